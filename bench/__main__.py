@@ -1,0 +1,133 @@
+"""The command: run the scenarios in rounds, show what comes out, write the results and the report."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from bench import installation, machine, native, report
+from bench.load import LoadFailed
+from bench.measure import Sample
+from bench.processes import ServerFailed, raise_file_limit
+from bench.results import Result
+from bench.scenarios import SCENARIOS, Scenario, Variant
+from bench.servers import SERVERS
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results"
+
+
+def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Measure sse_app beside its peers.")
+    parser.add_argument("--quick", action="store_true", help="a small run that shows that everything works")
+    parser.add_argument(
+        "--scenario", action="append", choices=list(SCENARIOS), help="this one only; may be repeated"
+    )
+    parser.add_argument("--peers", help="the servers that take part, with commas: " + ",".join(SERVERS))
+    parser.add_argument("--rounds", type=int, default=0, help="rounds of each scenario (default 5, quick 1)")
+    parser.add_argument("--out", type=Path, default=None, help="where results go (default bench/results)")
+    parser.add_argument(
+        "--install", action="store_true", help="install the peers from PyPI and npm, then end"
+    )
+    parser.add_argument(
+        "--report", action="store_true", help="only write the report from the results there are"
+    )
+    options = parser.parse_args(arguments)
+    unknown = set((options.peers or "").split(",")) - set(SERVERS) - {""}
+    if unknown:
+        parser.error(f"no such server: {', '.join(sorted(unknown))}")
+    return options
+
+
+def _chosen(scenario: Scenario, peers: list[str], hints: dict[str, str]) -> tuple[list[Variant], list[str]]:
+    """Return the variants that take part, and a line for each server that is left out."""
+    wanted = peers or list(scenario.default)
+    variants = [variant for variant in scenario.variants if variant.server in wanted]
+    absent = dict.fromkeys(variant.server for variant in variants if hints[variant.server])
+    return (
+        [variant for variant in variants if variant.server not in absent],
+        [f"{name}: {hints[name]}" for name in absent],
+    )
+
+
+def _take(variant: Variant, scenario: Scenario, quick: bool) -> Sample:
+    return (variant.measure or scenario.measure)(variant.server, quick)
+
+
+def _run(scenario: Scenario, variants: list[Variant], rounds: int, result: Result) -> None:
+    """Measure all variants in turn, round after round. A failure is shown, kept, and does not end the run."""
+    result.versions = {variant.server: SERVERS[variant.server].version() for variant in variants}
+    result.samples = {variant.key: [] for variant in variants}
+    first = scenario.columns[0]
+    for number in range(1, rounds + 1):
+        for variant in variants:
+            began = time.monotonic()
+            try:
+                sample = _take(variant, scenario, result.quick)
+            except (LoadFailed, ServerFailed, OSError) as error:
+                result.samples[variant.key].append(None)
+                result.failures.setdefault(variant.key, []).append(f"round {number}: {error}")
+                shown = f"failed: {error}"
+            else:
+                result.samples[variant.key].append(sample)
+                shown = "  ".join(
+                    f"{column.title} {sample[column.metric]:,.{column.digits}f}"
+                    for column in scenario.columns
+                )
+            took = time.monotonic() - began
+            print(f"  round {number}/{rounds}  {variant.key:<28} {shown}  ({took:.0f} s)", flush=True)
+    for variant in variants:
+        value = result.median(variant.key, first.metric)
+        if value is not None:
+            ratio = result.ratio(variant.key, variants[0].key, first.metric)
+            shown = f"{first.title} {value:,.{first.digits}f}  ratio {ratio or 0:.2f}"
+            print(f"  median      {variant.key:<28} {shown}", flush=True)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run what is asked for; return the exit status."""
+    options = _arguments(arguments)
+    if options.install:
+        installation.install()
+        return 0
+    directory: Path = options.out or (HERE / ".build" / "quick" if options.quick else RESULTS)
+    page = HERE.parent / "BENCHMARKS.md" if directory.resolve() == RESULTS else directory / "BENCHMARKS.md"
+    if options.report:
+        report.write(directory, page)
+        return 0
+    native.build()
+    about = machine.describe(raise_file_limit())
+    hints = {name: server.missing() for name, server in SERVERS.items()}
+    command = shlex.join(["python", "-m", "bench", *arguments])
+    failed = False
+    for name in options.scenario or SCENARIOS:
+        scenario = SCENARIOS[name]
+        variants, left_out = _chosen(
+            scenario, (options.peers or "").split(",") if options.peers else [], hints
+        )
+        rounds = min(options.rounds or (1 if options.quick else 5), scenario.max_rounds)
+        print(f"{scenario.title}", flush=True)
+        for line in left_out:
+            print(f"  left out: {line}")
+        if not variants:
+            continue
+        taken = datetime.now(UTC).date().isoformat()
+        result = Result(name, options.quick, command, taken, about, left_out=left_out)
+        _run(scenario, variants, rounds, result)
+        result.save(directory)
+        report.write(directory, page)
+        failed = failed or bool(result.failures)
+    print(f"results in {directory}, report in {page}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)

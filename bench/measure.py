@@ -1,0 +1,123 @@
+"""One measurement: a server in a fresh directory, streams on it, and what a stretch of work costs."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.load import Publisher, Report, StreamClient, verify
+from bench.native import BUILD
+from bench.servers import SERVERS, Options, Server
+
+Sample = dict[str, float]
+CHANNEL = "bench.0"
+SETTLE_SECONDS = 0.5
+
+
+@contextmanager
+def running(name: str, options: Options | None = None) -> Iterator[Server]:
+    """Run a server in a directory of its own, on the disk of this checkout, and end it afterwards."""
+    with tempfile.TemporaryDirectory(prefix="run-", dir=BUILD) as directory:
+        server = SERVERS[name](Path(directory), options or Options())
+        try:
+            server.start()
+            yield server
+            server.processes.check()
+        finally:
+            server.stop()
+
+
+def stream_client(server: Server, streams: int, channels: list[str] | None = None) -> StreamClient:
+    """Return a client for so many streams on the server; not yet connected."""
+    paths = server.stream_paths(channels or [CHANNEL], streams)
+    return StreamClient(server.port, paths, streams, ready=server.ready)
+
+
+def _machine_time() -> tuple[int, int]:
+    fields = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    return sum(fields), fields[7]
+
+
+@dataclass
+class Cost:
+    """What a stretch took: the server's CPU and the clock in seconds, and the share of the machine stolen."""
+
+    cpu: float
+    wall: float
+    stolen: float
+
+
+class Stopwatch:
+    """Reads the server's CPU time, the clock and the hypervisor's steal at its start and at `stop`."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._machine = _machine_time()
+        self._wall = time.monotonic()
+        self._cpu = server.processes.cpu_seconds()
+
+    def stop(self) -> Cost:
+        """Return what has passed since the start."""
+        cpu = self._server.processes.cpu_seconds() - self._cpu
+        wall = time.monotonic() - self._wall
+        total, stolen = _machine_time()
+        return Cost(cpu, wall, (stolen - self._machine[1]) / max(1, total - self._machine[0]))
+
+
+def connect(server: Server, client: StreamClient) -> Sample:
+    """Connect all streams; return what a connection costs in CPU, time and memory."""
+    memory = server.processes.memory()
+    watch = Stopwatch(server)
+    report = client.open()
+    cost = watch.stop()
+    time.sleep(SETTLE_SECONDS)
+    grown = server.processes.memory()
+    return {
+        "connect_cpu_us": cost.cpu / client.streams * 1e6,
+        "connects_per_s": client.streams / cost.wall,
+        "connect_p99_ms": report["opening_us"]["p99"] / 1e3,
+        "connect_retries": float(report["retried"] + report["ended"]),
+        "rss_kib_per_stream": (grown.rss - memory.rss) / client.streams,
+        "pss_kib_per_stream": (grown.pss - memory.pss) / client.streams,
+        "connect_stolen_percent": cost.stolen * 100,
+    }
+
+
+def latencies(report: Report) -> Sample:
+    """Return the latencies of a report of the stream client in milliseconds."""
+    return {f"{name}_ms": report["latency_us"][name] / 1e3 for name in ("p50", "p90", "p99", "p999", "max")}
+
+
+def fan_out(server: Server, client: StreamClient, events: int, rate: float, batch: int = 1) -> Sample:
+    """Publish so many events in batches at so many requests a second to all streams; return what it costs.
+
+    A server without batches gets the events of a batch one by one, as fast as it answers.
+    """
+    streams = client.streams
+    if not server.batches and batch > 1:
+        batch, rate = 1, 0.0
+    publish = server.publish([CHANNEL], batch)
+    before = client.reset()
+    watch = Stopwatch(server)
+    publisher = Publisher(publish, events // batch, rate=rate)
+    after = client.wait(events, 60.0 + (events / batch / rate if rate else 0.0))
+    cost = watch.stop()
+    published = publisher.result()
+    verify(after, events)
+    deliveries = streams * events
+    return {
+        "cpu_us": cost.cpu / deliveries * 1e6,
+        "client_cpu_us": (after["cpu_s"] - before["cpu_s"]) / deliveries * 1e6,
+        "publisher_cpu_us": published["cpu_s"] / events * 1e6,
+        "server_cpu_percent": cost.cpu / cost.wall * 100,
+        "client_cpu_percent": (after["cpu_s"] - before["cpu_s"]) / cost.wall * 100,
+        "bytes_per_delivery": after["bytes"] / deliveries,
+        "deliveries_per_s": deliveries / cost.wall,
+        "stolen_percent": cost.stolen * 100,
+        "answer_p99_ms": published["answer_us"]["p99"] / 1e3,
+        **latencies(after),
+    }

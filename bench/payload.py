@@ -1,0 +1,17 @@
+"""The events that are published: JSON of a fixed length with a number and the moment of sending inside."""
+
+from __future__ import annotations
+
+EVENT_BYTES = 200
+SEQ_WIDTH = 10
+SENT_WIDTH = 16
+
+
+def event_item(size: int = EVENT_BYTES) -> str:
+    """Return the template of an event's data: `size` bytes once `publisher.c` has put the numbers in."""
+    head, tail = '{"seq":{SEQ},"sent":{SENT},"pad":"', '"}'
+    used = len(head) - len("{SEQ}{SENT}") + SEQ_WIDTH + SENT_WIDTH + len(tail)
+    return head + "x" * (size - used) + tail
+
+
+EVENT_ITEM = event_item()

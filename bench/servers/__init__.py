@@ -1,0 +1,29 @@
+"""The servers that are compared, by name, in the order of the tables."""
+
+from __future__ import annotations
+
+from bench.servers.better_sse import BetterSse
+from bench.servers.floor import Floor
+from bench.servers.interface import Options, Server
+from bench.servers.nchan import Nchan
+from bench.servers.pushpin import Pushpin
+from bench.servers.python_peers import AiohttpSse, SseStarlette
+from bench.servers.sse_app import SseApp
+from bench.servers.tornado_plain import TornadoPost, TornadoQueue
+
+SERVERS: dict[str, type[Server]] = {
+    server.name: server
+    for server in (
+        SseApp,
+        Floor,
+        Nchan,
+        TornadoQueue,
+        SseStarlette,
+        AiohttpSse,
+        BetterSse,
+        Pushpin,
+        TornadoPost,
+    )
+}
+
+__all__ = ["SERVERS", "Options", "Server"]

@@ -1,0 +1,1 @@
+"""The peers' applications, each started as a process of its own with the port as its argument."""

@@ -1,0 +1,102 @@
+"""What every server under test looks like to a scenario: start, paths, publishing, processes, stop."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import urllib.request
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+from bench.load import Publish
+from bench.payload import EVENT_ITEM
+from bench.processes import Processes, free_port
+
+APPS = Path(__file__).resolve().parent / "apps"
+PEERS = Path(__file__).resolve().parent.parent / ".peers"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a scenario asks of the server it starts."""
+
+    ping_interval: int = 30
+    """Seconds between pings to a stream."""
+    env: dict[str, str] = field(default_factory=dict)
+    """Further settings of sse_app; peers know nothing of them."""
+
+
+class Server(ABC):
+    """A server on a loopback port. Made new for each measurement, in a directory of its own."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    ready: ClassVar[str] = "head"
+    """What tells that a stream is subscribed: the response's head, or the event `connected`."""
+    batches: ClassVar[bool] = False
+    """Whether one request can publish many events."""
+    health_path: ClassVar[str] = ""
+
+    def __init__(self, directory: Path, options: Options) -> None:
+        self.directory = directory
+        self.options = options
+        self.port = free_port()
+        self.processes = Processes(directory / "server.log")
+
+    @classmethod
+    def missing(cls) -> str:
+        """Return how to install what is not installed; empty when all is there."""
+        return ""
+
+    @classmethod
+    @abstractmethod
+    def version(cls) -> str:
+        """Return name and version of the software measured."""
+
+    @abstractmethod
+    def launch(self) -> None:
+        """Start the processes."""
+
+    def start(self) -> None:
+        """Start, and return when connections are accepted."""
+        self.launch()
+        self.processes.wait_for_port(self.port)
+        if self.health_path:
+            urllib.request.urlopen(f"http://127.0.0.1:{self.port}{self.health_path}", timeout=10).close()
+
+    def stop(self) -> None:
+        """End all processes of this server."""
+        self.processes.stop()
+
+    def stream_paths(self, channels: Sequence[str], streams: int) -> list[str]:
+        """Return request paths for so many streams, spread over the channels; fewer when they repeat."""
+        del streams
+        return [f"/stream/{channel}" for channel in channels]
+
+    def publish(self, channels: Sequence[str], batch: int = 1) -> Publish:
+        """Return how to publish, to the channels in turn. With a batch only where `batches` is true."""
+        del batch
+        paths = tuple(f"/publish/{channel}" for channel in channels)
+        return Publish(
+            self.port, paths[0], EVENT_ITEM, headers=("Content-Type: application/json",), paths=paths
+        )
+
+
+class PythonApp(Server):
+    """A peer that is one module of `apps`, run by this interpreter or by the peers' own."""
+
+    module: ClassVar[str]
+    interpreter: ClassVar[Path] = Path(sys.executable)
+    health_path = "/healthz"
+
+    def launch(self) -> None:
+        self.processes.start([str(self.interpreter), str(APPS / f"{self.module}.py"), str(self.port)])
+
+
+def missing_command(command: str, install: str) -> str:
+    """Return the install hint if the command is not on the PATH (or in sbin, which often is not)."""
+    found = shutil.which(command) or shutil.which(command, path="/usr/sbin:/usr/local/sbin")
+    return "" if found else f"{command} is not installed ({install})"

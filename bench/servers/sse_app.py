@@ -1,0 +1,80 @@
+"""Ours: `python main.py serve` as it is delivered, with tokens, ids and the SQLite log on."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.load import Publish
+from bench.payload import EVENT_ITEM
+from bench.servers.interface import Server
+from sse_app.auth.grants import Grants
+from sse_app.auth.keys import KeyRing
+from sse_app.auth.tokens import TokenKind, Tokens
+from sse_app.settings import Settings
+from sse_app.version import VERSION
+
+_ROOT = Path(__file__).resolve().parent.parent.parent
+_LIFETIME = 3600
+
+
+class SseApp(Server):
+    """Every stream has a token and a user of its own; the state directory is on disk and new each time."""
+
+    name = "sse_app"
+    title = "**sse_app** (tokens, ids, SQLite log)"
+    ready = "connected"
+    batches = True
+    health_path = "/healthz"
+
+    @classmethod
+    def missing(cls) -> str:
+        return "" if (_ROOT / "main.py").exists() else "sse_app is not in this checkout"
+
+    @classmethod
+    def version(cls) -> str:
+        return f"sse_app {VERSION}"
+
+    def launch(self) -> None:
+        limits = {"STREAMS": 20_000, "STREAMS_PER_USER": 20_000, "STREAMS_PER_ADDRESS": 20_000}
+        env = {
+            "SSE_APP_HOST": "127.0.0.1",
+            "SSE_APP_PORT": str(self.port),
+            "SSE_APP_STATE_DIR": str(self._state),
+            "SSE_APP_CHANNELS": json.dumps(["bench.*"]),
+            "SSE_APP_KEEPALIVE__PING_INTERVAL": str(self.options.ping_interval),
+            **{f"SSE_APP_LIMITS__{name}": str(value) for name, value in limits.items()},
+            **self.options.env,
+        }
+        self.processes.start([sys.executable, str(_ROOT / "main.py"), "serve"], env, cwd=_ROOT)
+
+    @property
+    def _state(self) -> Path:
+        return self.directory / "state"
+
+    def _mint(self, kind: TokenKind, grants: Sequence[Grants]) -> list[str]:
+        """Return a token for each of the grants: what `main.py token` does, without a process for each."""
+        auth = Settings().auth
+        tokens = Tokens(KeyRing.load(self._state / "keys"), issuer=auth.issuer, audience=auth.audience)
+        return [
+            tokens.issue(kind, f"bench-{number}", f"bench-{number}", grant, _LIFETIME)
+            for number, grant in enumerate(grants)
+        ]
+
+    def stream_paths(self, channels: Sequence[str], streams: int) -> list[str]:
+        names = [channels[number % len(channels)] for number in range(streams)]
+        tokens = self._mint(TokenKind.STREAM, [Grants.of(subscribe=[name]) for name in names])
+        return [f"/api/v1/sse/{name}?token={token}" for name, token in zip(names, tokens, strict=True)]
+
+    def publish(self, channels: Sequence[str], batch: int = 1) -> Publish:
+        token = self._mint(TokenKind.ACCESS, [Grants.of(publish=["bench.*"])])[0]
+        headers = ("Content-Type: application/json", f"Authorization: Bearer {token}")
+        if batch == 1:
+            paths = tuple(f"/api/v1/sse/{channel}" for channel in channels)
+            return Publish(
+                self.port, paths[0], EVENT_ITEM, '{"event":"tick","data":', "", "}", headers, paths=paths
+            )
+        item = f'{{"channel":"{channels[0]}","event":"tick","data":{EVENT_ITEM}}}'
+        return Publish(self.port, "/api/v1/sse", item, '{"events":[', ",", "]}", headers, batch=batch)

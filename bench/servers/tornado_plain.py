@@ -1,0 +1,40 @@
+"""Peers on plain Tornado: a handler with a queue a stream, and a bare POST handler for the publish rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from bench.load import Publish
+from bench.payload import EVENT_ITEM
+from bench.servers.interface import PythonApp
+
+
+class TornadoQueue(PythonApp):
+    """What one writes first: a queue a stream, `write` and `flush` for each event."""
+
+    name = "tornado-queue"
+    title = "plain Tornado handler with a queue"
+    module = "tornado_queue_app"
+
+    @classmethod
+    def version(cls) -> str:
+        return f"Tornado {version('tornado')}, uvloop {version('uvloop')}"
+
+
+class TornadoPost(PythonApp):
+    """The upper bound of publishing over HTTP in this interpreter and framework. It has no streams."""
+
+    name = "tornado-post"
+    title = "bare Tornado POST handler"
+    module = "tornado_post_app"
+    health_path = ""
+    batches = True
+
+    @classmethod
+    def version(cls) -> str:
+        return f"Tornado {version('tornado')}, uvloop {version('uvloop')}"
+
+    def publish(self, channels: Sequence[str], batch: int = 1) -> Publish:
+        del channels
+        return Publish(self.port, "/publish", EVENT_ITEM, separator=",", batch=batch)

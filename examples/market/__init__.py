@@ -1,0 +1,1 @@
+"""The market demo: a backend that computes on real daily bars and publishes what it finds over HTTP."""

@@ -1,0 +1,46 @@
+"""The package: what it needs, each dependency with the reason for it. Exact versions are in requirements.txt."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'VERSION = "(.+)"', (HERE / "sse_app/version.py").read_text()).group(1)  # type: ignore[union-attr]
+
+setup(
+    name="sse-app",
+    version=VERSION,
+    description="An authenticated Server-Sent Events server on Tornado that loses nothing",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.11",
+    packages=find_packages(include=["sse_app", "sse_app.*"]),
+    package_data={"sse_app": ["static/*", "static/**/*", "py.typed"]},
+    entry_points={"console_scripts": ["sse-app = sse_app.cli:main"]},
+    install_requires=[
+        "tornado>=6.6.1,<6.7",  # the server; 6.5 lacks security fixes, 6.7 may move what connection.py relies on
+        "pyjwt[crypto]>=2.15,<3",  # tokens; earlier ones cannot enforce the length of keys
+        "argon2-cffi>=25.1",  # password hashes (argon2id)
+        "orjson>=3.10",  # JSON of events, several times faster than the standard library's
+        "pydantic-settings>=2.14,<3",  # settings from file and environment, with types and clear errors
+        "prometheus-client>=0.22",  # /metrics
+        "structlog>=25.1",  # how log lines look
+    ],
+    extras_require={
+        "uvloop": ["uvloop>=0.22"],  # a faster event loop; used where it is installed
+        "demo": ["numpy>=2", "httpx>=0.28"],  # examples/market computes, and publishes over HTTP
+        "test": [
+            "pytest>=9,<10",
+            "pytest-tornado>=0.8.1",
+            "setuptools<82",  # pytest-tornado imports pkg_resources, which later ones lack
+            "hypothesis>=6",  # properties of the pure core
+            "httpx>=0.28",  # a client that others wrote
+            "httpx-sse>=0.4",  # a parser that others wrote
+            "playwright>=1.50",  # drives a real Chromium
+            "mypy>=1.18",
+            "ruff>=0.12",
+        ],
+    },
+)

@@ -1,0 +1,97 @@
+"""The application: which path leads to which handler, and the way in for those who mount it in their own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tornado import web
+from tornado.routing import URLSpec
+
+from sse_app.events import EventId
+from sse_app.handlers import login, operations, pages, publish, stream
+from sse_app.handlers.api import NotFoundHandler
+from sse_app.services import Services
+from sse_app.settings import Settings
+
+
+class SSEApp:
+    """An event stream server to run by itself or to mount in a Tornado application.
+
+    >>> sse = SSEApp(Settings(state_dir="/var/lib/mine"))
+    >>> application = tornado.web.Application([*sse.routes(), ("/", MyHandler)])
+    >>> await sse.start()
+    >>> await sse.publish("alerts", "risk_alert", {"severity": "high"})
+
+    Args:
+        settings: its settings; host, port and log format concern only `sse_app.server`.
+
+    Raises:
+        StateError: the state directory cannot be used, or another server uses it.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.services = Services(settings)
+
+    async def start(self) -> None:
+        """Open the event log and begin to ping; call it on the event loop, before requests come.
+
+        Raises:
+            StateError: the event log cannot be used.
+        """
+        await self.services.start()
+
+    async def stop(self) -> None:
+        """End all streams so that clients come back elsewhere, and close the event log."""
+        await self.services.stop()
+
+    async def publish(
+        self, channel: str, event: str, data: dict[str, Any], *, retry: int | None = None
+    ) -> EventId:
+        """Publish one event from Python, as `Publisher.publish` says."""
+        return await self.services.publisher.publish(channel, event, data, retry=retry)
+
+    async def publish_batch(self, events: list[dict[str, Any]]) -> list[EventId]:
+        """Publish several events from Python, as `Publisher.publish_batch` says."""
+        return await self.services.publisher.publish_batch(events)
+
+    def token(self, subject: str, *, subscribe: list[str], lifetime: float = 600) -> str:
+        """Return a stream token for somebody that the application around this one has let in.
+
+        Args:
+            subject: who it is for.
+            subscribe: patterns of the channels.
+            lifetime: seconds.
+
+        Raises:
+            InvalidChannel: one of them is no pattern.
+        """
+        return self.services.login.stream_token_for(subject, subscribe, lifetime)
+
+    def routes(self) -> list[URLSpec]:
+        """Return the routes of the API: streams, publishing, login, and what operators ask."""
+        parts = {"services": self.services}
+        return [
+            URLSpec(r"/api/v1/sse", publish.BatchHandler, parts),
+            URLSpec(r"/api/v1/sse/status", operations.StatusHandler, parts),
+            URLSpec(r"/api/v1/sse/([^/]*)", stream.StreamHandler, parts),
+            URLSpec(r"/api/v1/sse/([^/]*)/history", publish.HistoryHandler, parts),
+            URLSpec(r"/api/v1/auth/login", login.LoginHandler, parts),
+            URLSpec(r"/api/v1/auth/stream-token", login.StreamTokenHandler, parts),
+            URLSpec(r"/api/v1/auth/me", login.MeHandler, parts),
+            URLSpec(r"/healthz", operations.HealthHandler, parts),
+            URLSpec(r"/readyz", operations.ReadyHandler, parts),
+            URLSpec(r"/metrics", operations.MetricsHandler, parts),
+        ]
+
+    def application(self) -> web.Application:
+        """Return an application of its own: the API, the pages, and JSON for what is not there."""
+        parts = {"services": self.services}
+        return web.Application(
+            [
+                *self.routes(),
+                URLSpec(r"/", pages.PageHandler, parts),
+                URLSpec(r"/static/(.*)", pages.StaticHandler, parts),
+            ],
+            default_handler_class=NotFoundHandler,
+            default_handler_args=parts,
+        )

@@ -1,0 +1,1 @@
+"""Who may do what: tokens and their keys, grants, accounts, login."""

@@ -1,0 +1,66 @@
+"""What a token allows: pure, no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from sse_app.channels import ChannelName, ChannelPatterns
+from sse_app.errors import InvalidChannel
+
+_NONE = ChannelPatterns()
+
+
+@dataclass(frozen=True, slots=True)
+class Grants:
+    """The channels that may be subscribed and published to, as patterns, and whether administration is allowed."""
+
+    subscribe: ChannelPatterns = _NONE
+    publish: ChannelPatterns = _NONE
+    admin: bool = False
+
+    @classmethod
+    def of(cls, subscribe: Iterable[str] = (), publish: Iterable[str] = (), admin: bool = False) -> Grants:
+        """Return the grants of these patterns.
+
+        Raises:
+            InvalidChannel: one of them is no pattern.
+        """
+        return cls(ChannelPatterns(subscribe), ChannelPatterns(publish), admin)
+
+    @classmethod
+    def from_claim(cls, claim: object) -> Grants:
+        """Return the grants of the ``sse`` claim of a token.
+
+        Raises:
+            InvalidChannel: the claim has not the form that `to_claim` gives it.
+        """
+        if not isinstance(claim, dict):
+            raise InvalidChannel("the sse claim is no object")
+        lists = []
+        for name in ("subscribe", "publish"):
+            texts = claim.get(name, [])
+            if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+                raise InvalidChannel(f"sse.{name} is no list of patterns")
+            lists.append(texts)
+        admin = claim.get("admin", False)
+        if not isinstance(admin, bool):
+            raise InvalidChannel("sse.admin is neither true nor false")
+        return cls.of(lists[0], lists[1], admin)
+
+    def to_claim(self) -> dict[str, Any]:
+        """Return the ``sse`` claim that stands for these grants."""
+        return {
+            "subscribe": list(self.subscribe.texts),
+            "publish": list(self.publish.texts),
+            "admin": self.admin,
+        }
+
+    def with_subscriptions(self, patterns: Iterable[str]) -> Grants:
+        """Return these grants with more patterns to subscribe to."""
+        return Grants(ChannelPatterns((*self.subscribe.texts, *patterns)), self.publish, self.admin)
+
+    def only_subscribing(self, channels: Iterable[ChannelName] | None = None) -> Grants:
+        """Return what a stream token may carry of these grants: subscriptions, perhaps to some channels only."""
+        return Grants(self.subscribe if channels is None else ChannelPatterns(channels))

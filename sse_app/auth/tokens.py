@@ -1,0 +1,122 @@
+"""Tokens: two kinds of JWT, told apart by their ``typ``, issued and verified here and nowhere else."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+from enum import Enum
+from typing import Any, NamedTuple
+
+import jwt
+
+from sse_app.auth.grants import Grants
+from sse_app.auth.keys import KeyRing
+from sse_app.errors import InvalidChannel, TokenRefused
+
+MAX_TOKEN_LENGTH = 8192
+REQUIRED = ["iss", "aud", "sub", "iat", "exp", "jti", "sid", "sse"]
+
+
+class TokenKind(Enum):
+    """What a token is for; the value is its JOSE header ``typ`` (RFC 8725 §3.11)."""
+
+    ACCESS = "at+jwt"
+    STREAM = "stream+jwt"
+
+
+class Claims(NamedTuple):
+    """What a verified token says. Times are in seconds since the epoch."""
+
+    subject: str
+    session: str
+    token_id: str
+    issued_at: float
+    expires_at: float
+    grants: Grants
+
+
+class Tokens:
+    """Issues and verifies the tokens of one issuer for one audience.
+
+    Args:
+        keys: the key ring.
+        issuer: the ``iss`` claim.
+        audience: the ``aud`` claim.
+        clock: the time in seconds since the epoch.
+    """
+
+    def __init__(
+        self, keys: KeyRing, *, issuer: str, audience: str, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._keys = keys
+        self._issuer = issuer
+        self._audience = audience
+        self._clock = clock
+
+    def issue(self, kind: TokenKind, subject: str, session: str, grants: Grants, lifetime: float) -> str:
+        """Return a new token.
+
+        Args:
+            kind: what it is for.
+            subject: whom it speaks for (``sub``).
+            session: the login it belongs to (``sid``).
+            grants: what it allows.
+            lifetime: seconds until it expires.
+        """
+        key = self._keys.signing
+        now = int(self._clock())
+        claims = {
+            "iss": self._issuer,
+            "aud": self._audience,
+            "sub": subject,
+            "iat": now,
+            "exp": now + int(lifetime),
+            "jti": secrets.token_urlsafe(12),
+            "sid": session,
+            "sse": grants.to_claim(),
+        }
+        return jwt.encode(
+            claims, key.secret, algorithm=key.algorithm, headers={"typ": kind.value, "kid": key.id}
+        )
+
+    def verify(self, token: str, kind: TokenKind) -> Claims:
+        """Return what a token says, if it is ours, of that kind, and in force; no leeway in time.
+
+        Raises:
+            TokenRefused: it is not.
+        """
+        if len(token) > MAX_TOKEN_LENGTH:
+            raise TokenRefused("the token is not valid", "longer than any token of ours")
+        try:
+            header = jwt.get_unverified_header(token)
+            key = self._keys.find(header.get("kid"))
+            if key is None:
+                raise TokenRefused("the token is not valid", "unknown kid")
+            if header.get("typ") != kind.value:
+                raise TokenRefused(f"this takes a token of the kind {kind.value}", "wrong typ")
+            payload: dict[str, Any] = jwt.decode(
+                token,
+                key.secret,
+                algorithms=[key.algorithm],
+                audience=self._audience,
+                issuer=self._issuer,
+                options={"require": REQUIRED, "enforce_minimum_key_length": True, "strict_aud": True},
+                leeway=0,
+            )
+            return self._claims(payload)
+        except jwt.ExpiredSignatureError as error:
+            raise TokenRefused("the token has expired", "expired") from error
+        except (jwt.PyJWTError, InvalidChannel, ValueError, RecursionError) as error:
+            raise TokenRefused("the token is not valid", type(error).__name__) from error
+
+    def _claims(self, payload: dict[str, Any]) -> Claims:
+        subject, session, token_id = (payload[name] for name in ("sub", "sid", "jti"))
+        if not all(isinstance(text, str) and text for text in (subject, session, token_id)):
+            raise ValueError("sub, sid and jti must be texts")
+        issued_at, expires_at = payload["iat"], payload["exp"]
+        if not all(
+            isinstance(time, int | float) and not isinstance(time, bool) for time in (issued_at, expires_at)
+        ):
+            raise ValueError("iat and exp must be numbers")
+        return Claims(subject, session, token_id, issued_at, expires_at, Grants.from_claim(payload["sse"]))

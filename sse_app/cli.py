@@ -1,0 +1,138 @@
+"""The ``sse-app`` command: what it takes, and which function of `sse_app.commands` does it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+from sse_app.version import VERSION
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return the exit status: 0, 1 for an error told in one line, 2 for wrong usage."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    from sse_app.errors import SSEAppError  # after --help and --version, which need nothing else
+
+    try:
+        module, function = options.run.split(":")
+        command = getattr(import_module(f"sse_app.commands.{module}"), function)
+        status: int | None = command(options)
+        return status or 0
+    except SSEAppError as error:
+        print(f"sse-app: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read our output has left: nothing more to say
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sse-app", description="Authenticated Server-Sent Events. Without a command it serves."
+    )
+    parser.add_argument("--version", action="version", version=f"sse-app {VERSION}")
+    parser.set_defaults(run="serve:serve")
+    everywhere = _settings_flags()
+    _add_flags(parser)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+
+    def add(
+        name: str, run: str, help: str, to: argparse._SubParsersAction[argparse.ArgumentParser] = commands
+    ) -> argparse.ArgumentParser:
+        command = to.add_parser(name, help=help, description=help, parents=[everywhere])
+        command.set_defaults(run=run)
+        return command
+
+    add("serve", "serve:serve", "serve streams until SIGTERM or Ctrl-C")
+    add("check-config", "serve:check_config", "read the settings, say what is wrong with them, and exit")
+    _add_users(add("user", "users:show", "manage the accounts that can log in"))
+    token = add("token", "tokens:mint", "mint a token for anybody, and print only it")
+    token.add_argument("--kind", choices=["access", "stream"], default="access", help="default: access")
+    token.add_argument("--subject", default="cli", metavar="S", help="whom it speaks for (default: cli)")
+    token.add_argument("--session", metavar="ID", help="the session it belongs to (default: a new one)")
+    _add_grants(token)
+    token.add_argument("--ttl", type=int, default=600, metavar="SECONDS", help="how long it is valid (600)")
+    publish = add("publish", "remote:publish", "publish one event to a running server, and print its id")
+    publish.add_argument("channel", metavar="CHANNEL")
+    publish.add_argument("type", metavar="TYPE")
+    publish.add_argument("data", metavar="JSON", help="a JSON object; - reads it from standard input")
+    listen = add("listen", "remote:listen", "print the events of a running server, a JSON line each")
+    listen.add_argument("channels", metavar="CHANNELS", help="channel names with commas")
+    listen.add_argument("--after", metavar="ID", help="first replay what came after this event id")
+    for remote in (publish, listen):
+        remote.add_argument(
+            "--url", help="the server (default: SSE_APP_URL, else host and port of the settings)"
+        )
+        remote.add_argument(
+            "--token-stdin",
+            action="store_true",
+            help="read the token from standard input (default: "
+            "SSE_APP_TOKEN, else one minted with the keys in the state directory)",
+        )
+    eventlog = add("eventlog", "eventlog:show", "look after the event log")
+    actions = eventlog.add_subparsers(metavar="ACTION")
+    add("show", "eventlog:show", "print the log's epoch, head and channels", actions)
+    add("new-epoch", "eventlog:new_epoch", "after restoring a backup: make old event ids invalid", actions)
+    return parser
+
+
+def _settings_flags() -> argparse.ArgumentParser:
+    flags = argparse.ArgumentParser(add_help=False)
+    _add_flags(flags)
+    return flags
+
+
+def _add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that override settings; absent ones leave no trace, so that they may stand anywhere."""
+    group = parser.add_argument_group("settings", "override the environment and the settings file")
+    absent = argparse.SUPPRESS
+    group.add_argument("--config", type=Path, metavar="FILE", default=absent, help="the settings file")
+    group.add_argument("--host", default=absent, metavar="ADDRESS")
+    group.add_argument("--port", default=absent)
+    group.add_argument("--state-dir", default=absent, metavar="DIR")
+    group.add_argument("--event-log", default=absent, metavar="URL", help="sqlite:, sqlite:/path or memory:")
+    group.add_argument(
+        "--set",
+        action="append",
+        default=absent,
+        metavar="NAME=VALUE",
+        help="any setting, as in keepalive.ping_interval=15",
+    )
+
+
+def _add_users(user: argparse.ArgumentParser) -> None:
+    actions = user.add_subparsers(metavar="ACTION")
+    for name, help in (
+        ("add", "make an account"),
+        ("list", "print the accounts and what they may do"),
+        ("passwd", "change a password"),
+        ("disable", "refuse an account its login"),
+        ("enable", "allow an account its login again"),
+        ("remove", "delete an account"),
+    ):
+        action = actions.add_parser(name, help=help, description=help, parents=[_settings_flags()])
+        action.set_defaults(run=f"users:{name}")
+        if name != "list":
+            action.add_argument("name", metavar="NAME")
+        if name == "add":
+            _add_grants(action)
+        if name in ("add", "passwd"):
+            action.add_argument(
+                "--password-stdin",
+                action="store_true",
+                help="read the password from standard input, else ask",
+            )
+
+
+def _add_grants(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--subscribe", default="", metavar="A,B", help="channels or patterns it may listen to"
+    )
+    parser.add_argument("--publish", default="", metavar="A,B", help="channels or patterns it may publish to")
+    parser.add_argument("--admin", action="store_true", help="allow administration")

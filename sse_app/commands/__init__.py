@@ -1,0 +1,1 @@
+"""What the commands do, a module a topic; `sse_app.cli` says which."""

@@ -1,0 +1,43 @@
+"""``token``: mints a token with the keys of the state directory."""
+
+from __future__ import annotations
+
+import argparse
+import secrets
+
+from sse_app.auth.grants import Grants
+from sse_app.auth.tokens import TokenKind
+from sse_app.channels import own_patterns
+from sse_app.commands.options import grants_of, settings_of
+from sse_app.errors import InvalidInput
+from sse_app.services import issuer_of
+from sse_app.settings import Settings
+from sse_app.state import StateDirectory
+
+
+def mint(options: argparse.Namespace) -> None:
+    """Print a token and nothing else."""
+    grants = grants_of(options)
+    kind = TokenKind.ACCESS if options.kind == "access" else TokenKind.STREAM
+    if kind is TokenKind.STREAM and (grants.publish.texts or grants.admin):
+        raise InvalidInput("a stream token can only subscribe: --publish and --admin need --kind access")
+    if options.ttl < 1:
+        raise InvalidInput("--ttl must be at least 1 second")
+    if not options.subject:
+        raise InvalidInput("--subject must not be empty")
+    settings = settings_of(options)
+    if kind is TokenKind.ACCESS:
+        grants = grants.with_subscriptions(own_patterns(settings.auth.own_channels, options.subject))
+    print(mint_with_own_keys(settings, kind, options.subject, grants, options.ttl, options.session))
+
+
+def mint_with_own_keys(
+    settings: Settings, kind: TokenKind, subject: str, grants: Grants, ttl: float, session: str | None = None
+) -> str:
+    """Return a token signed with the keys in the state directory.
+
+    Raises:
+        StateError: they cannot be read.
+    """
+    tokens = issuer_of(settings, StateDirectory(settings.state_dir))
+    return tokens.issue(kind, subject, session or secrets.token_urlsafe(12), grants, ttl)

@@ -1,0 +1,55 @@
+"""What can go wrong, as a small tree of exceptions; `handlers` turns them into HTTP in one place."""
+
+from __future__ import annotations
+
+
+class SSEAppError(Exception):
+    """The root of everything this package raises on purpose. Its text is a sentence fit for the caller."""
+
+
+class SettingsError(SSEAppError):
+    """A setting is unknown or has a bad value; the text is one line that names it."""
+
+
+class StateError(SSEAppError):
+    """The state directory or a database in it cannot be used; the text names it and says why."""
+
+
+class InvalidInput(SSEAppError):
+    """Something a client sent has the wrong form.
+
+    Args:
+        message: a sentence for the client.
+        field: where it stands, e.g. ``events[3].event``; part of the sentence already.
+    """
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class InvalidChannel(InvalidInput):
+    """A text is no channel name, or no channel pattern."""
+
+
+class UnknownChannel(SSEAppError):
+    """A channel has a good name, but no configured name or pattern covers it."""
+
+
+class TokenRefused(SSEAppError):
+    """A token is missing, malformed, forged, expired or of the wrong kind.
+
+    The client is told no more than the text says; ``detail`` is for the log and holds no part of the token.
+    """
+
+    def __init__(self, message: str, detail: str | None = None) -> None:
+        super().__init__(message)
+        self.detail = detail or message
+
+
+class EventLogUnavailable(SSEAppError):
+    """The event log cannot be read or written just now; nothing was stored."""
+
+
+class IdempotencyKeyReused(SSEAppError):
+    """An idempotency key came back with another body than it came with first."""

@@ -1,0 +1,95 @@
+"""The event log: where published events are kept, numbered and read back; the one seam for scale."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Collection, Sequence
+from typing import NamedTuple
+
+from sse_app.channels import ChannelName
+from sse_app.events import Event, EventId, NewEvent
+
+IDEMPOTENCY_AGE = 86_400.0
+"""How long the answer to an idempotency key is kept, in seconds."""
+
+
+class Retention(NamedTuple):
+    """How much of a channel's past is kept: at most ``size`` events, none older than ``age`` seconds."""
+
+    size: int = 10_000
+    age: float = 86_400.0
+
+
+class IdempotencyKey(NamedTuple):
+    """What makes a repeated append answer as the first did: the key, whose it is, and a digest of the request."""
+
+    subject: str
+    key: str
+    digest: bytes
+
+
+class Page(NamedTuple):
+    """Part of the past: ``events`` in log order, and whether more follow before the position asked for."""
+
+    events: list[Event]
+    more: bool
+
+
+class EventLog(ABC):
+    """Appends events, replays them, and yields them as they come.
+
+    Every method raises `EventLogUnavailable` while the log cannot be reached; nothing is stored then.
+    What `tail` yields is what a node sends to its clients, in log order, so one node on SQLite and
+    several on a shared log are the same program.
+    """
+
+    @property
+    @abstractmethod
+    def head(self) -> EventId:
+        """The id of the last event in the log, as far as this process knows; ``seq`` 0 in an empty log."""
+
+    @property
+    @abstractmethod
+    def available(self) -> bool:
+        """Whether the last attempt to use the log succeeded."""
+
+    @abstractmethod
+    async def open(self) -> None:
+        """Open the log for use.
+
+        Raises:
+            StateError: it cannot be used at all, e.g. it was written by a newer version.
+        """
+
+    @abstractmethod
+    async def append(self, events: Sequence[NewEvent], key: IdempotencyKey | None = None) -> list[EventId]:
+        """Store the events, all or none, and return their ids once they are durable.
+
+        Raises:
+            IdempotencyKeyReused: the key was used within 24 h for another request.
+            EventLogUnavailable: nothing was stored.
+        """
+
+    @abstractmethod
+    async def lost(self, channels: Collection[ChannelName], position: EventId) -> dict[ChannelName, str]:
+        """Return the channels that cannot be continued from the position without a gap, each with the reason.
+
+        The reasons are ``log_replaced`` (another epoch), ``position_ahead`` (of the head) and
+        ``history_trimmed`` (an event of that channel after the position is no longer kept).
+        """
+
+    @abstractmethod
+    async def replay(self, channels: Collection[ChannelName], after: int, until: int, limit: int) -> Page:
+        """Return the kept events of the channels with ``after < seq <= until``, the first ``limit`` of them."""
+
+    @abstractmethod
+    async def published(self, channel: ChannelName) -> tuple[int, int]:
+        """Return how many events the channel was ever given, and the ``seq`` of its last one (0: none)."""
+
+    @abstractmethod
+    def tail(self) -> AsyncIterator[list[Event]]:
+        """Yield the events that come after `open`, in log order; those that wait together come together."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Finish what was begun and let go of the log; further appends raise `EventLogUnavailable`."""

@@ -1,0 +1,149 @@
+"""The event log on SQLite: one writer thread whose commits are shared, and a reader thread for replay."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from heapq import merge
+from itertools import islice
+from pathlib import Path
+
+from sse_app.channels import ChannelName
+from sse_app.database import connect
+from sse_app.errors import EventLogUnavailable
+from sse_app.eventlog import EventLog, IdempotencyKey, Page, Retention
+from sse_app.eventlog.sqlite_writer import ChannelState, Commit, SqliteWriter
+from sse_app.eventlog.tail import Tails
+from sse_app.events import Event, EventId, NewEvent
+
+
+class SqliteEventLog(EventLog):
+    """Keeps events in a SQLite file; an append is durable (``synchronous=FULL``) before its ids are returned.
+
+    The writer thread owns the truth; what the event loop knows of it (`head`, each channel's state) is what
+    has been committed and reported, so nobody is told of an event that a crash could still take back.
+
+    Args:
+        path: the database file.
+        retention: how much of each channel is kept.
+    """
+
+    def __init__(self, path: Path, retention: Retention | None = None) -> None:
+        self._path = path
+        self._retention = retention or Retention()
+        self._tails = Tails()
+        self._epoch = ""
+        self._seq = 0
+        self._channels: dict[ChannelName, ChannelState] = {}
+        self._available = False
+        self._writer: SqliteWriter | None = None
+
+    @property
+    def head(self) -> EventId:
+        return EventId(self._epoch, self._seq)
+
+    @property
+    def available(self) -> bool:
+        return self._available
+
+    async def open(self) -> None:
+        loop = asyncio.get_running_loop()
+        writer = SqliteWriter(self._path, self._retention, lambda commit: self._report(loop, commit))
+        self._epoch, self._seq, self._channels = writer.start()
+        self._writer = writer
+        self._reader = connect(self._path)
+        self._reading = ThreadPoolExecutor(1, "eventlog-reader")
+        self._available = True
+
+    def _report(self, loop: asyncio.AbstractEventLoop, commit: Commit) -> None:
+        try:
+            loop.call_soon_threadsafe(self._committed, commit)
+        except RuntimeError:
+            if not loop.is_closed():  # the loop is gone, and whoever waited for the commit with it
+                raise
+
+    def _committed(self, commit: Commit) -> None:
+        """Take over what the writer thread has done, on the event loop."""
+        self._available = commit.failure is None
+        self._channels.update(commit.channels)
+        if commit.events:
+            self._seq = commit.events[-1].seq
+            self._tails.publish(commit.events)
+        for future, outcome in commit.outcomes:
+            if future.done():  # the publisher gave up waiting; its events stand all the same
+                continue
+            if isinstance(outcome, Exception):
+                future.set_exception(outcome)
+            else:
+                future.set_result([EventId(self._epoch, seq) for seq in outcome])
+
+    async def append(self, events: Sequence[NewEvent], key: IdempotencyKey | None = None) -> list[EventId]:
+        await self._tails.room()
+        if self._writer is None:
+            raise EventLogUnavailable("the event log is closed")
+        future: asyncio.Future[list[EventId]] = asyncio.get_running_loop().create_future()
+        self._writer.append(events, key, future)
+        return await future
+
+    async def lost(self, channels: Collection[ChannelName], position: EventId) -> dict[ChannelName, str]:
+        if position.epoch != self._epoch:
+            return dict.fromkeys(channels, "log_replaced")
+        if position.seq > self._seq:
+            return dict.fromkeys(channels, "position_ahead")
+        known = ((name, self._channels.get(name)) for name in channels)
+        return {name: "history_trimmed" for name, state in known if state and position.seq < state.trimmed}
+
+    async def replay(self, channels: Collection[ChannelName], after: int, until: int, limit: int) -> Page:
+        ranges = [
+            (name, state.id, max(after, state.trimmed))
+            for name in channels
+            if (state := self._channels.get(name)) is not None and state.last_seq > after
+        ]
+        if not ranges:
+            return Page([], False)
+        if self._writer is None:
+            raise EventLogUnavailable("the event log is closed")
+        return await asyncio.get_running_loop().run_in_executor(
+            self._reading, self._read, ranges, until, limit
+        )
+
+    def _read(self, ranges: list[tuple[ChannelName, int, int]], until: int, limit: int) -> Page:
+        """Merge the channels' events, each read in order by the index, so that no query sorts or scans."""
+        query = (
+            "SELECT seq, type, data, retry FROM events WHERE channel = ? AND seq > ? AND seq <= ? "
+            "ORDER BY seq LIMIT ?"
+        )
+        try:
+            found = list(
+                islice(
+                    merge(
+                        *(
+                            (Event(seq, name, type, data, retry) for seq, type, data, retry in rows)
+                            for name, id, after in ranges
+                            for rows in [self._reader.execute(query, (id, after, until, limit + 1))]
+                        )
+                    ),
+                    limit + 1,
+                )
+            )
+        except sqlite3.Error as error:
+            raise EventLogUnavailable(f"the event log cannot be read: {error}") from error
+        return Page(found[:limit], len(found) > limit)
+
+    async def published(self, channel: ChannelName) -> tuple[int, int]:
+        state = self._channels.get(channel)
+        return (state.published, state.last_seq) if state else (0, 0)
+
+    def tail(self) -> AsyncIterator[list[Event]]:
+        return self._tails.follow()
+
+    async def close(self) -> None:
+        if self._writer is not None:
+            writer, self._writer = self._writer, None
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(None, writer.stop)
+            await loop.run_in_executor(self._reading, self._reader.close)
+            self._reading.shutdown()
+        self._available = False

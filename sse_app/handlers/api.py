@@ -1,0 +1,324 @@
+"""What all handlers share: errors as JSON, CORS, bearer tokens, bodies, and an access line without secrets."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Awaitable
+from http import HTTPStatus
+from ipaddress import ip_address
+from typing import Any
+
+import orjson
+from tornado import web
+from tornado.iostream import StreamClosedError
+
+from sse_app.auth.passwords import TooManyLogins
+from sse_app.auth.tokens import Claims, TokenKind
+from sse_app.errors import (
+    EventLogUnavailable,
+    IdempotencyKeyReused,
+    InvalidChannel,
+    InvalidInput,
+    SSEAppError,
+    TokenRefused,
+    UnknownChannel,
+)
+from sse_app.handlers.json_body import parse_json
+from sse_app.services import Services
+
+RETRY_AFTER = "5"
+"""Seconds after which a client that met a limit or a closed log may try again."""
+
+access_log = logging.getLogger("sse_app.access")
+log = logging.getLogger(__name__)
+
+_BEARER = re.compile(r"[Bb]earer +([A-Za-z0-9._~+/=-]+) *")
+
+
+class Refusal(SSEAppError):
+    """A request is answered with an error.
+
+    Args:
+        status: the HTTP status.
+        code: for programs.
+        message: a sentence for people.
+        headers: further headers of the answer.
+    """
+
+    def __init__(self, status: int, code: str, message: str, **headers: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
+
+
+def refusal_of(error: BaseException) -> Refusal | None:
+    """Return how an error of ours is answered over HTTP: the one place that decides it."""
+    match error:
+        case Refusal():
+            return error
+        case InvalidChannel(field="channel" | "channels"):
+            return Refusal(400, "invalid_channel", str(error))
+        case InvalidInput():
+            return Refusal(422, "invalid_input", str(error))
+        case TokenRefused():
+            return Refusal(401, "invalid_token", str(error), WWW_Authenticate='Bearer error="invalid_token"')
+        case UnknownChannel():
+            return Refusal(404, "unknown_channel", str(error))
+        case IdempotencyKeyReused():
+            return Refusal(422, "idempotency_key_reused", str(error))
+        case TooManyLogins():
+            return Refusal(503, "busy", str(error), Retry_After=RETRY_AFTER)
+        case EventLogUnavailable():
+            message = "the event log is not available just now"
+            return Refusal(503, "log_unavailable", message, Retry_After=RETRY_AFTER)
+    return None
+
+
+class ApiHandler(web.RequestHandler):
+    """The base of all handlers."""
+
+    services: Services
+    claims: Claims | None = None
+    client_id: str | None = None
+
+    def initialize(self, services: Services) -> None:
+        """Take the parts that the handler works with."""
+        self.services = services
+
+    def set_default_headers(self) -> None:
+        """Keep answers out of caches, and browsers from guessing what they are."""
+        self.set_header("Cache-Control", "no-store")
+        self.set_header("X-Content-Type-Options", "nosniff")
+        self.set_header("Referrer-Policy", "no-referrer")
+        self.clear_header("Server")
+
+    def prepare(self) -> Awaitable[None] | None:
+        """Answer what no method of a handler needs to see."""
+        self._allow_origin()
+        return None
+
+    # -- authorisation --------------------------------------------------------------------------------------
+
+    def access_claims(self) -> Claims:
+        """Return what the access token of the request says (RFC 6750 §2.1: only the header carries it).
+
+        Raises:
+            TokenRefused: there is none, or it is not valid.
+        """
+        header = self.request.headers.get("Authorization")
+        if header is None:
+            raise TokenRefused("this takes an access token in the Authorization header", "no token")
+        match = _BEARER.fullmatch(header)
+        if match is None:
+            raise TokenRefused("the Authorization header must be: Bearer TOKEN", "no bearer token")
+        self.claims = self.services.tokens.verify(match[1], TokenKind.ACCESS)
+        return self.claims
+
+    @property
+    def address(self) -> str:
+        """The address of the client."""
+        return self.request.remote_ip or "unknown"
+
+    @property
+    def came_directly(self) -> bool:
+        """Whether the request says nothing of a proxy, so that `address` is the client's own."""
+        return not any(name in self.request.headers for name in ("X-Forwarded-For", "Forwarded", "X-Real-Ip"))
+
+    def require_local(self) -> None:
+        """Let in only who may read the metrics.
+
+        Raises:
+            Refusal: the address is not among ``metrics.allow``, or the request came through a proxy.
+        """
+        try:
+            allowed = any(ip_address(self.address) in net for net in self.services.settings.metrics.allow)
+        except ValueError:
+            allowed = False
+        if not allowed or not self.came_directly:
+            raise Refusal(403, "forbidden", "metrics are not for this address")
+
+    # -- CORS -----------------------------------------------------------------------------------------------
+
+    def _allow_origin(self) -> None:
+        """Let pages of the configured origins read the answer (Fetch §3.3)."""
+        origins = self.services.settings.cors_origins
+        if not origins:
+            return
+        self.add_header("Vary", "Origin")
+        origin = self.request.headers.get("Origin")
+        if origin in origins:
+            self.set_header("Access-Control-Allow-Origin", origin)
+            self.set_header("Access-Control-Allow-Credentials", "true")
+            self.set_header("Access-Control-Expose-Headers", "Retry-After")
+
+    def options(self, *args: str) -> None:
+        """Answer a CORS preflight."""
+        if "Access-Control-Allow-Origin" in self._headers:
+            self.set_header("Access-Control-Allow-Methods", ", ".join(self._methods()))
+            self.set_header(
+                "Access-Control-Allow-Headers", "Authorization, Content-Type, Idempotency-Key, Last-Event-ID"
+            )
+            self.set_header("Access-Control-Max-Age", "600")
+        self.set_header("Allow", ", ".join([*self._methods(), "OPTIONS"]))
+        self.set_status(204)
+
+    def _methods(self) -> list[str]:
+        """Return the methods that this handler has."""
+        missing = web.RequestHandler._unimplemented_method
+        return [
+            method
+            for method in self.SUPPORTED_METHODS
+            if method != "OPTIONS" and getattr(type(self), method.lower()) is not missing
+        ]
+
+    # -- answers --------------------------------------------------------------------------------------------
+
+    def write_json(self, value: object, status: int = 200) -> None:
+        """Answer with JSON."""
+        self.set_status(status)
+        self.set_header("Content-Type", "application/json")
+        self.write(orjson.dumps(value))
+
+    def compute_etag(self) -> str | None:
+        """Nothing here is cached, so no answer is hashed."""
+        return None
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """Answer any error as ``{"error": {"code", "message"}}``."""
+        error = kwargs.get("exc_info", (None, None, None))[1]
+        refusal = refusal_of(error) if error is not None else None
+        if refusal is None:
+            phrase = HTTPStatus(status_code).phrase
+            reason = getattr(error, "log_message", None) if status_code < 500 else None
+            refusal = Refusal(status_code, phrase.lower().replace(" ", "_"), reason or phrase)
+        if refusal.status == 405:
+            self.set_header("Allow", ", ".join([*self._methods(), "OPTIONS"]))
+        for name, value in refusal.headers.items():
+            self.set_header(name, value)
+        self._allow_origin()
+        self.write_json({"error": {"code": refusal.code, "message": str(refusal)}}, refusal.status)
+
+    def _handle_request_exception(self, e: BaseException) -> None:
+        """Answer our own errors without Tornado's logging them as uncaught."""
+        if isinstance(e, StreamClosedError):
+            self.set_status(499, "Client Closed Request")  # nobody is there to answer
+            self._finished = True
+            self._log()
+            return
+        refusal = refusal_of(e)
+        if refusal is None or self._finished:
+            super()._handle_request_exception(e)
+            return
+        if isinstance(e, TokenRefused):
+            log.info("token_refused", extra={"detail": e.detail, "address": self.address})
+        elif isinstance(e, EventLogUnavailable):
+            log.error("event_log_unavailable", extra={"detail": str(e)})
+        self.send_error(refusal.status, exc_info=(type(e), e, e.__traceback__))
+
+    # -- logs: the URI may hold a token, so nothing of it but the path is ever logged ------------------------
+
+    def _request_summary(self) -> str:
+        return f"{self.request.method} {self.request.path} ({self.address})"
+
+    def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
+        """Log an error that nobody expected, without the request's headers and arguments."""
+        if isinstance(value, web.HTTPError):
+            return  # the access line says it all
+        log.error("uncaught: %s", self._request_summary(), exc_info=(typ, value, tb))
+
+    def _log(self) -> None:
+        """Write the access line, and count the request."""
+        status = self.get_status()
+        method = self.request.method or ""
+        self.services.metrics.requests.labels(
+            type(self).__name__, method if method in self.SUPPORTED_METHODS else "other", status
+        ).inc()
+        level = self.access_level(status)
+        if access_log.isEnabledFor(level):
+            fields: dict[str, object] = {
+                "method": method,
+                "path": self.request.path,
+                "status": status,
+                "ms": round(self.request.request_time() * 1000, 2),
+                "address": self.address,
+            }
+            if self.claims is not None:
+                fields["subject"] = self.claims.subject
+            if self.client_id is not None:
+                fields["client_id"] = self.client_id
+            access_log.log(level, "request", extra=fields)
+
+    def access_level(self, status: int) -> int:
+        """Return the log level of the access line: routine successes are for debugging."""
+        return logging.DEBUG if status < 400 else logging.INFO if status < 500 else logging.ERROR
+
+
+@web.stream_request_body
+class BodyHandler(ApiHandler):
+    """The base of handlers that take a JSON body, up to the configured size."""
+
+    def initialize(self, services: Services) -> None:
+        """Take the parts, and make room for the body."""
+        super().initialize(services)
+        self._pieces: list[bytes] = []
+        self._size = 0
+
+    def prepare(self) -> Awaitable[None] | None:
+        """Refuse at once a body that says it is far too large; a little too large is read, so that a client
+        that is still sending sees the answer and not a reset."""
+        super().prepare()
+        limit = self.services.settings.limits.body_bytes
+        self.request.connection.set_max_body_size(8 * limit)  # type: ignore[union-attr]
+        length = self.request.headers.get("Content-Length", "")
+        if length.isascii() and length.isdigit() and int(length) > 4 * limit:
+            self._size = int(length)
+            self.body()
+        return None
+
+    def data_received(self, chunk: bytes) -> None:
+        """Keep a piece of the body, unless there is too much of it already."""
+        self._size += len(chunk)
+        if self._size <= self.services.settings.limits.body_bytes:
+            self._pieces.append(chunk)
+        else:
+            self._pieces.clear()
+
+    def body(self) -> bytes:
+        """Return the body.
+
+        Raises:
+            Refusal: it is too large, or encoded.
+        """
+        limit = self.services.settings.limits.body_bytes
+        if self._size > limit:
+            raise Refusal(413, "too_large", f"a body has at most {limit} bytes")
+        if self.request.headers.get("Content-Encoding", "identity").lower() != "identity":
+            raise Refusal(415, "unsupported_encoding", "a body must not have a Content-Encoding")
+        return b"".join(self._pieces)
+
+    def json_object(self, body: bytes | None = None) -> dict[str, Any]:
+        """Return the body as a JSON object.
+
+        Raises:
+            Refusal: it is no JSON, or no object.
+        """
+        try:
+            value = parse_json(self.body() if body is None else body)
+        except ValueError as error:
+            raise Refusal(400, "invalid_json", f"the body is not JSON: {error}") from None
+        if not isinstance(value, dict):
+            raise Refusal(422, "invalid_input", "the body must be a JSON object")
+        return value
+
+
+class NotFoundHandler(ApiHandler):
+    """Answers for every path that nothing else is at."""
+
+    def prepare(self) -> Awaitable[None] | None:
+        """Say that nothing is here."""
+        super().prepare()
+        if self.request.method != "OPTIONS":
+            raise Refusal(404, "not_found", "there is nothing here")
+        return None

@@ -1,0 +1,54 @@
+"""The pages that people look at, and the files that they are made of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tornado import web
+
+from sse_app.handlers.api import ApiHandler
+from sse_app.services import Services
+
+STATIC = Path(__file__).parent.parent / "static"
+
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+
+
+class _PageHeaders(ApiHandler):
+    """Headers of everything that a browser shows."""
+
+    def set_default_headers(self) -> None:
+        """Let a page load nothing from elsewhere, and nobody frame it."""
+        super().set_default_headers()
+        self.set_header("Content-Security-Policy", _POLICY)
+        self.set_header("X-Frame-Options", "DENY")
+        self.set_header("Cache-Control", "no-cache")
+
+
+class PageHandler(_PageHeaders):
+    """``GET /``: the realtime page."""
+
+    def get(self) -> None:
+        """Send the page."""
+        self.set_header("Content-Type", "text/html; charset=utf-8")
+        self.write((STATIC / "index.html").read_bytes())
+
+
+class StaticHandler(_PageHeaders, web.StaticFileHandler):
+    """``GET /static/…``: modules, styles and pictures."""
+
+    def initialize(self, services: Services) -> None:  # type: ignore[override]
+        """Take the parts, and serve the package's own files."""
+        _PageHeaders.initialize(self, services)
+        web.StaticFileHandler.initialize(self, str(STATIC))
+
+    def compute_etag(self) -> str | None:
+        """Let browsers ask whether a file has changed."""
+        return web.StaticFileHandler.compute_etag(self)
+
+    def set_extra_headers(self, path: str) -> None:
+        """Let browsers keep files as long as they are unchanged."""
+        self.set_header("Cache-Control", "no-cache")

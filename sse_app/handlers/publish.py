@@ -1,0 +1,127 @@
+"""Publishing over HTTP, one event or a batch, and reading the past of a channel."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+
+import orjson
+from tornado import web
+
+from sse_app.auth.tokens import Claims
+from sse_app.channels import ChannelName, parse_channel
+from sse_app.eventlog import IdempotencyKey
+from sse_app.events import Event, EventId, NewEvent
+from sse_app.handlers.api import ApiHandler, BodyHandler, Refusal
+from sse_app.handlers.position import parse_position
+from sse_app.publisher import refuse_unknown
+
+HISTORY_LIMIT = 100
+HISTORY_MAX = 1000
+
+_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+
+
+@web.stream_request_body
+class _Publishing(BodyHandler):
+    """What single and batch publishing share."""
+
+    async def store(self, claims: Claims, events: list[NewEvent], body: bytes) -> list[EventId]:
+        """Append the events, at most once for an ``Idempotency-Key`` of this subject."""
+        key = self.request.headers.get("Idempotency-Key")
+        idempotency = None
+        if key is not None:
+            if not _KEY.fullmatch(key):
+                raise Refusal(400, "invalid_key", "Idempotency-Key must be 1 to 255 visible ASCII characters")
+            digest = hashlib.sha256(self.request.path.encode() + b"\0" + body).digest()
+            idempotency = IdempotencyKey(claims.subject, key, digest)
+        begun = time.perf_counter()
+        ids = await self.services.publisher.append(events, idempotency)
+        self.services.metrics.publish_seconds.observe(time.perf_counter() - begun)
+        return ids
+
+
+class PublishHandler(_Publishing):
+    """``POST /api/v1/sse/{channel}``: one event."""
+
+    async def post(self, name: str) -> None:
+        """Store the event and answer with its id."""
+        channel = parse_channel(name)
+        claims = self.access_claims()
+        require_publish(claims, channel)
+        self.services.publisher.require_known(channel)
+        body = self.body()
+        request = self.json_object(body)
+        refuse_unknown(request, ("event", "data", "retry"))
+        event = self.services.publisher.check(
+            channel, request.get("event"), request.get("data"), request.get("retry")
+        )
+        ids = await self.store(claims, [event], body)
+        self.write_json({"id": str(ids[0]), "channel": channel}, 201)
+
+
+class BatchHandler(_Publishing):
+    """``POST /api/v1/sse``: several events, all or none, in order."""
+
+    async def post(self) -> None:
+        """Store the events and answer with their ids, in order."""
+        claims = self.access_claims()
+        body = self.body()
+        request = self.json_object(body)
+        refuse_unknown(request, ("events",))
+        events = self.services.publisher.check_batch(request.get("events"))
+        for event in events:
+            require_publish(claims, event.channel)
+        ids = await self.store(claims, events, body)
+        self.write_json({"ids": [str(id) for id in ids]}, 201)
+
+
+class HistoryHandler(ApiHandler):
+    """``GET /api/v1/sse/{channel}/history``: what the log keeps of a channel."""
+
+    async def get(self, name: str) -> None:
+        """Answer with the events after a position, oldest first."""
+        channel = parse_channel(name)
+        position = parse_position(self.request.arguments.get("after", []), "after")
+        limit = self._limit()
+        claims = self.access_claims()
+        if not claims.grants.subscribe.matches(channel):
+            raise Refusal(403, "forbidden", f"the token does not allow to subscribe to {channel}")
+        self.services.publisher.require_known(channel)
+        eventlog = self.services.eventlog
+        head = eventlog.head
+        after = EventId(head.epoch, 0)
+        complete = True
+        if position is not None:
+            parsed = EventId.parse(position)
+            complete = parsed is not None and not await eventlog.lost([channel], parsed)
+            after = parsed if parsed is not None and complete else after
+        page = await eventlog.replay([channel], after.seq, head.seq, limit)
+        self.write_json({"events": [_item(head.epoch, event) for event in page.events], "complete": complete})
+
+    def _limit(self) -> int:
+        text = self.get_query_argument("limit", str(HISTORY_LIMIT))
+        if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= HISTORY_MAX):
+            raise Refusal(400, "invalid_limit", f"limit must be a number from 1 to {HISTORY_MAX}")
+        return int(text)
+
+
+def _item(epoch: str, event: Event) -> dict[str, object]:
+    """Return an event of the log as the history shows it; its data is JSON already."""
+    return {
+        "id": str(EventId(epoch, event.seq)),
+        "channel": event.channel,
+        "event": event.type,
+        "data": orjson.Fragment(event.data),
+    }
+
+
+def require_publish(claims: Claims, channel: ChannelName) -> None:
+    """Refuse a publisher whose token does not cover the channel.
+
+    Raises:
+        Refusal: it does not.
+    """
+    if not claims.grants.publish.matches(channel):
+        raise Refusal(403, "forbidden", f"the token does not allow to publish to {channel}")

@@ -1,0 +1,252 @@
+"""The streams: ``GET /api/v1/sse/{channels}`` and its flush loop."""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import socket
+import time
+
+from tornado import web
+
+from sse_app.auth.tokens import Claims, TokenKind
+from sse_app.channels import ChannelName, parse_channels
+from sse_app.connection import StreamConnection, take_socket
+from sse_app.errors import EventLogUnavailable, TokenRefused
+from sse_app.events import EventId, timestamp
+from sse_app.handlers.api import RETRY_AFTER, Refusal
+from sse_app.handlers.position import parse_position
+from sse_app.handlers.publish import PublishHandler
+from sse_app.stream import Listener, Stream
+from sse_app.wire import chunk, encode_json
+
+log = logging.getLogger(__name__)
+
+_CLIENT_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+@web.stream_request_body
+class StreamHandler(PublishHandler):
+    """Keeps a stream open: its loop waits for what is pending, writes it as one piece, and flushes.
+
+    Publishing to a channel is at the same path, so its ``post`` is inherited.
+    """
+
+    async def get(self, names: str) -> None:
+        """Stream the channels' events until the client goes or the stream is ended."""
+        stream = await self._open(names)
+        if stream is None:
+            return
+        try:
+            await self._catch_up(stream)
+            while await stream.behind():  # parked here, the hub writes to the socket by itself
+                self.write(stream.take())
+                await self.flush()
+        finally:
+            self._closed(stream)
+
+    # -- opening --------------------------------------------------------------------------------------------
+
+    async def _open(self, names: str) -> Stream | None:
+        """Check the request, register the stream and send its first events; None where it is turned away."""
+        limits = self.services.settings.limits
+        channels = parse_channels(names, limits.channels_per_stream)
+        self.client_id = self._client_id()
+        position = self._position()
+        claims = self._claims()
+        self._authorise(claims, channels)
+        self._limit(claims)
+        if self.services.draining or len(self.services.hub.streams) >= limits.streams:
+            await self._turn_away("shutdown" if self.services.draining else "unavailable")
+            return None
+        try:
+            after, lost = await self._where(channels, position)
+        except EventLogUnavailable:
+            await self._turn_away("unavailable")
+            return None
+        return await self._begin(claims, channels, position is not None, after, lost)
+
+    def _client_id(self) -> str:
+        values = self.request.arguments.get("client_id", [])
+        if not values or values == [b""]:
+            return secrets.token_urlsafe(9)
+        text = values[0].decode("latin-1")
+        if len(values) > 1 or not _CLIENT_ID.fullmatch(text):
+            raise Refusal(400, "invalid_client_id", "client_id must match [A-Za-z0-9._-]{1,64}")
+        return text
+
+    def _position(self) -> str | None:
+        """Return where to resume: the header wins, for native reconnects repeat the old URL."""
+        header = [
+            value.encode("latin-1", "replace") for value in self.request.headers.get_list("Last-Event-ID")
+        ]
+        query = parse_position(self.request.arguments.get("last_event_id", []), "last_event_id")
+        return parse_position([b",".join(header)], "Last-Event-ID") or query
+
+    def _claims(self) -> Claims:
+        tokens = self.request.arguments.get("token", [])
+        if len(tokens) != 1:
+            raise TokenRefused("this takes one stream token in the query: ?token=…", f"{len(tokens)} tokens")
+        self.claims = self.services.tokens.verify(tokens[0].decode("latin-1"), TokenKind.STREAM)
+        return self.claims
+
+    def _authorise(self, claims: Claims, channels: tuple[ChannelName, ...]) -> None:
+        for channel in channels:
+            if not claims.grants.subscribe.matches(channel):
+                raise Refusal(403, "forbidden", f"the token does not allow to subscribe to {channel}")
+        for channel in channels:
+            self.services.publisher.require_known(channel)
+
+    def _limit(self, claims: Claims) -> None:
+        limits = self.services.settings.limits
+        hub = self.services.hub
+        if hub.streams_of_subject[claims.subject] >= limits.streams_per_user:
+            message = f"this user has {limits.streams_per_user} streams open, which is the limit"
+            raise Refusal(429, "too_many_streams", message, Retry_After=RETRY_AFTER)
+        if hub.streams_of_address[self.address] >= limits.streams_per_address:
+            message = f"this address has {limits.streams_per_address} streams open, which is the limit"
+            raise Refusal(429, "too_many_streams", message, Retry_After=RETRY_AFTER)
+
+    async def _where(
+        self, channels: tuple[ChannelName, ...], position: str | None
+    ) -> tuple[EventId, dict[ChannelName, str]]:
+        """Return from where to go on, and which channels cannot, each with the reason."""
+        hub = self.services.hub
+        if position is None:
+            return hub.head, {}
+        after = EventId.parse(position)
+        lost = (
+            dict.fromkeys(channels, "position_unreadable")
+            if after is None
+            else await self.services.eventlog.lost(channels, after)
+        )
+        if after is None or len(lost) == len(channels):
+            return hub.head, lost
+        await hub.reached(after.seq)
+        return after, lost
+
+    async def _begin(
+        self,
+        claims: Claims,
+        channels: tuple[ChannelName, ...],
+        positioned: bool,
+        after: EventId,
+        lost: dict[ChannelName, str],
+    ) -> Stream:
+        """Register the stream, send the headers and the first events, and take over the connection."""
+        assert self.client_id is not None
+        hub = self.services.hub
+        chunked = self.request.version != "HTTP/1.0"
+        listener = Listener(
+            self.client_id, claims.subject, claims.session, claims.token_id, claims.expires_at, self.address
+        )
+        stream = hub.register(listener, channels, chunked=chunked)
+        try:
+            stream.retry = hub.jittered_retry()
+            self._after, self._lost, self._lost_until = after, frozenset(lost), hub.head.seq
+            self._stream_headers()
+            self.write(self._first_events(stream, positioned, lost))
+            await self.flush()
+            iostream = self.request.connection.detach()  # type: ignore[union-attr]
+            connection = StreamConnection(take_socket(iostream), chunked, stream.woken_by_close)
+            self.request.connection = connection
+            stream.attach(connection)
+            self.services.keepalive.watch(stream)
+        except BaseException:
+            hub.leave(stream)
+            raise
+        log.info("stream_opened", extra=self._fields(stream, resumed=positioned and not lost))
+        return stream
+
+    def _stream_headers(self) -> None:
+        self._set_socket_options()
+        self.set_header("Content-Type", "text/event-stream")
+        self.set_header("Cache-Control", "no-store, no-transform")
+        self.set_header("X-Accel-Buffering", "no")
+        self.set_header("Connection", "close")  # its end is the end of the connection
+
+    def _set_socket_options(self) -> None:
+        """Let the kernel find dead clients, and hold little for slow ones (Linux only)."""
+        settings = self.services.settings
+        sock = self.request.connection.stream.socket  # type: ignore[union-attr]
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in (
+            ("TCP_KEEPIDLE", 60),
+            ("TCP_KEEPINTVL", 15),
+            ("TCP_KEEPCNT", 4),
+            ("TCP_USER_TIMEOUT", int(settings.keepalive.ping_interval * 500)),
+            ("TCP_NOTSENT_LOWAT", settings.socket.notsent_lowat),
+        ):
+            if value and (option := getattr(socket, name, None)) is not None:
+                sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+    def _first_events(self, stream: Stream, positioned: bool, lost: dict[ChannelName, str]) -> bytes:
+        listener = stream.listener
+        connected = {
+            "client_id": listener.client_id,
+            "channel": stream.channels[0],
+            "channels": stream.channels,
+            "message": f"connected to {', '.join(stream.channels)}",
+            "recovered": positioned and not lost,
+            "retry": stream.retry,
+            "expires_in": max(0, int(listener.expires_at - time.time())),
+            "timestamp": timestamp(time.time()),
+        }
+        first = encode_json("connected", connected, id=str(self._after), retry=stream.retry)
+        return first + b"".join(
+            encode_json("reset", {"channel": channel, "reason": reason}) for channel, reason in lost.items()
+        )
+
+    async def _turn_away(self, reason: str) -> None:
+        """Answer a stream that cannot be served just now: a native client gives up on any status but 200."""
+        retry = self.services.hub.jittered_retry()
+        self._stream_headers()
+        self.write(encode_json("closing", {"reason": reason, "retry": retry}, retry=retry))
+        await self.finish()
+
+    # -- running --------------------------------------------------------------------------------------------
+
+    async def _catch_up(self, stream: Stream) -> None:
+        """Replay what follows the position until the stream is at the head, and join it there.
+
+        The last look at the head and the joining happen in one step of the event loop, so there is no gap
+        between the past and the present, and nothing is sent twice, whatever is published meanwhile.
+        """
+        hub = self.services.hub
+        after = self._after.seq
+        while not stream.closed and stream.ending is None:
+            goal = hub.head.seq
+            if after >= goal:
+                hub.join(stream)
+                return
+            channels = stream.channels
+            if self._lost and after < self._lost_until:  # those begin at what was the head at their reset
+                channels = tuple(channel for channel in channels if channel not in self._lost)
+                goal = self._lost_until
+            try:
+                past, after = await hub.past(channels, after, goal)
+            except EventLogUnavailable as error:
+                log.error("replay_failed", extra=self._fields(stream, detail=str(error)))
+                stream.end("unavailable", hub.jittered_retry())
+                return
+            if past:
+                self.write(chunk(past) if stream.chunked else past)
+            self.write(stream.take())
+            await self.flush()
+
+    def _closed(self, stream: Stream) -> None:
+        self.services.hub.leave(stream)
+        self.services.keepalive.forget(stream)
+        log.info("stream_closed", extra=self._fields(stream, reason=stream.ending or "client"))
+
+    def _fields(self, stream: Stream, **more: object) -> dict[str, object]:
+        listener = stream.listener
+        return {
+            "client_id": listener.client_id,
+            "subject": listener.subject,
+            "channels": ",".join(stream.channels),
+            "address": listener.address,
+            **more,
+        }

@@ -1,0 +1,111 @@
+"""The parts that handlers work with, made from the settings and wired together."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from sse_app.auth.accounts import Accounts
+from sse_app.auth.keys import KeyRing
+from sse_app.auth.login import Lifetimes, Login
+from sse_app.auth.passwords import PasswordThreads
+from sse_app.auth.tokens import Tokens
+from sse_app.channels import ChannelPatterns
+from sse_app.eventlog import EventLog, Retention
+from sse_app.eventlog.memory import MemoryEventLog
+from sse_app.eventlog.sqlite import SqliteEventLog
+from sse_app.hub import Hub
+from sse_app.keepalive import Keepalive
+from sse_app.metrics import Metrics
+from sse_app.publisher import Publisher
+from sse_app.settings import Settings
+from sse_app.state import StateDirectory
+
+
+class Services:
+    """Everything that lives as long as the server does.
+
+    Args:
+        settings: what to make it from.
+
+    Raises:
+        StateError: the state directory cannot be used, or another server uses it.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.started_at = time.monotonic()
+        self.channels = ChannelPatterns(settings.channels)
+        self.state = StateDirectory(settings.state_dir)
+        self.state.lock()
+        self.tokens = issuer_of(settings, self.state)
+        self.accounts = Accounts(self.state.accounts)
+        self.password_threads = PasswordThreads()
+        self.login = Login(
+            self.accounts,
+            self.password_threads,
+            self.tokens,
+            Lifetimes(settings.auth.access_lifetime, settings.auth.stream_lifetime),
+            settings.auth.own_channels,
+        )
+        self.eventlog = make_event_log(settings, self.state)
+        self.ready = False
+        self.draining = False
+
+    async def start(self) -> None:
+        """Open the event log and begin to serve.
+
+        Raises:
+            StateError: the event log cannot be used.
+        """
+        await self.eventlog.open()
+        settings = self.settings
+        self.hub = Hub(
+            self.eventlog, backlog_limit=settings.limits.backlog_bytes, retry=settings.stream.retry
+        )
+        self.keepalive = Keepalive(self.hub, settings.keepalive.ping_interval)
+        self.publisher = Publisher(self.eventlog, self.channels, settings.limits.batch_events)
+        self.metrics = Metrics(self)
+        self.keepalive.start()
+        self.ready = True
+
+    async def stop(self, farewell: float = 1.0) -> None:
+        """End all streams with ``closing``, write what is queued, and let go of everything.
+
+        Args:
+            farewell: how many seconds streams may take to accept their last bytes.
+        """
+        self.draining = True
+        self.ready = False
+        if hasattr(self, "hub"):
+            self.keepalive.stop()
+            self.hub.end_all("shutdown")
+            with suppress(TimeoutError):
+                async with asyncio.timeout(farewell):
+                    await self.hub.emptied()
+            await self.hub.close()
+        await self.eventlog.close()
+        self.password_threads.close()
+        self.accounts.close()
+        self.state.unlock()
+
+
+def issuer_of(settings: Settings, state: StateDirectory) -> Tokens:
+    """Return the token issuer of a state directory, whose keys are made at the first use."""
+    return Tokens(KeyRing.load(state.keys), issuer=settings.auth.issuer, audience=settings.auth.audience)
+
+
+def event_log_path(settings: Settings, state: StateDirectory) -> Path | None:
+    """Return the file of the event log, or None where it is in memory."""
+    if settings.event_log == "memory:":
+        return None
+    return Path(settings.event_log.removeprefix("sqlite:") or state.events)
+
+
+def make_event_log(settings: Settings, state: StateDirectory) -> EventLog:
+    """Return the event log that the settings name, not yet open."""
+    retention = Retention(settings.history.size, settings.history.age)
+    path = event_log_path(settings, state)
+    return MemoryEventLog(retention) if path is None else SqliteEventLog(path, retention)

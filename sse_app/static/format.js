@@ -1,0 +1,96 @@
+// Values as people read them. What is not a number is a dash.
+
+const NONE = "–";
+const LOCALE = "en-US";
+const wholeDollars = new Intl.NumberFormat(LOCALE, { style: "currency", currency: "USD", maximumFractionDigits: 0 });
+const whole = new Intl.NumberFormat(LOCALE, { maximumFractionDigits: 0 });
+
+/**
+ * @param {unknown} value
+ * @returns {value is number}
+ */
+export function isNumber(value) {
+  return typeof value === "number" && Number.isFinite(value);
+}
+
+/** @param {unknown} value */
+export function money(value) {
+  return isNumber(value) ? wholeDollars.format(value) : NONE;
+}
+
+/** @param {unknown} value */
+export function count(value) {
+  return isNumber(value) ? whole.format(value) : NONE;
+}
+
+/**
+ * @param {unknown} value
+ * @param {number} digits after the point
+ */
+export function fixed(value, digits) {
+  if (!isNumber(value)) return NONE;
+  return value.toLocaleString(LOCALE, { minimumFractionDigits: digits, maximumFractionDigits: digits }).replace("-", "−");
+}
+
+/**
+ * A fraction as percent.
+ * @param {unknown} value
+ * @param {number} [digits] after the point
+ * @param {boolean} [signed] whether a gain has a plus
+ */
+export function percent(value, digits = 2, signed = false) {
+  if (!isNumber(value)) return NONE;
+  const sign = signed && value > 0 ? "+" : "";
+  return `${sign}${fixed(value * 100, digits)}%`;
+}
+
+/**
+ * Money on an axis, with as many digits as its steps need.
+ * @param {number} value
+ * @param {number} step
+ */
+export function axisMoney(value, step) {
+  const [unit, letter] = Math.abs(value) >= 1e6 ? [1e6, "M"] : Math.abs(value) >= 1e3 ? [1e3, "K"] : [1, ""];
+  return `$${fixed(value / unit, digitsFor(step / unit))}${letter}`;
+}
+
+/**
+ * A fraction as percent on an axis, with as many digits as its steps need.
+ * @param {number} value
+ * @param {number} step
+ */
+export function axisPercent(value, step) {
+  return `${fixed(value * 100, digitsFor(step * 100))}%`;
+}
+
+/**
+ * A number on an axis, with as many digits as its steps need.
+ * @param {number} value
+ * @param {number} step
+ */
+export function axisNumber(value, step) {
+  return fixed(value, digitsFor(step));
+}
+
+/**
+ * A name of a program as words: `value_at_risk` is "value at risk".
+ * @param {unknown} name
+ */
+export function words(name) {
+  return typeof name === "string" && name ? name.replaceAll("_", " ") : NONE;
+}
+
+/**
+ * A moment in local time; the date only where it is not today.
+ * @param {Date} moment
+ */
+export function clock(moment) {
+  if (Number.isNaN(moment.getTime())) return NONE;
+  const time = moment.toLocaleTimeString("en-GB");
+  const today = moment.toDateString() === new Date().toDateString();
+  return today ? time : `${moment.toLocaleDateString("en-CA")} ${time}`;
+}
+
+function digitsFor(step) {
+  return Math.min(4, Math.max(0, Math.ceil(-Math.log10(step) - 1e-9)));
+}

@@ -1,0 +1,222 @@
+"""One client's stream: who listens to what, and what waits to be written to it."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from sse_app.channels import ChannelName
+from sse_app.wire import chunk, encode_json
+
+if TYPE_CHECKING:
+    from sse_app.audience import Audience
+    from sse_app.connection import StreamConnection
+
+PIECE_BYTES = 64 * 1024
+"""How much a flush takes at a time, so that a long backlog shows progress."""
+
+
+class Listener(NamedTuple):
+    """Who listens: what the token said, and where the connection came from."""
+
+    client_id: str
+    subject: str
+    session: str
+    token_id: str
+    expires_at: float
+    address: str
+
+
+class Stream:
+    """The state of one open stream.
+
+    A stream is *ready* when its flush loop is parked and nothing waits: then the hub sends straight to the
+    socket. Otherwise it is *behind*: what the hub has for it waits here, and the flush loop writes it.
+
+    Args:
+        listener: who listens.
+        channels: what to, in the order asked for.
+        chunked: whether the body is chunked (HTTP/1.1).
+        backlog_limit: how many bytes may wait before the stream is ended as ``slow_consumer``.
+        laggards: where the stream enters itself while it is behind.
+    """
+
+    __slots__ = (
+        "_backlog_limit",
+        "_laggards",
+        "_pending",
+        "_pending_bytes",
+        "_waiter",
+        "audience",
+        "channels",
+        "chunked",
+        "connection",
+        "ending",
+        "ending_at",
+        "listener",
+        "opened_at",
+        "ping_turn",
+        "retry",
+        "slot",
+    )
+
+    def __init__(
+        self,
+        listener: Listener,
+        channels: tuple[ChannelName, ...],
+        *,
+        chunked: bool,
+        backlog_limit: int,
+        laggards: set[Stream],
+    ) -> None:
+        self.listener = listener
+        self.channels = channels
+        self.chunked = chunked
+        self.opened_at = time.time()
+        self.connection: StreamConnection | None = None
+        self.audience: Audience | None = None
+        self.slot = -1
+        self.ping_turn = -1
+        self.ending: str | None = None
+        self.ending_at = 0.0
+        self.retry = 0
+        self._backlog_limit = backlog_limit
+        self._laggards = laggards
+        self._pending: list[bytes] | None = None
+        self._pending_bytes = 0
+        self._waiter: asyncio.Future[None] | None = None
+
+    def attach(self, connection: StreamConnection) -> None:
+        """Take the connection over once the headers are out; the stream is behind until its loop parks."""
+        self.connection = connection
+        self._laggards.add(self)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the connection has ended (not: is about to)."""
+        return self.connection is not None and self.connection.closed
+
+    @property
+    def stalled_since(self) -> float:
+        """When bytes last went out while some were waiting, or the farewell began (`time.monotonic`)."""
+        if self.ending is not None:
+            return self.ending_at
+        return self.connection.progressed_at if self.connection and self.connection.unsent_bytes else math.inf
+
+    @property
+    def backlog_bytes(self) -> int:
+        """How many bytes wait to be written."""
+        return self._pending_bytes + (self.connection.unsent_bytes if self.connection else 0)
+
+    def write(self, frames: bytes) -> None:
+        """Write whole frames, framed for this stream, now or when their turn comes."""
+        if self.audience is None:
+            self.enqueue(frames)
+            return
+        try:
+            sent = self.audience.sends[self.slot](frames)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self.close()
+            return
+        if sent != len(frames):
+            self.fall_behind(frames, sent)
+
+    def enqueue(self, frames: bytes) -> int:
+        """Take frames in the socket's place while the stream is behind, and say that all were taken."""
+        if self.ending is None:
+            if self._pending_bytes and self.backlog_bytes > self._backlog_limit:
+                self.end("slow_consumer", self.retry)
+            else:
+                self._push(frames)
+        return len(frames)
+
+    def fall_behind(self, frames: bytes, sent: int) -> None:
+        """Leave the ready state: the socket accepted only ``sent`` bytes of the frames."""
+        assert self.connection is not None
+        self.connection.leave_rest(frames, sent)
+        self._step_back()
+        self._wake()
+
+    def end(self, reason: str, retry: int | None) -> None:
+        """End the stream with ``closing``. What waits is dropped: the client resumes by its last id.
+
+        Args:
+            reason: for the client, e.g. ``token_expired``.
+            retry: when to come back, in milliseconds; None when this token is of no more use.
+        """
+        if self.ending is not None or self.closed:
+            return
+        self.ending = reason
+        self.ending_at = time.monotonic()
+        self._pending = None
+        self._pending_bytes = 0
+        self._step_back()
+        closing = encode_json("closing", {"reason": reason, "retry": retry}, retry=retry)
+        self._push(chunk(closing) if self.chunked else closing)
+
+    def close(self) -> None:
+        """Close the connection at once."""
+        if self.connection is not None:
+            self.connection.close()
+
+    def woken_by_close(self) -> None:
+        """Let the flush loop see that the connection has ended."""
+        self._wake()
+
+    async def behind(self) -> bool:
+        """Park the flush loop until there is something to write; return False when the stream is over.
+
+        While it is parked the stream is ready.
+        """
+        assert self.connection is not None
+        while not self.connection.closed:
+            if self._pending or self.connection.unsent_bytes:
+                return True
+            if self.ending is not None:
+                return False
+            if self.audience is not None:
+                self.audience.sends[self.slot] = self.connection.send
+            self._laggards.discard(self)
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        return False
+
+    def take(self) -> bytes:
+        """Return what waits, as one piece of about `PIECE_BYTES` at the most."""
+        pending = self._pending
+        if not pending:
+            return b""
+        if self._pending_bytes <= PIECE_BYTES or len(pending) == 1:
+            self._pending = None
+            self._pending_bytes = 0
+            return pending[0] if len(pending) == 1 else b"".join(pending)
+        count = size = 0
+        while count < len(pending) and (not count or size + len(pending[count]) <= PIECE_BYTES):
+            size += len(pending[count])
+            count += 1
+        piece = b"".join(pending[:count])
+        del pending[:count]
+        self._pending_bytes -= size
+        return piece
+
+    def _push(self, frames: bytes) -> None:
+        if self._pending is None:
+            self._pending = []
+        self._pending.append(frames)
+        self._pending_bytes += len(frames)
+        self._laggards.add(self)
+        self._wake()
+
+    def _step_back(self) -> None:
+        self._laggards.add(self)
+        if self.audience is not None:
+            self.audience.sends[self.slot] = self.enqueue
+
+    def _wake(self) -> None:
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)

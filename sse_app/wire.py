@@ -1,0 +1,116 @@
+"""The event stream format and its framing, both ways: pure, no I/O (WHATWG HTML §9.2, RFC 9112 §7.1)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import orjson
+
+LAST_CHUNK = b"0\r\n\r\n"
+"""Ends a chunked HTTP/1.1 body."""
+
+_LINE_BREAK = re.compile(rb"\r\n|\r|\n")
+_FORBIDDEN = re.compile(rb"[\r\n\x00]")
+
+
+def encode(
+    data: bytes | None = None, *, event: str | None = None, id: str | None = None, retry: int | None = None
+) -> bytes:
+    """Return one event in the event stream format.
+
+    Args:
+        data: UTF-8 text; each of its lines becomes a ``data:`` line. None leaves the field out.
+        event: the event type.
+        id: the event id.
+        retry: the reconnection time in milliseconds.
+
+    Raises:
+        ValueError: ``event`` or ``id`` contains CR, LF or NUL, with which it would forge other fields.
+    """
+    lines: list[bytes] = []
+    if retry is not None:
+        lines.append(b"retry: %d\n" % retry)
+    for name, value in (("id", id), ("event", event)):
+        if value is not None:
+            encoded = value.encode()
+            if _FORBIDDEN.search(encoded):
+                raise ValueError(f"{name} must not contain CR, LF or NUL")
+            lines.append(b"%s: %s\n" % (name.encode(), encoded))
+    if data is not None:
+        lines.extend(b"data: %s\n" % line for line in _LINE_BREAK.split(data))
+    lines.append(b"\n")
+    return b"".join(lines)
+
+
+def encode_json(event: str, data: object, *, id: str | None = None, retry: int | None = None) -> bytes:
+    """Return one event whose data is ``data`` as JSON."""
+    return encode(orjson.dumps(data), event=event, id=id, retry=retry)
+
+
+def chunk(payload: bytes) -> bytes:
+    """Return ``payload`` as one chunk of a chunked HTTP/1.1 body; it must not be empty, which would end the body."""
+    return b"%x\r\n%b\r\n" % (len(payload), payload)
+
+
+class ParsedEvent(NamedTuple):
+    """An event as a client sees it. ``id`` is the last event id in force, ``retry`` milliseconds or None."""
+
+    type: str
+    data: str
+    id: str
+    retry: int | None
+
+
+class EventParser:
+    """Parses an event stream, fed in pieces cut anywhere, as WHATWG HTML §9.2.6 says."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._first = True
+        self._after_cr = False
+        self._lines: list[str] = []
+        self._type = ""
+        self._id = ""
+        self.retry: int | None = None
+
+    def feed(self, piece: bytes) -> Iterator[ParsedEvent]:
+        """Yield the events that ``piece`` completes."""
+        if self._after_cr and piece:
+            piece = piece.removeprefix(b"\n")  # the second half of a CRLF cut in two
+            self._after_cr = False
+        text = self._rest + piece
+        if self._first:
+            if text in (b"", b"\xef", b"\xef\xbb"):  # perhaps a byte order mark cut in two
+                self._rest = text
+                return
+            text = text.removeprefix(b"\xef\xbb\xbf")
+            self._first = False
+        self._after_cr = text.endswith(b"\r") or (self._after_cr and not piece)
+        *lines, self._rest = _LINE_BREAK.split(text)
+        for line in lines:
+            event = self._line(line.decode("utf-8", "replace"))
+            if event is not None:
+                yield event
+
+    def _line(self, line: str) -> ParsedEvent | None:
+        if not line:
+            return self._dispatch()
+        name, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        match name:
+            case "data":
+                self._lines.append(value)
+            case "event":
+                self._type = value
+            case "id" if "\0" not in value:
+                self._id = value
+            case "retry" if value.isascii() and value.isdigit():
+                self.retry = int(value)
+        return None
+
+    def _dispatch(self) -> ParsedEvent | None:
+        lines, self._lines = self._lines, []
+        type, self._type = self._type, ""
+        return ParsedEvent(type or "message", "\n".join(lines), self._id, self.retry) if lines else None

@@ -1,0 +1,101 @@
+"""What the tests share: a server of their own, in the process or beside it, and logs without surprises."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from tornado import web
+from tornado.ioloop import IOLoop
+
+from sse_app import Settings, SSEApp
+from tests.server_process import ServerProcess
+
+
+@pytest.fixture(autouse=True)
+def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the settings of whoever runs the tests out of them."""
+    for name in list(os.environ):
+        if name.startswith("SSE_APP_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def no_unexpected_logs(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Fail a test in which something was logged as a warning or worse that it does not expect.
+
+    A test expects some with ``@pytest.mark.expects_logs("event_log_unavailable")``, by the message.
+    """
+    expected = {name for mark in request.node.iter_markers("expects_logs") for name in mark.args}
+    yield
+    surprising = [
+        f"{record.name}: {record.getMessage()}"
+        for when in ("setup", "call")
+        for record in caplog.get_records(when)
+        if record.levelno >= logging.WARNING and not any(text in record.getMessage() for text in expected)
+    ]
+    assert not surprising, surprising
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """The settings of the server in the process; a test overrides this fixture to change them."""
+    return Settings(state_dir=tmp_path / "state", event_log="memory:")
+
+
+@pytest.fixture
+def sse(io_loop: IOLoop, settings: Settings) -> Iterator[SSEApp]:
+    """A server in the process, started."""
+    app = SSEApp(settings)
+    io_loop.run_sync(app.start)
+    yield app
+    io_loop.run_sync(app.stop)
+
+
+@pytest.fixture
+def app(sse: SSEApp) -> web.Application:
+    """What pytest-tornado's ``http_server`` serves."""
+    return sse.application()
+
+
+@pytest.fixture
+def start_server(tmp_path: Path) -> Iterator[Callable[..., ServerProcess]]:
+    """A function that starts a real server process; its arguments are `ServerProcess`'s settings.
+
+    Its log is checked at the end: no traceback, no token, nothing worse than what the test says it expects.
+    """
+    servers: list[ServerProcess] = []
+
+    def start(**settings: object) -> ServerProcess:
+        settings.setdefault("state_dir", tmp_path / "state")
+        server = ServerProcess(**settings)
+        servers.append(server)
+        server.start()
+        return server
+
+    yield start
+    for server in servers:
+        server.stop()
+    for server in servers:
+        server.check_log()
+
+
+@pytest.fixture
+def server(start_server: Callable[..., ServerProcess]) -> ServerProcess:
+    """A real server process with default settings."""
+    return start_server()
+
+
+def require(program: str) -> str:
+    """Return where a program is; without it the test is skipped, and in CI it fails."""
+    path = shutil.which(program)
+    if path is None:
+        message = f"{program} is not installed"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    return path
