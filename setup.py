@@ -26,7 +26,6 @@ setup(
         "orjson>=3.10",  # JSON of events, several times faster than the standard library's
         "pydantic-settings>=2.14,<3",  # settings from file and environment, with types and clear errors
         "prometheus-client>=0.22",  # /metrics
-        "structlog>=25.1",  # how log lines look
     ],
     extras_require={
         "uvloop": ["uvloop>=0.22"],  # a faster event loop; used where it is installed

@@ -163,11 +163,11 @@ static void obey(char *line) {
             for (unsigned i = 0; i < stream_count; i++) shut(&streams[i], CLOSED);
         } else if ((strcmp(word, "stall") == 0 || strcmp(word, "unstall") == 0) && a < stream_count) {
             struct stream *s = &streams[a];
-            int small = 4096;
             struct epoll_event ev = {.events = EPOLLIN, .data.u32 = (uint32_t)a + 1};
             s->stalled = word[0] == 's';
             stalled_count += s->stalled ? 1u : -1u;
-            if (s->fd >= 0 && s->stalled) setsockopt(s->fd, SOL_SOCKET, SO_RCVBUF, &small, sizeof small);
+            int room = s->stalled ? 4096 : 1 << 20;
+            if (s->fd >= 0) setsockopt(s->fd, SOL_SOCKET, SO_RCVBUF, &room, sizeof room);
             if (s->fd >= 0) epoll_ctl(poller, s->stalled ? EPOLL_CTL_DEL : EPOLL_CTL_ADD, s->fd, &ev);
         }
         report();

@@ -15,7 +15,18 @@ from bench.servers import SERVERS, Options, Server
 
 Sample = dict[str, float]
 CHANNEL = "bench.0"
+WARM_UP_CHANNEL = "bench.warm-up"
 SETTLE_SECONDS = 0.5
+
+
+def _warm_up(server: Server) -> None:
+    """One stream and one event on a channel of their own, so that what is loaded on first use is there."""
+    if server.streams:
+        with stream_client(server, 1, [WARM_UP_CHANNEL]) as client:
+            client.open()
+            Publisher(server.publish([WARM_UP_CHANNEL]), 1).result()
+            client.wait(1, 5.0)
+    time.sleep(SETTLE_SECONDS)
 
 
 @contextmanager
@@ -25,6 +36,7 @@ def running(name: str, options: Options | None = None) -> Iterator[Server]:
         server = SERVERS[name](Path(directory), options or Options())
         try:
             server.start()
+            _warm_up(server)
             yield server
             server.processes.check()
         finally:

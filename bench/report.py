@@ -15,15 +15,17 @@ from bench.targets import OURS, TARGETS, Target
 _INTRODUCTION = """\
 # Benchmarks
 
-Written by `python -m bench` from the JSON files in `{results}`; do not edit. Every figure is the median of
-the rounds. In a round the servers run one after the other (A B A B), each started anew; a ratio is the median
-of the ratios within a round. All runs over loopback, and server, client and publisher share the cores, so
-compare figures within a table, not with those of other machines. CPU is user and system time of all processes
-of a server, as the kernel counts it, from just before the first request to the moment the last stream has the
-last event; nothing is subtracted. Events have 200 bytes of data. The client, a C epoll loop, checks that every
-stream got every event once and in order; a sample where one did not is a failure and counts nowhere.
-"Stolen" is the share of the machine's time that the hypervisor gave to others meanwhile: where it is high,
-times are worth less than ratios.
+Written by `python -m bench` from the JSON files in `{results}`; do not edit. Every figure is the median
+of the rounds. In a round the servers run one after the other (A B A B), each started anew and given one
+stream and one event to warm up; a ratio is the median of the ratios within a round. All runs over
+loopback, and server, client and publisher share the cores, so compare figures within a table, not with
+those of other machines.
+
+CPU is user and system time of all processes of a server, as the kernel counts it, from just before the
+first request to the moment the last stream has the last event; nothing is subtracted. Events have 200
+bytes of data. The client, a C epoll loop, checks that every stream got every event once and in order; a
+sample where one did not is a failure and counts nowhere. "Stolen" is the share of the machine's time that
+the hypervisor gave to others meanwhile: where it is high, times are worth less than ratios.
 """
 
 

@@ -1,7 +1,8 @@
 """Structured logs: one line an event, on standard error, with nothing in it that opens a door.
 
-The rest of the package logs through the standard library, with the fields as ``extra``; so whoever mounts
-it in an application of their own has it in their logs.
+The rest of the package logs through the standard library, the fields as ``extra``; so whoever mounts it in
+an application of their own has it in their logs. The formatters are written here because a line is made for
+every stream that opens and closes: in a reconnect storm they are a good part of the work.
 """
 
 from __future__ import annotations
@@ -9,13 +10,15 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from typing import Literal
+from typing import Any, Literal
 
 import orjson
-import structlog
-from structlog.typing import EventDict, Processor, WrappedLogger
 
-_SECRETS = re.compile(r"eyJ[\w-]{5,}(?:\.[\w.-]*)?|(?<=token=)[^&\s\"']+|(?<=Bearer )\S+")
+from sse_app.events import timestamp
+
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
+_SECRETS = re.compile(r"eyJ[\w-]{5,}(?:\.[\w.-]*)?|(?<=token=)[^&\s\"'\\]+|(?<=Bearer )[^\s\"'\\]+")
+_COLOURS = {"WARNING": "\x1b[33m", "ERROR": "\x1b[31m", "CRITICAL": "\x1b[31;1m"}
 
 
 def redact(text: str) -> str:
@@ -30,32 +33,51 @@ def configure(level: str, format: Literal["auto", "console", "json"]) -> None:
         level: the least level that is shown.
         format: ``console`` for people, ``json`` for machines, ``auto`` by whether a terminal is there.
     """
-    console = format == "console" or (format == "auto" and sys.stderr.isatty())
-    shared: list[Processor] = [
-        structlog.stdlib.add_log_level,
-        structlog.stdlib.add_logger_name,
-        structlog.stdlib.ExtraAdder(),
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-    ]
-    last: list[Processor] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
-    if console:
-        last += [_redact_values, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
-    else:
-        last += [structlog.processors.format_exc_info, _redact_values, _render_json]
+    terminal = sys.stderr.isatty()
+    console = format == "console" or (format == "auto" and terminal)
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=last))
+    handler.setFormatter(ConsoleFormatter(terminal) if console else JSONFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     logging.getLogger("asyncio").setLevel(logging.WARNING)
 
 
-def _redact_values(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
-    for name, value in event.items():
-        if isinstance(value, str):
-            event[name] = redact(value)
-    return event
+def _fields(record: logging.LogRecord) -> dict[str, Any]:
+    """Return what was given as ``extra``."""
+    return {name: value for name, value in vars(record).items() if name not in _STANDARD}
 
 
-def _render_json(logger: WrappedLogger, method: str, event: EventDict) -> str:
-    return orjson.dumps(event, default=repr).decode()
+class JSONFormatter(logging.Formatter):
+    """A JSON object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        line: dict[str, Any] = {
+            "timestamp": timestamp(record.created),
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+            **_fields(record),
+            "logger": record.name,
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return redact(orjson.dumps(line, default=str).decode())
+
+
+class ConsoleFormatter(logging.Formatter):
+    """A line for people: time, level where it is worth a look, event, fields."""
+
+    def __init__(self, colours: bool) -> None:
+        super().__init__()
+        self._colours = colours
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line, and the traceback below it where there is one."""
+        head = f"{timestamp(record.created)[11:23]}  {record.levelname.lower():7}  {record.getMessage()}"
+        line = "  ".join([head, *(f"{name}={value}" for name, value in _fields(record).items())])
+        if record.exc_info:
+            line += "\n" + self.formatException(record.exc_info)
+        colour = _COLOURS.get(record.levelname) if self._colours else None
+        line = redact(line)
+        return f"{colour}{line}\x1b[0m" if colour else line

@@ -86,7 +86,7 @@ class Stream:
         self._laggards = laggards
         self._pending: list[bytes] | None = None
         self._pending_bytes = 0
-        self._waiter: asyncio.Future[None] | None = None
+        self._waiter: asyncio.Future[bool] | None = None
 
     def attach(self, connection: StreamConnection) -> None:
         """Take the connection over once the headers are out; the stream is behind until its loop parks."""
@@ -167,23 +167,23 @@ class Stream:
         """Let the flush loop see that the connection has ended."""
         self._wake()
 
-    async def behind(self) -> bool:
-        """Park the flush loop until there is something to write; return False when the stream is over.
+    def behind(self) -> asyncio.Future[bool]:
+        """Return what the flush loop waits for: True when there is something to write, False at the end.
 
-        While it is parked the stream is ready.
+        While the loop is parked here the stream is ready. It is a future and no coroutine, for which each
+        idle stream would pay.
         """
         assert self.connection is not None
-        while not self.connection.closed:
-            if self._pending or self.connection.unsent_bytes:
-                return True
-            if self.ending is not None:
-                return False
-            if self.audience is not None:
-                self.audience.sends[self.slot] = self.connection.send
-            self._laggards.discard(self)
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
-        return False
+        waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        waiting = bool(self._pending) or self.connection.unsent_bytes > 0
+        if self.connection.closed or waiting or self.ending is not None:
+            waiter.set_result(waiting and not self.connection.closed)
+            return waiter
+        if self.audience is not None:
+            self.audience.sends[self.slot] = self.connection.send
+        self._laggards.discard(self)
+        self._waiter = waiter
+        return waiter
 
     def take(self) -> bytes:
         """Return what waits, as one piece of about `PIECE_BYTES` at the most."""
@@ -219,4 +219,4 @@ class Stream:
     def _wake(self) -> None:
         waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+            waiter.set_result(not self.closed)

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tornado import web
@@ -70,7 +71,7 @@ def start_server(tmp_path: Path) -> Iterator[Callable[..., ServerProcess]]:
     """
     servers: list[ServerProcess] = []
 
-    def start(**settings: object) -> ServerProcess:
+    def start(**settings: Any) -> ServerProcess:
         settings.setdefault("state_dir", tmp_path / "state")
         server = ServerProcess(**settings)
         servers.append(server)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -27,7 +28,7 @@ class ServerProcess:
         settings: ``SSE_APP_…`` variables without the prefix, e.g. ``KEEPALIVE__PING_INTERVAL=1``.
     """
 
-    def __init__(self, *, state_dir: Path, expected: tuple[str, ...] = (), **settings: object) -> None:
+    def __init__(self, *, state_dir: Path, expected: tuple[str, ...] = (), **settings: Any) -> None:
         self.state_dir = state_dir
         self.expected = expected
         with socket.socket() as probe:

@@ -291,14 +291,16 @@ def test_every_event_has_the_fields_that_subscribers_rely_on() -> None:
             assert event["event"] == "training_progress"
             assert set(data) == {"task_id", "progress", "status", "message", "metrics"}
             assert set(data["metrics"]) == {"loss", "accuracy"}
-            assert data["status"] in runs and 0 <= data["progress"] <= 100
+            assert data["status"] in runs
+            assert 0 <= data["progress"] <= 100
         else:
             assert (event["channel"], event["event"]) == ("backtest", "backtest_progress")
             assert set(data) == {
                 *("backtest_id", "progress", "status", "message", "current_date", "results"),
             }
             assert set(data["results"]) == {"total_return", "sharpe_ratio", "max_drawdown"}
-            assert data["status"] in runs and 0 <= data["progress"] <= 100
+            assert data["status"] in runs
+            assert 0 <= data["progress"] <= 100
 
 
 def test_the_first_alert_comes_with_the_third_day_and_the_data_goes_round() -> None:
@@ -321,7 +323,8 @@ def test_each_run_has_an_id_of_its_own_and_an_end() -> None:
                 event["data"]["progress"] for event in mine
             )
             cut = abandoned(mine[5])
-            assert cut and cut["data"]["status"] == "failed"
+            assert cut
+            assert cut["data"]["status"] == "failed"
             assert {**cut["data"], "status": 0, "message": 0} == {
                 **mine[5]["data"],
                 "status": 0,
@@ -436,7 +439,8 @@ def test_events_arrive_once_whatever_happens_to_the_answers() -> None:
         asyncio.run(publish(server.url))
     assert server.log == EVENTS
     assert server.logins == 2
-    assert len(reports) == 4 and reports[1::2] == ["the server is back"] * 2
+    assert len(reports) == 4
+    assert reports[1::2] == ["the server is back"] * 2
 
 
 def test_tasks_that_meet_an_expired_token_together_log_in_once() -> None:

@@ -65,8 +65,8 @@ SCENARIOS = (
         "fanout-10000",
         "Fan-out and latency at 10,000 streams, 4 events a second",
         "40 events at 4 a second, each to 10,000 streams. Latency is from just before the request is sent to "
-        "the moment the client has read the event. Servers that may need more than a core for this are left out "
-        "unless named with --peers.",
+        "the moment the client has read the event. Servers that may need more than a core for this are left "
+        "out unless named with --peers.",
         servers(*STREAM_SERVERS),
         _COLUMNS,
         partial(_measure, 10_000, 40, 4.0, 1),
@@ -86,7 +86,7 @@ SCENARIOS = (
     Scenario(
         "connect",
         "Connect storm",
-        "10,000 streams connect, 100 at a time. Only sse_app checks a token, a different one for each stream.",
+        "10,000 streams connect, 100 at a time. Only sse_app checks a token, and each stream has its own.",
         servers(*STREAM_SERVERS),
         (
             Column("connect_cpu_us", "server CPU, µs a connect", 0),

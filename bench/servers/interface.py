@@ -38,6 +38,8 @@ class Server(ABC):
     """What tells that a stream is subscribed: the response's head, or the event `connected`."""
     batches: ClassVar[bool] = False
     """Whether one request can publish many events."""
+    streams: ClassVar[bool] = True
+    """Whether it has streams at all."""
     health_path: ClassVar[str] = ""
 
     def __init__(self, directory: Path, options: Options) -> None:

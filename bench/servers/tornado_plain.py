@@ -28,6 +28,7 @@ class TornadoPost(PythonApp):
     name = "tornado-post"
     title = "bare Tornado POST handler"
     module = "tornado_post_app"
+    streams = False
     health_path = ""
     batches = True
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from sse_app.channels import ChannelName, ChannelPatterns
@@ -27,7 +28,7 @@ class Grants:
         Raises:
             InvalidChannel: one of them is no pattern.
         """
-        return cls(ChannelPatterns(subscribe), ChannelPatterns(publish), admin)
+        return _grants(tuple(subscribe), tuple(publish), admin)
 
     @classmethod
     def from_claim(cls, claim: object) -> Grants:
@@ -59,8 +60,14 @@ class Grants:
 
     def with_subscriptions(self, patterns: Iterable[str]) -> Grants:
         """Return these grants with more patterns to subscribe to."""
-        return Grants(ChannelPatterns((*self.subscribe.texts, *patterns)), self.publish, self.admin)
+        return Grants.of((*self.subscribe.texts, *patterns), self.publish.texts, self.admin)
 
     def only_subscribing(self, channels: Iterable[ChannelName] | None = None) -> Grants:
         """Return what a stream token may carry of these grants: subscriptions, perhaps to some channels only."""
-        return Grants(self.subscribe if channels is None else ChannelPatterns(channels))
+        return Grants.of(self.subscribe.texts if channels is None else channels)
+
+
+@lru_cache(maxsize=1024)
+def _grants(subscribe: tuple[str, ...], publish: tuple[str, ...], admin: bool) -> Grants:
+    """Make grants once for all tokens that say the same: many do, and each stream refers to its own."""
+    return Grants(ChannelPatterns(subscribe), ChannelPatterns(publish), admin)

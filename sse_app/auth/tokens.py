@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 import time
 from collections.abc import Callable
@@ -11,10 +12,13 @@ from typing import Any, NamedTuple
 import jwt
 
 from sse_app.auth.grants import Grants
-from sse_app.auth.keys import KeyRing
+from sse_app.auth.keys import Key, KeyRing
 from sse_app.errors import InvalidChannel, TokenRefused
 
 MAX_TOKEN_LENGTH = 8192
+MAX_REMEMBERED = 32_768
+"""How many verified tokens are remembered, so that coming back costs no second verification."""
+
 REQUIRED = ["iss", "aud", "sub", "iat", "exp", "jti", "sid", "sse"]
 
 
@@ -53,6 +57,7 @@ class Tokens:
         self._issuer = issuer
         self._audience = audience
         self._clock = clock
+        self._verified: dict[bytes, tuple[TokenKind, Claims]] = {}
 
     def issue(self, kind: TokenKind, subject: str, session: str, grants: Grants, lifetime: float) -> str:
         """Return a new token.
@@ -66,18 +71,19 @@ class Tokens:
         """
         key = self._keys.signing
         now = int(self._clock())
-        claims = {
+        claims = Claims(subject, session, secrets.token_urlsafe(12), now, now + int(lifetime), grants)
+        payload = {
             "iss": self._issuer,
             "aud": self._audience,
-            "sub": subject,
-            "iat": now,
-            "exp": now + int(lifetime),
-            "jti": secrets.token_urlsafe(12),
-            "sid": session,
+            "sub": claims.subject,
+            "iat": claims.issued_at,
+            "exp": claims.expires_at,
+            "jti": claims.token_id,
+            "sid": claims.session,
             "sse": grants.to_claim(),
         }
         return jwt.encode(
-            claims, key.secret, algorithm=key.algorithm, headers={"typ": kind.value, "kid": key.id}
+            payload, key.secret, algorithm=key.algorithm, headers={"typ": kind.value, "kid": key.id}
         )
 
     def verify(self, token: str, kind: TokenKind) -> Claims:
@@ -88,35 +94,51 @@ class Tokens:
         """
         if len(token) > MAX_TOKEN_LENGTH:
             raise TokenRefused("the token is not valid", "longer than any token of ours")
+        digest = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
+        known = self._verified.get(digest)
+        if known is not None and known[0] is kind:
+            if known[1].expires_at > self._clock():
+                return known[1]
+            del self._verified[digest]
+        claims = self._verify(token, kind)
+        if len(self._verified) >= MAX_REMEMBERED:
+            del self._verified[next(iter(self._verified))]  # the one that was verified first
+        self._verified[digest] = (kind, claims)
+        return claims
+
+    def _verify(self, token: str, kind: TokenKind) -> Claims:
         try:
-            header = jwt.get_unverified_header(token)
-            key = self._keys.find(header.get("kid"))
-            if key is None:
-                raise TokenRefused("the token is not valid", "unknown kid")
-            if header.get("typ") != kind.value:
-                raise TokenRefused(f"this takes a token of the kind {kind.value}", "wrong typ")
             payload: dict[str, Any] = jwt.decode(
                 token,
-                key.secret,
+                (key := self._key_for(token, kind)).secret,
                 algorithms=[key.algorithm],
                 audience=self._audience,
                 issuer=self._issuer,
                 options={"require": REQUIRED, "enforce_minimum_key_length": True, "strict_aud": True},
                 leeway=0,
             )
-            return self._claims(payload)
+            return _claims(payload)
         except jwt.ExpiredSignatureError as error:
             raise TokenRefused("the token has expired", "expired") from error
         except (jwt.PyJWTError, InvalidChannel, ValueError, RecursionError) as error:
             raise TokenRefused("the token is not valid", type(error).__name__) from error
 
-    def _claims(self, payload: dict[str, Any]) -> Claims:
-        subject, session, token_id = (payload[name] for name in ("sub", "sid", "jti"))
-        if not all(isinstance(text, str) and text for text in (subject, session, token_id)):
-            raise ValueError("sub, sid and jti must be texts")
-        issued_at, expires_at = payload["iat"], payload["exp"]
-        if not all(
-            isinstance(time, int | float) and not isinstance(time, bool) for time in (issued_at, expires_at)
-        ):
-            raise ValueError("iat and exp must be numbers")
-        return Claims(subject, session, token_id, issued_at, expires_at, Grants.from_claim(payload["sse"]))
+    def _key_for(self, token: str, kind: TokenKind) -> Key:
+        header = jwt.get_unverified_header(token)
+        key = self._keys.find(header.get("kid"))
+        if key is None:
+            raise TokenRefused("the token is not valid", "unknown kid")
+        if header.get("typ") != kind.value:
+            raise TokenRefused(f"this takes a token of the kind {kind.value}", "wrong typ")
+        return key
+
+
+def _claims(payload: dict[str, Any]) -> Claims:
+    """Return the claims in their types, which PyJWT checks of some only."""
+    subject, session, token_id = (payload[name] for name in ("sub", "sid", "jti"))
+    if not all(isinstance(text, str) and text for text in (subject, session, token_id)):
+        raise ValueError("sub, sid and jti must be texts")
+    issued_at, expires_at = payload["iat"], payload["exp"]
+    if not all(type(seconds) in (int, float) for seconds in (issued_at, expires_at)):
+        raise ValueError("iat and exp must be numbers")
+    return Claims(subject, session, token_id, issued_at, expires_at, Grants.from_claim(payload["sse"]))

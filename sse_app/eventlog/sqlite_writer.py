@@ -133,21 +133,23 @@ class SqliteWriter:
         self._thread.join()
 
     def _run(self) -> None:
-        expire_at = time.monotonic()
+        due_at = time.monotonic()
         while True:
             try:
-                first = self._waiting.get(timeout=max(0.0, expire_at - time.monotonic()))
+                first = self._waiting.get(timeout=max(0.0, due_at - time.monotonic()))
             except queue.Empty:
-                expire_at = time.monotonic() + self._look_after()
+                due_at = time.monotonic() + self._look_after()
                 continue
             appends, stopping = self._gather(first)
             if appends:
                 self._report(self._commit(appends))
+                if self._failed:
+                    due_at = min(due_at, time.monotonic() + PROBE_INTERVAL)
             if stopping:
                 self._db.close()
                 return
-            if time.monotonic() >= expire_at:
-                expire_at = time.monotonic() + self._look_after()
+            if time.monotonic() >= due_at:
+                due_at = time.monotonic() + self._look_after()
 
     def _gather(self, first: _Append | None) -> tuple[list[_Append], bool]:
         """Return what waits, as far as one commit should carry it, and whether the end was asked for."""

@@ -7,8 +7,10 @@ import re
 import secrets
 import socket
 import time
+from collections.abc import Collection
 
-from tornado import web
+from tornado import httputil, web
+from tornado.util import ObjectDict
 
 from sse_app.auth.tokens import Claims, TokenKind
 from sse_app.channels import ChannelName, parse_channels
@@ -23,7 +25,20 @@ from sse_app.wire import chunk, encode_json
 
 log = logging.getLogger(__name__)
 
+_NO_HEADERS = httputil.HTTPHeaders()
+_NO_UI = ObjectDict()
 _CLIENT_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+class StreamRequest(httputil.HTTPServerRequest):
+    """What a handler needs of its request once the stream is open: where it writes to."""
+
+    method = "GET"
+    path = "stream"
+    remote_ip = ""
+
+    def __init__(self, connection: StreamConnection) -> None:
+        self.connection = connection
 
 
 @web.stream_request_body
@@ -35,11 +50,16 @@ class StreamHandler(PublishHandler):
 
     async def get(self, names: str) -> None:
         """Stream the channels' events until the client goes or the stream is ended."""
-        stream = await self._open(names)
-        if stream is None:
+        opened = await self._open(names)
+        if opened is None:
             return
+        stream, after, lost = opened
         try:
-            await self._catch_up(stream)
+            if after.seq < self.services.hub.head.seq:
+                await self._catch_up(stream, after.seq, lost)
+            else:
+                self.services.hub.join(stream)
+            del opened, after, lost, names  # an idle stream holds no more than it needs
             while await stream.behind():  # parked here, the hub writes to the socket by itself
                 self.write(stream.take())
                 await self.flush()
@@ -48,8 +68,11 @@ class StreamHandler(PublishHandler):
 
     # -- opening --------------------------------------------------------------------------------------------
 
-    async def _open(self, names: str) -> Stream | None:
-        """Check the request, register the stream and send its first events; None where it is turned away."""
+    async def _open(self, names: str) -> tuple[Stream, EventId, Collection[ChannelName]] | None:
+        """Check the request, register the stream and send its first events; None where it is turned away.
+
+        With the stream come the position from which it goes on, and the channels that cannot.
+        """
         limits = self.services.settings.limits
         channels = parse_channels(names, limits.channels_per_stream)
         self.client_id = self._client_id()
@@ -65,7 +88,7 @@ class StreamHandler(PublishHandler):
         except EventLogUnavailable:
             await self._turn_away("unavailable")
             return None
-        return await self._begin(claims, channels, position is not None, after, lost)
+        return await self._begin(claims, channels, position is not None, after, lost), after, tuple(lost)
 
     def _client_id(self) -> str:
         values = self.request.arguments.get("client_id", [])
@@ -144,20 +167,28 @@ class StreamHandler(PublishHandler):
         stream = hub.register(listener, channels, chunked=chunked)
         try:
             stream.retry = hub.jittered_retry()
-            self._after, self._lost, self._lost_until = after, frozenset(lost), hub.head.seq
             self._stream_headers()
-            self.write(self._first_events(stream, positioned, lost))
+            self.write(self._first_events(stream, positioned, after, lost))
             await self.flush()
             iostream = self.request.connection.detach()  # type: ignore[union-attr]
             connection = StreamConnection(take_socket(iostream), chunked, stream.woken_by_close)
-            self.request.connection = connection
             stream.attach(connection)
+            self._let_go(connection)
             self.services.keepalive.watch(stream)
         except BaseException:
             hub.leave(stream)
             raise
         log.info("stream_opened", extra=self._fields(stream, resumed=positioned and not lost))
         return stream
+
+    def _let_go(self, connection: StreamConnection) -> None:
+        """Write to the bare connection from now on, and drop what the request brought along: most of the memory."""
+        self.request = StreamRequest(connection)
+        self._headers = _NO_HEADERS
+        self._transforms = []
+        self.ui = _NO_UI
+        self.path_args = []
+        self.claims = None
 
     def _stream_headers(self) -> None:
         self._set_socket_options()
@@ -182,7 +213,9 @@ class StreamHandler(PublishHandler):
             if value and (option := getattr(socket, name, None)) is not None:
                 sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
-    def _first_events(self, stream: Stream, positioned: bool, lost: dict[ChannelName, str]) -> bytes:
+    def _first_events(
+        self, stream: Stream, positioned: bool, after: EventId, lost: dict[ChannelName, str]
+    ) -> bytes:
         listener = stream.listener
         connected = {
             "client_id": listener.client_id,
@@ -194,7 +227,7 @@ class StreamHandler(PublishHandler):
             "expires_in": max(0, int(listener.expires_at - time.time())),
             "timestamp": timestamp(time.time()),
         }
-        first = encode_json("connected", connected, id=str(self._after), retry=stream.retry)
+        first = encode_json("connected", connected, id=str(after), retry=stream.retry)
         return first + b"".join(
             encode_json("reset", {"channel": channel, "reason": reason}) for channel, reason in lost.items()
         )
@@ -208,23 +241,23 @@ class StreamHandler(PublishHandler):
 
     # -- running --------------------------------------------------------------------------------------------
 
-    async def _catch_up(self, stream: Stream) -> None:
+    async def _catch_up(self, stream: Stream, after: int, lost: Collection[ChannelName]) -> None:
         """Replay what follows the position until the stream is at the head, and join it there.
 
         The last look at the head and the joining happen in one step of the event loop, so there is no gap
         between the past and the present, and nothing is sent twice, whatever is published meanwhile.
         """
         hub = self.services.hub
-        after = self._after.seq
+        lost_until = hub.head.seq if lost else 0
         while not stream.closed and stream.ending is None:
             goal = hub.head.seq
             if after >= goal:
                 hub.join(stream)
                 return
             channels = stream.channels
-            if self._lost and after < self._lost_until:  # those begin at what was the head at their reset
-                channels = tuple(channel for channel in channels if channel not in self._lost)
-                goal = self._lost_until
+            if after < lost_until:  # the lost ones begin at what was the head at their reset
+                channels = tuple(channel for channel in channels if channel not in lost)
+                goal = lost_until
             try:
                 past, after = await hub.past(channels, after, goal)
             except EventLogUnavailable as error:
@@ -235,6 +268,11 @@ class StreamHandler(PublishHandler):
                 self.write(chunk(past) if stream.chunked else past)
             self.write(stream.take())
             await self.flush()
+
+    def _log(self) -> None:
+        """Leave the access line of a stream to its own two lines; what was refused before it began gets one."""
+        if not isinstance(self.request, StreamRequest):
+            super()._log()
 
     def _closed(self, stream: Stream) -> None:
         self.services.hub.leave(stream)

@@ -5,7 +5,7 @@ import { linePath, niceTicks, scale } from "./chart_geometry.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 const MARGIN = { top: 8, right: 10, bottom: 22, left: 56 }; // pixels
-const TICK_EVERY = { x: 110, y: 44 }; // pixels, about
+const TICK_EVERY = { x: 130, y: 34 }; // pixels, about
 
 /** @typedef {{x: number, label: string, y: (number | null)[]}} Point `y` has a value for each line */
 
@@ -16,6 +16,7 @@ const TICK_EVERY = { x: 110, y: 44 }; // pixels, about
  * @property {(value: number, step: number) => string} formatTick a value on the axis, and the step between two
  * @property {(value: number) => string} formatValue a value at the pointer
  * @property {[number, number]} [xRange] of the x axis; else that of the points
+ * @property {[number, string][]} [xTicks] fixed marks on the x axis; else labels of points
  * @property {[number, number]} [yInclude] values that the y axis reaches in any case
  * @property {boolean} [hideLabels] no labels on the x axis, for a chart above another with the same
  */
@@ -101,22 +102,24 @@ export class LineChart {
   }
 
   #xAxis(plot) {
-    const points = this.#points;
-    const wanted = Math.max(1, Math.floor((plot.right - plot.left) / TICK_EVERY.x));
-    const steps = Math.min(wanted, points.length - 1);
-    const y = plot.bottom + 16;
     const labels = [];
     let free = plot.left;
-    for (let step = 0; step <= steps; step += 1) {
-      const point = points[Math.round((step / Math.max(1, steps)) * (points.length - 1))];
-      const x = plot.x(point.x);
-      const room = point.label.length * 3.4;
-      const middle = Math.min(Math.max(x, plot.left + room), plot.right - room);
-      if (middle - room < free) continue;
-      labels.push(text(middle, y, point.label, "chart-tick", "middle"));
-      free = middle + room + 12;
+    for (const [at, label] of this.#options.xTicks ?? this.#pointTicks(plot)) {
+      const half = label.length * 3.4; // about half of its width
+      const x = Math.min(Math.max(plot.x(at), plot.left + half), plot.right - half);
+      if (x - half < free) continue;
+      labels.push(text(x, plot.bottom + 16, label, "chart-tick", "middle"));
+      free = x + half + 8;
     }
     return labels;
+  }
+
+  /** Chooses points at even distances for their labels. */
+  #pointTicks(plot) {
+    const points = this.#points;
+    const end = points.length - 1;
+    const steps = Math.min(end, Math.floor((plot.x(points[end].x) - plot.x(points[0].x)) / TICK_EVERY.x)) || 1;
+    return Array.from({ length: steps + 1 }, (_, step) => points[Math.round((step / steps) * end)]).map(({ x, label }) => [x, label]);
   }
 
   #line(plot, line, number) {

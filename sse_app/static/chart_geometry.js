@@ -51,7 +51,8 @@ export function linePath(places, base) {
 
 function niceStep(rough) {
   const power = 10 ** Math.floor(Math.log10(rough));
-  return [1, 2, 2.5, 5, 10].find((factor) => factor * power >= rough * (1 - 1e-9)) * power;
+  const ratio = rough / power;
+  return (ratio < 1.5 ? 1 : ratio < 3.2 ? 2 : ratio < 7 ? 5 : 10) * power;
 }
 
 function runs(places) {

@@ -50,7 +50,7 @@ export function percent(value, digits = 2, signed = false) {
  * @param {number} step
  */
 export function axisMoney(value, step) {
-  const [unit, letter] = Math.abs(value) >= 1e6 ? [1e6, "M"] : Math.abs(value) >= 1e3 ? [1e3, "K"] : [1, ""];
+  const [unit, letter] = step >= 5e4 ? [1e6, "M"] : step >= 50 ? [1e3, "K"] : [1, ""];
   return `$${fixed(value / unit, digitsFor(step / unit))}${letter}`;
 }
 

@@ -92,6 +92,7 @@ export class Stream {
     if (this.#status.lastId) query.set("last_event_id", this.#status.lastId);
     const source = new EventSource(`/api/v1/sse/${this.#channels.join(",")}?${query}`);
     this.#source = source;
+    this.#farewell = "";
     const on = (type, handle) => source.addEventListener(type, (event) => source === this.#source && handle(event));
     on("connected", (event) => this.#onConnected(event));
     on("ping", () => this.#watch.ping());

@@ -1,0 +1,73 @@
+// The bar that says how the connection is.
+
+import { find, oncePerFrame, setFigures, setText } from "./dom.js";
+import { count } from "./format.js";
+
+const TITLES = { connecting: "Connecting", live: "Live", reconnecting: "Reconnecting", offline: "Offline" };
+
+/** Shows the status of a stream, with a countdown to the next attempt. */
+export class ConnectionBar {
+  #element;
+  #retry;
+  #status = null;
+  #timer = 0;
+  #redraw = oncePerFrame(() => this.#draw());
+
+  /**
+   * @param {HTMLElement} element
+   * @param {() => void} onRetry the button was pressed
+   */
+  constructor(element, onRetry) {
+    this.#element = element;
+    this.#retry = find("[data-retry]", element);
+    this.#retry.addEventListener("click", onRetry);
+  }
+
+  /** @param {import("./stream.js").Status} status */
+  show(status) {
+    this.#status = status;
+    clearInterval(this.#timer);
+    if (status.retryAt !== null) this.#timer = setInterval(this.#redraw, 250);
+    this.#redraw();
+  }
+
+  /**
+   * Says something that the stream's status does not say, in place of it.
+   * @param {string} sentence
+   */
+  say(sentence) {
+    this.#status = null;
+    clearInterval(this.#timer);
+    this.#state("offline", sentence, "");
+    this.#retry.hidden = true;
+  }
+
+  #draw() {
+    const status = this.#status;
+    if (status === null) return;
+    this.#state(status.state, status.reason, countdown(status.retryAt));
+    const hadFocus = document.activeElement === this.#retry;
+    this.#retry.hidden = status.state === "live" || status.state === "connecting";
+    if (hadFocus && this.#retry.hidden) this.#element.focus();
+    setFigures(this.#element, {
+      received: count(status.received),
+      replayed: count(status.replayed),
+      reconnects: count(Math.max(0, status.reconnects)),
+      last_id: status.lastId || "–",
+      client_id: status.clientId,
+    });
+  }
+
+  #state(state, reason, remaining) {
+    this.#element.dataset.state = state;
+    setText(find("[data-title]", this.#element), TITLES[state]);
+    setText(find("[data-reason]", this.#element), state === "live" ? "" : reason);
+    setText(find("[data-countdown]", this.#element), remaining);
+  }
+}
+
+function countdown(retryAt) {
+  if (retryAt === null) return "";
+  const seconds = Math.ceil((retryAt - performance.now()) / 1000);
+  return seconds > 0 ? `next attempt in ${seconds} s` : "trying now";
+}

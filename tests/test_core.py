@@ -1,0 +1,276 @@
+"""The pure core: channels, patterns, event ids, the wire format; by properties and by the standard's examples."""
+
+from __future__ import annotations
+
+import json
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sse_app.auth.grants import Grants
+from sse_app.channels import (
+    ChannelName,
+    ChannelPattern,
+    ChannelPatterns,
+    own_patterns,
+    parse_channel,
+    parse_channels,
+)
+from sse_app.errors import InvalidChannel, InvalidInput
+from sse_app.events import RESERVED_TYPES, Event, EventId, new_event
+from sse_app.handlers.json_body import parse_json
+from sse_app.recent import RecentEvents
+from sse_app.wire import EventParser, chunk, encode
+
+SEGMENT = st.text("abcdefghijklmnopqrstuvwxyz0123456789_-", min_size=1, max_size=64)
+NAME = st.lists(SEGMENT, min_size=1, max_size=3).map(".".join)
+TYPE = st.from_regex(r"[A-Za-z0-9_.:-]{1,128}", fullmatch=True).filter(
+    lambda type: type not in RESERVED_TYPES
+)
+
+
+def parse(stream: bytes, *cuts: int) -> list[tuple[str, str, str]]:
+    parser = EventParser()
+    pieces = [stream[start:stop] for start, stop in zip((0, *cuts), (*cuts, len(stream)), strict=True)]
+    return [(event.type, event.data, event.id) for piece in pieces for event in parser.feed(piece)]
+
+
+@pytest.mark.parametrize(
+    "text", ["a", "dashboard", "user.ann.orders", "a_b-c.0", "a" * 64, ".".join(["ab"] * 80)]
+)
+def test_channel_names_are_dotted_segments(text: str) -> None:
+    assert parse_channel(text) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        ".",
+        "a.",
+        ".a",
+        "a..b",
+        "A",
+        "ä",
+        "a b",
+        "a/b",
+        "a\n",
+        "*",
+        "a.*",
+        "a" * 65,
+        "status",
+        ".".join(["a"] * 200),
+    ],
+)
+def test_other_texts_are_no_channel_names(text: str) -> None:
+    with pytest.raises(InvalidChannel):
+        parse_channel(text)
+
+
+def test_a_list_of_channels_keeps_its_order_and_names_each_once() -> None:
+    assert parse_channels("b,a,b", 3) == ("b", "a")
+    with pytest.raises(InvalidChannel):
+        parse_channels("a,b,c", 2)
+    with pytest.raises(InvalidChannel):
+        parse_channels("a,,b", 5)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "matching", "others"),
+    [
+        ("dashboard", ["dashboard"], ["dashboards", "dashboard.x"]),
+        ("*", ["a"], ["a.b"]),
+        ("**", ["a", "a.b", "a.b.c"], []),
+        ("user.*", ["user.ann"], ["user", "user.ann.x"]),
+        ("user.**", ["user", "user.ann", "user.ann.x"], ["users", "userx.ann"]),
+        ("user.*.orders", ["user.ann.orders"], ["user.orders", "user.ann.x.orders", "user.ann.ordersx"]),
+        ("*.a.**", ["x.a", "x.a.b"], ["a", "x.b"]),
+    ],
+)
+def test_patterns_match_by_segments(pattern: str, matching: list[str], others: list[str]) -> None:
+    for name in matching:
+        assert ChannelPattern(pattern).matches(name)
+    for name in others:
+        assert not ChannelPattern(pattern).matches(name)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "**.a", "a.**.b", "a*", "***", "a.**x", "A.*", ".*", "user.{sub}", "a.\n"]
+)
+def test_other_texts_are_no_patterns(text: str) -> None:
+    with pytest.raises(InvalidChannel):
+        ChannelPattern(text)
+
+
+@given(NAME)
+def test_a_name_is_a_pattern_for_itself_and_two_stars_cover_it(name: str) -> None:
+    assert ChannelPattern(name).matches(name)
+    assert ChannelPattern("**").matches(name)
+    assert ChannelPatterns([name + ".**"]).matches(name + ".x")
+
+
+def test_own_channels_belong_only_to_subjects_that_are_one_segment() -> None:
+    assert own_patterns(["user.{sub}.**"], "ann") == ("user.ann.**",)
+    for subject in ("ann.b", "*", "**", "Ann", "", "a b", "a" * 65):
+        assert own_patterns(["user.{sub}.**"], subject) == ()
+
+
+def test_grants_survive_being_a_claim() -> None:
+    grants = Grants.of(["a.*"], ["b"], True)
+    assert Grants.from_claim(json.loads(json.dumps(grants.to_claim()))) == grants
+    bad: list[object] = [
+        None,
+        [],
+        {"subscribe": "a"},
+        {"subscribe": [1]},
+        {"publish": ["**.a"]},
+        {"admin": 1},
+    ]
+    for claim in bad:
+        with pytest.raises(InvalidChannel):
+            Grants.from_claim(claim)
+
+
+@given(st.from_regex(r"[A-Za-z0-9]{1,32}", fullmatch=True), st.integers(0, 10**18))
+def test_event_ids_survive_being_text(epoch: str, seq: int) -> None:
+    assert EventId.parse(str(EventId(epoch, seq))) == (epoch, seq)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a", "a-", "-1", "a-01", "a-1 ", "a--1", "a-1-1", "a-٣", "ä-1", "a-1\n", "a-" + "9" * 40]
+)
+def test_other_texts_are_no_event_ids(text: str) -> None:
+    assert EventId.parse(text) is None
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**80), 2**80)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+@given(TYPE, st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), JSON, max_size=5), st.data())
+def test_any_event_comes_back_equal_however_the_stream_is_cut(
+    type: str, data: dict[str, object], draw: st.DataObject
+) -> None:
+    event = new_event(ChannelName("a"), type, data, now=0)
+    stream = encode(event.data, event=event.type, id="e-1")
+    cut = draw.draw(st.integers(0, len(stream)))
+    ((parsed_type, parsed_data, id),) = parse(stream, cut)
+    assert (parsed_type, id) == (type, "e-1")
+    assert json.loads(parsed_data) == {"timestamp": "1970-01-01T00:00:00.000Z", **data, "channel": "a"}
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\n")), st.data())
+def test_every_line_break_in_data_becomes_a_new_line(text: str, draw: st.DataObject) -> None:
+    breaks = draw.draw(st.lists(st.sampled_from(["\n", "\r", "\r\n"]), max_size=4))
+    data = text + "".join(f"{ending}x" for ending in breaks)
+    ((_, parsed, _),) = parse(encode(data.encode()))
+    assert parsed == text + "\nx" * len(breaks)
+
+
+@pytest.mark.parametrize("bad", ["a\nb", "a\rb", "a\0b"])
+def test_fields_with_line_breaks_are_refused(bad: str) -> None:
+    with pytest.raises(ValueError, match="CR, LF or NUL"):
+        encode(b"", event=bad)
+    with pytest.raises(ValueError, match="CR, LF or NUL"):
+        encode(b"", id=bad)
+
+
+@pytest.mark.parametrize(
+    ("stream", "events"),
+    [  # WHATWG HTML §9.2.6 and §9.2.7
+        ("data: YHOO\ndata: +2\ndata: 10\n\n", [("message", "YHOO\n+2\n10", "")]),
+        (
+            ": test stream\n\ndata: first event\nid: 1\n\ndata:second event\nid\n\ndata:  third event\n\n",
+            [
+                ("message", "first event", "1"),
+                ("message", "second event", ""),
+                ("message", " third event", ""),
+            ],
+        ),
+        ("data\n\ndata\ndata\n\ndata:", [("message", "", ""), ("message", "\n", "")]),
+        ("data:test\n\ndata: test\n\n", [("message", "test", ""), ("message", "test", "")]),
+        ("event: add\ndata: 73857293\n\nevent: remove\n\n", [("add", "73857293", "")]),
+        ("\ufeffdata: a\r\rdata: b\r\n\r\n", [("message", "a", ""), ("message", "b", "")]),
+        ("id: a\0b\ndata: x\n\nid: 2\n\ndata: y\n\n", [("message", "x", ""), ("message", "y", "2")]),
+        ("retry: 10\nretry: x\nfoo: bar\ndata: x\n\n", [("message", "x", "")]),
+    ],
+)
+def test_the_parser_does_what_the_standard_says_wherever_the_stream_is_cut(
+    stream: str, events: list[tuple[str, str, str]]
+) -> None:
+    encoded = stream.encode()
+    for cut in range(len(encoded) + 1):
+        assert parse(encoded, cut) == events
+    assert parse(encoded, *range(1, len(encoded))) == events
+
+
+@given(st.binary(min_size=1, max_size=300))
+def test_a_chunk_says_its_length(payload: bytes) -> None:
+    size, _, rest = chunk(payload).partition(b"\r\n")
+    assert (int(size, 16), rest) == (len(payload), payload + b"\r\n")
+
+
+@pytest.mark.parametrize("type", [*RESERVED_TYPES, "", "a b", "a\n", "ä", "a" * 129, None, 1])
+def test_bad_event_types_are_refused_by_name(type: object) -> None:
+    with pytest.raises(InvalidInput, match=r"^events\[1\]\.event "):
+        new_event(ChannelName("a"), type, {}, now=0, field="events[1].")
+
+
+@pytest.mark.parametrize("data", [None, [], "x", 1])
+def test_data_that_is_no_object_is_refused(data: object) -> None:
+    with pytest.raises(InvalidInput, match=r"^data must be"):
+        new_event(ChannelName("a"), "e", data, now=0)
+
+
+@pytest.mark.parametrize("retry", [-1, 1.5, True, "1", 86_400_001])
+def test_a_bad_retry_is_refused(retry: object) -> None:
+    with pytest.raises(InvalidInput, match=r"^retry must be"):
+        new_event(ChannelName("a"), "e", {}, retry, now=0)
+
+
+@given(JSON)
+def test_json_from_outside_keeps_every_digit(value: object) -> None:
+    assert parse_json(json.dumps(value).encode()) == value
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"NaN", b'{"a": Infinity}', b'"\xff"', b'"\\ud800"', b"1" * 5000, b"[" * 9000]
+)
+def test_what_is_no_json_is_refused(body: bytes) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        parse_json(body)
+
+
+def test_recent_events_know_where_they_begin() -> None:
+    recent = RecentEvents("e", max_bytes=400)
+    assert recent.between(0, 0, {ChannelName("a")}) is None
+    encoded = [
+        recent.add(Event(seq, ChannelName("a" if seq % 2 else "b"), "t", b"{}")) for seq in range(1, 30)
+    ]
+    first = next(after for after in range(30) if recent.between(after, 29, {ChannelName("a")}) is not None)
+    assert 10 < first < 29
+    assert recent.between(first - 1, 29, {ChannelName("a")}) is None
+    for after in range(first, 30):
+        for until in range(after, 30):
+            both = recent.between(after, until, {ChannelName("a"), ChannelName("b")})
+            assert both == encoded[after:until]
+            assert recent.between(after, until, {ChannelName("a")}) == [
+                encoded[seq - 1] for seq in range(after + 1, until + 1) if seq % 2
+            ]
+
+
+def test_event_data_is_compact_json_with_the_channel_set() -> None:
+    event = new_event(ChannelName("real"), "e", {"channel": "fake", "timestamp": "t"}, now=0)
+    assert orjson.loads(event.data) == {"channel": "real", "timestamp": "t"}
