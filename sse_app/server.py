@@ -21,6 +21,10 @@ FIRST_INHERITED = 3
 """The first file descriptor that systemd passes (sd_listen_fds(3))."""
 
 MAX_HEADER_BYTES = 32 * 1024
+IDLE_TIMEOUT = 75.0
+"""How long a connection may take to send a request's headers, in seconds."""
+BODY_TIMEOUT = 60.0
+"""How long a request's body may take to come, in seconds."""
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +60,11 @@ async def _serve(settings: Settings) -> None:
     # Listening comes last: whoever connects is served.
     sockets = inherited_sockets() or _bind(settings)
     server = HTTPServer(
-        app.application(), max_header_size=MAX_HEADER_BYTES, max_body_size=8 * settings.limits.body_bytes
+        app.application(),
+        max_header_size=MAX_HEADER_BYTES,
+        max_body_size=8 * settings.limits.body_bytes,
+        idle_connection_timeout=IDLE_TIMEOUT,
+        body_timeout=BODY_TIMEOUT,
     )
     server.add_sockets(sockets)
     log.info("listening", extra={"address": _addresses(sockets), "pid": os.getpid(), "version": VERSION})

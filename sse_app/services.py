@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +23,9 @@ from sse_app.metrics import Metrics
 from sse_app.publisher import Publisher
 from sse_app.settings import Settings
 from sse_app.state import StateDirectory
+
+RESERVED_FILES = 256
+"""How many of the open files that the system allows are left for other things than streams."""
 
 
 class Services:
@@ -51,6 +55,8 @@ class Services:
             settings.auth.own_channels,
         )
         self.eventlog = make_event_log(settings, self.state)
+        open_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self.stream_capacity = min(settings.limits.streams, max(1, open_files - RESERVED_FILES))
         self.ready = False
         self.draining = False
 

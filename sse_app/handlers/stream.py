@@ -80,8 +80,8 @@ class StreamHandler(PublishHandler):
         claims = self._claims()
         self._authorise(claims, channels)
         self._limit(claims)
-        if self.services.draining or len(self.services.hub.streams) >= limits.streams:
-            await self._turn_away("shutdown" if self.services.draining else "unavailable")
+        if (reason := self._cannot_serve()) is not None:
+            await self._turn_away(reason)
             return None
         try:
             after, lost = await self._where(channels, position)
@@ -89,6 +89,14 @@ class StreamHandler(PublishHandler):
             await self._turn_away("unavailable")
             return None
         return await self._begin(claims, channels, position is not None, after, lost), after, tuple(lost)
+
+    def _cannot_serve(self) -> str | None:
+        """Return why no stream can be served just now, or None."""
+        services = self.services
+        if services.draining:
+            return "shutdown"
+        full = len(services.hub.streams) >= services.stream_capacity
+        return "unavailable" if full or not services.eventlog.available else None
 
     def _client_id(self) -> str:
         values = self.request.arguments.get("client_id", [])

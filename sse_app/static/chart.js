@@ -119,14 +119,17 @@ export class LineChart {
     const points = this.#points;
     const end = points.length - 1;
     const steps = Math.min(end, Math.floor((plot.x(points[end].x) - plot.x(points[0].x)) / TICK_EVERY.x)) || 1;
-    return Array.from({ length: steps + 1 }, (_, step) => points[Math.round((step / steps) * end)]).map(({ x, label }) => [x, label]);
+    const chosen = Array.from({ length: steps + 1 }, (_, step) => points[Math.round((step / steps) * end)]);
+    return chosen.map(({ x, label }) => [x, label]);
   }
 
   #line(plot, line, number) {
-    const place = this.#points.map((point) => [plot.x(point.x), point.y[number] === null ? null : plot.y(point.y[number])]);
-    const parts = [element("path", { class: `chart-line line-${line.name}`, d: linePath(place) })];
-    if (line.area) parts.unshift(element("path", { class: `chart-area area-${line.name}`, d: linePath(place, plot.y(0)) }));
-    const [x, y] = place[place.length - 1];
+    const places = this.#points.map(({ x, y }) => [plot.x(x), y[number] === null ? null : plot.y(y[number])]);
+    const parts = [];
+    const path = (kind, base) => element("path", { class: `chart-${kind} ${kind}-${line.name}`, d: linePath(places, base) });
+    if (line.area) parts.push(path("area", plot.y(0)));
+    parts.push(path("line"));
+    const [x, y] = places[places.length - 1];
     if (y !== null) parts.push(element("circle", { class: `chart-dot dot-${line.name}`, cx: x, cy: y, r: 3 }));
     return parts;
   }
@@ -137,10 +140,11 @@ export class LineChart {
     const point = this.#points.reduce((best, each) => (distance(each) < distance(best) ? each : best));
     const x = plot.x(point.x);
     const values = point.y.map((value) => (value === null ? "–" : this.#options.formatValue(value)));
-    const left = x > (plot.left + plot.right) / 2;
+    const content = [point.label, ...values].join("  ");
+    const [at, anchor] = x > (plot.left + plot.right) / 2 ? [x - 6, "end"] : [x + 6, "start"];
     return [
       element("line", { class: "chart-pointer", x1: x, x2: x, y1: plot.top, y2: plot.bottom }),
-      text(left ? x - 6 : x + 6, plot.top + 10, [point.label, ...values].join("  "), "chart-value", left ? "end" : "start"),
+      text(at, plot.top + 10, content, "chart-value", anchor),
     ];
   }
 

@@ -42,11 +42,14 @@ export function niceTicks(values, wanted) {
 export function linePath(places, base) {
   return runs(places)
     .map((run) => {
-      const line = run.map(([x, y]) => `${x.toFixed(1)} ${y.toFixed(1)}`).join("L");
-      if (base === undefined) return `M${line}`;
-      return `M${run[0][0].toFixed(1)} ${base.toFixed(1)}L${line}L${run[run.length - 1][0].toFixed(1)} ${base.toFixed(1)}Z`;
+      if (base === undefined) return lineThrough(run);
+      return `${lineThrough([[run[0][0], base], ...run, [run[run.length - 1][0], base]])}Z`;
     })
     .join("");
+}
+
+function lineThrough(run) {
+  return `M${run.map(([x, y]) => `${x.toFixed(1)} ${y.toFixed(1)}`).join("L")}`;
 }
 
 function niceStep(rough) {

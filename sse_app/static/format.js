@@ -29,7 +29,8 @@ export function count(value) {
  */
 export function fixed(value, digits) {
   if (!isNumber(value)) return NONE;
-  return value.toLocaleString(LOCALE, { minimumFractionDigits: digits, maximumFractionDigits: digits }).replace("-", "−");
+  const options = { minimumFractionDigits: digits, maximumFractionDigits: digits };
+  return value.toLocaleString(LOCALE, options).replace("-", "−");
 }
 
 /**

@@ -3,6 +3,7 @@
 import { ConnectionBar } from "./connection_bar.js";
 import { find, setText } from "./dom.js";
 import { Feed } from "./feed.js";
+import { words } from "./format.js";
 import { AlertsPanel } from "./panels/alerts.js";
 import { BacktestPanel } from "./panels/backtest.js";
 import { PortfolioPanel } from "./panels/portfolio.js";
@@ -16,6 +17,9 @@ const PANELS = {
   training: { make: TrainingPanel, history: 100 },
   backtest: { make: BacktestPanel, history: 150 },
 };
+
+const NOT_GRANTED = "This account may not read this channel.";
+const NOTE_TIME = 60_000; // milliseconds that the news of a gap stays
 
 const CLIENT_ID = `page-${randomText(9)}`;
 
@@ -32,7 +36,10 @@ form.addEventListener("submit", (event) => {
   event.preventDefault();
   logIn();
 });
-find("#logout").addEventListener("click", () => end("You are logged out."));
+find("#logout").addEventListener("click", () => {
+  end("You are logged out.");
+  problem.classList.add("calm");
+});
 
 function makeFeed(channel, { make: Panel, history }) {
   return new Feed(new Panel(panelOf(channel)), () => session.history(channel, history));
@@ -45,13 +52,13 @@ function panelOf(channel) {
 async function logIn() {
   const button = find("button", form);
   button.disabled = true;
-  setText(problem, "");
+  say("");
   try {
     const granted = await session.logIn(form.username.value.trim(), form.password.value);
     form.password.value = "";
     begin(granted);
   } catch (error) {
-    setText(problem, loginProblem(error));
+    say(loginProblem(error));
     form.password.focus();
   } finally {
     button.disabled = false;
@@ -69,14 +76,14 @@ function begin({ streamToken, channels }) {
   setText(find("#who"), session.username);
   showView(live);
   find("#connection").focus();
-  for (const channel of feeds.keys()) note(channel, granted.includes(channel) ? "" : "This account may not read this channel.");
+  for (const channel of feeds.keys()) note(channel, granted.includes(channel) ? "" : NOT_GRANTED);
   if (!granted.length) {
     bar.say("this account may read none of the four channels");
     return;
   }
   stream = new Stream(session, granted, CLIENT_ID, {
     onEvent: (event) => feeds.get(event.channel)?.take(event),
-    onReset: (channel, reason) => refill(channel, `Some events are missing (${reason.replaceAll("_", " ")}): filled anew from history.`),
+    onReset: (channel, reason) => refill(channel, `There was a gap (${words(reason)}): filled anew from history.`),
     onStatus: (status) => bar.show(status),
     onExpired: expire,
   });
@@ -89,6 +96,7 @@ async function refill(channel, sentence) {
   try {
     await feeds.get(channel)?.refill();
     note(channel, sentence);
+    if (sentence) setTimeout(() => unnote(channel, sentence), NOTE_TIME);
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
     if (error.status === 401) expire();
@@ -106,9 +114,14 @@ function end(sentence) {
   stream = null;
   session.logOut();
   for (const feed of feeds.values()) feed.stop();
-  setText(problem, sentence);
+  say(sentence);
   showView(login);
   form.password.focus();
+}
+
+function say(sentence) {
+  problem.classList.remove("calm");
+  setText(problem, sentence);
 }
 
 function showView(view) {
@@ -121,6 +134,11 @@ function note(channel, sentence) {
   const element = find("[data-note]", panelOf(channel));
   setText(element, sentence);
   element.hidden = !sentence;
+}
+
+/** Takes a note away, unless there is another by now. */
+function unnote(channel, sentence) {
+  if (find("[data-note]", panelOf(channel)).textContent === sentence) note(channel, "");
 }
 
 function randomText(length) {

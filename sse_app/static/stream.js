@@ -59,7 +59,14 @@ export class Stream {
     this.#channels = channels;
     this.#listener = listener;
     this.#status = {
-      state: "connecting", reason: "", retryAt: null, received: 0, replayed: 0, reconnects: -1, lastId: "", clientId,
+      state: "connecting",
+      reason: "",
+      retryAt: null,
+      received: 0,
+      replayed: 0,
+      reconnects: -1, // the first connection makes it 0
+      lastId: "",
+      clientId,
     };
   }
 
@@ -192,7 +199,8 @@ export class Stream {
 
   #tellWaiting(reason, delay) {
     const state = navigator.onLine ? "reconnecting" : "offline";
-    this.#tell({ state, reason: navigator.onLine ? reason : "this device is offline", retryAt: performance.now() + delay });
+    const why = navigator.onLine ? reason : "this device is offline";
+    this.#tell({ state, reason: why, retryAt: performance.now() + delay });
   }
 
   #tell(changes) {

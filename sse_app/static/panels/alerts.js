@@ -81,7 +81,7 @@ function item(data, severity, live) {
   const time = make("time", "alert-time", clock(moment));
   if (!Number.isNaN(moment.getTime())) time.dateTime = moment.toISOString();
   const text = make("p", "alert-text", String(data.message ?? words(data.alert_type)));
-  const about = make("p", "alert-about", `${words(data.alert_type)} · ${words(data.entity_type)} ${data.entity_id ?? ""}`);
-  row.append(make("span", "alert-severity", severity), time, text, about);
+  const about = `${words(data.alert_type)} · ${words(data.entity_type)} ${data.entity_id ?? ""}`;
+  row.append(make("span", "alert-severity", severity), time, text, make("p", "alert-about", about));
   return row;
 }

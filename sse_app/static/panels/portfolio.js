@@ -46,8 +46,9 @@ export class PortfolioPanel {
 
   /** @param {import("../feed.js").Received} event */
   apply({ event, data }) {
+    if (event !== "dashboard_update" || data.update_type !== "metrics") return;
     const metrics = data.data;
-    if (event !== "dashboard_update" || data.update_type !== "metrics" || typeof metrics !== "object" || !metrics) return;
+    if (typeof metrics !== "object" || metrics === null) return;
     // A day before the last one begins another pass over the bars.
     if (String(metrics.date) < String(this.#last.date ?? "")) this.#startOver();
     this.#last = metrics;
