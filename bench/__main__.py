@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -126,7 +127,12 @@ def main(arguments: Sequence[str]) -> int:
     return 1 if failed else 0
 
 
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt  # so that the servers are ended on the way out
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:

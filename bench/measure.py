@@ -95,6 +95,7 @@ def connect(server: Server, client: StreamClient) -> Sample:
         "connect_retries": float(report["retried"] + report["ended"]),
         "rss_kib_per_stream": (grown.rss - memory.rss) / client.streams,
         "pss_kib_per_stream": (grown.pss - memory.pss) / client.streams,
+        "rss_mib": grown.rss / 1024,
         "connect_stolen_percent": cost.stolen * 100,
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from bench import plots
@@ -12,6 +13,7 @@ from bench.scenarios.scenario import Column
 from bench.servers import SERVERS
 from bench.targets import OURS, TARGETS, Target
 
+_NUMBER = re.compile(r"\{[^}]*\}( (×|%|[µm]s|KiB|events/s))?")
 _INTRODUCTION = """\
 # Benchmarks
 
@@ -61,8 +63,11 @@ def _commands(results: dict[str, Result]) -> list[str]:
 def _verdict(target: Target, value: float | None, limit: float | None) -> tuple[str, str]:
     if limit is None:
         return "", ""
-    text = ("≥ " if target.higher else "≤ ") + target.unit.format(limit).split(" (")[0]
-    return text, "" if value is None else "yes" if target.met(value, limit) else "**no**"
+    number = _NUMBER.search(target.unit)
+    shown = number[0].format(limit) if number else str(limit)
+    return ("≥ " if target.higher else "≤ ") + shown, "" if value is None else "yes" if target.met(
+        value, limit
+    ) else "**no**"
 
 
 def targets_table(results: dict[str, Result]) -> list[str]:

@@ -39,7 +39,7 @@ class Result:
     def save(self, directory: Path) -> None:
         """Write it as JSON."""
         directory.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(asdict(self), indent=1, sort_keys=True)
+        text = json.dumps(asdict(self), indent=1)
         (directory / f"{self.scenario}.json").write_text(text + "\n")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import NewType
 
 from sse_app.errors import InvalidChannel
@@ -20,6 +21,7 @@ _SUBJECT_SEGMENT = re.compile(_SEGMENT)
 _PATTERN = re.compile(rf"(?:\*\*|(?:{_SEGMENT}|\*)(?:\.(?:{_SEGMENT}|\*))*(?:\.\*\*)?)")
 
 
+@lru_cache(maxsize=4096)
 def parse_channel(text: str) -> ChannelName:
     """Return ``text`` as a channel name.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import orjson
@@ -68,7 +69,7 @@ def timestamp(seconds: float) -> str:
 
 
 def new_event(
-    channel: ChannelName, type: object, data: object, retry: object = None, *, now: float, field: str = ""
+    channel: ChannelName, type: object, data: object, retry: object = None, *, now: str, field: str = ""
 ) -> NewEvent:
     """Return a checked event, its data encoded with ``channel`` set and ``timestamp`` added where absent.
 
@@ -77,13 +78,13 @@ def new_event(
         type: the event type, ``[A-Za-z0-9_.:-]{1,128}`` and none of `RESERVED_TYPES`.
         data: a JSON object.
         retry: the client's new reconnection time in milliseconds, or None.
-        now: the time in seconds since the epoch for the timestamp.
+        now: the timestamp for data that has none, as `timestamp` writes it.
         field: where the event stands in the request, such as ``events[2].``, for the error's text.
 
     Raises:
         InvalidInput: the type, the data or the retry is not as said; the text names the field.
     """
-    if not isinstance(type, str) or not _TYPE.fullmatch(type):
+    if not isinstance(type, str) or not _is_type(type):
         raise InvalidInput(f"{field}event must match [A-Za-z0-9_.:-]{{1,128}}", f"{field}event")
     if type in RESERVED_TYPES:
         raise InvalidInput(f"{field}event {type!r} is reserved for the server", f"{field}event")
@@ -95,8 +96,13 @@ def new_event(
         raise InvalidInput(f"{field}retry must be milliseconds from 0 to {MAX_RETRY}", f"{field}retry")
     complete: dict[str, Any] = {**data, "channel": channel}
     if "timestamp" not in complete:
-        complete["timestamp"] = timestamp(now)
+        complete["timestamp"] = now
     return NewEvent(channel, type, _encode(complete, field), retry)
+
+
+@lru_cache(maxsize=1024)
+def _is_type(text: str) -> bool:
+    return _TYPE.fullmatch(text) is not None
 
 
 def _encode(data: dict[str, Any], field: str) -> bytes:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from sse_app.channels import ChannelName, ChannelPatterns, parse_channel
 from sse_app.errors import InvalidInput, UnknownChannel
 from sse_app.eventlog import EventLog, IdempotencyKey
-from sse_app.events import EventId, NewEvent, new_event
+from sse_app.events import EventId, NewEvent, new_event, timestamp
+
+_MEMBERS = frozenset({"channel", "event", "data", "retry"})
 
 
 class Publisher:
@@ -52,11 +54,9 @@ class Publisher:
         """
         return await self.append(self.check_batch(list(events)))
 
-    def check(
-        self, channel: str, event: object, data: object, retry: object = None, *, field: str = ""
-    ) -> NewEvent:
-        """Return an event of the right form; ``field`` says where it stands, for the error's text."""
-        return new_event(parse_channel(channel), event, data, retry, now=time.time(), field=field)
+    def check(self, channel: str, event: object, data: object, retry: object = None) -> NewEvent:
+        """Return an event of the right form."""
+        return new_event(parse_channel(channel), event, data, retry, now=timestamp(time.time()))
 
     def check_batch(self, events: object) -> list[NewEvent]:
         """Return the events of a batch, each of the right form."""
@@ -64,21 +64,8 @@ class Publisher:
             raise InvalidInput("events must be a list with at least one event", "events")
         if len(events) > self._batch_limit:
             raise InvalidInput(f"events has more than {self._batch_limit} events", "events")
-        return [self._check_item(item, f"events[{number}].") for number, item in enumerate(events)]
-
-    def _check_item(self, item: object, field: str) -> NewEvent:
-        if not isinstance(item, Mapping):
-            raise InvalidInput(f"{field[:-1]} must be an object", field[:-1])
-        refuse_unknown(item, ("channel", "event", "data", "retry"), field)
-        channel = item.get("channel")
-        if not isinstance(channel, str):
-            raise InvalidInput(f"{field}channel must be a channel name", f"{field}channel")
-        try:
-            return self.check(channel, item.get("event"), item.get("data"), item.get("retry"), field=field)
-        except InvalidInput as error:
-            if error.field == "channel":
-                raise InvalidInput(f"{field}channel: {error}", f"{field}channel") from None
-            raise
+        now = timestamp(time.time())
+        return [_check_item(item, f"events[{number}].", now) for number, item in enumerate(events)]
 
     def require_known(self, channel: ChannelName) -> None:
         """Refuse a channel that no configured name or pattern covers.
@@ -100,7 +87,7 @@ class Publisher:
         return await self._eventlog.append(events, key)
 
 
-def refuse_unknown(item: Mapping[Any, Any], known: Sequence[str], field: str = "") -> None:
+def refuse_unknown(item: Mapping[Any, Any], known: Collection[str], field: str = "") -> None:
     """Refuse members that mean nothing, rather than drop what a publisher thought would count.
 
     Raises:
@@ -109,3 +96,15 @@ def refuse_unknown(item: Mapping[Any, Any], known: Sequence[str], field: str = "
     for name in item:
         if name not in known:
             raise InvalidInput(f"unknown member {field}{ascii(name)[1:-1][:80]}", f"{field}{name}")
+
+
+def _check_item(item: object, field: str, now: str) -> NewEvent:
+    """Return an event of a batch; ``field`` says where it stands, for the error's text."""
+    if not isinstance(item, Mapping):
+        raise InvalidInput(f"{field[:-1]} must be an object", field[:-1])
+    refuse_unknown(item, _MEMBERS, field)
+    try:
+        channel = parse_channel(str(item.get("channel")))
+    except InvalidInput as error:
+        raise InvalidInput(f"{field}channel: {error}", f"{field}channel") from None
+    return new_event(channel, item.get("event"), item.get("data"), item.get("retry"), now=now, field=field)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection
 
 from sse_app.channels import ChannelName
-from sse_app.events import Event, EventId
-from sse_app.wire import encode
+from sse_app.events import Event
+from sse_app.wire import encode_event
+
+MAX_ANSWERS = 16
 
 
 class RecentEvents:
@@ -19,13 +20,15 @@ class RecentEvents:
     """
 
     def __init__(self, epoch: str, max_bytes: int) -> None:
-        self._epoch = epoch
+        self._epoch = epoch.encode()
         self._max_bytes = max_bytes
         self._bytes = 0
+        self._answers: dict[tuple[int, int, frozenset[ChannelName]], bytes] = {}
         self._ring: deque[tuple[int, ChannelName, bytes]] = deque()
 
     def add(self, event: Event) -> bytes:
         """Encode an event that follows the last one, keep it, and return it."""
+        self._answers.clear()  # nobody will ask for the past as it was
         encoded = self.encode(event)
         self._ring.append((event.seq, event.channel, encoded))
         self._bytes += len(encoded)
@@ -35,18 +38,30 @@ class RecentEvents:
 
     def encode(self, event: Event) -> bytes:
         """Return an event of the log in the event stream format."""
-        id = EventId(self._epoch, event.seq)
-        return encode(event.data, event=event.type, id=str(id), retry=event.retry)
+        id = b"%b-%d" % (self._epoch, event.seq)
+        return encode_event(id, event.type.encode(), event.data, event.retry)
 
-    def between(self, after: int, until: int, channels: Collection[ChannelName]) -> list[bytes] | None:
-        """Return the channels' events with ``after < seq <= until``; None where the ring begins later."""
+    def between(self, after: int, until: int, channels: frozenset[ChannelName]) -> bytes | None:
+        """Return the channels' events with ``after < seq <= until``; None where the ring begins later.
+
+        Clients who lost their connections together ask for the same, so the last answers are kept.
+        """
         if not self._ring or self._ring[0][0] > after + 1:
             return None
+        key = (after, until, channels)
+        answer = self._answers.get(key)
+        if answer is None:
+            if len(self._answers) >= MAX_ANSWERS:
+                self._answers.clear()
+            answer = self._answers[key] = self._join(after, until, channels)
+        return answer
+
+    def _join(self, after: int, until: int, channels: frozenset[ChannelName]) -> bytes:
         found: list[bytes] = []
         for seq, channel, encoded in reversed(self._ring):
             if seq <= after:
                 break
-            if channel in channels and seq <= until:
+            if seq <= until and channel in channels:
                 found.append(encoded)
         found.reverse()
-        return found
+        return b"".join(found)

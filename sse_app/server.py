@@ -8,6 +8,7 @@ import os
 import resource
 import signal
 import socket
+import sys
 
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
@@ -20,6 +21,8 @@ from sse_app.version import VERSION
 FIRST_INHERITED = 3
 """The first file descriptor that systemd passes (sd_listen_fds(3))."""
 
+SWITCH_INTERVAL = 0.001
+"""Seconds; see `sys.setswitchinterval`."""
 MAX_HEADER_BYTES = 32 * 1024
 IDLE_TIMEOUT = 75.0
 """How long a connection may take to send a request's headers, in seconds."""
@@ -35,6 +38,8 @@ def run(settings: Settings) -> None:
     Raises:
         StateError: the state directory, the event log or the address cannot be used.
     """
+    # The event log's writer thread waits at most so long for the interpreter's lock when the event loop is busy.
+    sys.setswitchinterval(SWITCH_INTERVAL)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(_serve(settings))
 

@@ -44,6 +44,13 @@ def encode(
     return b"".join(lines)
 
 
+def encode_event(id: bytes, type: bytes, data: bytes, retry: int | None) -> bytes:
+    """Return an event of the log as `encode` would: its parts are checked and on one line, so it is quick."""
+    if retry is None:
+        return b"id: %b\nevent: %b\ndata: %b\n\n" % (id, type, data)
+    return b"retry: %d\nid: %b\nevent: %b\ndata: %b\n\n" % (retry, id, type, data)
+
+
 def encode_json(event: str, data: object, *, id: str | None = None, retry: int | None = None) -> bytes:
     """Return one event whose data is ``data`` as JSON."""
     return encode(orjson.dumps(data), event=event, id=id, retry=retry)

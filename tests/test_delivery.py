@@ -166,7 +166,7 @@ class Room:
 
 
 CHANNELS = ["dashboard", "alerts", "training", "backtest", "test.**"]
-LIMITS = {"LIMITS__STREAMS_PER_USER": 1000}
+LIMITS: dict[str, Any] = {"LIMITS__STREAMS_PER_USER": 1000}
 
 
 @pytest.fixture(scope="module")
@@ -526,7 +526,7 @@ def test_a_position_before_an_event_that_grew_too_old_brings_a_reset(start_room:
     def gone() -> bool:
         answer = room.http.get("/api/v1/sse/dashboard/history", params=after).json()
         assert answer["complete"] is (answer["events"] != [])
-        return answer["events"] == []
+        return not answer["events"]
 
     until(gone, "the event grew too old", 5)
     for _ in range(2):
@@ -834,7 +834,7 @@ def test_the_server_sets_channel_and_adds_a_timestamp_where_there_is_none(room: 
     position = room.head(channel)
     with listen(room.url(channel)) as live:
         first(live)
-        room.publish(channel, 1, channel="alerts")
+        room.publish(channel, 1, **{"channel": "alerts"})
         room.publish(channel, 2, timestamp="yesterday")
         answer = room.http.post(
             f"/api/v1/sse/{channel}", json={"event": "e", "data": {"n": 3}, "retry": 1234}

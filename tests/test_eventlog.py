@@ -73,6 +73,8 @@ async def test_replay_merges_channels_in_log_order_by_pages(make: Callable[..., 
         page = await log.replay([A, B, ChannelName("c")], 2, 9, 3)
         assert ([event.seq for event in page.events], page.more) == ([3, 4, 5], True)
         assert page.events[0] == Event(3, B, "t", b'{"n":3}', None)
+        assert [event.seq for event in await log.latest(B, 2)] == [7, 9]
+        assert await log.latest(ChannelName("c"), 2) == []
         page = await log.replay([B], 2, 9, 100)
         assert ([event.seq for event in page.events], page.more) == ([3, 5, 7, 9], False)
 

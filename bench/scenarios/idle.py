@@ -44,6 +44,7 @@ SCENARIOS = (
             Column("cpu_percent", "% of a core", 2),
             Column("rss_kib_per_stream", "RSS, KiB a stream"),
             Column("pss_kib_per_stream", "PSS, KiB a stream"),
+            Column("rss_mib", "RSS in all, MiB", 0),
             Column("pings_per_stream", "pings a stream", 2),
             Column("stolen_percent", "stolen %"),
         ),

@@ -58,7 +58,7 @@ SCENARIOS = (
             Column("stolen_percent", "stolen %"),
         ),
         _SINGLE,
-        plot="requests_per_s",
+        plot="events_per_s",
         default=("sse_app", "tornado-post", "nchan"),
     ),
 )

@@ -83,6 +83,10 @@ class EventLog(ABC):
         """Return the kept events of the channels with ``after < seq <= until``, the first ``limit`` of them."""
 
     @abstractmethod
+    async def latest(self, channel: ChannelName, limit: int) -> list[Event]:
+        """Return the last ``limit`` events that are kept of a channel, oldest first."""
+
+    @abstractmethod
     async def published(self, channel: ChannelName) -> tuple[int, int]:
         """Return how many events the channel was ever given, and the ``seq`` of its last one (0: none)."""
 

@@ -116,6 +116,11 @@ class MemoryEventLog(EventLog):
         found = list(islice(merge(*pasts), limit + 1))
         return Page(found[:limit], len(found) > limit)
 
+    async def latest(self, channel: ChannelName, limit: int) -> list[Event]:
+        self._trim(self._clock())
+        known = self._channels.get(channel)
+        return [event for _, event in known.events][-limit:] if known else []
+
     async def published(self, channel: ChannelName) -> tuple[int, int]:
         known = self._channels.get(channel)
         return (known.published, known.last_seq) if known else (0, 0)

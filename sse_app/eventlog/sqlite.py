@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from heapq import merge
 from itertools import islice
 from pathlib import Path
+from typing import Literal, TypeVar
 
 from sse_app.channels import ChannelName
 from sse_app.database import connect
@@ -17,6 +18,10 @@ from sse_app.eventlog import EventLog, IdempotencyKey, Page, Retention
 from sse_app.eventlog.sqlite_writer import ChannelState, Commit, SqliteWriter
 from sse_app.eventlog.tail import Tails
 from sse_app.events import Event, EventId, NewEvent
+
+MAX_SEQ = 2**63 - 1
+
+T = TypeVar("T")
 
 
 class SqliteEventLog(EventLog):
@@ -103,34 +108,41 @@ class SqliteEventLog(EventLog):
         ]
         if not ranges:
             return Page([], False)
+        return await self._read(lambda: self._page(ranges, until, limit))
+
+    async def latest(self, channel: ChannelName, limit: int) -> list[Event]:
+        state = self._channels.get(channel)
+        if state is None:
+            return []
+        found = await self._read(
+            lambda: list(self._select(channel, state.id, state.trimmed, MAX_SEQ, "DESC", limit))
+        )
+        return found[::-1]
+
+    async def _read(self, work: Callable[[], T]) -> T:
+        """Run ``work`` in the reader's thread."""
         if self._writer is None:
             raise EventLogUnavailable("the event log is closed")
-        return await asyncio.get_running_loop().run_in_executor(
-            self._reading, self._read, ranges, until, limit
-        )
-
-    def _read(self, ranges: list[tuple[ChannelName, int, int]], until: int, limit: int) -> Page:
-        """Merge the channels' events, each read in order by the index, so that no query sorts or scans."""
-        query = (
-            "SELECT seq, type, data, retry FROM events WHERE channel = ? AND seq > ? AND seq <= ? "
-            "ORDER BY seq LIMIT ?"
-        )
         try:
-            found = list(
-                islice(
-                    merge(
-                        *(
-                            (Event(seq, name, type, data, retry) for seq, type, data, retry in rows)
-                            for name, id, after in ranges
-                            for rows in [self._reader.execute(query, (id, after, until, limit + 1))]
-                        )
-                    ),
-                    limit + 1,
-                )
-            )
+            return await asyncio.get_running_loop().run_in_executor(self._reading, work)
         except sqlite3.Error as error:
             raise EventLogUnavailable(f"the event log cannot be read: {error}") from error
+
+    def _page(self, ranges: list[tuple[ChannelName, int, int]], until: int, limit: int) -> Page:
+        """Merge the channels' events, each read in order by the index, so that no query sorts or scans."""
+        pasts = [self._select(name, id, after, until, "ASC", limit + 1) for name, id, after in ranges]
+        found = list(islice(merge(*pasts), limit + 1))
         return Page(found[:limit], len(found) > limit)
+
+    def _select(
+        self, name: ChannelName, id: int, after: int, until: int, order: Literal["ASC", "DESC"], limit: int
+    ) -> Iterator[Event]:
+        rows = self._reader.execute(
+            "SELECT seq, type, data, retry FROM events WHERE channel = ? AND seq > ? AND seq <= ? "
+            f"ORDER BY seq {order} LIMIT ?",
+            (id, after, until, limit),
+        )
+        return (Event(seq, name, type, data, retry) for seq, type, data, retry in rows)
 
     async def published(self, channel: ChannelName) -> tuple[int, int]:
         state = self._channels.get(channel)

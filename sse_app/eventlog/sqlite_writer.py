@@ -11,6 +11,7 @@ import time
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,6 +44,8 @@ MIGRATIONS = [
 MAX_EVENTS_PER_COMMIT = 2_000
 PROBE_INTERVAL = 1.0
 """How often a log that failed is tried again while nobody publishes, in seconds."""
+INSERT_SIZES = (512, 128, 32, 8, 1)
+"""How many rows an INSERT statement takes; one has at most 32,766 parameters."""
 ERASE_STEP = 2_000
 """How many expired events one transaction erases, so that publishers do not wait long behind it."""
 
@@ -176,10 +179,7 @@ class SqliteWriter:
             now = self._last_at = max(time.time(), self._last_at)
             for events, key, future in appends:
                 commit.outcomes.append((future, self._store(events, key, now, commit)))
-            self._db.executemany(
-                "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?)",
-                [(e.seq, commit.channels[e.channel].id, e.type, e.data, e.retry, now) for e in commit.events],
-            )
+            self._insert(commit, now)
             for event in commit.events:
                 seqs.setdefault(event.channel, array("q")).append(event.seq)
             for channel, new in seqs.items():
@@ -230,6 +230,23 @@ class SqliteWriter:
                 commit.channels[event.channel] = self._channel(event.channel)
             commit.events.append(Event(seq, *event))
         return range(first, first + len(events))
+
+    def _insert(self, commit: Commit, now: float) -> None:
+        """Insert the events, many with one statement.
+
+        SQLite lets go of the interpreter's lock for each statement, and getting it back from a busy event loop
+        can take milliseconds. The statements are of a few sizes only, so that they stay prepared.
+        """
+        rows = [(e.seq, commit.channels[e.channel].id, e.type, e.data, e.retry, now) for e in commit.events]
+        start = 0
+        for size in INSERT_SIZES:
+            while len(rows) - start >= size:
+                values = ", ".join(["(?, ?, ?, ?, ?, ?)"] * size)
+                self._db.execute(
+                    f"INSERT INTO events VALUES {values}",
+                    list(chain.from_iterable(rows[start : start + size])),
+                )
+                start += size
 
     def _channel(self, name: ChannelName) -> ChannelState:
         """Return a channel's state, making its row and reading its kept ``seq`` numbers at its first event."""

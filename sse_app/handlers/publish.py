@@ -71,8 +71,8 @@ class BatchHandler(_Publishing):
         request = self.json_object(body)
         refuse_unknown(request, ("events",))
         events = self.services.publisher.check_batch(request.get("events"))
-        for event in events:
-            require_publish(claims, event.channel)
+        for channel in dict.fromkeys(event.channel for event in events):
+            require_publish(claims, channel)
         ids = await self.store(claims, events, body)
         self.write_json({"ids": [str(id) for id in ids]}, 201)
 
@@ -81,7 +81,7 @@ class HistoryHandler(ApiHandler):
     """``GET /api/v1/sse/{channel}/history``: what the log keeps of a channel."""
 
     async def get(self, name: str) -> None:
-        """Answer with the events after a position, oldest first."""
+        """Answer with the first events after a position, or without one with the last there are; oldest first."""
         channel = parse_channel(name)
         position = parse_position(self.request.arguments.get("after", []), "after")
         limit = self._limit()
@@ -91,14 +91,14 @@ class HistoryHandler(ApiHandler):
         self.services.publisher.require_known(channel)
         eventlog = self.services.eventlog
         head = eventlog.head
-        after = EventId(head.epoch, 0)
-        complete = True
-        if position is not None:
-            parsed = EventId.parse(position)
-            complete = parsed is not None and not await eventlog.lost([channel], parsed)
-            after = parsed if parsed is not None and complete else after
-        page = await eventlog.replay([channel], after.seq, head.seq, limit)
-        self.write_json({"events": [_item(head.epoch, event) for event in page.events], "complete": complete})
+        if position is None:
+            events, complete = await eventlog.latest(channel, limit), True
+        else:
+            after = EventId.parse(position)
+            complete = after is not None and not await eventlog.lost([channel], after)
+            start = after.seq if after is not None and complete else 0
+            events = (await eventlog.replay([channel], start, head.seq, limit)).events
+        self.write_json({"events": [_item(head.epoch, event) for event in events], "complete": complete})
 
     def _limit(self) -> int:
         text = self.get_query_argument("limit", str(HISTORY_LIMIT))

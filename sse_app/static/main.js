@@ -82,14 +82,14 @@ function begin({ streamToken, channels }) {
     return;
   }
   stream = new Stream(session, granted, CLIENT_ID, {
+    // Not before: history that was read earlier would leave a gap between itself and the stream.
+    onBegin: () => granted.forEach((channel) => refill(channel, "")),
     onEvent: (event) => feeds.get(event.channel)?.take(event),
     onReset: (channel, reason) => refill(channel, `There was a gap (${words(reason)}): filled anew from history.`),
     onStatus: (status) => bar.show(status),
     onExpired: expire,
   });
-  // The stream first: what comes while history is on its way waits for it.
   stream.start(streamToken);
-  for (const channel of granted) refill(channel, "");
 }
 
 async function refill(channel, sentence) {

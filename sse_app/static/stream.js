@@ -25,6 +25,7 @@ const EVENT_TYPES = ["dashboard_update", "risk_alert", "training_progress", "bac
 
 /**
  * @typedef {object} Listener
+ * @property {() => void} onBegin the first connection stands: from here on no event is missed
  * @property {(event: Received) => void} onEvent
  * @property {(channel: string, reason: string) => void} onReset what is shown of the channel has a gap
  * @property {(status: Status) => void} onStatus
@@ -129,6 +130,7 @@ export class Stream {
     this.#stableTimer = setTimeout(() => (this.#attempt = 0), STABLE);
     const reconnects = this.#status.reconnects + 1;
     this.#tell({ state: "live", reason: "", retryAt: null, lastId: event.lastEventId, reconnects });
+    if (reconnects === 0) this.#listener.onBegin();
   }
 
   #onEvent(event) {
