@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -49,18 +50,23 @@ def stream_client(server: Server, streams: int, channels: list[str] | None = Non
     return StreamClient(server.port, paths, streams, ready=server.ready)
 
 
-def _machine_time() -> tuple[int, int]:
-    fields = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
-    return sum(fields), fields[7]
+def _machine_time() -> tuple[int, int, int]:
+    """All time of all cores, that in which they worked for us, and that which was stolen, in ticks."""
+    line = Path("/proc/stat").read_text().split("\n", 1)[0]
+    user, nice, system, idle, waiting, hard, soft, stolen = (int(field) for field in line.split()[1:9])
+    busy = user + nice + system + hard + soft
+    return busy + idle + waiting + stolen, busy, stolen
 
 
 @dataclass
 class Cost:
-    """What a stretch took: the server's CPU and the clock in seconds, and the share of the machine stolen."""
+    """What a stretch took: CPU of the server and of the whole machine, and the clock, in seconds."""
 
     cpu: float
+    machine_cpu: float
     wall: float
     stolen: float
+    """The share of the machine's time that the hypervisor gave to others."""
 
 
 class Stopwatch:
@@ -76,8 +82,8 @@ class Stopwatch:
         """Return what has passed since the start."""
         cpu = self._server.processes.cpu_seconds() - self._cpu
         wall = time.monotonic() - self._wall
-        total, stolen = _machine_time()
-        return Cost(cpu, wall, (stolen - self._machine[1]) / max(1, total - self._machine[0]))
+        total, busy, stolen = (now - then for now, then in zip(_machine_time(), self._machine, strict=True))
+        return Cost(cpu, busy / os.sysconf("SC_CLK_TCK"), wall, stolen / max(1, total))
 
 
 def connect(server: Server, client: StreamClient) -> Sample:
@@ -122,15 +128,18 @@ def fan_out(server: Server, client: StreamClient, events: int, rate: float, batc
     published = publisher.result()
     verify(after, events)
     deliveries = streams * events
+    client_cpu = after["cpu_s"] - before["cpu_s"]
+    others = max(0.0, cost.machine_cpu - cost.cpu - client_cpu - published["cpu_s"])
     return {
         "cpu_us": cost.cpu / deliveries * 1e6,
-        "client_cpu_us": (after["cpu_s"] - before["cpu_s"]) / deliveries * 1e6,
+        "client_cpu_us": client_cpu / deliveries * 1e6,
         "publisher_cpu_us": published["cpu_s"] / events * 1e6,
         "server_cpu_percent": cost.cpu / cost.wall * 100,
-        "client_cpu_percent": (after["cpu_s"] - before["cpu_s"]) / cost.wall * 100,
+        "client_cpu_percent": client_cpu / cost.wall * 100,
         "bytes_per_delivery": after["bytes"] / deliveries,
         "deliveries_per_s": deliveries / cost.wall,
         "stolen_percent": cost.stolen * 100,
+        "others_percent": others / cost.wall / (os.cpu_count() or 1) * 100,
         "answer_p99_ms": published["answer_us"]["p99"] / 1e3,
         **latencies(after),
     }

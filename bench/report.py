@@ -1,5 +1,7 @@
 """Write BENCHMARKS.md and its plots from the results, and from nothing else."""
 
+# ruff: noqa: RUF001  (the multiplication sign is meant)
+
 from __future__ import annotations
 
 import os
@@ -27,7 +29,8 @@ CPU is user and system time of all processes of a server, as the kernel counts i
 first request to the moment the last stream has the last event; nothing is subtracted. Events have 200
 bytes of data. The client, a C epoll loop, checks that every stream got every event once and in order; a
 sample where one did not is a failure and counts nowhere. "Stolen" is the share of the machine's time that
-the hypervisor gave to others meanwhile: where it is high, times are worth less than ratios.
+the hypervisor gave to others meanwhile: "others" the share that processes beside server, client and
+publisher took. Where they are high, a round is worth less.
 """
 
 

@@ -133,7 +133,7 @@ TARGETS = (
     ),
     Target(
         _STALLED,
-        "{:,.0f} KiB more memory; its byte limit is 1,024 KiB, and a quarter is allowed for what holds the bytes",
+        "{:,.0f} KiB more memory; its byte limit is 1,024 KiB, a quarter more is for what holds the bytes",
         1280.0,
         None,
         _stalled_memory,

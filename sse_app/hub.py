@@ -148,7 +148,7 @@ class Hub:
         wanted = frozenset(channels)
         recent = self._recent.between(after, until, wanted)
         if recent is not None:
-            return recent, until
+            return recent
         page = await self.eventlog.replay(wanted, after, until, PAGE_EVENTS)
         if await self.eventlog.lost(wanted, EventId(self.head.epoch, after)):
             raise EventLogUnavailable("the history was trimmed while it was being replayed")

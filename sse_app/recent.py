@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
+from itertools import islice
 
 from sse_app.channels import ChannelName
 from sse_app.events import Event
 from sse_app.wire import encode_event
 
-MAX_ANSWERS = 16
+MAX_ANSWERS = 64
+PIECE_BYTES = 64 * 1024
+"""How much a client who comes back is sent at a time: what a stalled one can hold on to."""
 
 
 class RecentEvents:
@@ -23,7 +26,7 @@ class RecentEvents:
         self._epoch = epoch.encode()
         self._max_bytes = max_bytes
         self._bytes = 0
-        self._answers: dict[tuple[int, int, frozenset[ChannelName]], bytes] = {}
+        self._answers: dict[tuple[int, int, frozenset[ChannelName]], tuple[bytes, int]] = {}
         self._ring: deque[tuple[int, ChannelName, bytes]] = deque()
 
     def add(self, event: Event) -> bytes:
@@ -41,10 +44,11 @@ class RecentEvents:
         id = b"%b-%d" % (self._epoch, event.seq)
         return encode_event(id, event.type.encode(), event.data, event.retry)
 
-    def between(self, after: int, until: int, channels: frozenset[ChannelName]) -> bytes | None:
-        """Return the channels' events with ``after < seq <= until``; None where the ring begins later.
+    def between(self, after: int, until: int, channels: frozenset[ChannelName]) -> tuple[bytes, int] | None:
+        """Return the channels' first events with ``after < seq <= until``, and the ``seq`` to go on from.
 
-        Clients who lost their connections together ask for the same, so the last answers are kept.
+        About `PIECE_BYTES` at a time. None where the ring begins later. Clients who lost their connections
+        together ask for the same, so the last answers are kept.
         """
         if not self._ring or self._ring[0][0] > after + 1:
             return None
@@ -56,12 +60,15 @@ class RecentEvents:
             answer = self._answers[key] = self._join(after, until, channels)
         return answer
 
-    def _join(self, after: int, until: int, channels: frozenset[ChannelName]) -> bytes:
+    def _join(self, after: int, until: int, channels: frozenset[ChannelName]) -> tuple[bytes, int]:
         found: list[bytes] = []
-        for seq, channel, encoded in reversed(self._ring):
-            if seq <= after:
+        size = 0
+        for seq, channel, encoded in islice(self._ring, after + 1 - self._ring[0][0], None):
+            if seq > until:
                 break
-            if seq <= until and channel in channels:
+            if channel in channels:
                 found.append(encoded)
-        found.reverse()
-        return b"".join(found)
+                size += len(encoded)
+                if size >= PIECE_BYTES:
+                    return b"".join(found), seq
+        return b"".join(found), until

@@ -265,9 +265,24 @@ def test_recent_events_know_where_they_begin() -> None:
     assert recent.between(first - 1, 29, only_a) is None
     for after in range(first, 30):
         for until in range(after, 30):
-            assert recent.between(after, until, both) == b"".join(encoded[after:until])
+            assert recent.between(after, until, both) == (b"".join(encoded[after:until]), until)
             odd = b"".join(encoded[seq - 1] for seq in range(after + 1, until + 1) if seq % 2)
-            assert recent.between(after, until, only_a) == odd
+            assert recent.between(after, until, only_a) == (odd, until)
+
+
+def test_a_long_past_comes_in_pieces() -> None:
+    recent = RecentEvents("e", max_bytes=10**7)
+    channel = ChannelName("a")
+    encoded = [recent.add(Event(seq, channel, "t", b"x" * 10_000)) for seq in range(1, 31)]
+    after, pieces = 0, []
+    while after < 30:
+        answer = recent.between(after, 30, frozenset({channel}))
+        assert answer is not None
+        piece, after = answer
+        assert len(piece) < 80_000
+        pieces.append(piece)
+    assert b"".join(pieces) == b"".join(encoded)
+    assert len(pieces) == 5
 
 
 def test_event_data_is_compact_json_with_the_channel_set() -> None:

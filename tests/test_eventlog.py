@@ -80,6 +80,17 @@ async def test_replay_merges_channels_in_log_order_by_pages(make: Callable[..., 
 
 
 @pytest.mark.gen_test
+async def test_large_events_are_read_a_few_at_a_time(make: Callable[..., EventLog]) -> None:
+    async with opened(make()) as log:
+        await log.append([new(A, "x" * 400_000) for _ in range(5)])
+        page = await log.replay([A], 0, 5, 100)
+        assert ([event.seq for event in page.events], page.more) == ([1, 2, 3], True)
+        page = await log.replay([A], 3, 5, 100)
+        assert ([event.seq for event in page.events], page.more) == ([4, 5], False)
+        assert [event.seq for event in await log.latest(A, 100)] == [3, 4, 5]
+
+
+@pytest.mark.gen_test
 async def test_what_is_appended_together_by_many_is_stored_once_and_in_order(
     make: Callable[..., EventLog],
 ) -> None:

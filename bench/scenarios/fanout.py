@@ -15,6 +15,7 @@ _COLUMNS = (
     Column("publisher_cpu_us", "publisher CPU, µs an event", 1),
     Column("bytes_per_delivery", "bytes a delivery", 0),
     Column("stolen_percent", "stolen %"),
+    Column("others_percent", "others %"),
 )
 _FAST = ("sse_app", "floor", "nchan")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from typing import NamedTuple
 
 from sse_app.channels import ChannelName
@@ -11,6 +11,9 @@ from sse_app.events import Event, EventId, NewEvent
 
 IDEMPOTENCY_AGE = 86_400.0
 """How long the answer to an idempotency key is kept, in seconds."""
+
+PAGE_BYTES = 1024 * 1024
+"""How much data is read from the log at a time."""
 
 
 class Retention(NamedTuple):
@@ -33,6 +36,18 @@ class Page(NamedTuple):
 
     events: list[Event]
     more: bool
+
+
+def first_page(events: Iterator[Event], limit: int) -> Page:
+    """Take a page from events in log order (or from the end, against it)."""
+    taken: list[Event] = []
+    size = 0
+    for event in events:
+        if len(taken) == limit or size >= PAGE_BYTES:
+            return Page(taken, True)
+        taken.append(event)
+        size += len(event.data)
+    return Page(taken, False)
 
 
 class EventLog(ABC):
@@ -80,11 +95,14 @@ class EventLog(ABC):
 
     @abstractmethod
     async def replay(self, channels: Collection[ChannelName], after: int, until: int, limit: int) -> Page:
-        """Return the kept events of the channels with ``after < seq <= until``, the first ``limit`` of them."""
+        """Return the first kept events of the channels with ``after < seq <= until``.
+
+        At most ``limit``, and no more once their data is `PAGE_BYTES`; at least one where there is one.
+        """
 
     @abstractmethod
     async def latest(self, channel: ChannelName, limit: int) -> list[Event]:
-        """Return the last ``limit`` events that are kept of a channel, oldest first."""
+        """Return the last kept events of a channel, oldest first; as many as `replay` would."""
 
     @abstractmethod
     async def published(self, channel: ChannelName) -> tuple[int, int]:

@@ -9,11 +9,10 @@ from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from heapq import merge
-from itertools import islice
 
 from sse_app.channels import ChannelName
 from sse_app.errors import EventLogUnavailable, IdempotencyKeyReused
-from sse_app.eventlog import IDEMPOTENCY_AGE, EventLog, IdempotencyKey, Page, Retention
+from sse_app.eventlog import IDEMPOTENCY_AGE, EventLog, IdempotencyKey, Page, Retention, first_page
 from sse_app.eventlog.tail import Tails
 from sse_app.events import Event, EventId, NewEvent
 
@@ -113,13 +112,13 @@ class MemoryEventLog(EventLog):
                 events = [event for _, event in self._channels[name].events]
                 start = bisect_right(events, after, key=lambda event: event.seq)
                 pasts.append(event for event in events[start:] if event.seq <= until)
-        found = list(islice(merge(*pasts), limit + 1))
-        return Page(found[:limit], len(found) > limit)
+        return first_page(merge(*pasts), limit)
 
     async def latest(self, channel: ChannelName, limit: int) -> list[Event]:
         self._trim(self._clock())
         known = self._channels.get(channel)
-        return [event for _, event in known.events][-limit:] if known else []
+        newest_first = (event for _, event in reversed(known.events)) if known else iter(())
+        return first_page(newest_first, limit).events[::-1]
 
     async def published(self, channel: ChannelName) -> tuple[int, int]:
         known = self._channels.get(channel)

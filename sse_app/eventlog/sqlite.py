@@ -7,14 +7,13 @@ import sqlite3
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from heapq import merge
-from itertools import islice
 from pathlib import Path
 from typing import Literal, TypeVar
 
 from sse_app.channels import ChannelName
 from sse_app.database import connect
 from sse_app.errors import EventLogUnavailable
-from sse_app.eventlog import EventLog, IdempotencyKey, Page, Retention
+from sse_app.eventlog import EventLog, IdempotencyKey, Page, Retention, first_page
 from sse_app.eventlog.sqlite_writer import ChannelState, Commit, SqliteWriter
 from sse_app.eventlog.tail import Tails
 from sse_app.events import Event, EventId, NewEvent
@@ -114,10 +113,10 @@ class SqliteEventLog(EventLog):
         state = self._channels.get(channel)
         if state is None:
             return []
-        found = await self._read(
-            lambda: list(self._select(channel, state.id, state.trimmed, MAX_SEQ, "DESC", limit))
+        page = await self._read(
+            lambda: first_page(self._select(channel, state.id, state.trimmed, MAX_SEQ, "DESC", limit), limit)
         )
-        return found[::-1]
+        return page.events[::-1]
 
     async def _read(self, work: Callable[[], T]) -> T:
         """Run ``work`` in the reader's thread."""
@@ -131,8 +130,7 @@ class SqliteEventLog(EventLog):
     def _page(self, ranges: list[tuple[ChannelName, int, int]], until: int, limit: int) -> Page:
         """Merge the channels' events, each read in order by the index, so that no query sorts or scans."""
         pasts = [self._select(name, id, after, until, "ASC", limit + 1) for name, id, after in ranges]
-        found = list(islice(merge(*pasts), limit + 1))
-        return Page(found[:limit], len(found) > limit)
+        return first_page(merge(*pasts), limit)
 
     def _select(
         self, name: ChannelName, id: int, after: int, until: int, order: Literal["ASC", "DESC"], limit: int
