@@ -11,6 +11,7 @@ from contextlib import suppress
 from tornado import httputil
 from tornado.iostream import IOStream
 
+from sse_app.settings import Socket
 from sse_app.wire import LAST_CHUNK
 
 _DISCARD_SIZE = 4096
@@ -19,10 +20,26 @@ _DISCARD_SIZE = 4096
 def take_socket(iostream: IOStream) -> socket.socket:
     """Take the socket out of an IOStream that has nothing left to write; the IOStream is of no use afterwards."""
     iostream.io_loop.remove_handler(iostream.fileno())
-    old = iostream.socket
-    sock = socket.socket(old.family, old.type, old.proto, fileno=old.detach())
-    sock.setblocking(False)
+    sock: socket.socket = iostream.socket
     return sock
+
+
+def tune(sock: socket.socket, settings: Socket, ping_interval: float) -> None:
+    """Let the kernel find dead clients, and hold little for slow ones; options that the system lacks are left out.
+
+    TCP keepalive finds dead clients of idle streams, the user timeout those with data under way (RFC 5482).
+    """
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (
+        ("TCP_KEEPIDLE", settings.keepalive_idle),
+        ("TCP_KEEPINTVL", settings.keepalive_interval),
+        ("TCP_KEEPCNT", settings.keepalive_count),
+        ("TCP_USER_TIMEOUT", int(1000 * (settings.user_timeout or ping_interval / 2))),
+        ("TCP_NOTSENT_LOWAT", settings.notsent_lowat),
+    ):
+        if value and (option := getattr(socket, name, None)) is not None:
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 class StreamConnection(httputil.HTTPConnection):
@@ -75,7 +92,8 @@ class StreamConnection(httputil.HTTPConnection):
 
     def leave_rest(self, chunk: bytes, sent: int) -> None:
         """Take over what the socket did not accept of a chunk that somebody else sent."""
-        self._queue(memoryview(chunk)[sent:])
+        if not self.closed:
+            self._queue(memoryview(chunk)[sent:])
 
     def write(self, chunk: bytes) -> asyncio.Future[None]:
         """Send wire bytes; the future resolves when the socket has accepted all of them, or has closed."""

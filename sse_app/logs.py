@@ -41,6 +41,9 @@ def configure(level: str, format: Literal["auto", "console", "json"]) -> None:
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     logging.getLogger("asyncio").setLevel(logging.WARNING)
+    # What no line shows need not be gathered for each (logging HOWTO, "Optimization").
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:

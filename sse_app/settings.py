@@ -104,6 +104,10 @@ class Socket(_Section):
 
     backlog: Count = 4096
     notsent_lowat: Annotated[int, Field(ge=0, le=2**30)] = 16_384
+    keepalive_idle: Annotated[int, Field(ge=0, le=32_767)] = 60
+    keepalive_interval: Annotated[int, Field(ge=0, le=32_767)] = 15
+    keepalive_count: Annotated[int, Field(ge=0, le=127)] = 4
+    user_timeout: Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)] = 0.0
 
 
 class Log(_Section):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 import secrets
-import socket
 import time
 from collections.abc import Collection
 
@@ -14,7 +13,7 @@ from tornado.util import ObjectDict
 
 from sse_app.auth.tokens import Claims, TokenKind
 from sse_app.channels import ChannelName, parse_channels
-from sse_app.connection import StreamConnection, take_socket
+from sse_app.connection import StreamConnection, take_socket, tune
 from sse_app.errors import EventLogUnavailable, TokenRefused
 from sse_app.events import EventId, timestamp
 from sse_app.handlers.api import RETRY_AFTER, Refusal
@@ -175,6 +174,9 @@ class StreamHandler(PublishHandler):
         stream = hub.register(listener, channels, chunked=chunked)
         try:
             stream.retry = hub.jittered_retry()
+            settings = self.services.settings
+            sock = self.request.connection.stream.socket  # type: ignore[union-attr]
+            tune(sock, settings.socket, settings.keepalive.ping_interval)
             self._stream_headers()
             self.write(self._first_events(stream, positioned, after, lost))
             await self.flush()
@@ -199,27 +201,13 @@ class StreamHandler(PublishHandler):
         self.claims = None
 
     def _stream_headers(self) -> None:
-        self._set_socket_options()
         self.set_header("Content-Type", "text/event-stream")
         self.set_header("Cache-Control", "no-store, no-transform")
         self.set_header("X-Accel-Buffering", "no")
         self.set_header("Connection", "close")  # its end is the end of the connection
-
-    def _set_socket_options(self) -> None:
-        """Let the kernel find dead clients, and hold little for slow ones (Linux only)."""
-        settings = self.services.settings
-        sock = self.request.connection.stream.socket  # type: ignore[union-attr]
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for name, value in (
-            ("TCP_KEEPIDLE", 60),
-            ("TCP_KEEPINTVL", 15),
-            ("TCP_KEEPCNT", 4),
-            ("TCP_USER_TIMEOUT", int(settings.keepalive.ping_interval * 500)),
-            ("TCP_NOTSENT_LOWAT", settings.socket.notsent_lowat),
-        ):
-            if value and (option := getattr(socket, name, None)) is not None:
-                sock.setsockopt(socket.IPPROTO_TCP, option, value)
+        self.request.headers.pop(
+            "Connection", None
+        )  # else Tornado promises HTTP/1.0 clients a second response
 
     def _first_events(
         self, stream: Stream, positioned: bool, after: EventId, lost: dict[ChannelName, str]
