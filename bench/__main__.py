@@ -50,10 +50,19 @@ def _chosen(scenario: Scenario, peers: list[str], hints: dict[str, str]) -> tupl
     wanted = peers or list(scenario.default)
     variants = [variant for variant in scenario.variants if variant.server in wanted]
     absent = dict.fromkeys(variant.server for variant in variants if hints[variant.server])
-    return (
-        [variant for variant in variants if variant.server not in absent],
-        [f"{name}: {hints[name]}" for name in absent],
-    )
+    unasked = dict.fromkeys(variant.server for variant in scenario.variants if variant.server not in wanted)
+    lines = [f"{name}: {hints[name]}" for name in absent] + [f"{name}: not asked for" for name in unasked]
+    return [variant for variant in variants if variant.server not in absent], lines
+
+
+def _without_out(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments without the directory of the results, which says nothing about them."""
+    kept, skip = [], False
+    for argument in arguments:
+        if not skip and not argument.startswith("--out"):
+            kept.append(argument)
+        skip = argument == "--out"
+    return kept
 
 
 def _take(variant: Variant, scenario: Scenario, quick: bool) -> Sample:
@@ -104,7 +113,7 @@ def main(arguments: Sequence[str]) -> int:
     native.build()
     about = machine.describe(raise_file_limit())
     hints = {name: server.missing() for name, server in SERVERS.items()}
-    command = shlex.join(["python", "-m", "bench", *arguments])
+    command = shlex.join(["python", "-m", "bench", *_without_out(arguments)])
     failed = False
     for name in options.scenario or SCENARIOS:
         scenario = SCENARIOS[name]

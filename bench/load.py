@@ -51,7 +51,8 @@ class StreamClient:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._process.stdin and self._process.stdout
+        assert self._process.stdin
+        assert self._process.stdout
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
         try:
@@ -64,7 +65,8 @@ class StreamClient:
 
     def ask(self, command: str, timeout: float = 10.0) -> Report:
         """Send one command of `client.c` and return the report it answers with."""
-        assert self._process.stdin and self._process.stdout
+        assert self._process.stdin
+        assert self._process.stdout
         self._process.stdin.write(command + "\n")
         self._process.stdin.flush()
         ready, _, _ = select.select([self._process.stdout], [], [], timeout + 10)

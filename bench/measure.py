@@ -44,6 +44,16 @@ def running(name: str, options: Options | None = None) -> Iterator[Server]:
             server.stop()
 
 
+def wait_until_quiet(server: Server, limit: float = 20.0) -> None:
+    """Return when the server has taken less than 2 % of a core for a second, or after the limit in seconds."""
+    deadline = time.monotonic() + limit
+    used, quiet = server.processes.cpu_seconds(), 0
+    while quiet < 4 and time.monotonic() < deadline:
+        time.sleep(0.25)
+        before, used = used, server.processes.cpu_seconds()
+        quiet = quiet + 1 if used - before < 0.005 else 0
+
+
 def stream_client(server: Server, streams: int, channels: list[str] | None = None) -> StreamClient:
     """Return a client for so many streams on the server; not yet connected."""
     paths = server.stream_paths(channels or [CHANNEL], streams)
@@ -92,7 +102,7 @@ def connect(server: Server, client: StreamClient) -> Sample:
     watch = Stopwatch(server)
     report = client.open()
     cost = watch.stop()
-    time.sleep(SETTLE_SECONDS)
+    wait_until_quiet(server, 5.0)
     grown = server.processes.memory()
     return {
         "connect_cpu_us": cost.cpu / client.streams * 1e6,

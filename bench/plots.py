@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from html import escape
+from statistics import median
 
 from bench.results import Result
 
@@ -32,15 +33,11 @@ def _number(value: float) -> str:
 
 def bars(title: str, unit: str, result: Result, metric: str) -> str:
     """Return a chart of one metric: bars are medians, dots are the rounds. Empty when there is no sample."""
-    rows = [(variant, result.median(variant, metric)) for variant in result.samples]
-    known = [(variant, value) for variant, value in rows if value is not None]
+    samples = {variant: result.values(variant, metric) for variant in result.samples}
+    known = [(variant, median(values)) for variant, values in samples.items() if values]
     if not known:
         return ""
-    samples = {
-        variant: [sample[metric] for sample in result.samples[variant] if sample is not None]
-        for variant, _ in known
-    }
-    largest = max(max(values) for values in samples.values()) or 1.0
+    largest = max(max(samples[variant]) for variant, _ in known) or 1.0
     scale = (_WIDTH - _LABELS - _VALUES) / largest
     height = _TOP + _ROW * len(known) + 24
     parts = [

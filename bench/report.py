@@ -50,8 +50,6 @@ def _commands(results: dict[str, Result]) -> list[str]:
     lines = ["## Commands", "", "```sh"]
     lines += dict.fromkeys(result.command for result in results.values())
     lines += ["```", ""]
-    left_out = dict.fromkeys(line for result in results.values() for line in result.left_out)
-    lines += ["Left out: " + ("; ".join(left_out) if left_out else "nothing") + ".", ""]
     missing = [name for name in SCENARIOS if name not in results]
     if missing:
         lines += ["Not run: " + ", ".join(missing) + ".", ""]
@@ -121,6 +119,8 @@ def _section(scenario: Scenario, result: Result, plot: str) -> list[str]:
     lines += [*table(scenario, result), ""]
     if plot:
         lines += [f"![{scenario.title}]({plot})", ""]
+    if result.left_out:
+        lines += ["Left out: " + "; ".join(result.left_out) + ".", ""]
     failures = [f"- {variant}: {text}" for variant, texts in result.failures.items() for text in texts]
     if failures:
         lines += ["Failed measurements:", "", *failures, ""]

@@ -27,13 +27,17 @@ class Result:
 
     def median(self, variant: str, metric: str) -> float | None:
         """Return the median of a metric over the rounds, None where there is no sample."""
-        values = [sample[metric] for sample in self.samples.get(variant, []) if sample is not None]
+        values = self.values(variant, metric)
         return median(values) if values else None
+
+    def values(self, variant: str, metric: str) -> list[float]:
+        """Return a metric of all rounds in which it was measured."""
+        return [sample[metric] for sample in self.samples.get(variant, []) if sample and metric in sample]
 
     def ratio(self, variant: str, other: str, metric: str) -> float | None:
         """Return the median of the ratios of two variants within the same round."""
         pairs = zip(self.samples.get(variant, []), self.samples.get(other, []), strict=False)
-        ratios = [a[metric] / b[metric] for a, b in pairs if a and b and b[metric]]
+        ratios = [a[metric] / b[metric] for a, b in pairs if a and b and metric in a and b.get(metric)]
         return median(ratios) if ratios else None
 
     def save(self, directory: Path) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from tornado import httputil
-from tornado.iostream import IOStream
+from tornado.iostream import IOStream, StreamClosedError
 
 from sse_app.settings import Socket
 from sse_app.wire import LAST_CHUNK
@@ -18,17 +18,29 @@ _DISCARD_SIZE = 4096
 
 
 def take_socket(iostream: IOStream) -> socket.socket:
-    """Take the socket out of an IOStream that has nothing left to write; the IOStream is of no use afterwards."""
+    """Take the socket out of an IOStream that has nothing left to write; the IOStream is of no use afterwards.
+
+    Raises:
+        StreamClosedError: the client is gone already.
+    """
+    if iostream.closed():
+        raise StreamClosedError(real_error=iostream.error)
     iostream.io_loop.remove_handler(iostream.fileno())
     sock: socket.socket = iostream.socket
     return sock
 
 
-def tune(sock: socket.socket, settings: Socket, ping_interval: float) -> None:
+def tune(iostream: IOStream, settings: Socket, ping_interval: float) -> None:
     """Let the kernel find dead clients, and hold little for slow ones; options that the system lacks are left out.
 
     TCP keepalive finds dead clients of idle streams, the user timeout those with data under way (RFC 5482).
+
+    Raises:
+        StreamClosedError: the client is gone already.
     """
+    if iostream.closed():
+        raise StreamClosedError(real_error=iostream.error)
+    sock: socket.socket = iostream.socket
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (

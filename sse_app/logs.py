@@ -11,6 +11,7 @@ import logging
 import re
 import sys
 from typing import Any, Literal
+from urllib.parse import unquote
 
 import orjson
 
@@ -24,6 +25,12 @@ _COLOURS = {"WARNING": "\x1b[33m", "ERROR": "\x1b[31m", "CRITICAL": "\x1b[31;1m"
 def redact(text: str) -> str:
     """Return the text without what looks like a token: the last line of defence, not the first."""
     return _SECRETS.sub("[redacted]", text)
+
+
+def loggable_path(path: str) -> str:
+    """Return the path of a request for a log line; one in which somebody put a token, even encoded, is left out."""
+    decoded = unquote(path)
+    return path if redact(decoded) == decoded else "[redacted]"
 
 
 def configure(level: str, format: Literal["auto", "console", "json"]) -> None:
@@ -79,6 +86,7 @@ class ConsoleFormatter(logging.Formatter):
         """Return the line, and the traceback below it where there is one."""
         head = f"{timestamp(record.created)[11:23]}  {record.levelname.lower():7}  {record.getMessage()}"
         line = "  ".join([head, *(f"{name}={value}" for name, value in _fields(record).items())])
+        line = line if line.isprintable() else ascii(line)[1:-1]  # nobody else writes lines of their own here
         if record.exc_info:
             line += "\n" + self.formatException(record.exc_info)
         colour = _COLOURS.get(record.levelname) if self._colours else None

@@ -103,8 +103,11 @@ def _check_item(item: object, field: str, now: str) -> NewEvent:
     if not isinstance(item, Mapping):
         raise InvalidInput(f"{field[:-1]} must be an object", field[:-1])
     refuse_unknown(item, _MEMBERS, field)
+    channel = item.get("channel")
+    if not isinstance(channel, str):
+        raise InvalidInput(f"{field}channel must be a channel name", f"{field}channel")
     try:
-        channel = parse_channel(str(item.get("channel")))
+        name = parse_channel(channel)
     except InvalidInput as error:
         raise InvalidInput(f"{field}channel: {error}", f"{field}channel") from None
-    return new_event(channel, item.get("event"), item.get("data"), item.get("retry"), now=now, field=field)
+    return new_event(name, item.get("event"), item.get("data"), item.get("retry"), now=now, field=field)

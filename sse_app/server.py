@@ -67,7 +67,6 @@ async def _serve(settings: Settings) -> None:
     server = HTTPServer(
         app.application(),
         max_header_size=MAX_HEADER_BYTES,
-        max_body_size=8 * settings.limits.body_bytes,
         idle_connection_timeout=IDLE_TIMEOUT,
         body_timeout=BODY_TIMEOUT,
     )

@@ -120,7 +120,7 @@ class ServerProcess:
 
     def log_lines(self) -> list[dict[str, object]]:
         """Return the lines of the log."""
-        return [json.loads(line) for line in self.log_path.read_text().splitlines()]
+        return [json.loads(line) for line in self.log_path.read_text().split("\n") if line]
 
     def check_log(self) -> None:
         """Fail where the log has a token, a traceback, or a line of level warning or above not expected."""

@@ -195,7 +195,9 @@ def start_room(start_server: Start) -> Iterator[Callable[..., Room]]:
     with contextlib.ExitStack() as stack:
 
         def start(**settings: object) -> Room:
-            room = Room(start_server(CHANNELS=CHANNELS, **LIMITS, **settings))
+            room = Room(
+                start_server(**{"CHANNELS": CHANNELS, "KEEPALIVE__PING_INTERVAL": 1, **LIMITS, **settings})
+            )
             stack.enter_context(room.http)
             return room
 
@@ -244,8 +246,6 @@ def follow(room: Room, channels: str, position: str, *, seed: int, by: str = "he
             assert time.monotonic() < deadline, (
                 f"still waiting for the end of {waiting} after {len(seen)} events"
             )
-            # In a query the position of the first connection stands for good, as a browser would have it,
-            # and the header that wins over it has the real one.
             query = {"last_event_id": position} if by == "query" else {}
             after = position if by == "header" else None
             try:
@@ -256,6 +256,7 @@ def follow(room: Room, channels: str, position: str, *, seed: int, by: str = "he
                         assert frame.id == position
                         assert frame.data["recovered"] is True
                     for frame in itertools.islice(frames, dice.randrange(60)):
+                        assert time.monotonic() < deadline, f"{waiting} did not end, {len(seen)} events"
                         if frame.type in ("ping", "closing"):
                             assert frame.id is None
                             continue
@@ -264,6 +265,8 @@ def follow(room: Room, channels: str, position: str, *, seed: int, by: str = "he
                         position = frame.id
                         if frame.type == "end":
                             waiting.discard(frame.data["channel"])
+                            if not waiting:
+                                break
                         else:
                             seen.append(frame)
             except httpx.TransportError:

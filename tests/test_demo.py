@@ -70,7 +70,11 @@ def test_the_curl_line_of_the_banner_works_as_it_stands(demo: Demo) -> None:
     require("curl")
     line = next(line for line in demo.banner.splitlines() if line.strip().startswith("curl -N"))
     done = subprocess.run(
-        [*shlex.split(line), "--silent", "--max-time", "4"], capture_output=True, text=True, timeout=20, check=False
+        [*shlex.split(line), "--silent", "--max-time", "4"],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
     )
     assert "event: connected" in done.stdout
     assert "event: dashboard_update" in done.stdout
@@ -95,7 +99,12 @@ def test_all_four_panels_show_live_numbers_within_20_seconds_of_the_start(demo: 
             page.fill("input[name=password]", demo.said("Password"))
             page.keyboard.press("Enter")
             page.wait_for_selector('#connection[data-state="live"]', timeout=10_000)
-            for panel, sign in (("portfolio", "$"), ("alerts", "limit"), ("training", "Epoch"), ("backtest", "%")):
+            for panel, sign in (
+                ("portfolio", "$"),
+                ("alerts", "limit"),
+                ("training", "Epoch"),
+                ("backtest", "%"),
+            ):
                 page.wait_for_selector(f"[aria-labelledby={panel}-title]:has-text('{sign}')", timeout=20_000)
             assert trouble == []
         finally:

@@ -38,7 +38,7 @@ SCENARIOS = (
         "idle",
         "Idle: 10,000 streams, a ping every 30 s",
         "CPU over one ping interval; memory is what the servers grew by, from before the first stream to "
-        "half a second after the last. Socket buffers of the kernel are not in it.",
+        "when all are connected and the server is quiet. Socket buffers of the kernel are not in it.",
         servers("sse_app", "nchan"),
         (
             Column("cpu_percent", "% of a core", 2),

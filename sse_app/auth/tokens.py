@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
 import time
 from collections.abc import Callable
@@ -19,7 +20,13 @@ MAX_TOKEN_LENGTH = 8192
 MAX_REMEMBERED = 32_768
 """How many verified tokens are remembered, so that coming back costs no second verification."""
 
+MAX_TIME = 2**40
+"""A time that no clock will show: what lies beyond is a mistake."""
+
 REQUIRED = ["iss", "aud", "sub", "iat", "exp", "jti", "sid", "sse"]
+
+
+_COMPACT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")  # RFC 7515 §7.1, without padding
 
 
 class TokenKind(Enum):
@@ -92,9 +99,9 @@ class Tokens:
         Raises:
             TokenRefused: it is not.
         """
-        if len(token) > MAX_TOKEN_LENGTH:
-            raise TokenRefused("the token is not valid", "longer than any token of ours")
-        digest = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
+        if len(token) > MAX_TOKEN_LENGTH or not _COMPACT.fullmatch(token):
+            raise TokenRefused("the token is not valid", "no token of ours has this form")
+        digest = hashlib.sha256(token.encode()).digest()
         known = self._verified.get(digest)
         if known is not None and known[0] is kind:
             if known[1].expires_at > self._clock():
@@ -139,6 +146,8 @@ def _claims(payload: dict[str, Any]) -> Claims:
     if not all(isinstance(text, str) and text for text in (subject, session, token_id)):
         raise ValueError("sub, sid and jti must be texts")
     issued_at, expires_at = payload["iat"], payload["exp"]
-    if not all(type(seconds) in (int, float) for seconds in (issued_at, expires_at)):
-        raise ValueError("iat and exp must be numbers")
+    if not all(
+        type(seconds) in (int, float) and 0 <= seconds < MAX_TIME for seconds in (issued_at, expires_at)
+    ):
+        raise ValueError("iat and exp must be times")
     return Claims(subject, session, token_id, issued_at, expires_at, Grants.from_claim(payload["sse"]))

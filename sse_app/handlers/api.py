@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 from collections.abc import Awaitable
 from http import HTTPStatus
 from ipaddress import ip_address
@@ -25,15 +26,21 @@ from sse_app.errors import (
     UnknownChannel,
 )
 from sse_app.handlers.json_body import parse_json
+from sse_app.logs import loggable_path
 from sse_app.services import Services
 
 RETRY_AFTER = "5"
 """Seconds after which a client that met a limit or a closed log may try again."""
 
+DRAINED_BODIES = 64
+"""How many times the largest body is read and thrown away of a body that is larger."""
+
+MAX_LENGTH_DIGITS = 18
+
 access_log = logging.getLogger("sse_app.access")
 log = logging.getLogger(__name__)
 
-_BEARER = re.compile(r"[Bb]earer +([A-Za-z0-9._~+/=-]+) *")
+_BEARER = re.compile(r"(?i:bearer) +([A-Za-z0-9._~+/=-]+) *")
 
 
 class Refusal(SSEAppError):
@@ -76,16 +83,21 @@ def refusal_of(error: BaseException) -> Refusal | None:
     return None
 
 
+@web.stream_request_body
 class ApiHandler(web.RequestHandler):
     """The base of all handlers."""
 
     services: Services
     claims: Claims | None = None
     client_id: str | None = None
+    keeps_body = False
 
     def initialize(self, services: Services) -> None:
         """Take the parts that the handler works with."""
         self.services = services
+        self._pieces: list[bytes] = []
+        self._size = 0
+        self._too_large = False
 
     def set_default_headers(self) -> None:
         """Keep answers out of caches, and browsers from guessing what they are."""
@@ -95,9 +107,45 @@ class ApiHandler(web.RequestHandler):
         self.clear_header("Server")
 
     def prepare(self) -> Awaitable[None] | None:
-        """Answer what no method of a handler needs to see."""
+        """Refuse a body that says it is too large before it comes."""
         self._allow_origin()
+        self.request.connection.set_max_body_size(sys.maxsize)  # type: ignore[union-attr]
+        length = self.request.headers.get("Content-Length", "")
+        if length.isascii() and length.isdigit():
+            limit = self.services.settings.limits.body_bytes
+            if len(length) > MAX_LENGTH_DIGITS or int(length) > DRAINED_BODIES * limit:
+                raise self._size_refusal()
+            if int(length) > limit:
+                if "Expect" in self.request.headers:  # the client waits for our word before it sends the body
+                    raise self._size_refusal()
+                self._refuse_size()
         return None
+
+    def data_received(self, chunk: bytes) -> None:
+        """Keep a piece of the body, if anybody wants it; past the limit nothing is kept."""
+        self._size += len(chunk)
+        limit = self.services.settings.limits.body_bytes
+        if self._size > limit and not self._too_large:
+            self._refuse_size()
+        if self._too_large:
+            self._pieces.clear()
+            if self._size > DRAINED_BODIES * limit:
+                raise StreamClosedError
+        elif self.keeps_body:
+            self._pieces.append(chunk)
+
+    def _size_refusal(self) -> Refusal:
+        limit = self.services.settings.limits.body_bytes
+        return Refusal(413, "too_large", f"a body has at most {limit} bytes", Connection="close")
+
+    def _refuse_size(self) -> None:
+        """Answer 413 now, and go on reading: closing on a client that is still sending would reset its
+        connection, and it would not see the answer."""
+        self._too_large = True
+        refusal = self._size_refusal()
+        self._write_refusal(refusal)
+        self.set_header("Content-Length", sum(len(piece) for piece in self._write_buffer))
+        self.flush()
 
     # -- authorisation --------------------------------------------------------------------------------------
 
@@ -195,13 +243,19 @@ class ApiHandler(web.RequestHandler):
             refusal = Refusal(status_code, phrase.lower().replace(" ", "_"), reason or phrase)
         if refusal.status == 405:
             self.set_header("Allow", ", ".join([*self._methods(), "OPTIONS"]))
+        self._allow_origin()
+        self._write_refusal(refusal)
+
+    def _write_refusal(self, refusal: Refusal) -> None:
         for name, value in refusal.headers.items():
             self.set_header(name, value)
-        self._allow_origin()
         self.write_json({"error": {"code": refusal.code, "message": str(refusal)}}, refusal.status)
 
     def _handle_request_exception(self, e: BaseException) -> None:
         """Answer our own errors without Tornado's logging them as uncaught."""
+        if self._too_large and not self._finished:
+            self.finish()  # it is answered, whatever else is wrong with it
+            return
         if isinstance(e, StreamClosedError):
             self.set_status(499, "Client Closed Request")  # nobody is there to answer
             self._finished = True
@@ -220,7 +274,7 @@ class ApiHandler(web.RequestHandler):
     # -- logs: the URI may hold a token, so nothing of it but the path is ever logged ------------------------
 
     def _request_summary(self) -> str:
-        return f"{self.request.method} {self.request.path} ({self.address})"
+        return f"{self.request.method} {loggable_path(self.request.path)} ({self.address})"
 
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
         """Log an error that nobody expected, without the request's headers and arguments."""
@@ -239,7 +293,7 @@ class ApiHandler(web.RequestHandler):
         if access_log.isEnabledFor(level):
             fields: dict[str, object] = {
                 "method": method,
-                "path": self.request.path,
+                "path": loggable_path(self.request.path),
                 "status": status,
                 "ms": round(self.request.request_time() * 1000, 2),
                 "address": self.address,
@@ -255,45 +309,17 @@ class ApiHandler(web.RequestHandler):
         return logging.DEBUG if status < 400 else logging.INFO if status < 500 else logging.ERROR
 
 
-@web.stream_request_body
 class BodyHandler(ApiHandler):
     """The base of handlers that take a JSON body, up to the configured size."""
 
-    def initialize(self, services: Services) -> None:
-        """Take the parts, and make room for the body."""
-        super().initialize(services)
-        self._pieces: list[bytes] = []
-        self._size = 0
-
-    def prepare(self) -> Awaitable[None] | None:
-        """Refuse at once a body that says it is far too large; a little too large is read, so that a client
-        that is still sending sees the answer and not a reset."""
-        super().prepare()
-        limit = self.services.settings.limits.body_bytes
-        self.request.connection.set_max_body_size(8 * limit)  # type: ignore[union-attr]
-        length = self.request.headers.get("Content-Length", "")
-        if length.isascii() and length.isdigit() and int(length) > 4 * limit:
-            self._size = int(length)
-            self.body()
-        return None
-
-    def data_received(self, chunk: bytes) -> None:
-        """Keep a piece of the body, unless there is too much of it already."""
-        self._size += len(chunk)
-        if self._size <= self.services.settings.limits.body_bytes:
-            self._pieces.append(chunk)
-        else:
-            self._pieces.clear()
+    keeps_body = True
 
     def body(self) -> bytes:
         """Return the body.
 
         Raises:
-            Refusal: it is too large, or encoded.
+            Refusal: it is encoded.
         """
-        limit = self.services.settings.limits.body_bytes
-        if self._size > limit:
-            raise Refusal(413, "too_large", f"a body has at most {limit} bytes")
         if self.request.headers.get("Content-Encoding", "identity").lower() != "identity":
             raise Refusal(415, "unsupported_encoding", "a body must not have a Content-Encoding")
         return b"".join(self._pieces)
@@ -316,9 +342,8 @@ class BodyHandler(ApiHandler):
 class NotFoundHandler(ApiHandler):
     """Answers for every path that nothing else is at."""
 
-    def prepare(self) -> Awaitable[None] | None:
+    def get(self) -> None:
         """Say that nothing is here."""
-        super().prepare()
-        if self.request.method != "OPTIONS":
-            raise Refusal(404, "not_found", "there is nothing here")
-        return None
+        raise Refusal(404, "not_found", "there is nothing here")
+
+    head = post = put = patch = delete = get

@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import time
 
-from tornado import web
-
 from sse_app.auth.login import names_granted
 from sse_app.auth.passwords import MAX_PASSWORD_LENGTH
 from sse_app.channels import ChannelName, parse_channel
@@ -17,7 +15,6 @@ from sse_app.publisher import refuse_unknown
 log = logging.getLogger(__name__)
 
 
-@web.stream_request_body
 class LoginHandler(BodyHandler):
     """``POST /api/v1/auth/login``."""
 
@@ -51,7 +48,6 @@ class LoginHandler(BodyHandler):
         return value
 
 
-@web.stream_request_body
 class StreamTokenHandler(BodyHandler):
     """``POST /api/v1/auth/stream-token``: from an access token to one that may stand in a URL."""
 
@@ -61,16 +57,14 @@ class StreamTokenHandler(BodyHandler):
         body = self.body()
         request = self.json_object(body) if body else {}
         refuse_unknown(request, ("channels",))
-        channels = self._channels(request.get("channels"))
+        channels = self._channels(request["channels"]) if "channels" in request else None
         for channel in channels or ():
             if not claims.grants.subscribe.matches(channel):
                 raise Refusal(403, "forbidden", f"the token does not allow to subscribe to {channel}")
         token, lifetime = self.services.login.stream_token(claims, channels, time.time())
         self.write_json({"stream_token": token, "stream_expires_in": lifetime})
 
-    def _channels(self, value: object) -> list[ChannelName] | None:
-        if value is None:
-            return None
+    def _channels(self, value: object) -> list[ChannelName]:
         limit = self.services.settings.limits.channels_per_stream
         if not isinstance(value, list) or not 1 <= len(value) <= limit:
             raise InvalidInput(f"channels must be a list of 1 to {limit} channel names", "channels")

@@ -45,6 +45,12 @@ class StaticHandler(_PageHeaders, web.StaticFileHandler):
         _PageHeaders.initialize(self, services)
         web.StaticFileHandler.initialize(self, str(STATIC))
 
+    def parse_url_path(self, url_path: str) -> str:
+        """Answer 404 for what can be no file's name."""
+        if "\0" in url_path:
+            raise web.HTTPError(404)
+        return web.StaticFileHandler.parse_url_path(self, url_path)
+
     def compute_etag(self) -> str | None:
         """Let browsers ask whether a file has changed."""
         return web.StaticFileHandler.compute_etag(self)

@@ -7,7 +7,6 @@ import re
 import time
 
 import orjson
-from tornado import web
 
 from sse_app.auth.tokens import Claims
 from sse_app.channels import ChannelName, parse_channel
@@ -23,7 +22,6 @@ HISTORY_MAX = 1000
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
 
-@web.stream_request_body
 class _Publishing(BodyHandler):
     """What single and batch publishing share."""
 
@@ -101,7 +99,7 @@ class HistoryHandler(ApiHandler):
         self.write_json({"events": [_item(head.epoch, event) for event in events], "complete": complete})
 
     def _limit(self) -> int:
-        text = self.get_query_argument("limit", str(HISTORY_LIMIT))
+        text = self.get_query_argument("limit", str(HISTORY_LIMIT), strip=False)
         if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= HISTORY_MAX):
             raise Refusal(400, "invalid_limit", f"limit must be a number from 1 to {HISTORY_MAX}")
         return int(text)

@@ -8,7 +8,7 @@ import secrets
 import time
 from collections.abc import Collection
 
-from tornado import httputil, web
+from tornado import httputil
 from tornado.util import ObjectDict
 
 from sse_app.auth.tokens import Claims, TokenKind
@@ -40,7 +40,6 @@ class StreamRequest(httputil.HTTPServerRequest):
         self.connection = connection
 
 
-@web.stream_request_body
 class StreamHandler(PublishHandler):
     """Keeps a stream open: its loop waits for what is pending, writes it as one piece, and flushes.
 
@@ -175,12 +174,12 @@ class StreamHandler(PublishHandler):
         try:
             stream.retry = hub.jittered_retry()
             settings = self.services.settings
-            sock = self.request.connection.stream.socket  # type: ignore[union-attr]
-            tune(sock, settings.socket, settings.keepalive.ping_interval)
+            iostream = self.request.connection.stream  # type: ignore[union-attr]
+            tune(iostream, settings.socket, settings.keepalive.ping_interval)
             self._stream_headers()
             self.write(self._first_events(stream, positioned, after, lost))
             await self.flush()
-            iostream = self.request.connection.detach()  # type: ignore[union-attr]
+            self.request.connection.detach()  # type: ignore[union-attr]
             connection = StreamConnection(take_socket(iostream), chunked, stream.woken_by_close)
             stream.attach(connection)
             self._let_go(connection)
