@@ -7,6 +7,7 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import cache
 from typing import TypeVar
 
 from sse_app.audience import Audience
@@ -172,13 +173,13 @@ class Hub:
 
     async def fan_out(self, events: list[Event]) -> None:
         """Send events that follow the last ones to every stream that listens to their channels."""
-        encoded = [self._recent.add(event) for event in events]
+        self._recent.add(events)
         self._head = events[-1].seq
         self.events_fanned_out += len(events)
         arrival, self._arrival = self._arrival, asyncio.Event()
         arrival.set()
         served = 0
-        for audience, frames, count in list(self._plan(events, encoded)):
+        for audience, frames, count in list(self._plan(events)):
             start = 0
             while start < count:
                 stop = min(count, start + SLICE - served)
@@ -189,8 +190,9 @@ class Hub:
                     served = 0
                     await asyncio.sleep(0)
 
-    def _plan(self, events: list[Event], encoded: list[bytes]) -> Iterator[tuple[Audience, bytes, int]]:
+    def _plan(self, events: list[Event]) -> Iterator[tuple[Audience, bytes, int]]:
         """Yield which audience gets which bytes, and how many slots it has: who joins later has them already."""
+        encode = cache(self._recent.encode)  # once, for all audiences
         by_channel: dict[ChannelName, list[int]] = {}
         for number, event in enumerate(events):
             by_channel.setdefault(event.channel, []).append(number)
@@ -205,7 +207,7 @@ class Hub:
             key = (heard, audience.chunked)
             if (frames := joined.get(key)) is None:
                 numbers = sorted(number for channel in heard for number in by_channel[channel])
-                payload = b"".join([encoded[number] for number in numbers])
+                payload = b"".join([encode(events[number]) for number in numbers])
                 frames = joined[key] = chunk(payload) if audience.chunked else payload
             self.deliveries += len(audience) * sum(len(by_channel[channel]) for channel in heard)
             yield audience, frames, len(audience.sends)

@@ -19,12 +19,15 @@ from sse_app.events import timestamp
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 _SECRETS = re.compile(r"eyJ[\w-]{5,}(?:\.[\w.-]*)?|(?<=token=)[^&\s\"'\\]+|(?<=Bearer )[^\s\"'\\]+")
+_SIGNS = ("eyJ", "token=", "Bearer ")
 _COLOURS = {"WARNING": "\x1b[33m", "ERROR": "\x1b[31m", "CRITICAL": "\x1b[31;1m"}
 
 
 def redact(text: str) -> str:
     """Return the text without what looks like a token: the last line of defence, not the first."""
-    return _SECRETS.sub("[redacted]", text)
+    if any(sign in text for sign in _SIGNS):  # much quicker than the expression, and hardly ever so
+        return _SECRETS.sub("[redacted]", text)
+    return text
 
 
 def loggable_path(path: str) -> str:

@@ -10,16 +10,19 @@ from sse_app.events import Event
 from sse_app.wire import encode_event
 
 MAX_ANSWERS = 64
+OVERHEAD = 256
+"""About how many bytes an event takes in memory besides its data."""
+
 PIECE_BYTES = 64 * 1024
 """How much a client who comes back is sent at a time: what a stalled one can hold on to."""
 
 
 class RecentEvents:
-    """A ring of encoded events without a gap between them.
+    """A ring of events without a gap between them, encoded when somebody asks.
 
     Args:
         epoch: the log's, for the events' ids.
-        max_bytes: about how much is kept.
+        max_bytes: about how much data is kept.
     """
 
     def __init__(self, epoch: str, max_bytes: int) -> None:
@@ -27,17 +30,15 @@ class RecentEvents:
         self._max_bytes = max_bytes
         self._bytes = 0
         self._answers: dict[tuple[int, int, frozenset[ChannelName]], tuple[bytes, int]] = {}
-        self._ring: deque[tuple[int, ChannelName, bytes]] = deque()
+        self._ring: deque[Event] = deque()
 
-    def add(self, event: Event) -> bytes:
-        """Encode an event that follows the last one, keep it, and return it."""
+    def add(self, events: list[Event]) -> None:
+        """Keep events that follow the last one."""
         self._answers.clear()  # nobody will ask for the past as it was
-        encoded = self.encode(event)
-        self._ring.append((event.seq, event.channel, encoded))
-        self._bytes += len(encoded)
+        self._ring.extend(events)
+        self._bytes += sum([len(event.data) for event in events]) + OVERHEAD * len(events)
         while self._bytes > self._max_bytes:
-            self._bytes -= len(self._ring.popleft()[2])
-        return encoded
+            self._bytes -= len(self._ring.popleft().data) + OVERHEAD
 
     def encode(self, event: Event) -> bytes:
         """Return an event of the log in the event stream format."""
@@ -50,7 +51,7 @@ class RecentEvents:
         About `PIECE_BYTES` at a time. None where the ring begins later. Clients who lost their connections
         together ask for the same, so the last answers are kept.
         """
-        if not self._ring or self._ring[0][0] > after + 1:
+        if not self._ring or self._ring[0].seq > after + 1:
             return None
         key = (after, until, channels)
         answer = self._answers.get(key)
@@ -63,12 +64,13 @@ class RecentEvents:
     def _join(self, after: int, until: int, channels: frozenset[ChannelName]) -> tuple[bytes, int]:
         found: list[bytes] = []
         size = 0
-        for seq, channel, encoded in islice(self._ring, after + 1 - self._ring[0][0], None):
-            if seq > until:
+        for event in islice(self._ring, after + 1 - self._ring[0].seq, None):
+            if event.seq > until:
                 break
-            if channel in channels:
+            if event.channel in channels:
+                encoded = self.encode(event)
                 found.append(encoded)
                 size += len(encoded)
                 if size >= PIECE_BYTES:
-                    return b"".join(found), seq
+                    return b"".join(found), event.seq
         return b"".join(found), until

@@ -254,12 +254,13 @@ def test_what_is_no_json_is_refused(body: bytes) -> None:
 
 
 def test_recent_events_know_where_they_begin() -> None:
-    recent = RecentEvents("e", max_bytes=400)
+    recent = RecentEvents("e", max_bytes=4000)
     only_a, both = frozenset({ChannelName("a")}), frozenset({ChannelName("a"), ChannelName("b")})
     assert recent.between(0, 0, only_a) is None
-    encoded = [
-        recent.add(Event(seq, ChannelName("a" if seq % 2 else "b"), "t", b"{}")) for seq in range(1, 30)
-    ]
+    events = [Event(seq, ChannelName("a" if seq % 2 else "b"), "t", b"{}") for seq in range(1, 30)]
+    for event in events:
+        recent.add([event])
+    encoded = [recent.encode(event) for event in events]
     first = next(after for after in range(30) if recent.between(after, 29, only_a) is not None)
     assert 10 < first < 29
     assert recent.between(first - 1, 29, only_a) is None
@@ -273,7 +274,9 @@ def test_recent_events_know_where_they_begin() -> None:
 def test_a_long_past_comes_in_pieces() -> None:
     recent = RecentEvents("e", max_bytes=10**7)
     channel = ChannelName("a")
-    encoded = [recent.add(Event(seq, channel, "t", b"x" * 10_000)) for seq in range(1, 31)]
+    events = [Event(seq, channel, "t", b"x" * 10_000) for seq in range(1, 31)]
+    recent.add(events)
+    encoded = [recent.encode(event) for event in events]
     after, pieces = 0, []
     while after < 30:
         answer = recent.between(after, 30, frozenset({channel}))

@@ -20,6 +20,7 @@ MAX_TOKEN_LENGTH = 8192
 MAX_REMEMBERED = 32_768
 """How many verified tokens are remembered, so that coming back costs no second verification."""
 
+MAX_HEADERS = 64
 MAX_TIME = 2**40
 """A time that no clock will show: what lies beyond is a mistake."""
 
@@ -65,6 +66,7 @@ class Tokens:
         self._audience = audience
         self._clock = clock
         self._verified: dict[bytes, tuple[TokenKind, Claims]] = {}
+        self._headers: dict[tuple[str, TokenKind], Key] = {}
 
     def issue(self, kind: TokenKind, subject: str, session: str, grants: Grants, lifetime: float) -> str:
         """Return a new token.
@@ -89,9 +91,10 @@ class Tokens:
             "sid": claims.session,
             "sse": grants.to_claim(),
         }
-        return jwt.encode(
-            payload, key.secret, algorithm=key.algorithm, headers={"typ": kind.value, "kid": key.id}
-        )
+        headers = {"typ": kind.value, "kid": key.id}
+        token = jwt.encode(payload, key.secret, algorithm=key.algorithm, headers=headers)
+        self._remember(token, _digest(token), kind, claims, key)  # it will come back in a moment
+        return token
 
     def verify(self, token: str, kind: TokenKind) -> Claims:
         """Return what a token says, if it is ours, of that kind, and in force; no leeway in time.
@@ -101,36 +104,42 @@ class Tokens:
         """
         if len(token) > MAX_TOKEN_LENGTH or not _COMPACT.fullmatch(token):
             raise TokenRefused("the token is not valid", "no token of ours has this form")
-        digest = hashlib.sha256(token.encode()).digest()
+        digest = _digest(token)
         known = self._verified.get(digest)
         if known is not None and known[0] is kind:
             if known[1].expires_at > self._clock():
                 return known[1]
             del self._verified[digest]
-        claims = self._verify(token, kind)
-        if len(self._verified) >= MAX_REMEMBERED:
-            del self._verified[next(iter(self._verified))]  # the one that was verified first
-        self._verified[digest] = (kind, claims)
+        key, claims = self._verify(token, kind)
+        self._remember(token, digest, kind, claims, key)
         return claims
 
-    def _verify(self, token: str, kind: TokenKind) -> Claims:
+    def _verify(self, token: str, kind: TokenKind) -> tuple[Key, Claims]:
         try:
+            key = self._key_for(token, kind)
             payload: dict[str, Any] = jwt.decode(
                 token,
-                (key := self._key_for(token, kind)).secret,
+                key.secret,
                 algorithms=[key.algorithm],
                 audience=self._audience,
                 issuer=self._issuer,
                 options={"require": REQUIRED, "enforce_minimum_key_length": True, "strict_aud": True},
                 leeway=0,
             )
-            return _claims(payload)
+            return key, _claims(payload)
         except jwt.ExpiredSignatureError as error:
             raise TokenRefused("the token has expired", "expired") from error
         except (jwt.PyJWTError, InvalidChannel, ValueError, RecursionError) as error:
             raise TokenRefused("the token is not valid", type(error).__name__) from error
 
     def _key_for(self, token: str, kind: TokenKind) -> Key:
+        """Return the key that a token's header names, if the header is of that kind.
+
+        The same header begins every token of a key and a kind, so those of verified tokens are remembered.
+        """
+        segment = token.partition(".")[0]
+        if (known := self._headers.get((segment, kind))) is not None:
+            return known
         header = jwt.get_unverified_header(token)
         key = self._keys.find(header.get("kid"))
         if key is None:
@@ -138,6 +147,18 @@ class Tokens:
         if header.get("typ") != kind.value:
             raise TokenRefused(f"this takes a token of the kind {kind.value}", "wrong typ")
         return key
+
+    def _remember(self, token: str, digest: bytes, kind: TokenKind, claims: Claims, key: Key) -> None:
+        if len(self._verified) >= MAX_REMEMBERED:
+            del self._verified[next(iter(self._verified))]  # the one that was verified first
+        self._verified[digest] = (kind, claims)
+        if len(self._headers) < MAX_HEADERS:
+            self._headers[token.partition(".")[0], kind] = key
+
+
+def _digest(token: str) -> bytes:
+    """Return what a token is remembered by: not the token itself, which would open doors to whoever reads memory."""
+    return hashlib.sha256(token.encode()).digest()
 
 
 def _claims(payload: dict[str, Any]) -> Claims:
