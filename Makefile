@@ -16,6 +16,10 @@ check: .venv/installed
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/mypy
 
+bench: .venv/installed
+	@$(BIN)/python -m bench --install
+	@$(BIN)/python -m bench
+
 .venv/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "sse_app needs Python 3.11 or later: make PYTHON=python3.11 …"; exit 1; }
 	@echo "building .venv …"
@@ -24,4 +28,4 @@ check: .venv/installed
 	@touch $@
 
 clean:
-	rm -rf .venv var build dist *.egg-info .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv bench/.build bench/.peers var build dist *.egg-info .mypy_cache .ruff_cache .hypothesis
