@@ -24,7 +24,7 @@ bench: .venv/installed
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "sse_app needs Python 3.11 or later: make PYTHON=python3.11 …"; exit 1; }
 	@echo "building .venv …"
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --requirement requirements.txt
 	@touch $@
 
 clean:

@@ -533,7 +533,7 @@ def test_a_position_before_an_event_that_grew_too_old_brings_a_reset(start_room:
         assert answer["complete"] is (answer["events"] != [])
         return not answer["events"]
 
-    until(gone, "the event grew too old", 5)
+    until(gone, "the event grew too old")
     for _ in range(2):
         with listen(room.url("dashboard"), after=before) as frames:
             assert first(frames).data["recovered"] is False
@@ -547,7 +547,6 @@ def test_a_position_before_an_event_that_grew_too_old_brings_a_reset(start_room:
         until(
             lambda: not room.http.get("/api/v1/sse/dashboard/history").json()["events"],
             "the next event grew too old",
-            5,
         )
         last = new
         room.server.stop()

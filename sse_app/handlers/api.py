@@ -268,7 +268,8 @@ class ApiHandler(web.RequestHandler):
         if isinstance(e, TokenRefused):
             log.info("token_refused", extra={"detail": e.detail, "address": self.address})
         elif isinstance(e, EventLogUnavailable):
-            log.error("event_log_unavailable", extra={"detail": str(e)})
+            level = logging.INFO if self.services.draining else logging.ERROR
+            log.log(level, "event_log_unavailable", extra={"detail": str(e)})
         self.send_error(refusal.status, exc_info=(type(e), e, e.__traceback__))
 
     # -- logs: the URI may hold a token, so nothing of it but the path is ever logged ------------------------
@@ -305,8 +306,8 @@ class ApiHandler(web.RequestHandler):
             access_log.log(level, "request", extra=fields)
 
     def access_level(self, status: int) -> int:
-        """Return the log level of the access line: routine successes are for debugging."""
-        return logging.DEBUG if status < 400 else logging.INFO if status < 500 else logging.ERROR
+        """Return the log level of the access line: routine successes are for debugging, a 500 is our mistake."""
+        return logging.DEBUG if status < 400 else logging.ERROR if status == 500 else logging.INFO
 
 
 class BodyHandler(ApiHandler):

@@ -86,7 +86,7 @@ class StreamHandler(PublishHandler):
         except EventLogUnavailable:
             await self._turn_away("unavailable")
             return None
-        return await self._begin(claims, channels, position is not None, after, lost), after, tuple(lost)
+        return await self._begin(claims, channels, position, after, lost), after, tuple(lost)
 
     def _cannot_serve(self) -> str | None:
         """Return why no stream can be served just now, or None."""
@@ -159,7 +159,7 @@ class StreamHandler(PublishHandler):
         self,
         claims: Claims,
         channels: tuple[ChannelName, ...],
-        positioned: bool,
+        position: str | None,
         after: EventId,
         lost: dict[ChannelName, str],
     ) -> Stream:
@@ -177,7 +177,7 @@ class StreamHandler(PublishHandler):
             iostream = self.request.connection.stream  # type: ignore[union-attr]
             tune(iostream, settings.socket, settings.keepalive.ping_interval)
             self._stream_headers()
-            self.write(self._first_events(stream, positioned, after, lost))
+            self.write(self._first_events(stream, position, after, lost))
             await self.flush()
             self.request.connection.detach()  # type: ignore[union-attr]
             connection = StreamConnection(take_socket(iostream), chunked, stream.woken_by_close)
@@ -187,7 +187,7 @@ class StreamHandler(PublishHandler):
         except BaseException:
             hub.leave(stream)
             raise
-        log.info("stream_opened", extra=self._fields(stream, resumed=positioned and not lost))
+        log.info("stream_opened", extra=self._fields(stream, resumed=position is not None and not lost))
         return stream
 
     def _let_go(self, connection: StreamConnection) -> None:
@@ -209,20 +209,29 @@ class StreamHandler(PublishHandler):
         )  # else Tornado promises HTTP/1.0 clients a second response
 
     def _first_events(
-        self, stream: Stream, positioned: bool, after: EventId, lost: dict[ChannelName, str]
+        self, stream: Stream, position: str | None, after: EventId, lost: dict[ChannelName, str]
     ) -> bytes:
+        """Return ``connected`` and what ``reset`` there is.
+
+        The id is the position asked for, also where it is lost: a client that is cut off in between comes
+        back with it, and is told again.
+        """
         listener = stream.listener
         connected = {
             "client_id": listener.client_id,
             "channel": stream.channels[0],
             "channels": stream.channels,
             "message": f"connected to {', '.join(stream.channels)}",
-            "recovered": positioned and not lost,
+            "recovered": position is not None and not lost,
             "retry": stream.retry,
             "expires_in": max(0, int(listener.expires_at - time.time())),
             "timestamp": timestamp(time.time()),
         }
-        first = encode_json("connected", connected, id=str(after), retry=stream.retry)
+        if position is None:
+            id = str(after)
+        else:  # other than ASCII would cost a browser a CORS preflight when it comes back
+            id = position if position.isascii() else "unreadable"
+        first = encode_json("connected", connected, id=id, retry=stream.retry)
         return first + b"".join(
             encode_json("reset", {"channel": channel, "reason": reason}) for channel, reason in lost.items()
         )
