@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from functools import cache
 from typing import TypeVar
 
@@ -65,7 +65,8 @@ class Hub:
         self._of_channel: dict[ChannelName, dict[Audience, None]] = {}
         self._arrival = asyncio.Event()
         self._empty = asyncio.Event()
-        self._tail = asyncio.create_task(self._follow(), name="hub-tail")
+        # The tail begins here, where the head was read, and not at the task's first step: no event falls between.
+        self._tail = asyncio.create_task(self._follow(eventlog.tail()), name="hub-tail")
 
     @property
     def head(self) -> EventId:
@@ -163,8 +164,8 @@ class Hub:
 
     # -- fan-out --------------------------------------------------------------------------------------------
 
-    async def _follow(self) -> None:
-        async for events in self.eventlog.tail():
+    async def _follow(self, tail: AsyncIterator[list[Event]]) -> None:
+        async for events in tail:
             try:
                 await self.fan_out(events)
             except Exception:

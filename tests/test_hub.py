@@ -1,0 +1,248 @@
+"""The fan-out: every stream sees the log's order, each event once, whoever comes, goes or falls behind meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import random
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from sse_app import hub as hub_module
+from sse_app.channels import ChannelName
+from sse_app.connection import StreamConnection
+from sse_app.eventlog.memory import MemoryEventLog
+from sse_app.events import NewEvent
+from sse_app.hub import Hub
+from sse_app.keepalive import Keepalive
+from sse_app.stream import Listener, Stream
+from sse_app.wire import EventParser, ParsedEvent
+
+A, B, C = ChannelName("a"), ChannelName("b"), ChannelName("c")
+
+
+class Client:
+    """The far end of a stream on a real socket pair, and a flush loop as the handler has it."""
+
+    def __init__(self, hub: Hub, channels: tuple[ChannelName, ...], *, buffer: int = 0) -> None:
+        ours, self.socket = socket.socketpair()
+        for end in (ours, self.socket):
+            end.setblocking(False)
+            if buffer:
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+        self.hub = hub
+        self.channels = channels
+        self.start = hub.head.seq
+        self.stream = hub.register(Listener("c", "s", "i", "t", 2e9, "x"), channels, chunked=False)
+        self.connection = StreamConnection(ours, False, self.stream.woken_by_close)
+        self.stream.attach(self.connection)
+        hub.join(self.stream)
+        self.loop = asyncio.create_task(self._run())
+        self.parser = EventParser()
+        self.received: list[ParsedEvent] = []
+        self.eof = False
+
+    async def _run(self) -> None:
+        while await self.stream.behind():
+            await self.connection.write(self.stream.take())
+        self.connection.finish()
+        self.hub.leave(self.stream)
+
+    def read(self, size: int = 1 << 20) -> None:
+        """Take what has arrived."""
+        try:
+            while piece := self.socket.recv(size):
+                self.received += self.parser.feed(piece)
+            self.eof = True
+        except BlockingIOError:
+            pass
+        except ConnectionError:
+            self.eof = True
+
+    def numbers(self) -> list[int]:
+        """Return the numbers of the events received."""
+        return [int(event.id.partition("-")[2]) for event in self.received if event.type == "e"]
+
+    def leave(self) -> None:
+        """Go without a word."""
+        self.read()
+        self.socket.close()
+
+
+@asynccontextmanager
+async def opened(
+    *, backlog_limit: int = 1 << 20
+) -> AsyncIterator[tuple[Hub, Callable[..., Awaitable[None]]]]:
+    log = MemoryEventLog()
+    hub = Hub(log, backlog_limit=backlog_limit, retry=1000)
+
+    async def publish(*channels: ChannelName, size: int = 10) -> None:
+        await log.append([NewEvent(channel, "e", b"x" * size) for channel in channels])
+
+    try:
+        yield hub, publish
+    finally:
+        hub.end_all("shutdown")
+        await asyncio.wait_for(hub.close(), 5)
+        await log.close()
+
+
+async def settled(condition: Callable[[], bool]) -> None:
+    deadline = asyncio.get_running_loop().time() + 10
+    while not condition():
+        assert asyncio.get_running_loop().time() < deadline
+        await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.gen_test(timeout=30)
+async def test_each_stream_has_every_event_of_its_channels_once_and_in_order(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub_module, "SLICE", 3)  # so that much happens in the middle of a fan-out
+    chance = random.Random(seed)
+    async with opened() as (hub, publish):
+        everyone: list[Client] = []
+        present: list[Client] = []
+        published: list[ChannelName] = []
+        for _ in range(300):
+            match chance.randrange(6):
+                case 0 | 1:
+                    channels = tuple(chance.sample([A, B, C], chance.randint(1, 3)))
+                    client = Client(hub, channels, buffer=chance.choice([0, 4096]))
+                    everyone.append(client)
+                    present.append(client)
+                case 2 if present:
+                    leaver = present.pop(chance.randrange(len(present)))
+                    leaver.leave()
+                case 3 if present:
+                    for client in chance.sample(present, len(present) // 2):
+                        client.read()
+                case _:
+                    events = [chance.choice([A, B, C]) for _ in range(chance.randint(1, 5))]
+                    published += events
+                    await publish(*events, size=chance.choice([10, 3000]))
+            if chance.random() < 0.7:
+                await asyncio.sleep(0)
+        await settled(lambda: hub.head.seq == len(published))
+
+        def expected(client: Client) -> list[int]:
+            return [
+                n for n, channel in enumerate(published, 1) if n > client.start and channel in client.channels
+            ]
+
+        def complete() -> bool:
+            for client in present:
+                client.read()
+            return all(client.numbers() == expected(client) for client in present)
+
+        await settled(complete)
+        for client in everyone:
+            numbers = client.numbers()
+            assert numbers == expected(client)[: len(numbers)]
+        for client in present:
+            client.leave()
+        await settled(lambda: not hub.streams)
+        assert not hub.laggards
+        assert not hub._audiences
+        assert not hub._of_channel
+        assert not hub.streams_on_channel
+        assert not hub.streams_of_subject
+
+
+@pytest.mark.gen_test
+async def test_a_stream_over_its_backlog_is_ended_with_its_frames_whole() -> None:
+    async with opened(backlog_limit=100_000) as (hub, publish):
+        slow, quick = Client(hub, (A,), buffer=4096), Client(hub, (A,))
+        for _ in range(40):
+            await publish(A, size=10_000)
+            await asyncio.sleep(0)
+            quick.read()
+            assert slow.stream.backlog_bytes < 250_000
+        await settled(lambda: slow.stream.ending == "slow_consumer")
+        assert slow.stream.backlog_bytes < 250_000
+
+        def ended() -> bool:
+            slow.read()
+            quick.read()
+            return slow.eof and len(quick.numbers()) == 40
+
+        await settled(ended)
+        numbers = slow.numbers()
+        assert numbers == list(range(1, len(numbers) + 1))
+        assert slow.received[-1].type == "closing"
+        assert '"slow_consumer"' in slow.received[-1].data
+        assert quick.stream.ending is None
+        slow.leave()
+        quick.leave()
+
+
+@pytest.mark.gen_test
+async def test_a_stream_that_accepts_nothing_for_two_intervals_is_closed_and_others_are_not() -> None:
+    async with opened() as (hub, publish):
+        keepalive = Keepalive(hub, 0.4)
+        keepalive.start()
+        stalled, alive = Client(hub, (A,), buffer=4096), Client(hub, (A,))
+        for client in (stalled, alive):
+            keepalive.watch(client.stream)
+        for _ in range(20):
+            await publish(A, size=10_000)
+        await settled(lambda: len(hub.laggards) > 0)
+        begun = asyncio.get_running_loop().time()
+
+        def gone() -> bool:
+            alive.read()
+            return stalled.stream not in hub.streams
+
+        await settled(gone)
+        assert asyncio.get_running_loop().time() - begun < 3
+        assert stalled.stream.ending == "stalled"
+        assert alive.stream in hub.streams
+        assert any(event.type == "ping" for event in alive.received)
+        for client in (stalled, alive):
+            keepalive.forget(client.stream)
+        keepalive.stop()
+        stalled.leave()
+        alive.leave()
+
+
+@pytest.mark.gen_test
+async def test_a_large_fan_out_lets_others_run_in_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_module, "SLICE", 10)
+    async with opened() as (hub, publish):
+        clients = [Client(hub, (A,)) for _ in range(100)]
+        await asyncio.sleep(0.01)
+        await publish(A)
+        await hub.reached(1)
+        turns = 0
+        while hub.deliveries and not clients[-1].received:
+            turns += 1
+            await asyncio.sleep(0)
+            clients[-1].read()
+        assert turns >= 9
+        for client in clients:
+            client.leave()
+
+
+@pytest.mark.gen_test(timeout=20)
+async def test_streams_that_end_leave_nothing_behind_not_even_for_the_garbage_collector() -> None:
+    async with opened() as (hub, publish):
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(3):
+                clients = [Client(hub, (A, B)) for _ in range(50)]
+                await publish(A, B)
+                await asyncio.sleep(0)
+                for client in clients:
+                    client.leave()
+                await settled(lambda: not hub.streams)
+                del clients, client
+                await asyncio.sleep(0.01)
+            assert sum(isinstance(thing, Stream | StreamConnection) for thing in gc.get_objects()) == 0
+        finally:
+            gc.enable()
