@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import logging
 import os
@@ -24,6 +25,8 @@ FIRST_INHERITED = 3
 
 SWITCH_INTERVAL = 0.001
 """Seconds; see `sys.setswitchinterval`."""
+M_MMAP_THRESHOLD = -3
+LARGE_BLOCK = 128 * 1024
 MAX_HEADER_BYTES = 32 * 1024
 IDLE_TIMEOUT = 75.0
 """How long a connection may take to send a request's headers, in seconds."""
@@ -40,6 +43,7 @@ def run(settings: Settings) -> None:
         StateError: the state directory, the event log or the address cannot be used.
     """
     _tune_garbage_collection()
+    _give_large_memory_back()
     # The event log's writer thread waits at most so long for the interpreter's lock when the event loop is busy.
     sys.setswitchinterval(SWITCH_INTERVAL)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
@@ -55,6 +59,18 @@ def _tune_garbage_collection() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 100)
+
+
+def _give_large_memory_back() -> None:
+    """Have the C library map large blocks one by one, so that they go back to the system when freed.
+
+    By itself it raises the size from which it does so to the largest block it has seen freed; from then on
+    what stalled streams held stays in the heap, in holes (mallopt(3)). Other libraries than glibc have no
+    such function, or need none.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
 
 
 def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:
