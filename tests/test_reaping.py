@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 import subprocess
 import time
@@ -101,7 +102,8 @@ def network() -> Iterator[Network]:
             pytest.fail("network namespaces need root")
         pytest.skip("network namespaces need root")
     name = f"sse{uuid.uuid4().hex[:8]}"
-    net = Network(name, "10.213.77.1", f"{name}a")
+    subnet = f"10.213.{secrets.randbelow(256)}"
+    net = Network(name, f"{subnet}.1", f"{name}a")
 
     def run(*arguments: str) -> None:
         subprocess.run([ip, *arguments], check=True, timeout=10)
@@ -111,11 +113,14 @@ def network() -> Iterator[Network]:
         run("link", "add", net.link, "type", "veth", "peer", "name", f"{name}b", "netns", name)
         run("addr", "add", f"{net.server_address}/30", "dev", net.link)
         run("link", "set", net.link, "up")
-        run("-n", name, "addr", "add", "10.213.77.2/30", "dev", f"{name}b")
+        run("-n", name, "addr", "add", f"{subnet}.2/30", "dev", f"{name}b")
         run("-n", name, "link", "set", f"{name}b", "up")
         yield net
     finally:
-        run("netns", "delete", name)  # its end of the link goes with it, and so does ours
+        subprocess.run(
+            [ip, "link", "delete", net.link], check=False, timeout=10
+        )  # at once, unlike the other end
+        run("netns", "delete", name)
 
 
 @pytest.mark.netns
@@ -128,7 +133,18 @@ def test_a_client_that_vanishes_without_a_fin_is_reaped_within_two_ping_interval
     url = f"http://{network.server_address}:{server.port}/api/v1/sse/dashboard?token={token}"
     clients = [
         subprocess.Popen(
-            ["ip", "netns", "exec", network.name, require("curl"), "--silent", "--no-buffer", url],
+            [
+                "ip",
+                "netns",
+                "exec",
+                network.name,
+                require("curl"),
+                "--silent",
+                "--no-buffer",
+                "--connect-timeout",
+                "5",
+                url,
+            ],
             stdout=subprocess.PIPE,
         )
         for _ in range(3)

@@ -227,10 +227,9 @@ class StreamHandler(PublishHandler):
             "expires_in": max(0, int(listener.expires_at - time.time())),
             "timestamp": timestamp(time.time()),
         }
-        if position is None:
-            id = str(after)
-        else:  # other than ASCII would cost a browser a CORS preflight when it comes back
-            id = position if position.isascii() else "unreadable"
+        id = str(after) if position is None else position
+        if not id.isascii():  # it would cost a browser a CORS preflight to come back with it
+            id = "unreadable"
         first = encode_json("connected", connected, id=id, retry=stream.retry)
         return first + b"".join(
             encode_json("reset", {"channel": channel, "reason": reason}) for channel, reason in lost.items()
