@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
-import string
-import subprocess
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
+from subprocess import PIPE, Popen, run
 from typing import Any, NamedTuple
 
 import httpx
@@ -55,7 +53,7 @@ ODD_DATA: list[dict[str, Any]] = [
     {"channel": "dashboard", "timestamp": "mine"},
     {"timestamp": None},
     {text: text for text in ODD_TEXTS},
-    {"large": "".join(ODD_TEXTS) * 1600},
+    {"large": "".join(ODD_TEXTS) * 1200},
 ]
 
 Start = Callable[..., ServerProcess]
@@ -69,46 +67,41 @@ class Heard(NamedTuple):
     data: Any
 
 
-Listen = Callable[[str, Sequence[str]], Iterator[Heard]]
+Listen = Callable[[str, list[str]], Iterator[Heard]]
 
 
-def by_httpx(stack: ExitStack, url: str, _types: Sequence[str]) -> Iterator[Heard]:
+def by_httpx(stack: ExitStack, url: str, _types: list[str]) -> Iterator[Heard]:
     """Listen with httpx-sse."""
     client = stack.enter_context(httpx.Client(timeout=20))
     source = stack.enter_context(connect_sse(client, "GET", url))
     return (Heard(event.event, event.id, json.loads(event.data)) for event in source.iter_sse())
 
 
-def by_node(stack: ExitStack, url: str, types: Sequence[str]) -> Iterator[Heard]:
+def by_node(stack: ExitStack, url: str, types: list[str]) -> Iterator[Heard]:
     """Listen with npm's eventsource, installed once for all runs."""
     node, npm = require("node"), require("npm")
     folder = Path(tempfile.gettempdir()) / f"sse-app-tests-eventsource-{EVENTSOURCE}"
     if not (folder / "listen.mjs").exists():  # it is written last
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        (folder / "package.json").write_text("{}")
-        install = [npm, "install", "--no-audit", "--no-fund", "--silent", f"eventsource@{EVENTSOURCE}"]
-        done = subprocess.run(install, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+        quietly = ["--no-audit", "--no-fund", "--silent"]
+        install = [npm, "install", *quietly, "--prefix", str(folder), f"eventsource@{EVENTSOURCE}"]
+        done = run(install, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
     (folder / "listen.mjs").write_text(IN_NODE)
     command = [node, "listen.mjs", json.dumps([url, types])]
-    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, encoding="utf-8")
-    stack.enter_context(process)
+    process = stack.enter_context(Popen(command, cwd=folder, stdout=PIPE, encoding="utf-8"))
     stack.callback(process.kill)
     assert process.stdout is not None
     return (Heard(*json.loads(line)) for line in process.stdout)
 
 
-def by_page(
-    chromium: Browser, address: str | None, stack: ExitStack, url: str, types: Sequence[str]
-) -> Iterator[Heard]:
-    """Listen with the EventSource of a page at an address, by default the server's own."""
-    page = chromium.new_page()
+def by_page(browser: Browser, address: str, stack: ExitStack, url: str, types: list[str]) -> Iterator[Heard]:
+    """Listen with the EventSource of a page at an address; "/" is the server's own."""
+    page = browser.new_page()
     stack.callback(page.close)
     lines: deque[str] = deque()
     page.on("console", lambda message: lines.append(message.text) if message.type == "log" else None)
-    page.goto(address or str(httpx.URL(url).join("/")))
-    page.evaluate(IN_PAGE, [url, list(types)])
+    page.goto(str(httpx.URL(url).join(address)))
+    page.evaluate(IN_PAGE, [url, types])
     while True:
         while not lines:
             page.wait_for_event("console", timeout=20_000)
@@ -157,11 +150,10 @@ def listen(request: pytest.FixtureRequest, elsewhere: str) -> Iterator[Listen]:
             case "node":
                 yield partial(by_node, stack)
             case page:
-                address = elsewhere if page == "page elsewhere" else None
+                address = elsewhere if page == "page elsewhere" else "/"
                 yield partial(by_page, request.getfixturevalue("chromium"), address, stack)
 
 
-HTTPX = pytest.param("httpx-sse")
 NODE = pytest.param("node", marks=pytest.mark.node)
 PAGE = pytest.param("page", marks=pytest.mark.browser)
 PAGE_ELSEWHERE = pytest.param("page elsewhere", marks=pytest.mark.browser)
@@ -187,51 +179,42 @@ def publish(client: httpx.Client, *events: dict[str, Any], ascii: bool = True) -
 
 
 def random_text(chance: random.Random) -> str:
-    def character() -> str:
-        first, beyond = chance.choice([(0, 0x80), (0, 0xD800), (0xE000, 0x110000)])
-        return chance.choice([chr(chance.randrange(first, beyond)), chance.choice(ODD_TEXTS)])
-
-    return "".join(character() for _ in range(chance.randrange(12)))
+    first, beyond = chance.choice([(0, 0x80), (0, 0xD800), (0xE000, 0x110000)])  # no surrogates
+    plain = [chr(chance.randrange(first, beyond)) for _ in range(20)]
+    return "".join(chance.choices(plain + ODD_TEXTS, k=chance.randrange(12)))
 
 
-def random_value(chance: random.Random, depth: int) -> Any:
-    match chance.randrange(8 if depth else 6):
+def random_value(chance: random.Random, depth: int = 3) -> Any:
+    match chance.randrange(7 if depth else 5):
         case 0:
             return chance.choice([None, True, False, [], {}, "", *ODD_NUMBERS])
         case 1:
             return chance.randrange(-(2**53) + 1, 2**53)
         case 2:
             return chance.uniform(-1, 1) * 10.0 ** chance.randrange(-300, 300)
-        case 6:
+        case 5:
             return [random_value(chance, depth - 1) for _ in range(chance.randrange(5))]
-        case 7:
-            return random_data(chance, depth - 1)
+        case 6:
+            return {random_text(chance): random_value(chance, depth - 1) for _ in range(chance.randrange(5))}
     return random_text(chance)
 
 
-def random_data(chance: random.Random, depth: int = 3) -> dict[str, Any]:
-    return {random_text(chance): random_value(chance, depth) for _ in range(chance.randrange(6))}
-
-
 def random_events(chance: random.Random) -> list[dict[str, Any]]:
-    letters = string.ascii_letters + string.digits + "_.:-"
-    types = ["".join(chance.choices(letters, k=chance.randint(1, 128))) for _ in range(20)]
+    types = ["".join(chance.choices("AZaz09_.:-", k=chance.randint(1, 128))) for _ in range(20)]
     types += ["message", "__proto__", "Open", "data", "a" * 128]
-    data = ODD_DATA + [random_data(chance) for _ in range(150)]
+    data = ODD_DATA + [{random_text(chance): random_value(chance) for _ in range(4)} for _ in range(150)]
     chance.shuffle(data)
     return [{"event": chance.choice(types), "data": each} for each in data]
 
 
-@pytest.mark.parametrize("listen", [HTTPX, NODE, PAGE], indirect=True)
-def test_whatever_is_published_comes_back_equal_live_and_replayed(
-    listen: Listen, start_server: Start, request: pytest.FixtureRequest
-) -> None:
+@pytest.mark.parametrize("listen", ["httpx-sse", NODE, PAGE], indirect=True)
+def test_what_is_published_comes_back_equal_live_and_replayed(listen: Listen, start_server: Start) -> None:
     server = start_server(LIMITS__BACKLOG_BYTES=4 * 2**20)  # httpx-sse reads nothing until all is published
     events = random_events(random.Random(20))
-    if "httpx" in request.node.name:  # JavaScript's numbers do not go so far
-        events += [{"event": "exact", "data": {"n": [10**29 + 1, -(10**29) - 7, 2**53 + 1, 2**64]}}]
+    if isinstance(listen, partial) and listen.func is by_httpx:  # JavaScript's numbers do not go so far
+        events.append({"event": "exact", "data": {"n": [10**29 + 1, -(10**29) - 7, 2**53 + 1, 2**64]}})
     events.append({"event": "end", "data": {}})
-    types = sorted({event["event"] for event in events})
+    types = [event["event"] for event in events]
     token = server.stream_token(CHANNEL)
     live = listen(server.stream_url(CHANNEL, token), types)
     before = until(live, "connected")[-1].id
@@ -241,9 +224,7 @@ def test_whatever_is_published_comes_back_equal_live_and_replayed(
     replayed = listen(server.stream_url(CHANNEL, token, last_event_id=before), types)
     until(replayed, "connected")
     for heard in (until(live, "end"), until(replayed, "end")):
-        assert [(event.type, event.id) for event in heard] == [
-            (event["event"], id) for event, id in zip(events, ids, strict=True)
-        ]
+        assert [(got.type, got.id) for got in heard] == list(zip(types, ids, strict=True))
         for got, event in zip(heard, events, strict=True):
             time = event["data"].get("timestamp", got.data["timestamp"])
             assert got.data == {**event["data"], "channel": CHANNEL, "timestamp": time}
@@ -273,8 +254,8 @@ def test_a_native_client_comes_back_by_itself_after_a_kill_and_misses_nothing(
     assert [event.data["n"] for event in story if event.type == "tick"] == list(range(len(ids) - 1))
     assert {event.type for event in story} == {"open", "connected", "error", "tick", "end"}
     assert {event.data for event in story if event.type == "error"} == {0}  # connecting, not closed
-    placed = [event for event in story if event.id]
-    returns = [pair for pair in pairwise(placed) if pair[1].type == "connected"]
+    pairs = pairwise(event for event in story if event.id)
+    returns = [(last, event) for last, event in pairs if event.type == "connected"]
     assert len(returns) == 3
     for last, connected in returns:
         assert (connected.data["recovered"], connected.id) == (True, last.id)
@@ -295,36 +276,25 @@ def test_a_page_on_an_allowed_origin_may_listen_and_one_on_any_other_hears_nothi
             heard = by_page(chromium, stranger, stack, url, ["end"])
             assert until(heard, "error") == [Heard("error", "", 2)]  # closed
         with server.publisher() as client:
-            (id,) = publish(client, {"event": "end", "data": {"a": 1}})
-        (end,) = until(friend, "end")
-        assert (end.id, end.data["a"]) == (id, 1)
+            ids = publish(client, {"event": "end", "data": {}})
+        assert [event.id for event in until(friend, "end")] == ids
 
 
 def test_an_event_type_that_could_pass_for_something_else_is_refused(server: ServerProcess) -> None:
-    forged = [
-        "a\rb",
-        "a\nb",
-        "a\r\nb",
-        "a\n",
-        "\na",
-        "a\0",
-        "\0",
-        "a\nid: 1-1",
-        "a\n\nevent: b\ndata: {}\n\n",
-    ]
+    forged = ["a\rb", "a\nb", "a\r\nb", "a\n", "\na", "a\0", "a\nid: 1-1", "a\n\nevent: b\ndata: {}\n\n"]
     wrong: list[object] = ["", " ", " a", "a b", "a" * 129, "é", "a\u2028", "\ufeffa", None, 1, ["a"], {}]
     reserved = ["connected", "ping", "reset", "closing", "open", "error"]
     with ExitStack() as stack, server.publisher() as client:
         heard = by_httpx(stack, server.stream_url(CHANNEL, server.stream_token(CHANNEL)), [])
         until(heard, "connected")
-        good = {"channel": CHANNEL, "event": "good", "data": {}}
         for hostile in (*forged, *wrong, *reserved):
             event = {"event": hostile, "data": {}}
-            batch = {"events": [good, {"channel": CHANNEL, **event}]}
+            batch = {
+                "events": [{"channel": CHANNEL, **each} for each in ({"event": "good", "data": {}}, event)]
+            }
             for path, body in ((f"/api/v1/sse/{CHANNEL}", event), ("/api/v1/sse", batch)):
                 answer = client.post(path, json=body)
                 assert answer.status_code == 422, hostile
                 assert "event" in answer.json()["error"]["message"]
-        (id,) = publish(client, {"event": "end", "data": {}})
-        (end,) = until(heard, "end")
-        assert end.id == id
+        ids = publish(client, {"event": "end", "data": {}})
+        assert [event.id for event in until(heard, "end")] == ids
