@@ -152,7 +152,7 @@ class Hub:
         if recent is not None:
             return recent
         page = await self.eventlog.replay(wanted, after, until, PAGE_EVENTS)
-        if await self.eventlog.lost(wanted, EventId(self.head.epoch, after)):
+        if page.gap:
             raise EventLogUnavailable("the history was trimmed while it was being replayed")
         encoded = b"".join(self._recent.encode(event) for event in page.events)
         return encoded, page.events[-1].seq if page.more else until

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from subprocess import PIPE, Popen, run
 from typing import Any, NamedTuple
@@ -38,7 +38,7 @@ LISTEN = """(EventSource, [url, types]) => {
 }"""
 IN_PAGE = f"(given) => ({LISTEN})(EventSource, given)"
 IN_NODE = f"""import {{ EventSource }} from "eventsource";
-setTimeout(() => process.exit(1), 30000);  // it also keeps the process alive between two connections
+setTimeout(() => process.exit(1), 60000);  // it also keeps the process alive between two connections
 ({LISTEN})(EventSource, JSON.parse(process.argv[2]));
 """
 
@@ -117,11 +117,11 @@ def blank_pages() -> Iterator[int]:
             self.wfile.write(b"HTTP/1.0 200 OK\r\nContent-Type: text/html\r\n\r\n")
 
     with ThreadingHTTPServer(("127.0.0.1", 0), BlankPage) as pages:
-        thread = threading.Thread(target=pages.serve_forever, args=(0.02,))
-        thread.start()
-        yield pages.server_port
-        pages.shutdown()
-        thread.join()
+        threading.Thread(target=pages.serve_forever, args=(0.02,)).start()
+        try:
+            yield pages.server_port
+        finally:
+            pages.shutdown()
 
 
 @pytest.fixture
@@ -162,7 +162,7 @@ PAGE_ELSEWHERE = pytest.param("page elsewhere", marks=pytest.mark.browser)
 def until(heard: Iterator[Heard], type: str) -> list[Heard]:
     """Return what is heard up to the first event of a type."""
     story: list[Heard] = []
-    for event in heard:
+    for event in islice(heard, 10_000):  # else a replay without an end would keep the test going
         story.append(event)
         if event.type == type:
             return story
@@ -237,10 +237,10 @@ def test_a_native_client_comes_back_by_itself_after_a_kill_and_misses_nothing(
     server = start_server(STREAM__RETRY=200, CORS_ORIGINS=[elsewhere])
     heard = listen(server.stream_url(CHANNEL, server.stream_token(CHANNEL)), ["tick", "end"])
     story = until(heard, "connected")
-    ticks = iter({"event": "tick", "data": {"n": n}} for n in range(10_000))
+    ticks = iter({"event": "tick", "data": {"n": n}} for n in range(1000))
     with server.publisher() as client:
         ids: list[str] = []
-        for _ in range(3):
+        for _ in range(2):
             ids += publish(client, next(ticks))
             story += until(heard, "tick")
             ids += publish(client, *(next(ticks) for _ in range(300)))
@@ -256,7 +256,7 @@ def test_a_native_client_comes_back_by_itself_after_a_kill_and_misses_nothing(
     assert {event.data for event in story if event.type == "error"} == {0}  # connecting, not closed
     pairs = pairwise(event for event in story if event.id)
     returns = [(last, event) for last, event in pairs if event.type == "connected"]
-    assert len(returns) == 3
+    assert len(returns) == 2
     for last, connected in returns:
         assert (connected.data["recovered"], connected.id) == (True, last.id)
 
@@ -289,10 +289,8 @@ def test_an_event_type_that_could_pass_for_something_else_is_refused(server: Ser
         until(heard, "connected")
         for hostile in (*forged, *wrong, *reserved):
             event = {"event": hostile, "data": {}}
-            batch = {
-                "events": [{"channel": CHANNEL, **each} for each in ({"event": "good", "data": {}}, event)]
-            }
-            for path, body in ((f"/api/v1/sse/{CHANNEL}", event), ("/api/v1/sse", batch)):
+            batch = [{"channel": CHANNEL, **each} for each in ({"event": "good", "data": {}}, event)]
+            for path, body in ((f"/api/v1/sse/{CHANNEL}", event), ("/api/v1/sse", {"events": batch})):
                 answer = client.post(path, json=body)
                 assert answer.status_code == 422, hostile
                 assert "event" in answer.json()["error"]["message"]

@@ -32,22 +32,27 @@ class IdempotencyKey(NamedTuple):
 
 
 class Page(NamedTuple):
-    """Part of the past: ``events`` in log order, and whether more follow before the position asked for."""
+    """Part of the past: ``events`` in log order, and whether more follow before the position asked for.
+
+    ``gap`` says that events after the position are no longer kept. It is of the same moment as the events:
+    what `EventLog.lost` said before may have been overtaken by the trimming.
+    """
 
     events: list[Event]
     more: bool
+    gap: bool
 
 
-def first_page(events: Iterator[Event], limit: int) -> Page:
+def first_page(events: Iterator[Event], limit: int, *, gap: bool = False) -> Page:
     """Take a page from events in log order (or from the end, against it)."""
     taken: list[Event] = []
     size = 0
     for event in events:
         if len(taken) == limit or size >= PAGE_BYTES:
-            return Page(taken, True)
+            return Page(taken, True, gap)
         taken.append(event)
         size += len(event.data)
-    return Page(taken, False)
+    return Page(taken, False, gap)
 
 
 class EventLog(ABC):

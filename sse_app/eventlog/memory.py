@@ -107,12 +107,14 @@ class MemoryEventLog(EventLog):
     async def replay(self, channels: Collection[ChannelName], after: int, until: int, limit: int) -> Page:
         self._trim(self._clock())
         pasts = []
+        gap = False
         for name in channels:
-            if name in self._channels:
-                events = [event for _, event in self._channels[name].events]
+            if (channel := self._channels.get(name)) is not None:
+                gap = gap or after < channel.trimmed
+                events = [event for _, event in channel.events]
                 start = bisect_right(events, after, key=lambda event: event.seq)
                 pasts.append(event for event in events[start:] if event.seq <= until)
-        return first_page(merge(*pasts), limit)
+        return first_page(merge(*pasts), limit, gap=gap)
 
     async def latest(self, channel: ChannelName, limit: int) -> list[Event]:
         self._trim(self._clock())

@@ -58,6 +58,7 @@ class SqliteEventLog(EventLog):
         self._epoch, self._seq, self._channels = writer.start()
         self._writer = writer
         self._reader = connect(self._path)
+        self._cursors: list[sqlite3.Cursor] = []
         self._reading = ThreadPoolExecutor(1, "eventlog-reader")
         self._available = True
 
@@ -100,37 +101,54 @@ class SqliteEventLog(EventLog):
         return {name: "history_trimmed" for name, state in known if state and position.seq < state.trimmed}
 
     async def replay(self, channels: Collection[ChannelName], after: int, until: int, limit: int) -> Page:
-        ranges = [
-            (name, state.id, max(after, state.trimmed))
+        wanted = [
+            (name, state.id)
             for name in channels
             if (state := self._channels.get(name)) is not None and state.last_seq > after
         ]
-        if not ranges:
-            return Page([], False)
-        return await self._read(lambda: self._page(ranges, until, limit))
+        return (
+            await self._read(lambda: self._page(wanted, after, until, limit))
+            if wanted
+            else Page([], False, False)
+        )
 
     async def latest(self, channel: ChannelName, limit: int) -> list[Event]:
         state = self._channels.get(channel)
         if state is None:
             return []
         page = await self._read(
-            lambda: first_page(self._select(channel, state.id, state.trimmed, MAX_SEQ, "DESC", limit), limit)
+            lambda: first_page(self._select(channel, state.id, 0, MAX_SEQ, "DESC", limit), limit)
         )
         return page.events[::-1]
 
     async def _read(self, work: Callable[[], T]) -> T:
-        """Run ``work`` in the reader's thread."""
+        """Run ``work`` in the reader's thread, on one snapshot of the database."""
         if self._writer is None:
             raise EventLogUnavailable("the event log is closed")
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._reading, work)
+            return await asyncio.get_running_loop().run_in_executor(self._reading, self._on_snapshot, work)
         except sqlite3.Error as error:
             raise EventLogUnavailable(f"the event log cannot be read: {error}") from error
 
-    def _page(self, ranges: list[tuple[ChannelName, int, int]], until: int, limit: int) -> Page:
+    def _on_snapshot(self, work: Callable[[], T]) -> T:
+        self._reader.execute("BEGIN")
+        try:
+            return work()
+        finally:
+            for cursor in self._cursors:
+                cursor.close()
+            self._cursors.clear()
+            self._reader.execute("COMMIT")
+
+    def _page(self, channels: list[tuple[ChannelName, int]], after: int, until: int, limit: int) -> Page:
         """Merge the channels' events, each read in order by the index, so that no query sorts or scans."""
-        pasts = [self._select(name, id, after, until, "ASC", limit + 1) for name, id, after in ranges]
-        return first_page(merge(*pasts), limit)
+        gap = any(after < self._trimmed(id) for _, id in channels)
+        pasts = [self._select(name, id, after, until, "ASC", limit + 1) for name, id in channels]
+        return first_page(merge(*pasts), limit, gap=gap)
+
+    def _trimmed(self, id: int) -> int:
+        """Return the ``seq`` of a channel's last event that is no longer kept, as of the snapshot."""
+        return int(self._reader.execute("SELECT trimmed FROM channels WHERE id = ?", (id,)).fetchone()[0])
 
     def _select(
         self, name: ChannelName, id: int, after: int, until: int, order: Literal["ASC", "DESC"], limit: int
@@ -138,8 +156,9 @@ class SqliteEventLog(EventLog):
         rows = self._reader.execute(
             "SELECT seq, type, data, retry FROM events WHERE channel = ? AND seq > ? AND seq <= ? "
             f"ORDER BY seq {order} LIMIT ?",
-            (id, after, until, limit),
+            (id, max(after, self._trimmed(id)), until, limit),
         )
+        self._cursors.append(rows)
         return (Event(seq, name, type, data, retry) for seq, type, data, retry in rows)
 
     async def published(self, channel: ChannelName) -> tuple[int, int]:

@@ -95,7 +95,8 @@ class HistoryHandler(ApiHandler):
             after = EventId.parse(position)
             complete = after is not None and not await eventlog.lost([channel], after)
             start = after.seq if after is not None and complete else 0
-            events = (await eventlog.replay([channel], start, head.seq, limit)).events
+            page = await eventlog.replay([channel], start, head.seq, limit)
+            events, complete = page.events, complete and not page.gap
         self.write_json({"events": [_item(head.epoch, event) for event in events], "complete": complete})
 
     def _limit(self) -> int:

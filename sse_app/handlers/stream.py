@@ -24,6 +24,9 @@ from sse_app.wire import chunk, encode_json
 
 log = logging.getLogger(__name__)
 
+UNREADABLE = EventId("unreadable", 0)
+"""Stands for a position that is no event id: in its form, and of no log's epoch."""
+
 _NO_HEADERS = httputil.HTTPHeaders()
 _NO_UI = ObjectDict()
 _CLIENT_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -227,10 +230,8 @@ class StreamHandler(PublishHandler):
             "expires_in": max(0, int(listener.expires_at - time.time())),
             "timestamp": timestamp(time.time()),
         }
-        id = str(after) if position is None else position
-        if not id.isascii():  # it would cost a browser a CORS preflight to come back with it
-            id = "unreadable"
-        first = encode_json("connected", connected, id=id, retry=stream.retry)
+        id = after if position is None else EventId.parse(position) or UNREADABLE
+        first = encode_json("connected", connected, id=str(id), retry=stream.retry)
         return first + b"".join(
             encode_json("reset", {"channel": channel, "reason": reason}) for channel, reason in lost.items()
         )
