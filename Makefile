@@ -9,7 +9,7 @@ run: .venv/installed
 	@$(BIN)/python -m examples.market
 
 test: .venv/installed check
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses=2
 
 check: .venv/installed
 	@$(BIN)/ruff check .

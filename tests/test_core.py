@@ -222,7 +222,7 @@ def test_a_chunk_says_its_length(payload: bytes) -> None:
     assert (int(size, 16), rest) == (len(payload), payload + b"\r\n")
 
 
-@pytest.mark.parametrize("type", [*RESERVED_TYPES, "", "a b", "a\n", "ä", "a" * 129, None, 1])
+@pytest.mark.parametrize("type", [*sorted(RESERVED_TYPES), "", "a b", "a\n", "ä", "a" * 129, None, 1])
 def test_bad_event_types_are_refused_by_name(type: object) -> None:
     with pytest.raises(InvalidInput, match=r"^events\[1\]\.event "):
         new_event(ChannelName("a"), type, {}, now="", field="events[1].")

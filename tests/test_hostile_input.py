@@ -632,7 +632,7 @@ NOT_JSON = [
     '{"event":"e","data":{}}'.encode("utf-16"),
     '{"event":"e","data":{}}'.encode("utf-16-le"),
     '{"event":"e","data":{}}'.encode("utf-32"),
-    gzip.compress(b'{"event":"e","data":{}}'),
+    gzip.compress(b'{"event":"e","data":{}}', mtime=0),
     b"[" * 100_000,
     b'{"event":"e","data":{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}}",
     b'{"event":"e","data":' + b'{"a":' * 50_000 + b"1" + b"}" * 50_000 + b"}",
