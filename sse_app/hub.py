@@ -19,8 +19,8 @@ from sse_app.recent import RecentEvents
 from sse_app.stream import Listener, Stream
 from sse_app.wire import chunk
 
-SLICE = 256
-"""How many streams a fan-out serves before it lets others run: a millisecond or two."""
+SLICE = 512
+"""How many streams a fan-out serves before it lets others run: a few milliseconds."""
 
 PAGE_EVENTS = 500
 """How many events a replay reads from the log at a time."""

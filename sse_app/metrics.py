@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import Metric
@@ -24,14 +25,10 @@ class Metrics:
 
     def __init__(self, services: Services) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(_Parts(services))
+        self._registry.register(_Parts(services, self))
         ProcessCollector(registry=self._registry)
-        self.requests = Counter(
-            "sse_app_requests_total",
-            "Requests answered, streams when they end.",
-            ["handler", "method", "status"],
-            registry=self._registry,
-        )
+        self.requests: Counter[tuple[str, str, int]] = Counter()
+        """Requests answered, by handler, method and status."""
         self.publish_seconds = Histogram(
             "sse_app_publish_seconds",
             "Time from a publish request to its answer, the commit included.",
@@ -47,8 +44,9 @@ class Metrics:
 class _Parts(Collector):
     """Reads the counters that the parts keep anyway."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, metrics: Metrics) -> None:
         self._services = services
+        self._metrics = metrics
 
     def describe(self) -> list[Metric]:
         return []
@@ -82,6 +80,12 @@ class _Parts(Collector):
         for reason, count in sorted(hub.endings.items()):
             endings.add_metric([reason], count)
         yield endings
+        requests = CounterMetricFamily(
+            "sse_app_requests", "Requests answered, streams aside.", labels=["handler", "method", "status"]
+        )
+        for (handler, method, status), count in sorted(self._metrics.requests.items()):
+            requests.add_metric([handler, method, str(status)], count)
+        yield requests
         yield GaugeMetricFamily("sse_app_log_head", "Number of the last event of the log.", hub.head.seq)
         yield GaugeMetricFamily(
             "sse_app_log_available", "Whether the event log can be used.", float(services.eventlog.available)

@@ -30,7 +30,8 @@ class Tails:
         """Give events that are committed to every follower."""
         for tail in self._tails:
             tail.put(events)
-        self._set_room()
+            if tail.waiting_bytes > MAX_WAITING_BYTES:
+                self._room.clear()
 
     def follow(self) -> AsyncIterator[list[Event]]:
         """Yield what is published from now on, what waits together as one list."""
@@ -42,7 +43,8 @@ class Tails:
         try:
             while True:
                 events = await tail.take()
-                self._set_room()
+                if not self._room.is_set():
+                    self._set_room()
                 yield events
         finally:
             self._tails.discard(tail)
@@ -65,7 +67,7 @@ class _Tail:
 
     def put(self, events: list[Event]) -> None:
         self._waiting.extend(events)
-        self.waiting_bytes += sum(len(event.data) for event in events)
+        self.waiting_bytes += sum([len(event.data) for event in events])
         self._wake.set()
 
     async def take(self) -> list[Event]:

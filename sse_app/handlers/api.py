@@ -287,9 +287,8 @@ class ApiHandler(web.RequestHandler):
         """Write the access line, and count the request."""
         status = self.get_status()
         method = self.request.method or ""
-        self.services.metrics.requests.labels(
-            type(self).__name__, method if method in self.SUPPORTED_METHODS else "other", status
-        ).inc()
+        counted = method if method in self.SUPPORTED_METHODS else "other"
+        self.services.metrics.requests[type(self).__name__, counted, status] += 1
         level = self.access_level(status)
         if access_log.isEnabledFor(level):
             fields: dict[str, object] = {

@@ -265,7 +265,7 @@ class StreamHandler(PublishHandler):
             try:
                 past, after = await hub.past(channels, after, goal)
             except EventLogUnavailable as error:
-                log.error("replay_failed", extra=self._fields(stream, detail=str(error)))
+                log.warning("replay_failed", extra=self._fields(stream, detail=str(error)))
                 stream.end("unavailable", hub.jittered_retry())
                 return
             if past:
