@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 from sse_app.channels import ChannelName, ChannelPatterns, parse_channel
@@ -52,7 +53,7 @@ class Publisher:
         Raises:
             As `publish` does.
         """
-        return await self.append(self.check_batch(list(events)))
+        return await self.append(self.check_batch([dict(event) for event in events]))
 
     def check(self, channel: str, event: object, data: object, retry: object = None) -> NewEvent:
         """Return an event of the right form."""
@@ -87,20 +88,20 @@ class Publisher:
         return await self._eventlog.append(events, key)
 
 
-def refuse_unknown(item: Mapping[Any, Any], known: Collection[str], field: str = "") -> None:
+def refuse_unknown(item: Mapping[Any, Any], known: AbstractSet[str], field: str = "") -> None:
     """Refuse members that mean nothing, rather than drop what a publisher thought would count.
 
     Raises:
         InvalidInput: there is one; the text names it.
     """
-    for name in item:
-        if name not in known:
-            raise InvalidInput(f"unknown member {field}{ascii(name)[1:-1][:80]}", f"{field}{name}")
+    if not item.keys() <= known:
+        name = next(name for name in item if name not in known)
+        raise InvalidInput(f"unknown member {field}{ascii(name)[1:-1][:80]}", f"{field}{name}")
 
 
 def _check_item(item: object, field: str, now: str) -> NewEvent:
     """Return an event of a batch; ``field`` says where it stands, for the error's text."""
-    if not isinstance(item, Mapping):
+    if not isinstance(item, dict):
         raise InvalidInput(f"{field[:-1]} must be an object", field[:-1])
     refuse_unknown(item, _MEMBERS, field)
     channel = item.get("channel")

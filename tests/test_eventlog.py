@@ -16,6 +16,7 @@ from sse_app.errors import EventLogUnavailable, IdempotencyKeyReused, StateError
 from sse_app.eventlog import EventLog, IdempotencyKey, Retention
 from sse_app.eventlog.memory import MemoryEventLog
 from sse_app.eventlog.sqlite import SqliteEventLog
+from sse_app.eventlog.sqlite_writer import Commit
 from sse_app.events import Event, EventId, NewEvent
 
 A, B = ChannelName("a"), ChannelName("b")
@@ -212,6 +213,29 @@ async def test_the_database_on_disk_does_not_grow_with_what_is_trimmed(tmp_path:
     with sqlite3.connect(tmp_path / "e.db") as database:
         assert database.execute("SELECT count(*) FROM events").fetchone()[0] <= 155
     database.close()
+
+
+@pytest.mark.gen_test
+async def test_a_page_knows_of_a_trim_that_the_event_loop_has_not_heard_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = SqliteEventLog(tmp_path / "e.db", Retention(size=4))
+    async with opened(log):
+        await log.append([new(A)] * 4)
+        held: list[Commit] = []
+        committed = log._committed
+        monkeypatch.setattr(log, "_committed", held.append)
+        append = asyncio.create_task(log.append([new(A)] * 4))
+
+        async def written() -> bool:
+            return bool(held)
+
+        await until(written)
+        assert await log.lost([A], EventId(log.head.epoch, 0)) == {}
+        assert (await log.replay([A], 0, 4, 99)) == ([], False, True)
+        committed(held[0])
+        await append
+        assert await log.lost([A], EventId(log.head.epoch, 0)) == {A: "history_trimmed"}
 
 
 @pytest.mark.gen_test

@@ -11,7 +11,7 @@ import time
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,6 +44,7 @@ MIGRATIONS = [
 MAX_EVENTS_PER_COMMIT = 2_000
 PROBE_INTERVAL = 1.0
 """How often a log that failed is tried again while nobody publishes, in seconds."""
+COLUMNS = 6
 INSERT_SIZES = (512, 128, 32, 8, 1)
 """How many rows an INSERT statement takes; one has at most 32,766 parameters."""
 ERASE_STEP = 2_000
@@ -83,6 +84,11 @@ def new_epoch(connection: sqlite3.Connection) -> str:
     connection.execute("INSERT INTO log VALUES (?)", (epoch,))
     connection.execute("COMMIT")
     return epoch
+
+
+@cache
+def _insertion(rows: int) -> str:
+    return "INSERT INTO events VALUES " + ", ".join(["(?, ?, ?, ?, ?, ?)"] * rows)
 
 
 class SqliteWriter:
@@ -237,16 +243,15 @@ class SqliteWriter:
         SQLite lets go of the interpreter's lock for each statement, and getting it back from a busy event loop
         can take milliseconds. The statements are of a few sizes only, so that they stay prepared.
         """
-        rows = [(e.seq, commit.channels[e.channel].id, e.type, e.data, e.retry, now) for e in commit.events]
+        parameters: list[object] = []
+        for seq, channel, type, data, retry in commit.events:
+            parameters += (seq, commit.channels[channel].id, type, data, retry, now)
         start = 0
         for size in INSERT_SIZES:
-            while len(rows) - start >= size:
-                values = ", ".join(["(?, ?, ?, ?, ?, ?)"] * size)
-                self._db.execute(
-                    f"INSERT INTO events VALUES {values}",
-                    list(chain.from_iterable(rows[start : start + size])),
-                )
-                start += size
+            step = size * COLUMNS
+            while len(parameters) - start >= step:
+                self._db.execute(_insertion(size), parameters[start : start + step])
+                start += step
 
     def _channel(self, name: ChannelName) -> ChannelState:
         """Return a channel's state, making its row and reading its kept ``seq`` numbers at its first event."""

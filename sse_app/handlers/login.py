@@ -21,7 +21,7 @@ class LoginHandler(BodyHandler):
     async def post(self) -> None:
         """Answer a right name and password with tokens, anything else in the same words and time."""
         request = self.json_object()
-        refuse_unknown(request, ("username", "password", "cookie"))
+        refuse_unknown(request, {"username", "password", "cookie"})
         name, password = (self._text(request.get(field), field) for field in ("username", "password"))
         if not isinstance(request.get("cookie", True), bool):
             raise InvalidInput("cookie must be true or false", "cookie")
@@ -56,7 +56,7 @@ class StreamTokenHandler(BodyHandler):
         claims = self.access_claims()
         body = self.body()
         request = self.json_object(body) if body else {}
-        refuse_unknown(request, ("channels",))
+        refuse_unknown(request, {"channels"})
         channels = self._channels(request["channels"]) if "channels" in request else None
         for channel in channels or ():
             if not claims.grants.subscribe.matches(channel):

@@ -51,7 +51,7 @@ class PublishHandler(_Publishing):
         self.services.publisher.require_known(channel)
         body = self.body()
         request = self.json_object(body)
-        refuse_unknown(request, ("event", "data", "retry"))
+        refuse_unknown(request, {"event", "data", "retry"})
         event = self.services.publisher.check(
             channel, request.get("event"), request.get("data"), request.get("retry")
         )
@@ -67,7 +67,7 @@ class BatchHandler(_Publishing):
         claims = self.access_claims()
         body = self.body()
         request = self.json_object(body)
-        refuse_unknown(request, ("events",))
+        refuse_unknown(request, {"events"})
         events = self.services.publisher.check_batch(request.get("events"))
         for channel in dict.fromkeys(event.channel for event in events):
             require_publish(claims, channel)
