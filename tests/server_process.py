@@ -59,7 +59,7 @@ class ServerProcess:
                 stdin=subprocess.DEVNULL,
                 stderr=log,
             )
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while True:
             assert self.process.poll() is None, self.log_path.read_text()
             try:

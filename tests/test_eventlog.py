@@ -49,7 +49,7 @@ async def opened(log: EventLog) -> AsyncIterator[EventLog]:
 
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 20
     while not await condition():
         assert time.monotonic() < deadline
         await asyncio.sleep(0.02)

@@ -92,14 +92,14 @@ async def opened(
 
 
 async def settled(condition: Callable[[], bool]) -> None:
-    deadline = asyncio.get_running_loop().time() + 10
+    deadline = asyncio.get_running_loop().time() + 20
     while not condition():
         assert asyncio.get_running_loop().time() < deadline
         await asyncio.sleep(0.001)
 
 
 @pytest.mark.parametrize("seed", range(12))
-@pytest.mark.gen_test(timeout=30)
+@pytest.mark.gen_test(timeout=60)
 async def test_each_stream_has_every_event_of_its_channels_once_and_in_order(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,7 +199,7 @@ async def test_a_stream_that_accepts_nothing_for_two_intervals_is_closed_and_oth
             return stalled.stream not in hub.streams
 
         await settled(gone)
-        assert asyncio.get_running_loop().time() - begun < 3
+        assert asyncio.get_running_loop().time() - begun < 5  # two intervals are 0.8 s
         assert stalled.stream.ending == "stalled"
         assert alive.stream in hub.streams
         assert any(event.type == "ping" for event in alive.received)
@@ -228,7 +228,7 @@ async def test_a_large_fan_out_lets_others_run_in_between(monkeypatch: pytest.Mo
             client.leave()
 
 
-@pytest.mark.gen_test(timeout=20)
+@pytest.mark.gen_test
 async def test_streams_that_end_leave_nothing_behind_not_even_for_the_garbage_collector() -> None:
     async with opened() as (hub, publish):
         gc.collect()

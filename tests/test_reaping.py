@@ -22,6 +22,9 @@ from tests.server_process import ServerProcess
 INTERVAL = 2.0
 """The ping interval of these servers, in seconds."""
 
+SLACK = 1.5
+"""What a machine that others use too may be late by, in seconds."""
+
 Start = Callable[..., ServerProcess]
 
 
@@ -157,8 +160,8 @@ def test_a_client_that_vanishes_without_a_fin_is_reaped_within_two_ping_interval
         # From here on everything that is sent to the clients is dropped, and they send nothing: no FIN, no RST.
         drop = ["ip", "-n", network.name, "link", "set", f"{network.name}b", "down"]
         subprocess.run(drop, check=True, timeout=10)
-        took = wait_for(lambda: streams(server) == 0, 3 * INTERVAL)
-        assert took <= 2 * INTERVAL + 0.3
+        took = wait_for(lambda: streams(server) == 0, 10 * INTERVAL)
+        assert took <= 2 * INTERVAL + SLACK
     finally:
         for client in clients:
             client.kill()
@@ -181,8 +184,8 @@ def test_a_client_that_stops_reading_is_ended_and_its_memory_given_back(start_se
         stalled = RawStream("127.0.0.1", server.port, path, buffer=4096)
         try:
             publish(30)  # 15 MB, of which the socket takes less than one
-            took = wait_for(lambda: streams(server) == 0, 3 * INTERVAL)
-            assert took <= 2 * INTERVAL + 0.3
+            took = wait_for(lambda: streams(server) == 0, 10 * INTERVAL)
+            assert took <= 2 * INTERVAL + SLACK
             wait_for(lambda: memory(server) < before + 4_000, 10)
         finally:
             stalled.socket.close()
