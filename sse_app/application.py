@@ -8,7 +8,7 @@ from tornado import web
 from tornado.routing import URLSpec
 
 from sse_app.events import EventId
-from sse_app.handlers import login, operations, pages, publish, stream
+from sse_app.handlers import admin, login, operations, pages, publish, stream, tokens
 from sse_app.handlers.api import NotFoundHandler
 from sse_app.services import Services
 from sse_app.settings import Settings
@@ -75,9 +75,17 @@ class SSEApp:
             URLSpec(r"/api/v1/sse/status", operations.StatusHandler, parts),
             URLSpec(r"/api/v1/sse/([^/]*)", stream.StreamHandler, parts),
             URLSpec(r"/api/v1/sse/([^/]*)/history", publish.HistoryHandler, parts),
+            URLSpec(r"/api/v1/sse/connections/([A-Za-z0-9._-]{1,64})/renew", tokens.RenewHandler, parts),
             URLSpec(r"/api/v1/auth/login", login.LoginHandler, parts),
-            URLSpec(r"/api/v1/auth/stream-token", login.StreamTokenHandler, parts),
-            URLSpec(r"/api/v1/auth/me", login.MeHandler, parts),
+            URLSpec(r"/api/v1/auth/refresh", login.RefreshHandler, parts),
+            URLSpec(r"/api/v1/auth/logout", login.LogoutHandler, parts),
+            URLSpec(r"/api/v1/auth/stream-token", tokens.StreamTokenHandler, parts),
+            URLSpec(r"/api/v1/auth/me", tokens.MeHandler, parts),
+            URLSpec(r"/api/v1/admin/connections", admin.ConnectionsHandler, parts),
+            URLSpec(r"/api/v1/admin/connections/([0-9]{1,20})/kick", admin.KickHandler, parts),
+            URLSpec(r"/api/v1/admin/revocations", admin.RevocationsHandler, parts),
+            URLSpec(r"/api/v1/admin/audit", admin.AuditHandler, parts),
+            URLSpec(r"/.well-known/jwks.json", tokens.KeySetHandler, parts),
             URLSpec(r"/healthz", operations.HealthHandler, parts),
             URLSpec(r"/readyz", operations.ReadyHandler, parts),
             URLSpec(r"/metrics", operations.MetricsHandler, parts),
@@ -94,4 +102,5 @@ class SSEApp:
             ],
             default_handler_class=NotFoundHandler,
             default_handler_args=parts,
+            cross_origin_protection=True,
         )

@@ -75,6 +75,23 @@ def _parser() -> argparse.ArgumentParser:
             help="read the token from standard input (default: "
             "SSE_APP_TOKEN, else one minted with the keys in the state directory)",
         )
+    revoke = add("revoke", "revocation:revoke", "revoke tokens; a running server ends their streams at once")
+    which = revoke.add_mutually_exclusive_group(required=True)
+    which.add_argument("--token-id", metavar="JTI", help="one token, by its jti claim")
+    which.add_argument("--session", metavar="ID", help="a session, with all its tokens")
+    which.add_argument("--subject", metavar="S", help="what a subject has been issued until now")
+    which.add_argument("--all", action="store_true", help="every token issued until now")
+    audit = add("audit", "revocation:audit", "print the audit trail, a JSON line each, newest last")
+    audit.add_argument("--limit", type=int, default=100, metavar="N", help="how many entries (100)")
+    keys = add("keys", "keys:show", "look after the keys that sign tokens")
+    key_actions = keys.add_subparsers(metavar="ACTION")
+    add("list", "keys:show", "print the keys, the one that signs first", key_actions)
+    rotate = add(
+        "rotate", "keys:rotate", "make a new key, which signs; old ones verify until spent", key_actions
+    )
+    rotate.add_argument(
+        "--algorithm", choices=["HS256", "EdDSA", "ES256", "RS256"], help="default: as the key that signs now"
+    )
     eventlog = add("eventlog", "eventlog:show", "look after the event log")
     actions = eventlog.add_subparsers(metavar="ACTION")
     add("show", "eventlog:show", "print the log's epoch, head and channels", actions)
@@ -111,16 +128,17 @@ def _add_users(user: argparse.ArgumentParser) -> None:
     for name, help in (
         ("add", "make an account"),
         ("list", "print the accounts and what they may do"),
-        ("passwd", "change a password"),
-        ("disable", "refuse an account its login"),
+        ("passwd", "change a password, and end the account's sessions"),
+        ("grants", "change what an account may do; its open streams end and come back"),
+        ("disable", "refuse an account its login, and end its sessions"),
         ("enable", "allow an account its login again"),
-        ("remove", "delete an account"),
+        ("remove", "delete an account, and end its sessions"),
     ):
         action = actions.add_parser(name, help=help, description=help, parents=[_settings_flags()])
         action.set_defaults(run=f"users:{name}")
         if name != "list":
             action.add_argument("name", metavar="NAME")
-        if name == "add":
+        if name in ("add", "grants"):
             _add_grants(action)
         if name in ("add", "passwd"):
             action.add_argument(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Iterator
 from functools import cache
+from itertools import count
 from typing import TypeVar
 
 from sse_app.audience import Audience
@@ -51,12 +53,14 @@ class Hub:
         self.streams: set[Stream] = set()
         self.laggards: set[Stream] = set()
         """The streams that have something waiting."""
-        self.streams_of_subject: Counter[str] = Counter()
+        self.streams_of_subject: dict[str, set[Stream]] = {}
         self.streams_of_address: Counter[str] = Counter()
         self.streams_on_channel: Counter[ChannelName] = Counter()
         self.events_fanned_out = 0
         self.deliveries = 0
         self.endings: Counter[str] = Counter()
+        # Streams are numbered on from the time, in microseconds, so that no number means another one later.
+        self._numbers = count(time.time_ns() // 1000)
         self._backlog_limit = backlog_limit
         self._retry = retry
         self._head = eventlog.head.seq
@@ -82,10 +86,15 @@ class Hub:
     def register(self, listener: Listener, channels: tuple[ChannelName, ...], *, chunked: bool) -> Stream:
         """Count a new stream in; it is told nothing until it joins."""
         stream = Stream(
-            listener, channels, chunked=chunked, backlog_limit=self._backlog_limit, laggards=self.laggards
+            next(self._numbers),
+            listener,
+            channels,
+            chunked=chunked,
+            backlog_limit=self._backlog_limit,
+            laggards=self.laggards,
         )
         self.streams.add(stream)
-        self.streams_of_subject[listener.subject] += 1
+        self.streams_of_subject.setdefault(listener.claims.subject, set()).add(stream)
         self.streams_of_address[listener.address] += 1
         self.streams_on_channel.update(channels)
         return stream
@@ -107,7 +116,10 @@ class Hub:
         self.streams.discard(stream)
         self.laggards.discard(stream)
         self.endings[stream.ending or "client"] += 1
-        _count_out(self.streams_of_subject, stream.listener.subject)
+        of_subject = self.streams_of_subject[stream.listener.claims.subject]
+        of_subject.discard(stream)
+        if not of_subject:
+            del self.streams_of_subject[stream.listener.claims.subject]
         _count_out(self.streams_of_address, stream.listener.address)
         for channel in stream.channels:
             _count_out(self.streams_on_channel, channel)
@@ -180,10 +192,10 @@ class Hub:
         arrival, self._arrival = self._arrival, asyncio.Event()
         arrival.set()
         served = 0
-        for audience, frames, count in list(self._plan(events)):
+        for audience, frames, slots in list(self._plan(events)):
             start = 0
-            while start < count:
-                stop = min(count, start + SLICE - served)
+            while start < slots:
+                stop = min(slots, start + SLICE - served)
                 audience.send(frames, start, stop)
                 served += stop - start
                 start = stop

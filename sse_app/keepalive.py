@@ -7,6 +7,7 @@ import time
 
 from tornado.ioloop import PeriodicCallback
 
+from sse_app.auth.claims import Claims
 from sse_app.events import timestamp
 from sse_app.hub import Hub
 from sse_app.stream import Stream
@@ -53,17 +54,29 @@ class Keepalive:
         """Take a stream into the round; its first ping comes within an interval."""
         stream.ping_turn = random.randrange(len(self._turns))
         self._turns[stream.ping_turn].add(stream)
-        second = int(stream.listener.expires_at)
-        if second < self._checked:
-            stream.end("token_expired", None)
-        else:
-            self._expiring.setdefault(second, set()).add(stream)
+        self._expect_expiry(stream)
 
     def forget(self, stream: Stream) -> None:
         """Take a stream out of the round."""
         if stream.ping_turn >= 0:
             self._turns[stream.ping_turn].discard(stream)
-        second = int(stream.listener.expires_at)
+        self._expect_no_expiry(stream)
+
+    def renew(self, stream: Stream, claims: Claims) -> None:
+        """Let a stream go on with a fresh token, to its expiry."""
+        self._expect_no_expiry(stream)
+        stream.listener = stream.listener._replace(claims=claims)
+        self._expect_expiry(stream)
+
+    def _expect_expiry(self, stream: Stream) -> None:
+        second = int(stream.listener.claims.expires_at)
+        if second < self._checked:
+            stream.end("token_expired", None)
+        else:
+            self._expiring.setdefault(second, set()).add(stream)
+
+    def _expect_no_expiry(self, stream: Stream) -> None:
+        second = int(stream.listener.claims.expires_at)
         if (expiring := self._expiring.get(second)) is not None:
             expiring.discard(stream)
             if not expiring:

@@ -9,11 +9,18 @@ from contextlib import suppress
 from pathlib import Path
 
 from sse_app.auth.accounts import Accounts
+from sse_app.auth.audit import Audit
+from sse_app.auth.database import AuthDatabase
 from sse_app.auth.keys import KeyRing
 from sse_app.auth.login import Lifetimes, Login
 from sse_app.auth.passwords import PasswordThreads
+from sse_app.auth.provider import Provider
+from sse_app.auth.rate import RateLimit
+from sse_app.auth.revocations import Revocations
+from sse_app.auth.sessions import SessionLimits, Sessions
 from sse_app.auth.tokens import Tokens
 from sse_app.channels import ChannelPatterns
+from sse_app.enforcement import Enforcement
 from sse_app.eventlog import EventLog, Retention
 from sse_app.eventlog.memory import MemoryEventLog
 from sse_app.eventlog.sqlite import SqliteEventLog
@@ -44,16 +51,28 @@ class Services:
         self.channels = ChannelPatterns(settings.channels)
         self.state = StateDirectory(settings.state_dir)
         self.state.lock()
-        self.tokens = issuer_of(settings, self.state)
-        self.accounts = Accounts(self.state.accounts)
+        auth = settings.auth
+        self.auth_database = AuthDatabase(self.state.accounts)
+        self.revocations = Revocations(self.auth_database)
+        self.tokens = issuer_of(settings, self.state, self.revocations)
+        self.audit = Audit(self.auth_database)
+        self.accounts = Accounts(self.auth_database, auth.longest_lifetime)
         self.password_threads = PasswordThreads()
         self.login = Login(
+            self.auth_database,
             self.accounts,
+            Sessions(
+                self.auth_database,
+                SessionLimits(auth.session_idle, auth.session_lifetime, auth.access_lifetime),
+            ),
             self.password_threads,
             self.tokens,
-            Lifetimes(settings.auth.access_lifetime, settings.auth.stream_lifetime),
-            settings.auth.own_channels,
+            self.audit,
+            Lifetimes(auth.access_lifetime, auth.stream_lifetime),
+            auth.own_channels,
         )
+        self.provider = Provider(settings.oidc, auth.longest_lifetime)
+        self.publish_rate = RateLimit(settings.limits.publish_rate)
         self.eventlog = make_event_log(settings, self.state)
         open_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self.stream_capacity = min(settings.limits.streams, max(1, open_files - RESERVED_FILES))
@@ -74,7 +93,11 @@ class Services:
         self.keepalive = Keepalive(self.hub, settings.keepalive.ping_interval)
         self.publisher = Publisher(self.eventlog, self.channels, settings.limits.batch_events)
         self.metrics = Metrics(self)
+        self.enforcement = Enforcement(
+            self.hub, self.auth_database, self.revocations, self.tokens, self.state.keys, self.audit
+        )
         self.keepalive.start()
+        self.enforcement.start()
         self.ready = True
 
     async def stop(self, farewell: float = 1.0) -> None:
@@ -92,15 +115,22 @@ class Services:
                 async with asyncio.timeout(farewell):
                     await self.hub.emptied()
             await self.hub.close()
+            await self.enforcement.stop()
         await self.eventlog.close()
         self.password_threads.close()
-        self.accounts.close()
+        self.auth_database.close()
         self.state.unlock()
 
 
-def issuer_of(settings: Settings, state: StateDirectory) -> Tokens:
+def issuer_of(settings: Settings, state: StateDirectory, revocations: Revocations | None = None) -> Tokens:
     """Return the token issuer of a state directory, whose keys are made at the first use."""
-    return Tokens(KeyRing.load(state.keys), issuer=settings.auth.issuer, audience=settings.auth.audience)
+    return Tokens(
+        KeyRing.load(state.keys),
+        issuer=settings.auth.issuer,
+        audience=settings.auth.audience,
+        longest=settings.auth.longest_lifetime,
+        revocations=revocations,
+    )
 
 
 def event_log_path(settings: Settings, state: StateDirectory) -> Path | None:

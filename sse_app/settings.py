@@ -10,7 +10,7 @@ from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError as PydanticSettingsError
 
@@ -87,6 +87,7 @@ class Limits(_Section):
     backlog_bytes: Count = 1_048_576
     body_bytes: Count = 1_048_576
     batch_events: Count = 1000
+    publish_rate: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] = 0.0
 
 
 class Auth(_Section):
@@ -96,7 +97,35 @@ class Auth(_Section):
     audience: Annotated[str, Field(min_length=1)] = "sse_app"
     access_lifetime: Annotated[int, Field(ge=1, le=30 * 86_400)] = 3600
     stream_lifetime: Annotated[int, Field(ge=1, le=86_400)] = 600
+    longest_lifetime: Annotated[int, Field(ge=1, le=366 * 86_400)] = 30 * 86_400
+    session_idle: Annotated[int, Field(ge=1, le=366 * 86_400)] = 7 * 86_400
+    session_lifetime: Annotated[int, Field(ge=1, le=366 * 86_400)] = 30 * 86_400
     own_channels: tuple[Pattern, ...] = ("user.{sub}.**",)
+
+
+class Granted(_Section):
+    """What the members of a provider's group may do."""
+
+    subscribe: tuple[Pattern, ...] = ()
+    publish: tuple[Pattern, ...] = ()
+
+
+class OIDC(_Section):
+    """An OpenID provider whose access tokens are taken for stream tokens; none where the issuer is empty."""
+
+    issuer: str = ""
+    audience: str = ""
+    jwks_url: str = ""
+    subject_claim: Annotated[str, Field(min_length=1)] = "sub"
+    subject_prefix: str = "oidc:"
+    groups_claim: Annotated[str, Field(min_length=1)] = "groups"
+    grants: dict[str, Granted] = {}
+
+    @model_validator(mode="after")
+    def _complete(self) -> OIDC:
+        if self.issuer and not (self.audience and self.jwks_url.startswith(("https://", "http://"))):
+            raise ValueError("with an issuer, audience and jwks_url (http or https) are needed too")
+        return self
 
 
 class Socket(_Section):
@@ -136,12 +165,14 @@ class Settings(BaseSettings):
     state_dir: Path = Path("./var")
     event_log: EventLogURL = "sqlite:"
     cors_origins: tuple[Origin, ...] = ()
+    trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
     channels: tuple[Pattern, ...] = ("dashboard", "alerts", "training", "backtest", "user.**")
     keepalive: Keepalive = Keepalive()
     history: History = History()
     stream: StreamSettings = StreamSettings()
     limits: Limits = Limits()
     auth: Auth = Auth()
+    oidc: OIDC = OIDC()
     socket: Socket = Socket()
     log: Log = Log()
     metrics: Metrics = Metrics()

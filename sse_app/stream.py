@@ -7,6 +7,7 @@ import math
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
+from sse_app.auth.claims import Claims
 from sse_app.channels import ChannelName
 from sse_app.wire import chunk, encode_json
 
@@ -22,10 +23,7 @@ class Listener(NamedTuple):
     """Who listens: what the token said, and where the connection came from."""
 
     client_id: str
-    subject: str
-    session: str
-    token_id: str
-    expires_at: float
+    claims: Claims
     address: str
 
 
@@ -36,6 +34,7 @@ class Stream:
     socket. Otherwise it is *behind*: what the hub has for it waits here, and the flush loop writes it.
 
     Args:
+        number: tells it from all others, also of earlier processes.
         listener: who listens.
         channels: what to, in the order asked for.
         chunked: whether the body is chunked (HTTP/1.1).
@@ -56,6 +55,7 @@ class Stream:
         "ending",
         "ending_at",
         "listener",
+        "number",
         "opened_at",
         "ping_turn",
         "retry",
@@ -64,6 +64,7 @@ class Stream:
 
     def __init__(
         self,
+        number: int,
         listener: Listener,
         channels: tuple[ChannelName, ...],
         *,
@@ -71,6 +72,7 @@ class Stream:
         backlog_limit: int,
         laggards: set[Stream],
     ) -> None:
+        self.number = number
         self.listener = listener
         self.channels = channels
         self.chunked = chunked

@@ -12,6 +12,8 @@ from contextlib import asynccontextmanager
 import pytest
 
 from sse_app import hub as hub_module
+from sse_app.auth.claims import Claims
+from sse_app.auth.grants import Grants
 from sse_app.channels import ChannelName
 from sse_app.connection import StreamConnection
 from sse_app.eventlog.memory import MemoryEventLog
@@ -37,7 +39,9 @@ class Client:
         self.hub = hub
         self.channels = channels
         self.start = hub.head.seq
-        self.stream = hub.register(Listener("c", "s", "i", "t", 2e9, "x"), channels, chunked=False)
+        self.stream = hub.register(
+            Listener("c", Claims("s", "i", "t", 0, 2e9, Grants()), "x"), channels, chunked=False
+        )
         self.connection = StreamConnection(ours, False, self.stream.woken_by_close)
         self.stream.attach(self.connection)
         hub.join(self.stream)

@@ -57,7 +57,12 @@ class SseApp(Server):
     def _mint(self, kind: TokenKind, grants: Sequence[Grants]) -> list[str]:
         """Return a token for each of the grants: what `main.py token` does, without a process for each."""
         auth = Settings().auth
-        tokens = Tokens(KeyRing.load(self._state / "keys"), issuer=auth.issuer, audience=auth.audience)
+        tokens = Tokens(
+            KeyRing.load(self._state / "keys"),
+            issuer=auth.issuer,
+            audience=auth.audience,
+            longest=auth.longest_lifetime,
+        )
         return [
             tokens.issue(kind, f"bench-{number}", f"bench-{number}", grant, _LIFETIME)
             for number, grant in enumerate(grants)

@@ -1,16 +1,36 @@
-"""Login: from a name and a password to tokens."""
+"""Login: from a name and a password to a session and its tokens, and what becomes of it."""
 
 from __future__ import annotations
 
+import logging
 import secrets
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sse_app.auth.accounts import Accounts
+from sse_app.auth.accounts import Account, Accounts
+from sse_app.auth.audit import Audit
+from sse_app.auth.claims import Claims
+from sse_app.auth.database import AuthDatabase
 from sse_app.auth.grants import Grants
 from sse_app.auth.passwords import PasswordThreads
-from sse_app.auth.tokens import Claims, TokenKind, Tokens
+from sse_app.auth.sessions import RefreshRefused, Session, Sessions
+from sse_app.auth.throttle import LoginThrottle, network_of
+from sse_app.auth.tokens import TokenKind, Tokens, jittered
 from sse_app.channels import ChannelName, ChannelPatterns, own_patterns
+from sse_app.errors import SSEAppError
+
+
+class LoginThrottled(SSEAppError):
+    """Too many wrong passwords, or another one is just being checked.
+
+    Args:
+        wait: seconds until the next try.
+    """
+
+    def __init__(self, wait: float) -> None:
+        super().__init__("too many attempts to log in: wait before the next one")
+        self.wait = wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,58 +42,134 @@ class Lifetimes:
 
 
 @dataclass(frozen=True, slots=True)
-class Session:
-    """What a login gives: who it is, and the tokens."""
+class LoggedIn:
+    """What a login or a refresh gives: the session, and its tokens with their lifetimes in seconds."""
 
-    subject: str
-    id: str
+    session: Session
     grants: Grants
     access_token: str
+    access_lifetime: int
     stream_token: str
+    stream_lifetime: int
 
 
 class Login:
-    """Checks passwords and issues tokens for those who have the right one.
+    """Checks passwords and refresh tokens, and issues tokens for those who have the right one.
 
     Args:
+        database: where accounts and sessions are.
         accounts: who can log in.
+        sessions: what a login begins.
         threads: where passwords are hashed.
         tokens: the issuer.
+        audit: where it is noted.
         lifetimes: of the tokens.
         own_channels: templates of the channels that are everybody's own, such as ``user.{sub}.**``.
     """
 
     def __init__(
         self,
+        database: AuthDatabase,
         accounts: Accounts,
+        sessions: Sessions,
         threads: PasswordThreads,
         tokens: Tokens,
+        audit: Audit,
         lifetimes: Lifetimes,
         own_channels: Iterable[str],
     ) -> None:
+        self._database = database
         self._accounts = accounts
+        self._sessions = sessions
         self._threads = threads
         self._tokens = tokens
+        self._audit = audit
+        self._lifetimes = lifetimes
         self._own_channels = tuple(own_channels)
-        self.lifetimes = lifetimes
+        self._throttle = LoginThrottle()
+        self._checking: set[tuple[str, str]] = set()
 
-    async def log_in(self, name: str, password: str) -> Session | None:
+    async def log_in(self, name: str, password: str, address: str) -> LoggedIn | None:
         """Return a new session, or None where name and password do not fit, without telling which.
 
         Raises:
+            LoginThrottled: there were too many wrong ones.
             TooManyLogins: too many others are being checked.
         """
-        account = await self._threads.run(lambda: self._accounts.authenticate(name, password))
-        if account is None:
+        attempt = (name, network_of(address))
+        wait = 1.0 if attempt in self._checking else self._throttle.wait(name, address, time.monotonic())
+        if wait:
+            raise LoginThrottled(wait)
+        self._checking.add(attempt)
+        since = time.time()
+        try:
+            account = await self._threads.run(lambda: self._accounts.authenticate(name, password))
+        finally:
+            self._checking.discard(attempt)
+        session = None
+        if account is not None:
+            name = account.name
+            session = await self._database.run(lambda: self._sessions.open(name, since))
+        if account is None or session is None:
+            self._throttle.failed(name, address, time.monotonic())
+            self._audit.record("login_refused", address=address, target=name, level=logging.WARNING)
             return None
-        session = secrets.token_urlsafe(12)
+        self._throttle.succeeded(name, address)
+        self._audit.record("login", subject=account.name, address=address, target=session.id)
+        return self._logged_in(session, account)
+
+    async def refresh(self, token: str, address: str) -> LoggedIn:
+        """Continue a session with fresh tokens and the grants of today.
+
+        Raises:
+            RefreshRefused: the refresh token is no good; one that was spent before has ended its session.
+        """
+        try:
+            session, account = await self._database.run(lambda: self._refresh(token))
+        except RefreshRefused as error:
+            reused = error.reason == "reused"
+            self._audit.record(
+                "refresh_reused" if reused else "refresh_refused",
+                subject=error.subject,
+                address=address,
+                target=error.session,
+                detail=error.reason,
+                level=logging.WARNING if reused else logging.INFO,
+            )
+            raise
+        self._audit.record("refresh", subject=session.subject, address=address, target=session.id)
+        return self._logged_in(session, account)
+
+    def _refresh(self, token: str) -> tuple[Session, Account]:
+        session = self._sessions.refresh(token)
+        account = self._accounts.find(session.subject)
+        if account is None:  # removed this very moment
+            raise RefreshRefused("no account", session.id, session.subject)
+        return session, account
+
+    async def log_out(self, session: str, subject: str, address: str) -> None:
+        """End a session, its tokens and, a moment later, its streams."""
+        await self._database.run(lambda: self._sessions.end(session))
+        self._audit.record("logout", subject=subject, address=address, target=session)
+
+    async def session_of(self, refresh_token: str) -> tuple[str, str] | None:
+        """Return session and subject of a refresh token, or None."""
+        return await self._database.run(lambda: self._sessions.find(refresh_token))
+
+    def _logged_in(self, session: Session, account: Account) -> LoggedIn:
         grants = account.grants.with_subscriptions(own_patterns(self._own_channels, account.name))
-        return Session(
-            account.name,
+        access, stream = jittered(self._lifetimes.access), jittered(self._lifetimes.stream)
+
+        def issue(kind: TokenKind, grants: Grants, lifetime: int) -> str:
+            return self._tokens.issue(kind, account.name, session.id, grants, lifetime, as_of=session.at)
+
+        return LoggedIn(
             session,
             grants,
-            self._tokens.issue(TokenKind.ACCESS, account.name, session, grants, self.lifetimes.access),
-            self._stream_token(account.name, session, grants.only_subscribing(), self.lifetimes.stream),
+            issue(TokenKind.ACCESS, grants, access),
+            access,
+            issue(TokenKind.STREAM, grants.only_subscribing(), stream),
+            stream,
         )
 
     def stream_token(
@@ -81,11 +177,15 @@ class Login:
     ) -> tuple[str, int]:
         """Return a stream token for the channels (None: all) of an access token, and its lifetime in seconds.
 
-        It does not outlive the access token. The caller has checked that the channels are granted.
+        It does not outlive the access token, and counts as issued when that was: what revokes the one
+        revokes the other. The caller has checked that the channels are granted.
         """
-        lifetime = int(min(self.lifetimes.stream, claims.expires_at - now))
+        lifetime = min(jittered(self._lifetimes.stream), int(claims.expires_at - now))
         grants = claims.grants.only_subscribing(channels)
-        return self._stream_token(claims.subject, claims.session, grants, lifetime), lifetime
+        token = self._tokens.issue(
+            TokenKind.STREAM, claims.subject, claims.session, grants, lifetime, as_of=claims.issued_at
+        )
+        return token, lifetime
 
     def stream_token_for(self, subject: str, subscribe: Iterable[str], lifetime: float) -> str:
         """Return a stream token for somebody without an account here.
@@ -93,10 +193,8 @@ class Login:
         Raises:
             InvalidChannel: one of the patterns is none.
         """
-        return self._stream_token(subject, secrets.token_urlsafe(12), Grants.of(subscribe), lifetime)
-
-    def _stream_token(self, subject: str, session: str, grants: Grants, lifetime: float) -> str:
-        return self._tokens.issue(TokenKind.STREAM, subject, session, grants, lifetime)
+        session = secrets.token_urlsafe(12)
+        return self._tokens.issue(TokenKind.STREAM, subject, session, Grants.of(subscribe), lifetime)
 
 
 def names_granted(configured: ChannelPatterns, grants: Grants) -> list[ChannelName]:

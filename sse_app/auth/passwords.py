@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -15,6 +18,8 @@ MAX_PASSWORD_LENGTH = 1024
 THREADS = 2
 MAX_WAITING = 32
 """How many logins may wait for a thread; one more is refused instead of adding to the queue."""
+
+NICENESS = 10
 
 T = TypeVar("T")
 
@@ -39,11 +44,16 @@ def verify_password(password: str, hashed: str | None) -> bool:
         return False
 
 
+def needs_rehash(hashed: str) -> bool:
+    """Return whether a hash was made with other parameters than those of today."""
+    return _HASHER.check_needs_rehash(hashed)
+
+
 class PasswordThreads:
     """Runs what hashes passwords off the event loop, a few at a time."""
 
     def __init__(self) -> None:
-        self._executor = ThreadPoolExecutor(THREADS, "passwords")
+        self._executor = ThreadPoolExecutor(THREADS, "passwords", _give_way)
         self._waiting = 0
 
     async def run(self, work: Callable[[], T]) -> T:
@@ -63,3 +73,9 @@ class PasswordThreads:
     def close(self) -> None:
         """Let go of the threads."""
         self._executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _give_way() -> None:
+    """Let the event loop's thread go first where both want a processor; only Linux tells threads apart here."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)

@@ -3,31 +3,31 @@
 from __future__ import annotations
 
 import hashlib
-import re
+import random
 import secrets
 import time
 from collections.abc import Callable
 from enum import Enum
-from typing import Any, NamedTuple
 
 import jwt
 
+from sse_app.auth.claims import Claims
 from sse_app.auth.grants import Grants
+from sse_app.auth.jose import StrictJWT, has_canonical_signature, header_of, is_compact
 from sse_app.auth.keys import Key, KeyRing
+from sse_app.auth.revocations import Revocations
 from sse_app.errors import InvalidChannel, TokenRefused
 
-MAX_TOKEN_LENGTH = 8192
 MAX_REMEMBERED = 32_768
 """How many verified tokens are remembered, so that coming back costs no second verification."""
 
 MAX_HEADERS = 64
-MAX_TIME = 2**40
-"""A time that no clock will show: what lies beyond is a mistake."""
+JITTER = 0.1
+"""By which part of it a login's lifetimes are shortened at random, so that they do not all end together."""
 
 REQUIRED = ["iss", "aud", "sub", "iat", "exp", "jti", "sid", "sse"]
 
-
-_COMPACT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")  # RFC 7515 §7.1, without padding
+_JWT = StrictJWT()
 
 
 class TokenKind(Enum):
@@ -37,17 +37,6 @@ class TokenKind(Enum):
     STREAM = "stream+jwt"
 
 
-class Claims(NamedTuple):
-    """What a verified token says. Times are in seconds since the epoch."""
-
-    subject: str
-    session: str
-    token_id: str
-    issued_at: float
-    expires_at: float
-    grants: Grants
-
-
 class Tokens:
     """Issues and verifies the tokens of one issuer for one audience.
 
@@ -55,20 +44,46 @@ class Tokens:
         keys: the key ring.
         issuer: the ``iss`` claim.
         audience: the ``aud`` claim.
+        longest: the longest lifetime that is accepted, in seconds.
+        revocations: what is refused although it is in force; None where nobody asks.
         clock: the time in seconds since the epoch.
     """
 
     def __init__(
-        self, keys: KeyRing, *, issuer: str, audience: str, clock: Callable[[], float] = time.time
+        self,
+        keys: KeyRing,
+        *,
+        issuer: str,
+        audience: str,
+        longest: float,
+        revocations: Revocations | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
-        self._keys = keys
+        self.keys = keys
+        self.longest = longest
         self._issuer = issuer
         self._audience = audience
+        self._revocations = revocations
         self._clock = clock
         self._verified: dict[bytes, tuple[TokenKind, Claims]] = {}
         self._headers: dict[tuple[str, TokenKind], Key] = {}
 
-    def issue(self, kind: TokenKind, subject: str, session: str, grants: Grants, lifetime: float) -> str:
+    def use(self, keys: KeyRing) -> None:
+        """Go on with other keys; what the old ones have verified is verified anew."""
+        self.keys = keys
+        self._verified.clear()
+        self._headers.clear()
+
+    def issue(
+        self,
+        kind: TokenKind,
+        subject: str,
+        session: str,
+        grants: Grants,
+        lifetime: float,
+        *,
+        as_of: float | None = None,
+    ) -> str:
         """Return a new token.
 
         Args:
@@ -77,10 +92,15 @@ class Tokens:
             session: the login it belongs to (``sid``).
             grants: what it allows.
             lifetime: seconds until it expires.
+            as_of: when that was decided, where it was not just now (seconds since the epoch).
         """
-        key = self._keys.signing
-        now = int(self._clock())
-        claims = Claims(subject, session, secrets.token_urlsafe(12), now, now + int(lifetime), grants)
+        key = self.keys.signing
+        now = self._clock()
+        # Kept exactly, so that what is issued right after a revocation is not taken for older.
+        issued_at = now if as_of is None else as_of
+        claims = Claims(
+            subject, session, secrets.token_urlsafe(12), issued_at, int(now) + int(lifetime), grants
+        )
         payload = {
             "iss": self._issuer,
             "aud": self._audience,
@@ -92,7 +112,7 @@ class Tokens:
             "sse": grants.to_claim(),
         }
         headers = {"typ": kind.value, "kid": key.id}
-        token = jwt.encode(payload, key.secret, algorithm=key.algorithm, headers=headers)
+        token = jwt.encode(payload, key.signing, algorithm=key.algorithm, headers=headers)
         self._remember(token, _digest(token), kind, claims, key)  # it will come back in a moment
         return token
 
@@ -102,35 +122,51 @@ class Tokens:
         Raises:
             TokenRefused: it is not.
         """
-        if len(token) > MAX_TOKEN_LENGTH or not _COMPACT.fullmatch(token):
+        if not is_compact(token):
             raise TokenRefused("the token is not valid", "no token of ours has this form")
         digest = _digest(token)
         known = self._verified.get(digest)
         if known is not None and known[0] is kind:
-            if known[1].expires_at > self._clock():
-                return known[1]
-            del self._verified[digest]
-        key, claims = self._verify(token, kind)
-        self._remember(token, digest, kind, claims, key)
+            claims = known[1]
+        else:
+            key, claims = self._verify(token, kind)
+            self._remember(token, digest, kind, claims, key)
+        self.require_in_force(claims)
         return claims
+
+    def require_in_force(self, claims: Claims) -> None:
+        """Refuse what has been revoked, or has expired since it was verified.
+
+        Raises:
+            TokenRefused: it was, or has.
+        """
+        if self._revocations is not None and self._revocations.covers(claims):
+            raise TokenRefused("the token has been revoked", "revoked")
+        if claims.expires_at <= self._clock():
+            raise TokenRefused("the token has expired", "expired")
 
     def _verify(self, token: str, kind: TokenKind) -> tuple[Key, Claims]:
         try:
             key = self._key_for(token, kind)
-            payload: dict[str, Any] = jwt.decode(
+            payload = _JWT.decode(
                 token,
-                key.secret,
+                key.verifying,
                 algorithms=[key.algorithm],
                 audience=self._audience,
                 issuer=self._issuer,
                 options={"require": REQUIRED, "enforce_minimum_key_length": True, "strict_aud": True},
                 leeway=0,
             )
-            return key, _claims(payload)
+            claims = Claims.of_payload(payload)
         except jwt.ExpiredSignatureError as error:
             raise TokenRefused("the token has expired", "expired") from error
         except (jwt.PyJWTError, InvalidChannel, ValueError, RecursionError) as error:
             raise TokenRefused("the token is not valid", type(error).__name__) from error
+        if claims.expires_at - claims.issued_at > self.longest:
+            raise TokenRefused("the token is valid for longer than is allowed here", "lifetime")
+        if not has_canonical_signature(token):
+            raise TokenRefused("the token is not valid", "signature with spare bits")
+        return key, claims
 
     def _key_for(self, token: str, kind: TokenKind) -> Key:
         """Return the key that a token's header names, if the header is of that kind.
@@ -140,8 +176,8 @@ class Tokens:
         segment = token.partition(".")[0]
         if (known := self._headers.get((segment, kind))) is not None:
             return known
-        header = jwt.get_unverified_header(token)
-        key = self._keys.find(header.get("kid"))
+        header = header_of(segment)
+        key = self.keys.find(header.get("kid"))
         if key is None:
             raise TokenRefused("the token is not valid", "unknown kid")
         if header.get("typ") != kind.value:
@@ -156,19 +192,11 @@ class Tokens:
             self._headers[token.partition(".")[0], kind] = key
 
 
+def jittered(lifetime: float) -> int:
+    """Return a lifetime shortened at random, in whole seconds: a thousand logins at nine do not end together."""
+    return int(lifetime) - int(random.uniform(0, JITTER * lifetime))
+
+
 def _digest(token: str) -> bytes:
     """Return what a token is remembered by: not the token itself, which would open doors to whoever reads memory."""
     return hashlib.sha256(token.encode()).digest()
-
-
-def _claims(payload: dict[str, Any]) -> Claims:
-    """Return the claims in their types, which PyJWT checks of some only."""
-    subject, session, token_id = (payload[name] for name in ("sub", "sid", "jti"))
-    if not all(isinstance(text, str) and text for text in (subject, session, token_id)):
-        raise ValueError("sub, sid and jti must be texts")
-    issued_at, expires_at = payload["iat"], payload["exp"]
-    if not all(
-        type(seconds) in (int, float) and 0 <= seconds < MAX_TIME for seconds in (issued_at, expires_at)
-    ):
-        raise ValueError("iat and exp must be times")
-    return Claims(subject, session, token_id, issued_at, expires_at, Grants.from_claim(payload["sse"]))

@@ -23,9 +23,12 @@ def mint(options: argparse.Namespace) -> None:
         raise InvalidInput("a stream token can only subscribe: --publish and --admin need --kind access")
     if options.ttl < 1:
         raise InvalidInput("--ttl must be at least 1 second")
+    settings = settings_of(options)
+    if options.ttl > settings.auth.longest_lifetime:
+        longest = settings.auth.longest_lifetime
+        raise InvalidInput(f"--ttl must be at most {longest} seconds (auth.longest_lifetime)")
     if not options.subject:
         raise InvalidInput("--subject must not be empty")
-    settings = settings_of(options)
     if kind is TokenKind.ACCESS:
         grants = grants.with_subscriptions(own_patterns(settings.auth.own_channels, options.subject))
     print(mint_with_own_keys(settings, kind, options.subject, grants, options.ttl, options.session))

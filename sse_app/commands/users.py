@@ -9,18 +9,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from sse_app.auth.accounts import Accounts
-from sse_app.commands.options import grants_of, settings_of
+from sse_app.commands.directory import auth_database, note
+from sse_app.commands.options import grants_of
 from sse_app.errors import InvalidInput
-from sse_app.state import StateDirectory
+
+_NOTED = {
+    "users:add": "user_added",
+    "users:passwd": "password_changed",
+    "users:grants": "grants_changed",
+    "users:disable": "user_disabled",
+    "users:enable": "user_enabled",
+    "users:remove": "user_removed",
+}
 
 
 @contextmanager
 def _accounts(options: argparse.Namespace) -> Iterator[Accounts]:
-    accounts = Accounts(StateDirectory(settings_of(options).state_dir).accounts)
-    try:
-        yield accounts
-    finally:
-        accounts.close()
+    """Open the accounts; what is done to one of them is noted in the audit trail."""
+    with auth_database(options) as (database, settings):
+        yield Accounts(database, settings.auth.longest_lifetime)
+        if action := _NOTED.get(options.run):
+            note(database, action, options.name)
 
 
 def show(options: argparse.Namespace) -> None:
@@ -30,28 +39,37 @@ def show(options: argparse.Namespace) -> None:
 
 def add(options: argparse.Namespace) -> None:
     """Make an account."""
-    grants = grants_of(options)
+    granted = grants_of(options)
+    password = _password(options)
     with _accounts(options) as accounts:
-        accounts.add(options.name, _password(options), grants)
+        accounts.add(options.name, password, granted)
 
 
 def list(options: argparse.Namespace) -> None:
     """Print the accounts, one a line."""
     with _accounts(options) as accounts:
         for account in accounts.list():
-            grants = account.grants
+            granted = account.grants
             words = [account.name]
-            words += [f"subscribe={','.join(grants.subscribe.texts)}"] if grants.subscribe.texts else []
-            words += [f"publish={','.join(grants.publish.texts)}"] if grants.publish.texts else []
-            words += ["admin"] if grants.admin else []
+            words += [f"subscribe={','.join(granted.subscribe.texts)}"] if granted.subscribe.texts else []
+            words += [f"publish={','.join(granted.publish.texts)}"] if granted.publish.texts else []
+            words += ["admin"] if granted.admin else []
             words += ["disabled"] if account.disabled else []
             print(" ".join(words))
 
 
 def passwd(options: argparse.Namespace) -> None:
     """Change a password."""
+    password = _password(options)
     with _accounts(options) as accounts:
-        accounts.set_password(options.name, _password(options))
+        accounts.set_password(options.name, password)
+
+
+def grants(options: argparse.Namespace) -> None:
+    """Change what an account may do."""
+    changed = grants_of(options)
+    with _accounts(options) as accounts:
+        accounts.set_grants(options.name, changed)
 
 
 def disable(options: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 import sys
 from collections.abc import Awaitable
@@ -14,8 +15,12 @@ import orjson
 from tornado import web
 from tornado.iostream import StreamClosedError
 
+from sse_app.auth.claims import Claims
+from sse_app.auth.login import LoginThrottled
 from sse_app.auth.passwords import TooManyLogins
-from sse_app.auth.tokens import Claims, TokenKind
+from sse_app.auth.provider import ProviderUnavailable
+from sse_app.auth.sessions import RefreshRefused
+from sse_app.auth.tokens import TokenKind
 from sse_app.errors import (
     EventLogUnavailable,
     IdempotencyKeyReused,
@@ -25,6 +30,7 @@ from sse_app.errors import (
     TokenRefused,
     UnknownChannel,
 )
+from sse_app.handlers.address import client_address, is_trusted
 from sse_app.handlers.json_body import parse_json
 from sse_app.logs import loggable_path
 from sse_app.services import Services
@@ -75,8 +81,14 @@ def refusal_of(error: BaseException) -> Refusal | None:
             return Refusal(404, "unknown_channel", str(error))
         case IdempotencyKeyReused():
             return Refusal(422, "idempotency_key_reused", str(error))
+        case RefreshRefused():
+            return Refusal(401, "invalid_token", str(error), WWW_Authenticate='Bearer error="invalid_token"')
+        case LoginThrottled(wait=wait):
+            return Refusal(429, "too_many_attempts", str(error), Retry_After=str(math.ceil(wait)))
         case TooManyLogins():
             return Refusal(503, "busy", str(error), Retry_After=RETRY_AFTER)
+        case ProviderUnavailable():
+            return Refusal(503, "provider_unavailable", str(error), Retry_After=RETRY_AFTER)
         case EventLogUnavailable():
             message = "the event log is not available just now"
             return Refusal(503, "log_unavailable", message, Retry_After=RETRY_AFTER)
@@ -149,29 +161,55 @@ class ApiHandler(web.RequestHandler):
 
     # -- authorisation --------------------------------------------------------------------------------------
 
+    def bearer_token(self) -> str:
+        """Return the token in the Authorization header (RFC 6750 §2.1).
+
+        Raises:
+            TokenRefused: there is none.
+        """
+        header = self.request.headers.get("Authorization")
+        if header is None:
+            raise TokenRefused("this takes a token in the Authorization header", "no token")
+        match = _BEARER.fullmatch(header)
+        if match is None:
+            raise TokenRefused("the Authorization header must be: Bearer TOKEN", "no bearer token")
+        return match[1]
+
     def access_claims(self) -> Claims:
-        """Return what the access token of the request says (RFC 6750 §2.1: only the header carries it).
+        """Return what the access token of the request says: only the header carries it.
 
         Raises:
             TokenRefused: there is none, or it is not valid.
         """
-        header = self.request.headers.get("Authorization")
-        if header is None:
-            raise TokenRefused("this takes an access token in the Authorization header", "no token")
-        match = _BEARER.fullmatch(header)
-        if match is None:
-            raise TokenRefused("the Authorization header must be: Bearer TOKEN", "no bearer token")
-        self.claims = self.services.tokens.verify(match[1], TokenKind.ACCESS)
+        self.claims = self.services.tokens.verify(self.bearer_token(), TokenKind.ACCESS)
         return self.claims
+
+    def admin_claims(self) -> Claims:
+        """Return what the access token of an administrator says.
+
+        Raises:
+            TokenRefused: there is none, or it is not valid.
+            Refusal: it does not allow administration.
+        """
+        claims = self.access_claims()
+        if not claims.grants.admin:
+            raise Refusal(403, "forbidden", "the token does not allow administration")
+        return claims
 
     @property
     def address(self) -> str:
-        """The address of the client."""
-        return self.request.remote_ip or "unknown"
+        """The address of the client: what a trusted proxy says, or else the connection's own."""
+        peer = self.request.remote_ip or "unknown"
+        trusted = self.services.settings.trusted_proxies
+        if trusted and "X-Forwarded-For" in self.request.headers:
+            return client_address(peer, self.request.headers.get_list("X-Forwarded-For"), trusted)
+        return peer
 
     @property
     def came_directly(self) -> bool:
-        """Whether the request says nothing of a proxy, so that `address` is the client's own."""
+        """Whether nothing speaks of a proxy that is not trusted, so that `address` is the client's own."""
+        if is_trusted(self.request.remote_ip or "", self.services.settings.trusted_proxies):
+            return True
         return not any(name in self.request.headers for name in ("X-Forwarded-For", "Forwarded", "X-Real-Ip"))
 
     def require_local(self) -> None:
@@ -187,6 +225,17 @@ class ApiHandler(web.RequestHandler):
         if not allowed or not self.came_directly:
             raise Refusal(403, "forbidden", "metrics are not for this address")
 
+    def number(self, name: str, default: int, least: int, most: int) -> int:
+        """Return a whole number of the query.
+
+        Raises:
+            Refusal: it is none, or out of range.
+        """
+        text = self.get_query_argument(name, str(default), strip=False)
+        if not (text.isascii() and text.isdigit() and len(text) < 17 and least <= int(text) <= most):
+            raise Refusal(400, f"invalid_{name}", f"{name} must be a number from {least} to {most}")
+        return int(text)
+
     # -- CORS -----------------------------------------------------------------------------------------------
 
     def _allow_origin(self) -> None:
@@ -200,6 +249,10 @@ class ApiHandler(web.RequestHandler):
             self.set_header("Access-Control-Allow-Origin", origin)
             self.set_header("Access-Control-Allow-Credentials", "true")
             self.set_header("Access-Control-Expose-Headers", "Retry-After")
+
+    def check_trusted_origin(self, origin: str) -> bool:
+        """Let pages anywhere ask what takes a bearer token only: no cookie speaks for their visitors here."""
+        return True
 
     def options(self, *args: str) -> None:
         """Answer a CORS preflight."""

@@ -1,21 +1,76 @@
-"""Login, and what a token says of its bearer."""
+"""Login, refresh and logout: what makes, continues and ends a session."""
 
 from __future__ import annotations
 
-import logging
-import time
-
-from sse_app.auth.login import names_granted
+from sse_app.auth.login import LoggedIn, names_granted
 from sse_app.auth.passwords import MAX_PASSWORD_LENGTH
-from sse_app.channels import ChannelName, parse_channel
-from sse_app.errors import InvalidInput
-from sse_app.handlers.api import ApiHandler, BodyHandler, Refusal
+from sse_app.auth.sessions import RefreshRefused
+from sse_app.errors import InvalidInput, TokenRefused
+from sse_app.handlers.api import BodyHandler, Refusal
 from sse_app.publisher import refuse_unknown
 
-log = logging.getLogger(__name__)
+COOKIE = "sse_app_refresh"
+COOKIE_PATH = "/api/v1/auth"
 
 
-class LoginHandler(BodyHandler):
+class _SessionHandler(BodyHandler):
+    """What the handlers of the refresh cookie share."""
+
+    def prepare(self) -> None:
+        """Refuse pages of origins that are not configured: a browser would send them the cookie's effects."""
+        super().prepare()
+        # Tornado does this by itself only where the whole application asks for it; these may be mounted anywhere.
+        if self.request.method == "POST" and (error := self._check_cross_origin(self.check_trusted_origin)):
+            raise Refusal(403, "forbidden", error)
+
+    def check_trusted_origin(self, origin: str) -> bool:
+        """Let the configured origins in."""
+        return origin in self.services.settings.cors_origins
+
+    def answer(self, logged_in: LoggedIn, with_cookie: bool) -> None:
+        """Answer with the tokens; the refresh token goes into the cookie, or the body where cookies are not wanted."""
+        session = logged_in.session
+        tokens = {
+            "access_token": logged_in.access_token,
+            "stream_token": logged_in.stream_token,
+            "token_type": "Bearer",
+            "expires_in": logged_in.access_lifetime,
+            "stream_expires_in": logged_in.stream_lifetime,
+            "channels": names_granted(self.services.channels, logged_in.grants),
+        }
+        if with_cookie:
+            self._set_refresh_cookie(session.refresh_token, session.lifetime)
+        else:
+            tokens |= {"refresh_token": session.refresh_token, "refresh_expires_in": session.lifetime}
+        self.write_json(tokens)
+
+    def refresh_token(self, request: dict[str, object]) -> tuple[str | None, bool]:
+        """Return the refresh token of the body or else of the cookie, and whether it was the cookie's."""
+        token = request.get("refresh_token")
+        if token is None:
+            return self.get_cookie(COOKIE), True
+        if not isinstance(token, str):
+            raise InvalidInput("refresh_token must be a text", "refresh_token")
+        return token, False
+
+    def optional_object(self) -> dict[str, object]:
+        """Return the body as a JSON object with no member but ``refresh_token``; it may be absent."""
+        body = self.body()
+        request = self.json_object(body) if body else {}
+        refuse_unknown(request, {"refresh_token"})
+        return request
+
+    def forget_cookie(self) -> None:
+        """Have the browser drop the cookie."""
+        self._set_refresh_cookie("", 0)
+
+    def _set_refresh_cookie(self, value: str, max_age: int) -> None:
+        self.set_cookie(
+            COOKIE, value, path=COOKIE_PATH, max_age=max_age, httponly=True, secure=True, samesite="Strict"
+        )
+
+
+class LoginHandler(_SessionHandler):
     """``POST /api/v1/auth/login``."""
 
     async def post(self) -> None:
@@ -23,24 +78,13 @@ class LoginHandler(BodyHandler):
         request = self.json_object()
         refuse_unknown(request, {"username", "password", "cookie"})
         name, password = (self._text(request.get(field), field) for field in ("username", "password"))
-        if not isinstance(request.get("cookie", True), bool):
+        with_cookie = request.get("cookie", True)
+        if not isinstance(with_cookie, bool):
             raise InvalidInput("cookie must be true or false", "cookie")
-        session = await self.services.login.log_in(name, password)
-        if session is None:
-            log.warning("login_refused", extra={"user": name[:64], "address": self.address})
+        logged_in = await self.services.login.log_in(name, password, self.address)
+        if logged_in is None:
             raise Refusal(401, "invalid_credentials", "the user name or the password is wrong")
-        log.info("login", extra={"subject": session.subject, "session": session.id, "address": self.address})
-        lifetimes = self.services.login.lifetimes
-        self.write_json(
-            {
-                "access_token": session.access_token,
-                "stream_token": session.stream_token,
-                "token_type": "Bearer",
-                "expires_in": int(lifetimes.access),
-                "stream_expires_in": int(lifetimes.stream),
-                "channels": names_granted(self.services.channels, session.grants),
-            }
-        )
+        self.answer(logged_in, with_cookie)
 
     def _text(self, value: object, field: str) -> str:
         if not isinstance(value, str) or not 1 <= len(value) <= MAX_PASSWORD_LENGTH:
@@ -48,49 +92,44 @@ class LoginHandler(BodyHandler):
         return value
 
 
-class StreamTokenHandler(BodyHandler):
-    """``POST /api/v1/auth/stream-token``: from an access token to one that may stand in a URL."""
+class RefreshHandler(_SessionHandler):
+    """``POST /api/v1/auth/refresh``."""
 
-    def post(self) -> None:
-        """Answer with a stream token, narrowed to the channels named."""
-        claims = self.access_claims()
-        body = self.body()
-        request = self.json_object(body) if body else {}
-        refuse_unknown(request, {"channels"})
-        channels = self._channels(request["channels"]) if "channels" in request else None
-        for channel in channels or ():
-            if not claims.grants.subscribe.matches(channel):
-                raise Refusal(403, "forbidden", f"the token does not allow to subscribe to {channel}")
-        token, lifetime = self.services.login.stream_token(claims, channels, time.time())
-        self.write_json({"stream_token": token, "stream_expires_in": lifetime})
-
-    def _channels(self, value: object) -> list[ChannelName]:
-        limit = self.services.settings.limits.channels_per_stream
-        if not isinstance(value, list) or not 1 <= len(value) <= limit:
-            raise InvalidInput(f"channels must be a list of 1 to {limit} channel names", "channels")
-        names = []
-        for number, name in enumerate(value):
-            if not isinstance(name, str):
-                raise InvalidInput(f"channels[{number}] must be a channel name", f"channels[{number}]")
-            try:
-                names.append(parse_channel(name))
-            except InvalidInput as error:
-                raise InvalidInput(f"channels[{number}]: {error}", f"channels[{number}]") from None
-        return names
+    async def post(self) -> None:
+        """Spend a refresh token, and answer with fresh tokens and the next one, in the way it came."""
+        token, from_cookie = self.refresh_token(self.optional_object())
+        if not token:
+            raise TokenRefused("this takes a refresh token, in the cookie or the body", "no refresh token")
+        try:
+            logged_in = await self.services.login.refresh(token, self.address)
+        except RefreshRefused:
+            if from_cookie:
+                self.forget_cookie()
+            raise
+        finally:
+            self.services.enforcement.apply()  # a reused one has ended its session's streams
+        self.answer(logged_in, from_cookie)
 
 
-class MeHandler(ApiHandler):
-    """``GET /api/v1/auth/me``."""
+class LogoutHandler(_SessionHandler):
+    """``POST /api/v1/auth/logout``."""
 
-    def get(self) -> None:
-        """Answer with what the access token says."""
-        claims = self.access_claims()
-        self.write_json(
-            {
-                "subject": claims.subject,
-                "session": claims.session,
-                "expires_in": max(0, int(claims.expires_at - time.time())),
-                "channels": names_granted(self.services.channels, claims.grants),
-                "grants": claims.grants.to_claim(),
-            }
-        )
+    async def post(self) -> None:
+        """End the session of the access token or the refresh token, with its tokens and its streams."""
+        token, from_cookie = self.refresh_token(self.optional_object())
+        sessions = set()
+        if "Authorization" in self.request.headers:
+            claims = self.access_claims()
+            sessions.add((claims.session, claims.subject))
+        if token and (found := await self.services.login.session_of(token)):
+            sessions.add(found)
+        if not sessions:
+            if from_cookie and token:
+                self.forget_cookie()
+            raise TokenRefused("this takes an access token or a refresh token of a session", "no session")
+        for session, subject in sessions:
+            await self.services.login.log_out(session, subject, self.address)
+        self.services.enforcement.apply()
+        if self.get_cookie(COOKIE) is not None:
+            self.forget_cookie()
+        self.set_status(204)

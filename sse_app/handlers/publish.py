@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import time
 
 import orjson
 
-from sse_app.auth.tokens import Claims
+from sse_app.auth.claims import Claims
 from sse_app.channels import ChannelName, parse_channel
 from sse_app.eventlog import IdempotencyKey
 from sse_app.events import Event, EventId, NewEvent
@@ -27,6 +28,11 @@ class _Publishing(BodyHandler):
 
     async def store(self, claims: Claims, events: list[NewEvent], body: bytes) -> list[EventId]:
         """Append the events, at most once for an ``Idempotency-Key`` of this subject."""
+        wait = self.services.publish_rate.take(claims.token_id, len(events), time.monotonic())
+        if wait:
+            limit = self.services.settings.limits.publish_rate
+            message = f"this token publishes more than {limit:g} events a second, which is the limit"
+            raise Refusal(429, "too_many_events", message, Retry_After=str(math.ceil(wait)))
         key = self.request.headers.get("Idempotency-Key")
         idempotency = None
         if key is not None:
@@ -82,7 +88,7 @@ class HistoryHandler(ApiHandler):
         """Answer with the first events after a position, or without one with the last there are; oldest first."""
         channel = parse_channel(name)
         position = parse_position(self.request.arguments.get("after", []), "after")
-        limit = self._limit()
+        limit = self.number("limit", HISTORY_LIMIT, 1, HISTORY_MAX)
         claims = self.access_claims()
         if not claims.grants.subscribe.matches(channel):
             raise Refusal(403, "forbidden", f"the token does not allow to subscribe to {channel}")
@@ -98,12 +104,6 @@ class HistoryHandler(ApiHandler):
             page = await eventlog.replay([channel], start, head.seq, limit)
             events, complete = page.events, complete and not page.gap
         self.write_json({"events": [_item(head.epoch, event) for event in events], "complete": complete})
-
-    def _limit(self) -> int:
-        text = self.get_query_argument("limit", str(HISTORY_LIMIT), strip=False)
-        if not (text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= HISTORY_MAX):
-            raise Refusal(400, "invalid_limit", f"limit must be a number from 1 to {HISTORY_MAX}")
-        return int(text)
 
 
 def _item(epoch: str, event: Event) -> dict[str, object]:

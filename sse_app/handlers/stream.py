@@ -11,7 +11,8 @@ from collections.abc import Collection
 from tornado import httputil
 from tornado.util import ObjectDict
 
-from sse_app.auth.tokens import Claims, TokenKind
+from sse_app.auth.claims import Claims
+from sse_app.auth.tokens import TokenKind
 from sse_app.channels import ChannelName, parse_channels
 from sse_app.connection import StreamConnection, take_socket, tune
 from sse_app.errors import EventLogUnavailable, TokenRefused
@@ -133,7 +134,7 @@ class StreamHandler(PublishHandler):
     def _limit(self, claims: Claims) -> None:
         limits = self.services.settings.limits
         hub = self.services.hub
-        if hub.streams_of_subject[claims.subject] >= limits.streams_per_user:
+        if len(hub.streams_of_subject.get(claims.subject, ())) >= limits.streams_per_user:
             message = f"this user has {limits.streams_per_user} streams open, which is the limit"
             raise Refusal(429, "too_many_streams", message, Retry_After=RETRY_AFTER)
         if hub.streams_of_address[self.address] >= limits.streams_per_address:
@@ -170,11 +171,10 @@ class StreamHandler(PublishHandler):
         assert self.client_id is not None
         hub = self.services.hub
         chunked = self.request.version != "HTTP/1.0"
-        listener = Listener(
-            self.client_id, claims.subject, claims.session, claims.token_id, claims.expires_at, self.address
-        )
+        listener = Listener(self.client_id, claims, self.address)
         stream = hub.register(listener, channels, chunked=chunked)
         try:
+            self.services.tokens.require_in_force(claims)  # from here on a revocation finds the stream
             stream.retry = hub.jittered_retry()
             settings = self.services.settings
             iostream = self.request.connection.stream  # type: ignore[union-attr]
@@ -227,7 +227,7 @@ class StreamHandler(PublishHandler):
             "message": f"connected to {', '.join(stream.channels)}",
             "recovered": position is not None and not lost,
             "retry": stream.retry,
-            "expires_in": max(0, int(listener.expires_at - time.time())),
+            "expires_in": max(0, int(listener.claims.expires_at - time.time())),
             "timestamp": timestamp(time.time()),
         }
         id = after if position is None else EventId.parse(position) or UNREADABLE
@@ -287,7 +287,7 @@ class StreamHandler(PublishHandler):
         listener = stream.listener
         return {
             "client_id": listener.client_id,
-            "subject": listener.subject,
+            "subject": listener.claims.subject,
             "channels": ",".join(stream.channels),
             "address": listener.address,
             **more,

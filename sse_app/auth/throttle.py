@@ -1,0 +1,96 @@
+"""Limits on guessing passwords: pure, with the time handed in.
+
+A stranger must neither guess nor lock the right user out. So what grows is the delay of one address with one
+account; another address is not made to wait for what this one did. A stranger with many addresses has one
+try from each while an account is under attack, and the limit of each address over all accounts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv6Address, ip_address
+
+FREE_TRIES = 5
+"""Wrong passwords of one address for one account before it has to wait."""
+
+UNDER_ATTACK = 30
+"""Recent wrong passwords for one account, from anywhere, after which an address has a single free try."""
+
+FREE_TRIES_OF_ADDRESS = 50
+"""Wrong passwords of one address over all accounts before it has to wait."""
+
+LONGEST_DELAY = 300.0
+"""Seconds."""
+
+FORGET_AFTER = 900.0
+"""Seconds without a wrong password after which those before it count no more."""
+
+MAX_ENTRIES = 100_000
+
+Key = tuple[str, str]
+
+
+@dataclass(slots=True)
+class _Failures:
+    count: int = 0
+    last: float = 0.0
+    free_at: float = 0.0
+
+
+class LoginThrottle:
+    """Remembers wrong passwords for a quarter of an hour, in memory."""
+
+    def __init__(self) -> None:
+        self._failures: dict[Key, _Failures] = {}
+
+    def wait(self, account: str, address: str, now: float) -> float:
+        """Return for how many seconds this address must not try this account; 0 where it may."""
+        network = network_of(address)
+        return max(0.0, *(self._get(key, now).free_at - now for key in ((account, network), ("", network))))
+
+    def failed(self, account: str, address: str, now: float) -> None:
+        """Count a wrong password."""
+        network = network_of(address)
+        of_account = self._count((account, ""), now)
+        free_tries = FREE_TRIES if of_account.count < UNDER_ATTACK else 1
+        _delay(self._count((account, network), now), free_tries, now)
+        _delay(self._count(("", network), now), FREE_TRIES_OF_ADDRESS, now)
+
+    def succeeded(self, account: str, address: str) -> None:
+        """Forget the wrong passwords of this address for this account: it has the right one."""
+        self._failures.pop((account, network_of(address)), None)
+
+    def _get(self, key: Key, now: float) -> _Failures:
+        failures = self._failures.get(key)
+        if failures is None or now - max(failures.last, failures.free_at) > FORGET_AFTER:
+            return _Failures()
+        return failures
+
+    def _count(self, key: Key, now: float) -> _Failures:
+        failures = self._get(key, now)
+        failures.count += 1
+        failures.last = now
+        self._failures.pop(key, None)
+        self._failures[key] = failures  # in the order of the last one
+        if len(self._failures) > MAX_ENTRIES:
+            del self._failures[next(iter(self._failures))]
+        return failures
+
+
+def network_of(address: str) -> str:
+    """Return what counts as one address: of IPv6 the /64, which is what one customer has."""
+    try:
+        parsed = ip_address(address)
+    except ValueError:
+        return address
+    if not isinstance(parsed, IPv6Address):
+        return str(parsed)
+    if parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped)
+    return str(IPv6Address(int(parsed) >> 64 << 64))
+
+
+def _delay(failures: _Failures, free_tries: int, now: float) -> None:
+    if failures.count >= free_tries:
+        exponent = min(failures.count - free_tries, 10)
+        failures.free_at = now + min(LONGEST_DELAY, 2.0**exponent)

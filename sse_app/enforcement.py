@@ -1,0 +1,112 @@
+"""What has been decided about tokens and keys, here or on the command line, put in force on the running server."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from tornado.ioloop import PeriodicCallback
+
+from sse_app.auth.audit import Audit
+from sse_app.auth.database import AuthDatabase
+from sse_app.auth.keys import KeyRing
+from sse_app.auth.revocations import Revocation, Revocations, revoke
+from sse_app.auth.tokens import Tokens
+from sse_app.errors import StateError
+from sse_app.hub import Hub
+from sse_app.stream import Stream
+
+INTERVAL = 0.25
+"""Seconds between two looks at the database and the keys."""
+
+log = logging.getLogger(__name__)
+
+
+class Enforcement:
+    """Looks for revocations and new keys, ends the streams concerned, and has the audit trail written.
+
+    Args:
+        hub: whose streams end.
+        database: where revocations come from.
+        revocations: what is in force.
+        tokens: verified with the keys.
+        keys: the directory of the keys.
+        audit: to be written.
+    """
+
+    def __init__(
+        self,
+        hub: Hub,
+        database: AuthDatabase,
+        revocations: Revocations,
+        tokens: Tokens,
+        keys: Path,
+        audit: Audit,
+    ) -> None:
+        self._database = database
+        self._revocations = revocations
+        self._tokens = tokens
+        self._keys = keys
+        self._keys_changed_at = keys.stat().st_mtime_ns
+        self._audit = audit
+        self._hub = hub
+        self._kicked: set[str] = set()
+        self._callback = PeriodicCallback(self._look, INTERVAL * 1000)
+
+    def start(self) -> None:
+        """Begin to look."""
+        self._callback.start()
+
+    async def stop(self) -> None:
+        """Look no more, and write what waits."""
+        self._callback.stop()
+        await self._audit.flush()
+
+    async def revoke(self, revocation: Revocation) -> int:
+        """Revoke tokens, end their streams, and return how many those were."""
+        concerned = sum(revocation.concerns(stream.listener.claims) for stream in self._hub.streams)
+
+        def write() -> None:
+            with self._database.transaction() as connection:
+                revoke(connection, revocation)
+
+        await self._database.run(write)
+        self.apply()
+        return concerned
+
+    async def kick(self, stream: Stream) -> int:
+        """Revoke a stream's token, and end it and the others with that token; return how many those were."""
+        claims = stream.listener.claims
+        self._kicked.add(claims.token_id)
+        try:
+            return await self.revoke(Revocation.of_token(claims.token_id, claims.expires_at))
+        finally:
+            self._kicked.discard(claims.token_id)
+
+    def apply(self) -> None:
+        """Learn what has been revoked, and end the streams concerned."""
+        if self._revocations.learn():
+            for stream in list(self._hub.streams):
+                claims = stream.listener.claims
+                if self._revocations.covers(claims):
+                    stream.end("kicked" if claims.token_id in self._kicked else "revoked", None)
+
+    async def _look(self) -> None:
+        if self._database.changed():
+            self.apply()
+        changed_at = self._keys.stat().st_mtime_ns
+        if changed_at != self._keys_changed_at:
+            self._keys_changed_at = changed_at
+            self.reload_keys()
+        await self._audit.flush()
+
+    def reload_keys(self) -> None:
+        """Go on with the keys that are in the directory now; if one is bad, with those from before."""
+        try:
+            keys = KeyRing.load(self._keys)
+        except StateError as error:
+            log.error("keys_refused", extra={"detail": str(error)})
+            return
+        if keys.signing.id != self._tokens.keys.signing.id:
+            self._audit.record("key_rotation", target=keys.signing.id, detail=keys.signing.algorithm)
+        self._tokens.use(keys)

@@ -1,0 +1,126 @@
+"""What administrators may do: look at connections, kick, revoke, read the audit trail."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from sse_app.auth.revocations import Revocation
+from sse_app.errors import InvalidInput
+from sse_app.events import timestamp
+from sse_app.handlers.api import ApiHandler, BodyHandler, Refusal
+from sse_app.publisher import refuse_unknown
+
+AUDIT_LIMIT = 100
+AUDIT_MAX = 1000
+
+
+class KickHandler(ApiHandler):
+    """``POST /api/v1/admin/connections/{connection}/kick``."""
+
+    async def post(self, connection: str) -> None:
+        """End a connection and revoke its token, or a native client would be back at once."""
+        admin = self.admin_claims()
+        stream = next(
+            (stream for stream in self.services.hub.streams if str(stream.number) == connection), None
+        )
+        if stream is None:
+            raise Refusal(404, "unknown_connection", "there is no connection with that id")
+        listener = stream.listener
+        kicked = await self.services.enforcement.kick(stream)
+        self.services.audit.record(
+            "kick",
+            subject=admin.subject,
+            address=self.address,
+            target=listener.claims.subject,
+            detail=f"client_id {listener.client_id} at {listener.address}",
+        )
+        self.write_json({"kicked": kicked})
+
+
+class RevocationsHandler(BodyHandler):
+    """``POST /api/v1/admin/revocations``."""
+
+    async def post(self) -> None:
+        """Revoke a token, a session, a subject's tokens or all tokens issued until now."""
+        admin = self.admin_claims()
+        revocation = self._revocation(self.json_object())
+        ended = await self.services.enforcement.revoke(revocation)
+        self.services.audit.record(
+            "revocation",
+            subject=admin.subject,
+            address=self.address,
+            target=revocation.value,
+            detail=revocation.scope.value,
+        )
+        self.write_json({"scope": revocation.scope.value, "value": revocation.value, "streams": ended}, 201)
+
+    def _revocation(self, request: dict[str, Any]) -> Revocation:
+        refuse_unknown(request, {"token_id", "session", "subject", "all"})
+        if len(request) != 1:
+            raise InvalidInput("name one of token_id, session, subject, or all")
+        ((scope, value),) = request.items()
+        longest = self.services.settings.auth.longest_lifetime
+        if scope == "all":
+            if value is not True:
+                raise InvalidInput("all must be true", "all")
+            return Revocation.of_everything(longest)
+        if not isinstance(value, str) or not 1 <= len(value) <= 1024:
+            raise InvalidInput(f"{scope} must be a text of 1 to 1024 characters", scope)
+        match scope:
+            case "token_id":
+                return Revocation.of_token(value, time.time() + longest)
+            case "session":
+                return Revocation.of_session(value, longest)
+        return Revocation.of_subject(value, longest)
+
+
+class ConnectionsHandler(ApiHandler):
+    """``GET /api/v1/admin/connections``."""
+
+    def get(self) -> None:
+        """Answer with the open connections, by their ids."""
+        self.admin_claims()
+        limit, offset = self.number("limit", 100, 1, 1000), self.number("offset", 0, 0, 10**9)
+        streams = sorted(self.services.hub.streams, key=lambda stream: stream.number)
+        self.write_json(
+            {
+                "total": len(streams),
+                "connections": [
+                    {
+                        "connection": str(stream.number),
+                        "client_id": stream.listener.client_id,
+                        "subject": stream.listener.claims.subject,
+                        "session": stream.listener.claims.session,
+                        "token_id": stream.listener.claims.token_id,
+                        "channels": stream.channels,
+                        "address": stream.listener.address,
+                        "opened_at": timestamp(stream.opened_at),
+                        "expires_at": timestamp(stream.listener.claims.expires_at),
+                        "backlog_bytes": stream.backlog_bytes,
+                    }
+                    for stream in streams[offset : offset + limit]
+                ],
+            }
+        )
+
+
+class AuditHandler(ApiHandler):
+    """``GET /api/v1/admin/audit``."""
+
+    async def get(self) -> None:
+        """Answer with the newest entries, newest first; ``before`` pages on."""
+        self.admin_claims()
+        limit, before = (
+            self.number("limit", AUDIT_LIMIT, 1, AUDIT_MAX),
+            self.number("before", 2**53, 1, 2**53),
+        )
+        entries = await self.services.audit.entries(limit, before)
+        self.write_json(
+            {
+                "entries": [
+                    {"number": number, **entry._asdict(), "at": timestamp(entry.at)}
+                    for number, entry in entries
+                ]
+            }
+        )

@@ -1,0 +1,107 @@
+"""What becomes of tokens once somebody has one: narrowed, looked at, renewed; and the keys to verify them with."""
+
+from __future__ import annotations
+
+import time
+
+from sse_app.auth.claims import Claims
+from sse_app.auth.login import names_granted
+from sse_app.auth.tokens import TokenKind
+from sse_app.channels import ChannelName, parse_channel
+from sse_app.errors import InvalidInput
+from sse_app.handlers.api import ApiHandler, BodyHandler, Refusal
+from sse_app.publisher import refuse_unknown
+
+
+class StreamTokenHandler(BodyHandler):
+    """``POST /api/v1/auth/stream-token``: from an access token to one that may stand in a URL."""
+
+    async def post(self) -> None:
+        """Answer with a stream token, narrowed to the channels named."""
+        claims = await self._claims()
+        body = self.body()
+        request = self.json_object(body) if body else {}
+        refuse_unknown(request, {"channels"})
+        channels = self._channels(request["channels"]) if "channels" in request else None
+        for channel in channels or ():
+            if not claims.grants.subscribe.matches(channel):
+                raise Refusal(403, "forbidden", f"the token does not allow to subscribe to {channel}")
+        token, lifetime = self.services.login.stream_token(claims, channels, time.time())
+        self.write_json({"stream_token": token, "stream_expires_in": lifetime})
+
+    async def _claims(self) -> Claims:
+        """Return what the access token says; it is ours, or the OpenID provider's."""
+        provider = self.services.provider
+        token = self.bearer_token()
+        if not provider.issued(token):
+            return self.access_claims()
+        self.claims = await provider.verify(token)
+        self.services.tokens.require_in_force(self.claims)
+        return self.claims
+
+    def _channels(self, value: object) -> list[ChannelName]:
+        limit = self.services.settings.limits.channels_per_stream
+        if not isinstance(value, list) or not 1 <= len(value) <= limit:
+            raise InvalidInput(f"channels must be a list of 1 to {limit} channel names", "channels")
+        names = []
+        for number, name in enumerate(value):
+            if not isinstance(name, str):
+                raise InvalidInput(f"channels[{number}] must be a channel name", f"channels[{number}]")
+            try:
+                names.append(parse_channel(name))
+            except InvalidInput as error:
+                raise InvalidInput(f"channels[{number}]: {error}", f"channels[{number}]") from None
+        return names
+
+
+class MeHandler(ApiHandler):
+    """``GET /api/v1/auth/me``."""
+
+    def get(self) -> None:
+        """Answer with what the access token says."""
+        claims = self.access_claims()
+        self.write_json(
+            {
+                "subject": claims.subject,
+                "session": claims.session,
+                "expires_in": max(0, int(claims.expires_at - time.time())),
+                "channels": names_granted(self.services.channels, claims.grants),
+                "grants": claims.grants.to_claim(),
+            }
+        )
+
+
+class RenewHandler(ApiHandler):
+    """``POST /api/v1/sse/connections/{client_id}/renew``: open streams go on with a fresh stream token."""
+
+    def post(self, client_id: str) -> None:
+        """Renew the token's own streams with that client id, all or none."""
+        claims = self.services.tokens.verify(self.bearer_token(), TokenKind.STREAM)
+        self.claims = claims
+        streams = [
+            stream
+            for stream in self.services.hub.streams_of_subject.get(claims.subject, ())
+            if stream.listener.client_id == client_id
+            and stream.listener.claims.session == claims.session
+            and stream.ending is None
+            and not stream.closed
+        ]
+        if not streams:
+            raise Refusal(404, "unknown_connection", "this session has no open stream with that client_id")
+        for stream in streams:
+            for channel in stream.channels:
+                if not claims.grants.subscribe.matches(channel):
+                    raise Refusal(403, "forbidden", f"the token does not allow to subscribe to {channel}")
+        for stream in streams:
+            self.services.keepalive.renew(stream, claims)
+        self.write_json({"renewed": len(streams), "expires_in": max(0, int(claims.expires_at - time.time()))})
+
+
+class KeySetHandler(ApiHandler):
+    """``GET /.well-known/jwks.json``: the public keys (RFC 7517 §5); secrets are not among them."""
+
+    def get(self) -> None:
+        """Answer with the keys that others can verify our tokens with."""
+        keys = [jwk for key in self.services.tokens.keys if (jwk := key.to_jwk()) is not None]
+        self.set_header("Cache-Control", "public, max-age=300")
+        self.write_json({"keys": keys})
