@@ -7,64 +7,84 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from typing import NamedTuple
 
 from tornado import httputil
 from tornado.iostream import IOStream, StreamClosedError
 
-from sse_app.settings import Socket
+from sse_app.settings import Settings
 from sse_app.wire import LAST_CHUNK
 
 _DISCARD_SIZE = 4096
 
 
-def take_socket(iostream: IOStream) -> socket.socket:
-    """Take the socket out of an IOStream that has nothing left to write; the IOStream is of no use afterwards.
-
-    Raises:
-        StreamClosedError: the client is gone already.
-    """
-    if iostream.closed():
-        raise StreamClosedError(real_error=iostream.error)
-    iostream.io_loop.remove_handler(iostream.fileno())
-    sock: socket.socket = iostream.socket
-    return sock
-
-
-def tune(iostream: IOStream, settings: Socket, ping_interval: float) -> None:
+def tune(sock: socket.socket, settings: Settings) -> None:
     """Let the kernel find dead clients, and hold little for slow ones; options that the system lacks are left out.
 
     TCP keepalive finds dead clients of idle streams, the user timeout those with data under way (RFC 5482).
-
-    Raises:
-        StreamClosedError: the client is gone already.
     """
-    if iostream.closed():
-        raise StreamClosedError(real_error=iostream.error)
-    sock: socket.socket = iostream.socket
+    options = settings.socket
+    user_timeout = options.user_timeout or settings.keepalive.ping_interval / 2
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (
-        ("TCP_KEEPIDLE", settings.keepalive_idle),
-        ("TCP_KEEPINTVL", settings.keepalive_interval),
-        ("TCP_KEEPCNT", settings.keepalive_count),
-        ("TCP_USER_TIMEOUT", int(1000 * (settings.user_timeout or ping_interval / 2))),
-        ("TCP_NOTSENT_LOWAT", settings.notsent_lowat),
+        ("TCP_KEEPIDLE", options.keepalive_idle),
+        ("TCP_KEEPINTVL", options.keepalive_interval),
+        ("TCP_KEEPCNT", options.keepalive_count),
+        ("TCP_USER_TIMEOUT", int(1000 * user_timeout)),
+        ("TCP_NOTSENT_LOWAT", options.notsent_lowat),
     ):
         if value and (option := getattr(socket, name, None)) is not None:
             sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
+def take_over(
+    request: httputil.HTTPServerRequest, settings: Settings, on_close: Callable[[], None]
+) -> StreamConnection:
+    """Return the bare connection of a request that nothing has been written to; it is the request's from now on.
+
+    Raises:
+        StreamClosedError: the client is gone already.
+    """
+    connection = request.connection
+    if not isinstance(connection, StreamConnection):
+        iostream: IOStream = connection.detach()  # type: ignore[union-attr]
+        if iostream.closed():
+            raise StreamClosedError(real_error=iostream.error)
+        iostream.io_loop.remove_handler(iostream.fileno())
+        tune(iostream.socket, settings)
+        connection = StreamConnection(iostream.socket, request.version != "HTTP/1.0")
+        request.connection = connection
+    elif connection.closed:
+        raise StreamClosedError
+    connection.on_close = on_close
+    connection.context = None
+    return connection
+
+
+class Context(NamedTuple):
+    """Where a request comes from: what `tornado.httputil.HTTPServerRequest` asks its connection for."""
+
+    remote_ip: str
+    protocol: str = "http"
+
+
+def _nothing() -> None:
+    """Stand in for a callback."""
+
+
 class StreamConnection(httputil.HTTPConnection):
     """Stands in for Tornado's connection behind a stream's handler, which goes on with ``write`` and ``flush``.
 
-    It replaces an IOStream and an HTTP1Connection, whose memory it frees, and gives the hub the bare
-    ``send`` of the socket. What it is given are wire bytes, framed already. A client that is gone is no
+    It takes the place of an IOStream and an HTTP1Connection, which hold much more memory, and gives the hub
+    the bare ``send`` of the socket. What it is given are wire bytes, framed already. A client that is gone is no
     error here: writing to it does nothing, and ``on_close`` has been called.
 
     Args:
         sock: connected and non-blocking; closed by this object.
         chunked: whether the body is chunked (HTTP/1.1) or ended by closing (HTTP/1.0).
-        on_close: called once, when the connection ends for whatever reason.
+        on_close: called once, when the connection ends for whatever reason; None from then on.
+        context: where the request comes from; asked for by nobody once it is read.
     """
 
     __slots__ = (
@@ -72,18 +92,26 @@ class StreamConnection(httputil.HTTPConnection):
         "_drained",
         "_fd",
         "_loop",
-        "_on_close",
         "_rest",
         "_socket",
+        "context",
+        "on_close",
         "progressed_at",
         "send",
     )
 
-    def __init__(self, sock: socket.socket, chunked: bool, on_close: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        chunked: bool,
+        on_close: Callable[[], None] = _nothing,
+        context: Context | None = None,
+    ) -> None:
         self._socket = sock
         self._fd = sock.fileno()
         self._chunked = chunked
-        self._on_close: Callable[[], None] | None = on_close
+        self.on_close: Callable[[], None] | None = on_close
+        self.context = context
         self._loop = asyncio.get_running_loop()
         self._rest: list[memoryview] | None = None
         self._drained: asyncio.Future[None] | None = None
@@ -95,7 +123,7 @@ class StreamConnection(httputil.HTTPConnection):
     @property
     def closed(self) -> bool:
         """Whether the connection has ended."""
-        return self._on_close is None
+        return self.on_close is None
 
     @property
     def unsent_bytes(self) -> int:
@@ -132,8 +160,25 @@ class StreamConnection(httputil.HTTPConnection):
         headers: httputil.HTTPHeaders,
         chunk: bytes | None = None,
     ) -> asyncio.Future[None]:
-        """The headers of a stream are out before this object is made."""
-        raise NotImplementedError
+        """Write the head of the response, and with it the first of its body.
+
+        A body whose length is not known ends with the connection, and is framed by who writes it. So does one
+        whose length is known: what is left of the request's connection is not worth keeping.
+        """
+        assert isinstance(start_line, httputil.ResponseStartLine)
+        headers["Connection"] = "close"
+        self._chunked = self._chunked and "Content-Length" not in headers
+        if self._chunked:
+            headers["Transfer-Encoding"] = "chunked"
+        lines = [f"HTTP/1.1 {start_line.code} {start_line.reason}"]
+        lines += [f"{name}: {value}" for name, value in headers.get_all()]
+        head = "\r\n".join([*lines, "", ""]).encode("latin-1")
+        if head.count(b"\r") != len(lines) + 1 or head.count(b"\n") != len(lines) + 1:
+            raise ValueError("a header must not contain CR or LF")
+        return self.write(head + chunk if chunk else head)
+
+    def set_max_body_size(self, size: int) -> None:
+        """A request for a stream has no body."""
 
     def finish(self) -> None:
         """End the body where the socket accepts it, and close."""
@@ -147,9 +192,9 @@ class StreamConnection(httputil.HTTPConnection):
 
     def close(self) -> None:
         """Close the socket, and say so once."""
-        if self._on_close is None:
+        if self.on_close is None:
             return
-        on_close, self._on_close = self._on_close, None
+        on_close, self.on_close = self.on_close, None
         self._loop.remove_reader(self._fd)
         if self._rest:
             self._loop.remove_writer(self._fd)

@@ -12,10 +12,10 @@ import signal
 import socket
 import sys
 
-from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 
 from sse_app.application import SSEApp
+from sse_app.arrival import StreamServer
 from sse_app.errors import StateError
 from sse_app.settings import Settings
 from sse_app.version import VERSION
@@ -93,8 +93,9 @@ async def _serve(settings: Settings) -> None:
     await app.start()
     # Listening comes last: whoever connects is served.
     sockets = inherited_sockets() or _bind(settings)
-    server = HTTPServer(
+    server = StreamServer(
         app.application(),
+        settings=settings,
         max_header_size=MAX_HEADER_BYTES,
         idle_connection_timeout=IDLE_TIMEOUT,
         body_timeout=BODY_TIMEOUT,

@@ -14,7 +14,7 @@ from tornado.util import ObjectDict
 from sse_app.auth.claims import Claims
 from sse_app.auth.tokens import TokenKind
 from sse_app.channels import ChannelName, parse_channels
-from sse_app.connection import StreamConnection, take_socket, tune
+from sse_app.connection import StreamConnection, take_over
 from sse_app.errors import EventLogUnavailable, TokenRefused
 from sse_app.events import EventId, timestamp
 from sse_app.handlers.api import RETRY_AFTER, Refusal
@@ -176,15 +176,13 @@ class StreamHandler(PublishHandler):
         try:
             self.services.tokens.require_in_force(claims)  # from here on a revocation finds the stream
             stream.retry = hub.jittered_retry()
-            settings = self.services.settings
-            iostream = self.request.connection.stream  # type: ignore[union-attr]
-            tune(iostream, settings.socket, settings.keepalive.ping_interval)
-            self._stream_headers()
-            self.write(self._first_events(stream, position, after, lost))
-            await self.flush()
-            self.request.connection.detach()  # type: ignore[union-attr]
-            connection = StreamConnection(take_socket(iostream), chunked, stream.woken_by_close)
+            connection = take_over(self.request, self.services.settings, stream.woken_by_close)
             stream.attach(connection)
+            self._stream_headers()
+            self._transforms = []  # an application around us may have one that compresses
+            first = self._first_events(stream, position, after, lost)
+            self.write(chunk(first) if chunked else first)
+            await self.flush()
             self._let_go(connection)
             self.services.keepalive.watch(stream)
         except BaseException:
@@ -197,7 +195,6 @@ class StreamHandler(PublishHandler):
         """Write to the bare connection from now on, and drop what the request brought along: most of the memory."""
         self.request = StreamRequest(connection)
         self._headers = _NO_HEADERS
-        self._transforms = []
         self.ui = _NO_UI
         self.path_args = []
         self.claims = None
