@@ -24,13 +24,15 @@ class SSEApp:
 
     Args:
         settings: its settings; host, port and log format concern only `sse_app.server`.
+        locked: whether to keep other servers out of the state directory; not so where another process
+            hands its lock over before `start`.
 
     Raises:
         StateError: the state directory cannot be used, or another server uses it.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        self.services = Services(settings)
+    def __init__(self, settings: Settings, *, locked: bool = True) -> None:
+        self.services = Services(settings, locked=locked)
 
     async def start(self) -> None:
         """Open the event log and begin to ping; call it on the event loop, before requests come.
@@ -40,9 +42,13 @@ class SSEApp:
         """
         await self.services.start()
 
-    async def stop(self) -> None:
-        """End all streams so that clients come back elsewhere, and close the event log."""
-        await self.services.stop()
+    async def stop(self, drain_time: float = 0.0) -> None:
+        """End all streams so that clients come back elsewhere, and close the event log.
+
+        Args:
+            drain_time: over how many seconds they are spread, where they are many.
+        """
+        await self.services.stop(drain_time)
 
     async def publish(
         self, channel: str, event: str, data: dict[str, Any], *, retry: int | None = None

@@ -51,6 +51,11 @@ def _parser() -> argparse.ArgumentParser:
 
     add("serve", "serve:serve", "serve streams until SIGTERM or Ctrl-C")
     add("check-config", "serve:check_config", "read the settings, say what is wrong with them, and exit")
+    add(
+        "upgrade",
+        "serve:upgrade",
+        "start a successor beside the running server, and hand everything over to it",
+    )
     _add_users(add("user", "users:show", "manage the accounts that can log in"))
     token = add("token", "tokens:mint", "mint a token for anybody, and print only it")
     token.add_argument("--kind", choices=["access", "stream"], default="access", help="default: access")

@@ -130,6 +130,15 @@ class StreamConnection(httputil.HTTPConnection):
         """How many bytes wait for the socket."""
         return sum(map(len, self._rest)) if self._rest else 0
 
+    @property
+    def descriptor(self) -> int:
+        """The file descriptor of the socket."""
+        return self._fd
+
+    def unsent(self) -> list[memoryview]:
+        """Return the bytes that wait for the socket."""
+        return list(self._rest or ())
+
     def leave_rest(self, chunk: bytes, sent: int) -> None:
         """Take over what the socket did not accept of a chunk that somebody else sent."""
         if not self.closed:

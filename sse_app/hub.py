@@ -30,6 +30,10 @@ PAGE_EVENTS = 500
 RECENT_BYTES = 8 * 1024 * 1024
 """How much of the log's end is kept encoded in memory."""
 
+DRAIN_RATE = 200
+DRAIN_STEP = 0.02
+"""A drain ends at least so many streams a second, a few at a time so many seconds apart."""
+
 Key = TypeVar("Key", bound=str)
 
 log = logging.getLogger(__name__)
@@ -61,9 +65,11 @@ class Hub:
         self.endings: Counter[str] = Counter()
         # Streams are numbered on from the time, in microseconds, so that no number means another one later.
         self._numbers = count(time.time_ns() // 1000)
-        self._backlog_limit = backlog_limit
-        self._retry = retry
+        self.backlog_limit = backlog_limit
+        self.retry = retry
         self._head = eventlog.head.seq
+        self._at_rest = asyncio.Event()
+        self._at_rest.set()
         self._recent = RecentEvents(eventlog.head.epoch, RECENT_BYTES)
         self._audiences: dict[tuple[frozenset[ChannelName], bool], Audience] = {}
         self._of_channel: dict[ChannelName, dict[Audience, None]] = {}
@@ -79,18 +85,32 @@ class Hub:
 
     def jittered_retry(self) -> int:
         """Return a reconnection time in milliseconds, so that clients who leave together come back apart."""
-        return random.randint(self._retry // 2, self._retry + self._retry // 2)
+        return random.randint(self.retry // 2, self.retry + self.retry // 2)
 
     # -- streams come and go --------------------------------------------------------------------------------
 
-    def register(self, listener: Listener, channels: tuple[ChannelName, ...], *, chunked: bool) -> Stream:
-        """Count a new stream in; it is told nothing until it joins."""
+    def register(
+        self,
+        listener: Listener,
+        channels: tuple[ChannelName, ...],
+        *,
+        chunked: bool,
+        number: int | None = None,
+    ) -> Stream:
+        """Count a new stream in; it is told nothing until it joins.
+
+        Args:
+            listener: who listens.
+            channels: what to.
+            chunked: whether the body is chunked.
+            number: of a stream that an earlier process numbered.
+        """
         stream = Stream(
-            next(self._numbers),
+            next(self._numbers) if number is None else number,
             listener,
             channels,
             chunked=chunked,
-            backlog_limit=self._backlog_limit,
+            backlog_limit=self.backlog_limit,
             laggards=self.laggards,
         )
         self.streams.add(stream)
@@ -143,6 +163,17 @@ class Hub:
         for stream in list(self.streams):
             stream.end(reason, self.jittered_retry())
 
+    async def drain(self, reason: str, seconds: float) -> None:
+        """End every stream with ``closing``; where they are many, spread over so many seconds at the most."""
+        streams = list(self.streams)
+        random.shuffle(streams)
+        steps = max(1, round(min(seconds, len(streams) / DRAIN_RATE) / DRAIN_STEP))
+        for step in range(steps):
+            for stream in streams[step::steps]:
+                stream.end(reason, self.jittered_retry())
+            if step + 1 < steps:
+                await asyncio.sleep(DRAIN_STEP)
+
     async def emptied(self) -> None:
         """Wait until there are no streams."""
         self._empty.clear()
@@ -184,8 +215,14 @@ class Hub:
                 log.exception("a fan-out failed; every stream is ended so that none has a silent gap")
                 self.end_all("unavailable")
 
+    async def settled(self) -> None:
+        """Wait until every stream has been given all that the log has; nothing new may be published meanwhile."""
+        await self.reached(self.eventlog.head.seq)
+        await self._at_rest.wait()
+
     async def fan_out(self, events: list[Event]) -> None:
         """Send events that follow the last ones to every stream that listens to their channels."""
+        self._at_rest.clear()
         self._recent.add(events)
         self._head = events[-1].seq
         self.events_fanned_out += len(events)
@@ -202,6 +239,7 @@ class Hub:
                 if served >= SLICE:
                     served = 0
                     await asyncio.sleep(0)
+        self._at_rest.set()
 
     def _plan(self, events: list[Event]) -> Iterator[tuple[Audience, bytes, int]]:
         """Yield which audience gets which bytes, and how many slots it has: who joins later has them already."""

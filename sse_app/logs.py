@@ -56,6 +56,11 @@ def configure(level: str, format: Literal["auto", "console", "json"]) -> None:
     logging._srcfile = None
 
 
+def set_level(level: str) -> None:
+    """Change the least level that is shown."""
+    logging.getLogger().setLevel(level.upper())
+
+
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
     """Return what was given as ``extra``."""
     return {name: value for name, value in vars(record).items() if name not in _STANDARD}

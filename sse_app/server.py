@@ -1,133 +1,252 @@
-"""A process that serves: listens, says so, and ends in order on SIGTERM or SIGINT."""
+"""A process that serves: starts, listens, reloads, and ends by handing its streams over or draining."""
 
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import gc
 import logging
 import os
-import resource
 import signal
 import socket
 import sys
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
 
+from tornado.ioloop import PeriodicCallback
 from tornado.netutil import bind_sockets
 
+from sse_app import logs, process
 from sse_app.application import SSEApp
-from sse_app.arrival import StreamServer
-from sse_app.errors import StateError
+from sse_app.errors import SSEAppError, StateError
+from sse_app.handlers.running import AdoptedStreams
+from sse_app.handover.connections import HandoverServer
+from sse_app.handover.giving import Giving
+from sse_app.handover.state import UnreadableState, encode
+from sse_app.handover.store import RECEIVING, SENDING, Store
+from sse_app.handover.taking import Taking, connections_of
+from sse_app.handover.upgrade import LISTENING, LOCK, Successor, Upgrade, UpgradeFailed, along_with
 from sse_app.settings import Settings
+from sse_app.systemd import Systemd, inherited_descriptors
 from sse_app.version import VERSION
 
-FIRST_INHERITED = 3
-"""The first file descriptor that systemd passes (sd_listen_fds(3))."""
-
-SWITCH_INTERVAL = 0.001
-"""Seconds; see `sys.setswitchinterval`."""
-M_MMAP_THRESHOLD = -3
-LARGE_BLOCK = 128 * 1024
 MAX_HEADER_BYTES = 32 * 1024
 IDLE_TIMEOUT = 75.0
 """How long a connection may take to send a request's headers, in seconds."""
+
 BODY_TIMEOUT = 60.0
 """How long a request's body may take to come, in seconds."""
+
+STATUS_INTERVAL = 5.0
 
 log = logging.getLogger(__name__)
 
 
-def run(settings: Settings) -> None:
+def run(settings: Settings, reread: Callable[[], Settings]) -> None:
     """Serve until a signal asks to stop.
+
+    Args:
+        settings: in force at first.
+        reread: returns the settings as they are now, when SIGHUP asks for it.
 
     Raises:
         StateError: the state directory, the event log or the address cannot be used.
     """
-    _tune_garbage_collection()
-    _give_large_memory_back()
-    # The event log's writer thread waits at most so long for the interpreter's lock when the event loop is busy.
-    sys.setswitchinterval(SWITCH_INTERVAL)
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_serve(settings))
+    process.prepare()
+    with asyncio.Runner(loop_factory=process.loop_factory()) as runner:
+        runner.run(Process(settings, reread).serve())
 
 
-def _tune_garbage_collection() -> None:
-    """Collect cycles seldom, and never look again at what was there from the start.
+class Process:
+    """One process of the server, from its start to its end.
 
-    Requests leave cycles, which the young generations catch; streams hold none, so that a full collection
-    over ten thousand of them, tens of milliseconds in which nothing else happens, finds nothing.
+    Args:
+        settings: in force at first.
+        reread: returns the settings as they are now.
     """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 100)
+
+    def __init__(self, settings: Settings, reread: Callable[[], Settings]) -> None:
+        self._settings = settings
+        self._reread = reread
+        self._systemd = Systemd()
+        self._store: Store | None = None
+        self._ended = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._upgrading = False
+
+    async def serve(self) -> None:
+        """Start, serve, and end."""
+        inherited = inherited_descriptors()
+        successor = Successor.of_environment()
+        self._app = SSEApp(self._settings, locked=successor is None)
+        self._services = self._app.services
+        application = self._app.application()
+        self._server = HandoverServer(
+            application,
+            settings=self._settings,
+            max_header_size=MAX_HEADER_BYTES,
+            idle_connection_timeout=IDLE_TIMEOUT,
+            body_timeout=BODY_TIMEOUT,
+        )
+        self._taking = Taking(self._services, self._server, AdoptedStreams(application, self._services))
+        self._giving = Giving(self._services, self._server)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._asked_to_end, number)
+        if successor is None:
+            self._store = Store.of(inherited, self._systemd)
+            listening = await self._start(inherited)
+        else:
+            listening = await self._succeed(successor)
+        loop.add_signal_handler(signal.SIGHUP, self._begin, self._reload)
+        loop.add_signal_handler(signal.SIGUSR2, self._begin, self._upgrade)
+        # Listening comes last: whoever connects is served.
+        self._server.add_sockets(listening)
+        self._systemd.notify("READY=1", self._status())
+        log.info(
+            "listening", extra={"address": _addresses(listening), "pid": os.getpid(), "version": VERSION}
+        )
+        beats = self._keep_systemd_informed()
+        await self._ended.wait()
+        for beat in beats:
+            beat.stop()
+
+    # -- starting -------------------------------------------------------------------------------------------
+
+    async def _start(self, inherited: list[tuple[str, int]]) -> list[socket.socket]:
+        """Start, adopt what the process before has left in the store, and return the listening sockets."""
+        await self._app.start()
+        left = self._store.look() if self._store else None
+        if left is not None:
+            arrival, envelope = left
+            try:
+                adopted = self._taking.adopt(envelope.open(), arrival.descriptors)
+                log.info("adopted", extra={"streams": adopted})
+            except UnreadableState as error:
+                log.warning("handover_refused", extra={"detail": str(error)})
+                self._taking.refuse(envelope, arrival.descriptors)
+            arrival.take()
+        listening = [
+            socket.socket(fileno=descriptor)
+            for name, descriptor in inherited
+            if name not in (SENDING, RECEIVING)
+        ]
+        for sock in listening:
+            sock.setblocking(False)
+            sock.set_inheritable(False)
+        return listening or _bind(self._settings)
+
+    async def _succeed(self, successor: Successor) -> list[socket.socket]:
+        """Take over from the process that has started this one, and return the listening sockets."""
+        state, descriptors = await successor.streams()
+        carried = connections_of(state, descriptors)
+        state, descriptors = await successor.everything()
+        along = along_with(state, descriptors)
+        self._services.state.hold(next(descriptor for name, descriptor in along if name == LOCK))
+        self._store = Store.of(along, self._systemd)
+        await self._app.start()
+        adopted = self._taking.adopt(state, descriptors, carried)
+        await successor.serve()
+        log.info("succeeded", extra={"streams": adopted})
+        return [socket.socket(fileno=descriptor) for name, descriptor in along if name == LISTENING]
+
+    # -- running --------------------------------------------------------------------------------------------
+
+    def _begin(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        task = asyncio.create_task(work())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _keep_systemd_informed(self) -> list[PeriodicCallback]:
+        """Have the event loop's own turning tell systemd that we live, and how many streams there are."""
+        beats = [PeriodicCallback(lambda: self._systemd.notify(self._status()), STATUS_INTERVAL * 1000)]
+        if self._systemd.watchdog:
+            interval = self._systemd.watchdog / 3
+            beats.append(PeriodicCallback(lambda: self._systemd.notify("WATCHDOG=1"), interval * 1000))
+        for beat in beats if self._systemd.present else ():
+            beat.start()
+        return beats
+
+    def _status(self) -> str:
+        return f"STATUS={len(self._services.hub.streams)} streams"
+
+    async def _reload(self) -> None:
+        """Read the settings again and put them in force, all or none of them."""
+        self._systemd.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        try:
+            unchanged = self._services.reload(self._reread())
+            logs.set_level(self._services.settings.log.level)
+            log.info("reloaded", extra={"needs_restart": ",".join(unchanged)} if unchanged else {})
+        except SSEAppError as error:
+            log.error("reload_refused", extra={"detail": str(error)})
+        self._systemd.notify("READY=1")
+
+    async def _upgrade(self) -> None:
+        """Start a successor, hand everything over to it, and end; go on if it fails."""
+        if self._upgrading or self._services.draining:
+            return
+        self._upgrading = True
+        along = [(LISTENING, sock.fileno()) for sock in self._server.listening]
+        along += self._store.descriptors() if self._store else []
+        along.append((LOCK, self._services.state.lock_descriptor))
+        upgrade = Upgrade(self._giving, along)
+        try:
+            successor = await upgrade.run()
+        except UpgradeFailed as error:
+            self._upgrading = False
+            log.error("upgrade_failed", extra={"detail": str(error)})
+            return
+        self._systemd.notify(f"MAINPID={successor}")
+        upgrade.go()
+        log.info("upgraded", extra={"successor": successor})
+        _end_now()
+
+    # -- ending ---------------------------------------------------------------------------------------------
+
+    def _asked_to_end(self, number: int) -> None:
+        loop = asyncio.get_running_loop()
+        for handled in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(handled)  # a second signal ends the process at once
+        self._begin(lambda: self._end(number))
+
+    async def _end(self, number: int) -> None:
+        log.info("stopping", extra={"streams": len(self._services.hub.streams)})
+        self._systemd.notify("STOPPING=1")
+        if number == signal.SIGTERM and self._store and not await self._systemd.stops_for_good():
+            await self._hand_over(self._store)
+        await self._drain()
+        self._ended.set()
+
+    async def _hand_over(self, store: Store) -> None:
+        """Leave all connections to the next process, and end; come back only if that is not possible."""
+        await self._giving.hold()
+        gc.disable()
+        state, descriptors = self._giving.everything()
+        try:
+            store.put(encode(state), descriptors)
+        except OSError as error:
+            log.error("handover_failed", extra={"detail": str(error)})
+            gc.enable()
+            self._giving.let_go_on()
+            return
+        log.info("handed_over", extra={"streams": len(state.streams)})
+        _end_now()
+
+    async def _drain(self) -> None:
+        """End the streams, spread over a while, so that their clients come back spread out."""
+        self._server.close_listening()
+        drain_time = self._services.settings.stream.drain_time
+        self._systemd.notify(f"EXTEND_TIMEOUT_USEC={int((drain_time + 10) * 1e6)}")
+        await self._app.stop(drain_time)
+        await self._server.close_all_connections()
+        log.info("stopped")
 
 
-def _give_large_memory_back() -> None:
-    """Have the C library map large blocks one by one, so that they go back to the system when freed.
-
-    By itself it raises the size from which it does so to the largest block it has seen freed; from then on
-    what stalled streams held stays in the heap, in holes (mallopt(3)). Other libraries than glibc have no
-    such function, or need none.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
-
-
-def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:
-    """Return uvloop's loop where it is installed: it takes half the time of asyncio's own."""
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    loop: type[asyncio.AbstractEventLoop] = uvloop.Loop
-    return loop
-
-
-async def _serve(settings: Settings) -> None:
-    _raise_file_limit()
-    app = SSEApp(settings)
-    stopped = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopped.set)
-    await app.start()
-    # Listening comes last: whoever connects is served.
-    sockets = inherited_sockets() or _bind(settings)
-    server = StreamServer(
-        app.application(),
-        settings=settings,
-        max_header_size=MAX_HEADER_BYTES,
-        idle_connection_timeout=IDLE_TIMEOUT,
-        body_timeout=BODY_TIMEOUT,
-    )
-    server.add_sockets(sockets)
-    log.info("listening", extra={"address": _addresses(sockets), "pid": os.getpid(), "version": VERSION})
-    await stopped.wait()
-    log.info("stopping", extra={"streams": len(app.services.hub.streams)})
-    server.stop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.remove_signal_handler(number)  # a second signal ends the process at once
-    await app.stop()
-    await server.close_all_connections()
-    log.info("stopped")
-
-
-def _raise_file_limit() -> None:
-    """Allow as many open files as the system lets us: each stream is one."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def inherited_sockets() -> list[socket.socket]:
-    """Return the listening sockets that systemd has opened for this process, whatever their names."""
-    if os.environ.get("LISTEN_PID") != str(os.getpid()):
-        return []
-    count = int(os.environ.get("LISTEN_FDS", "0"))
-    sockets = [socket.socket(fileno=FIRST_INHERITED + number) for number in range(count)]
-    for inherited in sockets:
-        inherited.setblocking(False)
-        inherited.set_inheritable(False)
-    return sockets
+def _end_now() -> None:
+    """End without ceremony: what is open belongs to another process now, and closing it here would disturb it."""
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(0)
 
 
 def _bind(settings: Settings) -> list[socket.socket]:

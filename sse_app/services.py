@@ -34,37 +34,56 @@ from sse_app.state import StateDirectory
 RESERVED_FILES = 256
 """How many of the open files that the system allows are left for other things than streams."""
 
+FAREWELL = 1.0
+"""How many seconds streams may take to accept their last bytes at the end."""
+
+_FIXED = ("host", "port", "state_dir", "event_log", "keepalive", "history", "socket")
+"""Settings that a running server cannot change."""
+
+
+class InProgress:
+    """Counts what is going on: a context manager around each."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __enter__(self) -> None:
+        self.count += 1
+
+    def __exit__(self, *exception: object) -> None:
+        self.count -= 1
+
 
 class Services:
     """Everything that lives as long as the server does.
 
     Args:
         settings: what to make it from.
+        locked: whether to keep other servers out of the state directory.
 
     Raises:
         StateError: the state directory cannot be used, or another server uses it.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, locked: bool = True) -> None:
         self.settings = settings
         self.started_at = time.monotonic()
         self.channels = ChannelPatterns(settings.channels)
         self.state = StateDirectory(settings.state_dir)
-        self.state.lock()
+        if locked:
+            self.state.lock()
         auth = settings.auth
         self.auth_database = AuthDatabase(self.state.accounts)
         self.revocations = Revocations(self.auth_database)
         self.tokens = issuer_of(settings, self.state, self.revocations)
         self.audit = Audit(self.auth_database)
         self.accounts = Accounts(self.auth_database, auth.longest_lifetime)
+        self.sessions = Sessions(self.auth_database, _session_limits(settings))
         self.password_threads = PasswordThreads()
         self.login = Login(
             self.auth_database,
             self.accounts,
-            Sessions(
-                self.auth_database,
-                SessionLimits(auth.session_idle, auth.session_lifetime, auth.access_lifetime),
-            ),
+            self.sessions,
             self.password_threads,
             self.tokens,
             self.audit,
@@ -74,8 +93,9 @@ class Services:
         self.provider = Provider(settings.oidc, auth.longest_lifetime)
         self.publish_rate = RateLimit(settings.limits.publish_rate)
         self.eventlog = make_event_log(settings, self.state)
-        open_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self.stream_capacity = min(settings.limits.streams, max(1, open_files - RESERVED_FILES))
+        self.stream_capacity = _stream_capacity(settings)
+        self.opening = InProgress()
+        """The streams that are being opened."""
         self.ready = False
         self.draining = False
 
@@ -100,26 +120,65 @@ class Services:
         self.enforcement.start()
         self.ready = True
 
-    async def stop(self, farewell: float = 1.0) -> None:
+    def reload(self, settings: Settings) -> list[str]:
+        """Put settings in force without touching a stream, and return the names of those that need a restart.
+
+        Raises:
+            StateError: the keys cannot be used; nothing is changed.
+        """
+        before = self.settings.model_dump()
+        kept = [name for name in _FIXED if settings.model_dump()[name] != before[name]]
+        keys = KeyRing.load(self.state.keys)
+        self.settings = settings.model_copy(update={name: getattr(self.settings, name) for name in kept})
+        settings = self.settings
+        auth = settings.auth
+        self.channels = ChannelPatterns(settings.channels)
+        self.tokens.use(keys)
+        self.tokens.longest = auth.longest_lifetime
+        self.accounts.longest = auth.longest_lifetime
+        self.sessions.limits = _session_limits(settings)
+        self.login.lifetimes = Lifetimes(auth.access_lifetime, auth.stream_lifetime)
+        self.login.own_channels = auth.own_channels
+        self.provider = Provider(settings.oidc, auth.longest_lifetime)
+        self.publish_rate = RateLimit(settings.limits.publish_rate)
+        self.publisher = Publisher(self.eventlog, self.channels, settings.limits.batch_events)
+        self.hub.backlog_limit = settings.limits.backlog_bytes
+        self.hub.retry = settings.stream.retry
+        self.stream_capacity = _stream_capacity(settings)
+        return kept
+
+    async def stop(self, drain_time: float = 0.0) -> None:
         """End all streams with ``closing``, write what is queued, and let go of everything.
 
+        Publishing goes on until the event log closes, which is last.
+
         Args:
-            farewell: how many seconds streams may take to accept their last bytes.
+            drain_time: over how many seconds the ends of many streams are spread.
         """
         self.draining = True
         self.ready = False
         if hasattr(self, "hub"):
-            self.keepalive.stop()
-            self.hub.end_all("shutdown")
+            await self.hub.drain("shutdown", drain_time)
             with suppress(TimeoutError):
-                async with asyncio.timeout(farewell):
+                async with asyncio.timeout(FAREWELL):
                     await self.hub.emptied()
+            self.keepalive.stop()
             await self.hub.close()
             await self.enforcement.stop()
         await self.eventlog.close()
         self.password_threads.close()
         self.auth_database.close()
         self.state.unlock()
+
+
+def _session_limits(settings: Settings) -> SessionLimits:
+    auth = settings.auth
+    return SessionLimits(auth.session_idle, auth.session_lifetime, auth.access_lifetime)
+
+
+def _stream_capacity(settings: Settings) -> int:
+    open_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return min(settings.limits.streams, max(1, open_files - RESERVED_FILES))
 
 
 def issuer_of(settings: Settings, state: StateDirectory, revocations: Revocations | None = None) -> Tokens:

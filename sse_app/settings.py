@@ -18,7 +18,7 @@ from sse_app.channels import ChannelPattern
 from sse_app.errors import InvalidChannel, SettingsError
 
 ENV_PREFIX = "SSE_APP_"
-OTHER_VARIABLES = frozenset({"SSE_APP_CONFIG", "SSE_APP_URL", "SSE_APP_TOKEN"})
+OTHER_VARIABLES = frozenset({"SSE_APP_CONFIG", "SSE_APP_URL", "SSE_APP_TOKEN", "SSE_APP_SUCCESSOR"})
 """Variables with our prefix that are no settings: they speak to commands."""
 
 DEFAULT_FILES = (Path("config/sse_app.toml"), Path("/etc/sse_app/sse_app.toml"))
@@ -75,6 +75,7 @@ class StreamSettings(_Section):
     """What streams are told."""
 
     retry: Annotated[int, Field(ge=1, le=3_600_000)] = 3000
+    drain_time: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] = 5.0
 
 
 class Limits(_Section):

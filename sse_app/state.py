@@ -61,9 +61,35 @@ class StateDirectory:
             raise StateError(
                 f"the state directory {self.path} is in use by another server (process {holder or 'unknown'})"
             ) from None
-        os.truncate(descriptor, 0)
-        os.write(descriptor, b"%d\n" % os.getpid())
+        self.hold(descriptor)
+
+    def hold(self, descriptor: int) -> None:
+        """Go on with a lock that another process has taken, and say whose it is now."""
+        os.set_inheritable(descriptor, False)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
         self._lock = descriptor
+
+    @property
+    def lock_descriptor(self) -> int:
+        """The descriptor of the lock, whose holder it is passed to holds it too."""
+        assert self._lock is not None
+        return self._lock
+
+    def holder(self) -> int | None:
+        """Return the process id of the server that uses the directory, or None."""
+        try:
+            descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = os.read(descriptor, 32).decode("ascii", "replace").strip()
+            return int(holder) if holder.isdigit() else None
+        finally:
+            os.close(descriptor)
+        return None
 
     def unlock(self) -> None:
         """Let other servers in."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from sse_app.auth.claims import Claims
@@ -27,6 +28,20 @@ class Listener(NamedTuple):
     address: str
 
 
+class Replay(NamedTuple):
+    """How far a stream is that is still being brought up to the present.
+
+    Args:
+        after: the ``seq`` up to which it has its events.
+        lost: the channels that could not be continued: they go on from ``lost_until``.
+        lost_until: what was the head when they were reset.
+    """
+
+    after: int
+    lost: tuple[ChannelName, ...] = ()
+    lost_until: int = 0
+
+
 class Stream:
     """The state of one open stream.
 
@@ -47,7 +62,9 @@ class Stream:
         "_laggards",
         "_pending",
         "_pending_bytes",
+        "_resume",
         "_waiter",
+        "adopted",
         "audience",
         "channels",
         "chunked",
@@ -58,6 +75,7 @@ class Stream:
         "number",
         "opened_at",
         "ping_turn",
+        "replay",
         "retry",
         "slot",
     )
@@ -84,11 +102,16 @@ class Stream:
         self.ending: str | None = None
         self.ending_at = 0.0
         self.retry = 0
+        self.replay: Replay | None = None
+        """What is still to be replayed; None once the stream has joined the present."""
+        self.adopted = False
+        """Whether it began in an earlier process."""
         self._backlog_limit = backlog_limit
         self._laggards = laggards
         self._pending: list[bytes] | None = None
         self._pending_bytes = 0
         self._waiter: asyncio.Future[bool] | None = None
+        self._resume: Callable[[], None] | None = None
 
     def attach(self, connection: StreamConnection) -> None:
         """Take the connection over once the headers are out; the stream is behind until its loop parks."""
@@ -169,6 +192,22 @@ class Stream:
         """Let the flush loop see that the connection has ended."""
         self._wake()
 
+    def unsent(self) -> bytes:
+        """Return whatever is still to be written, the rest of a frame first."""
+        rest = self.connection.unsent() if self.connection else []
+        return b"".join([*rest, *(self._pending or ())])
+
+    def park(self, resume: Callable[[], None]) -> None:
+        """Stand in for a flush loop that is parked: make the stream ready, and call ``resume`` once it is not.
+
+        Only for a stream that has joined, and has nothing to write.
+        """
+        assert self.connection is not None
+        assert self.audience is not None
+        self.audience.sends[self.slot] = self.connection.send
+        self._laggards.discard(self)
+        self._resume = resume
+
     def behind(self) -> asyncio.Future[bool]:
         """Return what the flush loop waits for: True when there is something to write, False at the end.
 
@@ -219,6 +258,9 @@ class Stream:
             self.audience.sends[self.slot] = self.enqueue
 
     def _wake(self) -> None:
+        resume, self._resume = self._resume, None
+        if resume is not None:
+            resume()
         waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():
             waiter.set_result(not self.closed)

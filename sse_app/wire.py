@@ -45,7 +45,7 @@ def encode(
 
 
 def encode_event(id: bytes, type: bytes, data: bytes, retry: int | None) -> bytes:
-    """Return an event of the log as `encode` would: its parts are checked and on one line, so it is quick."""
+    """Return an event as `encode` would whose parts are checked and on one line already, so it is quick."""
     if retry is None:
         return b"id: %b\nevent: %b\ndata: %b\n\n" % (id, type, data)
     return b"retry: %d\nid: %b\nevent: %b\ndata: %b\n\n" % (retry, id, type, data)

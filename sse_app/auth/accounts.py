@@ -42,7 +42,7 @@ class Accounts:
 
     def __init__(self, database: AuthDatabase, longest: float) -> None:
         self._database = database
-        self._longest = longest
+        self.longest = longest
 
     def add(self, name: str, password: str, grants: Grants) -> None:
         """Make an account.
@@ -72,7 +72,7 @@ class Accounts:
         hashed = _checked_hash(password)
         with self._database.transaction() as connection:
             _change(connection, name, "UPDATE accounts SET password = ? WHERE name = ?", (hashed, name))
-            end_sessions_of(connection, name, self._longest)
+            end_sessions_of(connection, name, self.longest)
 
     def set_grants(self, name: str, grants: Grants) -> None:
         """Change what an account may do; its sessions go on, with fresh tokens that say so.
@@ -83,7 +83,7 @@ class Accounts:
         claim = json.dumps(grants.to_claim())
         with self._database.transaction() as connection:
             _change(connection, name, "UPDATE accounts SET grants = ? WHERE name = ?", (claim, name))
-            revoke(connection, Revocation.of_subject(name, self._longest))
+            revoke(connection, Revocation.of_subject(name, self.longest))
 
     def set_disabled(self, name: str, disabled: bool) -> None:
         """Refuse an account its login and end its sessions, or allow it to log in again.
@@ -96,7 +96,7 @@ class Accounts:
                 connection, name, "UPDATE accounts SET disabled = ? WHERE name = ?", (int(disabled), name)
             )
             if disabled:
-                end_sessions_of(connection, name, self._longest)
+                end_sessions_of(connection, name, self.longest)
 
     def remove(self, name: str) -> None:
         """Delete an account and end its sessions.
@@ -106,7 +106,7 @@ class Accounts:
         """
         with self._database.transaction() as connection:
             _change(connection, name, "DELETE FROM accounts WHERE name = ?", (name,))
-            end_sessions_of(connection, name, self._longest)
+            end_sessions_of(connection, name, self.longest)
 
     def list(self) -> list[Account]:
         """Return all accounts by name."""

@@ -84,8 +84,8 @@ class Login:
         self._threads = threads
         self._tokens = tokens
         self._audit = audit
-        self._lifetimes = lifetimes
-        self._own_channels = tuple(own_channels)
+        self.lifetimes = lifetimes
+        self.own_channels = tuple(own_channels)
         self._throttle = LoginThrottle()
         self._checking: set[tuple[str, str]] = set()
 
@@ -157,8 +157,8 @@ class Login:
         return await self._database.run(lambda: self._sessions.find(refresh_token))
 
     def _logged_in(self, session: Session, account: Account) -> LoggedIn:
-        grants = account.grants.with_subscriptions(own_patterns(self._own_channels, account.name))
-        access, stream = jittered(self._lifetimes.access), jittered(self._lifetimes.stream)
+        grants = account.grants.with_subscriptions(own_patterns(self.own_channels, account.name))
+        access, stream = jittered(self.lifetimes.access), jittered(self.lifetimes.stream)
 
         def issue(kind: TokenKind, grants: Grants, lifetime: int) -> str:
             return self._tokens.issue(kind, account.name, session.id, grants, lifetime, as_of=session.at)
@@ -180,7 +180,7 @@ class Login:
         It does not outlive the access token, and counts as issued when that was: what revokes the one
         revokes the other. The caller has checked that the channels are granted.
         """
-        lifetime = min(jittered(self._lifetimes.stream), int(claims.expires_at - now))
+        lifetime = min(jittered(self.lifetimes.stream), int(claims.expires_at - now))
         grants = claims.grants.only_subscribing(channels)
         token = self._tokens.issue(
             TokenKind.STREAM, claims.subject, claims.session, grants, lifetime, as_of=claims.issued_at

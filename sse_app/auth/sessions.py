@@ -78,7 +78,7 @@ class Sessions:
 
     def __init__(self, database: AuthDatabase, limits: SessionLimits) -> None:
         self._database = database
-        self._limits = limits
+        self.limits = limits
 
     def open(self, subject: str, since: float) -> Session | None:
         """Begin a session, and forget those that have run out.
@@ -97,13 +97,13 @@ class Sessions:
             ).fetchone():
                 return None
             connection.execute(
-                "DELETE FROM sessions WHERE expires_at <= ? OR used_at <= ?", (now, now - self._limits.idle)
+                "DELETE FROM sessions WHERE expires_at <= ? OR used_at <= ?", (now, now - self.limits.idle)
             )
             connection.execute(
                 "INSERT INTO sessions (id, subject, created_at, used_at, expires_at) VALUES (?, ?, ?, ?, ?)",
-                (id, subject, now, now, now + self._limits.absolute),
+                (id, subject, now, now, now + self.limits.absolute),
             )
-            return self._continue(connection, id, subject, now + self._limits.absolute, now)
+            return self._continue(connection, id, subject, now + self.limits.absolute, now)
 
     def refresh(self, token: str) -> Session:
         """Spend a refresh token, and return its session with the next one.
@@ -124,7 +124,7 @@ class Sessions:
             session, subject, spent, used_at, expires_at = row
             if spent:
                 refused = "reused"
-            elif now >= min(expires_at, used_at + self._limits.idle):
+            elif now >= min(expires_at, used_at + self.limits.idle):
                 refused = "expired"
             elif not connection.execute(
                 "SELECT 1 FROM accounts WHERE name = ? AND NOT disabled", (subject,)
@@ -154,14 +154,14 @@ class Sessions:
 
     def _end(self, connection: sqlite3.Connection, session: str) -> None:
         connection.execute("DELETE FROM sessions WHERE id = ?", (session,))
-        revoke(connection, Revocation.of_session(session, self._limits.tokens))
+        revoke(connection, Revocation.of_session(session, self.limits.tokens))
 
     def _continue(
         self, connection: sqlite3.Connection, id: str, subject: str, expires_at: float, now: float
     ) -> Session:
         token = secrets.token_urlsafe(REFRESH_TOKEN_BYTES)
         connection.execute("INSERT INTO refresh_tokens (digest, session) VALUES (?, ?)", (_digest(token), id))
-        return Session(id, subject, token, int(min(self._limits.idle, expires_at - now)), now)
+        return Session(id, subject, token, int(min(self.limits.idle, expires_at - now)), now)
 
 
 def end_sessions_of(connection: sqlite3.Connection, subject: str, longest: float) -> None:

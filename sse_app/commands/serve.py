@@ -1,19 +1,42 @@
-"""``serve`` and ``check-config``."""
+"""``serve``, ``check-config`` and ``upgrade``."""
 
 from __future__ import annotations
 
 import argparse
+import os
+import signal
+import time
 
 from sse_app import logs, server
 from sse_app.commands.options import settings_of
+from sse_app.errors import StateError
 from sse_app.settings import find_settings_file
+from sse_app.state import StateDirectory
+
+UPGRADE_TIMEOUT = 60.0
+"""Seconds."""
 
 
 def serve(options: argparse.Namespace) -> None:
     """Serve until a signal comes."""
     settings = settings_of(options)
     logs.configure(settings.log.level, settings.log.format)
-    server.run(settings)
+    server.run(settings, lambda: settings_of(options))
+
+
+def upgrade(options: argparse.Namespace) -> None:
+    """Have the server that uses the state directory start its successor and hand everything over to it."""
+    settings = settings_of(options)
+    holder = StateDirectory(settings.state_dir).holder()
+    if holder is None:
+        raise StateError(f"no server uses the state directory {settings.state_dir}")
+    os.kill(holder, signal.SIGUSR2)
+    deadline = time.monotonic() + UPGRADE_TIMEOUT
+    while StateDirectory(settings.state_dir).holder() == holder:
+        if time.monotonic() > deadline:
+            raise StateError(f"process {holder} still serves; its log says why")
+        time.sleep(0.05)
+    print(f"process {StateDirectory(settings.state_dir).holder()} serves in the place of {holder}")
 
 
 def check_config(options: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""The streams: ``GET /api/v1/sse/{channels}`` and its flush loop."""
+"""How a stream opens: ``GET /api/v1/sse/{channels}``, from the request to its first events."""
 
 from __future__ import annotations
 
@@ -6,75 +6,47 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Collection
 
-from tornado import httputil
-from tornado.util import ObjectDict
+import orjson
 
 from sse_app.auth.claims import Claims
 from sse_app.auth.tokens import TokenKind
 from sse_app.channels import ChannelName, parse_channels
-from sse_app.connection import StreamConnection, take_over
+from sse_app.connection import take_over
 from sse_app.errors import EventLogUnavailable, TokenRefused
 from sse_app.events import EventId, timestamp
 from sse_app.handlers.api import RETRY_AFTER, Refusal
 from sse_app.handlers.position import parse_position
-from sse_app.handlers.publish import PublishHandler
-from sse_app.stream import Listener, Stream
-from sse_app.wire import chunk, encode_json
+from sse_app.handlers.running import RunningStream, fields_of
+from sse_app.stream import Listener, Replay, Stream
+from sse_app.wire import chunk, encode_event, encode_json
 
 log = logging.getLogger(__name__)
 
 UNREADABLE = EventId("unreadable", 0)
 """Stands for a position that is no event id: in its form, and of no log's epoch."""
 
-_NO_HEADERS = httputil.HTTPHeaders()
-_NO_UI = ObjectDict()
 _CLIENT_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
-class StreamRequest(httputil.HTTPServerRequest):
-    """What a handler needs of its request once the stream is open: where it writes to."""
-
-    method = "GET"
-    path = "stream"
-    remote_ip = ""
-
-    def __init__(self, connection: StreamConnection) -> None:
-        self.connection = connection
-
-
-class StreamHandler(PublishHandler):
-    """Keeps a stream open: its loop waits for what is pending, writes it as one piece, and flushes.
+class StreamHandler(RunningStream):
+    """Opens a stream, and keeps it open.
 
     Publishing to a channel is at the same path, so its ``post`` is inherited.
     """
 
     async def get(self, names: str) -> None:
         """Stream the channels' events until the client goes or the stream is ended."""
-        opened = await self._open(names)
-        if opened is None:
-            return
-        stream, after, lost = opened
-        try:
-            if after.seq < self.services.hub.head.seq:
-                await self._catch_up(stream, after.seq, lost)
-            else:
-                self.services.hub.join(stream)
-            del opened, after, lost, names  # an idle stream holds no more than it needs
-            while await stream.behind():  # parked here, the hub writes to the socket by itself
-                self.write(stream.take())
-                await self.flush()
-        finally:
-            self._closed(stream)
+        with self.services.opening:
+            stream = await self._open(names)
+        if stream is not None:
+            del names  # an idle stream holds no more than it needs
+            await self.run(stream)
 
     # -- opening --------------------------------------------------------------------------------------------
 
-    async def _open(self, names: str) -> tuple[Stream, EventId, Collection[ChannelName]] | None:
-        """Check the request, register the stream and send its first events; None where it is turned away.
-
-        With the stream come the position from which it goes on, and the channels that cannot.
-        """
+    async def _open(self, names: str) -> Stream | None:
+        """Check the request, register the stream and send its first events; None where it is turned away."""
         limits = self.services.settings.limits
         channels = parse_channels(names, limits.channels_per_stream)
         self.client_id = self._client_id()
@@ -90,7 +62,7 @@ class StreamHandler(PublishHandler):
         except EventLogUnavailable:
             await self._turn_away("unavailable")
             return None
-        return await self._begin(claims, channels, position, after, lost), after, tuple(lost)
+        return await self._begin(claims, channels, position, after, lost)
 
     def _cannot_serve(self) -> str | None:
         """Return why no stream can be served just now, or None."""
@@ -176,6 +148,7 @@ class StreamHandler(PublishHandler):
         try:
             self.services.tokens.require_in_force(claims)  # from here on a revocation finds the stream
             stream.retry = hub.jittered_retry()
+            stream.replay = Replay(after.seq, tuple(lost), hub.head.seq if lost else 0)
             connection = take_over(self.request, self.services.settings, stream.woken_by_close)
             stream.attach(connection)
             self._stream_headers()
@@ -183,30 +156,18 @@ class StreamHandler(PublishHandler):
             first = self._first_events(stream, position, after, lost)
             self.write(chunk(first) if chunked else first)
             await self.flush()
-            self._let_go(connection)
+            self.let_go(connection)
             self.services.keepalive.watch(stream)
         except BaseException:
             hub.leave(stream)
             raise
-        log.info("stream_opened", extra=self._fields(stream, resumed=position is not None and not lost))
+        log.info("stream_opened", extra=fields_of(stream, resumed=position is not None and not lost))
         return stream
-
-    def _let_go(self, connection: StreamConnection) -> None:
-        """Write to the bare connection from now on, and drop what the request brought along: most of the memory."""
-        self.request = StreamRequest(connection)
-        self._headers = _NO_HEADERS
-        self.ui = _NO_UI
-        self.path_args = []
-        self.claims = None
 
     def _stream_headers(self) -> None:
         self.set_header("Content-Type", "text/event-stream")
         self.set_header("Cache-Control", "no-store, no-transform")
         self.set_header("X-Accel-Buffering", "no")
-        self.set_header("Connection", "close")  # its end is the end of the connection
-        self.request.headers.pop(
-            "Connection", None
-        )  # else Tornado promises HTTP/1.0 clients a second response
 
     def _first_events(
         self, stream: Stream, position: str | None, after: EventId, lost: dict[ChannelName, str]
@@ -217,6 +178,7 @@ class StreamHandler(PublishHandler):
         back with it, and is told again.
         """
         listener = stream.listener
+        now = time.time()
         connected = {
             "client_id": listener.client_id,
             "channel": stream.channels[0],
@@ -224,11 +186,11 @@ class StreamHandler(PublishHandler):
             "message": f"connected to {', '.join(stream.channels)}",
             "recovered": position is not None and not lost,
             "retry": stream.retry,
-            "expires_in": max(0, int(listener.claims.expires_at - time.time())),
-            "timestamp": timestamp(time.time()),
+            "expires_in": max(0, int(listener.claims.expires_at - now)),
+            "timestamp": timestamp(now),
         }
         id = after if position is None else EventId.parse(position) or UNREADABLE
-        first = encode_json("connected", connected, id=str(id), retry=stream.retry)
+        first = encode_event(str(id).encode(), b"connected", orjson.dumps(connected), stream.retry)
         return first + b"".join(
             encode_json("reset", {"channel": channel, "reason": reason}) for channel, reason in lost.items()
         )
@@ -237,55 +199,8 @@ class StreamHandler(PublishHandler):
         """Answer a stream that cannot be served just now: a native client gives up on any status but 200."""
         retry = self.services.hub.jittered_retry()
         self._stream_headers()
+        self.set_header("Connection", "close")
+        # Else Tornado promises HTTP/1.0 clients a second response.
+        self.request.headers.pop("Connection", None)
         self.write(encode_json("closing", {"reason": reason, "retry": retry}, retry=retry))
         await self.finish()
-
-    # -- running --------------------------------------------------------------------------------------------
-
-    async def _catch_up(self, stream: Stream, after: int, lost: Collection[ChannelName]) -> None:
-        """Replay what follows the position until the stream is at the head, and join it there.
-
-        The last look at the head and the joining happen in one step of the event loop, so there is no gap
-        between the past and the present, and nothing is sent twice, whatever is published meanwhile.
-        """
-        hub = self.services.hub
-        lost_until = hub.head.seq if lost else 0
-        while not stream.closed and stream.ending is None:
-            goal = hub.head.seq
-            if after >= goal:
-                hub.join(stream)
-                return
-            channels = stream.channels
-            if after < lost_until:  # the lost ones begin at what was the head at their reset
-                channels = tuple(channel for channel in channels if channel not in lost)
-                goal = lost_until
-            try:
-                past, after = await hub.past(channels, after, goal)
-            except EventLogUnavailable as error:
-                log.warning("replay_failed", extra=self._fields(stream, detail=str(error)))
-                stream.end("unavailable", hub.jittered_retry())
-                return
-            if past:
-                self.write(chunk(past) if stream.chunked else past)
-            self.write(stream.take())
-            await self.flush()
-
-    def _log(self) -> None:
-        """Leave the access line of a stream to its own two lines; what was refused before it began gets one."""
-        if not isinstance(self.request, StreamRequest):
-            super()._log()
-
-    def _closed(self, stream: Stream) -> None:
-        self.services.hub.leave(stream)
-        self.services.keepalive.forget(stream)
-        log.info("stream_closed", extra=self._fields(stream, reason=stream.ending or "client"))
-
-    def _fields(self, stream: Stream, **more: object) -> dict[str, object]:
-        listener = stream.listener
-        return {
-            "client_id": listener.client_id,
-            "subject": listener.claims.subject,
-            "channels": ",".join(stream.channels),
-            "address": listener.address,
-            **more,
-        }

@@ -1,0 +1,1 @@
+"""Handing live streams to the next process: what is said of them, how it travels, and both ends of it."""

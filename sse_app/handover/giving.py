@@ -1,0 +1,82 @@
+"""The process that hands over: brings everything to a standstill, and says what there is."""
+
+from __future__ import annotations
+
+import asyncio
+
+from sse_app.handover.connections import HandoverServer
+from sse_app.handover.state import IDLE, STREAM, Parcel, State, StreamState
+from sse_app.services import Services
+
+CALM_TIMEOUT = 2.0
+"""How long requests that are under way may take to end, in seconds; those that do not are cut off."""
+
+
+class Giving:
+    """Holds a server still, so that its connections can go on in another process.
+
+    Args:
+        services: whose streams.
+        server: whose connections.
+    """
+
+    def __init__(self, services: Services, server: HandoverServer) -> None:
+        self._services = services
+        self._server = server
+
+    async def hold(self) -> None:
+        """Let what is under way end, and begin nothing: what `state` then says stays true."""
+        self._server.hold()
+        try:
+            async with asyncio.timeout(CALM_TIMEOUT):
+                # Many things make it calm, none of which would tell.
+                while self._services.opening.count or not self._server.calm:  # noqa: ASYNC110
+                    await asyncio.sleep(0.001)
+        except TimeoutError:
+            pass  # a client that does not finish its request would keep all others waiting
+        await self._services.hub.settled()
+        self._services.keepalive.stop()
+        await self._services.enforcement.stop()
+
+    def let_go_on(self) -> None:
+        """Take up everything again: there is no successor after all."""
+        self._services.keepalive.start()
+        self._services.enforcement.start()
+        self._server.let_go_on()
+
+    def streams(self, carried: frozenset[int] = frozenset()) -> tuple[State, list[int]]:
+        """Return the streams as they are, and the descriptors of those that are not carried already.
+
+        Args:
+            carried: the numbers of the streams whose sockets the receiver has.
+        """
+        head = self._services.hub.head
+        states, parcels, descriptors = [], [], []
+        for stream in self._services.hub.streams:
+            connection = stream.connection
+            if connection is None or connection.closed or stream.ending is not None:
+                continue
+            states.append(
+                StreamState(
+                    stream.number,
+                    stream.listener,
+                    stream.channels,
+                    stream.opened_at,
+                    stream.retry,
+                    stream.replay,
+                )
+            )
+            attached = stream.number not in carried
+            parcels.append(Parcel(STREAM, stream.chunked, stream.unsent(), attached))
+            if attached:
+                descriptors.append(connection.descriptor)
+        return State(head.epoch, head.seq, states, parcels), descriptors
+
+    def everything(self, carried: frozenset[int] = frozenset()) -> tuple[State, list[int]]:
+        """Return streams and idle connections; only while the server is held."""
+        state, descriptors = self.streams(carried)
+        parcels = list(state.parcels)
+        for descriptor, half_read in self._server.idle():
+            parcels.append(Parcel(IDLE, False, half_read))
+            descriptors.append(descriptor)
+        return State(state.epoch, state.head, state.streams, parcels), descriptors

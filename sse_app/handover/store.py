@@ -1,0 +1,86 @@
+"""The pair of sockets that systemd keeps for us from one process to the next, and what lies in it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Sequence
+from contextlib import suppress
+
+from sse_app.handover.state import Envelope, UnreadableState, decode
+from sse_app.handover.transfer import Arrival, IncompleteHandover, channel, empty, send
+from sse_app.systemd import Systemd
+
+SENDING, RECEIVING = "handover-sending", "handover-receiving"
+
+_SO_SNDBUFFORCE = 32  # socket(7); Python has no name for it
+_BUFFER = 4 * 1024 * 1024
+
+log = logging.getLogger(__name__)
+
+
+class Store:
+    """Both ends of the pair. Both are in systemd's store, so at the end of a process nothing is left to tell it.
+
+    Args:
+        sending, receiving: the ends.
+    """
+
+    def __init__(self, sending: socket.socket, receiving: socket.socket) -> None:
+        self.sending = sending
+        self.receiving = receiving
+        sending.setblocking(False)
+
+    @classmethod
+    def of(cls, inherited: Sequence[tuple[str, int]], systemd: Systemd) -> Store | None:
+        """Return the store that the process before used, or a new one; None without systemd."""
+        by_name = dict(inherited)
+        if SENDING in by_name and RECEIVING in by_name:
+            return cls(socket.socket(fileno=by_name[SENDING]), socket.socket(fileno=by_name[RECEIVING]))
+        if not systemd.present:
+            return None
+        store = cls(*channel())
+        for size in (_SO_SNDBUFFORCE, socket.SO_SNDBUF):  # the first needs a privilege
+            with suppress(OSError):
+                store.sending.setsockopt(socket.SOL_SOCKET, size, _BUFFER)
+                break
+        for name, end in ((SENDING, store.sending), (RECEIVING, store.receiving)):
+            # FDPOLL=0: else systemd would drop an end once the other one seems to have hung up.
+            systemd.notify("FDSTORE=1", f"FDNAME={name}", "FDPOLL=0", descriptors=[end.fileno()])
+        return store
+
+    def put(self, text: bytes, descriptors: Sequence[int]) -> None:
+        """Leave a handover for the next process.
+
+        Raises:
+            OSError: it did not fit; nothing is left.
+        """
+        try:
+            send(self.sending, text, descriptors)
+        except OSError:
+            empty(self.receiving)
+            raise
+
+    def look(self) -> tuple[Arrival, Envelope] | None:
+        """Return what the process before has left, still in the store; None if there is nothing whole."""
+        try:
+            arrival = Arrival(self.receiving)
+            if not arrival:
+                return None
+            return arrival, decode(arrival.text)
+        except (IncompleteHandover, UnreadableState) as error:
+            log.error("handover_lost", extra={"detail": str(error)})
+            empty(self.receiving)
+            return None
+
+    def descriptors(self) -> list[tuple[str, int]]:
+        """Return the ends by their names, to be passed on."""
+        return [(SENDING, self.sending.fileno()), (RECEIVING, self.receiving.fileno())]
+
+
+def close_all(descriptors: Sequence[int]) -> None:
+    """Close file descriptors that nobody wants."""
+    for descriptor in descriptors:
+        with suppress(OSError):
+            os.close(descriptor)

@@ -1,0 +1,134 @@
+"""The process that takes over: builds the streams anew from what the one before said of them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Mapping
+from contextlib import suppress
+
+from sse_app.connection import StreamConnection
+from sse_app.handlers.running import AdoptedStreams
+from sse_app.handover.connections import HandoverServer
+from sse_app.handover.state import IDLE, STREAM, Envelope, Parcel, State, StreamState
+from sse_app.services import Services
+from sse_app.stream import Replay
+from sse_app.wire import LAST_CHUNK, chunk, encode_json
+
+log = logging.getLogger(__name__)
+
+
+def connection_of(descriptor: int, chunked: bool) -> StreamConnection:
+    """Return the connection of a stream whose socket another process has opened."""
+    return StreamConnection(_socket(descriptor), chunked)
+
+
+def connections_of(state: State, descriptors: list[int]) -> dict[int, StreamConnection]:
+    """Return the connections of streams by the streams' numbers, ahead of the handover itself."""
+    return {
+        stream.number: connection_of(descriptor, parcel.chunked)
+        for stream, parcel, descriptor in zip(state.streams, state.parcels, descriptors, strict=True)
+    }
+
+
+class Taking:
+    """Adopts connections.
+
+    Args:
+        services: the parts, started.
+        server: where idle connections go on.
+        streams: where streams go on.
+    """
+
+    def __init__(self, services: Services, server: HandoverServer, streams: AdoptedStreams) -> None:
+        self._services = services
+        self._server = server
+        self._streams = streams
+
+    def adopt(
+        self,
+        state: State,
+        descriptors: list[int],
+        carried: Mapping[int, StreamConnection] | None = None,
+    ) -> int:
+        """Go on with all connections, and return how many streams that are.
+
+        Args:
+            state: what is said of them.
+            descriptors: of the parcels that are attached, in their order.
+            carried: the connections of streams that came before, by number; those that the state does not
+                name are closed.
+        """
+        known = dict(carried or {})
+        arrived = iter(descriptors)
+        continuable = self._is_continuable(state)
+        adopted = 0
+        for number, parcel in enumerate(state.parcels):
+            descriptor = next(arrived) if parcel.attached else -1
+            if number < len(state.streams):
+                stream = state.streams[number]
+                connection = known.pop(stream.number, None)
+                if parcel.attached:
+                    connection = connection_of(descriptor, parcel.chunked)
+                if connection is not None and not connection.closed:
+                    self._adopt_stream(stream, parcel, connection, state.head, continuable)
+                    adopted += 1
+            elif parcel.kind == IDLE:
+                with suppress(OSError):  # it has ended meanwhile
+                    self._server.adopt(_socket(descriptor), parcel.data)
+        for connection in known.values():
+            connection.close()  # its stream has ended since
+        return adopted
+
+    def refuse(self, envelope: Envelope, descriptors: list[int]) -> None:
+        """End connections whose state cannot be read: streams with ``closing``, so that they come back."""
+        arrived = iter(descriptors)
+        for parcel in envelope.parcels:
+            if not parcel.attached:
+                continue
+            descriptor = next(arrived)
+            if parcel.kind == STREAM:
+                sock = _socket(descriptor)
+                with suppress(OSError):
+                    sock.send(parcel.data + self._farewell(parcel.chunked))
+                sock.close()
+            else:
+                os.close(descriptor)
+
+    def _farewell(self, chunked: bool) -> bytes:
+        retry = self._services.hub.jittered_retry()
+        closing = encode_json("closing", {"reason": "shutdown", "retry": retry}, retry=retry)
+        return chunk(closing) + LAST_CHUNK if chunked else closing
+
+    def _is_continuable(self, state: State) -> bool:
+        """Return whether the log is still the one that the streams have their events from."""
+        head = self._services.eventlog.head
+        return state.epoch == head.epoch and state.head <= head.seq
+
+    def _adopt_stream(
+        self, state: StreamState, parcel: Parcel, connection: StreamConnection, head: int, continuable: bool
+    ) -> None:
+        services = self._services
+        hub = services.hub
+        stream = hub.register(state.listener, state.channels, chunked=parcel.chunked, number=state.number)
+        stream.adopted = True
+        stream.opened_at = state.opened_at
+        stream.retry = state.retry
+        stream.replay = state.replay or (None if head == hub.head.seq else Replay(head))
+        connection.on_close = stream.woken_by_close
+        stream.attach(connection)
+        if parcel.data:
+            connection.leave_rest(parcel.data, 0)
+        services.keepalive.watch(stream)  # ends it where its token has expired
+        if services.revocations.covers(state.listener.claims):
+            stream.end("revoked", None)
+        elif not continuable:
+            stream.end("unavailable", hub.jittered_retry())
+        self._streams.go_on(stream)
+
+
+def _socket(descriptor: int) -> socket.socket:
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, descriptor)
+    sock.setblocking(False)
+    return sock

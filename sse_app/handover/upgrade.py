@@ -1,0 +1,197 @@
+"""A successor that starts beside the running process and takes over warm: both ends of their conversation.
+
+    process                               successor
+    starts it                      →      imports, reads the settings          "ready"
+    copies of the streams          →      builds their connections             "built"
+    holds still; the rest, lock,
+    listening sockets              →      opens the log, adopts the streams    "serving"
+    tells systemd, "go", ends      →      accepts connections
+
+Until "serving" the process can go on as if nothing had been, and does when the successor fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from contextlib import suppress
+
+from sse_app.errors import SSEAppError
+from sse_app.handover.giving import Giving
+from sse_app.handover.state import Envelope, Parcel, State, decode, encode
+from sse_app.handover.transfer import Arrival, channel, send
+
+ENVIRONMENT = "SSE_APP_SUCCESSOR"
+"""Names the successor's file descriptors: those of the conversation and of the handover."""
+
+LISTENING, LOCK = "listening", "lock"
+"""Parcels that go with the connections."""
+
+START_TIMEOUT = 60.0
+TAKE_TIMEOUT = 10.0
+"""How long the successor may take to start and to take over, in seconds."""
+
+log = logging.getLogger(__name__)
+
+
+class UpgradeFailed(SSEAppError):
+    """The successor did not take over; the text says where it stopped."""
+
+
+class _Conversation:
+    """Short words from one process to the other."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        sock.setblocking(False)
+
+    def say(self, word: str) -> None:
+        self._socket.send(word.encode())
+
+    async def hear(self, word: str, within: float) -> None:
+        """Wait for a word for so many seconds.
+
+        Raises:
+            UpgradeFailed: it did not come.
+        """
+        try:
+            async with asyncio.timeout(within):
+                heard = await asyncio.get_running_loop().sock_recv(self._socket, 64)
+        except TimeoutError:
+            raise UpgradeFailed(f"{word!r} did not come within {within:g} s") from None
+        except OSError as error:
+            raise UpgradeFailed(f"{word!r} did not come: {error}") from None
+        if heard.decode() != word:
+            raise UpgradeFailed(f"the other process ended before {word!r}")
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+class Upgrade:
+    """Starts a successor and hands everything over to it.
+
+    Args:
+        giving: what is handed over.
+        along: names and descriptors of what goes along: listening sockets, lock, store.
+    """
+
+    def __init__(self, giving: Giving, along: list[tuple[str, int]]) -> None:
+        self._giving = giving
+        self._along = along
+
+    async def run(self) -> int:
+        """Return the successor's process id once it serves; this process must end then, after `go`.
+
+        Raises:
+            UpgradeFailed: it does not, and this process serves on.
+        """
+        ours, theirs = channel()
+        sending, receiving = channel()
+        sending.setblocking(False)
+        self._conversation = _Conversation(ours)
+        environment = {name: value for name, value in os.environ.items() if name != "WATCHDOG_PID"}
+        environment[ENVIRONMENT] = f"{theirs.fileno()},{receiving.fileno()}"
+        try:
+            successor = await asyncio.create_subprocess_exec(
+                *sys.orig_argv, pass_fds=[theirs.fileno(), receiving.fileno()], env=environment
+            )
+        except OSError as error:
+            raise UpgradeFailed(f"the successor cannot be started: {error}") from error
+        finally:
+            theirs.close()
+            receiving.close()
+        try:
+            await self._hand_over(sending)
+        except (UpgradeFailed, OSError) as error:
+            with suppress(ProcessLookupError):
+                successor.send_signal(signal.SIGKILL)
+            await successor.wait()
+            raise UpgradeFailed(str(error)) from error
+        finally:
+            sending.close()
+        return successor.pid
+
+    async def _hand_over(self, sending: socket.socket) -> None:
+        await self._conversation.hear("ready", START_TIMEOUT)
+        state, descriptors = self._giving.streams()
+        send(sending, encode(state), descriptors)
+        self._conversation.say("copied")
+        await self._conversation.hear("built", START_TIMEOUT)
+        carried = frozenset(stream.number for stream in state.streams)
+        await self._giving.hold()
+        try:
+            state, descriptors = self._giving.everything(carried)
+            along = [Parcel(name, False, b"") for name, _ in self._along]
+            whole = State(state.epoch, state.head, state.streams, [*state.parcels, *along])
+            send(sending, encode(whole), [*descriptors, *(descriptor for _, descriptor in self._along)])
+            self._conversation.say("handed over")
+            await self._conversation.hear("serving", TAKE_TIMEOUT)
+        except BaseException:
+            self._giving.let_go_on()
+            raise
+
+    def go(self) -> None:
+        """Let the successor accept connections."""
+        self._conversation.say("go")
+
+
+class Successor:
+    """The successor's end.
+
+    Args:
+        conversation, receiving: the descriptors that it was given.
+    """
+
+    def __init__(self, conversation: int, receiving: int) -> None:
+        self._conversation = _Conversation(socket.socket(fileno=conversation))
+        self._receiving = socket.socket(fileno=receiving)
+
+    @classmethod
+    def of_environment(cls) -> Successor | None:
+        """Return it if this process was started as one."""
+        descriptors = os.environ.pop(ENVIRONMENT, "")
+        if not descriptors:
+            return None
+        conversation, receiving = map(int, descriptors.split(","))
+        return cls(conversation, receiving)
+
+    async def streams(self) -> tuple[State, list[int]]:
+        """Say that this process is ready, and return the streams that were copied ahead, with their sockets."""
+        self._conversation.say("ready")
+        await self._conversation.hear("copied", START_TIMEOUT)
+        envelope, descriptors = self._take()
+        return envelope.open(), descriptors
+
+    async def everything(self) -> tuple[State, list[int]]:
+        """Say that the connections are built, and return the state in which all came to a standstill."""
+        self._conversation.say("built")
+        await self._conversation.hear("handed over", START_TIMEOUT)
+        envelope, descriptors = self._take()
+        return envelope.open(), descriptors
+
+    async def serve(self) -> None:
+        """Say that this process serves, and wait until the one before has let go."""
+        self._conversation.say("serving")
+        await self._conversation.hear("go", TAKE_TIMEOUT)
+        self._conversation.close()
+        self._receiving.close()
+
+    def _take(self) -> tuple[Envelope, list[int]]:
+        arrival = Arrival(self._receiving)
+        arrival.take()
+        return decode(arrival.text), arrival.descriptors
+
+
+def along_with(state: State, descriptors: list[int]) -> list[tuple[str, int]]:
+    """Return name and descriptor of what came along with the connections."""
+    attached = [parcel.kind for parcel in state.parcels if parcel.attached]
+    return [
+        (kind, descriptor)
+        for kind, descriptor in zip(attached, descriptors, strict=True)
+        if kind not in ("stream", "idle")
+    ]

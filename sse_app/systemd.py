@@ -1,0 +1,104 @@
+"""What systemd and this process say to each other: sd_notify(3), sd_listen_fds(3), the file descriptor store."""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import MutableMapping, Sequence
+from contextlib import suppress
+
+FIRST_INHERITED = 3
+"""The first file descriptor that systemd passes (SD_LISTEN_FDS_START)."""
+
+ASKING_TIMEOUT = 1.0
+"""How long systemd may take to say what it is about to do, in seconds."""
+
+log = logging.getLogger(__name__)
+
+
+def inherited_descriptors(environment: MutableMapping[str, str] = os.environ) -> list[tuple[str, int]]:
+    """Return name and number of each file descriptor that systemd passed to this process.
+
+    The variables are removed, for they are not meant for child processes.
+    """
+    pid = environment.pop("LISTEN_PID", "")
+    count = environment.pop("LISTEN_FDS", "0")
+    names = environment.pop("LISTEN_FDNAMES", "").split(":")
+    if pid != str(os.getpid()) or not count.isdigit():
+        return []
+    names += [""] * int(count)
+    return [(names[number], FIRST_INHERITED + number) for number in range(int(count))]
+
+
+class Systemd:
+    """The service manager that started this process, if one did.
+
+    Args:
+        environment: says where it listens, and which unit this is (``SYSTEMD_UNIT``, set in the unit).
+    """
+
+    def __init__(self, environment: MutableMapping[str, str] = os.environ) -> None:
+        self._address = environment.get("NOTIFY_SOCKET", "")
+        self._unit = environment.get("SYSTEMD_UNIT", "")
+        self._of_user = "MANAGERPID" in environment
+        pid = environment.get("WATCHDOG_PID", str(os.getpid()))
+        usec = environment.get("WATCHDOG_USEC", "")
+        self.watchdog = int(usec) / 1e6 if usec.isdigit() and pid == str(os.getpid()) else 0.0
+        """Within how many seconds it wants to hear of us; 0 where it does not care."""
+
+    @property
+    def present(self) -> bool:
+        """Whether there is one that listens."""
+        return bool(self._address)
+
+    def notify(self, *assignments: str, descriptors: Sequence[int] = ()) -> None:
+        """Tell it something, e.g. ``READY=1``; it may be away, which is no concern of ours."""
+        if not self._address:
+            return
+        address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
+        passed = (
+            [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+        )
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notifier:
+            try:
+                notifier.connect(address)
+                notifier.sendmsg(["\n".join(assignments).encode()], passed)
+            except OSError as error:
+                log.warning("systemd_unreachable", extra={"detail": str(error)})
+
+    async def stops_for_good(self) -> bool:
+        """Return whether it stops the unit rather than restarts it; unknown counts as a restart.
+
+        At SIGTERM the two look the same, but after a stop it empties the file descriptor store.
+        """
+        if not self._unit:
+            return False
+        command = [
+            "systemctl",
+            *(["--user"] if self._of_user else []),
+            "list-jobs",
+            "--no-legend",
+            "--plain",
+            "--full",
+        ]
+        try:
+            async with asyncio.timeout(ASKING_TIMEOUT):
+                asking = await asyncio.create_subprocess_exec(
+                    *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
+                )
+                try:
+                    answer, _ = await asking.communicate()
+                finally:
+                    if asking.returncode is None:
+                        with suppress(ProcessLookupError):
+                            asking.kill()
+        except (OSError, TimeoutError) as error:
+            log.warning("systemd_unreachable", extra={"detail": str(error) or "no answer to list-jobs"})
+            return False
+        return any(
+            len(words) > 2 and words[1] == self._unit and words[2] == "stop"
+            for words in map(str.split, answer.decode("utf-8", "replace").splitlines())
+        )
