@@ -97,6 +97,13 @@ def _parser() -> argparse.ArgumentParser:
     rotate.add_argument(
         "--algorithm", choices=["HS256", "EdDSA", "ES256", "RS256"], help="default: as the key that signs now"
     )
+    systemd = add("systemd", "units:install", "write the units for this installation")
+    systemd.add_argument("action", choices=["install"], help="write sse-app.socket and sse-app.service")
+    systemd.add_argument("--user", action="store_true", help="for the user manager of whoever runs this")
+    systemd.add_argument("--run-as", default="sse_app", metavar="USER", help="the service's user (sse_app)")
+    systemd.add_argument(
+        "--unit-dir", type=Path, metavar="DIR", help="where to (default: where systemd looks)"
+    )
     eventlog = add("eventlog", "eventlog:show", "look after the event log")
     actions = eventlog.add_subparsers(metavar="ACTION")
     add("show", "eventlog:show", "print the log's epoch, head and channels", actions)

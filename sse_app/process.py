@@ -7,6 +7,7 @@ import ctypes
 import gc
 import resource
 import sys
+from contextlib import suppress
 
 SWITCH_INTERVAL = 0.001
 """Seconds; see `sys.setswitchinterval`."""
@@ -60,4 +61,5 @@ def _give_large_memory_back() -> None:
 def _raise_file_limit() -> None:
     """Allow as many open files as the system lets us: each stream is one."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    with suppress(PermissionError):  # a hardened unit has it set by systemd
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -114,7 +114,12 @@ class Services:
         self.publisher = Publisher(self.eventlog, self.channels, settings.limits.batch_events)
         self.metrics = Metrics(self)
         self.enforcement = Enforcement(
-            self.hub, self.auth_database, self.revocations, self.tokens, self.state.keys, self.audit
+            self.hub,
+            self.auth_database,
+            self.revocations,
+            self.tokens,
+            keys_directory(settings, self.state),
+            self.audit,
         )
         self.keepalive.start()
         self.enforcement.start()
@@ -128,7 +133,7 @@ class Services:
         """
         before = self.settings.model_dump()
         kept = [name for name in _FIXED if settings.model_dump()[name] != before[name]]
-        keys = KeyRing.load(self.state.keys)
+        keys = KeyRing.load(keys_directory(settings, self.state))
         self.settings = settings.model_copy(update={name: getattr(self.settings, name) for name in kept})
         settings = self.settings
         auth = settings.auth
@@ -184,12 +189,17 @@ def _stream_capacity(settings: Settings) -> int:
 def issuer_of(settings: Settings, state: StateDirectory, revocations: Revocations | None = None) -> Tokens:
     """Return the token issuer of a state directory, whose keys are made at the first use."""
     return Tokens(
-        KeyRing.load(state.keys),
+        KeyRing.load(keys_directory(settings, state)),
         issuer=settings.auth.issuer,
         audience=settings.auth.audience,
         longest=settings.auth.longest_lifetime,
         revocations=revocations,
     )
+
+
+def keys_directory(settings: Settings, state: StateDirectory) -> Path:
+    """Return the directory of the keys."""
+    return Path(settings.auth.keys_dir) if settings.auth.keys_dir else state.keys
 
 
 def event_log_path(settings: Settings, state: StateDirectory) -> Path | None:

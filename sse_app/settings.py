@@ -102,6 +102,7 @@ class Auth(_Section):
     session_idle: Annotated[int, Field(ge=1, le=366 * 86_400)] = 7 * 86_400
     session_lifetime: Annotated[int, Field(ge=1, le=366 * 86_400)] = 30 * 86_400
     own_channels: tuple[Pattern, ...] = ("user.{sub}.**",)
+    keys_dir: str = ""
 
 
 class Granted(_Section):

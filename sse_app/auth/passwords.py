@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TypeVar
 
 import argon2
@@ -78,4 +79,5 @@ class PasswordThreads:
 def _give_way() -> None:
     """Let the event loop's thread go first where both want a processor; only Linux tells threads apart here."""
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+        with suppress(PermissionError):  # a hardened unit may not
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)

@@ -9,12 +9,14 @@ from sse_app.auth.keys import KeyRing
 from sse_app.auth.keys import rotate as rotate_keys
 from sse_app.commands.directory import auth_database, note
 from sse_app.commands.options import settings_of
+from sse_app.services import keys_directory
 from sse_app.state import StateDirectory
 
 
 def show(options: argparse.Namespace) -> None:
     """Print the keys, the newest first; what they consist of is not shown."""
-    keys = KeyRing.load(StateDirectory(settings_of(options).state_dir).keys)
+    settings = settings_of(options)
+    keys = KeyRing.load(keys_directory(settings, StateDirectory(settings.state_dir)))
     for key in keys:
         use = "signs" if key is keys.signing else "verifies"
         print(f"{key.id} {key.algorithm} {use}")
@@ -23,7 +25,7 @@ def show(options: argparse.Namespace) -> None:
 def rotate(options: argparse.Namespace) -> None:
     """Make a new key, and print its id."""
     with auth_database(options) as (database, settings):
-        directory = StateDirectory(settings.state_dir).keys
+        directory = keys_directory(settings, StateDirectory(settings.state_dir))
         algorithm = options.algorithm or KeyRing.load(directory).signing.algorithm
         kid, spent = rotate_keys(directory, algorithm, time.time() - settings.auth.longest_lifetime)
         note(database, "key_rotation", kid, f"{algorithm}; deleted: {', '.join(spent) or 'none'}")
