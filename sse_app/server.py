@@ -106,6 +106,7 @@ class Process:
         log.info(
             "listening", extra={"address": _addresses(listening), "pid": os.getpid(), "version": VERSION}
         )
+        self._begin(self._services.password_threads.warm_up)
         beats = self._keep_systemd_informed()
         await self._ended.wait()
         for beat in beats:

@@ -112,7 +112,7 @@ class Services:
         )
         self.keepalive = Keepalive(self.hub, settings.keepalive.ping_interval)
         self.publisher = Publisher(self.eventlog, self.channels, settings.limits.batch_events)
-        self.metrics = Metrics(self)
+        self.metrics = Metrics()
         self.enforcement = Enforcement(
             self.hub,
             self.auth_database,

@@ -67,7 +67,10 @@ class Manager:
         Path("/run/systemd/system").mkdir(parents=True, exist_ok=True)  # else systemctl speaks to nobody
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                self._as_user(["/lib/systemd/systemd", "--user"]), env=self.environment, stdout=log, stderr=log
+                self._as_user(["/lib/systemd/systemd", "--user"]),
+                env=self.environment,
+                stdout=log,
+                stderr=log,
             )
         deadline = time.monotonic() + 30
         while self.systemctl("is-system-running", check=False).stdout.strip() not in ("running", "degraded"):
@@ -96,12 +99,22 @@ class Manager:
         """Install the units as an operator would, with what this container cannot do switched off."""
         config = self.directory / "sse_app.toml"
         config.write_text(f"port = {port}\n")
-        command = [sys.executable, str(ROOT / "main.py"), "systemd", "install", "--user", "--config", str(config)]
+        command = [
+            sys.executable,
+            str(ROOT / "main.py"),
+            "systemd",
+            "install",
+            "--user",
+            "--config",
+            str(config),
+        ]
         subprocess.run(self._as_user(command), env=self.environment, check=True, capture_output=True)
         drop_in = self.directory / "config/systemd/user/sse-app.service.d"
         drop_in.mkdir()
         lines = "".join(f"Environment=SSE_APP_{name}={value}\n" for name, value in settings.items())
-        (drop_in / "test.conf").write_text(f"{NEEDS_NAMESPACES}\n{lines}StandardError=append:{self.server_log}\n")
+        (drop_in / "test.conf").write_text(
+            f"{NEEDS_NAMESPACES}\n{lines}StandardError=append:{self.server_log}\n"
+        )
         if self._user:
             subprocess.run(["chown", "-R", self._user, str(self.directory)], check=True)
         self.systemctl("daemon-reload")

@@ -9,11 +9,13 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import TypeVar
-
-import argon2
+from functools import cache
+from typing import TYPE_CHECKING, TypeVar
 
 from sse_app.errors import SSEAppError
+
+if TYPE_CHECKING:
+    from argon2 import PasswordHasher
 
 MAX_PASSWORD_LENGTH = 1024
 THREADS = 2
@@ -24,30 +26,43 @@ NICENESS = 10
 
 T = TypeVar("T")
 
-_HASHER = argon2.PasswordHasher(time_cost=2, memory_cost=19_456, parallelism=1)  # OWASP: 19 MiB, 2 passes
-_NOBODY = _HASHER.hash("nobody has this password")
-
 
 class TooManyLogins(SSEAppError):
     """More logins wait for their turn than can be served soon."""
 
 
+@cache
+def _hasher() -> PasswordHasher:
+    """Return argon2id at OWASP's parameters: 19 MiB, 2 passes. Imported when first needed: a restart has no time."""
+    from argon2 import PasswordHasher
+
+    return PasswordHasher(time_cost=2, memory_cost=19_456, parallelism=1)
+
+
+@cache
+def _nobody() -> str:
+    return _hasher().hash("nobody has this password")
+
+
 def hash_password(password: str) -> str:
     """Return the argon2id hash of a password, in the PHC string format."""
-    return _HASHER.hash(password)
+    return _hasher().hash(password)
 
 
 def verify_password(password: str, hashed: str | None) -> bool:
     """Return whether the password fits; where there is no hash, False after the same amount of work."""
+    nobody, hasher = _nobody(), _hasher()
+    from argon2.exceptions import InvalidHashError, VerificationError
+
     try:
-        return _HASHER.verify(hashed or _NOBODY, password) and hashed is not None
-    except (argon2.exceptions.VerificationError, argon2.exceptions.InvalidHashError):
+        return hasher.verify(hashed or nobody, password) and hashed is not None
+    except (VerificationError, InvalidHashError):
         return False
 
 
 def needs_rehash(hashed: str) -> bool:
     """Return whether a hash was made with other parameters than those of today."""
-    return _HASHER.check_needs_rehash(hashed)
+    return _hasher().check_needs_rehash(hashed)
 
 
 class PasswordThreads:
@@ -70,6 +85,10 @@ class PasswordThreads:
             return await asyncio.get_running_loop().run_in_executor(self._executor, work)
         finally:
             self._waiting -= 1
+
+    async def warm_up(self) -> None:
+        """Make the first login as quick as the others."""
+        await self.run(_nobody)
 
     def close(self) -> None:
         """Let go of the threads."""

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jwt
-from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest
 
 from sse_app.auth.claims import Claims, is_time
 from sse_app.auth.grants import Grants
@@ -149,6 +148,8 @@ class Provider:
 
     async def _fetch(self) -> None:
         """Fetch the keys; when that fails, those that are known stay."""
+        from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest  # nobody else needs it
+
         client = AsyncHTTPClient(force_instance=True, max_body_size=MAX_BYTES)
         try:
             answer = await client.fetch(

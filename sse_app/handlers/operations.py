@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 
-from prometheus_client import CONTENT_TYPE_LATEST
-
 from sse_app.events import EventId
 from sse_app.handlers.api import RETRY_AFTER, ApiHandler, Refusal
 from sse_app.version import VERSION
@@ -41,8 +39,10 @@ class MetricsHandler(ApiHandler):
     def get(self) -> None:
         """Answer in Prometheus' text format."""
         self.require_local()
-        self.set_header("Content-Type", CONTENT_TYPE_LATEST)
-        self.write(self.services.metrics.render())
+        from sse_app.exposition import CONTENT_TYPE, render
+
+        self.set_header("Content-Type", CONTENT_TYPE)
+        self.write(render(self.services))
 
 
 class StatusHandler(ApiHandler):
