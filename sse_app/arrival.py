@@ -69,6 +69,15 @@ class StreamServer(HTTPServer):
         self._waiting[stream] = (address, loop.time())
         loop.add_reader(stream.fileno(), self._arrived, stream)
 
+    def watch_arrivals(self, watch: bool) -> None:
+        """Look at what comes from connections that have sent nothing yet, or leave it where it is."""
+        loop = asyncio.get_running_loop()
+        for stream in self._waiting:
+            if watch:
+                loop.add_reader(stream.fileno(), self._arrived, stream)
+            else:
+                loop.remove_reader(stream.fileno())
+
     async def close_all_connections(self) -> None:
         """Close also those that have sent nothing."""
         for stream in list(self._waiting):

@@ -156,7 +156,12 @@ class Process:
     def _begin(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         task = asyncio.create_task(work())
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("uncaught", exc_info=error)
 
     def _keep_systemd_informed(self) -> list[PeriodicCallback]:
         """Have the event loop's own turning tell systemd that we live, and how many streams there are."""

@@ -75,12 +75,14 @@ class HandoverServer(StreamServer):
         for server_conn, request in self._requests.items():
             if _is_waiting(request):
                 _hold(server_conn.stream)
+        self.watch_arrivals(False)
 
     def let_go_on(self) -> None:
         """Take up again what `hold` interrupted."""
         self._held = self._stopped = False
         for server_conn in self._requests:
             _let_go(server_conn.stream)
+        self.watch_arrivals(True)
         listening, self._listening = self._listening, []
         self.add_sockets(listening)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 from sse_app.handover.connections import HandoverServer
 from sse_app.handover.state import IDLE, STREAM, Parcel, State, StreamState
@@ -10,6 +11,9 @@ from sse_app.services import Services
 
 CALM_TIMEOUT = 2.0
 """How long requests that are under way may take to end, in seconds; those that do not are cut off."""
+
+CALM_TURNS = 8
+"""For so many turns of the event loop nothing must be under way: what was read may take a few to be seen."""
 
 
 class Giving:
@@ -27,13 +31,12 @@ class Giving:
     async def hold(self) -> None:
         """Let what is under way end, and begin nothing: what `state` then says stays true."""
         self._server.hold()
-        try:
-            async with asyncio.timeout(CALM_TIMEOUT):
-                # Many things make it calm, none of which would tell.
-                while self._services.opening.count or not self._server.calm:  # noqa: ASYNC110
-                    await asyncio.sleep(0.001)
-        except TimeoutError:
-            pass  # a client that does not finish its request would keep all others waiting
+        deadline = time.monotonic() + CALM_TIMEOUT  # a slow client would keep all others waiting
+        turns = 0
+        while turns < CALM_TURNS and time.monotonic() < deadline:
+            calm = self._server.calm and not self._services.opening.count
+            turns = turns + 1 if calm else 0
+            await asyncio.sleep(0 if calm else 0.001)
         await self._services.hub.settled()
         self._services.keepalive.stop()
         await self._services.enforcement.stop()

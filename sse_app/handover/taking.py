@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 
@@ -79,6 +80,7 @@ class Taking:
                     self._server.adopt(_socket(descriptor), parcel.data)
         for connection in known.values():
             connection.close()  # its stream has ended since
+        sys.audit("sse_app.adopted", adopted)
         return adopted
 
     def refuse(self, envelope: Envelope, descriptors: list[int]) -> None:

@@ -17,6 +17,7 @@ import logging
 import os
 import signal
 import socket
+import subprocess
 import sys
 from contextlib import suppress
 
@@ -97,11 +98,7 @@ class Upgrade:
         environment = {name: value for name, value in os.environ.items() if name != "WATCHDOG_PID"}
         environment[ENVIRONMENT] = f"{theirs.fileno()},{receiving.fileno()}"
         try:
-            successor = await asyncio.create_subprocess_exec(
-                *sys.orig_argv, pass_fds=[theirs.fileno(), receiving.fileno()], env=environment
-            )
-        except OSError as error:
-            raise UpgradeFailed(f"the successor cannot be started: {error}") from error
+            successor = await _spawn([theirs.fileno(), receiving.fileno()], environment)
         finally:
             theirs.close()
             receiving.close()
@@ -109,12 +106,11 @@ class Upgrade:
             await self._hand_over(sending)
         except (UpgradeFailed, OSError) as error:
             with suppress(ProcessLookupError):
-                successor.send_signal(signal.SIGKILL)
-            await successor.wait()
+                os.kill(successor, signal.SIGKILL)
             raise UpgradeFailed(str(error)) from error
         finally:
             sending.close()
-        return successor.pid
+        return successor
 
     async def _hand_over(self, sending: socket.socket) -> None:
         await self._conversation.hear("ready", START_TIMEOUT)
@@ -138,6 +134,27 @@ class Upgrade:
     def go(self) -> None:
         """Let the successor accept connections."""
         self._conversation.say("go")
+
+
+async def _spawn(descriptors: list[int], environment: dict[str, str]) -> int:
+    """Start this program once more, and return the process id.
+
+    It is nobody's child but the service manager's, for which a main process that is not its own would be a
+    stranger: it would not wait for it at the next stop. So a shell starts it, and ends.
+    """
+    command = ["/bin/sh", "-c", '"$@" >&2 & echo $!', "sh", *sys.orig_argv]
+
+    # Not asyncio's way: with uvloop the end of what the shell says comes with the end of what it has started.
+    def run() -> bytes:
+        shell = subprocess.run(
+            command, pass_fds=descriptors, env=environment, stdout=subprocess.PIPE, check=True
+        )
+        return shell.stdout
+
+    try:
+        return int(await asyncio.to_thread(run))
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        raise UpgradeFailed(f"the successor cannot be started: {error}") from error
 
 
 class Successor:

@@ -1,0 +1,187 @@
+"""Many clients on real sockets, all in one thread, and what each of them saw."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import httpx
+
+_EVENT_ID = re.compile(rb"id: (\S+)\nevent: (?!connected)")
+
+
+class Client:
+    """One stream: a bare socket, and all bytes that came."""
+
+    def __init__(self, port: int, path: str, *, receive_buffer: int = 0) -> None:
+        self.socket = socket.socket()
+        if receive_buffer:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self.socket.connect(("127.0.0.1", port))
+        self.socket.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        self.socket.setblocking(False)
+        self.received = bytearray()
+        self.ended: str | None = None
+        self.reading = True
+        self.last_at = time.monotonic()
+        self.longest_wait = 0.0
+
+    def read(self) -> None:
+        """Take what has arrived."""
+        try:
+            piece = self.socket.recv(1 << 20)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self.ended = f"reset: {error}"
+            return
+        if not piece:
+            self.ended = "end of file"
+        now = time.monotonic()
+        self.longest_wait = max(self.longest_wait, now - self.last_at)
+        self.last_at = now
+        self.received += piece
+
+    @property
+    def head(self) -> str:
+        """The response's head."""
+        return bytes(self.received).partition(b"\r\n\r\n")[0].decode()
+
+    def body(self) -> bytes:
+        """Return the body without its chunks' framing; broken framing fails."""
+        rest = bytes(self.received).partition(b"\r\n\r\n")[2]
+        body = b""
+        while rest:
+            size, separator, rest = rest.partition(b"\r\n")
+            if not separator:
+                break
+            length = int(size, 16)
+            if len(rest) < length + 2:
+                break  # the rest of this chunk is still under way
+            assert rest[length : length + 2] == b"\r\n", rest[length : length + 40]
+            body += rest[:length]
+            rest = rest[length + 2 :]
+        return body
+
+    def ids(self) -> list[str]:
+        """Return the ids of the published events that came, in their order."""
+        return [id.decode() for id in _EVENT_ID.findall(self.body())]
+
+
+class Fleet:
+    """Opens clients and reads from them in a thread until it is closed."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.clients: list[Client] = []
+        self._poll = select.epoll()
+        self._by_descriptor: dict[int, Client] = {}
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._read, name="fleet")
+        self._thread.start()
+
+    def open(self, count: int, path: str | Callable[[int], str]) -> list[Client]:
+        """Open clients, and wait until each has its first event."""
+        opened = []
+        for number in range(count):
+            client = Client(self.port, path if isinstance(path, str) else path(number))
+            self._by_descriptor[client.socket.fileno()] = client
+            self._poll.register(client.socket.fileno(), select.EPOLLIN)
+            opened.append(client)
+        self.clients += opened
+        wait_until(lambda: all(b"event: connected" in client.received for client in opened))
+        return opened
+
+    def pause(self, client: Client) -> None:
+        """Read no more from a client until `resume`."""
+        self._poll.unregister(client.socket.fileno())
+
+    def resume(self, client: Client) -> None:
+        """Read from a client again."""
+        self._poll.register(client.socket.fileno(), select.EPOLLIN)
+
+    def _read(self) -> None:
+        while not self._stopping.is_set():
+            for descriptor, _ in self._poll.poll(0.05):
+                client = self._by_descriptor[descriptor]
+                client.read()
+                if client.ended:
+                    self._poll.unregister(descriptor)
+
+    @property
+    def ended(self) -> list[str]:
+        """How clients ended that did."""
+        return [client.ended for client in self.clients if client.ended]
+
+    def close(self) -> None:
+        """End all clients."""
+        self._stopping.set()
+        self._thread.join()
+        for client in self.clients:
+            client.socket.close()
+        self._poll.close()
+
+
+class SteadyPublisher:
+    """Publishes events one after another in a thread, each until it is acknowledged."""
+
+    def __init__(self, url: str, token: str, channel: str = "dashboard", pause: float = 0.01) -> None:
+        self.ids: list[str] = []
+        self.retried: list[str] = []
+        self.longest = 0.0
+        self._url = f"{url}/api/v1/sse/{channel}"
+        self._token = token
+        self._pause = pause
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._publish, name="publisher")
+        self._thread.start()
+
+    def _publish(self) -> None:
+        with httpx.Client(headers={"Authorization": f"Bearer {self._token}"}, timeout=30) as http:
+            number = 0
+            while not self._stopping.is_set():
+                number += 1
+                begun = time.monotonic()
+                self.ids.append(self._acknowledged(http, number))
+                self.longest = max(self.longest, time.monotonic() - begun)
+                time.sleep(self._pause)
+
+    def _acknowledged(self, http: httpx.Client, number: int) -> str:
+        while True:
+            with contextlib.suppress(httpx.TransportError):
+                answer = http.post(
+                    self._url,
+                    json={"event": "e", "data": {"number": number}},
+                    headers={"Idempotency-Key": f"event-{number}"},
+                )
+                if answer.status_code == 201:
+                    return str(answer.json()["id"])
+                assert answer.status_code == 503, answer.text
+            self.retried.append(f"event {number}")
+            time.sleep(0.02)
+
+    def stop(self) -> list[str]:
+        """Stop, and return the ids of all events in their order."""
+        self._stopping.set()
+        self._thread.join()
+        return self.ids
+
+
+def wait_until(condition: Callable[[], bool], deadline: float = 30.0) -> None:
+    """Wait until something holds; the deadline bounds a hang, it is no property."""
+    until = time.monotonic() + deadline
+    while not condition():
+        assert time.monotonic() < until, "it did not come to pass"
+        time.sleep(0.01)
+
+
+def assert_all_received(clients: Sequence[Client], ids: list[str]) -> None:
+    """Wait for the last event, and check that each client has every event once, in order."""
+    wait_until(lambda: all(ids[-1].encode() in client.received[-4096:] for client in clients))
+    for client in clients:
+        assert client.ids() == ids
