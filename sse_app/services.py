@@ -63,7 +63,12 @@ class Services:
             self.accounts,
             Sessions(
                 self.auth_database,
-                SessionLimits(auth.session_idle, auth.session_lifetime, auth.access_lifetime),
+                SessionLimits(
+                    idle=auth.session_idle,
+                    absolute=auth.session_lifetime,
+                    issued=max(auth.access_lifetime, auth.stream_lifetime),
+                    minted=auth.longest_lifetime,
+                ),
             ),
             self.password_threads,
             self.tokens,

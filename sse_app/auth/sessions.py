@@ -37,12 +37,14 @@ class SessionLimits:
     Args:
         idle: without a refresh.
         absolute: at all.
-        tokens: the longest that a token issued in it can be in force.
+        issued: the longest that a token issued in it by login or refresh can be in force.
+        minted: the longest that any token can be in force, also one that was minted for a session of its own.
     """
 
     idle: float
     absolute: float
-    tokens: float
+    issued: float
+    minted: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,8 +155,9 @@ class Sessions:
             self._end(connection, session)
 
     def _end(self, connection: sqlite3.Connection, session: str) -> None:
-        connection.execute("DELETE FROM sessions WHERE id = ?", (session,))
-        revoke(connection, Revocation.of_session(session, self._limits.tokens))
+        known = connection.execute("DELETE FROM sessions WHERE id = ?", (session,)).rowcount
+        longest = self._limits.issued if known else self._limits.minted
+        revoke(connection, Revocation.of_session(session, longest))
 
     def _continue(
         self, connection: sqlite3.Connection, id: str, subject: str, expires_at: float, now: float
