@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from tests.people import Site, bearer, claims_of, site, until
 @pytest.fixture(scope="module")
 def brief(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     state_dir = tmp_path_factory.mktemp("brief") / "state"
-    settings = {
+    settings: dict[str, Any] = {
         "AUTH__SESSION_IDLE": 2,
         "AUTH__SESSION_LIFETIME": 5,
         "AUTH__ACCESS_LIFETIME": 1,
