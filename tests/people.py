@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,14 +71,12 @@ class Ear:
 
     def _listen(self) -> None:
         type = ""
-        try:
+        with suppress(OSError):
             for line in self._file:
                 if line.startswith(b"event: "):
                     type = line[7:].decode().strip()
                 elif line.startswith(b"data: "):
                     self.events.append((type, orjson.loads(line[6:])))
-        except OSError:
-            pass
         self.ended_at = time.monotonic()
 
     @property
@@ -95,10 +93,8 @@ class Ear:
         return next((data["reason"] for type, data in self.events if type == "closing"), None)
 
     def leave(self) -> None:
-        try:
+        with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
         self._thread.join(DEADLINE)
         self._file.close()
         self._socket.close()

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import socket
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from http.client import HTTPConnection
 
 import httpx
 import pytest
 
-from tests.forging import DOORS, TYPES, Forge, Make, encoded, make_forges, sign
+from tests.forgeries import FORGED, LONGEST_LIFETIME
+from tests.forging import DOORS, TYPES, Forge, make_forges
 from tests.people import site
 from tests.server_process import ServerProcess
 
 BASE64 = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
-LONGEST = 3600
 
 
 @dataclass
@@ -40,168 +38,10 @@ def gate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gate]:
     state_dir = tmp_path_factory.mktemp("forged") / "state"
     state_dir.mkdir(mode=0o700)
     forges = make_forges(state_dir / "keys")
-    with site(state_dir, AUTH__LONGEST_LIFETIME=LONGEST, LOG__LEVEL="info") as served:
+    with site(state_dir, AUTH__LONGEST_LIFETIME=LONGEST_LIFETIME, LOG__LEVEL="info") as served:
         connection = HTTPConnection("127.0.0.1", served.server.port, timeout=30)
         yield Gate(served.server, served.http, {forge.algorithm: forge for forge in forges}, connection)
         connection.close()
-
-
-NO_ALGORITHMS: list[object] = ["none", "nONE", [], {}, 0]
-NO_EXPIRIES: list[object] = [True, None, [], {}, -1, 0, 1e300, 10**400, 2**63]
-
-
-def header(**members: object) -> Make:
-    return lambda forge, kind: forge.token(kind, header=forge.header(kind, **members))
-
-
-def claims(**members: object) -> Make:
-    return lambda forge, kind: forge.token(kind, claims=forge.claims(**members))
-
-
-def seconds_ahead(name: str, seconds: float, as_text: bool = False) -> Make:
-    def make(forge: Forge, kind: str) -> str:
-        moment: object = int(time.time() + seconds)
-        return forge.token(kind, claims=forge.claims(**{name: str(moment) if as_text else moment}))
-
-    return make
-
-
-def unsigned(alg: object, signature: str = "") -> Make:
-    def make(forge: Forge, kind: str) -> str:
-        return f"{encoded(forge.header(kind, alg=alg))}.{encoded(forge.claims())}.{signature}"
-
-    return make
-
-
-def rewritten(change: Callable[[str, str, str], str]) -> Make:
-    """Alter a good token as a text."""
-
-    def make(forge: Forge, kind: str) -> str:
-        head, payload, signature = forge.token(kind).split(".")
-        return change(head, payload, signature)
-
-    return make
-
-
-def with_member_twice(segment: int, name: str, value: object) -> Make:
-    """Write a member before the good one and another time behind it, so that whichever counts one is wrong."""
-
-    def make(first: bool) -> Make:
-        def token(forge: Forge, kind: str) -> str:
-            parts = [json.dumps(forge.header(kind)), json.dumps(forge.claims())]
-            more = json.dumps({name: value})[1:-1]
-            inner = parts[segment][1:-1]
-            parts[segment] = "{" + (f"{more}, {inner}" if first else f"{inner}, {more}") + "}"
-            return forge.token(kind, header=parts[0].encode(), claims=parts[1].encode())
-
-        return token
-
-    return lambda forge, kind: make(bool(time.monotonic_ns() & 1024))(forge, kind)
-
-
-def signed_with(secret: int) -> Make:
-    """Sign as HS256 with a form of the public key as the secret (RFC 8725 §2.1)."""
-
-    def make(forge: Forge, kind: str) -> str:
-        encodings = forge.public_encodings()
-        key = encodings[secret % len(encodings)]
-        return sign("HS256", key, forge.header(kind, alg="HS256"), forge.claims())
-
-    return make
-
-
-def signed_by_another(forge: Forge, kind: str) -> str:
-    """Sign rightly with a key of the same kind that is the attacker's own, and bring it along."""
-    key = base64.urlsafe_b64encode(b"k" * 32).decode().rstrip("=")
-    jwk = {"kty": "oct", "k": key, "alg": "HS256", "kid": forge.kid}
-    return sign("HS256", b"k" * 32, forge.header(kind, alg="HS256", jwk=jwk), forge.claims())
-
-
-def nested(forge: Forge, kind: str) -> str:
-    """Put a good token into a token (RFC 7519 §5.2)."""
-    inner = forge.token(kind)
-    return forge.token(kind, header=forge.header(kind, cty="JWT"), claims=json.dumps(inner).encode())
-
-
-def as_json(forge: Forge, kind: str) -> str:
-    """Use the JSON serialization (RFC 7515 §7.2), in base64 so that a header can carry it."""
-    protected, payload, signature = forge.token(kind).split(".")
-    return encoded({"protected": protected, "payload": payload, "signature": signature})
-
-
-DEEP = b'{"a":' * 1200 + b"1" + b"}" * 1200
-GOOD = [{"subscribe": ["**"], "publish": ["**"], "admin": True}]
-FORGED: dict[str, Make] = {
-    **{f"alg {alg!r} unsigned": unsigned(alg) for alg in ("none", "None", "NONE", "nOnE", "none ", "", None)},
-    **{f"alg {alg!r} with some signature": unsigned(alg, "c2ln") for alg in NO_ALGORITHMS},
-    **{f"HS256 with form {form} of the public key": signed_with(form) for form in range(8)},
-    **{
-        f"alg {alg} of a key of another algorithm": header(alg=alg)
-        for alg in ("HS384", "HS512", "RS384", "PS256", "ES384", "ES256K", "Ed448", "hs256", "RSA", "A")
-    },
-    "a jwk of the attacker's": signed_by_another,
-    **{f"kid {str(kid)[:20]!r}": header(kid=kid) for kid in ("unknown", "", "../keys/rsa", "*", "rsa.pem")},
-    **{f"kid {kid!r} of the wrong type": header(kid=kid) for kid in (None, 1, ["rsa"], {"rsa": 1}, ...)},
-    **{
-        f"header {name}": header(**{name: value})
-        for name, value in {
-            "jku": "http://127.0.0.1:1/jwks.json",
-            "x5u": "http://127.0.0.1:1/cert.pem",
-            "jwk": {"kty": "oct", "k": "AAAA"},
-            "x5c": ["MIIB"],
-            "zip": "DEF",
-            "enc": "A256GCM",
-            "b64": False,
-        }.items()
-    },
-    **{f"crit {value!r}": header(crit=value) for value in (["x"], ["exp"], [], "x", None, {"x": 1})},
-    **{f"typ {typ!r}": header(typ=typ) for typ in ("JWT", "", None, "AT+JWT ", "refresh+jwt", ["at+jwt"], ...)},
-    "typ of the other kind": lambda forge, kind: forge.token("access" if kind == "stream" else "stream"),
-    **{f"iss {iss!r}": claims(iss=iss) for iss in ("another", "", "sse_app/", ["sse_app"], None, ...)},
-    **{f"aud {aud!r}": claims(aud=aud) for aud in ("another", "", [], ["another"], ["sse_app", "b"], None, ...)},
-    **{f"{name} missing": claims(**{name: ...}) for name in ("exp", "iat", "sub", "jti", "sid", "sse")},
-    **{f"{name} empty": claims(**{name: ""}) for name in ("exp", "iat", "sub", "jti", "sid", "sse")},
-    "exp a text": seconds_ahead("exp", 600, as_text=True),
-    "iat a text": seconds_ahead("iat", 0, as_text=True),
-    **{f"exp {exp!r}": claims(exp=exp) for exp in NO_EXPIRIES},
-    "exp just past": seconds_ahead("exp", -1),
-    "exp beyond the longest lifetime": seconds_ahead("exp", LONGEST + 60),
-    "nbf ahead": seconds_ahead("nbf", 60),
-    "nbf a text": claims(nbf="soon"),
-    "iat ahead": seconds_ahead("iat", 60),
-    "iat far in the past": seconds_ahead("iat", -LONGEST - 10),
-    **{f"sse {sse!r}": claims(sse=sse) for sse in ([], "**", None, GOOD, {"subscribe": "**"}, {"admin": 1})},
-    "a surrogate in the subject": claims(sub="\ud800"),
-    "claim sub twice": with_member_twice(1, "sub", "root"),
-    "claim exp twice": with_member_twice(1, "exp", 9**11),
-    "claim sse twice": with_member_twice(1, "sse", {}),
-    "member alg twice": with_member_twice(0, "alg", "none"),
-    "member kid twice": with_member_twice(0, "kid", "x"),
-    "member typ twice": with_member_twice(0, "typ", "JWT"),
-    "a payload that is a list": lambda forge, kind: forge.token(kind, claims=[forge.claims()]),
-    "a payload that is no JSON": lambda forge, kind: forge.token(kind, claims=b"exp=1"),
-    "a payload of nested JSON": lambda forge, kind: forge.token(kind, claims=DEEP),
-    "a header of nested JSON": lambda forge, kind: forge.token(kind, header=DEEP),
-    "NaN as expiry": claims(exp=float("nan")),
-    "infinity as expiry": claims(exp=float("inf")),
-    "a token in a token": nested,
-    "the JSON serialization": as_json,
-    "a token of five parts": rewritten(lambda h, p, s: f"{h}.{p}.{s}.{p}.{s}"),
-    "no signature": rewritten(lambda h, p, s: f"{h}.{p}."),
-    "no signature and no dot": rewritten(lambda h, p, s: f"{h}.{p}"),
-    "a signature cut short": rewritten(lambda h, p, s: f"{h}.{p}.{s[:-1]}"),
-    "a signature of one half": rewritten(lambda h, p, s: f"{h}.{p}.{s[: len(s) // 2]}"),
-    "a signature of zeros": rewritten(lambda h, p, s: f"{h}.{p}.{'A' * len(s)}"),
-    "a signature twice": rewritten(lambda h, p, s: f"{h}.{p}.{s}{s}"),
-    "a signature with a tail": rewritten(lambda h, p, s: f"{h}.{p}.{s}AAAA"),
-    "a signature padded": rewritten(lambda h, p, s: f"{h}.{p}.{s}{'=' * (-len(s) % 4 or 4)}"),
-    "a header padded": rewritten(lambda h, p, s: f"{h}{'=' * (-len(h) % 4 or 4)}.{p}.{s}"),
-    "a payload padded": rewritten(lambda h, p, s: f"{h}.{p}{'=' * (-len(p) % 4 or 4)}.{s}"),
-    "a payload cut short": rewritten(lambda h, p, s: f"{h}.{p[:-3]}.{s}"),
-    "no header": rewritten(lambda h, p, s: f".{p}.{s}"),
-    "the parts in another order": rewritten(lambda h, p, s: f"{p}.{h}.{s}"),
-    "nothing": lambda forge, kind: ".",
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("algorithm", ["HS256", "EdDSA", "ES256", "RS256"])
