@@ -10,7 +10,8 @@ from tornado.ioloop import PeriodicCallback
 from sse_app.auth.audit import Audit
 from sse_app.auth.database import AuthDatabase
 from sse_app.auth.keys import KeyRing
-from sse_app.auth.revocations import Revocation, Revocations, revoke
+from sse_app.auth.revocations import Revocation, Revocations
+from sse_app.auth.sessions import revoke_with_sessions
 from sse_app.auth.tokens import Tokens
 from sse_app.errors import StateError
 from sse_app.hub import Hub
@@ -63,12 +64,12 @@ class Enforcement:
         await self._audit.flush()
 
     async def revoke(self, revocation: Revocation) -> int:
-        """Revoke tokens, end their streams, and return how many those were."""
+        """Revoke tokens, end their sessions and streams, and return how many streams those were."""
         concerned = sum(revocation.concerns(stream.listener.claims) for stream in self._hub.streams)
 
         def write() -> None:
             with self._database.transaction() as connection:
-                revoke(connection, revocation)
+                revoke_with_sessions(connection, revocation)
 
         await self._database.run(write)
         self.apply()

@@ -74,7 +74,11 @@ def test_a_revocation_ends_every_stream_concerned_within_a_second_and_none_other
         desk.server.command("revoke", *filter(None, (flag, value(case.one))))
     assert_ended(ended, time.monotonic(), "revoked")
     assert_go_on(desk, others)
-    dead = [case.one.stream] + [case.more] * (scope != "token_id") + [case.two.stream] * (scope in ("subject", "all"))
+    dead = (
+        [case.one.stream]
+        + [case.more] * (scope != "token_id")
+        + [case.two.stream] * (scope in ("subject", "all"))
+    )
     for _ in range(2):
         for token in dead:
             assert desk.stream_status(token) == 401
@@ -177,9 +181,10 @@ def test_a_revocation_is_forgotten_when_its_last_token_has_expired_and_not_befor
         for line in desk.http.get("/api/v1/admin/connections", headers=desk.admin).json()["connections"]
         if line["subject"] == "brief"
     ]
-    assert desk.http.post(
-        f"/api/v1/admin/connections/{line['connection']}/kick", headers=desk.admin
-    ).status_code == 200
+    assert (
+        desk.http.post(f"/api/v1/admin/connections/{line['connection']}/kick", headers=desk.admin).status_code
+        == 200
+    )
 
     def kept() -> bool:
         with sqlite3.connect(desk.server.state_dir / "accounts.db") as database:

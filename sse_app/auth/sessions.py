@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 
 from sse_app.auth.database import AuthDatabase
-from sse_app.auth.revocations import Revocation, revoke
+from sse_app.auth.revocations import Revocation, Scope, revoke
 from sse_app.errors import SSEAppError
 
 REFRESH_TOKEN_BYTES = 32
@@ -175,6 +175,21 @@ def end_sessions_of(connection: sqlite3.Connection, subject: str, longest: float
     """
     connection.execute("DELETE FROM sessions WHERE subject = ?", (subject,))
     revoke(connection, Revocation.of_subject(subject, longest))
+
+
+def revoke_with_sessions(connection: sqlite3.Connection, revocation: Revocation) -> None:
+    """Write a revocation within a transaction, and end the sessions it speaks of.
+
+    A refresh token from before would else bring fresh tokens, which no revocation knows.
+    """
+    match revocation.scope:
+        case Scope.SESSION:
+            connection.execute("DELETE FROM sessions WHERE id = ?", (revocation.value,))
+        case Scope.SUBJECT:
+            connection.execute("DELETE FROM sessions WHERE subject = ?", (revocation.value,))
+        case Scope.ALL:
+            connection.execute("DELETE FROM sessions")
+    revoke(connection, revocation)
 
 
 def _digest(token: str) -> bytes:
