@@ -63,34 +63,43 @@ class Enforcement:
         self._callback.stop()
         await self._audit.flush()
 
-    async def revoke(self, revocation: Revocation) -> int:
+    async def revoke(self, *revocations: Revocation) -> int:
         """Revoke tokens, end their sessions and streams, and return how many streams those were."""
-        concerned = sum(revocation.concerns(stream.listener.claims) for stream in self._hub.streams)
+        concerned = sum(
+            any(revocation.concerns(token) for revocation in revocations for token in stream.listener.tokens)
+            for stream in self._hub.streams
+        )
 
         def write() -> None:
             with self._database.transaction() as connection:
-                revoke_with_sessions(connection, revocation)
+                for revocation in revocations:
+                    revoke_with_sessions(connection, revocation)
 
         await self._database.run(write)
         self.apply()
         return concerned
 
     async def kick(self, stream: Stream) -> int:
-        """Revoke a stream's token, and end it and the others with that token; return how many those were."""
-        claims = stream.listener.claims
-        self._kicked.add(claims.token_id)
+        """Revoke the tokens that a stream can come back with, end all streams with them, and return how many."""
+        tokens = stream.listener.tokens
+        ids = {token.token_id for token in tokens}
+        self._kicked |= ids
         try:
-            return await self.revoke(Revocation.of_token(claims.token_id, claims.expires_at))
+            return await self.revoke(
+                *(Revocation.of_token(token.token_id, token.expires_at) for token in tokens)
+            )
         finally:
-            self._kicked.discard(claims.token_id)
+            self._kicked -= ids
 
     def apply(self) -> None:
-        """Learn what has been revoked, and end the streams concerned."""
+        """Learn what has been revoked, and end the streams concerned: also those renewed since, as they were
+        opened with it."""
         if self._revocations.learn():
             for stream in list(self._hub.streams):
-                claims = stream.listener.claims
-                if self._revocations.covers(claims):
-                    stream.end("kicked" if claims.token_id in self._kicked else "revoked", None)
+                tokens = stream.listener.tokens
+                if any(self._revocations.covers(token) for token in tokens):
+                    kicked = any(token.token_id in self._kicked for token in tokens)
+                    stream.end("kicked" if kicked else "revoked", None)
 
     async def _look(self) -> None:
         if self._database.changed():
