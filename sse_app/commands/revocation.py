@@ -7,7 +7,7 @@ import json
 import time
 
 from sse_app.auth.audit import AuditEntry
-from sse_app.auth.revocations import Revocation
+from sse_app.auth.revocations import Revocation, require_no_token
 from sse_app.auth.sessions import revoke_with_sessions
 from sse_app.commands.directory import auth_database, note
 from sse_app.errors import InvalidInput
@@ -30,6 +30,7 @@ def _revocation(options: argparse.Namespace, settings: Settings) -> Revocation:
         return Revocation.of_everything(longest)
     if not (options.token_id or options.session or options.subject):
         raise InvalidInput("--token-id, --session and --subject must not be empty")
+    require_no_token(options.token_id or options.session or options.subject, "what to revoke")
     if options.token_id:
         return Revocation.of_token(options.token_id, time.time() + longest)
     if options.session:
