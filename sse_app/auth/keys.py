@@ -150,13 +150,15 @@ def _read(file: Path) -> Key:
             case ".jwk":
                 return _from_jwk(file.stem, content)
         raise ValueError("a key file ends in .hs256, .pem or .jwk")
-    except (ValueError, TypeError, UnsupportedAlgorithm, jwt.PyJWTError) as error:
-        raise StateError(f"{file} is no key that can be used: {error}") from None
+    except (ValueError, TypeError, RuntimeError, UnsupportedAlgorithm, jwt.PyJWTError) as error:
+        reason = str(error) or type(error).__name__
+        raise StateError(f"{file} is no key that can be used: {reason}") from None
 
 
 def _secret(id: str, secret: bytes) -> Key:
     if len(secret) < SECRET_BYTES:
         raise ValueError(f"it is too weak, with fewer than {SECRET_BYTES} bytes")
+    get_default_algorithms()["HS256"].prepare_key(secret)  # a PEM file is no secret: a public one everybody has
     return Key(id, "HS256", secret, secret)
 
 
