@@ -48,7 +48,7 @@ class Enforcement:
         self._revocations = revocations
         self._tokens = tokens
         self._keys = keys
-        self._keys_changed_at = keys.stat().st_mtime_ns
+        self._keys_changed_at = -1  # they are read once more, for what changed while the server started
         self._audit = audit
         self._hub = hub
         self._kicked: set[str] = set()
@@ -104,7 +104,10 @@ class Enforcement:
     async def _look(self) -> None:
         if self._database.changed():
             self.apply()
-        changed_at = self._keys.stat().st_mtime_ns
+        try:
+            changed_at = self._keys.stat().st_mtime_ns
+        except OSError:
+            changed_at = 0  # taken away: that is told once, and the keys from before go on
         if changed_at != self._keys_changed_at:
             self._keys_changed_at = changed_at
             self.reload_keys()
@@ -113,7 +116,7 @@ class Enforcement:
     def reload_keys(self) -> None:
         """Go on with the keys that are in the directory now; if one is bad, with those from before."""
         try:
-            keys = KeyRing.load(self._keys)
+            keys = KeyRing.load(self._keys, create=False)
         except StateError as error:
             log.error("keys_refused", extra={"detail": str(error)})
             return
