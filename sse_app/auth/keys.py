@@ -161,7 +161,9 @@ def _read(file: Path) -> Key:
 def _secret(id: str, secret: bytes) -> Key:
     if len(secret) < SECRET_BYTES:
         raise ValueError(f"it is too weak, with fewer than {SECRET_BYTES} bytes")
-    get_default_algorithms()["HS256"].prepare_key(secret)  # a PEM file is no secret: a public one everybody has
+    get_default_algorithms()["HS256"].prepare_key(
+        secret
+    )  # a PEM file is no secret: a public one everybody has
     return Key(id, "HS256", secret, secret)
 
 
