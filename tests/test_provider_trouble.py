@@ -25,6 +25,7 @@ def issuer() -> Iterator[Issuer]:
     issuer.server.server_close()
 
 
+@pytest.mark.slow
 def test_new_keys_are_fetched_at_once_and_made_up_ones_at_a_bounded_rate(
     issuer: Issuer, tmp_path: Path
 ) -> None:
