@@ -3,13 +3,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test check bench clean
+.PHONY: run test test-slow check bench clean
 
 run: .venv/installed
 	@$(BIN)/python -m examples.market
 
 test: .venv/installed check
-	@$(BIN)/python -m pytest --numprocesses=2
+	@$(BIN)/python -m pytest --numprocesses=2 -m "not slow"
+
+test-slow: .venv/installed
+	@$(BIN)/python -m pytest -m slow
 
 check: .venv/installed
 	@$(BIN)/ruff check .

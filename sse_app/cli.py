@@ -84,8 +84,10 @@ def _parser() -> argparse.ArgumentParser:
     which = revoke.add_mutually_exclusive_group(required=True)
     which.add_argument("--token-id", metavar="JTI", help="one token, by its jti claim")
     which.add_argument("--session", metavar="ID", help="a session, with all its tokens")
-    which.add_argument("--subject", metavar="S", help="what a subject has been issued until now")
-    which.add_argument("--all", action="store_true", help="every token issued until now")
+    which.add_argument(
+        "--subject", metavar="S", help="what a subject has been issued until now, sessions too"
+    )
+    which.add_argument("--all", action="store_true", help="every token and session there is")
     audit = add("audit", "revocation:audit", "print the audit trail, a JSON line each, newest last")
     audit.add_argument("--limit", type=int, default=100, metavar="N", help="how many entries (100)")
     keys = add("keys", "keys:show", "look after the keys that sign tokens")

@@ -10,7 +10,8 @@ from tornado.ioloop import PeriodicCallback
 from sse_app.auth.audit import Audit
 from sse_app.auth.database import AuthDatabase
 from sse_app.auth.keys import KeyRing
-from sse_app.auth.revocations import Revocation, Revocations, revoke
+from sse_app.auth.revocations import Revocation, Revocations
+from sse_app.auth.sessions import revoke_with_sessions
 from sse_app.auth.tokens import Tokens
 from sse_app.errors import StateError
 from sse_app.hub import Hub
@@ -47,7 +48,7 @@ class Enforcement:
         self._revocations = revocations
         self._tokens = tokens
         self._keys = keys
-        self._keys_changed_at = keys.stat().st_mtime_ns
+        self._keys_changed_at = -1  # they are read once more, for what changed while the server started
         self._audit = audit
         self._hub = hub
         self._kicked: set[str] = set()
@@ -62,39 +63,51 @@ class Enforcement:
         self._callback.stop()
         await self._audit.flush()
 
-    async def revoke(self, revocation: Revocation) -> int:
-        """Revoke tokens, end their streams, and return how many those were."""
-        concerned = sum(revocation.concerns(stream.listener.claims) for stream in self._hub.streams)
+    async def revoke(self, *revocations: Revocation) -> int:
+        """Revoke tokens, end their sessions and streams, and return how many streams those were."""
+        concerned = sum(
+            any(revocation.concerns(token) for revocation in revocations for token in stream.listener.tokens)
+            for stream in self._hub.streams
+        )
 
         def write() -> None:
             with self._database.transaction() as connection:
-                revoke(connection, revocation)
+                for revocation in revocations:
+                    revoke_with_sessions(connection, revocation)
 
         await self._database.run(write)
         self.apply()
         return concerned
 
     async def kick(self, stream: Stream) -> int:
-        """Revoke a stream's token, and end it and the others with that token; return how many those were."""
-        claims = stream.listener.claims
-        self._kicked.add(claims.token_id)
+        """Revoke the tokens that a stream can come back with, end all streams with them, and return how many."""
+        tokens = stream.listener.tokens
+        ids = {token.token_id for token in tokens}
+        self._kicked |= ids
         try:
-            return await self.revoke(Revocation.of_token(claims.token_id, claims.expires_at))
+            return await self.revoke(
+                *(Revocation.of_token(token.token_id, token.expires_at) for token in tokens)
+            )
         finally:
-            self._kicked.discard(claims.token_id)
+            self._kicked -= ids
 
     def apply(self) -> None:
-        """Learn what has been revoked, and end the streams concerned."""
+        """Learn what has been revoked, and end the streams concerned: also those renewed since, as they were
+        opened with it."""
         if self._revocations.learn():
             for stream in list(self._hub.streams):
-                claims = stream.listener.claims
-                if self._revocations.covers(claims):
-                    stream.end("kicked" if claims.token_id in self._kicked else "revoked", None)
+                tokens = stream.listener.tokens
+                if any(self._revocations.covers(token) for token in tokens):
+                    kicked = any(token.token_id in self._kicked for token in tokens)
+                    stream.end("kicked" if kicked else "revoked", None)
 
     async def _look(self) -> None:
         if self._database.changed():
             self.apply()
-        changed_at = self._keys.stat().st_mtime_ns
+        try:
+            changed_at = self._keys.stat().st_mtime_ns
+        except OSError:
+            changed_at = 0  # taken away: that is told once, and the keys from before go on
         if changed_at != self._keys_changed_at:
             self._keys_changed_at = changed_at
             self.reload_keys()
@@ -103,7 +116,7 @@ class Enforcement:
     def reload_keys(self) -> None:
         """Go on with the keys that are in the directory now; if one is bad, with those from before."""
         try:
-            keys = KeyRing.load(self._keys)
+            keys = KeyRing.load(self._keys, create=False)
         except StateError as error:
             log.error("keys_refused", extra={"detail": str(error)})
             return

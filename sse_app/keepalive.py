@@ -65,7 +65,7 @@ class Keepalive:
     def renew(self, stream: Stream, claims: Claims) -> None:
         """Let a stream go on with a fresh token, to its expiry."""
         self._expect_no_expiry(stream)
-        stream.listener = stream.listener._replace(claims=claims)
+        stream.listener = stream.listener.renewed(claims, time.time())
         self._expect_expiry(stream)
 
     def _expect_expiry(self, stream: Stream) -> None:

@@ -178,7 +178,12 @@ class Services:
 
 def _session_limits(settings: Settings) -> SessionLimits:
     auth = settings.auth
-    return SessionLimits(auth.session_idle, auth.session_lifetime, auth.access_lifetime)
+    return SessionLimits(
+        idle=auth.session_idle,
+        absolute=auth.session_lifetime,
+        issued=max(auth.access_lifetime, auth.stream_lifetime),
+        minted=auth.longest_lifetime,
+    )
 
 
 def _stream_capacity(settings: Settings) -> int:

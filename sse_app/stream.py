@@ -21,11 +21,32 @@ PIECE_BYTES = 64 * 1024
 
 
 class Listener(NamedTuple):
-    """Who listens: what the token said, and where the connection came from."""
+    """Who listens, and where the connection came from.
+
+    Args:
+        client_id: the client's label.
+        claims: what the token said that the stream lives on.
+        address: of the connection.
+        earlier: what it lived on before it was renewed, as far as that has not expired: a client that is cut
+            off comes back with its first URL, so these are still its tokens.
+    """
 
     client_id: str
     claims: Claims
     address: str
+    earlier: tuple[Claims, ...] = ()
+
+    @property
+    def tokens(self) -> tuple[Claims, ...]:
+        """Every token in force that this stream was opened or renewed with."""
+        return (self.claims, *self.earlier)
+
+    def renewed(self, claims: Claims, now: float) -> Listener:
+        """Return the listener with a fresh token."""
+        earlier = [
+            token for token in self.tokens if token.expires_at > now and token.token_id != claims.token_id
+        ]
+        return self._replace(claims=claims, earlier=tuple(earlier))
 
 
 class Replay(NamedTuple):

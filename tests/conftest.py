@@ -14,6 +14,15 @@ from tornado import web
 from tornado.ioloop import IOLoop
 
 from sse_app import Settings, SSEApp
+from tests.hostility import target as target
+from tests.hostility import (
+    the_log_stays_quiet_and_the_server_alive as the_log_stays_quiet_and_the_server_alive,
+)
+from tests.house import house as house
+from tests.house import limited as limited
+from tests.house import the_log_stays_quiet as the_log_stays_quiet
+from tests.room import room as room
+from tests.room import start_room as start_room
 from tests.server_process import ServerProcess
 
 

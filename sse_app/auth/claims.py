@@ -29,12 +29,17 @@ class Claims(NamedTuple):
             InvalidChannel: the ``sse`` claim has not the form of grants.
         """
         subject, session, token_id = (payload[name] for name in ("sub", "sid", "jti"))
-        if not all(isinstance(text, str) and text for text in (subject, session, token_id)):
+        if not all(is_text(text) for text in (subject, session, token_id)):
             raise ValueError("sub, sid and jti must be texts")
         issued_at, expires_at = payload["iat"], payload["exp"]
         if not all(is_time(seconds) for seconds in (issued_at, expires_at)):
             raise ValueError("iat and exp must be times")
         return cls(subject, session, token_id, issued_at, expires_at, Grants.from_claim(payload["sse"]))
+
+
+def is_text(value: object) -> bool:
+    """Return whether a claim is a text that can be written down: JSON can also hold halves of characters."""
+    return isinstance(value, str) and value != "" and not any("\ud800" <= sign <= "\udfff" for sign in value)
 
 
 def is_time(value: object) -> bool:

@@ -68,8 +68,8 @@ class KeyRing:
         return self._by_id.get(id) if isinstance(id, str) else None
 
     @classmethod
-    def load(cls, directory: Path) -> KeyRing:
-        """Return the keys of a directory; an empty one gets a new HS256 secret first.
+    def load(cls, directory: Path, *, create: bool = True) -> KeyRing:
+        """Return the keys of a directory; an empty one gets a new HS256 secret first, unless told not to.
 
         A file is named by its ``kid``: ``{kid}.hs256`` holds the bytes of a secret, ``{kid}.pem`` and
         ``{kid}.jwk`` a private or public key. The newest one that can sign signs.
@@ -78,8 +78,11 @@ class KeyRing:
             StateError: a key cannot be read, or is too weak, or none can sign.
         """
         try:
-            directory.mkdir(mode=0o700, exist_ok=True)
+            if create:
+                directory.mkdir(mode=0o700, exist_ok=True)
             files = [file for file in directory.iterdir() if not file.name.startswith(".")]
+            if not files and not create:
+                raise StateError(f"there are no keys in {directory}")
             files = files or [_create(directory, "first.hs256", secrets.token_bytes(SECRET_BYTES))]
             files.sort(key=lambda file: (file.stat().st_mtime_ns, file.name), reverse=True)
             keys = [_read(file) for file in files]
@@ -150,13 +153,17 @@ def _read(file: Path) -> Key:
             case ".jwk":
                 return _from_jwk(file.stem, content)
         raise ValueError("a key file ends in .hs256, .pem or .jwk")
-    except (ValueError, TypeError, UnsupportedAlgorithm, jwt.PyJWTError) as error:
-        raise StateError(f"{file} is no key that can be used: {error}") from None
+    except (ValueError, TypeError, RuntimeError, UnsupportedAlgorithm, jwt.PyJWTError) as error:
+        reason = str(error) or type(error).__name__
+        raise StateError(f"{file} is no key that can be used: {reason}") from None
 
 
 def _secret(id: str, secret: bytes) -> Key:
     if len(secret) < SECRET_BYTES:
         raise ValueError(f"it is too weak, with fewer than {SECRET_BYTES} bytes")
+    get_default_algorithms()["HS256"].prepare_key(
+        secret
+    )  # a PEM file is no secret: a public one everybody has
     return Key(id, "HS256", secret, secret)
 
 

@@ -112,7 +112,12 @@ class Login:
             session = await self._database.run(lambda: self._sessions.open(name, since))
         if account is None or session is None:
             self._throttle.failed(name, address, time.monotonic())
-            self._audit.record("login_refused", address=address, target=name, level=logging.WARNING)
+            known = await self._database.run(lambda: self._accounts.find(name))
+            # What is no account's name may be a password, typed into the wrong field: it is not kept.
+            target, detail = (name, "") if known else ("", "unknown user")
+            self._audit.record(
+                "login_refused", address=address, target=target, detail=detail, level=logging.WARNING
+            )
             return None
         self._throttle.succeeded(name, address)
         self._audit.record("login", subject=account.name, address=address, target=session.id)

@@ -11,7 +11,7 @@ from typing import Any
 
 import jwt
 
-from sse_app.auth.claims import Claims, is_time
+from sse_app.auth.claims import Claims, is_text, is_time
 from sse_app.auth.grants import Grants
 from sse_app.auth.jose import StrictJWT, header_of, is_compact
 from sse_app.errors import SSEAppError, TokenRefused
@@ -102,19 +102,25 @@ class Provider:
 
     def _claims(self, payload: Mapping[str, Any]) -> Claims:
         subject = payload.get(self._settings.subject_claim)
-        if not isinstance(subject, str) or not 1 <= len(subject) <= 255:
+        if not isinstance(subject, str) or not is_text(subject) or len(subject) > 255:
             raise ValueError("the subject claim is no text")
-        expires_at, issued_at = payload["exp"], payload.get("iat", time.time())
-        if not is_time(expires_at) or not is_time(issued_at):
-            raise ValueError("iat and exp must be times")
-        if expires_at - time.time() > self._longest:
+        if not all(is_text(payload.get(name, "absent")) for name in ("sid", "jti")):
+            raise ValueError("sid and jti must be texts")
+        expires_at = payload["exp"]
+        if not is_time(expires_at):
+            raise ValueError("exp must be a time")
+        # One that does not say when it was issued counts as old as it may be, so that revocations cover it.
+        issued_at = payload.get("iat", expires_at - self._longest)
+        if not is_time(issued_at):
+            raise ValueError("iat must be a time")
+        if expires_at - min(issued_at, time.time()) > self._longest:
             raise TokenRefused("the token is valid for longer than is allowed here", "lifetime")
         subject = self._settings.subject_prefix + subject
         session, token_id = payload.get("sid"), payload.get("jti")
         return Claims(
             subject,
-            f"oidc:{session if isinstance(session, str) else subject}",
-            f"oidc:{token_id}" if isinstance(token_id, str) else "oidc",
+            f"oidc:{subject if session is None else session}",
+            "oidc" if token_id is None else f"oidc:{token_id}",
             issued_at,
             expires_at,
             self._granted(payload.get(self._settings.groups_claim)),
@@ -182,8 +188,8 @@ def _usable_keys(document: object) -> dict[str | None, jwt.PyJWK]:
         if isinstance(jwk, dict) and jwk.get("use", "sig") == "sig":
             try:
                 key = jwt.PyJWK(jwk)
-            except (jwt.PyJWTError, ValueError):
-                continue  # of a kind that nobody here uses
-            if key.algorithm_name in ALGORITHMS:
+            except Exception:  # whatever a key is made of: of a kind that nobody here uses, or none at all
+                continue
+            if key.algorithm_name in ALGORITHMS and isinstance(key.key_id, str | None):
                 keys[key.key_id] = key
     return keys

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from sse_app.auth.claims import Claims
 from sse_app.auth.database import AuthDatabase
+from sse_app.errors import InvalidInput
 
 NEVER = 2.0**50
 """An issuing time that no token has: what is revoked until then is revoked whenever it was issued."""
@@ -22,6 +23,16 @@ class Scope(Enum):
     SESSION = "session"
     SUBJECT = "subject"
     ALL = "all"
+
+
+def require_no_token(value: str, field: str) -> None:
+    """Refuse a token where its id is asked for: it would revoke nothing, and be kept in the clear.
+
+    Raises:
+        InvalidInput: it has the form of a token.
+    """
+    if value.count(".") == 2 and value.startswith("eyJ"):
+        raise InvalidInput(f"{field} is a whole token; give one of its claims: jti, sid or sub", field)
 
 
 class Revocation(NamedTuple):

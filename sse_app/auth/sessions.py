@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 
 from sse_app.auth.database import AuthDatabase
-from sse_app.auth.revocations import Revocation, revoke
+from sse_app.auth.revocations import Revocation, Scope, revoke
 from sse_app.errors import SSEAppError
 
 REFRESH_TOKEN_BYTES = 32
@@ -37,12 +37,14 @@ class SessionLimits:
     Args:
         idle: without a refresh.
         absolute: at all.
-        tokens: the longest that a token issued in it can be in force.
+        issued: the longest that a token issued in it by login or refresh can be in force.
+        minted: the longest that any token can be in force, also one that was minted for a session of its own.
     """
 
     idle: float
     absolute: float
-    tokens: float
+    issued: float
+    minted: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,8 +155,9 @@ class Sessions:
             self._end(connection, session)
 
     def _end(self, connection: sqlite3.Connection, session: str) -> None:
-        connection.execute("DELETE FROM sessions WHERE id = ?", (session,))
-        revoke(connection, Revocation.of_session(session, self.limits.tokens))
+        known = connection.execute("DELETE FROM sessions WHERE id = ?", (session,)).rowcount
+        longest = self.limits.issued if known else self.limits.minted
+        revoke(connection, Revocation.of_session(session, longest))
 
     def _continue(
         self, connection: sqlite3.Connection, id: str, subject: str, expires_at: float, now: float
@@ -172,6 +175,21 @@ def end_sessions_of(connection: sqlite3.Connection, subject: str, longest: float
     """
     connection.execute("DELETE FROM sessions WHERE subject = ?", (subject,))
     revoke(connection, Revocation.of_subject(subject, longest))
+
+
+def revoke_with_sessions(connection: sqlite3.Connection, revocation: Revocation) -> None:
+    """Write a revocation within a transaction, and end the sessions it speaks of.
+
+    A refresh token from before would else bring fresh tokens, which no revocation knows.
+    """
+    match revocation.scope:
+        case Scope.SESSION:
+            connection.execute("DELETE FROM sessions WHERE id = ?", (revocation.value,))
+        case Scope.SUBJECT:
+            connection.execute("DELETE FROM sessions WHERE subject = ?", (revocation.value,))
+        case Scope.ALL:
+            connection.execute("DELETE FROM sessions")
+    revoke(connection, revocation)
 
 
 def _digest(token: str) -> bytes:

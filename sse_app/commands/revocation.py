@@ -7,8 +7,8 @@ import json
 import time
 
 from sse_app.auth.audit import AuditEntry
-from sse_app.auth.revocations import Revocation
-from sse_app.auth.revocations import revoke as write_revocation
+from sse_app.auth.revocations import Revocation, require_no_token
+from sse_app.auth.sessions import revoke_with_sessions
 from sse_app.commands.directory import auth_database, note
 from sse_app.errors import InvalidInput
 from sse_app.events import timestamp
@@ -20,9 +20,7 @@ def revoke(options: argparse.Namespace) -> None:
     with auth_database(options) as (database, settings):
         revocation = _revocation(options, settings)
         with database.transaction() as connection:
-            if options.session:
-                connection.execute("DELETE FROM sessions WHERE id = ?", (options.session,))
-            write_revocation(connection, revocation)
+            revoke_with_sessions(connection, revocation)
         note(database, "revocation", revocation.value, revocation.scope.value)
 
 
@@ -32,6 +30,7 @@ def _revocation(options: argparse.Namespace, settings: Settings) -> Revocation:
         return Revocation.of_everything(longest)
     if not (options.token_id or options.session or options.subject):
         raise InvalidInput("--token-id, --session and --subject must not be empty")
+    require_no_token(options.token_id or options.session or options.subject, "what to revoke")
     if options.token_id:
         return Revocation.of_token(options.token_id, time.time() + longest)
     if options.session:

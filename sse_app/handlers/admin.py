@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from sse_app.auth.revocations import Revocation
+from sse_app.auth.revocations import Revocation, require_no_token
 from sse_app.errors import InvalidInput
 from sse_app.events import timestamp
 from sse_app.handlers.api import ApiHandler, BodyHandler, Refusal
@@ -67,6 +67,7 @@ class RevocationsHandler(BodyHandler):
             return Revocation.of_everything(longest)
         if not isinstance(value, str) or not 1 <= len(value) <= 1024:
             raise InvalidInput(f"{scope} must be a text of 1 to 1024 characters", scope)
+        require_no_token(value, scope)
         match scope:
             case "token_id":
                 return Revocation.of_token(value, time.time() + longest)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import re
+import sqlite3
 import sys
 from collections.abc import Awaitable
 from http import HTTPStatus
@@ -89,6 +90,8 @@ def refusal_of(error: BaseException) -> Refusal | None:
             return Refusal(503, "busy", str(error), Retry_After=RETRY_AFTER)
         case ProviderUnavailable():
             return Refusal(503, "provider_unavailable", str(error), Retry_After=RETRY_AFTER)
+        case sqlite3.OperationalError():  # accounts and sessions: locked by somebody for long, or a full disk
+            return Refusal(503, "unavailable", "this cannot be done just now", Retry_After=RETRY_AFTER)
         case EventLogUnavailable():
             message = "the event log is not available just now"
             return Refusal(503, "log_unavailable", message, Retry_After=RETRY_AFTER)
@@ -320,6 +323,8 @@ class ApiHandler(web.RequestHandler):
             return
         if isinstance(e, TokenRefused):
             log.info("token_refused", extra={"detail": e.detail, "address": self.address})
+        elif isinstance(e, sqlite3.OperationalError):
+            log.error("accounts_unavailable", extra={"detail": str(e)})
         elif isinstance(e, EventLogUnavailable):
             level = logging.INFO if self.services.draining else logging.ERROR
             log.log(level, "event_log_unavailable", extra={"detail": str(e)})

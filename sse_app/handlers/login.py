@@ -62,7 +62,7 @@ class _SessionHandler(BodyHandler):
 
     def forget_cookie(self) -> None:
         """Have the browser drop the cookie."""
-        self._set_refresh_cookie("", 0)
+        self.clear_cookie(COOKIE, path=COOKIE_PATH, httponly=True, secure=True, samesite="Strict")
 
     def _set_refresh_cookie(self, value: str, max_age: int) -> None:
         self.set_cookie(

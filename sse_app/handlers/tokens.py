@@ -9,8 +9,11 @@ from sse_app.auth.login import names_granted
 from sse_app.auth.tokens import TokenKind
 from sse_app.channels import ChannelName, parse_channel
 from sse_app.errors import InvalidInput
-from sse_app.handlers.api import ApiHandler, BodyHandler, Refusal
+from sse_app.handlers.api import RETRY_AFTER, ApiHandler, BodyHandler, Refusal
 from sse_app.publisher import refuse_unknown
+
+MAX_EARLIER = 32
+"""How many tokens that are still in force a stream may have lived on before: a kick revokes them all."""
 
 
 class StreamTokenHandler(BodyHandler):
@@ -92,6 +95,10 @@ class RenewHandler(ApiHandler):
             for channel in stream.channels:
                 if not claims.grants.subscribe.matches(channel):
                     raise Refusal(403, "forbidden", f"the token does not allow to subscribe to {channel}")
+        now = time.time()
+        if any(len(stream.listener.renewed(claims, now).earlier) > MAX_EARLIER for stream in streams):
+            message = f"this stream has been renewed with {MAX_EARLIER} tokens that are still in force"
+            raise Refusal(429, "too_many_renewals", message, Retry_After=RETRY_AFTER)
         for stream in streams:
             self.services.keepalive.renew(stream, claims)
         self.write_json({"renewed": len(streams), "expires_in": max(0, int(claims.expires_at - time.time()))})
