@@ -3,13 +3,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test check bench clean
+.PHONY: run test test-long check bench clean
 
 run: .venv/installed
 	@$(BIN)/python -m examples.market
 
 test: .venv/installed check
 	@$(BIN)/python -m pytest --numprocesses=2
+
+test-long: .venv/installed
+	@$(BIN)/python -m pytest --numprocesses=2 --dist=load -m long
 
 check: .venv/installed
 	@$(BIN)/ruff check .
