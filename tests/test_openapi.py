@@ -34,7 +34,7 @@ SCHEMA = schemathesis.openapi.from_dict(DESCRIPTION)
 Ask = Callable[[Case[Any]], None]
 
 METHODS = {"get", "put", "post", "delete", "patch"}
-FEW, MANY = 10, 400
+FEW, MANY = 10, 100
 """Requests made up for each operation, beside those at the borders of its description."""
 
 CHECKS = [
