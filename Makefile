@@ -3,16 +3,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test test-slow check bench clean
+.PHONY: run test test-long check bench clean
 
 run: .venv/installed
 	@$(BIN)/python -m examples.market
 
 test: .venv/installed check
-	@$(BIN)/python -m pytest --numprocesses=2 -m "not slow"
+	@$(BIN)/python -m pytest --numprocesses=2
 
-test-slow: .venv/installed
-	@$(BIN)/python -m pytest -m slow
+# What takes minutes, nearly all of them spent waiting; `make test` leaves it out.
+test-long: .venv/installed
+	@$(BIN)/python -m pytest --numprocesses=2 --dist=load -m long
 
 check: .venv/installed
 	@$(BIN)/ruff check .

@@ -39,6 +39,7 @@ setup(
             "httpx>=0.28",  # a client that others wrote
             "httpx-sse>=0.4",  # a parser that others wrote
             "playwright>=1.50",  # drives a real Chromium
+            "schemathesis>=4.32,<5",  # makes up requests from /openapi.json
             "mypy>=1.18",
             "ruff>=0.12",
         ],

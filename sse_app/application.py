@@ -92,6 +92,7 @@ class SSEApp:
             URLSpec(r"/api/v1/admin/revocations", admin.RevocationsHandler, parts),
             URLSpec(r"/api/v1/admin/audit", admin.AuditHandler, parts),
             URLSpec(r"/.well-known/jwks.json", tokens.KeySetHandler, parts),
+            URLSpec(r"/openapi\.json", operations.DescriptionHandler, parts),
             URLSpec(r"/healthz", operations.HealthHandler, parts),
             URLSpec(r"/readyz", operations.ReadyHandler, parts),
             URLSpec(r"/metrics", operations.MetricsHandler, parts),

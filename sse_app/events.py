@@ -96,6 +96,8 @@ def new_event(
         raise InvalidInput(f"{field}event {type!r} is reserved for the server", f"{field}event")
     if not isinstance(data, dict):
         raise InvalidInput(f"{field}data must be a JSON object", f"{field}data")
+    if isinstance(retry, float) and retry.is_integer():
+        retry = int(retry)  # JSON has one kind of numbers: 3000.0 is 3000
     if retry is not None and (
         isinstance(retry, bool) or not isinstance(retry, int) or not 0 <= retry <= MAX_RETRY
     ):

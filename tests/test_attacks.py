@@ -105,7 +105,7 @@ def test_without_the_directory_of_its_keys_a_server_goes_on_and_says_so_once(des
     assert desk.server.log_path.read_text().count("keys_refused") == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_database_that_somebody_locks_holds_up_logins_and_nothing_else(desk: Site) -> None:
     token = desk.mint(TokenKind.STREAM, "ann")
     locker = sqlite3.connect(desk.server.state_dir / "accounts.db", isolation_level=None, timeout=30)

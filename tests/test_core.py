@@ -234,7 +234,12 @@ def test_data_that_is_no_object_is_refused(data: object) -> None:
         new_event(ChannelName("a"), "e", data, now="1970-01-01T00:00:00.000Z")
 
 
-@pytest.mark.parametrize("retry", [-1, 1.5, True, "1", 86_400_001])
+def test_a_whole_number_is_a_retry_however_json_writes_it() -> None:
+    event = new_event(ChannelName("a"), "e", {}, 3000.0, now="1970-01-01T00:00:00.000Z")
+    assert (event.retry, type(event.retry)) == (3000, int)
+
+
+@pytest.mark.parametrize("retry", [-1, 1.5, 1e300, float("inf"), True, "1", 86_400_001])
 def test_a_bad_retry_is_refused(retry: object) -> None:
     with pytest.raises(InvalidInput, match=r"^retry must be"):
         new_event(ChannelName("a"), "e", {}, retry, now="1970-01-01T00:00:00.000Z")

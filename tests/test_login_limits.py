@@ -75,7 +75,7 @@ def test_who_has_the_right_password_begins_anew(desk: Site) -> None:
         assert guess(desk, "user1", "127.0.4.10").status_code == 401
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_address_that_tries_many_accounts_waits_for_all(desk: Site) -> None:
     statuses = [guess(desk, f"nobody{number}", "127.0.4.20").status_code for number in range(53)]
     assert set(statuses[:49]) == {401}
@@ -101,7 +101,7 @@ def test_of_a_burst_of_concurrent_guesses_hardly_any_is_checked(desk: Site) -> N
     assert statuses[401] + statuses[429] == 40
 
 
-@pytest.mark.parametrize("attackers", [1, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("attackers", [1, pytest.param(60, marks=pytest.mark.long)])
 def test_the_right_user_logs_in_while_100_wrong_passwords_a_second_come(desk: Site, attackers: int) -> None:
     stopped = threading.Event()
     statuses: Counter[int] = Counter()

@@ -25,7 +25,7 @@ def issuer() -> Iterator[Issuer]:
     issuer.server.server_close()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_new_keys_are_fetched_at_once_and_made_up_ones_at_a_bounded_rate(
     issuer: Issuer, tmp_path: Path
 ) -> None:

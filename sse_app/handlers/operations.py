@@ -6,6 +6,7 @@ import time
 
 from sse_app.events import EventId
 from sse_app.handlers.api import RETRY_AFTER, ApiHandler, Refusal
+from sse_app.handlers.pages import STATIC
 from sse_app.version import VERSION
 
 
@@ -43,6 +44,15 @@ class MetricsHandler(ApiHandler):
 
         self.set_header("Content-Type", CONTENT_TYPE)
         self.write(render(self.services))
+
+
+class DescriptionHandler(ApiHandler):
+    """``GET /openapi.json``: what there is but the streams, as OpenAPI 3.1."""
+
+    def get(self) -> None:
+        """Answer with the description."""
+        self.set_header("Content-Type", "application/json")
+        self.write((STATIC / "openapi.json").read_bytes())
 
 
 class StatusHandler(ApiHandler):
