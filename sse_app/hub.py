@@ -21,8 +21,11 @@ from sse_app.recent import RecentEvents
 from sse_app.stream import Listener, Stream
 from sse_app.wire import chunk
 
-SLICE = 512
-"""How many streams a fan-out serves before it lets others run: a few milliseconds."""
+SLICE = 128
+"""How many streams a fan-out serves before it lets others run: about a millisecond.
+
+A request takes the event loop some five rounds until it is answered, and waits for a slice in each.
+"""
 
 PAGE_EVENTS = 500
 """How many events a replay reads from the log at a time."""
