@@ -49,6 +49,7 @@ class StreamServer(HTTPServer):
         self._settings = settings
         self._waiting: dict[IOStream, tuple[Any, float]] = {}
         """Connections that have sent nothing yet, with the address and when they came; the oldest is first."""
+        self._timer: asyncio.TimerHandle | None = None
 
     def add_sockets(self, sockets: Iterable[socket.socket]) -> None:
         """Accept connections on these sockets, whose options are set here."""
@@ -64,8 +65,8 @@ class StreamServer(HTTPServer):
             super().handle_stream(stream, address)
             return
         loop = asyncio.get_running_loop()
-        if not self._waiting:
-            loop.call_later(PATIENCE, self._lose_patience)
+        if self._timer is None:
+            self._timer = loop.call_later(PATIENCE, self._lose_patience)
         self._waiting[stream] = (address, loop.time())
         loop.add_reader(stream.fileno(), self._arrived, stream)
 
@@ -101,10 +102,11 @@ class StreamServer(HTTPServer):
 
     def _lose_patience(self) -> None:
         loop = asyncio.get_running_loop()
+        self._timer = None
         while self._waiting:
             stream, (_, since) = next(iter(self._waiting.items()))
             if since + PATIENCE > loop.time():
-                loop.call_at(since + PATIENCE, self._lose_patience)
+                self._timer = loop.call_at(since + PATIENCE, self._lose_patience)
                 return
             self._go_tornados_way(stream)
 
