@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import secrets
 import socket
 import threading
 import time
@@ -18,6 +17,7 @@ import jwt
 import orjson
 
 from sse_app.auth.accounts import Accounts
+from sse_app.auth.claims import new_id
 from sse_app.auth.database import AuthDatabase
 from sse_app.auth.grants import Grants
 from sse_app.auth.keys import KeyRing
@@ -135,7 +135,7 @@ class Site:
         keys = KeyRing.load(self.server.state_dir / "keys")
         issuer = Tokens(keys, issuer="sse_app", audience="sse_app", longest=ttl)
         grants = ALL if kind is TokenKind.ACCESS else ALL.only_subscribing()
-        return issuer.issue(kind, subject, session or secrets.token_urlsafe(12), grants, ttl)
+        return issuer.issue(kind, subject, session or new_id(), grants, ttl)
 
     def log_in(self, name: str, password: str = PASSWORD, address: str = "") -> Session:
         answer = self.try_login(name, password, address)

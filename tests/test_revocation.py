@@ -202,3 +202,9 @@ def test_a_revocation_is_forgotten_when_its_last_token_has_expired_and_not_befor
     desk.revoke(token_id="another")  # those that are spent leave with the next that comes
     assert not kept()
     assert desk.stream_status(token) == 401
+
+
+def test_no_id_begins_like_a_flag_of_the_command_that_revokes_it(desk: Site) -> None:
+    tokens = [claims_of(desk.mint(TokenKind.ACCESS, "ann")) for _ in range(400)]
+    assert not [claims for claims in tokens if claims["jti"].startswith("-")]
+    assert not [id for id in (desk.log_in("ann").id for _ in range(3)) if id.startswith("-")]

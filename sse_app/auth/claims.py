@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from typing import Any, NamedTuple
 
 from sse_app.auth.grants import Grants
@@ -35,6 +36,11 @@ class Claims(NamedTuple):
         if not all(is_time(seconds) for seconds in (issued_at, expires_at)):
             raise ValueError("iat and exp must be times")
         return cls(subject, session, token_id, issued_at, expires_at, Grants.from_claim(payload["sse"]))
+
+
+def new_id() -> str:
+    """Return a new ``jti`` or ``sid``; none begins with a dash, which a command would take for a flag."""
+    return secrets.token_urlsafe(12).replace("-", "_")
 
 
 def is_text(value: object) -> bool:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import secrets
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sse_app.auth.accounts import Account, Accounts
 from sse_app.auth.audit import Audit
-from sse_app.auth.claims import Claims
+from sse_app.auth.claims import Claims, new_id
 from sse_app.auth.database import AuthDatabase
 from sse_app.auth.grants import Grants
 from sse_app.auth.passwords import PasswordThreads
@@ -198,7 +197,7 @@ class Login:
         Raises:
             InvalidChannel: one of the patterns is none.
         """
-        session = secrets.token_urlsafe(12)
+        session = new_id()
         return self._tokens.issue(TokenKind.STREAM, subject, session, Grants.of(subscribe), lifetime)
 
 

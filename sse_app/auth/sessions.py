@@ -8,6 +8,7 @@ import sqlite3
 import time
 from dataclasses import dataclass
 
+from sse_app.auth.claims import new_id
 from sse_app.auth.database import AuthDatabase
 from sse_app.auth.revocations import Revocation, Scope, revoke
 from sse_app.errors import SSEAppError
@@ -91,7 +92,7 @@ class Sessions:
                 is worth nothing, and there is no session.
         """
         now = time.time()
-        id = secrets.token_urlsafe(12)
+        id = new_id()
         with self._database.transaction() as connection:
             if connection.execute(
                 "SELECT 1 FROM revocations WHERE kind = 'subject' AND value = ? AND issued_until >= ?",

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import random
-import secrets
 import time
 from collections.abc import Callable
 from enum import Enum
 
 import jwt
 
-from sse_app.auth.claims import Claims
+from sse_app.auth.claims import Claims, new_id
 from sse_app.auth.grants import Grants
 from sse_app.auth.jose import StrictJWT, has_canonical_signature, header_of, is_compact
 from sse_app.auth.keys import Key, KeyRing
@@ -98,9 +97,7 @@ class Tokens:
         now = self._clock()
         # Kept exactly, so that what is issued right after a revocation is not taken for older.
         issued_at = now if as_of is None else as_of
-        claims = Claims(
-            subject, session, secrets.token_urlsafe(12), issued_at, int(now) + int(lifetime), grants
-        )
+        claims = Claims(subject, session, new_id(), issued_at, int(now) + int(lifetime), grants)
         payload = {
             "iss": self._issuer,
             "aud": self._audience,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import secrets
 
+from sse_app.auth.claims import new_id
 from sse_app.auth.grants import Grants
 from sse_app.auth.tokens import TokenKind
 from sse_app.channels import own_patterns
@@ -43,4 +43,4 @@ def mint_with_own_keys(
         StateError: they cannot be read.
     """
     tokens = issuer_of(settings, StateDirectory(settings.state_dir))
-    return tokens.issue(kind, subject, session or secrets.token_urlsafe(12), grants, ttl)
+    return tokens.issue(kind, subject, session or new_id(), grants, ttl)
