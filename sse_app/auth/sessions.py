@@ -190,6 +190,8 @@ def revoke_with_sessions(connection: sqlite3.Connection, revocation: Revocation)
             connection.execute("DELETE FROM sessions WHERE subject = ?", (revocation.value,))
         case Scope.ALL:
             connection.execute("DELETE FROM sessions")
+    if revocation.scope in (Scope.SUBJECT, Scope.ALL):  # also what was issued while this waited for its turn
+        revocation = revocation._replace(issued_until=max(revocation.issued_until, time.time()))
     revoke(connection, revocation)
 
 

@@ -98,15 +98,17 @@ def encode(state: State) -> bytes:
     """Return the text that `decode` reads."""
     grants, channels = _Table(), _Table()
     rows = []
+
+    def written(claims: Claims) -> tuple[Any, ...]:
+        return (*claims[:5], grants.place(id(claims.grants), claims.grants))
+
     for stream in state.streams:
-        claims = stream.listener.claims
         rows.append(
             (
                 stream.number,
                 stream.listener.client_id,
                 stream.listener.address,
-                *claims[:5],
-                grants.place(id(claims.grants), claims.grants),
+                [written(claims) for claims in stream.listener.tokens],
                 channels.place(stream.channels, stream.channels),
                 stream.opened_at,
                 stream.retry,
@@ -178,11 +180,9 @@ def _state(document: dict[str, Any], parcels: Sequence[Parcel]) -> State:
     grants = [Grants.from_claim(claim) for claim in document["grants"]]
     channels = [tuple(parse_channel(name) for name in names) for names in document["channels"]]
     streams = []
-    for row in document["streams"]:
-        number, client_id, address, subject, session, token_id, issued_at, expires_at, *rest = row
-        granted, listened, opened_at, retry, replay = rest
-        claims = Claims(subject, session, token_id, issued_at, expires_at, grants[granted])
-        listener = Listener(client_id, claims, address)
+    for number, client_id, address, tokens, listened, opened_at, retry, replay in document["streams"]:
+        claims, *earlier = [Claims._make([*token[:5], grants[token[5]]]) for token in tokens]
+        listener = Listener(client_id, claims, address, tuple(earlier))
         streams.append(
             StreamState(number, listener, channels[listened], opened_at, retry, replay and Replay(*replay))
         )

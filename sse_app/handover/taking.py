@@ -123,7 +123,7 @@ class Taking:
         if parcel.data:
             connection.leave_rest(parcel.data, 0)
         services.keepalive.watch(stream)  # ends it where its token has expired
-        if services.revocations.covers(state.listener.claims):
+        if any(services.revocations.covers(claims) for claims in state.listener.tokens):
             stream.end("revoked", None)
         elif not continuable:
             stream.end("unavailable", hub.jittered_retry())
