@@ -29,14 +29,20 @@ setup(
     ],
     extras_require={
         "uvloop": ["uvloop>=0.22"],  # a faster event loop; used where it is installed
-        "demo": ["numpy>=2", "httpx>=0.28"],  # examples/market computes, and publishes over HTTP
+        # sse_app.client: HTTP for asyncio, and a parser of event streams that splits lines as the standard says
+        "client": ["httpx>=0.28", "httpx-sse>=0.4.3"],
+        "demo": [
+            "numpy>=2",
+            "httpx>=0.28",
+            "httpx-sse>=0.4.3",
+        ],  # examples/market computes, and publishes over HTTP
         "test": [
             "pytest>=9,<10",
             "pytest-tornado>=0.8.1",
             "pytest-xdist>=3.6",  # the tests wait a lot: two processes halve the time
             "setuptools<82",  # pytest-tornado imports pkg_resources, which later ones lack
             "hypothesis>=6",  # properties of the pure core
-            "httpx>=0.28",  # a client that others wrote
+            "httpx[http2]>=0.28",  # a client that others wrote; HTTP/2 is for the proxies
             "httpx-sse>=0.4",  # a parser that others wrote
             "playwright>=1.50",  # drives a real Chromium
             "mypy>=1.18",
