@@ -42,7 +42,7 @@ setup(
             "pytest-xdist>=3.6",  # the tests wait a lot: two processes halve the time
             "setuptools<82",  # pytest-tornado imports pkg_resources, which later ones lack
             "hypothesis>=6",  # properties of the pure core
-            "httpx[http2]>=0.28",  # a client that others wrote; HTTP/2 is for the proxies
+            "httpx>=0.28",  # a client that others wrote
             "httpx-sse>=0.4",  # a parser that others wrote
             "playwright>=1.50",  # drives a real Chromium
             "mypy>=1.18",

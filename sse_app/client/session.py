@@ -96,10 +96,13 @@ class Session(HTTPUser):
         """
         access, refresh = self._access, self._refresh
         self._access, self._refresh = "", None
-        if access:
-            answer = await self._post("/logout", {"refresh_token": refresh} if refresh else {}, access)
-            if answer.status_code >= 300 and answer.status_code != 401:
-                raise failure(answer)
+        if not access:
+            return
+        # The refresh token names the session also where the access token has expired meanwhile.
+        body, token = ({}, access) if refresh is None else ({"refresh_token": refresh}, None)
+        answer = await self._post("/logout", body, token)
+        if answer.status_code >= 300 and answer.status_code != 401:
+            raise failure(answer)
 
     def _usable(self, refused: str | None) -> bool:
         now = asyncio.get_running_loop().time()

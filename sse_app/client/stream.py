@@ -54,8 +54,8 @@ class Stream(HTTPUser):
         after: the event id to resume after; None begins with what comes next.
         client_id: a label, unique among the streams of this account: all that share it are renewed together.
             None makes one.
-        http: the HTTP client to use, None for its own. On HTTP/2 several streams share a connection, but
-            httpx tells the server of no stream that it leaves before its end: close the client then.
+        http: the HTTP client to use, None for its own. Let it speak HTTP/1.1: on HTTP/2 httpx (httpcore 1.0) keeps
+            what came for one stream until something comes for another.
         backoff: how long to wait between attempts.
         ping_interval: seconds between pings to assume until two have come; 2.25 of them without a sign of life
             mean that the connection is dead.
@@ -98,7 +98,9 @@ class Stream(HTTPUser):
         self._pace = Pace(ping_interval)
         self._open_timeout = open_timeout
         self._on_state = on_state
-        self._items: asyncio.Queue[Event | Reset | Exception | None] = asyncio.Queue(BUFFERED)
+        self._items: asyncio.Queue[Event | Reset | None] = asyncio.Queue(BUFFERED)
+        self._opened = asyncio.Event()
+        self._error: Exception | None = None
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -115,6 +117,7 @@ class Stream(HTTPUser):
             while not self._items.empty():
                 self._items.get_nowait()
             self._items.put_nowait(None)
+            self._opened.set()
             await super().aclose()
 
     def __aiter__(self) -> Self:
@@ -135,18 +138,28 @@ class Stream(HTTPUser):
         item = await self._items.get()
         if isinstance(item, Event):
             self.last_event_id = item.id
-        elif not isinstance(item, Reset):
-            self._items.put_nowait(item)  # for whoever asks again
-            raise StopAsyncIteration if item is None else item
+        elif item is None:
+            self._items.put_nowait(None)  # for whoever asks again
+            raise self._error or StopAsyncIteration
         return item
+
+    async def opened(self) -> None:
+        """Wait until the stream stands for the first time: from then on it misses nothing.
+
+        Raises:
+            As the iteration does, where that ends before.
+        """
+        await self._opened.wait()
+        if self._error is not None:
+            raise self._error
 
     async def _run(self) -> None:
         try:
             await self._keep_connected()
         except Exception as error:
-            await self._items.put(error)
-        else:
-            await self._items.put(None)
+            self._error = error
+        self._opened.set()
+        await self._items.put(None)
 
     async def _keep_connected(self) -> None:
         """Connect again and again; return where the server says that there is no stream.
@@ -202,6 +215,7 @@ class Stream(HTTPUser):
                     await self._items.put(item)
                     continue
                 self.last_event_id = self.last_event_id or self._position.id
+                self._opened.set()
                 self._on_state(item)
                 if self._tokens.fresh and renewal is None:
                     address = f"{self.url}{STREAM}/connections/{quote(item.client_id, safe='')}/renew"
