@@ -8,7 +8,6 @@ import json
 import os
 import secrets
 import sys
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from sse_app.auth.grants import Grants
@@ -96,9 +95,12 @@ def _require_client(options: argparse.Namespace) -> None:
     Raises:
         ExtraMissing: something is.
     """
-    if not all(find_spec(name) for name in ("httpx", "httpx_sse")):
+    try:
+        import sse_app.client  # noqa: F401
+    except ModuleNotFoundError as error:
         command = options.run.partition(":")[2]
-        raise ExtraMissing(f"{command} needs the extra 'client': pip install 'sse-app[client]'")
+        needs = f"{command} needs the extra 'client': pip install 'sse-app[client]'"
+        raise ExtraMissing(f"{needs} ({error})") from None
 
 
 def _url(options: argparse.Namespace, settings: Settings) -> str:
