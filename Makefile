@@ -3,13 +3,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test check bench clean
+.PHONY: run test test-slow check bench clean
 
 run: .venv/installed
 	@$(BIN)/python -m examples.market
 
 test: .venv/installed check
 	@$(BIN)/python -m pytest --numprocesses=2
+
+# What takes minutes, nearly all of them spent waiting; `make test` leaves it out.
+test-slow: .venv/installed
+	@$(BIN)/python -m pytest --numprocesses=2 -m minutes
 
 check: .venv/installed
 	@$(BIN)/ruff check .
