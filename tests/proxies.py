@@ -73,6 +73,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def connections_to(port: int) -> int:
+    """Return how many TCP connections to a port of this machine are established, as the kernel says."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(row[2].endswith(f":{port:04X}") and row[3] == "01" for row in rows)
+
+
 @dataclass(frozen=True)
 class Proxy:
     """A proxy that runs.

@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -23,14 +24,14 @@ from sse_app.client import (
     Connected,
     Event,
     Publisher,
-    Reset,
     Stream,
     Unavailable,
     Waiting,
 )
 from tests.conftest import require
-from tests.proxies import PROXIES, Certificate, Proxy, bare_nginx, free_port, make_certificate, nginx
+from tests.proxies import PROXIES, Certificate, Proxy, connections_to, free_port, make_certificate, nginx
 from tests.server_process import ServerProcess
+from tests.test_delivery import until
 
 CHANNEL = "user.proxied"
 TOKEN = re.compile(r"eyJ[\w-]{10,}")
@@ -97,18 +98,9 @@ async def next_event(stream: Stream) -> Event:
     return item
 
 
-def until(condition: Callable[[], bool], seconds: float = DEADLINE) -> None:
-    """Wait until something is so; fail after so many seconds."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def connections_to(port: int) -> int:
-    """Return how many TCP connections to a port of this machine are established, as the kernel says."""
-    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    return sum(row[2].endswith(f":{port:04X}") and row[3] == "01" for row in rows)
+def all_have(text: str, files: list[Path]) -> bool:
+    """Return whether a text is in all of these files."""
+    return all(text in file.read_text() for file in files)
 
 
 @both
@@ -150,13 +142,15 @@ def test_eight_streams_share_one_connection_of_http_2(site: Site, tmp_path: Path
         command += ["--output", str(output), f"{url}?token={site.token}&client_id={output.stem}"]
     curl = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
-        until(lambda: all(output.exists() and "connected" in output.read_text() for output in outputs))
+        until(
+            lambda: all(out.exists() and "connected" in out.read_text() for out in outputs), "eight streams"
+        )
         assert connections_to(site.proxy.port) == 1
         with site.server.publisher() as publisher:
             for n in range(10):  # each reaches all eight before the next is published
                 answer = publisher.post(f"/api/v1/sse/{CHANNEL}", json={"event": "tick", "data": {"n": n}})
                 line = f"id: {answer.json()['id']}\n"
-                until(lambda line=line: all(line in output.read_text() for output in outputs), AT_ONCE)  # type: ignore[misc]
+                until(partial(all_have, line, outputs), "all eight have it", AT_ONCE)
         assert connections_to(site.proxy.port) == 1
         assert httpx.get(f"{site.server.url}/api/v1/sse/status").json()["total_connections"] == 8
         site.server.stop()  # which ends the streams, and so curl
@@ -246,49 +240,6 @@ def test_the_server_learns_the_address_of_the_client_and_not_what_the_client_say
             f":{proxy.port}" if which == "nginx" else ""
         )
         assert headers["version"] == "HTTP/1.1"
-
-
-def test_nginx_with_its_defaults_which_speak_http_1_0_to_the_server_passes_a_correct_stream(
-    start_server: Callable[..., ServerProcess], tmp_path: Path
-) -> None:
-    server = start_server(KEEPALIVE__PING_INTERVAL=0.5)
-    url = f"http://127.0.0.1:{free_port()}"
-    listen = url.removeprefix("http://")
-    folder = tmp_path / "proxy"
-    folder.mkdir()
-    defaults = f"access_log off; server {{ listen {listen}; location / {{ proxy_pass {server.url}; }} }}"
-
-    async def test() -> None:
-        items: list[Event | Reset] = []
-        async with (
-            Stream(url, CHANNEL, server.stream_token(CHANNEL)) as stream,
-            Publisher(url, server.access_token()) as publisher,
-        ):
-            await stream.opened()
-            ids = []
-            for n in range(10):
-                ids.append(await publisher.publish(CHANNEL, "tick", {"n": n, "text": "🙂\r\n" * n}))
-                items.append(await next_event(stream))
-            ids += await publisher.publish_batch(
-                [{"channel": CHANNEL, "event": "tick", "data": {"text": "x" * n}} for n in range(500)]
-            )
-            async with asyncio.timeout(DEADLINE):
-                items += [await anext(stream) for _ in range(500)]
-            assert [item.id for item in items if isinstance(item, Event)] == ids
-        stream_url = httpx.URL(f"{url}/api/v1/sse/{CHANNEL}", params={"token": server.stream_token(CHANNEL)})
-        async with httpx.AsyncClient(trust_env=False) as http, http.stream("GET", stream_url) as raw:
-            pieces = b""
-            async for piece in raw.aiter_bytes():
-                pieces += piece
-                if pieces.count(b"event: ping") == 2:
-                    break
-        assert re.fullmatch(
-            rb"retry: \d+\nid: [\w-]+\nevent: connected\ndata: {[^\n]+}\n\n(event: ping\ndata: {[^\n]+}\n\n){2}",
-            pieces,
-        )
-
-    with bare_nginx(defaults, url, folder):
-        asyncio.run(test())
 
 
 def test_a_certificate_that_proves_nothing_is_told_at_once_and_not_tried_again(
