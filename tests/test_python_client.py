@@ -80,6 +80,7 @@ async def logged_in(server: ServerProcess) -> AsyncIterator[Session]:
         yield session
 
 
+@pytest.mark.slow
 def test_kill_9_under_publishing_loses_nothing_and_doubles_nothing(start_server: Start) -> None:
     server = start_server(STREAM__RETRY=100)
     numbers = itertools.count()
@@ -124,6 +125,7 @@ def test_kill_9_under_publishing_loses_nothing_and_doubles_nothing(start_server:
     run(test())
 
 
+@pytest.mark.slow
 def test_a_token_that_expires_every_4_seconds_is_renewed_on_one_connection(start_server: Start) -> None:
     server = start_server(AUTH__STREAM_LIFETIME=4, AUTH__ACCESS_LIFETIME=8)
 
@@ -146,6 +148,7 @@ def test_a_token_that_expires_every_4_seconds_is_renewed_on_one_connection(start
     run(test())
 
 
+@pytest.mark.slow
 def test_where_renewal_is_refused_it_reconnects_and_misses_nothing(start_server: Start) -> None:
     server = start_server(STREAM__RETRY=100)
 
@@ -172,6 +175,7 @@ def test_where_renewal_is_refused_it_reconnects_and_misses_nothing(start_server:
     run(test())
 
 
+@pytest.mark.slow
 def test_a_server_that_stops_answering_is_found_out_within_two_and_a_half_pings(start_server: Start) -> None:
     interval = 0.8
     server = start_server(KEEPALIVE__PING_INTERVAL=interval, STREAM__RETRY=100)

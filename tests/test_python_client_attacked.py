@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -111,6 +113,7 @@ def test_a_caller_that_is_too_slow_is_cut_off_and_misses_nothing(start_server: S
     run(test())
 
 
+@pytest.mark.slow
 def test_it_ends_cleanly_in_every_state(start_server: Start) -> None:
     server = start_server(STREAM__RETRY=5000)
     assert server.process is not None
@@ -213,3 +216,19 @@ def test_the_client_needs_nothing_of_the_server_and_says_what_it_needs(program: 
         timeout=60,
     )
     assert done.stdout == printed
+
+
+def test_the_lines_of_the_readme_run_as_they_stand(start_server: Start) -> None:
+    server = start_server()
+    grants = ("--subscribe", "dashboard,alerts", "--publish", "alerts")
+    server.command("user", "add", "ann", *grants, "--password-stdin", input="correct horse battery\n")
+    readme = (ROOT / "README.md").read_text()
+    block = readme[readme.index("    import asyncio\n    from sse_app.client") :]
+    program = textwrap.dedent(block[: block.index("asyncio.run(main())") + len("asyncio.run(main())")])
+    program = program.replace("http://localhost:8000", server.url).replace("…", "correct horse battery")
+    command = [sys.executable, "-u", "-c", program]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        process.kill()
+    assert re.match(r"[\w-]+ risk_alert {'severity': 'low', 'channel': 'alerts', 'timestamp': ", line)
