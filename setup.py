@@ -29,7 +29,13 @@ setup(
     ],
     extras_require={
         "uvloop": ["uvloop>=0.22"],  # a faster event loop; used where it is installed
-        "demo": ["numpy>=2", "httpx>=0.28"],  # examples/market computes, and publishes over HTTP
+        # sse_app.client: HTTP for asyncio, and a parser of event streams that splits lines as the standard says
+        "client": ["httpx>=0.28", "httpx-sse>=0.4.3"],
+        "demo": [
+            "numpy>=2",
+            "httpx>=0.28",
+            "httpx-sse>=0.4.3",
+        ],  # examples/market computes, and publishes over HTTP
         "test": [
             "pytest>=9,<10",
             "pytest-tornado>=0.8.1",

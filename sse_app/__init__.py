@@ -1,6 +1,8 @@
 """Authenticated Server-Sent Events on Tornado: streams that lose nothing, behind tokens that open nothing else."""
 
-from sse_app.application import SSEApp
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from sse_app.errors import (
     EventLogUnavailable,
     InvalidChannel,
@@ -12,8 +14,11 @@ from sse_app.errors import (
     UnknownChannel,
 )
 from sse_app.events import EventId
-from sse_app.settings import Settings, load_settings
 from sse_app.version import VERSION
+
+if TYPE_CHECKING:
+    from sse_app.application import SSEApp
+    from sse_app.settings import Settings, load_settings
 
 __version__ = VERSION
 __all__ = [
@@ -31,3 +36,17 @@ __all__ = [
     "__version__",
     "load_settings",
 ]
+
+_LATER = {
+    "SSEApp": "sse_app.application",
+    "Settings": "sse_app.settings",
+    "load_settings": "sse_app.settings",
+}
+"""What is imported when it is first asked for: whoever wants only the client need not load the server."""
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_LATER[name]), name)
+    return value

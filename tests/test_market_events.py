@@ -19,10 +19,10 @@ from typing import Any
 
 import pytest
 
-from examples.market.client import LoginRefused, PublishClient, PublishError
 from examples.market.events import Event, abandoned
 from examples.market.feeds import FIRST_DAY, backtest_feed, portfolio_feed, training_feed
 from examples.market.risk import SEVERITIES
+from sse_app.client import Backoff, ClientError, Forbidden, Publisher, Refused, Session, Unauthorized
 from tests.market_data import BARS, EVENTS, MARKET
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -124,7 +124,7 @@ class Backend:
                 return 401, {"error": {"code": "bad_credentials", "message": "No."}}
             self.logins += 1
             self.valid.add(f"Bearer token-{self.logins}")
-            return 200, {"access_token": f"token-{self.logins}"}
+            return 200, {"access_token": f"token-{self.logins}", "expires_in": 3600}
         if token not in self.valid:
             return 401, {"error": {"code": "invalid_token", "message": "Expired."}}
         fault = self.faults.pop(0) if self.faults else 0
@@ -138,7 +138,7 @@ class Backend:
         assert self.bodies[key] == body
         if fault == "lose":
             return None
-        ids = [f"e-{number}" for number in range(len(self.log))]
+        ids = [f"e-{number}" for number, _ in enumerate(value.get("events", [value]))]
         return 201, {"id": ids[-1], "ids": ids}
 
 
@@ -183,10 +183,13 @@ def test_events_arrive_once_whatever_happens_to_the_answers() -> None:
     reports: list[str] = []
 
     async def publish(url: str) -> None:
-        async with PublishClient(url, "market", "right", report=reports.append, first_delay=0.002) as client:
-            await client.publish(EVENTS[0])
+        async with (
+            Session(url, "market", "right") as session,
+            Publisher(url, session, report=reports.append, backoff=Backoff(0.002)) as client,
+        ):
+            await client.publish(**EVENTS[0])
             server.faults = ["lose", 503, 429, 500, "lose"]
-            await client.publish(EVENTS[1])
+            await client.publish(**EVENTS[1])
             server.valid.clear()
             server.faults = ["lose"]
             await client.publish_batch(EVENTS[2:])
@@ -201,10 +204,10 @@ def test_events_arrive_once_whatever_happens_to_the_answers() -> None:
 
 def test_tasks_that_meet_an_expired_token_together_log_in_once() -> None:
     async def publish(url: str) -> None:
-        async with PublishClient(url, "market", "right") as client:
-            await client.publish(EVENTS[0])
+        async with Session(url, "market", "right") as session, Publisher(url, session) as client:
+            await client.publish(**EVENTS[0])
             server.valid.clear()
-            await asyncio.gather(*(client.publish(event) for event in EVENTS[1:]))
+            await asyncio.gather(*(client.publish(**event) for event in EVENTS[1:]))
 
     with backend() as server:
         asyncio.run(publish(server.url))
@@ -215,15 +218,15 @@ def test_tasks_that_meet_an_expired_token_together_log_in_once() -> None:
 @pytest.mark.parametrize(
     ("password", "fault", "error", "message"),
     [
-        ("wrong", 0, LoginRefused, "login as market: 401 bad_credentials: No."),
-        ("right", 403, PublishError, "/api/v1/sse/dashboard: 403 code_403: Not now."),
-        ("right", 422, PublishError, "/api/v1/sse/dashboard: 422 code_422: Not now."),
+        ("wrong", 0, Unauthorized, "login as market: 401 bad_credentials: No."),
+        ("right", 403, Forbidden, "403 code_403: Not now."),
+        ("right", 422, Refused, "422 code_422: Not now."),
     ],
 )
-def test_a_refusal_is_final(password: str, fault: int, error: type[PublishError], message: str) -> None:
+def test_a_refusal_is_final(password: str, fault: int, error: type[ClientError], message: str) -> None:
     async def publish(url: str) -> None:
-        async with PublishClient(url, "market", password) as client:
-            await client.publish(EVENTS[0])
+        async with Session(url, "market", password) as session, Publisher(url, session) as client:
+            await client.publish(**EVENTS[0])
 
     with backend() as server:
         server.faults = [fault]

@@ -16,10 +16,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-import httpx
+from sse_app.client import ClientError, Publisher, Session
+from sse_app.client.http import check_address
 
 from .bars import BadBars, load_bars, load_vix
-from .client import PublishClient, PublishError
 from .events import Event, abandoned
 from .feeds import Market, Tick, backtest_feed, portfolio_feed, training_feed
 
@@ -42,13 +42,13 @@ class Feed:
     period: float
     last: Event | None = None
 
-    async def publish(self, client: PublishClient, stop: asyncio.Event) -> None:
+    async def publish(self, client: Publisher, stop: asyncio.Event) -> None:
         """Publish tick after tick until there are no more or `stop` is set; never ends amid a request."""
         clock = asyncio.get_running_loop()
         due = clock.time()
         for events in self.ticks:
             if len(events) == 1:
-                await client.publish(events[0])
+                await client.publish(**events[0])
             elif events:
                 # A day and its alerts belong together: subscribers see all of them or none.
                 await client.publish_batch(events)
@@ -63,11 +63,11 @@ class Feed:
                 return
 
 
-async def publish_all(client: PublishClient, feeds: Sequence[Feed]) -> None:
+async def publish_all(client: Publisher, feeds: Sequence[Feed]) -> None:
     """Publish the feeds side by side until all have ended, one is refused, or a signal comes.
 
     Raises:
-        PublishError: the server refuses the account or an event.
+        ClientError: the server refuses the account or an event.
     """
     stop = asyncio.Event()
     tasks = [asyncio.create_task(feed.publish(client, stop)) for feed in feeds]
@@ -93,7 +93,7 @@ async def publish_all(client: PublishClient, feeds: Sequence[Feed]) -> None:
     known = [feed.last for feed, outcome in zip(feeds, outcomes, strict=True) if outcome is None]
     endings = [ending for last in known if last and (ending := abandoned(last))]
     if endings:
-        with suppress(TimeoutError, PublishError):
+        with suppress(TimeoutError, ClientError):
             await asyncio.wait_for(client.publish_batch(endings), GRACE)
 
 
@@ -106,7 +106,7 @@ async def main(url: str, user: str, password: str, speed: float, once: bool) -> 
         Feed(training_feed(market, passes), TRAINING_PERIOD / speed),
         Feed(backtest_feed(market, passes), BACKTEST_PERIOD / speed),
     )
-    async with PublishClient(url, user, password, report=_say) as client:
+    async with Session(url, user, password) as session, Publisher(url, session, report=_say) as client:
         await publish_all(client, feeds)
 
 
@@ -116,11 +116,9 @@ def _say(sentence: str) -> None:
 
 def _address(text: str) -> str:
     try:
-        url = httpx.URL(text)
-    except httpx.InvalidURL as error:
+        check_address(text)
+    except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
-    if url.scheme not in ("http", "https") or not url.host:
-        raise argparse.ArgumentTypeError(f"{text!r} is not an http or https address")
     return text
 
 
@@ -159,6 +157,6 @@ if __name__ == "__main__":
         sys.exit(2)
     try:
         asyncio.run(main(arguments.url, arguments.user, secret, arguments.speed, arguments.once))
-    except (BadBars, PublishError) as error:
+    except (BadBars, ClientError) as error:
         _say(str(error))
         sys.exit(1)

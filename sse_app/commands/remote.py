@@ -6,10 +6,9 @@ import argparse
 import asyncio
 import json
 import os
+import secrets
 import sys
-from urllib.parse import quote, urlencode
-
-from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest
+from typing import TYPE_CHECKING
 
 from sse_app.auth.grants import Grants
 from sse_app.auth.tokens import TokenKind
@@ -17,108 +16,117 @@ from sse_app.commands.options import settings_of
 from sse_app.commands.tokens import mint_with_own_keys
 from sse_app.errors import InvalidInput, SSEAppError
 from sse_app.settings import Settings
-from sse_app.wire import EventParser, ParsedEvent
+
+if TYPE_CHECKING:
+    from sse_app.client import Connected, Event, Reset, Waiting
+    from sse_app.client.tokens import Token
 
 TOKEN_LIFETIME = 600
-LAST_STATUSES = (204, 400, 401, 403, 404, 405)
-"""Statuses after which coming back is of no use."""
+
+PATIENCE = 10.0
+"""Seconds for which ``publish`` tries to reach the server."""
 
 
-class RequestFailed(SSEAppError):
-    """A server refused, or could not be reached."""
-
-
-def _url(options: argparse.Namespace, settings: Settings) -> str:
-    url = options.url or os.environ.get("SSE_APP_URL") or f"http://{settings.host}:{settings.port}"
-    return str(url).rstrip("/")
-
-
-def _token(options: argparse.Namespace, settings: Settings, kind: TokenKind, grants: Grants) -> str:
-    if options.token_stdin:
-        return sys.stdin.readline().strip()
-    return os.environ.get("SSE_APP_TOKEN") or mint_with_own_keys(
-        settings, kind, "cli", grants, TOKEN_LIFETIME
-    )
+class ExtraMissing(SSEAppError):
+    """What a command needs is not installed."""
 
 
 def publish(options: argparse.Namespace) -> None:
     """Publish one event and print its id."""
+    _require_client(options)
     settings = settings_of(options)
     try:
         data = json.loads(sys.stdin.read() if options.data == "-" else options.data)
     except ValueError as error:
         raise InvalidInput(f"the data is not JSON: {error}") from None
     token = _token(options, settings, TokenKind.ACCESS, Grants.of(publish=[options.channel]))
-    request = HTTPRequest(
-        f"{_url(options, settings)}/api/v1/sse/{quote(options.channel, safe='')}",
-        method="POST",
-        headers={"Authorization": f"Bearer {token}", "Content-Type": "application/json"},
-        body=json.dumps({"event": options.type, "data": data}),
-    )
-    print(asyncio.run(_post(request)))
+    print(asyncio.run(_publish(options, _url(options, settings), token, data)))
 
 
-async def _post(request: HTTPRequest) -> str:
-    try:
-        response = await AsyncHTTPClient().fetch(request, raise_error=False)
-    except OSError as error:
-        raise RequestFailed(f"cannot reach the server: {error}") from None
-    answer = _error_text(response.code, response.body)
-    if response.code != 201:
-        raise RequestFailed(answer)
-    return str(json.loads(response.body)["id"])
+async def _publish(options: argparse.Namespace, url: str, token: Token, data: object) -> str:
+    from sse_app.client import Publisher
+
+    if not isinstance(data, dict):
+        raise InvalidInput("data must be a JSON object")
+    async with Publisher(url, token, give_up_after=PATIENCE) as publisher:
+        return await publisher.publish(options.channel, options.type, data)
 
 
 def listen(options: argparse.Namespace) -> None:
     """Print events until Ctrl-C or until the token is of no more use."""
+    _require_client(options)
     settings = settings_of(options)
     channels = [name for name in options.channels.split(",") if name]
     token = _token(options, settings, TokenKind.STREAM, Grants.of(subscribe=channels))
-    base = f"{_url(options, settings)}/api/v1/sse/{quote(options.channels, safe=',')}"
-    asyncio.run(_listen(base, token, options.after))
+    asyncio.run(_listen(options, _url(options, settings), token))
 
 
-async def _listen(base: str, token: str, position: str | None) -> None:
-    retry = 3.0
-    while True:
-        query = {"token": token} | ({"last_event_id": position} if position else {})
-        parser = EventParser()
-        ended = False
+async def _listen(options: argparse.Namespace, url: str, token: Token) -> None:
+    from sse_app.client import Stream
 
-        def received(piece: bytes, parser: EventParser = parser) -> None:
-            nonlocal position, retry, ended
-            for event in parser.feed(piece):
-                position = event.id or position
-                ended = _print(event) or ended
-            retry = retry if parser.retry is None else parser.retry / 1000
-
-        request = HTTPRequest(
-            f"{base}?{urlencode(query)}", streaming_callback=received, request_timeout=0, connect_timeout=10
-        )
-        try:
-            await AsyncHTTPClient(force_instance=True).fetch(request)
-        except HTTPClientError as error:
-            if error.code in LAST_STATUSES:
-                raise RequestFailed(f"the server answered {error.code}") from None
-        except OSError:
-            pass  # it is away, perhaps only for a moment
-        if ended:
-            raise RequestFailed("the server has ended the stream for good")
-        await asyncio.sleep(retry)
+    async with Stream(url, options.channels, token, after=options.after, on_state=_say) as stream:
+        async for item in stream:
+            _print(item)
 
 
-def _print(event: ParsedEvent) -> bool:
-    """Print an event as a line; return whether it says that the token is of no more use."""
+def _say(state: Connected | Waiting) -> None:
+    """Tell people how it stands; what programs read goes to standard output."""
+    from sse_app.client import Connected
+
+    if isinstance(state, Connected):
+        print(f"sse-app: connected to {', '.join(state.channels)}", file=sys.stderr, flush=True)
+    elif state.attempt:
+        print(f"sse-app: {state.reason}; back in {state.delay:.1f} s", file=sys.stderr, flush=True)
+
+
+def _print(item: Event | Reset) -> None:
+    from sse_app.client import Reset
+
+    if isinstance(item, Reset):
+        line = {"event": "reset", "id": None, "data": {"channel": item.channel, "reason": item.reason}}
+    else:
+        line = {"event": item.type, "id": item.id, "data": item.data}
+    print(json.dumps(line), flush=True)
+
+
+def _require_client(options: argparse.Namespace) -> None:
+    """Say in one line what is missing.
+
+    Raises:
+        ExtraMissing: something is.
+    """
     try:
-        data = json.loads(event.data)
-    except ValueError:
-        data = event.data
-    print(json.dumps({"event": event.type, "id": event.id, "data": data}), flush=True)
-    return event.type == "closing" and isinstance(data, dict) and data.get("retry") is None
+        import sse_app.client  # noqa: F401
+    except ModuleNotFoundError as error:
+        command = options.run.partition(":")[2]
+        needs = f"{command} needs the extra 'client': pip install 'sse-app[client]'"
+        raise ExtraMissing(f"{needs} ({error})") from None
 
 
-def _error_text(status: int, body: bytes) -> str:
+def _url(options: argparse.Namespace, settings: Settings) -> str:
+    url = options.url or os.environ.get("SSE_APP_URL")
+    if url is None:
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        return f"http://{host}:{settings.port}"
+    from sse_app.client.http import check_address
+
     try:
-        return f"{status}: {json.loads(body)['error']['message']}"
-    except (ValueError, KeyError, TypeError):
-        return f"the server answered {status}"
+        check_address(url)
+    except ValueError as error:
+        raise InvalidInput(f"--url or SSE_APP_URL: {error}") from None
+    return str(url)
+
+
+def _token(options: argparse.Namespace, settings: Settings, kind: TokenKind, grants: Grants) -> Token:
+    """Return the token given, else one minted anew whenever one is wanted, all of one session."""
+    if options.token_stdin:
+        return sys.stdin.readline().strip()
+    if given := os.environ.get("SSE_APP_TOKEN"):
+        return given
+    session = secrets.token_urlsafe(12)
+    mint_with_own_keys(settings, kind, "cli", grants, TOKEN_LIFETIME, session)  # what is wrong comes out here
+
+    async def minted() -> str:
+        return mint_with_own_keys(settings, kind, "cli", grants, TOKEN_LIFETIME, session)
+
+    return minted

@@ -1,0 +1,50 @@
+"""The client: streams that come back by themselves, publishing without doubles, and the login that feeds both.
+
+>>> async with Session("https://events.example", "ann", password) as session:
+...     async with Stream(session.url, ["alerts"], session) as stream:
+...         async for item in stream:
+...             match item:
+...                 case Event():
+...                     show(item.type, item.data)
+...                 case Reset():
+...                     await fetch_afresh(item.channel)
+
+It needs the extra ``client`` (``pip install 'sse-app[client]'``), and of the server nothing but the pure core.
+"""
+
+from sse_app.client.backoff import Backoff
+from sse_app.client.errors import (
+    CertificateRefused,
+    ClientError,
+    Forbidden,
+    NotFound,
+    ProtocolError,
+    Refused,
+    StreamEnded,
+    Unauthorized,
+    Unavailable,
+)
+from sse_app.client.items import Connected, Event, Reset, Waiting
+from sse_app.client.publisher import Publisher
+from sse_app.client.session import Session
+from sse_app.client.stream import Stream
+
+__all__ = [
+    "Backoff",
+    "CertificateRefused",
+    "ClientError",
+    "Connected",
+    "Event",
+    "Forbidden",
+    "NotFound",
+    "ProtocolError",
+    "Publisher",
+    "Refused",
+    "Reset",
+    "Session",
+    "Stream",
+    "StreamEnded",
+    "Unauthorized",
+    "Unavailable",
+    "Waiting",
+]

@@ -1,0 +1,246 @@
+"""One connection of a stream: opens it, and hands on what comes, without doubles, until it ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+from httpx_sse import EventSource, ServerSentEvent
+
+from sse_app.client.errors import ProtocolError, StreamEnded, Unauthorized
+from sse_app.client.http import CONNECT_TIMEOUT, failure, json_object
+from sse_app.client.items import Connected, Event, Reset
+from sse_app.client.tokens import StreamTokens
+from sse_app.client.watch import Dropped, Pace, Silence, WatchedStream
+from sse_app.events import MAX_RETRY, EventId
+
+RETURN_AT_ONCE = 1.0
+"""Seconds a connection must have stood for its successor to follow without a delay, lest they chase each other."""
+
+
+@dataclass(slots=True)
+class Position:
+    """How far a stream has come.
+
+    Attributes:
+        id: the last event id, to resume after; None before the first connection.
+        seen: of each channel the last event seen, to know doubles by.
+    """
+
+    id: str | None = None
+    seen: dict[str, EventId] = field(default_factory=dict)
+
+    def start(self, id: str, channels: tuple[str, ...]) -> None:
+        """Take the position that the server goes on from: the one asked for, or where a new stream begins."""
+        self.id = id
+        place = EventId.parse(id)
+        if place is not None:
+            for channel in channels:
+                self.seen.setdefault(channel, place)
+
+    def reset(self, channel: str) -> None:
+        """Take note that a channel goes on elsewhere, which may be further back, where a log was restored."""
+        self.seen.pop(channel, None)
+
+    def is_new(self, channel: str, place: EventId) -> bool:
+        """Return whether an event has not been seen."""
+        seen = self.seen.get(channel)
+        return seen is None or seen.epoch != place.epoch or place.seq > seen.seq
+
+    def advance(self, id: str, channel: str, place: EventId) -> None:
+        """Take note of an event."""
+        self.id = id
+        self.seen[channel] = place
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a connection ended.
+
+    Attributes:
+        reason: for people.
+        wait: seconds that the server asks to stay away; None: it did not say.
+        at_once: whether the next one is to follow without a delay.
+    """
+
+    reason: str
+    wait: float | None = None
+    at_once: bool = False
+
+
+class Connection:
+    """A stream's connection, once the server has answered 200.
+
+    Args:
+        response: the answer.
+        position: how far the stream has come; it is kept up to date.
+        pace: of the pings; it is kept up to date.
+        renewable: whether the token can be replaced.
+    """
+
+    def __init__(self, response: httpx.Response, position: Position, pace: Pace, renewable: bool) -> None:
+        assert isinstance(response.stream, httpx.AsyncByteStream)
+        self.body = WatchedStream(response.stream, pace)
+        response.stream = self.body
+        response.encoding = "utf-8"  # whatever the header says (WHATWG HTML §9.2.6)
+        self._source = EventSource(response)
+        self._position = position
+        self._pace = pace
+        self._renewable = renewable
+        self._stood_since: float | None = None
+        self.retry: float | None = None
+        self.end = End("the server closed the connection")
+        self._farewell: End | None = None
+
+    def stood(self, now: float) -> float:
+        """Return for how many seconds the stream has stood, on the clock of the event loop."""
+        return 0.0 if self._stood_since is None else now - self._stood_since
+
+    async def items(self) -> AsyncGenerator[Connected | Event | Reset, None]:
+        """Yield what comes, until the connection ends; `end` tells how.
+
+        Raises:
+            StreamEnded: the server does not want this client back.
+            Unauthorized: the token is spent, and there is no other.
+            ProtocolError: what came was sent by another server.
+        """
+        self._pace.begin()
+        events = self._source.aiter_sse()
+        try:
+            async for sent in events:
+                if sent.retry is not None:
+                    self.retry = max(0, min(sent.retry, MAX_RETRY)) / 1000
+                if sent.data and (item := self._take(sent)) is not None:
+                    yield item
+        except Silence:
+            self._pace.doubt()
+            self.end = End("nothing was heard of the server for too long")
+        except Dropped as dropped:
+            self.end = End(str(dropped), at_once=True)
+        except httpx.RequestError as error:
+            self.end = End(f"the connection was lost: {type(error).__name__}")
+        finally:
+            self.end = self._farewell or self.end
+            # Whoever leaves amid the stream leaves readers suspended: they come to their end here and now.
+            self.body.drop("it is over")
+            with suppress(Dropped, Silence, httpx.RequestError):
+                async for _ in events:
+                    pass
+
+    def _take(self, sent: ServerSentEvent) -> Connected | Event | Reset | None:
+        data = json_object(sent.data)
+        match sent.event:
+            case "connected":
+                return self._connected(sent.id, data)
+            case "ping":
+                self._pace.ping(data.get("timestamp"))
+                return None
+            case "closing":
+                self._closing(data)
+                return None
+            case "reset":
+                channel = str(data.get("channel"))
+                self._position.reset(channel)
+                return Reset(channel, str(data.get("reason")))
+        place, channel = EventId.parse(sent.id), str(data.get("channel"))
+        if place is None:
+            raise ProtocolError("an event without an id of this server's form came")
+        if not self._position.is_new(channel, place):
+            return None
+        self._position.advance(sent.id, channel, place)
+        return Event(sent.id, channel, sent.event, data)
+
+    def _connected(self, id: str, data: dict[str, Any]) -> Connected:
+        try:
+            connected = Connected(
+                str(data["client_id"]),
+                tuple(data["channels"]),
+                bool(data["recovered"]),
+                float(data["expires_in"]),
+            )
+        except (KeyError, TypeError, ValueError):
+            raise ProtocolError("the first event is not as this server sends it") from None
+        self._position.start(id, connected.channels)
+        self._stood_since = asyncio.get_running_loop().time()
+        return connected
+
+    def _closing(self, data: dict[str, Any]) -> None:
+        """Take the server's farewell: it is the last that comes.
+
+        Raises:
+            StreamEnded: it does not want this client back.
+            Unauthorized: the token is spent, and there is no other.
+        """
+        reason, retry = str(data.get("reason")), data.get("retry")
+        if isinstance(retry, int | float):
+            self._farewell = End(reason, wait=max(0.0, retry / 1000))
+        elif reason == "kicked":
+            raise StreamEnded(reason)
+        elif not self._renewable:
+            raise Unauthorized(f"the token is of no more use: {reason}", 401, reason)
+        else:
+            self._farewell = End(reason, at_once=True)
+        self.body.drop(reason)
+
+
+@asynccontextmanager
+async def connect(
+    http: httpx.AsyncClient,
+    address: str,
+    client_id: str,
+    tokens: StreamTokens,
+    position: Position,
+    pace: Pace,
+    open_timeout: float,
+) -> AsyncIterator[Connection | None]:
+    """Open a stream with a fresh token, and close it at the end; None where the server says that there is none.
+
+    Raises:
+        ClientError: the server refuses it, or not just now.
+        httpx.RequestError, OSError: there is no answer.
+    """
+    async with asyncio.timeout(open_timeout):
+        token = await tokens.get()
+        try:
+            response = await _request(http, address, client_id, token, position)
+        except Unauthorized:
+            if not tokens.fresh:
+                raise
+            response = await _request(http, address, client_id, await tokens.get(), position)
+    try:
+        if response.status_code == 204:
+            yield None
+            return
+        if not response.headers.get("Content-Type", "").startswith("text/event-stream"):
+            raise ProtocolError("the answer is no event stream: it is another server's")
+        yield Connection(response, position, pace, tokens.fresh)
+    finally:
+        await response.aclose()
+
+
+async def _request(
+    http: httpx.AsyncClient, address: str, client_id: str, token: str, position: Position
+) -> httpx.Response:
+    """Return the answer, its body still to come; any that is no success is raised."""
+    headers = {"Accept": "text/event-stream", "Accept-Encoding": "identity", "Cache-Control": "no-store"}
+    if position.id is not None:
+        headers["Last-Event-ID"] = position.id
+    request = http.build_request(
+        "GET",
+        address,
+        params={"token": token, "client_id": client_id},
+        headers=headers,
+        timeout=httpx.Timeout(CONNECT_TIMEOUT, read=None, pool=None),
+    )
+    response = await http.send(request, stream=True, follow_redirects=False)
+    if response.status_code in (200, 204):
+        return response
+    try:
+        await response.aread()
+    finally:
+        await response.aclose()
+    raise failure(response)

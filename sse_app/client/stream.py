@@ -1,0 +1,243 @@
+"""A stream that always comes back: an async iterator over events, across any number of connections."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable, Iterable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from typing import Self
+from urllib.parse import quote
+
+import httpx
+
+from sse_app.channels import parse_channels
+from sse_app.client.backoff import Backoff
+from sse_app.client.connection import RETURN_AT_ONCE, Connection, End, Position, connect
+from sse_app.client.errors import Unavailable
+from sse_app.client.http import HTTPUser, lost
+from sse_app.client.items import Connected, Event, Reset, Waiting
+from sse_app.client.renewal import renew
+from sse_app.client.tokens import StreamTokens, Token
+from sse_app.client.watch import Pace
+
+STREAM = "/api/v1/sse"
+
+BUFFERED = 100
+"""Items that are read ahead of the caller; then the rest waits in the kernel, and at last at the server."""
+
+MAX_CHANNELS = 1000
+
+STREAM_BACKOFF = Backoff()
+
+
+class Stream(HTTPUser):
+    """The events of some channels, in the order of the log, each once, from where it is told to begin.
+
+    It goes on through lost connections, restarts of the server and the expiry of tokens. Where it cannot go on
+    without a gap it yields a `Reset` for the channel instead of hiding it. The delay before an attempt is what
+    the server asked for (``retry``, ``Retry-After``) and on top of it any time up to a bound that doubles.
+
+    A background task reads, from ``async with`` to its end, and nothing is left running after it. To cancel
+    an iteration, as `asyncio.wait_for` does, loses nothing. A caller that is too slow is cut off by the server
+    in the end, and goes on from where it was when it catches up.
+
+    >>> async with Stream("https://events.example", ["alerts"], session) as stream:
+    ...     async for item in stream:
+    ...         ...
+
+    Args:
+        url: the server's address.
+        channels: names of channels, in a list or with commas.
+        token: a stream token, an async function that returns a fresh one, or a `Session`. One that stays the
+            same can neither be renewed nor replaced: the stream ends with it, with `Unauthorized`.
+        after: the event id to resume after; None begins with what comes next.
+        client_id: a label, unique among the streams of this account: all that share it are renewed together.
+            None makes one.
+        http: the HTTP client to use, None for its own. Let it speak HTTP/1.1: on HTTP/2 httpx (httpcore 1.0) keeps
+            what came for one stream until something comes for another.
+        backoff: how long to wait between attempts.
+        ping_interval: seconds between pings to assume until two have come; 2.25 of them without a sign of life
+            mean that the connection is dead.
+        open_timeout: seconds that a token and the server's answer may take.
+        on_state: is told when the stream stands (`Connected`) and when it has to wait (`Waiting`).
+
+    Attributes:
+        client_id: the label.
+        last_event_id: the id to resume after: of the last event that the caller has taken, or where the stream
+            began.
+
+    Raises:
+        ValueError: the address is none.
+        InvalidChannel: a name of a channel is none.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        channels: str | Iterable[str],
+        token: Token,
+        *,
+        after: str | None = None,
+        client_id: str | None = None,
+        http: httpx.AsyncClient | None = None,
+        backoff: Backoff = STREAM_BACKOFF,
+        ping_interval: float = 30.0,
+        open_timeout: float = 20.0,
+        on_state: Callable[[Connected | Waiting], None] = lambda state: None,
+    ) -> None:
+        names = channels if isinstance(channels, str) else ",".join(channels)
+        self.channels: tuple[str, ...] = parse_channels(names, MAX_CHANNELS)
+        super().__init__(url, http)
+        self.client_id = client_id or f"py-{secrets.token_urlsafe(9)}"
+        self.last_event_id = after
+        self._tokens = StreamTokens(token, self.channels)
+        self._position = Position(after)
+        self._backoff = backoff
+        self._retry = 0.0
+        self._pace = Pace(ping_interval)
+        self._open_timeout = open_timeout
+        self._on_state = on_state
+        self._items: asyncio.Queue[Event | Reset | None] = asyncio.Queue(BUFFERED)
+        self._opened = asyncio.Event()
+        self._error: Exception | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._run(), name=f"stream {self.client_id}")
+        return self
+
+    async def aclose(self) -> None:
+        """End the stream; whoever waits for its next item is told that there is none."""
+        try:
+            if self._task is not None:
+                self._task.cancel()
+                await asyncio.wait([self._task])
+        finally:
+            while not self._items.empty():
+                self._items.get_nowait()
+            self._items.put_nowait(None)
+            self._opened.set()
+            await super().aclose()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event | Reset:
+        """Return what comes next. The iteration ends only where the server says that there is no stream (204).
+
+        Raises:
+            Unauthorized: the token is refused, also a fresh one.
+            Forbidden: it does not allow one of the channels.
+            NotFound: there is no such channel.
+            StreamEnded: the server does not want this client back.
+            ClientError: something else is wrong for good; see `sse_app.client.errors`.
+        """
+        if self._task is None:
+            raise RuntimeError("a Stream is to be used in an 'async with'")
+        item = await self._items.get()
+        if isinstance(item, Event):
+            self.last_event_id = item.id
+        elif item is None:
+            self._items.put_nowait(None)  # for whoever asks again
+            raise self._error or StopAsyncIteration
+        return item
+
+    async def opened(self) -> None:
+        """Wait until the stream stands for the first time: from then on it misses nothing.
+
+        Raises:
+            As the iteration does, where that ends before.
+        """
+        await self._opened.wait()
+        if self._error is not None:
+            raise self._error
+
+    async def _run(self) -> None:
+        try:
+            await self._keep_connected()
+        except Exception as error:
+            self._error = error
+        self._opened.set()
+        await self._items.put(None)
+
+    async def _keep_connected(self) -> None:
+        """Connect again and again; return where the server says that there is no stream.
+
+        Raises:
+            ClientError: to come back is of no use.
+        """
+        clock = asyncio.get_running_loop().time
+        attempt = 0
+        while True:
+            connection: Connection | None = None
+            async with AsyncExitStack() as stack:
+                try:
+                    connection = await stack.enter_async_context(self._connect())
+                except (Unavailable, httpx.RequestError, OSError) as error:
+                    end = _unavailable(error)
+                else:
+                    if connection is None:
+                        return
+                    await self._hand_on(connection)
+                    end = connection.end
+            stood = connection.stood(clock()) if connection is not None else 0.0
+            if stood >= self._backoff.stable:
+                attempt = 0
+            if end.at_once and stood >= RETURN_AT_ONCE:
+                delay = 0.0
+                self._on_state(Waiting(end.reason, delay, 0))
+            else:
+                floor = self._retry if end.wait is None else end.wait
+                delay = floor + self._backoff.delay(attempt)
+                attempt += 1
+                self._on_state(Waiting(end.reason, delay, attempt))
+            await asyncio.sleep(delay)
+
+    def _connect(self) -> AbstractAsyncContextManager[Connection | None]:
+        return connect(
+            self._http,
+            f"{self.url}{STREAM}/{quote(','.join(self.channels), safe=',')}",
+            self.client_id,
+            self._tokens,
+            self._position,
+            self._pace,
+            self._open_timeout,
+        )
+
+    async def _hand_on(self, connection: Connection) -> None:
+        """Hand the caller what comes, and keep the token fresh, until the connection ends."""
+        renewal: asyncio.Task[None] | None = None
+        items = connection.items()
+        try:
+            async for item in items:
+                if not isinstance(item, Connected):
+                    await self._items.put(item)
+                    continue
+                self.last_event_id = self.last_event_id or self._position.id
+                self._opened.set()
+                self._on_state(item)
+                if self._tokens.fresh and renewal is None:
+                    address = f"{self.url}{STREAM}/connections/{quote(item.client_id, safe='')}/renew"
+                    drop = connection.body.drop
+                    renewal = asyncio.create_task(
+                        renew(self._http, address, self._tokens, item.expires_in, drop)
+                    )
+        finally:
+            self._retry = self._retry if connection.retry is None else connection.retry
+            if renewal is not None:
+                renewal.cancel()
+                await asyncio.wait([renewal])
+            await items.aclose()
+
+
+def _unavailable(error: Unavailable | httpx.RequestError | OSError) -> End:
+    """Return what follows from a connection that could not be made.
+
+    Raises:
+        ClientError: it never can be.
+    """
+    reason = error if isinstance(error, Unavailable) else lost(error)
+    if not isinstance(reason, Unavailable):
+        raise reason from error
+    return End(str(reason), wait=reason.retry_after or None)

@@ -1,0 +1,116 @@
+"""Notices that a connection has fallen silent: pings come at an even pace, so a long silence means it is dead."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from datetime import datetime
+
+import httpx
+
+PATIENCE = 2.25
+"""Ping intervals of silence after which a connection is dead."""
+
+SHORTEST = 0.1
+LONGEST = 3600.0
+"""Seconds between pings that are believed: what the server's settings allow."""
+
+_GAPS = 4
+"""How many gaps the pace is the mean of."""
+
+
+class Silence(Exception):
+    """Nothing came for too long."""
+
+
+class Dropped(Exception):
+    """Somebody wants another connection; the text says why."""
+
+
+class Pace:
+    """The interval between pings: assumed at first, learned from the server's own clock.
+
+    When they arrive says nothing, for a caller that was busy meets those of an hour in a bunch.
+
+    Args:
+        interval: seconds to assume until two pings have come.
+    """
+
+    def __init__(self, interval: float) -> None:
+        self._interval = interval
+        self._learned = False
+        self._times: deque[float] = deque(maxlen=_GAPS + 1)
+
+    @property
+    def limit(self) -> float:
+        """The seconds of silence after which a connection is dead."""
+        return PATIENCE * self._interval
+
+    def begin(self) -> None:
+        """Take note of a new connection."""
+        self._times.clear()
+
+    def ping(self, timestamp: object) -> None:
+        """Take note of a ping and the time on it (ISO 8601)."""
+        try:
+            time = datetime.fromisoformat(str(timestamp)).timestamp()
+        except ValueError:
+            return
+        if self._times and not SHORTEST / 2 <= time - self._times[-1] <= LONGEST:
+            self._times.clear()  # somebody has set the server's clock
+        self._times.append(time)
+        if len(self._times) > 1:
+            self._interval = (time - self._times[0]) / (len(self._times) - 1)
+            self._learned = True
+
+    def doubt(self) -> None:
+        """Take note of a silence: where no pace was learned, the server may just be slower than assumed."""
+        if not self._learned:
+            self._interval = min(LONGEST, 2 * self._interval)
+
+
+class WatchedStream(httpx.AsyncByteStream):
+    """The body of a response, whose reading ends with `Silence` after too much of it, or when it is dropped.
+
+    The time counts only while somebody reads, so a caller that is slow is not taken for a server that is.
+
+    Args:
+        body: the body.
+        pace: how long it may be silent.
+    """
+
+    def __init__(self, body: httpx.AsyncByteStream, pace: Pace) -> None:
+        self._body = body
+        self._pace = pace
+        self._dropped: str | None = None
+        self._reading: asyncio.Timeout | None = None
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        pieces = aiter(self._body)
+        while True:
+            # Even when it is dropped, the end comes from within, so that what reads further down unwinds too.
+            limit = self._pace.limit if self._dropped is None else 0.0
+            try:
+                async with asyncio.timeout(limit) as self._reading:
+                    piece = await anext(pieces)
+            except StopAsyncIteration:
+                return
+            except TimeoutError:
+                if self._dropped is not None:
+                    raise Dropped(self._dropped) from None
+                raise Silence from None
+            finally:
+                self._reading = None
+            if self._dropped is None:
+                yield piece
+
+    def drop(self, reason: str) -> None:
+        """End the reading, also one that is under way."""
+        self._dropped = reason
+        if self._reading is not None and not self._reading.expired():
+            self._reading.reschedule(asyncio.get_running_loop().time())
+
+    async def aclose(self) -> None:
+        """Close the body."""
+        await self._body.aclose()
