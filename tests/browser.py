@@ -99,13 +99,13 @@ class Chrome:
         self.context = context
         self.origin = origin
 
-    def open(self, server: ServerProcess | None = None, **given: Any) -> ClientPage:
+    def open(self, server: ServerProcess | str, **given: Any) -> ClientPage:
         """Open a tab with a client of a server; without ``tokens`` it gets its own as user ``tester``."""
-        if server is not None:
-            given.setdefault("server", server.url.replace("127.0.0.1", "localhost"))
+        if isinstance(server, ServerProcess):
             if "tokens" not in given and "access" not in given:
                 given["access"] = [server.access_token()]
-        given.setdefault("channels", CHANNEL)
+            server = server.url.replace("127.0.0.1", "localhost")
+        given = {"server": server, "channels": CHANNEL, **given}
         return ClientPage(self.context.new_page(), self.origin, **given)
 
 
@@ -147,7 +147,15 @@ def publish(client: httpx.Client, count: int = 1, channel: str = CHANNEL, event:
 
 def log_of(client: httpx.Client, channel: str = CHANNEL) -> list[str]:
     """Return the ids of all events of a channel that the server's log has."""
-    return [event["id"] for event in client.get(f"/api/v1/sse/{channel}/history?limit=1000").json()["events"]]
+    url = f"/api/v1/sse/{channel}/history?limit=1000"
+    ids: list[str] = []
+    page = [event["id"] for event in client.get(url).json()["events"]]
+    if len(page) == 1000:  # these are the last ones: begin at the beginning
+        page = [f"{page[0].rpartition('-')[0]}-0"]
+    while page:
+        ids += page
+        page = [event["id"] for event in client.get(f"{url}&after={page[-1]}").json()["events"]]
+    return [id for id in ids if not id.endswith("-0")]
 
 
 def connections(server: ServerProcess) -> int:

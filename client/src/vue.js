@@ -111,7 +111,7 @@ function useChannel(channel, type, options, take) {
     events: [type],
     onEvent(event) {
       take(event.data, event);
-      options.onEvent?.(event);
+      (options.onEvent ?? defaults.onEvent)?.(event);
     },
   });
 }
