@@ -5,19 +5,15 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import quote
 
 import httpx
-import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import BrowserContext, Page
 
-from tests.conftest import require
 from tests.server_process import ROOT, ServerProcess
-from tests.test_demo import CHROMIUM_FLAGS
 
 CHANNEL = "user.tester"
 PATIENCE = 60_000
@@ -93,11 +89,13 @@ class ClientPage:
 
 
 class Chrome:
-    """One browser profile, whose tabs can find each other, and a server that its pages may ask."""
+    """One browser profile, whose tabs can find each other; ``trouble`` has the errors of its pages."""
 
     def __init__(self, context: BrowserContext, origin: str) -> None:
         self.context = context
         self.origin = origin
+        self.trouble: list[str] = []
+        context.on("weberror", lambda error: self.trouble.append(str(error.error)))
 
     def open(self, server: ServerProcess | str, **given: Any) -> ClientPage:
         """Open a tab with a client of a server; without ``tokens`` it gets its own as user ``tester``."""
@@ -107,34 +105,6 @@ class Chrome:
             server = server.url.replace("127.0.0.1", "localhost")
         given = {"server": server, "channels": CHANNEL, **given}
         return ClientPage(self.context.new_page(), self.origin, **given)
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    """A browser."""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=require("chromium"), args=CHROMIUM_FLAGS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def chrome(chromium: Browser) -> Iterator[Chrome]:
-    """A fresh profile in it; errors that no test expects fail the test."""
-    with ExitStack() as stack:
-        origin = stack.enter_context(serve_pages())
-        context = chromium.new_context()
-        stack.callback(context.close)
-        trouble: list[str] = []
-        context.on("weberror", lambda error: trouble.append(str(error.error)))
-        yield Chrome(context, origin)
-        assert trouble == []
-
-
-@pytest.fixture
-def serve(chrome: Chrome, start_server: Start) -> Start:
-    """A function that starts a server which the pages may ask; it answers lost streams soon."""
-    return partial(start_server, CORS_ORIGINS=[chrome.origin], STREAM__RETRY=200)
 
 
 def publish(client: httpx.Client, count: int = 1, channel: str = CHANNEL, event: str = "tick") -> list[str]:

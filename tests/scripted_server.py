@@ -6,12 +6,10 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
-
-import pytest
-
 
 HOURS = 10_000.0
 
@@ -23,6 +21,9 @@ class Answer(NamedTuple):
     body: str = ""
     headers: dict[str, str] = {}  # noqa: RUF012 (never changed)
     type: str = "text/event-stream"
+    pings: float = 0
+    """Seconds between pings meanwhile."""
+
     end: str = ""
     """What follows before the connection is closed."""
 
@@ -70,9 +71,9 @@ class ScriptedServer:
         return [request for request in self.asked if request.by == "eventsource"]
 
 
-@pytest.fixture
-def script() -> Iterator[ScriptedServer]:
-    """A scripted server on a free port."""
+@contextmanager
+def scripted_server() -> Iterator[ScriptedServer]:
+    """Run one on a free port."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -86,7 +87,10 @@ def script() -> Iterator[ScriptedServer]:
             if not answer.status:
                 return
             self.send_response(answer.status)
-            headers = {"Content-Type": answer.type, "Access-Control-Allow-Origin": self.headers["Origin"] or "*"}
+            headers = {
+                "Content-Type": answer.type,
+                "Access-Control-Allow-Origin": self.headers["Origin"] or "*",
+            }
             headers |= {"Access-Control-Expose-Headers": "Retry-After", **answer.headers}
             for name, value in headers.items():
                 self.send_header(name, value)
@@ -94,8 +98,12 @@ def script() -> Iterator[ScriptedServer]:
             try:
                 self.wfile.write(answer.body.encode())
                 until = time.monotonic() + answer.hold
+                next_ping = time.monotonic() + answer.pings if answer.pings else until
                 while by == "eventsource" and time.monotonic() < until and not server.over.wait(0.02):
                     self.wfile.write(b":\n")  # a comment, which no client sees: it finds out who has gone
+                    if time.monotonic() >= next_ping:
+                        self.wfile.write(b"event: ping\ndata: {}\n\n")
+                        next_ping += answer.pings
                 self.wfile.write(answer.end.encode())
             except OSError:
                 pass

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import time
-from itertools import pairwise
 
 import httpx
 import pytest
 
-from tests.browser import CHANNEL, Chrome, Start, connections, log_of, publish, serve_pages
-from tests.browser import chrome, chromium, serve  # noqa: F401 (fixtures)
+from tests.browser import CHANNEL, Chrome, Start, log_of, publish, serve_pages
 
+pytest_plugins = ["tests.browser_fixtures"]
 pytestmark = pytest.mark.browser
 
 
@@ -44,7 +43,9 @@ def stream_for(seconds: float, publisher: httpx.Client) -> str:
 
 
 @pytest.mark.slow
-def test_a_token_that_expires_every_5_seconds_is_renewed_on_one_connection(chrome: Chrome, serve: Start) -> None:
+def test_a_token_that_expires_every_5_seconds_is_renewed_on_one_connection(
+    chrome: Chrome, serve: Start
+) -> None:
     server = serve(AUTH__STREAM_LIFETIME=5)
     tab = chrome.open(server, options={"share": False})
     tab.opened()
@@ -71,14 +72,12 @@ def test_with_renewal_refused_it_reconnects_and_never_loses_an_event(chrome: Chr
     assert {entry["reason"] for entry in tab.noted("reconnect")} == {"renewal"}
 
 
-def test_a_server_that_stops_answering_is_noticed_within_2_5_ping_intervals(chrome: Chrome, serve: Start) -> None:
+def test_a_server_that_stops_answering_is_noticed_within_2_5_ping_intervals(
+    chrome: Chrome, serve: Start
+) -> None:
     interval = 2.0
     server = serve(KEEPALIVE__PING_INTERVAL=interval)
     tab = chrome.open(server, options={"share": False})
-    tab.run("""new Promise((resolve) => {
-        window.pings = 0;
-        const source = EventSource.prototype;
-    })""") if False else None
     tab.opened()
     assert server.process is not None
     time.sleep(3 * interval)  # the client learns the pace from pings
@@ -95,7 +94,9 @@ def test_a_server_that_stops_answering_is_noticed_within_2_5_ping_intervals(chro
         tab.has(publish(publisher)[0])
 
 
-def test_a_page_on_an_allowed_origin_works_and_on_a_third_origin_it_gets_nothing(chrome: Chrome, serve: Start) -> None:
+def test_a_page_on_an_allowed_origin_works_and_on_a_third_origin_it_gets_nothing(
+    chrome: Chrome, serve: Start
+) -> None:
     server = serve()
     friend = chrome.open(server, options={"share": False})
     friend.opened()

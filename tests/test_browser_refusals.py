@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 
 from tests.browser import CHANNEL, Chrome, ClientPage, Start, connections, publish
-from tests.browser import chrome, chromium, serve  # noqa: F401 (fixtures)
 from tests.scripted_server import HOURS, Answer, ScriptedServer, connected, frame
-from tests.scripted_server import script  # noqa: F401 (fixture)
 
+pytest_plugins = ["tests.browser_fixtures"]
 pytestmark = pytest.mark.browser
 
 ALONE = {"share": False, "reconnectDelay": 50}
@@ -26,7 +25,9 @@ def open_on(chrome: Chrome, script: ScriptedServer, **given: Any) -> ClientPage:
     return chrome.open(script.url, **given)
 
 
-def test_the_backoff_doubles_up_to_its_limit_seen_from_outside(chrome: Chrome, script: ScriptedServer) -> None:
+def test_the_backoff_doubles_up_to_its_limit_seen_from_outside(
+    chrome: Chrome, script: ScriptedServer
+) -> None:
     script.answers = [Answer(0)]
     tab = open_on(chrome, script, options={"reconnectDelay": 100, "maxReconnectDelay": 1000}, random=FAR)
     tab.wait("log.length >= 7")

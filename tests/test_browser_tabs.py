@@ -12,9 +12,9 @@ import pytest
 from playwright.sync_api import Error
 
 from tests.browser import CHANNEL, Chrome, ClientPage, Start, connections, log_of, publish
-from tests.browser import chrome, chromium, serve  # noqa: F401 (fixtures)
 from tests.server_process import ServerProcess
 
+pytest_plugins = ["tests.browser_fixtures"]
 pytestmark = pytest.mark.browser
 
 LEADS = """navigator.locks.request(`me ${Math.random()}`, async ({ name }) => {
@@ -64,7 +64,8 @@ def publishing(server: ServerProcess) -> Iterator[list[str]]:
 
 def longest_silence(tabs: list[ClientPage]) -> float:
     """Return the longest time between two events in any of the tabs, in seconds."""
-    return max(after["at"] - before["at"] for tab in tabs for before, after in pairwise(tab.noted("event"))) / 1000
+    times = [[float(event["at"]) / 1000 for event in tab.noted("event")] for tab in tabs]
+    return max(after - before for each in times for before, after in pairwise(each))
 
 
 def test_eight_tabs_have_one_connection_and_go_on_without_loss_when_the_leader_is_closed_then_crashed(
@@ -220,6 +221,27 @@ def test_a_frozen_tab_lets_go_and_catches_up_when_it_is_resumed(chrome: Chrome, 
     assert connections(server) == 1
 
 
+def test_a_page_that_the_browser_caches_lets_go_and_catches_up_when_the_user_comes_back(
+    chrome: Chrome, serve: Start
+) -> None:
+    server = serve()
+    tabs = open_tabs(chrome, server, 3)
+    leader = take_leader(others := list(tabs))
+    with server.publisher() as publisher:
+        ids = publish(publisher, 3)
+        leader.has(ids[-1])
+        leader.page.goto(f"{chrome.origin}/nothing.html")
+        ids += publish(publisher, 3)
+        for tab in others:
+            tab.has(ids[-1])
+        leader.page.go_back()
+        ids += publish(publisher, 3)
+        for tab in tabs:
+            tab.has(ids[-1])
+            assert tab.ids() == ids  # the page that came back is the same one, with what it noted before
+    assert connections(server) == 1
+
+
 def test_the_position_survives_a_page_load_and_nobody_else_gets_anything_twice(
     chrome: Chrome, serve: Start
 ) -> None:
@@ -247,6 +269,8 @@ def test_a_tab_that_closes_its_client_leaves_no_lock_and_no_connection(chrome: C
     for tab in tabs:
         tab.run("client.close()")
     tabs[0].wait("navigator.locks.query().then(({ held, pending }) => held.length + pending.length === 0)")
-    tabs[0].wait(f"fetch('{server.url.replace('127.0.0.1', 'localhost')}/api/v1/sse/status')"
-                 ".then((answer) => answer.json()).then((status) => status.total_connections === 0)")
+    tabs[0].wait(
+        f"fetch('{server.url.replace('127.0.0.1', 'localhost')}/api/v1/sse/status')"
+        ".then((answer) => answer.json()).then((status) => status.total_connections === 0)"
+    )
     assert [tab.run("client.readyState") for tab in tabs] == [2, 2]

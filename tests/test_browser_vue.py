@@ -11,10 +11,10 @@ import httpx
 import pytest
 
 from tests.browser import CHANNEL, Chrome, ClientPage, Start, connections, publish
-from tests.browser import chrome, chromium, serve  # noqa: F401 (fixtures)
 from tests.conftest import require
 from tests.server_process import ROOT, ServerProcess
 
+pytest_plugins = ["tests.browser_fixtures"]
 pytestmark = [pytest.mark.browser, pytest.mark.node]
 
 CLIENT = ROOT / "client"
@@ -60,7 +60,9 @@ def test_the_type_declarations_fit_what_the_examples_do(built: str) -> None:
 def test_the_lock_names_no_registry_but_npms(built: str) -> None:
     lock = json.loads((CLIENT / "package-lock.json").read_text())
     for package in lock["packages"].values():
-        assert package.get("resolved", "https://registry.npmjs.org/").startswith("https://registry.npmjs.org/")
+        assert package.get("resolved", "https://registry.npmjs.org/").startswith(
+            "https://registry.npmjs.org/"
+        )
 
 
 def test_a_component_that_unmounts_leaves_nothing_running(chrome: Chrome, serve: Start, built: str) -> None:
@@ -114,7 +116,11 @@ def test_status_counts_and_error_tell_what_happens(chrome: Chrome, serve: Start,
     server = serve()
     tab = open_vue(chrome, server)
     tab.run(f"mount('useSSE', '/api/v1/sse/{CHANNEL}', {{ autoConnect: false, events: ['tick'] }})")
-    assert tab.run("[sse.status.value, sse.isConnected.value, sse.connectionCount.value]") == ["idle", False, 0]
+    assert tab.run("[sse.status.value, sse.isConnected.value, sse.connectionCount.value]") == [
+        "idle",
+        False,
+        0,
+    ]
     tab.run("window.heard = []; window.hear = (event) => heard.push(JSON.parse(event.data).n); 0")
     tab.run("sse.addEventListener('extra', hear); sse.connect()")
     tab.wait("sse.isConnected.value")

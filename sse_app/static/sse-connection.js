@@ -20,9 +20,10 @@ export function parse(text) {
 
 /** One stream on some channels, kept going until it is stopped or finally refused. */
 export class Connection {
-  /** The id to go on after, and what the server said in `connected` while the stream is open. */
+  /** The id to go on after; what the server said in `connected`, while the stream is open; it waits to try again. */
   position;
   info = null;
+  waiting = false;
   #options;
   #tell;
   #generation = new AbortController(); // aborted when its attempt is superseded: what belongs to it never fires
@@ -83,6 +84,7 @@ export class Connection {
     this.#generation = new AbortController();
     this.#source?.close();
     this.#source = this.info = null;
+    this.waiting = false;
     this.#timers.forEach((timer) => clearTimeout(timer));
     this.#timers.clear();
     clearTimeout(this.#watchTimer);
@@ -172,7 +174,7 @@ export class Connection {
   #onReset = ({ data }) => {
     const { channel, reason } = parse(data);
     this.#lost.add(channel);
-    this.#tell("reset", { channel, reason, all: this.#lost.size === this.info?.channels.length });
+    this.#tell("reset", { channel, reason, all: this.#lost.size === this.info?.channels?.length });
   };
 
   #onClosing = ({ data }) => {
@@ -269,6 +271,7 @@ export class Connection {
     const most = Math.min(maxReconnectDelay, this.#delay * 2 ** this.#attempt++);
     const delay = Math.max(atLeast, Math.random() * most);
     this.#after(delay, () => this.restart());
+    this.waiting = true;
     this.#tell("reconnect", { delay, reason });
   }
 

@@ -253,7 +253,7 @@ class Leader {
     if (behind) connection.position = position;
     this.#joined();
     if (!this.#open) return;
-    if (behind || !known) connection.restart();
+    if ((behind || !known) && !connection.waiting) connection.restart();
     this.#say("welcome", { id: connection.position, info: connection.info }, [from]);
   }
 
