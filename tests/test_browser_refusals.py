@@ -5,10 +5,12 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.browser import CHANNEL, Chrome, ClientPage, Start, connections, publish
 from tests.scripted_server import HOURS, Answer, ScriptedServer, connected, frame
+from tests.server_process import ServerProcess
 
 pytest_plugins = ["tests.browser_fixtures"]
 pytestmark = pytest.mark.browser
@@ -23,6 +25,12 @@ def open_on(chrome: Chrome, script: ScriptedServer, **given: Any) -> ClientPage:
     given = {"tokens": ["one", "two", "three"], "channels": "news"} | given
     given["options"] = ALONE | given.get("options", {})
     return chrome.open(script.url, **given)
+
+
+def admin(server: ServerProcess) -> httpx.Client:
+    """Return an HTTP client that may do what administrators may, to be used in a ``with``."""
+    token = server.command("token", "--subject", "root", "--admin")
+    return httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {token}"}, timeout=30)
 
 
 def test_the_backoff_doubles_up_to_its_limit_seen_from_outside(
@@ -155,6 +163,38 @@ def test_whoever_is_put_out_tries_one_fresh_token_and_stops_when_it_is_refused(
     tab.wait("log.some((e) => e.kind === 'close')")
     assert [request.query["token"] for request in script.streams()] == ["one", "two"]
     assert [entry["status"] for entry in tab.noted("close")] == [401]
+
+
+def test_whoever_is_kicked_comes_back_where_a_fresh_token_is_granted_and_not_where_there_is_none(
+    chrome: Chrome, serve: Start
+) -> None:
+    server = serve()
+    fresh, fixed = (
+        chrome.open(server, options=ALONE | {"token": token} if token else ALONE)
+        for token in ("", server.stream_token(CHANNEL))
+    )
+    for tab in (fresh, fixed):
+        tab.opened()
+    with admin(server) as client:
+        for stream in client.get("/api/v1/admin/connections").json()["connections"]:
+            assert client.post(f"/api/v1/admin/connections/{stream['connection']}/kick").status_code == 200
+    fixed.wait("log.some((e) => e.kind === 'close')")
+    assert [(entry["reason"], entry["status"]) for entry in fixed.noted("close")] == [("kicked", 401)]
+    fresh.opened(2)
+    assert [entry["reason"] for entry in fresh.noted("reconnect")] == ["kicked"]
+
+
+def test_all_tabs_of_a_user_who_is_revoked_stop(chrome: Chrome, serve: Start) -> None:
+    server = serve()
+    access = [server.access_token()]
+    tabs = [chrome.open(server, access=access) for _ in range(3)]
+    for tab in tabs:
+        tab.opened()
+    with admin(server) as client:
+        assert client.post("/api/v1/admin/revocations", json={"subject": "tester"}).status_code == 201
+    for tab in tabs:
+        tab.wait("log.some((e) => e.kind === 'close' && e.status === 401)")
+    assert connections(server) == 0
 
 
 def test_a_token_that_ends_is_replaced_at_once(chrome: Chrome, script: ScriptedServer) -> None:

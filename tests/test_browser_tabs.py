@@ -234,7 +234,7 @@ def test_a_page_that_the_browser_caches_lets_go_and_catches_up_when_the_user_com
         ids += publish(publisher, 3)
         for tab in others:
             tab.has(ids[-1])
-        leader.page.go_back()
+        leader.page.go_back(wait_until="commit")
         ids += publish(publisher, 3)
         for tab in tabs:
             tab.has(ids[-1])

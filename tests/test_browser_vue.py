@@ -179,3 +179,29 @@ def test_training_backtest_alerts_and_dashboard_have_composables_of_their_own(
     alerts.run("sse.markAllAsRead()")
     assert alerts.run("sse.unreadCount.value") == 0
     assert dashboard.run("sse.updates.metrics.total_value") == 4
+
+
+def test_the_examples_of_the_readme_run_as_they_stand(chrome: Chrome, serve: Start, built: str) -> None:
+    server = serve()
+    tab = open_vue(chrome, server)
+    text = (CLIENT / "README.md").read_text().replace("http://localhost:8000", server.url)
+    module, token, listeners, vue = re.findall(r"```js\n(.*?)```", text, re.DOTALL)
+    closing = re.compile(r"^client\.close.*$", re.MULTILINE)
+    names = (
+        "const show = (...all) => log.push({ kind: 'shown', all }), draw = show, say = show, reload = show;"
+    )
+    access = f"const accessToken = '{server.access_token()}';"
+    for script in (module + closing.sub("", listeners), vue):
+        code = f"{script}\n{names}\n{access}\n{token}"
+        tab.page.add_script_tag(content=code, type="module")
+    with server.publisher() as publisher:
+        tab.wait("navigator.locks.query().then(({ held }) => held.length >= 4)")
+        while connections(server) != 1:
+            tab.page.wait_for_timeout(20)
+        sent = [
+            ("alerts", "risk_alert", {"n": 1}),
+            ("training", "training_progress", {"task_id": "t", "progress": 1}),
+            ("dashboard", "dashboard_update", {"update_type": "metrics", "data": {}}),
+        ]
+        batch(publisher, *sent)
+        tab.wait("log.filter((e) => e.kind === 'shown').length === 4")

@@ -7,8 +7,6 @@ const ANSWER = 2000; // ms that a silent leader has to answer before the lead is
 const PATIENCE = 1.1; // ping intervals of silence after which a leader is asked whether it lives
 
 const epochOf = (id) => id.slice(0, id.lastIndexOf("-"));
-
-/** Waits until a signal is aborted. */
 const ended = (signal) => new Promise((resolve) => signal.addEventListener("abort", resolve));
 
 /** The place of one tab among those that share a stream. It is started and stopped as a connection is. */
@@ -91,10 +89,7 @@ export class Tab {
         if (signal.aborted) return;
         const delay = Math.random() * Math.min(maxReconnectDelay, reconnectDelay * 2 ** attempt);
         this.#tell("reconnect", { delay, reason: "token" });
-        await new Promise((resolve) => {
-          this.#silence = setTimeout(resolve, delay);
-          signal.addEventListener("abort", resolve);
-        });
+        await Promise.race([ended(signal), new Promise((go) => (this.#silence = setTimeout(go, delay)))]);
         if (signal.aborted) return;
       }
     }
