@@ -198,7 +198,7 @@ def test_the_examples_of_the_readme_run_as_they_stand(chrome: Chrome, serve: Sta
         tab.wait("navigator.locks.query().then(({ held }) => held.length >= 4)")
         while connections(server) != 1:
             tab.page.wait_for_timeout(20)
-        sent = [
+        sent: list[tuple[str, str, dict[str, Any]]] = [
             ("alerts", "risk_alert", {"n": 1}),
             ("training", "training_progress", {"task_id": "t", "progress": 1}),
             ("dashboard", "dashboard_update", {"update_type": "metrics", "data": {}}),
