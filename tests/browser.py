@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -131,3 +132,11 @@ def log_of(client: httpx.Client, channel: str = CHANNEL) -> list[str]:
 def connections(server: ServerProcess) -> int:
     """Return how many streams the server has."""
     return int(httpx.get(f"{server.url}/api/v1/sse/status").json()["total_connections"])
+
+
+def wait_for_connections(server: ServerProcess, count: int) -> None:
+    """Wait until the server has so many streams."""
+    deadline = time.monotonic() + PATIENCE / 1000
+    while connections(server) != count:
+        assert time.monotonic() < deadline, connections(server)
+        time.sleep(0.02)

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.browser import CHANNEL, Chrome, ClientPage, Start, connections, publish
+from tests.browser import CHANNEL, Chrome, ClientPage, Start, connections, publish, wait_for_connections
 from tests.conftest import require
 from tests.server_process import ROOT, ServerProcess
 
@@ -78,8 +78,7 @@ def test_a_component_that_unmounts_leaves_nothing_running(chrome: Chrome, serve:
         tab.wait("navigator.locks.query().then(({ held, pending }) => held.length + pending.length === 0)")
         tab.wait("timers.size === 0")
         assert tab.run("sources.map((source) => source.readyState)") == [2]
-        while connections(server):
-            tab.page.wait_for_timeout(20)
+        wait_for_connections(server, 0)
         publish(publisher)
     assert tab.run("sse.status.value") == "closed"
     assert len(tab.noted("event")) == 1
@@ -196,8 +195,7 @@ def test_the_examples_of_the_readme_run_as_they_stand(chrome: Chrome, serve: Sta
         tab.page.add_script_tag(content=code, type="module")
     with server.publisher() as publisher:
         tab.wait("navigator.locks.query().then(({ held }) => held.length >= 4)")
-        while connections(server) != 1:
-            tab.page.wait_for_timeout(20)
+        wait_for_connections(server, 1)
         sent: list[tuple[str, str, dict[str, Any]]] = [
             ("alerts", "risk_alert", {"n": 1}),
             ("training", "training_progress", {"task_id": "t", "progress": 1}),
