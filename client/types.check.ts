@@ -1,0 +1,27 @@
+// Compiled by `npm run types`: what the examples do fits the declarations.
+import { SSEClient } from "sse-client";
+import { configureSSE, useBacktestProgress, useDashboardUpdates, useRiskAlerts, useSSE, useTrainingProgress } from "sse-client/vue";
+
+const client = new SSEClient("/api/v1/sse", {
+  channels: ["alerts"],
+  token: async (channels) => channels.join(),
+  onEvent: ({ id, type, channel, data }) => console.log(id, type, channel, data.severity),
+  onReset: ({ channel, reason }) => console.log(channel, reason),
+  onReconnect: ({ delay, reason }) => console.log(delay.toFixed(), reason),
+  onClose: ({ reason, status }) => console.log(reason, status),
+});
+client.addEventListener("risk_alert", (event) => console.log(JSON.parse(event.data), event.lastEventId));
+client.addEventListener("open", (event) => console.log(event.detail.client_id));
+client.close();
+
+configureSSE({ baseURL: "http://localhost:8000", token: "text" });
+const { status, lastEvent, disconnect } = useSSE("/api/v1/sse/alerts", { maxRetries: 3 });
+const text: string = `${status.value} ${lastEvent.value?.data.message}`;
+const { alerts, unreadCount, markAsRead } = useRiskAlerts({ maxAlerts: 50 });
+markAsRead(alerts.value[0].id);
+const loss = useTrainingProgress().latest.value?.metrics?.loss;
+const sharpe = useBacktestProgress().runs.get("b1")?.results?.sharpe_ratio;
+const value = useDashboardUpdates().updates.metrics?.total_value;
+console.log(text, unreadCount.value, loss, sharpe, value, disconnect);
+// @ts-expect-error there is no such option
+new SSEClient("/api/v1/sse/alerts", { chanels: "alerts" });

@@ -1,0 +1,300 @@
+// One stream for all tabs of a browser. The tab that holds a lock leads: it has the connection, on the channels that
+// any tab wants, and passes on what it hears. When it goes, however it ends, the browser gives the lock to the next,
+// which asks the others where they stand and goes on from the smallest position; each drops what it has seen.
+
+const ROLL_CALL = 250; // ms that a new leader waits for tabs that do not answer; they are heard when they do
+const ANSWER = 2000; // ms that a silent leader has to answer before the lead is taken from it
+const PATIENCE = 1.1; // ping intervals of silence after which a leader is asked whether it lives
+
+const epochOf = (id) => id.slice(0, id.lastIndexOf("-"));
+const ended = (signal) => new Promise((resolve) => signal.addEventListener("abort", resolve));
+
+/** The place of one tab among those that share a stream. It is started and stopped as a connection is. */
+export class Tab {
+  #parts;
+  #options;
+  #tell;
+  #id = Math.random().toString(36).slice(2);
+  #generation = new AbortController(); // aborted by `stop`
+  #line = new AbortController(); // aborted to leave the line for the lead
+  #air = null; // the BroadcastChannel
+  #leader = ""; // the id of the tab that leads; what another one says is void
+  #welcome = false; // what the leader passes on follows what this tab has seen
+  #lead = null; // while this tab leads
+  #alone = null; // the connection of a tab that went its own way
+  #token; // fetched to learn whose tab this is, and used if it connects at once
+  #silence = 0;
+
+  /**
+   * @param {object} parts
+   * @param {object} parts.options those of the client, complete
+   * @param {(kind: string, detail: object) => void} parts.tell
+   * @param {() => string | undefined} parts.where the last event that this tab has seen
+   * @param {typeof import("./sse-connection.js").Connection} parts.Connection
+   * @param {(id: string, last: string) => boolean} parts.isSeen
+   */
+  constructor(parts) {
+    this.#parts = parts;
+    this.#options = parts.options;
+    this.#tell = parts.tell;
+  }
+
+  async start() {
+    const { signal } = this.#generation;
+    const name = await this.#name(signal);
+    if (signal.aborted) return;
+    if (!name) return this.#goAlone();
+    this.#air = new BroadcastChannel(name);
+    this.#air.onmessage = ({ data }) => signal.aborted || this.#hear(data);
+    // A lock of its own says that this tab lives; the browser takes it back however the tab ends.
+    const present = navigator.locks.request(`${name} ${this.#id}`, { signal }, () => {
+      this.#join();
+      this.#queue();
+      return ended(signal);
+    });
+    present.catch(() => signal.aborted || this.#goAlone()); // locks are refused where storage is
+  }
+
+  stop() {
+    this.#generation.abort();
+    this.#generation = new AbortController();
+    this.#line.abort();
+    this.#air?.close();
+    this.#lead?.stop();
+    this.#alone?.stop();
+    this.#air = this.#lead = this.#alone = null;
+    clearTimeout(this.#silence);
+  }
+
+  /** Hears events of one more type. */
+  listen(type) {
+    this.#alone?.listen(type);
+    this.#lead?.listen([type]);
+    this.#say("types", [type]);
+  }
+
+  /** Returns what tabs of one stream and one user share; undefined where the token does not say who that is. */
+  async #name(signal) {
+    const { share, token, channels, url, reconnectDelay, maxReconnectDelay, maxRetries } = this.#options;
+    if (typeof share === "string") return `sse-client ${url} ${share}`;
+    for (let attempt = 0; ; attempt++) {
+      try {
+        this.#token = typeof token === "function" ? await token([...channels]) : token;
+        const user = readSubject(this.#token);
+        return user && `sse-client ${url} ${user}`;
+      } catch (error) {
+        if (signal.aborted) return;
+        const status = error?.status ?? 0;
+        if ([401, 403].includes(status) || attempt >= maxRetries) this.#tell("stop", { reason: "token", status });
+        if (signal.aborted) return;
+        const delay = Math.random() * Math.min(maxReconnectDelay, reconnectDelay * 2 ** attempt);
+        this.#tell("reconnect", { delay, reason: "token" });
+        await Promise.race([ended(signal), new Promise((go) => (this.#silence = setTimeout(go, delay)))]);
+        if (signal.aborted) return;
+      }
+    }
+  }
+
+  #goAlone() {
+    this.stop();
+    this.#alone = new this.#parts.Connection(this.#options, this.#tell);
+    this.#alone.position = this.#parts.where();
+    this.#alone.start(this.#token);
+    this.#token = undefined;
+  }
+
+  #say(kind, detail, to) {
+    this.#air?.postMessage({ kind, detail, to, from: this.#id });
+  }
+
+  #join() {
+    const { channels, types } = this.#options;
+    this.#welcome = false;
+    this.#say("join", { channels: [...channels], types: [...types], position: this.#parts.where() });
+    this.#expectLeader(0);
+  }
+
+  /** Stands in line for the lead, or takes it from a leader that does not answer. */
+  #queue(steal = false) {
+    const { signal } = this.#generation;
+    this.#line.abort();
+    const line = (this.#line = new AbortController());
+    const options = steal ? { steal } : { signal: line.signal };
+    const turn = navigator.locks.request(this.#air.name, options, () => {
+      clearTimeout(this.#silence);
+      this.#leader = this.#id;
+      this.#lead?.stop();
+      this.#lead = new Leader(this.#parts, this.#air.name, (...words) => this.#say(...words));
+      this.#lead.start(this.#token);
+      this.#token = undefined;
+      return ended(signal);
+    });
+    turn.catch(() => {
+      if (signal.aborted || line.signal.aborted) return;
+      this.#follow(this.#leader === this.#id ? "" : this.#leader); // the lead was taken from this tab
+      this.#queue();
+    });
+  }
+
+  #follow(leader) {
+    this.#leader = leader;
+    this.#lead?.stop();
+    this.#lead = null;
+    this.#join();
+  }
+
+  #hear({ kind, detail, to, from }) {
+    if (to && !to.includes(this.#id)) return;
+    if (kind === "lead") this.#follow(from);
+    else if (this.#lead) this.#lead.hear(kind, detail, from);
+    else if (kind === "welcome") {
+      this.#leader = from;
+      this.#welcome = true;
+      this.#token = undefined; // by the time that this tab leads it will be old
+      if (detail.info) this.#enter(detail);
+    } else if (kind === "alive") this.#leader ||= from;
+    else if (from === this.#leader) {
+      if (kind === "apart") return this.#goAlone();
+      if (this.#welcome && kind === "open") this.#enter(detail);
+      else if (this.#welcome) this.#tell(kind, detail);
+    }
+    if (from === this.#leader) this.#expectLeader(PATIENCE * this.#options.pingInterval);
+  }
+
+  /** Comes to a stream that is open; where this tab knows another log than the leader, it is told of the gap. */
+  #enter({ id, info }) {
+    const mine = this.#parts.where();
+    const replaced = mine && epochOf(mine) !== epochOf(id);
+    for (const channel of replaced ? this.#options.channels : []) {
+      this.#tell("reset", { channel, reason: "log_replaced", all: true });
+    }
+    this.#tell("open", { id, info, replaced });
+  }
+
+  /** Looks after a leader that says nothing, not even of the pings that it hears: a dialog can stop its page. */
+  #expectLeader(ms) {
+    clearTimeout(this.#silence);
+    this.#silence = setTimeout(() => {
+      this.#say("alive?");
+      this.#silence = setTimeout(() => this.#queue(true), ANSWER);
+    }, ms);
+  }
+}
+
+/** What the leading tab does for all. */
+class Leader {
+  #parts;
+  #name;
+  #say;
+  #options;
+  #connection;
+  #members = new Map(); // the channels of the other tabs, by their ids
+  #open = false; // the roll is called: the connection may be opened
+  #stopped = false;
+  #joined = () => {};
+
+  constructor(parts, name, say) {
+    const { options, where, Connection } = parts;
+    this.#parts = parts;
+    this.#name = name;
+    this.#say = say;
+    this.#options = { ...options, channels: new Set(options.channels), types: new Set(options.types) };
+    this.#connection = new Connection(this.#options, (kind, detail) => this.#relay(kind, detail));
+    this.#connection.position = where();
+  }
+
+  async start(token) {
+    this.#say("lead");
+    const others = (await this.#living()).length - 1;
+    await new Promise((resolve) => {
+      setTimeout(resolve, ROLL_CALL);
+      this.#joined = () => this.#members.size >= others && resolve();
+      this.#joined();
+    });
+    if (this.#stopped) return;
+    this.#open = true;
+    this.#say("welcome", {}, [...this.#members.keys()]);
+    this.#connection.start(this.#wider.length ? undefined : token);
+  }
+
+  stop() {
+    this.#stopped = true;
+    this.#connection.stop();
+  }
+
+  listen(types) {
+    for (const type of types) {
+      if (!this.#options.types.has(type)) this.#connection.listen(type);
+      this.#options.types.add(type);
+    }
+  }
+
+  hear(kind, detail, from) {
+    if (kind === "alive?") this.#say("alive", null, [from]);
+    else if (kind === "types") this.listen(detail);
+    else if (kind === "join") this.#welcome(from, detail);
+  }
+
+  /** Takes a tab in: the stream goes back to where the tab stands, and has the channels that it wants. */
+  #welcome(from, { channels, types, position }) {
+    const { isSeen } = this.#parts;
+    const connection = this.#connection;
+    const at = connection.position;
+    const known = channels.every((channel) => this.#options.channels.has(channel));
+    const behind = position && position !== at && (!at || isSeen(position, at));
+    this.listen(types);
+    this.#members.set(from, channels);
+    for (const channel of channels) this.#options.channels.add(channel);
+    if (behind) connection.position = position;
+    this.#joined();
+    if (!this.#open) return;
+    if ((behind || !known) && !connection.waiting) connection.restart();
+    this.#say("welcome", { id: connection.position, info: connection.info }, [from]);
+  }
+
+  #relay(kind, detail) {
+    if (kind === "stop" && [400, 403, 404].includes(detail.status) && this.#part()) return;
+    if (kind !== "stop") this.#say(kind, detail); // the others try by themselves, with tokens of their own
+    this.#parts.tell(kind, detail);
+    if (kind === "reconnect") this.#living();
+  }
+
+  /** The ids of the tabs that want channels which this one does not. */
+  get #wider() {
+    const { channels } = this.#parts.options;
+    return [...this.#members.keys()].filter((id) => this.#members.get(id).some((channel) => !channels.has(channel)));
+  }
+
+  /** What was refused may be what other tabs want: those go their own way, with tokens of their own. */
+  #part() {
+    const wider = this.#wider;
+    if (!wider.length) return false;
+    this.#say("apart", null, wider);
+    for (const id of wider) this.#members.delete(id);
+    this.#options.channels = new Set(this.#parts.options.channels);
+    this.#connection.start();
+    return true;
+  }
+
+  /** Returns the locks of the tabs that live, and forgets the others and what only they wanted. */
+  async #living() {
+    const before = [...this.#members.keys()]; // who joins meanwhile may not be in the answer yet
+    const { held } = await navigator.locks.query();
+    const living = held.filter(({ name }) => name.startsWith(`${this.#name} `));
+    for (const id of before) {
+      if (!living.some(({ name }) => name.endsWith(` ${id}`))) this.#members.delete(id);
+    }
+    this.#options.channels = new Set([...this.#parts.options.channels, ...[...this.#members.values()].flat()]);
+    return living;
+  }
+}
+
+/** Reads whose a token is, without verifying it: that is for the server to do. */
+function readSubject(token) {
+  try {
+    const claims = token.split(".")[1].replaceAll("-", "+").replaceAll("_", "/");
+    return JSON.parse(atob(claims)).sub;
+  } catch {
+    return undefined;
+  }
+}
