@@ -168,6 +168,7 @@ HEADS = {
     "a known position": lambda good: good.replace(b"\r\n\r\n", b"\r\nLast-Event-ID: abc-0\r\n\r\n"),
 }
 _VARYING = re.compile(rb"(?m)^(?:Date|Connection):.*\r\n")
+_LENGTH = re.compile(rb"Content-Length: .*")  # of the status, whose uptime has more or fewer digits
 
 
 async def answer(port: int, sent: bytes) -> tuple[bytes, set[bytes], bytes]:
@@ -197,7 +198,15 @@ async def test_a_request_is_answered_as_on_tornados_way(sse: SSEApp, settings: S
     tornados = HTTPServer(sse.application())
     tornados.add_sockets([bound])
     sent = HEADS[name](request(sse))
-    assert await answer(port, sent) == await answer(tornados_port, sent)
+    (line, headers, body), (their_line, their_headers, their_body) = (
+        await answer(port, sent),
+        await answer(tornados_port, sent),
+    )
+    if name == "status":
+        headers, their_headers = (
+            {h for h in each if not _LENGTH.match(h)} for each in (headers, their_headers)
+        )
+    assert (line, headers, body) == (their_line, their_headers, their_body)
     ours.stop()
     tornados.stop()
 

@@ -140,19 +140,20 @@ def test_the_right_user_logs_in_while_100_wrong_passwords_a_second_come(desk: Si
 
 
 @pytest.mark.parametrize(
-    "headers",
+    ("address", "headers"),
     [
-        {"X_Forwarded_For": "9.9.9.{}"},
-        {"X_Forwarded_For": "9.9.9.{}, 127.0.5.1"},
-        {"X_Real_IP": "9.9.9.{}"},
-        {"Forwarded": "for=9.9.9.{}"},
-        {"True_Client_IP": "9.9.9.{}"},
-        {"CF_Connecting_IP": "9.9.9.{}"},
+        ("127.0.6.1", {"X_Forwarded_For": "9.9.9.{}"}),
+        ("127.0.6.2", {"X_Forwarded_For": "9.9.9.{}, 127.0.5.1"}),
+        ("127.0.6.3", {"X_Real_IP": "9.9.9.{}"}),
+        ("127.0.6.4", {"Forwarded": "for=9.9.9.{}"}),
+        ("127.0.6.5", {"True_Client_IP": "9.9.9.{}"}),
+        ("127.0.6.6", {"CF_Connecting_IP": "9.9.9.{}"}),
     ],
     ids=str,
 )
-def test_a_forwarded_address_from_anybody_is_not_believed(proxied: Site, headers: dict[str, str]) -> None:
-    address = f"127.0.6.{abs(hash(str(headers))) % 200 + 1}"
+def test_a_forwarded_address_from_anybody_is_not_believed(
+    proxied: Site, address: str, headers: dict[str, str]
+) -> None:
     for number in range(5):
         spoofed = {name: value.format(number) for name, value in headers.items()}
         assert guess(proxied, f"x{address}", address, **spoofed).status_code == 401

@@ -64,11 +64,14 @@ class AuthDatabase:
         self._lock = threading.Lock()
         self._thread = ThreadPoolExecutor(1, "auth-database")
         self._version = -1
+        self._closed = False
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """Write, all or nothing; on the disk when it is left. It blocks: not for the event loop."""
         with self._lock:
+            if self._closed:
+                raise sqlite3.OperationalError("the database is closed")
             self._writing.execute("BEGIN IMMEDIATE")
             try:
                 yield self._writing
@@ -89,11 +92,18 @@ class AuthDatabase:
         return changed
 
     async def run(self, work: Callable[[], T]) -> T:
-        """Do blocking work in the database's own thread."""
+        """Do blocking work in the database's own thread.
+
+        Raises:
+            sqlite3.OperationalError: the database cannot be used now, or no more.
+        """
+        if self._closed:
+            raise sqlite3.OperationalError("the database is closed")
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     def close(self) -> None:
         """Finish what was begun, and close the file."""
+        self._closed = True
         self._thread.shutdown()
         with self._lock:
             self._reading.close()

@@ -71,6 +71,7 @@ class PasswordThreads:
     def __init__(self) -> None:
         self._executor = ThreadPoolExecutor(THREADS, "passwords", _give_way)
         self._waiting = 0
+        self._closed = False
 
     async def run(self, work: Callable[[], T]) -> T:
         """Run ``work`` in one of the threads.
@@ -80,18 +81,26 @@ class PasswordThreads:
         """
         if self._waiting >= MAX_WAITING:
             raise TooManyLogins("too many logins at once")
+        if self._closed:
+            raise TooManyLogins("the server is ending")
         self._waiting += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+        except asyncio.CancelledError:
+            if self._closed:  # it is the work that was cancelled
+                raise TooManyLogins("the server is ending") from None
+            raise
         finally:
             self._waiting -= 1
 
     async def warm_up(self) -> None:
         """Make the first login as quick as the others."""
-        await self.run(_nobody)
+        with suppress(TooManyLogins):  # or the server ends before that
+            await self.run(_nobody)
 
     def close(self) -> None:
-        """Let go of the threads."""
+        """Let go of the threads; who still waits is refused."""
+        self._closed = True
         self._executor.shutdown(wait=False, cancel_futures=True)
 
 
