@@ -74,7 +74,8 @@ def by_httpx(stack: ExitStack, url: str, _types: list[str]) -> Iterator[Heard]:
     """Listen with httpx-sse."""
     client = stack.enter_context(httpx.Client(timeout=20))
     source = stack.enter_context(connect_sse(client, "GET", url))
-    return (Heard(event.event, event.id, json.loads(event.data)) for event in source.iter_sse())
+    heard = (event for event in source.iter_sse() if event.event != "ping")  # as a client that asks for types
+    return (Heard(event.event, event.id, json.loads(event.data)) for event in heard)
 
 
 def by_node(stack: ExitStack, url: str, types: list[str]) -> Iterator[Heard]:

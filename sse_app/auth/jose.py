@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 import jwt
+from jwt.algorithms import HMACAlgorithm
 from jwt.utils import base64url_decode, base64url_encode
 
 MAX_TOKEN_LENGTH = 8192
@@ -16,8 +17,27 @@ _UNTRUSTED = frozenset({"jku", "jwk", "x5u", "x5c", "crit", "b64", "zip", "enc"}
 """Header parameters that would bring a key of their own, or ask for what is not done here (RFC 8725 §3.10)."""
 
 
+class _CheckedSecret(HMACAlgorithm):
+    """HS256 with secrets that `sse_app.auth.keys` has looked at once.
+
+    PyJWT by itself looks for a PEM, DER or JWK in the secret with every token, a quarter of its work.
+    """
+
+    def prepare_key(self, key: str | bytes) -> bytes:
+        assert isinstance(key, bytes)
+        return key
+
+
 class StrictJWT(jwt.PyJWT):
-    """PyJWT that refuses a payload in which a claim stands twice: which one counts is anybody's guess."""
+    """PyJWT with the algorithms that are used here, each once.
+
+    It refuses a payload in which a claim stands twice: which one counts is anybody's guess.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._jws = jwt.PyJWS(algorithms=["EdDSA", "ES256", "RS256", "PS256"])
+        self._jws.register_algorithm("HS256", _CheckedSecret(HMACAlgorithm.SHA256))
 
     def _decode_payload(self, decoded: dict[str, Any]) -> dict[str, Any]:
         return _object(decoded["payload"])

@@ -109,7 +109,7 @@ class Tokens:
             "sse": grants.to_claim(),
         }
         headers = {"typ": kind.value, "kid": key.id}
-        token = jwt.encode(payload, key.signing, algorithm=key.algorithm, headers=headers)
+        token = _JWT.encode(payload, key.signing, algorithm=key.algorithm, headers=headers)
         self._remember(token, _digest(token), kind, claims, key)  # it will come back in a moment
         return token
 
