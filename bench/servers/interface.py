@@ -25,6 +25,8 @@ class Options:
 
     ping_interval: int = 30
     """Seconds between pings to a stream."""
+    foreign_tokens: bool = True
+    """Whether the tokens of streams are signed outside of the server, which then has never seen them."""
     env: dict[str, str] = field(default_factory=dict)
     """Further settings of sse_app; peers know nothing of them."""
 

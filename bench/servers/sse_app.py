@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import sys
 from collections.abc import Sequence
@@ -70,8 +71,27 @@ class SseApp(Server):
 
     def stream_paths(self, channels: Sequence[str], streams: int) -> list[str]:
         names = [channels[number % len(channels)] for number in range(streams)]
-        tokens = self._mint(TokenKind.STREAM, [Grants.of(subscribe=[name]) for name in names])
+        if self.options.foreign_tokens:
+            tokens = self._mint(TokenKind.STREAM, [Grants.of(subscribe=[name]) for name in names])
+        else:
+            tokens = self._ask_for(names)
         return [f"/api/v1/sse/{name}?token={token}" for name, token in zip(names, tokens, strict=True)]
+
+    def _ask_for(self, names: Sequence[str]) -> list[str]:
+        """Return stream tokens as clients get them: the server issues them for an access token."""
+        access = self._mint(TokenKind.ACCESS, [Grants.of(subscribe=["bench.*"])])[0]
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        tokens = []
+        for name in names:
+            connection.request(
+                "POST",
+                "/api/v1/auth/stream-token",
+                json.dumps({"channels": [name]}),
+                {"Authorization": f"Bearer {access}", "Content-Type": "application/json"},
+            )
+            tokens.append(str(json.load(connection.getresponse())["stream_token"]))
+        connection.close()
+        return tokens
 
     def publish(self, channels: Sequence[str], batch: int = 1) -> Publish:
         token = self._mint(TokenKind.ACCESS, [Grants.of(publish=["bench.*"])])[0]

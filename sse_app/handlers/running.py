@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 
 from tornado import httputil, web
 from tornado.util import ObjectDict
@@ -94,7 +95,14 @@ class RunningStream(PublishHandler):
     def _closed(self, stream: Stream) -> None:
         self.services.hub.leave(stream)
         self.services.keepalive.forget(stream)
-        log.info("stream_closed", extra=fields_of(stream, reason=stream.ending or "client"))
+        log.info(
+            "stream_closed",
+            extra=fields_of(
+                stream,
+                reason=stream.ending or "client",
+                seconds=round(time.time() - stream.opened_at, 3),
+            ),
+        )
 
 
 class AdoptedStreams:

@@ -161,7 +161,8 @@ class StreamHandler(RunningStream):
         except BaseException:
             hub.leave(stream)
             raise
-        log.info("stream_opened", extra=fields_of(stream, resumed=position is not None and not lost))
+        if log.isEnabledFor(logging.DEBUG):  # its end is told in any case
+            log.debug("stream_opened", extra=fields_of(stream, resumed=position is not None and not lost))
         return stream
 
     def _stream_headers(self) -> None:
