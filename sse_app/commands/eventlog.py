@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from sse_app.commands.options import settings_of
 from sse_app.database import open_database
 from sse_app.errors import InvalidInput
-from sse_app.eventlog import sqlite_writer
+from sse_app.eventlog import sqlite_schema
 from sse_app.services import event_log_path
 from sse_app.state import StateDirectory
 
@@ -24,7 +24,7 @@ def _database(options: argparse.Namespace) -> Iterator[sqlite3.Connection]:
         raise InvalidInput("the event log is in memory: there is nothing to look after")
     if not path.exists():
         raise InvalidInput(f"there is no event log at {path}")
-    connection = open_database(path, sqlite_writer.APPLICATION_ID, sqlite_writer.MIGRATIONS)
+    connection = open_database(path, sqlite_schema.APPLICATION_ID, sqlite_schema.MIGRATIONS)
     try:
         yield connection
     finally:
@@ -50,6 +50,6 @@ def new_epoch(options: argparse.Namespace) -> None:
     state.lock()
     try:
         with _database(options) as database:
-            print(sqlite_writer.new_epoch(database))
+            print(sqlite_schema.new_epoch(database))
     finally:
         state.unlock()

@@ -14,7 +14,8 @@ from sse_app.channels import ChannelName
 from sse_app.database import connect
 from sse_app.errors import EventLogUnavailable
 from sse_app.eventlog import EventLog, IdempotencyKey, Page, Retention, first_page
-from sse_app.eventlog.sqlite_writer import ChannelState, Commit, SqliteWriter
+from sse_app.eventlog.sqlite_schema import ChannelState
+from sse_app.eventlog.sqlite_writer import Commit, SqliteWriter
 from sse_app.eventlog.tail import Tails
 from sse_app.events import Event, EventId, NewEvent
 

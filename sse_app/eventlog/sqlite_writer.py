@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import queue
-import secrets
 import sqlite3
 import threading
 import time
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,45 +17,22 @@ from sse_app.channels import ChannelName
 from sse_app.database import open_database
 from sse_app.errors import EventLogUnavailable, IdempotencyKeyReused
 from sse_app.eventlog import IDEMPOTENCY_AGE, IdempotencyKey, Retention
+from sse_app.eventlog.sqlite_schema import (
+    APPLICATION_ID,
+    COLUMNS,
+    INSERT_SIZES,
+    MIGRATIONS,
+    ChannelState,
+    insertion,
+    new_epoch,
+)
 from sse_app.events import Event, EventId, NewEvent
 
-APPLICATION_ID = 0x53534531  # "SSE1"
-MIGRATIONS = [
-    """
-    CREATE TABLE log (epoch TEXT NOT NULL);
-    CREATE TABLE channels (
-        id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE,
-        published INTEGER NOT NULL, last_seq INTEGER NOT NULL, trimmed INTEGER NOT NULL
-    );
-    CREATE TABLE events (
-        seq INTEGER PRIMARY KEY, channel INTEGER NOT NULL, type TEXT NOT NULL, data BLOB NOT NULL,
-        retry INTEGER, at REAL NOT NULL
-    );
-    CREATE INDEX events_of_channel ON events (channel, seq);
-    CREATE TABLE answers (
-        subject TEXT NOT NULL, key TEXT NOT NULL, digest BLOB NOT NULL,
-        first_seq INTEGER NOT NULL, count INTEGER NOT NULL, at REAL NOT NULL, PRIMARY KEY (subject, key)
-    ) WITHOUT ROWID;
-    CREATE INDEX answers_by_age ON answers (at);
-    """
-]
 MAX_EVENTS_PER_COMMIT = 2_000
 PROBE_INTERVAL = 1.0
 """How often a log that failed is tried again while nobody publishes, in seconds."""
-COLUMNS = 6
-INSERT_SIZES = (512, 128, 32, 8, 1)
-"""How many rows an INSERT statement takes; one has at most 32,766 parameters."""
 ERASE_STEP = 2_000
 """How many expired events one transaction erases, so that publishers do not wait long behind it."""
-
-
-class ChannelState(NamedTuple):
-    """What is committed of a channel: ``trimmed`` is the ``seq`` of its last event that is no longer kept."""
-
-    id: int
-    published: int
-    last_seq: int
-    trimmed: int
 
 
 @dataclass(slots=True)
@@ -74,21 +49,6 @@ class _Append(NamedTuple):
     events: Sequence[NewEvent]
     key: IdempotencyKey | None
     future: asyncio.Future[list[EventId]]
-
-
-def new_epoch(connection: sqlite3.Connection) -> str:
-    """Give the log another epoch, so that no id of the old one is taken for an event of the new, and return it."""
-    epoch = secrets.token_hex(4)
-    connection.execute("BEGIN IMMEDIATE")
-    connection.execute("DELETE FROM log")
-    connection.execute("INSERT INTO log VALUES (?)", (epoch,))
-    connection.execute("COMMIT")
-    return epoch
-
-
-@cache
-def _insertion(rows: int) -> str:
-    return "INSERT INTO events VALUES " + ", ".join(["(?, ?, ?, ?, ?, ?)"] * rows)
 
 
 class SqliteWriter:
@@ -250,7 +210,7 @@ class SqliteWriter:
         for size in INSERT_SIZES:
             step = size * COLUMNS
             while len(parameters) - start >= step:
-                self._db.execute(_insertion(size), parameters[start : start + step])
+                self._db.execute(insertion(size), parameters[start : start + step])
                 start += step
 
     def _channel(self, name: ChannelName) -> ChannelState:

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from ipaddress import IPv4Network, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 Networks = Sequence[IPv4Network | IPv6Network]
 
 
-def is_trusted(address: str, trusted: Networks) -> bool:
-    """Return whether an address is that of a trusted proxy."""
+def parsed_address(address: str) -> IPv4Address | IPv6Address:
+    """Return an address; an IPv4 one that came over a socket for both families is told as what it is.
+
+    Raises:
+        ValueError: it is none.
+    """
+    parsed = ip_address(address)
+    return (parsed.ipv4_mapped or parsed) if isinstance(parsed, IPv6Address) else parsed
+
+
+def is_in(address: str, networks: Networks) -> bool:
+    """Return whether an address belongs to one of the networks, such as those of trusted proxies."""
     try:
-        parsed = ip_address(address)
+        parsed = parsed_address(address)
     except ValueError:
         return False
-    return any(parsed in network for network in trusted)
+    return any(parsed in network for network in networks)
 
 
 def client_address(peer: str, forwarded: Sequence[str], trusted: Networks) -> str:
@@ -30,10 +40,10 @@ def client_address(peer: str, forwarded: Sequence[str], trusted: Networks) -> st
     """
     address = peer
     for claimed in reversed(",".join(forwarded).split(",")):
-        if not is_trusted(address, trusted):
+        if not is_in(address, trusted):
             break
         try:
-            address = str(ip_address(claimed.strip()))
+            address = str(parsed_address(claimed.strip()))
         except ValueError:
             break  # a proxy that says something else is believed no further
     return address

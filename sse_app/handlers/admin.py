@@ -8,7 +8,9 @@ from typing import Any
 from sse_app.auth.revocations import Revocation, require_no_token
 from sse_app.errors import InvalidInput
 from sse_app.events import timestamp
-from sse_app.handlers.api import ApiHandler, BodyHandler, Refusal
+from sse_app.handlers.api import ApiHandler
+from sse_app.handlers.body import BodyHandler
+from sse_app.handlers.refusal import Refusal
 from sse_app.publisher import refuse_unknown
 
 AUDIT_LIMIT = 100

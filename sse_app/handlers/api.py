@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-import math
 import re
 import sqlite3
 import sys
 from collections.abc import Awaitable
 from http import HTTPStatus
-from ipaddress import ip_address
 from typing import Any
 
 import orjson
@@ -17,27 +15,13 @@ from tornado import web
 from tornado.iostream import StreamClosedError
 
 from sse_app.auth.claims import Claims
-from sse_app.auth.login import LoginThrottled
-from sse_app.auth.passwords import TooManyLogins
-from sse_app.auth.provider import ProviderUnavailable
-from sse_app.auth.sessions import RefreshRefused
 from sse_app.auth.tokens import TokenKind
-from sse_app.errors import (
-    EventLogUnavailable,
-    IdempotencyKeyReused,
-    InvalidChannel,
-    InvalidInput,
-    SSEAppError,
-    TokenRefused,
-    UnknownChannel,
-)
-from sse_app.handlers.address import client_address, is_trusted
-from sse_app.handlers.json_body import parse_json
+from sse_app.errors import EventLogUnavailable, TokenRefused
+from sse_app.handlers.address import client_address, is_in
+from sse_app.handlers.origins import OriginHandler
+from sse_app.handlers.refusal import Refusal, refusal_of
 from sse_app.logs import loggable_path
 from sse_app.services import Services
-
-RETRY_AFTER = "5"
-"""Seconds after which a client that met a limit or a closed log may try again."""
 
 DRAINED_BODIES = 64
 """How many times the largest body is read and thrown away of a body that is larger."""
@@ -50,59 +34,10 @@ log = logging.getLogger(__name__)
 _BEARER = re.compile(r"(?i:bearer) +([A-Za-z0-9._~+/=-]+) *")
 
 
-class Refusal(SSEAppError):
-    """A request is answered with an error.
-
-    Args:
-        status: the HTTP status.
-        code: for programs.
-        message: a sentence for people.
-        headers: further headers of the answer.
-    """
-
-    def __init__(self, status: int, code: str, message: str, **headers: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
-        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
-
-
-def refusal_of(error: BaseException) -> Refusal | None:
-    """Return how an error of ours is answered over HTTP: the one place that decides it."""
-    match error:
-        case Refusal():
-            return error
-        case InvalidChannel(field="channel" | "channels"):
-            return Refusal(400, "invalid_channel", str(error))
-        case InvalidInput():
-            return Refusal(422, "invalid_input", str(error))
-        case TokenRefused():
-            return Refusal(401, "invalid_token", str(error), WWW_Authenticate='Bearer error="invalid_token"')
-        case UnknownChannel():
-            return Refusal(404, "unknown_channel", str(error))
-        case IdempotencyKeyReused():
-            return Refusal(422, "idempotency_key_reused", str(error))
-        case RefreshRefused():
-            return Refusal(401, "invalid_token", str(error), WWW_Authenticate='Bearer error="invalid_token"')
-        case LoginThrottled(wait=wait):
-            return Refusal(429, "too_many_attempts", str(error), Retry_After=str(math.ceil(wait)))
-        case TooManyLogins():
-            return Refusal(503, "busy", str(error), Retry_After=RETRY_AFTER)
-        case ProviderUnavailable():
-            return Refusal(503, "provider_unavailable", str(error), Retry_After=RETRY_AFTER)
-        case sqlite3.OperationalError():  # accounts and sessions: locked by somebody for long, or a full disk
-            return Refusal(503, "unavailable", "this cannot be done just now", Retry_After=RETRY_AFTER)
-        case EventLogUnavailable():
-            message = "the event log is not available just now"
-            return Refusal(503, "log_unavailable", message, Retry_After=RETRY_AFTER)
-    return None
-
-
 @web.stream_request_body
-class ApiHandler(web.RequestHandler):
+class ApiHandler(OriginHandler):
     """The base of all handlers."""
 
-    services: Services
     claims: Claims | None = None
     client_id: str | None = None
     keeps_body = False
@@ -123,7 +58,7 @@ class ApiHandler(web.RequestHandler):
 
     def prepare(self) -> Awaitable[None] | None:
         """Refuse a body that says it is too large before it comes."""
-        self._allow_origin()
+        self.allow_origin()
         self.request.connection.set_max_body_size(sys.maxsize)  # type: ignore[union-attr]
         length = self.request.headers.get("Content-Length", "")
         if length.isascii() and length.isdigit():
@@ -211,7 +146,7 @@ class ApiHandler(web.RequestHandler):
     @property
     def came_directly(self) -> bool:
         """Whether nothing speaks of a proxy that is not trusted, so that `address` is the client's own."""
-        if is_trusted(self.request.remote_ip or "", self.services.settings.trusted_proxies):
+        if is_in(self.request.remote_ip or "", self.services.settings.trusted_proxies):
             return True
         return not any(name in self.request.headers for name in ("X-Forwarded-For", "Forwarded", "X-Real-Ip"))
 
@@ -221,11 +156,7 @@ class ApiHandler(web.RequestHandler):
         Raises:
             Refusal: the address is not among ``metrics.allow``, or the request came through a proxy.
         """
-        try:
-            allowed = any(ip_address(self.address) in net for net in self.services.settings.metrics.allow)
-        except ValueError:
-            allowed = False
-        if not allowed or not self.came_directly:
+        if not is_in(self.address, self.services.settings.metrics.allow) or not self.came_directly:
             raise Refusal(403, "forbidden", "metrics are not for this address")
 
     def number(self, name: str, default: int, least: int, most: int) -> int:
@@ -238,44 +169,6 @@ class ApiHandler(web.RequestHandler):
         if not (text.isascii() and text.isdigit() and len(text) < 17 and least <= int(text) <= most):
             raise Refusal(400, f"invalid_{name}", f"{name} must be a number from {least} to {most}")
         return int(text)
-
-    # -- CORS -----------------------------------------------------------------------------------------------
-
-    def _allow_origin(self) -> None:
-        """Let pages of the configured origins read the answer (Fetch §3.3)."""
-        origins = self.services.settings.cors_origins
-        if not origins:
-            return
-        self.add_header("Vary", "Origin")
-        origin = self.request.headers.get("Origin")
-        if origin in origins:
-            self.set_header("Access-Control-Allow-Origin", origin)
-            self.set_header("Access-Control-Allow-Credentials", "true")
-            self.set_header("Access-Control-Expose-Headers", "Retry-After")
-
-    def check_trusted_origin(self, origin: str) -> bool:
-        """Let pages anywhere ask what takes a bearer token only: no cookie speaks for their visitors here."""
-        return True
-
-    def options(self, *args: str) -> None:
-        """Answer a CORS preflight."""
-        if "Access-Control-Allow-Origin" in self._headers:
-            self.set_header("Access-Control-Allow-Methods", ", ".join(self._methods()))
-            self.set_header(
-                "Access-Control-Allow-Headers", "Authorization, Content-Type, Idempotency-Key, Last-Event-ID"
-            )
-            self.set_header("Access-Control-Max-Age", "600")
-        self.set_header("Allow", ", ".join([*self._methods(), "OPTIONS"]))
-        self.set_status(204)
-
-    def _methods(self) -> list[str]:
-        """Return the methods that this handler has."""
-        missing = web.RequestHandler._unimplemented_method
-        return [
-            method
-            for method in self.SUPPORTED_METHODS
-            if method != "OPTIONS" and getattr(type(self), method.lower()) is not missing
-        ]
 
     # -- answers --------------------------------------------------------------------------------------------
 
@@ -298,8 +191,8 @@ class ApiHandler(web.RequestHandler):
             reason = getattr(error, "log_message", None) if status_code < 500 else None
             refusal = Refusal(status_code, phrase.lower().replace(" ", "_"), reason or phrase)
         if refusal.status == 405:
-            self.set_header("Allow", ", ".join([*self._methods(), "OPTIONS"]))
-        self._allow_origin()
+            self.set_header("Allow", ", ".join([*self.methods(), "OPTIONS"]))
+        self.allow_origin()
         self._write_refusal(refusal)
 
     def _write_refusal(self, refusal: Refusal) -> None:
@@ -365,36 +258,6 @@ class ApiHandler(web.RequestHandler):
     def access_level(self, status: int) -> int:
         """Return the log level of the access line: routine successes are for debugging, a 500 is our mistake."""
         return logging.DEBUG if status < 400 else logging.ERROR if status == 500 else logging.INFO
-
-
-class BodyHandler(ApiHandler):
-    """The base of handlers that take a JSON body, up to the configured size."""
-
-    keeps_body = True
-
-    def body(self) -> bytes:
-        """Return the body.
-
-        Raises:
-            Refusal: it is encoded.
-        """
-        if self.request.headers.get("Content-Encoding", "identity").lower() != "identity":
-            raise Refusal(415, "unsupported_encoding", "a body must not have a Content-Encoding")
-        return b"".join(self._pieces)
-
-    def json_object(self, body: bytes | None = None) -> dict[str, Any]:
-        """Return the body as a JSON object.
-
-        Raises:
-            Refusal: it is no JSON, or no object.
-        """
-        try:
-            value = parse_json(self.body() if body is None else body)
-        except ValueError as error:
-            raise Refusal(400, "invalid_json", f"the body is not JSON: {error}") from None
-        if not isinstance(value, dict):
-            raise Refusal(422, "invalid_input", "the body must be a JSON object")
-        return value
 
 
 class NotFoundHandler(ApiHandler):

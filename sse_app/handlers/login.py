@@ -6,7 +6,8 @@ from sse_app.auth.login import LoggedIn, names_granted
 from sse_app.auth.passwords import MAX_PASSWORD_LENGTH
 from sse_app.auth.sessions import RefreshRefused
 from sse_app.errors import InvalidInput, TokenRefused
-from sse_app.handlers.api import BodyHandler, Refusal
+from sse_app.handlers.body import BodyHandler
+from sse_app.handlers.refusal import Refusal
 from sse_app.publisher import refuse_unknown
 
 COOKIE = "sse_app_refresh"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 
 from sse_app.events import EventId
-from sse_app.handlers.api import RETRY_AFTER, ApiHandler, Refusal
+from sse_app.handlers.api import ApiHandler
 from sse_app.handlers.pages import STATIC
+from sse_app.handlers.refusal import RETRY_AFTER, Refusal
 from sse_app.version import VERSION
 
 

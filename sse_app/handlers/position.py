@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from sse_app.handlers.api import Refusal
+from sse_app.handlers.refusal import Refusal
 
 MAX_BYTES = 128
 

@@ -13,8 +13,10 @@ from sse_app.auth.claims import Claims
 from sse_app.channels import ChannelName, parse_channel
 from sse_app.eventlog import IdempotencyKey
 from sse_app.events import Event, EventId, NewEvent
-from sse_app.handlers.api import ApiHandler, BodyHandler, Refusal
+from sse_app.handlers.api import ApiHandler
+from sse_app.handlers.body import BodyHandler
 from sse_app.handlers.position import parse_position
+from sse_app.handlers.refusal import Refusal
 from sse_app.publisher import refuse_unknown
 
 HISTORY_LIMIT = 100

@@ -15,8 +15,8 @@ from sse_app.channels import ChannelName, parse_channels
 from sse_app.connection import take_over
 from sse_app.errors import EventLogUnavailable, TokenRefused
 from sse_app.events import EventId, timestamp
-from sse_app.handlers.api import RETRY_AFTER, Refusal
 from sse_app.handlers.position import parse_position
+from sse_app.handlers.refusal import RETRY_AFTER, Refusal
 from sse_app.handlers.running import RunningStream, fields_of
 from sse_app.stream import Listener, Replay, Stream
 from sse_app.wire import chunk, encode_event, encode_json

@@ -9,7 +9,9 @@ from sse_app.auth.login import names_granted
 from sse_app.auth.tokens import TokenKind
 from sse_app.channels import ChannelName, parse_channel
 from sse_app.errors import InvalidInput
-from sse_app.handlers.api import RETRY_AFTER, ApiHandler, BodyHandler, Refusal
+from sse_app.handlers.api import ApiHandler
+from sse_app.handlers.body import BodyHandler
+from sse_app.handlers.refusal import RETRY_AFTER, Refusal
 from sse_app.publisher import refuse_unknown
 
 MAX_EARLIER = 32

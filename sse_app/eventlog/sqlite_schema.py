@@ -1,0 +1,58 @@
+"""The tables of the SQLite event log, and the statements that fill them."""
+
+from __future__ import annotations
+
+import secrets
+import sqlite3
+from functools import cache
+from typing import NamedTuple
+
+APPLICATION_ID = 0x53534531  # "SSE1"
+MIGRATIONS = [
+    """
+    CREATE TABLE log (epoch TEXT NOT NULL);
+    CREATE TABLE channels (
+        id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE,
+        published INTEGER NOT NULL, last_seq INTEGER NOT NULL, trimmed INTEGER NOT NULL
+    );
+    CREATE TABLE events (
+        seq INTEGER PRIMARY KEY, channel INTEGER NOT NULL, type TEXT NOT NULL, data BLOB NOT NULL,
+        retry INTEGER, at REAL NOT NULL
+    );
+    CREATE INDEX events_of_channel ON events (channel, seq);
+    CREATE TABLE answers (
+        subject TEXT NOT NULL, key TEXT NOT NULL, digest BLOB NOT NULL,
+        first_seq INTEGER NOT NULL, count INTEGER NOT NULL, at REAL NOT NULL, PRIMARY KEY (subject, key)
+    ) WITHOUT ROWID;
+    CREATE INDEX answers_by_age ON answers (at);
+    """
+]
+
+COLUMNS = 6
+INSERT_SIZES = (512, 128, 32, 8, 1)
+"""How many rows an INSERT statement takes; one has at most 32,766 parameters."""
+
+
+class ChannelState(NamedTuple):
+    """What is committed of a channel: ``trimmed`` is the ``seq`` of its last event that is no longer kept."""
+
+    id: int
+    published: int
+    last_seq: int
+    trimmed: int
+
+
+def new_epoch(connection: sqlite3.Connection) -> str:
+    """Give the log another epoch, so that no id of the old one is taken for an event of the new, and return it."""
+    epoch = secrets.token_hex(4)
+    connection.execute("BEGIN IMMEDIATE")
+    connection.execute("DELETE FROM log")
+    connection.execute("INSERT INTO log VALUES (?)", (epoch,))
+    connection.execute("COMMIT")
+    return epoch
+
+
+@cache
+def insertion(rows: int) -> str:
+    """Return the statement that inserts so many events."""
+    return "INSERT INTO events VALUES " + ", ".join(["(?, ?, ?, ?, ?, ?)"] * rows)
