@@ -18,6 +18,7 @@ const dark = matchMedia("(prefers-color-scheme: dark)");
  * @property {(value: number, step: number) => string} formatTick a value on the axis, and the step between two
  * @property {(value: number) => string} formatValue a value at the pointer
  * @property {[number, number]} [xRange] of the x axis; else that of the points
+ * @property {number[]} [xSteps] between two labels on the x axis
  * @property {(value: number) => string} [formatX] a value on the x axis; else the label of the point there
  * @property {number[]} [yInclude] values that the y axis reaches in any case
  * @property {boolean} [hideLabels] no labels on the x axis, for a chart above another with the same
@@ -123,7 +124,7 @@ export class LineChart {
     return {
       show: !hideLabels,
       space: X_SPACE,
-      incrs: formatX ? undefined : [1, 2, 5, 10, 20, 50, 100, 200, 500],
+      incrs: this.#options.xSteps ?? [1, 2, 5, 10, 20, 50, 100, 200, 500],
       ...{ stroke: () => colourOf("--soft"), font: FONT, gap: GAP, size: 30 },
       values: (plot, ticks) => ticks.map(text),
       grid: { show: false },

@@ -1,6 +1,6 @@
 // The bar that says how the connection is.
 
-import { find, oncePerFrame, setFigures, setText } from "./dom.js";
+import { find, oncePerFrame, setText } from "./dom.js";
 import { count } from "./format.js";
 
 const TITLES = { connecting: "Connecting", live: "Live", reconnecting: "Reconnecting", offline: "Offline" };
@@ -50,7 +50,7 @@ export class ConnectionBar {
     const hadFocus = document.activeElement === this.#retry;
     this.#retry.hidden = isLive || status.state === "connecting";
     if (hadFocus && this.#retry.hidden) this.#element.focus();
-    setFigures(this.#element, {
+    const figures = {
       latency: status.latency === null ? "–" : `${count(status.latency)} ms`,
       received: count(status.received),
       reconnects: count(Math.max(0, status.reconnects)),
@@ -58,7 +58,9 @@ export class ConnectionBar {
       lost: count(status.lost),
       last_id: status.lastId || "–",
       client_id: status.clientId || "–",
-    });
+    };
+    // A page leaves out what means nothing there.
+    for (const place of this.#element.querySelectorAll("[data-figure]")) setText(place, figures[place.dataset.figure]);
   }
 
   #state(state, sentence, remaining) {

@@ -48,10 +48,13 @@ const REASONS = {
 export class Live {
   #client;
   #listener;
+  #replays;
   #latencies = [];
   #skew = 0;
   #connectedAt = Infinity; // by the server's clock
   #lostAt = null;
+  #away = ""; // for how long, before this connection
+  #missed = 0; // on this connection
   #status = {
     state: "connecting",
     reason: "",
@@ -70,10 +73,11 @@ export class Live {
    * @param {import("./session.js").Session} session
    * @param {string[]} channels
    * @param {Listener} listener
-   * @param {object} [options] more of the client's options
+   * @param {object} [options] more of the client's options; `replays: false` where the channels have no history
    */
-  constructor(session, channels, listener, options = {}) {
+  constructor(session, channels, listener, { replays = true, ...options } = {}) {
     this.#listener = listener;
+    this.#replays = replays;
     this.#client = new SSEClient("/api/v1/sse", {
       ...options,
       channels,
@@ -111,7 +115,7 @@ export class Live {
       reason: "",
       retryAt: null,
       reconnects,
-      news: away && `${away}, nothing was missed`,
+      news: away && this.#replays ? `${away}, nothing was missed` : away,
       lastId: this.#client.lastEventId,
       clientId: info.client_id,
     });
@@ -119,9 +123,6 @@ export class Live {
     this.#missed = 0;
     if (reconnects === 0) this.#listener.onBegin();
   }
-
-  #away = "";
-  #missed = 0; // on this connection
 
   #onEvent({ id, type, channel, data }) {
     const at = Date.parse(data.timestamp);
