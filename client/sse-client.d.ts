@@ -15,6 +15,7 @@ export interface Connected {
 
 /** A published event. */
 export interface StreamEvent<Data = any> {
+  /** Empty where the event is in no log: it is not replayed. */
   id: string;
   type: string;
   channel: string;

@@ -89,6 +89,7 @@ class SSEApp:
             URLSpec(r"/api/v1/auth/me", tokens.MeHandler, parts),
             URLSpec(r"/api/v1/admin/connections", admin.ConnectionsHandler, parts),
             URLSpec(r"/api/v1/admin/connections/([0-9]{1,20})/kick", admin.KickHandler, parts),
+            URLSpec(r"/api/v1/admin/figures", admin.FiguresHandler, parts),
             URLSpec(r"/api/v1/admin/revocations", admin.RevocationsHandler, parts),
             URLSpec(r"/api/v1/admin/audit", admin.AuditHandler, parts),
             URLSpec(r"/.well-known/jwks.json", tokens.KeySetHandler, parts),
@@ -104,7 +105,8 @@ class SSEApp:
         return web.Application(
             [
                 *self.routes(),
-                URLSpec(r"/", pages.PageHandler, parts),
+                URLSpec(r"/", pages.PageHandler, parts | {"file": "index.html"}),
+                URLSpec(r"/admin", pages.PageHandler, parts | {"file": "admin/index.html"}),
                 URLSpec(r"/static/(.*)", pages.StaticHandler, parts),
             ],
             default_handler_class=NotFoundHandler,

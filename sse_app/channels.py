@@ -15,6 +15,11 @@ MAX_LENGTH = 255
 RESERVED_NAMES = frozenset({"status"})
 """Names that the HTTP interface uses for itself: ``GET /api/v1/sse/status``."""
 
+ADMIN_CHANNEL = ChannelName("sse_app.admin")
+"""Where the server tells administrators its own figures; it is not in the event log."""
+
+_INTERNAL = ADMIN_CHANNEL.partition(".")[0]
+
 _SEGMENT = r"[a-z0-9_-]{1,64}"
 _NAME = re.compile(rf"{_SEGMENT}(?:\.{_SEGMENT})*")
 _SUBJECT_SEGMENT = re.compile(_SEGMENT)
@@ -43,6 +48,11 @@ def parse_channels(text: str, limit: int) -> tuple[ChannelName, ...]:
     if len(names) > limit:
         raise InvalidChannel(f"more than {limit} channels on one stream", "channels")
     return tuple(dict.fromkeys(parse_channel(name) for name in names))
+
+
+def is_internal(channel: str) -> bool:
+    """Return whether a channel is the server's own: nobody publishes there, and only administrators read it."""
+    return channel.partition(".")[0] == _INTERNAL
 
 
 class ChannelPattern:

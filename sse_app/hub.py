@@ -17,6 +17,7 @@ from sse_app.channels import ChannelName
 from sse_app.errors import EventLogUnavailable
 from sse_app.eventlog import EventLog
 from sse_app.events import Event, EventId
+from sse_app.metrics import Durations
 from sse_app.recent import RecentEvents
 from sse_app.stream import Listener, Stream
 from sse_app.wire import chunk
@@ -65,6 +66,8 @@ class Hub:
         self.streams_on_channel: Counter[ChannelName] = Counter()
         self.events_fanned_out = 0
         self.deliveries = 0
+        self.fan_out_seconds = Durations()
+        """From an event's arrival from the log to its handing over to the last stream."""
         self.endings: Counter[str] = Counter()
         # Streams are numbered on from the time, in microseconds, so that no number means another one later.
         self._numbers = count(time.time_ns() // 1000)
@@ -225,6 +228,7 @@ class Hub:
 
     async def fan_out(self, events: list[Event]) -> None:
         """Send events that follow the last ones to every stream that listens to their channels."""
+        begun = time.perf_counter()
         self._at_rest.clear()
         self._recent.add(events)
         self._head = events[-1].seq
@@ -243,6 +247,7 @@ class Hub:
                     served = 0
                     await asyncio.sleep(0)
         self._at_rest.set()
+        self.fan_out_seconds.observe(time.perf_counter() - begun)
 
     def _plan(self, events: list[Event]) -> Iterator[tuple[Audience, bytes, int]]:
         """Yield which audience gets which bytes, and how many slots it has: who joins later has them already."""
@@ -265,6 +270,17 @@ class Hub:
                 frames = joined[key] = chunk(payload) if audience.chunked else payload
             self.deliveries += len(audience) * sum(len(by_channel[channel]) for channel in heard)
             yield audience, frames, len(audience.sends)
+
+    # -- the server's own channel ---------------------------------------------------------------------------
+
+    def listeners(self, channel: ChannelName) -> list[Stream]:
+        """Return the streams on a channel that have joined the present."""
+        return [
+            stream
+            for audience in self._of_channel.get(channel, ())
+            for stream in audience.streams
+            if stream is not None
+        ]
 
     async def close(self) -> None:
         """Stop following the log and close every connection that is still open."""

@@ -4,8 +4,24 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
+from collections.abc import Sequence
+from itertools import accumulate
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+
+
+def quantile(counts: Sequence[int], share: float) -> float | None:
+    """Return an upper bound, in seconds, of that share of durations counted as `Durations.counts` does.
+
+    None where there are none. Above the highest bound it is that bound.
+    """
+    wanted = share * sum(counts)
+    if not wanted:
+        return None
+    for bound, reached in zip(_SECONDS, accumulate(counts), strict=False):
+        if reached >= wanted:
+            return bound
+    return _SECONDS[-1]
 
 
 class Durations:
@@ -13,12 +29,19 @@ class Durations:
 
     def __init__(self) -> None:
         self.sum = 0.0
+        self.count = 0
         self._counts = [0] * (len(_SECONDS) + 1)
 
     def observe(self, seconds: float) -> None:
         """Count a duration."""
         self.sum += seconds
+        self.count += 1
         self._counts[bisect_left(_SECONDS, seconds)] += 1
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """How many fell between each two bounds, the first below the first and the last above the last."""
+        return tuple(self._counts)
 
     def cumulated(self) -> list[tuple[str, float]]:
         """Return for each upper bound how many were not longer, as Prometheus wants it."""
@@ -38,3 +61,8 @@ class Metrics:
         """Requests answered, by handler, method and status."""
         self.publish_seconds = Durations()
         """From a publish request to its answer, the commit included."""
+        self.streams_opened = 0
+        self.streams_resumed = 0
+        """Those of the opened that gave a position: clients that came back."""
+        self.refusals: Counter[str] = Counter()
+        """Requests and streams that were refused, by the code of the error or the reason of the ``closing``."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
-from sse_app.channels import ChannelName, ChannelPatterns, parse_channel
+from sse_app.channels import ChannelName, ChannelPatterns, is_internal, parse_channel
 from sse_app.errors import InvalidInput, UnknownChannel
 from sse_app.eventlog import EventLog, IdempotencyKey
 from sse_app.events import EventId, NewEvent, new_event, timestamp
@@ -69,12 +69,12 @@ class Publisher:
         return [_check_item(item, f"events[{number}].", now) for number, item in enumerate(events)]
 
     def require_known(self, channel: ChannelName) -> None:
-        """Refuse a channel that no configured name or pattern covers.
+        """Refuse a channel that no configured name or pattern covers; none covers the server's own.
 
         Raises:
             UnknownChannel: it is one.
         """
-        if not self._channels.matches(channel):
+        if is_internal(channel) or not self._channels.matches(channel):
             raise UnknownChannel(f"there is no channel {channel}")
 
     async def append(self, events: list[NewEvent], key: IdempotencyKey | None = None) -> list[EventId]:

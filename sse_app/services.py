@@ -24,6 +24,7 @@ from sse_app.enforcement import Enforcement
 from sse_app.eventlog import EventLog, Retention
 from sse_app.eventlog.memory import MemoryEventLog
 from sse_app.eventlog.sqlite import SqliteEventLog
+from sse_app.figures import Figures
 from sse_app.hub import Hub
 from sse_app.keepalive import Keepalive
 from sse_app.metrics import Metrics
@@ -121,8 +122,10 @@ class Services:
             keys_directory(settings, self.state),
             self.audit,
         )
+        self.figures = Figures(self)
         self.keepalive.start()
         self.enforcement.start()
+        self.figures.start()
         self.ready = True
 
     def reload(self, settings: Settings) -> list[str]:
@@ -167,6 +170,7 @@ class Services:
             with suppress(TimeoutError):
                 async with asyncio.timeout(FAREWELL):
                     await self.hub.emptied()
+            self.figures.stop()
             self.keepalive.stop()
             await self.hub.close()
             await self.enforcement.stop()

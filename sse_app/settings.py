@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError as PydanticSettingsError
 
-from sse_app.channels import ChannelPattern
+from sse_app.channels import ChannelPattern, is_internal
 from sse_app.errors import InvalidChannel, SettingsError
 
 ENV_PREFIX = "SSE_APP_"
@@ -30,6 +30,12 @@ def _pattern(text: str) -> str:
     except InvalidChannel as error:
         raise ValueError(str(error)) from None
     return text
+
+
+def _public_pattern(text: str) -> str:
+    if is_internal(text):
+        raise ValueError("channels that begin with sse_app are the server's own")
+    return _pattern(text)
 
 
 def _origin(text: str) -> str:
@@ -48,6 +54,7 @@ def _event_log(text: str) -> str:
 
 
 Pattern = Annotated[str, AfterValidator(_pattern)]
+PublicPattern = Annotated[str, AfterValidator(_public_pattern)]
 Origin = Annotated[str, AfterValidator(_origin)]
 EventLogURL = Annotated[str, AfterValidator(_event_log)]
 Count = Annotated[int, Field(ge=1, le=2**31)]
@@ -168,7 +175,7 @@ class Settings(BaseSettings):
     event_log: EventLogURL = "sqlite:"
     cors_origins: tuple[Origin, ...] = ()
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
-    channels: tuple[Pattern, ...] = ("dashboard", "alerts", "training", "backtest", "user.**")
+    channels: tuple[PublicPattern, ...] = ("dashboard", "alerts", "training", "backtest", "user.**")
     keepalive: Keepalive = Keepalive()
     history: History = History()
     stream: StreamSettings = StreamSettings()

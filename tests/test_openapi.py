@@ -200,6 +200,7 @@ def test_every_good_answer_is_as_described(running: ServerProcess) -> None:
         ask("POST", "/api/v1/admin/revocations", 201, headers=bearer(Server.access_token()), json=revocation)
     admin = bearer(Server.access_token())
     assert ask("GET", "/api/v1/admin/audit", 200, headers=admin).json()["entries"]
+    ask("GET", "/api/v1/admin/figures", 200, headers=admin)
 
     for algorithm in ("EdDSA", "ES256", "RS256"):
         running.command("keys", "rotate", "--algorithm", algorithm)

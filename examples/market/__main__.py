@@ -23,7 +23,7 @@ from .publisher import PASSWORD_VARIABLE
 
 ROOT = Path(__file__).resolve().parents[2]
 CHANNELS = ("dashboard", "alerts", "training", "backtest")
-VIEWER, PUBLISHER = "demo", "market"
+VIEWER, PUBLISHER, ADMIN = "demo", "market", "admin"
 
 READY = 30.0
 """Seconds the server has to become ready."""
@@ -98,10 +98,12 @@ def main() -> None:
         "SSE_APP_STATE_DIR": str(place.state),
         "PYTHONUNBUFFERED": "1",
     }
-    passwords = {VIEWER: secrets.token_urlsafe(12), PUBLISHER: secrets.token_urlsafe(24)}
+    passwords = {name: secrets.token_urlsafe(12) for name in (VIEWER, PUBLISHER, ADMIN)}
     channels = ",".join(CHANNELS)
     _account(VIEWER, ["--subscribe", channels], passwords[VIEWER], environment, stop)
     _account(PUBLISHER, ["--publish", channels], passwords[PUBLISHER], environment, stop)
+    everything = ["--subscribe", channels, "--publish", channels, "--admin"]
+    _account(ADMIN, everything, passwords[ADMIN], environment, stop)
 
     children: list[Child] = []
 
@@ -113,7 +115,7 @@ def main() -> None:
         _wait_until_ready(place, children, stop)
         publisher = ["-m", "examples.market.publisher", "--url", place.url, "--user", PUBLISHER]
         start("publisher", publisher, {PASSWORD_VARIABLE: passwords[PUBLISHER]}, "demo-publisher.log")
-        _say(_banner(place, passwords[VIEWER], _stream_token(place, passwords[VIEWER])))
+        _say(_banner(place, passwords, _stream_token(place, passwords[VIEWER])))
         while True:
             _watch(children, stop)
     finally:
@@ -213,14 +215,18 @@ def _stream_token(place: Place, password: str) -> StreamToken:
     return StreamToken(granted["stream_token"], int(granted["stream_expires_in"]))
 
 
-def _banner(place: Place, password: str, stream: StreamToken) -> str:
+def _banner(place: Place, passwords: dict[str, str], stream: StreamToken) -> str:
     line = "-" * 78
     return f"""{line}
   The market demo is running.
 
   Page      {place.url}/
   User      {VIEWER}
-  Password  {password}   (made for this run)
+  Password  {passwords[VIEWER]}   (made for this run, as is the next)
+
+  Admin     {place.url}/admin
+  as        {ADMIN}
+  with      {passwords[ADMIN]}
 
   A stream in the terminal, good for {_span(stream.seconds)}:
 

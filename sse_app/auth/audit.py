@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sqlite3
 import time
@@ -51,6 +52,7 @@ class Audit:
         self._database = database
         self._waiting: list[AuditEntry] = []
         self._dropped = 0
+        self._flushing = asyncio.Lock()
 
     def record(
         self,
@@ -75,13 +77,15 @@ class Audit:
             self._dropped += 1
 
     async def flush(self) -> None:
-        """Write what waits."""
-        entries, self._waiting = self._waiting, []
-        if self._dropped:
-            entries.append(AuditEntry(time.time(), "audit_overflow", "", "", "", f"{self._dropped} entries"))
-            self._dropped = 0
-        if entries:
-            await self._database.run(lambda: self._write(entries))
+        """Write what waits; when it returns, what was recorded before is in the database."""
+        async with self._flushing:
+            entries, self._waiting = self._waiting, []
+            if self._dropped:
+                overflow = f"{self._dropped} entries"
+                entries.append(AuditEntry(time.time(), "audit_overflow", "", "", "", overflow))
+                self._dropped = 0
+            if entries:
+                await self._database.run(lambda: self._write(entries))
 
     def _write(self, entries: list[AuditEntry]) -> None:
         with self._database.transaction() as connection:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from sse_app.channels import ChannelName, ChannelPatterns
+from sse_app.channels import ChannelName, ChannelPatterns, is_internal
 from sse_app.errors import InvalidChannel
 
 _NONE = ChannelPatterns()
@@ -58,13 +58,28 @@ class Grants:
             "admin": self.admin,
         }
 
+    def may_subscribe(self, channel: ChannelName) -> bool:
+        """Return whether the channel may be listened to; no pattern speaks of the server's own channels."""
+        return self.admin if is_internal(channel) else self.subscribe.matches(channel)
+
+    def may_publish(self, channel: ChannelName) -> bool:
+        """Return whether events may be published to the channel."""
+        return not is_internal(channel) and self.publish.matches(channel)
+
     def with_subscriptions(self, patterns: Iterable[str]) -> Grants:
         """Return these grants with more patterns to subscribe to."""
         return Grants.of((*self.subscribe.texts, *patterns), self.publish.texts, self.admin)
 
     def only_subscribing(self, channels: Iterable[ChannelName] | None = None) -> Grants:
-        """Return what a stream token may carry of these grants: subscriptions, perhaps to some channels only."""
-        return Grants.of(self.subscribe.texts if channels is None else channels)
+        """Return what a stream token may carry of these grants: subscriptions, perhaps to some channels only.
+
+        The admin grant goes along where one of the server's own channels is named, and opens nothing but these:
+        a stream token is refused wherever something can be done.
+        """
+        if channels is None:
+            return Grants.of(self.subscribe.texts)
+        names = tuple(channels)
+        return Grants.of(names, admin=self.admin and any(is_internal(name) for name in names))
 
 
 @lru_cache(maxsize=1024)

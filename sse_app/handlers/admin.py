@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from typing import Any
+
+import orjson
 
 from sse_app.auth.revocations import Revocation, require_no_token
 from sse_app.errors import InvalidInput
@@ -11,10 +14,12 @@ from sse_app.events import timestamp
 from sse_app.handlers.api import ApiHandler
 from sse_app.handlers.body import BodyHandler
 from sse_app.handlers.refusal import Refusal
+from sse_app.listing import COLUMNS, FIELDS, Query, list_streams
 from sse_app.publisher import refuse_unknown
 
 AUDIT_LIMIT = 100
 AUDIT_MAX = 1000
+MAX_SEARCH = 255
 
 
 class KickHandler(ApiHandler):
@@ -81,31 +86,47 @@ class RevocationsHandler(BodyHandler):
 class ConnectionsHandler(ApiHandler):
     """``GET /api/v1/admin/connections``."""
 
-    def get(self) -> None:
-        """Answer with the open connections, by their ids."""
+    async def get(self) -> None:
+        """Answer with a page of the open streams that fit the search, sorted by one of their columns."""
         self.admin_claims()
-        limit, offset = self.number("limit", 100, 1, 1000), self.number("offset", 0, 0, 10**9)
-        streams = sorted(self.services.hub.streams, key=lambda stream: stream.number)
-        self.write_json(
-            {
-                "total": len(streams),
-                "connections": [
-                    {
-                        "connection": str(stream.number),
-                        "client_id": stream.listener.client_id,
-                        "subject": stream.listener.claims.subject,
-                        "session": stream.listener.claims.session,
-                        "token_id": stream.listener.claims.token_id,
-                        "channels": stream.channels,
-                        "address": stream.listener.address,
-                        "opened_at": timestamp(stream.opened_at),
-                        "expires_at": timestamp(stream.listener.claims.expires_at),
-                        "backlog_bytes": stream.backlog_bytes,
-                    }
-                    for stream in streams[offset : offset + limit]
-                ],
-            }
+        query = Query(
+            search=self._search(),
+            field=self._one_of("field", FIELDS, ""),
+            sort=self._one_of("sort", COLUMNS, "connection"),
+            descending=self._one_of("order", ("asc", "desc"), "asc") == "desc",
+            offset=self.number("offset", 0, 0, 10**9),
+            limit=self.number("limit", 100, 1, 1000),
         )
+        total, rows = await list_streams(self.services.hub, query)
+        self.write_json({"total": total, "connections": rows})
+
+    def _search(self) -> str:
+        text = self.get_query_argument("search", "", strip=False)
+        if len(text) > MAX_SEARCH:
+            raise Refusal(400, "invalid_search", f"search must have at most {MAX_SEARCH} characters")
+        return text
+
+    def _one_of(self, name: str, known: Collection[str], default: str) -> str:
+        """Return a word of the query.
+
+        Raises:
+            Refusal: it is none of those known.
+        """
+        text = self.get_query_argument(name, None, strip=False)
+        if text is None:
+            return default
+        if text not in known:
+            raise Refusal(400, f"invalid_{name}", f"{name} must be one of {', '.join(known)}")
+        return text
+
+
+class FiguresHandler(ApiHandler):
+    """``GET /api/v1/admin/figures``."""
+
+    def get(self) -> None:
+        """Answer with the figures of the last minutes, which the admin channel goes on from."""
+        self.admin_claims()
+        self.write_json({"figures": [orjson.Fragment(each) for each in self.services.figures.recent]})
 
 
 class AuditHandler(ApiHandler):

@@ -196,6 +196,7 @@ class ApiHandler(OriginHandler):
         self._write_refusal(refusal)
 
     def _write_refusal(self, refusal: Refusal) -> None:
+        self.services.metrics.refusals[refusal.code] += 1
         for name, value in refusal.headers.items():
             self.set_header(name, value)
         self.write_json({"error": {"code": refusal.code, "message": str(refusal)}}, refusal.status)

@@ -29,12 +29,17 @@ class _PageHeaders(ApiHandler):
 
 
 class PageHandler(_PageHeaders):
-    """``GET /``: the realtime page."""
+    """``GET /`` and ``GET /admin``: the pages, for anybody; what they show takes a login."""
+
+    def initialize(self, services: Services, file: str) -> None:  # type: ignore[override]
+        """Take the parts, and the page's file."""
+        super().initialize(services)
+        self._file = file
 
     def get(self) -> None:
         """Send the page."""
         self.set_header("Content-Type", "text/html; charset=utf-8")
-        self.write((STATIC / "index.html").read_bytes())
+        self.write((STATIC / self._file).read_bytes())
 
 
 class StaticHandler(_PageHeaders, web.StaticFileHandler):

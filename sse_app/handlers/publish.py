@@ -93,7 +93,7 @@ class HistoryHandler(ApiHandler):
         position = parse_position(self.request.arguments.get("after", []), "after")
         limit = self.number("limit", HISTORY_LIMIT, 1, HISTORY_MAX)
         claims = self.access_claims()
-        if not claims.grants.subscribe.matches(channel):
+        if not claims.grants.may_subscribe(channel):
             raise Refusal(403, "forbidden", f"the token does not allow to subscribe to {channel}")
         self.services.publisher.require_known(channel)
         eventlog = self.services.eventlog
@@ -125,5 +125,5 @@ def require_publish(claims: Claims, channel: ChannelName) -> None:
     Raises:
         Refusal: it does not.
     """
-    if not claims.grants.publish.matches(channel):
+    if not claims.grants.may_publish(channel):
         raise Refusal(403, "forbidden", f"the token does not allow to publish to {channel}")

@@ -11,7 +11,7 @@ import orjson
 
 from sse_app.auth.claims import Claims
 from sse_app.auth.tokens import TokenKind
-from sse_app.channels import ChannelName, parse_channels
+from sse_app.channels import ADMIN_CHANNEL, ChannelName, parse_channels
 from sse_app.connection import take_over
 from sse_app.errors import EventLogUnavailable, TokenRefused
 from sse_app.events import EventId, timestamp
@@ -98,10 +98,11 @@ class StreamHandler(RunningStream):
 
     def _authorise(self, claims: Claims, channels: tuple[ChannelName, ...]) -> None:
         for channel in channels:
-            if not claims.grants.subscribe.matches(channel):
+            if not claims.grants.may_subscribe(channel):
                 raise Refusal(403, "forbidden", f"the token does not allow to subscribe to {channel}")
         for channel in channels:
-            self.services.publisher.require_known(channel)
+            if channel != ADMIN_CHANNEL:
+                self.services.publisher.require_known(channel)
 
     def _limit(self, claims: Claims) -> None:
         limits = self.services.settings.limits
@@ -145,6 +146,8 @@ class StreamHandler(RunningStream):
         chunked = self.request.version != "HTTP/1.0"
         listener = Listener(self.client_id, claims, self.address)
         stream = hub.register(listener, channels, chunked=chunked)
+        self.services.metrics.streams_opened += 1
+        self.services.metrics.streams_resumed += position is not None
         try:
             self.services.tokens.require_in_force(claims)  # from here on a revocation finds the stream
             stream.retry = hub.jittered_retry()
@@ -198,6 +201,7 @@ class StreamHandler(RunningStream):
 
     async def _turn_away(self, reason: str) -> None:
         """Answer a stream that cannot be served just now: a native client gives up on any status but 200."""
+        self.services.metrics.refusals[reason] += 1
         retry = self.services.hub.jittered_retry()
         self._stream_headers()
         self.set_header("Connection", "close")

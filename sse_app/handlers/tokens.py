@@ -29,7 +29,7 @@ class StreamTokenHandler(BodyHandler):
         refuse_unknown(request, {"channels"})
         channels = self._channels(request["channels"]) if "channels" in request else None
         for channel in channels or ():
-            if not claims.grants.subscribe.matches(channel):
+            if not claims.grants.may_subscribe(channel):
                 raise Refusal(403, "forbidden", f"the token does not allow to subscribe to {channel}")
         token, lifetime = self.services.login.stream_token(claims, channels, time.time())
         self.write_json({"stream_token": token, "stream_expires_in": lifetime})
@@ -95,7 +95,7 @@ class RenewHandler(ApiHandler):
             raise Refusal(404, "unknown_connection", "this session has no open stream with that client_id")
         for stream in streams:
             for channel in stream.channels:
-                if not claims.grants.subscribe.matches(channel):
+                if not claims.grants.may_subscribe(channel):
                     raise Refusal(403, "forbidden", f"the token does not allow to subscribe to {channel}")
         now = time.time()
         if any(len(stream.listener.renewed(claims, now).earlier) > MAX_EARLIER for stream in streams):

@@ -1,23 +1,26 @@
-// A line chart in SVG: a few lines over one axis, drawn to the size of its box. Colours come from the style sheet.
+// A line chart: a few lines over one axis, drawn by uPlot to the size of its box. Colours come from the style sheet.
 
-import { oncePerFrame } from "./dom.js";
-import { linePath, niceTicks, scale } from "./chart_geometry.js";
+import { oncePerFrame, make, setText } from "./dom.js";
+import uPlot from "./vendor/uplot.js";
 
-const SVG = "http://www.w3.org/2000/svg";
-const MARGIN = { top: 8, right: 10, bottom: 22, left: 56 }; // pixels
-const TICK_EVERY = { x: 130, y: 34 }; // pixels, about
+const GAP = 8; // pixels between a label and its axis
+const X_SPACE = 84; // pixels that a label on the x axis takes at least
+const FONT = '11px "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif';
+
+const dark = matchMedia("(prefers-color-scheme: dark)");
 
 /** @typedef {{x: number, label: string, y: (number | null)[]}} Point `y` has a value for each line */
 
 /**
  * @typedef {object} ChartOptions
  * @property {string} label what the chart shows, for those who do not see it
- * @property {{name: string, area?: boolean}[]} lines an area is filled down (or up) to zero
+ * @property {{name: string, area?: boolean, colour?: string}[]} lines an area is filled to zero; a colour of the sheet
  * @property {(value: number, step: number) => string} formatTick a value on the axis, and the step between two
  * @property {(value: number) => string} formatValue a value at the pointer
  * @property {[number, number]} [xRange] of the x axis; else that of the points
- * @property {[number, string][]} [xTicks] fixed marks on the x axis; else labels of points
- * @property {[number, number]} [yInclude] values that the y axis reaches in any case
+ * @property {number[]} [xSteps] between two labels on the x axis
+ * @property {(value: number) => string} [formatX] a value on the x axis; else the label of the point there
+ * @property {number[]} [yInclude] values that the y axis reaches in any case
  * @property {boolean} [hideLabels] no labels on the x axis, for a chart above another with the same
  */
 
@@ -25,10 +28,14 @@ const TICK_EVERY = { x: 130, y: 34 }; // pixels, about
 export class LineChart {
   #box;
   #options;
-  #svg = element("svg", { role: "img" });
+  #plot = null;
   #points = [];
-  #pointerX = null;
+  #labels = new Map();
+  #readout = make("p", "chart-readout");
+  #empty = make("p", "chart-empty", "Waiting for data");
   #redraw = oncePerFrame(() => this.#draw());
+  #watch = new ResizeObserver(this.#redraw);
+  #onTheme = () => this.#plot?.redraw();
 
   /**
    * @param {HTMLElement} box
@@ -37,10 +44,11 @@ export class LineChart {
   constructor(box, options) {
     this.#box = box;
     this.#options = options;
-    box.append(this.#svg);
-    new ResizeObserver(this.#redraw).observe(box);
-    box.addEventListener("pointermove", (event) => this.#point(event.clientX - box.getBoundingClientRect().left));
-    box.addEventListener("pointerleave", () => this.#point(null));
+    box.setAttribute("role", "img");
+    box.setAttribute("aria-label", `${options.label}: no data yet`);
+    box.append(this.#empty, this.#readout);
+    this.#watch.observe(box);
+    dark.addEventListener("change", this.#onTheme);
   }
 
   /** @param {Point[]} points in the order of x; the array is not copied */
@@ -49,121 +57,106 @@ export class LineChart {
     this.#redraw();
   }
 
-  #point(x) {
-    this.#pointerX = x;
-    this.#redraw();
+  /** Takes the chart away. */
+  remove() {
+    this.#watch.disconnect();
+    dark.removeEventListener("change", this.#onTheme);
+    this.#plot?.destroy();
+    this.#plot = null;
   }
 
   #draw() {
     const { clientWidth: width, clientHeight: height } = this.#box;
-    if (!width || !height) return;
-    this.#svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
-    this.#svg.setAttribute("aria-label", this.#summary());
+    if (!width || !height || !this.#box.isConnected) return;
+    this.#plot ??= this.#make(width, height);
+    if (this.#plot.width !== width || this.#plot.height !== height) this.#plot.setSize({ width, height });
     const points = this.#points;
-    if (!points.length) {
-      this.#svg.replaceChildren(text(width / 2, height / 2, "Waiting for data", "chart-empty", "middle"));
-      return;
-    }
-    const plot = this.#plot(width, height);
-    this.#svg.replaceChildren(
-      ...this.#yAxis(plot),
-      ...(this.#options.hideLabels ? [] : this.#xAxis(plot)),
-      ...this.#options.lines.flatMap((line, number) => this.#line(plot, line, number)),
-      ...this.#pointer(plot),
-    );
-  }
-
-  /** Works out where everything goes. */
-  #plot(width, height) {
-    const { xRange, yInclude = [], hideLabels } = this.#options;
-    const points = this.#points;
-    const box = {
-      left: MARGIN.left,
-      right: width - MARGIN.right,
-      top: MARGIN.top,
-      bottom: height - (hideLabels ? MARGIN.top : MARGIN.bottom),
-    };
-    const values = points.flatMap((point) => point.y).filter((value) => value !== null);
-    const ticks = niceTicks([...values, ...yInclude], Math.max(2, Math.round((box.bottom - box.top) / TICK_EVERY.y)));
-    const [first, last] = xRange ?? [points[0].x, points[points.length - 1].x];
-    return {
-      ...box,
-      ticks,
-      x: scale(first, last, box.left, box.right),
-      y: scale(ticks.low, ticks.high, box.bottom, box.top),
-    };
-  }
-
-  #yAxis(plot) {
-    return plot.ticks.values.flatMap((value) => [
-      element("line", { class: "chart-grid", x1: plot.left, x2: plot.right, y1: plot.y(value), y2: plot.y(value) }),
-      text(plot.left - 8, plot.y(value) + 4, this.#options.formatTick(value, plot.ticks.step), "chart-tick", "end"),
+    const last = points[points.length - 1];
+    this.#empty.hidden = points.length > 0;
+    this.#labels = new Map(points.map(({ x, label }) => [x, label]));
+    this.#plot.setData([
+      points.map(({ x }) => x),
+      ...this.#options.lines.map((_, number) => points.map(({ y }) => y[number])),
     ]);
+    this.#box.dataset.points = String(points.length);
+    this.#box.dataset.gaps = String(points.filter(({ y }) => y.every((value) => value === null)).length);
+    this.#box.dataset.last = last?.label ?? "";
+    this.#box.setAttribute("aria-label", `${this.#options.label}: ${last ? this.#said(last) : "no data yet"}`);
   }
 
-  #xAxis(plot) {
-    const labels = [];
-    let free = plot.left;
-    for (const [at, label] of this.#options.xTicks ?? this.#pointTicks(plot)) {
-      const half = label.length * 3.4; // about half of its width
-      const x = Math.min(Math.max(plot.x(at), plot.left + half), plot.right - half);
-      if (x - half < free) continue;
-      labels.push(text(x, plot.bottom + 16, label, "chart-tick", "middle"));
-      free = x + half + 8;
-    }
-    return labels;
+  #said({ label, y }) {
+    const { lines, formatValue } = this.#options;
+    const values = y.map((value, number) => {
+      const text = value === null ? "–" : formatValue(value);
+      return lines.length > 1 ? `${lines[number].name} ${text}` : text;
+    });
+    return `${values.join(", ")} at ${label}`;
   }
 
-  /** Chooses points at even distances for their labels. */
-  #pointTicks(plot) {
-    const points = this.#points;
-    const end = points.length - 1;
-    const steps = Math.min(end, Math.floor((plot.x(points[end].x) - plot.x(points[0].x)) / TICK_EVERY.x)) || 1;
-    const chosen = Array.from({ length: steps + 1 }, (_, step) => points[Math.round((step / steps) * end)]);
-    return chosen.map(({ x, label }) => [x, label]);
+  #make(width, height) {
+    const { lines, hideLabels } = this.#options;
+    const options = {
+      ...{ width, height, padding: [10, 18, hideLabels ? 6 : 0, 0] },
+      legend: { show: false },
+      cursor: { y: false, drag: { x: false, y: false }, points: { size: 7 } },
+      scales: { x: { time: false, range: this.#options.xRange && (() => this.#options.xRange) }, y: { range: this.#yRange } },
+      axes: [this.#xAxis(), this.#yAxis()],
+      series: [{}, ...lines.map((line) => this.#series(line))],
+      hooks: { setCursor: [(plot) => this.#point(plot.cursor.idx)] },
+    };
+    return new uPlot(options, [[]], this.#box);
   }
 
-  #line(plot, line, number) {
-    const places = this.#points.map(({ x, y }) => [plot.x(x), y[number] === null ? null : plot.y(y[number])]);
-    const parts = [];
-    const path = (kind, base) => element("path", { class: `chart-${kind} ${kind}-${line.name}`, d: linePath(places, base) });
-    if (line.area) parts.push(path("area", plot.y(0)));
-    parts.push(path("line"));
-    const [x, y] = places[places.length - 1];
-    if (y !== null) parts.push(element("circle", { class: `chart-dot dot-${line.name}`, cx: x, cy: y, r: 3 }));
-    return parts;
+  #series({ area, colour = "accent" }) {
+    return {
+      stroke: () => colourOf(`--${colour}`),
+      width: 1.6,
+      fill: area ? () => colourOf(colour === "bad" ? "--bad-area" : "--area") : undefined,
+      fillTo: 0,
+      spanGaps: false,
+      points: { show: (plot) => plot.data[0].length < 2 },
+    };
   }
 
-  #pointer(plot) {
-    if (this.#pointerX === null) return [];
-    const distance = (point) => Math.abs(plot.x(point.x) - this.#pointerX);
-    const point = this.#points.reduce((best, each) => (distance(each) < distance(best) ? each : best));
-    const x = plot.x(point.x);
-    const values = point.y.map((value) => (value === null ? "–" : this.#options.formatValue(value)));
-    const content = [point.label, ...values].join("  ");
-    const [at, anchor] = x > (plot.left + plot.right) / 2 ? [x - 6, "end"] : [x + 6, "start"];
-    return [
-      element("line", { class: "chart-pointer", x1: x, x2: x, y1: plot.top, y2: plot.bottom }),
-      text(at, plot.top + 10, content, "chart-value", anchor),
-    ];
+  #xAxis() {
+    const { formatX, hideLabels } = this.#options;
+    const text = (value) => formatX?.(value) ?? this.#labels.get(value) ?? "";
+    return {
+      show: !hideLabels,
+      space: X_SPACE,
+      incrs: this.#options.xSteps ?? [1, 2, 5, 10, 20, 50, 100, 200, 500],
+      ...{ stroke: () => colourOf("--soft"), font: FONT, gap: GAP, size: 30 },
+      values: (plot, ticks) => ticks.map(text),
+      grid: { show: false },
+      ticks: { show: false },
+    };
   }
 
-  #summary() {
-    const last = this.#points[this.#points.length - 1];
-    if (!last) return `${this.#options.label}: no data yet`;
-    const values = last.y.filter((value) => value !== null).map(this.#options.formatValue);
-    return `${this.#options.label}: ${values.join(", ")} at ${last.label}`;
+  #yAxis() {
+    return {
+      ...{ stroke: () => colourOf("--soft"), font: FONT, gap: GAP, size: 58, space: 30 },
+      values: (plot, ticks, axis, space, step) => ticks.map((tick) => this.#options.formatTick(tick, step)),
+      grid: { stroke: () => colourOf("--grid"), width: 1 },
+      ticks: { show: false },
+    };
+  }
+
+  #yRange = (plot, low, high) => {
+    const values = [low, high, ...(this.#options.yInclude ?? [])].filter((value) => value != null);
+    const [least, most] = [Math.min(...values), Math.max(...values)];
+    if (!values.length) return [0, 1];
+    if (least === most) return [Math.min(0, least), most > 0 ? most * 1.2 : least < 0 ? 0 : 1];
+    const air = (most - least) * 0.06;
+    const ends = this.#options.yInclude ?? [];
+    return [ends.includes(least) ? least : least - air, ends.includes(most) ? most : most + air];
+  };
+
+  #point(index) {
+    const point = index == null ? undefined : this.#points[index];
+    setText(this.#readout, point ? this.#said(point) : "");
   }
 }
 
-function element(tag, attributes) {
-  const made = document.createElementNS(SVG, tag);
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, String(value));
-  return made;
-}
-
-function text(x, y, content, className, anchor) {
-  const made = element("text", { x, y, class: className, "text-anchor": anchor });
-  made.textContent = content;
-  return made;
+function colourOf(name) {
+  return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 }

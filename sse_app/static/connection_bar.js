@@ -1,6 +1,6 @@
 // The bar that says how the connection is.
 
-import { find, oncePerFrame, setFigures, setText } from "./dom.js";
+import { find, oncePerFrame, setText } from "./dom.js";
 import { count } from "./format.js";
 
 const TITLES = { connecting: "Connecting", live: "Live", reconnecting: "Reconnecting", offline: "Offline" };
@@ -23,7 +23,7 @@ export class ConnectionBar {
     this.#retry.addEventListener("click", onRetry);
   }
 
-  /** @param {import("./stream.js").Status} status */
+  /** @param {import("./live.js").Status} status */
   show(status) {
     this.#status = status;
     clearInterval(this.#timer);
@@ -45,23 +45,28 @@ export class ConnectionBar {
   #draw() {
     const status = this.#status;
     if (status === null) return;
-    this.#state(status.state, status.reason, countdown(status.retryAt));
+    const isLive = status.state === "live";
+    this.#state(status.state, isLive ? status.news : status.reason, countdown(status.retryAt));
     const hadFocus = document.activeElement === this.#retry;
-    this.#retry.hidden = status.state === "live" || status.state === "connecting";
+    this.#retry.hidden = isLive || status.state === "connecting";
     if (hadFocus && this.#retry.hidden) this.#element.focus();
-    setFigures(this.#element, {
+    const figures = {
+      latency: status.latency === null ? "–" : `${count(status.latency)} ms`,
       received: count(status.received),
-      replayed: count(status.replayed),
       reconnects: count(Math.max(0, status.reconnects)),
+      replayed: count(status.replayed),
+      lost: count(status.lost),
       last_id: status.lastId || "–",
-      client_id: status.clientId,
-    });
+      client_id: status.clientId || "–",
+    };
+    // A page leaves out what means nothing there.
+    for (const place of this.#element.querySelectorAll("[data-figure]")) setText(place, figures[place.dataset.figure]);
   }
 
-  #state(state, reason, remaining) {
+  #state(state, sentence, remaining) {
     this.#element.dataset.state = state;
     setText(find("[data-title]", this.#element), TITLES[state]);
-    setText(find("[data-reason]", this.#element), state === "live" ? "" : reason);
+    setText(find("[data-reason]", this.#element), sentence);
     setText(find("[data-countdown]", this.#element), remaining);
   }
 }

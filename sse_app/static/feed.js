@@ -1,19 +1,17 @@
 // What one panel shows of one channel: history first, then live events, each once and in the order of the log.
 
-import { isSeen, parseEventId } from "./event_id.js";
-
 const TRIES = 3;
 const PAUSE = 2000; // milliseconds between two tries
 const HELD = 5000; // live events kept while history is on its way
 
-/** @typedef {import("./stream.js").Received} Received */
+/** @typedef {{id: string, channel: string, event: string, data: any}} Received */
 /** @typedef {{clear: () => void, apply: (event: Received, live: boolean) => void}} Panel */
 
 /** Leads a channel's events into its panel. */
 export class Feed {
   #panel;
   #history;
-  #last = null;
+  #last = ""; // the id of the last event shown
   #held = null; // live events that wait for history, or null
   #turn = 0;
 
@@ -39,11 +37,12 @@ export class Feed {
   async refill() {
     const turn = ++this.#turn;
     this.#held = [];
-    this.#last = null;
-    this.#panel.clear();
     try {
       const events = await this.#fetch(turn);
-      if (turn === this.#turn) for (const event of events) this.#show(event, false);
+      if (turn !== this.#turn) return;
+      this.#last = "";
+      this.#panel.clear();
+      for (const event of events) this.#show(event, false);
     } finally {
       if (turn === this.#turn) this.#release();
     }
@@ -53,7 +52,7 @@ export class Feed {
   stop() {
     this.#turn += 1;
     this.#held = null;
-    this.#last = null;
+    this.#last = "";
     this.#panel.clear();
   }
 
@@ -74,10 +73,18 @@ export class Feed {
     for (const event of held) this.#show(event, true);
   }
 
+  /** History and stream overlap: what was shown from the one comes again from the other. */
   #show(event, live) {
-    const position = parseEventId(event.id);
-    if (isSeen(position, this.#last)) return;
-    this.#last = position;
-    this.#panel.apply(event, live);
+    if (follows(event.id, this.#last)) {
+      this.#last = event.id;
+      this.#panel.apply(event, live);
+    }
   }
+}
+
+/** Tells whether an event comes after another; one of another epoch is of another log, where all is new. */
+function follows(id, last) {
+  const [epoch, seq] = id.split("-");
+  const [lastEpoch, lastSeq] = last.split("-");
+  return epoch !== lastEpoch || Number(seq) > Number(lastSeq);
 }

@@ -46,6 +46,34 @@ export function percent(value, digits = 2, signed = false) {
 }
 
 /**
+ * A large number in few signs: 12,345 is "12.3K".
+ * @param {number} value
+ */
+export function compact(value) {
+  return value.toLocaleString(LOCALE, { notation: "compact", maximumFractionDigits: 1 });
+}
+
+/** @param {unknown} value */
+export function bytes(value) {
+  if (!isNumber(value)) return NONE;
+  const power = value < 1024 ? 0 : Math.min(3, Math.floor(Math.log2(value) / 10));
+  return `${fixed(value / 1024 ** power, power && value / 1024 ** power < 100 ? 1 : 0)} ${["B", "KiB", "MiB", "GiB"][power]}`;
+}
+
+/**
+ * A time span in its two greatest units.
+ * @param {unknown} seconds
+ */
+export function duration(seconds) {
+  if (!isNumber(seconds)) return NONE;
+  const whole = Math.max(0, Math.floor(seconds));
+  const parts = [[Math.floor(whole / 86_400), "d"], [Math.floor(whole / 3600) % 24, "h"], [Math.floor(whole / 60) % 60, "min"], [whole % 60, "s"]];
+  const first = parts.findIndex(([value]) => value > 0);
+  if (first < 0) return "0 s";
+  return parts.slice(first, first + 2).filter(([value]) => value > 0).map(([value, unit]) => `${value} ${unit}`).join(" ");
+}
+
+/**
  * Money on an axis, with as many digits as its steps need.
  * @param {number} value
  * @param {number} step

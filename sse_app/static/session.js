@@ -1,7 +1,11 @@
-// The login and the requests it allows. Tokens live in this object's memory and nowhere else.
+// The login and the requests it allows. The access token lives in this object's memory and nowhere else; the refresh
+// token is a cookie that no script can read. What is kept in localStorage is only that there is a session, and whose:
+// a page that is loaded need not ask in vain, and the tabs of a browser notice when it ends in one of them.
 
 const AUTH = "/api/v1/auth";
-const TIMEOUT = 15_000; // milliseconds
+const TIMEOUT = 15_000; // ms
+const EARLY = 30_000; // ms before its end that an access token is replaced
+const MARK = "sse_app session";
 
 /** A request that was not answered with success. `status` is 0 where no answer came at all. */
 export class ApiError extends Error {
@@ -16,71 +20,134 @@ export class ApiError extends Error {
   }
 }
 
-/** One login. */
+/** One login: begun with a password, continued by the cookie. */
 export class Session {
-  #accessToken = "";
+  #token = "";
+  #expiresAt = 0;
+  #refreshing = null;
+  #onLost = () => {};
 
   /** The name that is logged in, or empty. */
   username = "";
+  /** The channels that may be read, of those configured by name. */
+  channels = [];
+  /** @type {{subscribe: string[], publish: string[], admin: boolean}} */
+  grants = { subscribe: [], publish: [], admin: false };
 
-  /**
-   * Logs in.
-   * @param {string} username
-   * @param {string} password
-   * @returns {Promise<{streamToken: string, channels: string[]}>}
-   */
+  /** @param {() => void} onLost the session was ended or replaced in another tab */
+  constructor(onLost) {
+    this.#onLost = onLost;
+    addEventListener("storage", ({ key, newValue }) => {
+      if (key !== MARK || !this.username || newValue === this.username) return;
+      this.#leave();
+      this.#onLost();
+    });
+  }
+
+  /** Begins a session with a password. */
   async logIn(username, password) {
-    const answer = await request(`${AUTH}/login`, { body: { username, password, cookie: false } });
-    this.#accessToken = answer.access_token;
-    this.username = username;
-    return { streamToken: answer.stream_token, channels: answer.channels };
-  }
-
-  /** Forgets the tokens. */
-  logOut() {
-    this.#accessToken = "";
-    this.username = "";
+    await this.#enter(await ask(`${AUTH}/login`, { body: { username, password } }));
   }
 
   /**
-   * Gets a new stream token for the channels.
+   * Goes on with the session of an earlier page load.
+   * @returns {Promise<boolean>} whether there is one
+   */
+  async resume() {
+    if (!stored()) return false;
+    await this.#refresh();
+    return true;
+  }
+
+  /** Ends the session: its tokens and its streams end with it, here and in other tabs. */
+  async logOut() {
+    const token = this.#token;
+    this.forget();
+    await ask(`${AUTH}/logout`, { token, body: {} });
+  }
+
+  /** Forgets the session without ending it. */
+  forget() {
+    if (!this.username || stored() === this.username) store(null); // it may be somebody else's by now
+    this.#leave();
+  }
+
+  /**
+   * Gets a stream token for the channels.
    * @param {string[]} channels
    * @returns {Promise<string>}
    */
   async streamToken(channels) {
-    const answer = await request(`${AUTH}/stream-token`, { body: { channels }, token: this.#accessToken });
-    return answer.stream_token;
+    return (await this.request(`${AUTH}/stream-token`, { body: { channels } })).stream_token;
   }
 
   /**
-   * Gets the last events of a channel, oldest first.
-   * @param {string} channel
-   * @param {number} limit
+   * Gets the last events of a channel, oldest first, or the first ones after a position.
    * @returns {Promise<{id: string, channel: string, event: string, data: object}[]>}
    */
-  async history(channel, limit) {
-    const path = `/api/v1/sse/${encodeURIComponent(channel)}/history?limit=${limit}`;
-    return (await request(path, { token: this.#accessToken })).events;
+  async history(channel, limit, after) {
+    return (await this.request(`/api/v1/sse/${encodeURIComponent(channel)}/history`, { query: { limit, after } })).events;
+  }
+
+  /**
+   * Asks the server as whoever is logged in.
+   * @param {string} path
+   * @param {{query?: object, body?: object, signal?: AbortSignal}} [options] with a body it is a POST, else a GET
+   */
+  async request(path, options = {}) {
+    if (Date.now() > this.#expiresAt - EARLY) await this.#refresh();
+    try {
+      return await ask(path, { ...options, token: this.#token });
+    } catch (error) {
+      if (error.status !== 401) throw error;
+    }
+    await this.#refresh(); // the token was revoked, or this machine slept; a session that has ended says so
+    return ask(path, { ...options, token: this.#token });
+  }
+
+  /** Spends the cookie for the next one. It works once, so neither two calls nor two tabs may spend it together. */
+  #refresh() {
+    const refresh = async () => this.#enter(await ask(`${AUTH}/refresh`, { body: {} }));
+    this.#refreshing ??= (navigator.locks ? navigator.locks.request(MARK, refresh) : refresh())
+      .catch((error) => {
+        if (error.status === 401) this.forget();
+        throw error;
+      })
+      .finally(() => (this.#refreshing = null));
+    return this.#refreshing;
+  }
+
+  #leave() {
+    this.#token = this.username = "";
+    this.#expiresAt = 0;
+  }
+
+  async #enter({ access_token: token, expires_in: seconds }) {
+    const me = await ask(`${AUTH}/me`, { token });
+    if (this.username && me.subject !== this.username) throw new ApiError(401, "somebody else has logged in");
+    this.#token = token;
+    this.#expiresAt = Date.now() + seconds * 1000;
+    this.username = me.subject;
+    this.channels = me.channels;
+    this.grants = me.grants;
+    store(me.subject);
   }
 }
 
-/**
- * @param {string} path
- * @param {{body?: object, token?: string}} options with a body it is a POST, else a GET
- * @returns {Promise<any>}
- */
-async function request(path, { body, token }) {
+async function ask(path, { query = {}, body, token, signal }) {
   const headers = new Headers({ Accept: "application/json" });
   if (token) headers.set("Authorization", `Bearer ${token}`);
   if (body) headers.set("Content-Type", "application/json");
-  const response = await answerTo(path, {
+  const given = Object.entries(query).filter(([, value]) => value !== undefined && value !== "");
+  const response = await answerTo(given.length ? `${path}?${new URLSearchParams(given)}` : path, {
     method: body ? "POST" : "GET",
     body: body && JSON.stringify(body),
     headers,
-    credentials: "omit",
+    credentials: "same-origin",
     cache: "no-store",
-    signal: AbortSignal.timeout(TIMEOUT),
+    signal: AbortSignal.any([AbortSignal.timeout(TIMEOUT), ...(signal ? [signal] : [])]),
   });
+  if (response.status === 204) return null;
   const answer = await response.json().catch(() => null);
   if (response.ok && answer) return answer;
   throw new ApiError(response.status, answer?.error?.message ?? `the server answered ${response.status}`);
@@ -89,7 +156,25 @@ async function request(path, { body, token }) {
 async function answerTo(path, options) {
   try {
     return await fetch(path, options);
-  } catch {
+  } catch (error) {
+    if (options.signal.aborted && error.name === "AbortError") throw error;
     throw new ApiError(0, "the server cannot be reached");
+  }
+}
+
+function stored() {
+  try {
+    return localStorage[MARK];
+  } catch {
+    return undefined; // no storage: the login lives as long as the page
+  }
+}
+
+function store(name) {
+  try {
+    if (name === null) localStorage.removeItem(MARK);
+    else localStorage[MARK] = name;
+  } catch {
+    // As above.
   }
 }

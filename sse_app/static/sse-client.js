@@ -135,13 +135,15 @@ export class SSEClient extends EventTarget {
       tell(onOpen, detail.info, new CustomEvent("open", { detail: detail.info }));
     } else if (kind === "event") {
       const { id, type, data } = detail;
-      if (!this.#anew && isSeen(id, this.lastEventId)) return;
-      this.#anew = false;
-      this.#remember(id);
+      if (id) {
+        if (!this.#anew && isSeen(id, this.lastEventId)) return;
+        this.#anew = false;
+        this.#remember(id);
+      }
       const value = parse(data);
       const { channel } = value;
       if (!this.#options.channels.has(channel) || !this.#options.types.has(type)) return; // another tab's
-      tell(onEvent, { id, type, channel, data: value }, new MessageEvent(type, { data, lastEventId: id }));
+      tell(onEvent, { id, type, channel, data: value }, new MessageEvent(type, { data, lastEventId: this.lastEventId }));
     } else if (kind === "reset") {
       this.#anew ||= detail.all;
       if (this.#options.channels.has(detail.channel)) tell(onReset, detail, new CustomEvent("reset", { detail }));

@@ -156,8 +156,10 @@ export class Connection {
   };
 
   #onEvent = ({ type, data, lastEventId }) => {
+    // One that only repeats the position has no id of its own: it is in no log, so it is never replayed and never seen.
+    const id = lastEventId === this.position ? "" : lastEventId;
     this.position = lastEventId;
-    this.#tell("event", { id: lastEventId, type, data });
+    this.#tell("event", { id, type, data });
   };
 
   /** Learns the pace of the pings. A paused page gets several at once, so the longest of three gaps counts. */

@@ -4,6 +4,7 @@ import { find, make, oncePerFrame, setText } from "../dom.js";
 import { clock, words } from "../format.js";
 
 const MOST = 200;
+const TITLE = document.title;
 const SEVERITIES = ["critical", "high", "medium", "low"];
 
 /** @implements {import("../feed.js").Panel} */
@@ -14,6 +15,9 @@ export class AlertsPanel {
   #announcer;
   #alerts = []; // the severities of what is in the list, newest first
   #fresh = []; // not yet in the list, oldest first
+  #unread = 0;
+  #badge;
+  #read;
   #redraw = oncePerFrame(() => this.#draw());
 
   /** @param {HTMLElement} element */
@@ -22,6 +26,9 @@ export class AlertsPanel {
     this.#empty = find("[data-empty]", element);
     this.#counts = find("[data-counts]", element);
     this.#announcer = find("[data-announcer]", element);
+    this.#badge = find("[data-unread]", element);
+    this.#read = find("[data-read]", element);
+    this.#read.addEventListener("click", () => this.#markAsRead());
     this.clear();
   }
 
@@ -29,6 +36,7 @@ export class AlertsPanel {
   clear() {
     this.#alerts = [];
     this.#fresh = [];
+    this.#unread = 0;
     this.#list.replaceChildren();
     setText(this.#announcer, "");
     this.#redraw();
@@ -50,11 +58,22 @@ export class AlertsPanel {
     this.#fresh = [];
     this.#empty.hidden = this.#alerts.length > 0;
     this.#counts.replaceChildren(...SEVERITIES.flatMap((severity) => this.#chip(severity)));
+    this.#badge.hidden = this.#read.hidden = this.#unread === 0;
+    setText(this.#badge, `${this.#unread} unread`);
+    document.title = this.#unread ? `(${this.#unread}) ${TITLE}` : TITLE;
+  }
+
+  #markAsRead() {
+    this.#unread = 0;
+    for (const row of this.#list.querySelectorAll(".alert-unread")) row.classList.remove("alert-unread");
+    this.#list.focus(); // the button goes, and the focus with it
+    this.#redraw();
   }
 
   #add(data, live) {
     const severity = SEVERITIES.includes(data.severity) ? data.severity : "low";
     this.#alerts.unshift(severity);
+    if (live) this.#unread += 1;
     this.#list.prepend(item(data, severity, live));
     while (this.#alerts.length > MOST) {
       this.#alerts.pop();
@@ -75,7 +94,7 @@ export class AlertsPanel {
 }
 
 function item(data, severity, live) {
-  const row = make("li", live ? "alert alert-live" : "alert");
+  const row = make("li", live ? "alert alert-live alert-unread" : "alert");
   row.dataset.severity = severity;
   const moment = new Date(data.timestamp);
   const time = make("time", "alert-time", clock(moment));

@@ -22,6 +22,7 @@ export class BacktestPanel {
       formatTick: axisPercent,
       formatValue: (value) => percent(value, 1, true),
       xRange: [0, 100],
+      formatX: (value) => `${value}%`,
       yInclude: [0],
     });
     this.clear();

@@ -29,7 +29,7 @@ export class PortfolioPanel {
     });
     this.#drawdown = new LineChart(find("[data-chart=drawdown]", element), {
       label: "Drawdown of the portfolio",
-      lines: [{ name: "drawdown", area: true }],
+      lines: [{ name: "drawdown", area: true, colour: "bad" }],
       formatTick: axisPercent,
       formatValue: (value) => percent(value),
       yInclude: [0],

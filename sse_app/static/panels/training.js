@@ -6,7 +6,7 @@ import { axisNumber, axisPercent, fixed, isNumber, percent } from "../format.js"
 import { showProgress } from "./progress.js";
 import { Runs } from "./runs.js";
 
-const RUN = { xRange: [0, 100], xTicks: [[0, "0%"], [50, "50% of the run"], [100, "100%"]] };
+const RUN = { xRange: [0, 100], formatX: (value) => `${value}%` };
 
 /** @implements {import("../feed.js").Panel} */
 export class TrainingPanel {

@@ -1,0 +1,28 @@
+// Copies what the pages use of other people's code, with its licences, to where the server serves it from:
+// ../sse_app/static/vendor. The versions are those of package-lock.json; run `npm ci && npm run vendor` to renew them.
+
+import { copyFile, mkdir, readFile, rm, writeFile } from "node:fs/promises";
+
+const TARGET = new URL("../sse_app/static/vendor/", import.meta.url);
+const FILES = {
+  vue: {
+    "dist/vue.runtime.esm-browser.prod.js": "vue.js", // without the compiler, which would need eval
+    LICENSE: "vue.LICENSE",
+  },
+  uplot: {
+    "dist/uPlot.esm.js": "uplot.js",
+    "dist/uPlot.min.css": "uplot.css",
+    LICENSE: "uplot.LICENSE",
+  },
+};
+
+await rm(TARGET, { recursive: true, force: true });
+await mkdir(TARGET, { recursive: true });
+const versions = {};
+for (const [name, files] of Object.entries(FILES)) {
+  const from = new URL(`node_modules/${name}/`, import.meta.url);
+  for (const [source, copy] of Object.entries(files)) await copyFile(new URL(source, from), new URL(copy, TARGET));
+  versions[name] = JSON.parse(await readFile(new URL("package.json", from), "utf8")).version;
+  console.log(`${name} ${versions[name]}`);
+}
+await writeFile(new URL("versions.json", TARGET), `${JSON.stringify(versions, null, 2)}\n`);

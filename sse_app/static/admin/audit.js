@@ -1,0 +1,49 @@
+// The audit trail, the newest first.
+
+import { clock } from "../format.js";
+import { h, onMounted, ref, watch } from "../vendor/vue.js";
+
+const LIMIT = 25;
+const COLUMNS = { at: "When", action: "What", subject: "Who", address: "From", target: "To whom", detail: "Detail" };
+
+/** The table. */
+export const Audit = {
+  props: { session: { type: Object, required: true }, done: { type: Number, required: true } },
+  setup(props) {
+    const entries = ref([]);
+    const more = ref(false);
+    const problem = ref("");
+    async function load(before) {
+      problem.value = "";
+      try {
+        const found = (await props.session.request("/api/v1/admin/audit", { query: { limit: LIMIT, before } })).entries;
+        entries.value = before ? [...entries.value, ...found] : found;
+        more.value = found.length === LIMIT;
+      } catch (error) {
+        problem.value = error.message;
+      }
+    }
+    onMounted(() => load());
+    watch(() => props.done, () => load());
+    return () =>
+      h("section", { class: "panel", "aria-labelledby": "audit-title" }, [
+        h("header", [
+          h("h2", { id: "audit-title" }, "Audit trail"),
+          h("button", { type: "button", class: "quiet small aside", onClick: () => load() }, "Refresh"),
+        ]),
+        h("p", { role: "alert", class: "problem" }, problem.value),
+        h("div", { class: "scroll", tabindex: 0, role: "region", "aria-labelledby": "audit-title" }, [
+          h("table", { class: "rows" }, [
+            h("thead", h("tr", Object.values(COLUMNS).map((title) => h("th", { scope: "col" }, title)))),
+            h("tbody", entries.value.map(row)),
+          ]),
+        ]),
+        more.value && h("p", h("button", { type: "button", class: "quiet small", onClick: () => load(entries.value[entries.value.length - 1].number) }, "Older")),
+      ]);
+  },
+};
+
+function row(entry) {
+  const text = { ...entry, at: clock(new Date(entry.at)), action: entry.action.replaceAll("_", " ") };
+  return h("tr", { key: entry.number }, Object.keys(COLUMNS).map((name) => h("td", text[name])));
+}
