@@ -86,7 +86,8 @@ export class Session {
    * @returns {Promise<{id: string, channel: string, event: string, data: object}[]>}
    */
   async history(channel, limit, after) {
-    return (await this.request(`/api/v1/sse/${encodeURIComponent(channel)}/history`, { query: { limit, after } })).events;
+    return (await this.request(`/api/v1/sse/${encodeURIComponent(channel)}/history`, { query: { limit, after } }))
+      .events;
   }
 
   /**
