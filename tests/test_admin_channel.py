@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from tests.fleet import Fleet
-from tests.pages import stream_paths
+from tests.visitors import stream_paths
 from tests.server_process import ServerProcess
 
 FIGURES = "/api/v1/admin/figures"

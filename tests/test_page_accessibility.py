@@ -10,7 +10,7 @@ from playwright.sync_api import Browser, Page
 
 from tests.browser import Start
 from tests.conftest import require
-from tests.pages import live, people, visitor, wait_for_chart
+from tests.visitors import live, people, visitor, wait_for_chart
 from tests.server_process import ROOT
 from tests.test_page_realtime import Market
 

@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, Page
 
 from tests.browser import Start
 from tests.fleet import Fleet, wait_until
-from tests.pages import PASSWORD, chart, live, people, stream_paths, tab_to, visitor, wait_for_chart
+from tests.visitors import PASSWORD, chart, live, people, stream_paths, tab_to, visitor, wait_for_chart
 from tests.server_process import ServerProcess
 
 pytest_plugins = ["tests.browser_fixtures"]

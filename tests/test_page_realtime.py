@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Browser, Page
 
 from tests.browser import Start
-from tests.pages import chart, live, people, tab_to, visitor, wait_for_chart
+from tests.visitors import chart, live, people, tab_to, visitor, wait_for_chart
 from tests.server_process import ServerProcess
 
 pytest_plugins = ["tests.browser_fixtures"]
