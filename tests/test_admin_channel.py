@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 from tests.fleet import Fleet
-from tests.visitors import stream_paths
 from tests.server_process import ServerProcess
+from tests.visitors import stream_paths
 
 FIGURES = "/api/v1/admin/figures"
 CONNECTIONS = "/api/v1/admin/connections"

@@ -10,9 +10,9 @@ from playwright.sync_api import Browser, Page
 
 from tests.browser import Start
 from tests.conftest import require
-from tests.visitors import live, people, visitor, wait_for_chart
 from tests.server_process import ROOT
 from tests.test_page_realtime import Market
+from tests.visitors import live, people, visitor, wait_for_chart
 
 pytest_plugins = ["tests.browser_fixtures"]
 pytestmark = [pytest.mark.browser, pytest.mark.node]

@@ -14,8 +14,8 @@ from playwright.sync_api import Browser, Page
 
 from tests.browser import Start
 from tests.fleet import Fleet, wait_until
-from tests.visitors import PASSWORD, chart, live, people, stream_paths, tab_to, visitor, wait_for_chart
 from tests.server_process import ServerProcess
+from tests.visitors import PASSWORD, chart, live, people, stream_paths, tab_to, visitor, wait_for_chart
 
 pytest_plugins = ["tests.browser_fixtures"]
 pytestmark = pytest.mark.browser

@@ -10,8 +10,8 @@ import pytest
 from playwright.sync_api import Browser, Page
 
 from tests.browser import Start
-from tests.visitors import chart, live, people, tab_to, visitor, wait_for_chart
 from tests.server_process import ServerProcess
+from tests.visitors import chart, live, people, tab_to, visitor, wait_for_chart
 
 pytest_plugins = ["tests.browser_fixtures"]
 pytestmark = pytest.mark.browser
