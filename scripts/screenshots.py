@@ -47,7 +47,7 @@ def main(folder: Path) -> None:
             }
             next(iter(pages.values())).wait_for_timeout(LOOKING)
             for (name, scheme, suffix), page in pages.items():
-                page.screenshot(path=folder / f"{name}-{scheme}{suffix}.png", full_page=bool(suffix))
+                page.screenshot(path=folder / f"{name}-{scheme}{suffix}.png")
             browser.close()
         finally:
             demo.send_signal(signal.SIGINT)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from sse_app.events import EventId, timestamp
@@ -15,6 +16,7 @@ SLICE = 512
 """How many streams are looked at before others run: about a millisecond."""
 
 _ID = b"\nid: "
+_number = attrgetter("number")
 
 FIELDS: dict[str, Callable[[Stream], str]] = {
     "client_id": lambda stream: stream.listener.client_id,
@@ -82,19 +84,39 @@ COLUMNS: dict[str, Key] = {
 async def list_streams(hub: Hub, query: Query) -> tuple[int, list[dict[str, Any]]]:
     """Return how many streams there are that fit, and a page of them."""
     place = Place(hub.head)
-    key = COLUMNS[query.sort]
+    streams = list(hub.streams)
+    streams.sort(key=_number)
+    if query.search:
+        streams = await _search(streams, query)
+    if query.sort != "connection":
+        keys = await _keys(streams, COLUMNS[query.sort], place)
+        streams.sort(key=lambda stream: keys[stream], reverse=query.descending)
+    elif query.descending:
+        streams.reverse()
+    page = streams[query.offset : query.offset + query.limit]
+    return len(streams), list(_rows(page, place))
+
+
+async def _search(streams: list[Stream], query: Query) -> list[Stream]:
     wanted = query.search.casefold()
     read = [FIELDS[query.field]] if query.field else list(FIELDS.values())
     found = []
-    for number, stream in enumerate(list(hub.streams)):
-        if number % SLICE == SLICE - 1:
-            await asyncio.sleep(0)
-        if not wanted or any(wanted in part(stream).casefold() for part in read):
-            found.append((key(stream, place), stream.number, stream))
-    found.sort(key=lambda row: row[1])
-    found.sort(key=lambda row: row[0], reverse=query.descending)
-    page = found[query.offset : query.offset + query.limit]
-    return len(found), list(_rows((stream for _, _, stream in page), place))
+    async for some in _slices(streams):
+        found += [stream for stream in some if any(wanted in part(stream).casefold() for part in read)]
+    return found
+
+
+async def _keys(streams: list[Stream], key: Key, place: Place) -> dict[Stream, Any]:
+    keys = {}
+    async for some in _slices(streams):
+        keys.update({stream: key(stream, place) for stream in some})
+    return keys
+
+
+async def _slices(streams: list[Stream]) -> AsyncIterator[list[Stream]]:
+    for start in range(0, len(streams), SLICE):
+        yield streams[start : start + SLICE]
+        await asyncio.sleep(0)
 
 
 def _rows(streams: Iterable[Stream], place: Place) -> Iterable[dict[str, Any]]:

@@ -8,7 +8,7 @@ import pytest
 from tests.server_process import ServerProcess
 
 
-@pytest.mark.parametrize("path", ["/", "/static/main.js", "/static/style.css"])
+@pytest.mark.parametrize("path", ["/", "/admin", "/static/main.js", "/static/vendor/vue.js"])
 def test_a_page_loads_only_what_is_ours_and_nobody_frames_it(server: ServerProcess, path: str) -> None:
     answer = httpx.get(f"{server.url}{path}").raise_for_status()
     policy = dict(part.strip().split(" ", 1) for part in answer.headers["Content-Security-Policy"].split(";"))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from bench.scenarios import channels, fanout, health, idle, publishing, reconnect, stalled
+from bench.scenarios import channels, dashboards, fanout, health, idle, publishing, reconnect, stalled
 from bench.scenarios.scenario import Scenario, Variant
 
 SCENARIOS: dict[str, Scenario] = {
     scenario.name: scenario
-    for module in (fanout, idle, reconnect, publishing, stalled, health, channels)
+    for module in (fanout, idle, reconnect, publishing, stalled, health, channels, dashboards)
     for scenario in module.SCENARIOS
 }
 

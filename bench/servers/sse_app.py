@@ -14,6 +14,7 @@ from bench.servers.interface import Server
 from sse_app.auth.grants import Grants
 from sse_app.auth.keys import KeyRing
 from sse_app.auth.tokens import TokenKind, Tokens
+from sse_app.channels import ADMIN_CHANNEL
 from sse_app.settings import Settings
 from sse_app.version import VERSION
 
@@ -92,6 +93,15 @@ class SseApp(Server):
             tokens.append(str(json.load(connection.getresponse())["stream_token"]))
         connection.close()
         return tokens
+
+    def figures_path(self) -> str:
+        """Return the path of a stream of the server's own figures."""
+        token = self._mint(TokenKind.STREAM, [Grants.of([ADMIN_CHANNEL], admin=True)])[0]
+        return f"/api/v1/sse/{ADMIN_CHANNEL}?token={token}"
+
+    def admin_token(self) -> str:
+        """Return an access token of an administrator."""
+        return self._mint(TokenKind.ACCESS, [Grants.of(admin=True)])[0]
 
     def publish(self, channels: Sequence[str], batch: int = 1) -> Publish:
         token = self._mint(TokenKind.ACCESS, [Grants.of(publish=["bench.*"])])[0]

@@ -96,10 +96,13 @@ export class LineChart {
   #make(width, height) {
     const { lines, hideLabels } = this.#options;
     const options = {
-      ...{ width, height, padding: [10, 18, hideLabels ? 6 : 0, 0] },
+      ...{ width, height, padding: [10, this.#options.formatX ? 18 : 34, hideLabels ? 6 : 0, 0] },
       legend: { show: false },
       cursor: { y: false, drag: { x: false, y: false }, points: { size: 7 } },
-      scales: { x: { time: false, range: this.#options.xRange && (() => this.#options.xRange) }, y: { range: this.#yRange } },
+      scales: {
+        x: { time: false, range: this.#options.xRange && (() => this.#options.xRange) },
+        y: { range: this.#yRange },
+      },
       axes: [this.#xAxis(), this.#yAxis()],
       series: [{}, ...lines.map((line) => this.#series(line))],
       hooks: { setCursor: [(plot) => this.#point(plot.cursor.idx)] },
@@ -134,7 +137,13 @@ export class LineChart {
 
   #yAxis() {
     return {
-      ...{ stroke: () => colourOf("--soft"), font: FONT, gap: GAP, size: 58, space: 30 },
+      ...{
+        stroke: () => colourOf("--soft"),
+        font: FONT,
+        gap: GAP,
+        size: 58,
+        space: (plot) => (plot.height < 100 ? 16 : 30),
+      },
       values: (plot, ticks, axis, space, step) => ticks.map((tick) => this.#options.formatTick(tick, step)),
       grid: { stroke: () => colourOf("--grid"), width: 1 },
       ticks: { show: false },

@@ -150,7 +150,11 @@ export class Live {
   #onReconnect(delay, reason) {
     this.#lostAt ??= performance.now();
     const why = REASONS[reason] ?? String(reason).replaceAll("_", " ");
-    this.#tell({ state: reason === "offline" ? "offline" : "reconnecting", reason: why, retryAt: performance.now() + delay });
+    this.#tell({
+      state: reason === "offline" ? "offline" : "reconnecting",
+      reason: why,
+      retryAt: performance.now() + delay,
+    });
   }
 
   #onClose(reason, status) {

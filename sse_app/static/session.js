@@ -4,7 +4,7 @@
 
 const AUTH = "/api/v1/auth";
 const TIMEOUT = 15_000; // ms
-const EARLY = 30_000; // ms before its end that an access token is replaced
+const EARLY = 30_000; // ms before its end that an access token is replaced, or half of its life: stream tokens end with it
 const MARK = "sse_app session";
 
 /** A request that was not answered with success. `status` is 0 where no answer came at all. */
@@ -23,7 +23,7 @@ export class ApiError extends Error {
 /** One login: begun with a password, continued by the cookie. */
 export class Session {
   #token = "";
-  #expiresAt = 0;
+  #staleAt = 0;
   #refreshing = null;
   #onLost = () => {};
 
@@ -86,7 +86,8 @@ export class Session {
    * @returns {Promise<{id: string, channel: string, event: string, data: object}[]>}
    */
   async history(channel, limit, after) {
-    return (await this.request(`/api/v1/sse/${encodeURIComponent(channel)}/history`, { query: { limit, after } })).events;
+    return (await this.request(`/api/v1/sse/${encodeURIComponent(channel)}/history`, { query: { limit, after } }))
+      .events;
   }
 
   /**
@@ -95,7 +96,7 @@ export class Session {
    * @param {{query?: object, body?: object, signal?: AbortSignal}} [options] with a body it is a POST, else a GET
    */
   async request(path, options = {}) {
-    if (Date.now() > this.#expiresAt - EARLY) await this.#refresh();
+    if (Date.now() > this.#staleAt) await this.#refresh();
     try {
       return await ask(path, { ...options, token: this.#token });
     } catch (error) {
@@ -119,14 +120,14 @@ export class Session {
 
   #leave() {
     this.#token = this.username = "";
-    this.#expiresAt = 0;
+    this.#staleAt = 0;
   }
 
   async #enter({ access_token: token, expires_in: seconds }) {
     const me = await ask(`${AUTH}/me`, { token });
     if (this.username && me.subject !== this.username) throw new ApiError(401, "somebody else has logged in");
     this.#token = token;
-    this.#expiresAt = Date.now() + seconds * 1000;
+    this.#staleAt = Date.now() + seconds * 1000 - Math.min(EARLY, seconds * 500);
     this.username = me.subject;
     this.channels = me.channels;
     this.grants = me.grants;

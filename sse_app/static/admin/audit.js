@@ -24,7 +24,10 @@ export const Audit = {
       }
     }
     onMounted(() => load());
-    watch(() => props.done, () => load());
+    watch(
+      () => props.done,
+      () => load(),
+    );
     return () =>
       h("section", { class: "panel", "aria-labelledby": "audit-title" }, [
         h("header", [
@@ -32,18 +35,40 @@ export const Audit = {
           h("button", { type: "button", class: "quiet small aside", onClick: () => load() }, "Refresh"),
         ]),
         h("p", { role: "alert", class: "problem" }, problem.value),
-        h("div", { class: "scroll", tabindex: 0, role: "region", "aria-labelledby": "audit-title" }, [
+        h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Entries of the audit trail" }, [
           h("table", { class: "rows" }, [
-            h("thead", h("tr", Object.values(COLUMNS).map((title) => h("th", { scope: "col" }, title)))),
+            h(
+              "thead",
+              h(
+                "tr",
+                Object.values(COLUMNS).map((title) => h("th", { scope: "col" }, title)),
+              ),
+            ),
             h("tbody", entries.value.map(row)),
           ]),
         ]),
-        more.value && h("p", h("button", { type: "button", class: "quiet small", onClick: () => load(entries.value[entries.value.length - 1].number) }, "Older")),
+        more.value &&
+          h(
+            "p",
+            h(
+              "button",
+              {
+                type: "button",
+                class: "quiet small",
+                onClick: () => load(entries.value[entries.value.length - 1].number),
+              },
+              "Older",
+            ),
+          ),
       ]);
   },
 };
 
 function row(entry) {
   const text = { ...entry, at: clock(new Date(entry.at)), action: entry.action.replaceAll("_", " ") };
-  return h("tr", { key: entry.number }, Object.keys(COLUMNS).map((name) => h("td", text[name])));
+  return h(
+    "tr",
+    { key: entry.number },
+    Object.keys(COLUMNS).map((name) => h("td", text[name])),
+  );
 }

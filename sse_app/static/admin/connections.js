@@ -20,7 +20,13 @@ const COLUMNS = [
   ["backlog_bytes", "Lag, bytes", (row) => bytes(row.backlog_bytes), "number"],
   ["adopted", "Adopted", (row) => (row.adopted ? "yes" : "no")],
 ];
-const FIELDS = { "": "anywhere", subject: "in user", client_id: "in client id", channels: "in channels", address: "in address" };
+const FIELDS = {
+  "": "anywhere",
+  subject: "in user",
+  client_id: "in client id",
+  channels: "in channels",
+  address: "in address",
+};
 
 /** What the panel shows, and the requests behind it. */
 function useConnections(props, emit) {
@@ -79,7 +85,8 @@ function useConnections(props, emit) {
       const { kicked } = await props.session.request(`/api/v1/admin/connections/${row.connection}/kick`, { body: {} });
       return `Kicked: ${kicked} ${kicked === 1 ? "stream" : "streams"} ended.`;
     });
-  const revokeOf = (row) => act(() => revoke(props.session, [choice("subject", row.subject), choice("session", row.session)]));
+  const revokeOf = (row) =>
+    act(() => revoke(props.session, [choice("subject", row.subject), choice("session", row.session)]));
   onMounted(load);
   onBeforeUnmount(() => {
     asking?.abort();
@@ -104,8 +111,11 @@ export const Connections = {
         bar(table),
         h("p", { role: "status", class: "aside", "data-said": "" }, table.said.value),
         h("p", { role: "alert", class: "problem" }, table.problem.value),
-        h("div", { class: "scroll", tabindex: 0, role: "region", "aria-labelledby": "connections-title" }, [
-          h("table", { class: "rows" }, [h("thead", h("tr", [...COLUMNS.map(heading, table), h("td")])), h("tbody", table.found.value.connections.map(rowOf, table))]),
+        h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Table of connections" }, [
+          h("table", { class: "rows" }, [
+            h("thead", h("tr", [...COLUMNS.map(heading, table), h("td")])),
+            h("tbody", table.found.value.connections.map(rowOf, table)),
+          ]),
         ]),
         pager(table),
       ]);
@@ -119,12 +129,30 @@ function summary({ query, found }) {
 
 function bar({ query, search, load }) {
   return h("form", { class: "fields", role: "search", onSubmit: (event) => (event.preventDefault(), load()) }, [
-    h("label", { class: "wide" }, ["Search", h("input", { type: "search", name: "search", maxlength: 255, value: query.search, onInput: (event) => search({ search: event.target.value }), autocomplete: "off", spellcheck: false })]),
+    h("label", { class: "wide" }, [
+      "Search",
+      h("input", {
+        type: "search",
+        name: "search",
+        maxlength: 255,
+        value: query.search,
+        onInput: (event) => search({ search: event.target.value }),
+        autocomplete: "off",
+        spellcheck: false,
+      }),
+    ]),
     h("label", [
       "Where",
-      h("select", { name: "field", value: query.field, onChange: (event) => search({ field: event.target.value }) }, Object.entries(FIELDS).map(([value, text]) => h("option", { value }, text))),
+      h(
+        "select",
+        { name: "field", value: query.field, onChange: (event) => search({ field: event.target.value }) },
+        Object.entries(FIELDS).map(([value, text]) => h("option", { value }, text)),
+      ),
     ]),
-    h("label", { class: "choice" }, [h("input", { type: "checkbox", checked: query.keep, onChange: (event) => (query.keep = event.target.checked) }), "Keep up to date"]),
+    h("label", { class: "choice" }, [
+      h("input", { type: "checkbox", checked: query.keep, onChange: (event) => (query.keep = event.target.checked) }),
+      "Keep up to date",
+    ]),
     h("button", { type: "submit", class: "quiet" }, "Refresh"),
   ]);
 }
@@ -132,9 +160,21 @@ function bar({ query, search, load }) {
 function heading([name, title, , style]) {
   const { query, sort } = this;
   const sorted = query.sort === name;
-  return h("th", { key: name, scope: "col", class: style === "number" ? style : undefined, "aria-sort": sorted ? (query.order === "asc" ? "ascending" : "descending") : undefined }, [
-    h("button", { type: "button", class: "sort", onClick: () => sort(name) }, [title, h("span", { "aria-hidden": "true" }, sorted ? (query.order === "asc" ? " ↑" : " ↓") : "")]),
-  ]);
+  return h(
+    "th",
+    {
+      key: name,
+      scope: "col",
+      class: style === "number" ? style : undefined,
+      "aria-sort": sorted ? (query.order === "asc" ? "ascending" : "descending") : undefined,
+    },
+    [
+      h("button", { type: "button", class: "sort", onClick: () => sort(name) }, [
+        title,
+        h("span", { "aria-hidden": "true" }, sorted ? (query.order === "asc" ? " ↑" : " ↓") : ""),
+      ]),
+    ],
+  );
 }
 
 function rowOf(row) {
@@ -142,8 +182,16 @@ function rowOf(row) {
   return h("tr", { key: row.connection, "data-connection": row.connection }, [
     ...COLUMNS.map(([name, , read, style]) => h("td", { key: name, class: style }, read(row))),
     h("td", { class: "actions" }, [
-      h("button", { type: "button", class: "quiet small", "aria-label": `Kick ${label}`, onClick: () => this.kick(row) }, "Kick"),
-      h("button", { type: "button", class: "quiet small", "aria-label": `Revoke ${label}`, onClick: () => this.revokeOf(row) }, "Revoke…"),
+      h(
+        "button",
+        { type: "button", class: "quiet small", "aria-label": `Kick ${label}`, onClick: () => this.kick(row) },
+        "Kick",
+      ),
+      h(
+        "button",
+        { type: "button", class: "quiet small", "aria-label": `Revoke ${label}`, onClick: () => this.revokeOf(row) },
+        "Revoke…",
+      ),
     ]),
   ]);
 }
@@ -151,7 +199,12 @@ function rowOf(row) {
 function pager({ query, found, turn }) {
   const pages = Math.max(1, Math.ceil(found.value.total / PAGE));
   const page = query.offset / PAGE;
-  const go = (text, to) => h("button", { type: "button", class: "quiet small", disabled: to < 0 || to >= pages || to === page, onClick: () => turn(to) }, text);
+  const go = (text, to) =>
+    h(
+      "button",
+      { type: "button", class: "quiet small", disabled: to < 0 || to >= pages || to === page, onClick: () => turn(to) },
+      text,
+    );
   return h("nav", { class: "pager", "aria-label": "Pages of connections" }, [
     ...[go("First", 0), go("Previous", page - 1)],
     h("span", `Page ${page + 1} of ${count(pages)}`),

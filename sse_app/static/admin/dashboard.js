@@ -21,10 +21,7 @@ export const Dashboard = {
         h(Connections, { session, done: done.value, onDone }),
         h("div", { class: "columns" }, [
           h(History, { session, channels: channels() }),
-          h("div", { class: "stack" }, [
-            h(Publish, { session, channels: channels() }),
-            h(Revoke, { session, onDone }),
-          ]),
+          h("div", { class: "stack" }, [h(Publish, { session, channels: channels() }), h(Revoke, { session, onDone })]),
         ]),
         h(Audit, { session, done: done.value }),
       ]);

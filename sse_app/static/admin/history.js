@@ -32,17 +32,35 @@ export const History = {
     const input = (label, value, more) =>
       h("label", { class: more.class }, [
         label,
-        h("input", { ...more, class: undefined, value: value.value, onInput: (event) => (value.value = event.target.value), autocomplete: "off", spellcheck: false }),
+        h("input", {
+          ...more,
+          class: undefined,
+          value: value.value,
+          onInput: (event) => (value.value = event.target.value),
+          autocomplete: "off",
+          spellcheck: false,
+        }),
       ]);
     return () =>
       h("section", { class: "panel", "aria-labelledby": "history-title" }, [
-        h("header", [h("h2", { id: "history-title" }, "History"), h("span", { class: "aside", role: "status" }, said.value)]),
+        h("header", [
+          h("h2", { id: "history-title" }, "History"),
+          h("span", { class: "aside", role: "status" }, said.value),
+        ]),
         h("form", { class: "fields", onSubmit: load }, [
           input("Channel", channel, { required: true, list: "history-channels", name: "channel" }),
-          h("datalist", { id: "history-channels" }, props.channels.map((name) => h("option", { value: name, key: name }))),
+          h(
+            "datalist",
+            { id: "history-channels" },
+            props.channels.map((name) => h("option", { value: name, key: name })),
+          ),
           input("After id (empty: the last)", after, { name: "after" }),
           h("button", { type: "submit" }, "Show"),
-          h("button", { type: "button", class: "quiet", disabled: events.value.length < LIMIT || !after.value, onClick: goOn }, "Next"),
+          h(
+            "button",
+            { type: "button", class: "quiet", disabled: events.value.length < LIMIT || !after.value, onClick: goOn },
+            "Next",
+          ),
         ]),
         h("p", { role: "alert", class: "problem" }, problem.value),
         h("ol", { class: "events", tabindex: 0, "aria-label": "Events, oldest first" }, events.value.map(item)),
@@ -52,7 +70,11 @@ export const History = {
 
 function item({ id, event, data }) {
   return h("li", { key: id }, [
-    h("p", { class: "event-head" }, [h("strong", event), h("span", { class: "code" }, id), h("time", clock(new Date(data.timestamp)))]),
+    h("p", { class: "event-head" }, [
+      h("strong", event),
+      h("span", { class: "code" }, id),
+      h("time", clock(new Date(data.timestamp))),
+    ]),
     h("pre", { class: "code" }, JSON.stringify(data)),
   ]);
 }

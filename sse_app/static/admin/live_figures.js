@@ -12,7 +12,11 @@ const ms = (value) => (value === null ? "–" : `≤ ${fixed(value, value < 10 ?
 const CHARTS = [
   { title: "Streams", lines: [["streams", (each) => each.streams]], format: count },
   { title: "Deliveries a second", lines: [["deliveries", (each) => each.deliveries_per_second]], format: count },
-  { title: "Publishes a second", lines: [["publishes", (each) => each.publishes_per_second]], format: (value) => fixed(value, 1) },
+  {
+    title: "Publishes a second",
+    lines: [["publishes", (each) => each.publishes_per_second]],
+    format: (value) => fixed(value, 1),
+  },
   {
     title: "Latency, 99th percentile",
     lines: [
@@ -60,7 +64,8 @@ const Chart = {
       drawn = new LineChart(box.value, {
         label: chart.title,
         lines: chart.lines.map(([name], number) => ({ name, colour: COLOURS[number], area: chart.lines.length === 1 })),
-        formatTick: chart.format === bytes ? bytes : (value, step) => (step >= 1 ? compact(value) : axisNumber(value, step)),
+        formatTick:
+          chart.format === bytes ? bytes : (value, step) => (step >= 1 ? compact(value) : axisNumber(value, step)),
         formatValue: chart.format,
         formatX: time,
         xSteps: X_STEPS,
@@ -111,12 +116,23 @@ export const LiveFigures = {
           "dl",
           { class: "figures tiles" },
           NUMBERS.map(([title, read, style]) =>
-            h("div", { key: title }, [h("dt", title), h("dd", { class: style, "data-number": title }, now ? read(now) : "–")]),
+            h("div", { key: title }, [
+              h("dt", title),
+              h("dd", { class: style, "data-number": title }, now ? read(now) : "–"),
+            ]),
           ),
         ),
-        h("div", { class: "charts" }, CHARTS.map((chart) => h(Chart, { key: chart.title, figures, chart }))),
+        h(
+          "div",
+          { class: "charts" },
+          CHARTS.map((chart) => h(Chart, { key: chart.title, figures, chart })),
+        ),
         h("div", { class: "charts" }, [
-          counts("Channels", ["Channel", "Streams", "Events"], (now?.channels ?? []).map((row) => [row.channel, row.streams, row.events])),
+          counts(
+            "Channels",
+            ["Channel", "Streams", "Events"],
+            (now?.channels ?? []).map((row) => [row.channel, row.streams, row.events]),
+          ),
           counts("Refused", ["Reason", "Times"], Object.entries(now?.refusals ?? {})),
           counts("Streams ended", ["Reason", "Times"], Object.entries(now?.endings ?? {})),
         ]),
@@ -129,10 +145,22 @@ function counts(title, columns, rows) {
   return h("div", [
     h("table", { class: "counts" }, [
       h("caption", title),
-      h("thead", h("tr", columns.map((column) => h("th", { scope: "col" }, column)))),
-      h("tbody", rows.map(([name, ...values]) =>
-        h("tr", { key: name }, [h("th", { scope: "row" }, String(name).replaceAll("_", " ")), values.map((value) => h("td", count(value)))]),
-      )),
+      h(
+        "thead",
+        h(
+          "tr",
+          columns.map((column) => h("th", { scope: "col" }, column)),
+        ),
+      ),
+      h(
+        "tbody",
+        rows.map(([name, ...values]) =>
+          h("tr", { key: name }, [
+            h("th", { scope: "row" }, String(name).replaceAll("_", " ")),
+            values.map((value) => h("td", count(value))),
+          ]),
+        ),
+      ),
     ]),
     !rows.length && h("p", { class: "aside" }, "None so far"),
   ]);

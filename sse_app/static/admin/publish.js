@@ -25,18 +25,36 @@ export const Publish = {
     const field = (label, value, more = {}) =>
       h("label", { class: more.class }, [
         label,
-        h("input", { ...more, class: undefined, required: true, value: value.value, onInput: (event) => (value.value = event.target.value), autocomplete: "off", spellcheck: false }),
+        h("input", {
+          ...more,
+          class: undefined,
+          required: true,
+          value: value.value,
+          onInput: (event) => (value.value = event.target.value),
+          autocomplete: "off",
+          spellcheck: false,
+        }),
       ]);
     return () =>
       h("section", { class: "panel", "aria-labelledby": "publish-title" }, [
         h("header", h("h2", { id: "publish-title" }, "Publish a test event")),
         h("form", { class: "fields", onSubmit: submit }, [
           field("Channel", channel, { list: "publish-channels", name: "channel" }),
-          h("datalist", { id: "publish-channels" }, props.channels.map((name) => h("option", { value: name, key: name }))),
+          h(
+            "datalist",
+            { id: "publish-channels" },
+            props.channels.map((name) => h("option", { value: name, key: name })),
+          ),
           field("Type", type, { name: "type", pattern: "[A-Za-z0-9_.:\\-]{1,128}" }),
           h("label", { class: "whole" }, [
             "Data, a JSON object",
-            h("textarea", { rows: 3, class: "code", spellcheck: false, value: text.value, onInput: (event) => (text.value = event.target.value) }),
+            h("textarea", {
+              rows: 3,
+              class: "code",
+              spellcheck: false,
+              value: text.value,
+              onInput: (event) => (text.value = event.target.value),
+            }),
           ]),
           h("button", { type: "submit" }, "Publish"),
         ]),

@@ -7,7 +7,8 @@ const WHAT = { subject: "user", session: "session" };
 
 /** Revokes after asking; returns a sentence about it, or nothing where it was thought better of. */
 export async function revoke(session, choices) {
-  const sentence = "Their tokens are of no more use and their streams end at once. Who has a password can log in again.";
+  const sentence =
+    "Their tokens are of no more use and their streams end at once. Who has a password can log in again.";
   const chosen = await ask("Revoke tokens?", sentence, "Revoke", choices);
   if (chosen === null) return "";
   const [scope, ...value] = chosen.split(" ");
@@ -17,7 +18,10 @@ export async function revoke(session, choices) {
 
 /** One thing that can be revoked, for `revoke`. */
 export function choice(scope, value) {
-  return { value: `${scope} ${value}`, label: `${WHAT[scope] === "user" ? "Everything of the user" : "Only the session"} ${value}` };
+  return {
+    value: `${scope} ${value}`,
+    label: `${WHAT[scope] === "user" ? "Everything of the user" : "Only the session"} ${value}`,
+  };
 }
 
 /** The form. */
@@ -52,7 +56,13 @@ export const Revoke = {
           ]),
           h("label", { class: "wide" }, [
             scope.value === "subject" ? "User" : "Session id",
-            h("input", { required: true, value: value.value, onInput: (event) => (value.value = event.target.value), autocomplete: "off", spellcheck: false }),
+            h("input", {
+              required: true,
+              value: value.value,
+              onInput: (event) => (value.value = event.target.value),
+              autocomplete: "off",
+              spellcheck: false,
+            }),
           ]),
           h("button", { type: "submit", class: "danger" }, "Revoke…"),
         ]),
