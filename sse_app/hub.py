@@ -231,8 +231,14 @@ class Hub:
         self.events_fanned_out += len(events)
         arrival, self._arrival = self._arrival, asyncio.Event()
         arrival.set()
+        try:
+            await self._serve(list(self._plan(events)))
+        finally:
+            self._at_rest.set()
+
+    async def _serve(self, plan: list[tuple[Audience, bytes, int]]) -> None:
         served = 0
-        for audience, frames, slots in list(self._plan(events)):
+        for audience, frames, slots in plan:
             start = 0
             while start < slots:
                 stop = min(slots, start + SLICE - served)
@@ -242,7 +248,6 @@ class Hub:
                 if served >= SLICE:
                     served = 0
                     await asyncio.sleep(0)
-        self._at_rest.set()
 
     def _plan(self, events: list[Event]) -> Iterator[tuple[Audience, bytes, int]]:
         """Yield which audience gets which bytes, and how many slots it has: who joins later has them already."""

@@ -44,7 +44,8 @@ class Keepalive:
 
     def start(self) -> None:
         """Begin to sweep."""
-        self._callback.start()
+        if not self._callback.is_running():
+            self._callback.start()
 
     def stop(self) -> None:
         """Sweep no more."""

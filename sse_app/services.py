@@ -146,7 +146,7 @@ class Services:
         self.login.own_channels = auth.own_channels
         self.provider = Provider(settings.oidc, auth.longest_lifetime)
         self.publish_rate = RateLimit(settings.limits.publish_rate)
-        self.publisher = Publisher(self.eventlog, self.channels, settings.limits.batch_events)
+        self.publisher.use(self.channels, settings.limits.batch_events)
         self.hub.backlog_limit = settings.limits.backlog_bytes
         self.hub.retry = settings.stream.retry
         self.stream_capacity = _stream_capacity(settings)

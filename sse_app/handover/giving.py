@@ -10,7 +10,10 @@ from sse_app.handover.state import IDLE, STREAM, Parcel, State, StreamState
 from sse_app.services import Services
 
 CALM_TIMEOUT = 2.0
-"""How long requests that are under way may take to end, in seconds; those that do not are cut off."""
+"""How long requests that are being answered may take to end, in seconds; those that do not are cut off."""
+
+ARRIVAL_TIMEOUT = 0.25
+"""How long requests that are still being sent may take to arrive: a slow client would keep all others waiting."""
 
 CALM_TURNS = 8
 """For so many turns of the event loop nothing must be under way: what was read may take a few to be seen."""
@@ -31,15 +34,24 @@ class Giving:
     async def hold(self) -> None:
         """Let what is under way end, and begin nothing: what `state` then says stays true."""
         self._server.hold()
-        deadline = time.monotonic() + CALM_TIMEOUT  # a slow client would keep all others waiting
+        begun = time.monotonic()
         turns = 0
-        while turns < CALM_TURNS and time.monotonic() < deadline:
-            calm = self._server.calm and not self._services.opening.count
+        while turns < CALM_TURNS:
+            answered, arriving = self._server.under_way
+            passed = time.monotonic() - begun
+            if passed > CALM_TIMEOUT:
+                break
+            calm = not (answered or self._services.opening.count or (arriving and passed < ARRIVAL_TIMEOUT))
             turns = turns + 1 if calm else 0
             await asyncio.sleep(0 if calm else 0.001)
         await self._services.hub.settled()
         self._services.keepalive.stop()
         await self._services.enforcement.stop()
+
+    @property
+    def publishing(self) -> bool:
+        """Whether an event may yet be written to the log, although the server is held."""
+        return self._services.publisher.appending > 0
 
     def let_go_on(self) -> None:
         """Take up everything again: there is no successor after all."""

@@ -112,7 +112,7 @@ def encode(state: State) -> bytes:
                 channels.place(stream.channels, stream.channels),
                 stream.opened_at,
                 stream.retry,
-                stream.replay,
+                stream.replay and tuple(stream.replay),
             )
         )
     body = orjson.dumps(

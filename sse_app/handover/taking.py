@@ -77,7 +77,7 @@ class Taking:
                     adopted += 1
             elif parcel.kind == IDLE:
                 with suppress(OSError):  # it has ended meanwhile
-                    self._server.adopt(_socket(descriptor), parcel.data)
+                    self._server.adopt(socket.socket(fileno=descriptor), parcel.data)
         for connection in known.values():
             connection.close()  # its stream has ended since
         sys.audit("sse_app.adopted", adopted)

@@ -5,9 +5,10 @@
     copies of the streams          →      builds their connections             "built"
     holds still; the rest, lock,
     listening sockets              →      opens the log, adopts the streams    "serving"
-    tells systemd, "go", ends      →      accepts connections
+    tells systemd, "go", ends      →      sends to the streams, accepts connections
 
-Until "serving" the process can go on as if nothing had been, and does when the successor fails.
+Until "go" the process can go on as if nothing had been, and does when the successor fails; so the successor
+has not sent a byte to any stream before.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 
 from sse_app.errors import SSEAppError
@@ -51,7 +53,15 @@ class _Conversation:
         sock.setblocking(False)
 
     def say(self, word: str) -> None:
-        self._socket.send(word.encode())
+        """Say a word.
+
+        Raises:
+            UpgradeFailed: there is nobody to hear it.
+        """
+        try:
+            self._socket.send(word.encode())
+        except OSError as error:
+            raise UpgradeFailed(f"the other process ended before it heard {word!r}: {error}") from None
 
     async def hear(self, word: str, within: float) -> None:
         """Wait for a word for so many seconds.
@@ -66,11 +76,33 @@ class _Conversation:
             raise UpgradeFailed(f"{word!r} did not come within {within:g} s") from None
         except OSError as error:
             raise UpgradeFailed(f"{word!r} did not come: {error}") from None
-        if heard.decode() != word:
-            raise UpgradeFailed(f"the other process ended before {word!r}")
+        _expect(word, heard)
+
+    def hear_standing_still(self, word: str, within: float) -> None:
+        """Wait for a word without a turn of the event loop.
+
+        Raises:
+            UpgradeFailed: it did not come.
+        """
+        self._socket.settimeout(within)
+        try:
+            heard = self._socket.recv(64)
+        except OSError as error:
+            raise UpgradeFailed(f"{word!r} did not come: {error}") from None
+        _expect(word, heard)
+
+    def end(self) -> None:
+        """Say nothing more, and hear nothing more: whoever waits for a word waits in vain."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         self._socket.close()
+
+
+def _expect(word: str, heard: bytes) -> None:
+    if heard.decode() != word:
+        raise UpgradeFailed(f"the other process ended before {word!r}")
 
 
 class Upgrade:
@@ -84,17 +116,20 @@ class Upgrade:
     def __init__(self, giving: Giving, along: list[tuple[str, int]]) -> None:
         self._giving = giving
         self._along = along
+        ours, self._theirs = channel()
+        self._conversation = _Conversation(ours)
 
-    async def run(self) -> int:
-        """Return the successor's process id once it serves; this process must end then, after `go`.
+    async def run(self, taken_over: Callable[[int], None]) -> None:
+        """Bring the successor to where it serves; this process must end then, at once.
+
+        Args:
+            taken_over: called with the successor's process id just before it is let go.
 
         Raises:
             UpgradeFailed: it does not, and this process serves on.
         """
-        ours, theirs = channel()
+        theirs = self._theirs
         sending, receiving = channel()
-        sending.setblocking(False)
-        self._conversation = _Conversation(ours)
         environment = {name: value for name, value in os.environ.items() if name != "WATCHDOG_PID"}
         environment[ENVIRONMENT] = f"{theirs.fileno()},{receiving.fileno()}"
         try:
@@ -103,37 +138,41 @@ class Upgrade:
             theirs.close()
             receiving.close()
         try:
-            await self._hand_over(sending)
-        except (UpgradeFailed, OSError) as error:
+            await self._hand_over(sending, lambda: taken_over(successor))
+        except Exception as error:
             with suppress(ProcessLookupError):
                 os.kill(successor, signal.SIGKILL)
             raise UpgradeFailed(str(error)) from error
         finally:
             sending.close()
-        return successor
+            self._conversation.close()
 
-    async def _hand_over(self, sending: socket.socket) -> None:
+    def give_up(self) -> None:
+        """Have `run` fail: this process has been asked for something else."""
+        self._conversation.end()
+
+    async def _hand_over(self, sending: socket.socket, taken_over: Callable[[], None]) -> None:
         await self._conversation.hear("ready", START_TIMEOUT)
         state, descriptors = self._giving.streams()
         send(sending, encode(state), descriptors)
         self._conversation.say("copied")
         await self._conversation.hear("built", START_TIMEOUT)
         carried = frozenset(stream.number for stream in state.streams)
-        await self._giving.hold()
         try:
+            await self._giving.hold()
+            if self._giving.publishing:  # two processes must not write to the log
+                raise UpgradeFailed("the event log did not end its work")
             state, descriptors = self._giving.everything(carried)
             along = [Parcel(name, False, b"") for name, _ in self._along]
             whole = State(state.epoch, state.head, state.streams, [*state.parcels, *along])
             send(sending, encode(whole), [*descriptors, *(descriptor for _, descriptor in self._along)])
             self._conversation.say("handed over")
             await self._conversation.hear("serving", TAKE_TIMEOUT)
+            taken_over()
+            self._conversation.say("go")
         except BaseException:
             self._giving.let_go_on()
             raise
-
-    def go(self) -> None:
-        """Let the successor accept connections."""
-        self._conversation.say("go")
 
 
 async def _spawn(descriptors: list[int], environment: dict[str, str]) -> int:
@@ -191,10 +230,13 @@ class Successor:
         envelope, descriptors = self._take()
         return envelope.open(), descriptors
 
-    async def serve(self) -> None:
-        """Say that this process serves, and wait until the one before has let go."""
+    def serve(self) -> None:
+        """Say that this process serves, and wait until the one before has let go.
+
+        The event loop stands still meanwhile: as long as the other one may go on, nothing is sent to a stream.
+        """
         self._conversation.say("serving")
-        await self._conversation.hear("go", TAKE_TIMEOUT)
+        self._conversation.hear_standing_still("go", TAKE_TIMEOUT)
         self._conversation.close()
         self._receiving.close()
 
