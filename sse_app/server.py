@@ -230,7 +230,8 @@ class Process:
     def _asked_to_end(self, number: int) -> None:
         loop = asyncio.get_running_loop()
         for handled in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(handled)  # a second signal ends the process at once
+            loop.remove_signal_handler(handled)
+            signal.signal(handled, signal.SIG_DFL)  # a second signal ends the process at once
         self._begin(lambda: self._end(number))
 
     async def _end(self, number: int) -> None:

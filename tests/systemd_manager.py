@@ -122,9 +122,8 @@ class Manager:
         assert done.returncode == 0, done.stderr
         self.drop_ins.mkdir()
         lines = "".join(f"Environment=SSE_APP_{name}={value}\n" for name, value in settings.items())
-        (self.drop_ins / "test.conf").write_text(
-            f"{NEEDS_NAMESPACES}{NEEDS_A_USER_NAMESPACE if self._user else ''}{lines}StandardError=append:{self.server_log}\n"
-        )
+        missing = NEEDS_NAMESPACES + (NEEDS_A_USER_NAMESPACE if self._user else "")
+        (self.drop_ins / "test.conf").write_text(f"{missing}{lines}StandardError=append:{self.server_log}\n")
         if self._user:
             subprocess.run(["chown", "-R", self._user, str(self.directory)], check=True)
         self.systemctl("daemon-reload")
