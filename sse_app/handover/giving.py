@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 
 from sse_app.handover.connections import HandoverServer
@@ -17,6 +18,8 @@ ARRIVAL_TIMEOUT = 0.25
 
 CALM_TURNS = 8
 """For so many turns of the event loop nothing must be under way: what was read may take a few to be seen."""
+
+log = logging.getLogger(__name__)
 
 
 class Giving:
@@ -33,6 +36,7 @@ class Giving:
 
     async def hold(self) -> None:
         """Let what is under way end, and begin nothing: what `state` then says stays true."""
+        log.info("holding", extra={"streams": len(self._services.hub.streams)})
         self._server.hold()
         begun = time.monotonic()
         turns = 0
