@@ -14,13 +14,13 @@ _TITLES = {
     "upgrade": "`sse-app upgrade`",
 }
 _WHAT = """\
-{streams:,.0f} streams, each with a user and a token of its own, on the service as `sse-app systemd install` writes \
-it, under a real systemd user manager, with the SQLite log and uvloop; {rate:.0f} events a second are published all \
-the while. The pause is the time in which nothing is served: from the moment the old process accepts and reads \
-nothing more, to READY of the new one. The longest wait is that of any client between two of its reads, beside the \
-same over as long a time in which nothing happens. Each figure is the median, with the highest in brackets; then streams closed, events lost, \
-events received twice, and publishes that had to be sent again. \
-{rounds}, {taken}."""
+{streams:,.0f} streams, each with a user and a token of its own, on the service as `sse-app systemd install` \
+writes it, under a real systemd user manager, with the SQLite log and uvloop; {rate:.0f} events a second are \
+published all the while. The pause is the time in which nothing is served: from the moment the old process \
+accepts and reads nothing more, to READY of the new one. The longest wait is that of any client between two of \
+its reads, beside the same over as long a time in which nothing happens. Each figure is the median, with the \
+highest in brackets; then streams closed, events lost, events received twice, and publishes that had to be sent \
+again. {rounds}, {taken}."""
 
 
 def section(result: Result) -> list[str]:

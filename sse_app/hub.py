@@ -90,6 +90,12 @@ class Hub:
         """Return a reconnection time in milliseconds, so that clients who leave together come back apart."""
         return random.randint(self.retry // 2, self.retry + self.retry // 2)
 
+    def begin(self) -> None:
+        """Begin at the head of the log, which has been opened only after the hub was made."""
+        head = self.eventlog.head
+        self._head = head.seq
+        self._recent = RecentEvents(head.epoch, RECENT_BYTES)
+
     # -- streams come and go --------------------------------------------------------------------------------
 
     def register(
@@ -134,11 +140,14 @@ class Hub:
 
     def leave(self, stream: Stream) -> None:
         """Count a stream out; harmless the second time."""
-        if stream not in self.streams:
-            return
+        if stream in self.streams:
+            self.endings[stream.ending or "client"] += 1
+            self.withdraw(stream)
+
+    def withdraw(self, stream: Stream) -> None:
+        """Forget a stream as if it had not been registered."""
         self.streams.discard(stream)
         self.laggards.discard(stream)
-        self.endings[stream.ending or "client"] += 1
         of_subject = self.streams_of_subject[stream.listener.claims.subject]
         of_subject.discard(stream)
         if not of_subject:

@@ -53,7 +53,7 @@ class Keepalive:
 
     def watch(self, stream: Stream) -> None:
         """Take a stream into the round; its first ping comes within an interval."""
-        stream.ping_turn = random.randrange(len(self._turns))
+        stream.ping_turn = int(random.random() * len(self._turns))
         self._turns[stream.ping_turn].add(stream)
         self._expect_expiry(stream)
 

@@ -24,7 +24,7 @@ from sse_app.handover.connections import HandoverServer
 from sse_app.handover.giving import Giving
 from sse_app.handover.state import UnreadableState, encode
 from sse_app.handover.store import RECEIVING, SENDING, Store
-from sse_app.handover.taking import Taking, connections_of
+from sse_app.handover.taking import Taking
 from sse_app.handover.upgrade import LISTENING, LOCK, Successor, Upgrade, UpgradeFailed, along_with
 from sse_app.settings import Settings
 from sse_app.systemd import Systemd, inherited_descriptors
@@ -147,12 +147,15 @@ class Process:
     async def _succeed(self, successor: Successor) -> list[socket.socket]:
         """Take over from the process that has started this one, and return the listening sockets."""
         state, descriptors = await successor.streams()
-        carried = connections_of(state, descriptors)
+        self._services.prepare()
+        built = self._taking.build(state, descriptors)
         state, descriptors = await successor.everything()
         along = along_with(state, descriptors)
         self._store = Store.of(along, self._systemd)
         await self._app.start()
-        adopted = self._taking.adopt(state, descriptors, carried)
+        if not self._taking.is_at_head(state):
+            raise UpgradeFailed("the event log is not where the process before said it was")
+        adopted = self._taking.adopt(state, descriptors, built)
         self._listen_for_the_end()  # until now, a signal ends only this process: the one before serves on
         successor.serve()
         self._services.state.hold(next(descriptor for name, descriptor in along if name == LOCK))
@@ -209,7 +212,6 @@ class Process:
         try:
             await self._upgrade.run(self._taken_over)
         except UpgradeFailed as error:
-            self._systemd.notify(f"MAINPID={os.getpid()}")
             log.error("upgrade_failed", extra={"detail": str(error)})
         else:
             _end_now()

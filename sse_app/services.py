@@ -99,13 +99,8 @@ class Services:
         self.ready = False
         self.draining = False
 
-    async def start(self) -> None:
-        """Open the event log and begin to serve.
-
-        Raises:
-            StateError: the event log cannot be used.
-        """
-        await self.eventlog.open()
+    def prepare(self) -> None:
+        """Make what streams can be registered with, without the event log; must be called on the event loop."""
         settings = self.settings
         self.hub = Hub(
             self.eventlog, backlog_limit=settings.limits.backlog_bytes, retry=settings.stream.retry
@@ -121,6 +116,17 @@ class Services:
             keys_directory(settings, self.state),
             self.audit,
         )
+
+    async def start(self) -> None:
+        """Open the event log and begin to serve.
+
+        Raises:
+            StateError: the event log cannot be used.
+        """
+        await self.eventlog.open()
+        if not hasattr(self, "hub"):
+            self.prepare()
+        self.hub.begin()
         self.keepalive.start()
         self.enforcement.start()
         self.ready = True

@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -79,12 +79,11 @@ class Failure:
         self._file.write_text("")
 
 
-@pytest.fixture
-def failure(service: Service, tmp_path: Path) -> Failure:
-    return Failure(service, tmp_path / "point")
-
-
-def test_a_successor_that_dies_leaves_the_old_process_serving(service: Service, failure: Failure) -> None:
+def test_a_successor_that_dies_leaves_the_old_process_serving(
+    start_service: Callable[..., Service], tmp_path: Path
+) -> None:
+    service = start_service(SOCKET__USER_TIMEOUT=600)  # one of the clients does not read for a while
+    failure = Failure(service, tmp_path / "point")
     slow = Client(service.port, service.stream_path(client_id="slow"), receive_buffer=4096)
     first = service.publish(60, size=10_000)  # so that there are unsent bytes, of which none may go out twice
     clients = service.fleet.open(50, service.stream_path())

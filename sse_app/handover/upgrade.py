@@ -2,10 +2,12 @@
 
     process                               successor
     starts it                      →      imports, reads the settings          "ready"
-    copies of the streams          →      builds their connections             "built"
-    holds still; the rest, lock,
-    listening sockets              →      opens the log, adopts the streams    "serving"
-    tells systemd, "go", ends      →      sends to the streams, accepts connections
+    copies of the quiet streams    →      builds them                          "built"
+    holds still; what has changed
+    and all others, listening
+    sockets, store, lock           →      opens the log, adopts the others     "serving"
+    "go"                           →      knows that there is no way back
+    tells systemd, "told", ends    →      sends to the streams, accepts connections
 
 Until "go" the process can go on as if nothing had been, and does when the successor fails; so the successor
 has not sent a byte to any stream before.
@@ -22,6 +24,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 
 from sse_app.errors import SSEAppError
 from sse_app.handover.giving import Giving
@@ -37,6 +40,9 @@ LISTENING, LOCK = "listening", "lock"
 START_TIMEOUT = 60.0
 TAKE_TIMEOUT = 10.0
 """How long the successor may take to start and to take over, in seconds."""
+
+TELL_TIMEOUT = 1.0
+"""How long the process before may take to tell systemd who is the main process now, in seconds."""
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +129,7 @@ class Upgrade:
         """Bring the successor to where it serves; this process must end then, at once.
 
         Args:
-            taken_over: called with the successor's process id just before it is let go.
+            taken_over: called with the successor's process id once there is no way back.
 
         Raises:
             UpgradeFailed: it does not, and this process serves on.
@@ -138,37 +144,38 @@ class Upgrade:
             theirs.close()
             receiving.close()
         try:
-            await self._hand_over(sending, lambda: taken_over(successor))
+            await self._hand_over(sending)
         except Exception as error:
             with suppress(ProcessLookupError):
                 os.kill(successor, signal.SIGKILL)
             raise UpgradeFailed(str(error)) from error
         finally:
             sending.close()
-            self._conversation.close()
+        taken_over(successor)
+        with suppress(UpgradeFailed):
+            self._conversation.say("told")
 
     def give_up(self) -> None:
         """Have `run` fail: this process has been asked for something else."""
         self._conversation.end()
 
-    async def _hand_over(self, sending: socket.socket, taken_over: Callable[[], None]) -> None:
+    async def _hand_over(self, sending: socket.socket) -> None:
         await self._conversation.hear("ready", START_TIMEOUT)
-        state, descriptors = self._giving.streams()
+        state, descriptors = self._giving.quiet_streams()
         send(sending, encode(state), descriptors)
         self._conversation.say("copied")
         await self._conversation.hear("built", START_TIMEOUT)
-        carried = frozenset(stream.number for stream in state.streams)
+        carried = {stream.number: stream.listener for stream in state.streams}
         try:
             await self._giving.hold()
             if self._giving.publishing:  # two processes must not write to the log
                 raise UpgradeFailed("the event log did not end its work")
             state, descriptors = self._giving.everything(carried)
             along = [Parcel(name, False, b"") for name, _ in self._along]
-            whole = State(state.epoch, state.head, state.streams, [*state.parcels, *along])
+            whole = replace(state, parcels=[*state.parcels, *along])
             send(sending, encode(whole), [*descriptors, *(descriptor for _, descriptor in self._along)])
             self._conversation.say("handed over")
             await self._conversation.hear("serving", TAKE_TIMEOUT)
-            taken_over()
             self._conversation.say("go")
         except BaseException:
             self._giving.let_go_on()
@@ -224,7 +231,7 @@ class Successor:
         return envelope.open(), descriptors
 
     async def everything(self) -> tuple[State, list[int]]:
-        """Say that the connections are built, and return the state in which all came to a standstill."""
+        """Say that the streams are built, and return the state in which all came to a standstill."""
         self._conversation.say("built")
         await self._conversation.hear("handed over", START_TIMEOUT)
         envelope, descriptors = self._take()
@@ -237,6 +244,8 @@ class Successor:
         """
         self._conversation.say("serving")
         self._conversation.hear_standing_still("go", TAKE_TIMEOUT)
+        with suppress(UpgradeFailed):  # systemd listens to the main process only
+            self._conversation.hear_standing_still("told", TELL_TIMEOUT)
         self._conversation.close()
         self._receiving.close()
 
