@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test test-long check bench clean
+.PHONY: run test test-long check bench bench-handover clean
 
 run: .venv/installed
 	@$(BIN)/python -m examples.market
@@ -23,6 +23,9 @@ check: .venv/installed
 bench: .venv/installed
 	@$(BIN)/python -m bench --install
 	@$(BIN)/python -m bench
+
+bench-handover: .venv/installed
+	@$(BIN)/python -m bench.handover
 
 .venv/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "sse_app needs Python 3.11 or later: make PYTHON=python3.11 …"; exit 1; }

@@ -8,7 +8,7 @@ import os
 import re
 from pathlib import Path
 
-from bench import plots
+from bench import handover_table, plots
 from bench.results import Result, load
 from bench.scenarios import SCENARIOS, Scenario
 from bench.scenarios.scenario import Column
@@ -129,7 +129,8 @@ def _section(scenario: Scenario, result: Result, plot: str) -> list[str]:
 
 def write(directory: Path, page: Path) -> None:
     """Write the plots into the directory of the results, and the page that shows all of it."""
-    results = {name: result for name, result in load(directory).items() if name in SCENARIOS}
+    loaded = load(directory)
+    results = {name: result for name, result in loaded.items() if name in SCENARIOS}
     if not results:
         return
     place = Path(os.path.relpath(directory, page.parent)).as_posix()
@@ -145,4 +146,6 @@ def write(directory: Path, page: Path) -> None:
                 (directory / f"{name}.svg").write_text(svg)
                 plot = f"{place}/{name}.svg"
         lines += _section(scenario, result, plot)
+    if (handover := loaded.get(handover_table.SCENARIO)) is not None:
+        lines += handover_table.section(handover)
     page.write_text("\n".join(lines).rstrip() + "\n")

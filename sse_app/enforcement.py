@@ -56,7 +56,8 @@ class Enforcement:
 
     def start(self) -> None:
         """Begin to look."""
-        self._callback.start()
+        if not self._callback.is_running():
+            self._callback.start()
 
     async def stop(self) -> None:
         """Look no more, and write what waits."""

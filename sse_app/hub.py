@@ -93,6 +93,12 @@ class Hub:
         """Return a reconnection time in milliseconds, so that clients who leave together come back apart."""
         return random.randint(self.retry // 2, self.retry + self.retry // 2)
 
+    def begin(self) -> None:
+        """Begin at the head of the log, which has been opened only after the hub was made."""
+        head = self.eventlog.head
+        self._head = head.seq
+        self._recent = RecentEvents(head.epoch, RECENT_BYTES)
+
     # -- streams come and go --------------------------------------------------------------------------------
 
     def register(
@@ -137,11 +143,14 @@ class Hub:
 
     def leave(self, stream: Stream) -> None:
         """Count a stream out; harmless the second time."""
-        if stream not in self.streams:
-            return
+        if stream in self.streams:
+            self.endings[stream.ending or "client"] += 1
+            self.withdraw(stream)
+
+    def withdraw(self, stream: Stream) -> None:
+        """Forget a stream as if it had not been registered."""
         self.streams.discard(stream)
         self.laggards.discard(stream)
-        self.endings[stream.ending or "client"] += 1
         of_subject = self.streams_of_subject[stream.listener.claims.subject]
         of_subject.discard(stream)
         if not of_subject:
@@ -235,8 +244,15 @@ class Hub:
         self.events_fanned_out += len(events)
         arrival, self._arrival = self._arrival, asyncio.Event()
         arrival.set()
+        try:
+            await self._serve(list(self._plan(events)))
+        finally:
+            self._at_rest.set()
+        self.fan_out_seconds.observe(time.perf_counter() - begun)
+
+    async def _serve(self, plan: list[tuple[Audience, bytes, int]]) -> None:
         served = 0
-        for audience, frames, slots in list(self._plan(events)):
+        for audience, frames, slots in plan:
             start = 0
             while start < slots:
                 stop = min(slots, start + SLICE - served)
@@ -246,8 +262,6 @@ class Hub:
                 if served >= SLICE:
                     served = 0
                     await asyncio.sleep(0)
-        self._at_rest.set()
-        self.fan_out_seconds.observe(time.perf_counter() - begun)
 
     def _plan(self, events: list[Event]) -> Iterator[tuple[Audience, bytes, int]]:
         """Yield which audience gets which bytes, and how many slots it has: who joins later has them already."""

@@ -44,7 +44,8 @@ class Keepalive:
 
     def start(self) -> None:
         """Begin to sweep."""
-        self._callback.start()
+        if not self._callback.is_running():
+            self._callback.start()
 
     def stop(self) -> None:
         """Sweep no more."""
@@ -52,7 +53,7 @@ class Keepalive:
 
     def watch(self, stream: Stream) -> None:
         """Take a stream into the round; its first ping comes within an interval."""
-        stream.ping_turn = random.randrange(len(self._turns))
+        stream.ping_turn = int(random.random() * len(self._turns))
         self._turns[stream.ping_turn].add(stream)
         self._expect_expiry(stream)
 

@@ -28,6 +28,13 @@ class Publisher:
         self._eventlog = eventlog
         self._channels = channels
         self._batch_limit = batch_limit
+        self.appending = 0
+        """How many appends to the log have begun and not ended."""
+
+    def use(self, channels: ChannelPatterns, batch_limit: int) -> None:
+        """Go on with other settings."""
+        self._channels = channels
+        self._batch_limit = batch_limit
 
     async def publish(
         self, channel: str, event: str, data: Mapping[str, Any], *, retry: int | None = None
@@ -85,7 +92,11 @@ class Publisher:
         """
         for name in {event.channel for event in events}:
             self.require_known(name)
-        return await self._eventlog.append(events, key)
+        self.appending += 1
+        try:
+            return await self._eventlog.append(events, key)
+        finally:
+            self.appending -= 1
 
 
 def refuse_unknown(item: Mapping[Any, Any], known: AbstractSet[str], field: str = "") -> None:

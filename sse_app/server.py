@@ -24,7 +24,7 @@ from sse_app.handover.connections import HandoverServer
 from sse_app.handover.giving import Giving
 from sse_app.handover.state import UnreadableState, encode
 from sse_app.handover.store import RECEIVING, SENDING, Store
-from sse_app.handover.taking import Taking, connections_of
+from sse_app.handover.taking import Taking
 from sse_app.handover.upgrade import LISTENING, LOCK, Successor, Upgrade, UpgradeFailed, along_with
 from sse_app.settings import Settings
 from sse_app.systemd import Systemd, inherited_descriptors
@@ -72,7 +72,12 @@ class Process:
         self._store: Store | None = None
         self._ended = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._upgrading = False
+        self._started = asyncio.Event()
+        self._ending = False
+        self._upgrade: Upgrade | None = None
+        self._upgraded = asyncio.Event()
+        """Set unless an upgrade is under way."""
+        self._upgraded.set()
 
     async def serve(self) -> None:
         """Start, serve, and end."""
@@ -91,21 +96,23 @@ class Process:
         self._taking = Taking(self._services, self._server, AdoptedStreams(application, self._services))
         self._giving = Giving(self._services, self._server)
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._asked_to_end, number)
+        for number in (signal.SIGHUP, signal.SIGUSR2):
+            loop.add_signal_handler(number, _too_early, number)
         if successor is None:
+            self._listen_for_the_end()
             self._store = Store.of(inherited, self._systemd)
             listening = await self._start(inherited)
         else:
             listening = await self._succeed(successor)
         loop.add_signal_handler(signal.SIGHUP, self._begin, self._reload)
-        loop.add_signal_handler(signal.SIGUSR2, self._begin, self._upgrade)
+        loop.add_signal_handler(signal.SIGUSR2, self._begin, self._hand_to_successor)
         # Listening comes last: whoever connects is served.
         self._server.add_sockets(listening)
         self._systemd.notify("READY=1", self._status())
         log.info(
             "listening", extra={"address": _addresses(listening), "pid": os.getpid(), "version": VERSION}
         )
+        self._started.set()
         self._begin(self._services.password_threads.warm_up)
         beats = self._keep_systemd_informed()
         await self._ended.wait()
@@ -140,14 +147,18 @@ class Process:
     async def _succeed(self, successor: Successor) -> list[socket.socket]:
         """Take over from the process that has started this one, and return the listening sockets."""
         state, descriptors = await successor.streams()
-        carried = connections_of(state, descriptors)
+        self._services.prepare()
+        built = self._taking.build(state, descriptors)
         state, descriptors = await successor.everything()
         along = along_with(state, descriptors)
-        self._services.state.hold(next(descriptor for name, descriptor in along if name == LOCK))
         self._store = Store.of(along, self._systemd)
         await self._app.start()
-        adopted = self._taking.adopt(state, descriptors, carried)
-        await successor.serve()
+        if not self._taking.is_at_head(state):
+            raise UpgradeFailed("the event log is not where the process before said it was")
+        adopted = self._taking.adopt(state, descriptors, built)
+        self._listen_for_the_end()  # until now, a signal ends only this process: the one before serves on
+        successor.serve()
+        self._services.state.hold(next(descriptor for name, descriptor in along if name == LOCK))
         log.info("succeeded", extra={"streams": adopted})
         return [socket.socket(fileno=descriptor) for name, descriptor in along if name == LISTENING]
 
@@ -178,6 +189,8 @@ class Process:
 
     async def _reload(self) -> None:
         """Read the settings again and put them in force, all or none of them."""
+        if self._ending:
+            return
         self._systemd.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
             unchanged = self._services.reload(self._reread())
@@ -187,35 +200,48 @@ class Process:
             log.error("reload_refused", extra={"detail": str(error)})
         self._systemd.notify("READY=1")
 
-    async def _upgrade(self) -> None:
+    async def _hand_to_successor(self) -> None:
         """Start a successor, hand everything over to it, and end; go on if it fails."""
-        if self._upgrading or self._services.draining:
+        if self._upgrade is not None or self._ending:
             return
-        self._upgrading = True
         along = [(LISTENING, sock.fileno()) for sock in self._server.listening]
         along += self._store.descriptors() if self._store else []
         along.append((LOCK, self._services.state.lock_descriptor))
-        upgrade = Upgrade(self._giving, along)
+        self._upgrade = Upgrade(self._giving, along)
+        self._upgraded.clear()
         try:
-            successor = await upgrade.run()
+            await self._upgrade.run(self._taken_over)
         except UpgradeFailed as error:
-            self._upgrading = False
             log.error("upgrade_failed", extra={"detail": str(error)})
-            return
+        else:
+            _end_now()
+        finally:
+            self._upgrade = None
+            self._upgraded.set()
+
+    def _taken_over(self, successor: int) -> None:
         self._systemd.notify(f"MAINPID={successor}")
-        upgrade.go()
         log.info("upgraded", extra={"successor": successor})
-        _end_now()
 
     # -- ending ---------------------------------------------------------------------------------------------
+
+    def _listen_for_the_end(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._asked_to_end, number)
 
     def _asked_to_end(self, number: int) -> None:
         loop = asyncio.get_running_loop()
         for handled in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(handled)  # a second signal ends the process at once
+            loop.remove_signal_handler(handled)
+            signal.signal(handled, signal.SIG_DFL)  # a second signal ends the process at once
         self._begin(lambda: self._end(number))
 
     async def _end(self, number: int) -> None:
+        await self._started.wait()
+        self._ending = True
+        if self._upgrade is not None:
+            self._upgrade.give_up()
+        await self._upgraded.wait()
         log.info("stopping", extra={"streams": len(self._services.hub.streams)})
         self._systemd.notify("STOPPING=1")
         if number == signal.SIGTERM and self._store and not await self._systemd.stops_for_good():
@@ -225,13 +251,13 @@ class Process:
 
     async def _hand_over(self, store: Store) -> None:
         """Leave all connections to the next process, and end; come back only if that is not possible."""
-        await self._giving.hold()
-        gc.disable()
-        state, descriptors = self._giving.everything()
         try:
+            await self._giving.hold()
+            gc.disable()
+            state, descriptors = self._giving.everything()
             store.put(encode(state), descriptors)
-        except OSError as error:
-            log.error("handover_failed", extra={"detail": str(error)})
+        except Exception as error:  # whatever it is: streams that cannot be handed over are drained
+            log.exception("handover_failed", extra={"detail": str(error)})
             gc.enable()
             self._giving.let_go_on()
             return
@@ -246,6 +272,11 @@ class Process:
         await self._app.stop(drain_time)
         await self._server.close_all_connections()
         log.info("stopped")
+
+
+def _too_early(number: int) -> None:
+    """Leave a signal be that has nothing to do yet; by default it would end the process."""
+    log.info("signal_ignored", extra={"signal": signal.Signals(number).name})
 
 
 def _end_now() -> None:

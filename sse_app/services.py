@@ -100,13 +100,8 @@ class Services:
         self.ready = False
         self.draining = False
 
-    async def start(self) -> None:
-        """Open the event log and begin to serve.
-
-        Raises:
-            StateError: the event log cannot be used.
-        """
-        await self.eventlog.open()
+    def prepare(self) -> None:
+        """Make what streams can be registered with, without the event log; must be called on the event loop."""
         settings = self.settings
         self.hub = Hub(
             self.eventlog, backlog_limit=settings.limits.backlog_bytes, retry=settings.stream.retry
@@ -123,6 +118,17 @@ class Services:
             self.audit,
         )
         self.figures = Figures(self)
+
+    async def start(self) -> None:
+        """Open the event log and begin to serve.
+
+        Raises:
+            StateError: the event log cannot be used.
+        """
+        await self.eventlog.open()
+        if not hasattr(self, "hub"):
+            self.prepare()
+        self.hub.begin()
         self.keepalive.start()
         self.enforcement.start()
         self.figures.start()
@@ -149,7 +155,7 @@ class Services:
         self.login.own_channels = auth.own_channels
         self.provider = Provider(settings.oidc, auth.longest_lifetime)
         self.publish_rate = RateLimit(settings.limits.publish_rate)
-        self.publisher = Publisher(self.eventlog, self.channels, settings.limits.batch_events)
+        self.publisher.use(self.channels, settings.limits.batch_events)
         self.hub.backlog_limit = settings.limits.backlog_bytes
         self.hub.retry = settings.stream.retry
         self.stream_capacity = _stream_capacity(settings)

@@ -16,14 +16,21 @@ _EVENT_ID = re.compile(rb"id: (\S+)\nevent: (?!connected)")
 
 
 class Client:
-    """One stream: a bare socket, and all bytes that came."""
+    """One stream: a bare socket, and all bytes that came.
 
-    def __init__(self, port: int, path: str, *, receive_buffer: int = 0) -> None:
+    Args:
+        port, path: of the stream.
+        receive_buffer: of the socket, in bytes; 0 leaves it to the kernel.
+        http: the version of the protocol; the bodies of 1.0 are not chunked.
+    """
+
+    def __init__(self, port: int, path: str, *, receive_buffer: int = 0, http: str = "1.1") -> None:
         self.socket = socket.socket()
         if receive_buffer:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.socket.connect(("127.0.0.1", port))
-        self.socket.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        self.socket.sendall(f"GET {path} HTTP/{http}\r\nHost: localhost\r\n\r\n".encode())
+        self._http = http
         self.socket.setblocking(False)
         self.received = bytearray()
         self.ended: str | None = None
@@ -55,6 +62,8 @@ class Client:
     def body(self) -> bytes:
         """Return the body without its chunks' framing; broken framing fails."""
         rest = bytes(self.received).partition(b"\r\n\r\n")[2]
+        if self._http == "1.0":
+            return rest
         body = b""
         while rest:
             size, separator, rest = rest.partition(b"\r\n")
@@ -67,6 +76,16 @@ class Client:
             body += rest[:length]
             rest = rest[length + 2 :]
         return body
+
+    def read_until(self, text: str) -> None:
+        """Read until a text has come, for a client that no fleet reads for."""
+
+        def arrived() -> bool:
+            self.read()
+            assert self.ended is None, self.ended
+            return text.encode() in self.received[-4096:]
+
+        wait_until(arrived, pause=0)
 
     def ids(self) -> list[str]:
         """Return the ids of the published events that came, in their order."""
@@ -85,11 +104,13 @@ class Fleet:
         self._thread = threading.Thread(target=self._read, name="fleet")
         self._thread.start()
 
-    def open(self, count: int, path: str | Callable[[int], str]) -> list[Client]:
-        """Open clients, and wait until each has its first event."""
+    def open(
+        self, count: int, path: str | Callable[[int], str], *, port: int = 0, http: str = "1.1"
+    ) -> list[Client]:
+        """Open clients, at the port of a proxy if one is given, and wait until each has its first event."""
         opened = []
         for number in range(count):
-            client = Client(self.port, path if isinstance(path, str) else path(number))
+            client = Client(port or self.port, path if isinstance(path, str) else path(number), http=http)
             self._by_descriptor[client.socket.fileno()] = client
             self._poll.register(client.socket.fileno(), select.EPOLLIN)
             opened.append(client)
@@ -172,12 +193,12 @@ class SteadyPublisher:
         return self.ids
 
 
-def wait_until(condition: Callable[[], bool], deadline: float = 30.0) -> None:
+def wait_until(condition: Callable[[], bool], deadline: float = 60.0, pause: float = 0.01) -> None:
     """Wait until something holds; the deadline bounds a hang, it is no property."""
     until = time.monotonic() + deadline
     while not condition():
         assert time.monotonic() < until, "it did not come to pass"
-        time.sleep(0.01)
+        time.sleep(pause)
 
 
 def assert_all_received(clients: Sequence[Client], ids: list[str]) -> None:

@@ -80,6 +80,7 @@ class HandoverServer(StreamServer):
     def let_go_on(self) -> None:
         """Take up again what `hold` interrupted."""
         self._held = self._stopped = False
+        self._sockets.clear()  # Tornado keeps those that it has closed, and would close them again
         for server_conn in self._requests:
             _let_go(server_conn.stream)
         self.watch_arrivals(True)
@@ -94,12 +95,17 @@ class HandoverServer(StreamServer):
         self._listening = []
 
     @property
-    def calm(self) -> bool:
-        """Whether no request is under way and no answer waits to be sent."""
-        return all(
-            _is_waiting(request) and not server_conn.stream.writing()
-            for server_conn, request in self._requests.items()
-        )
+    def under_way(self) -> tuple[int, int]:
+        """How many requests are being answered, and how many are still being sent by the client."""
+        answered = arriving = 0
+        for server_conn, request in self._requests.items():
+            if _is_waiting(request):
+                answered += server_conn.stream.writing()
+            elif request._read_finished:
+                answered += 1
+            else:
+                arriving += 1
+        return answered, arriving
 
     def idle(self) -> Iterator[tuple[int, bytes]]:
         """Yield the descriptor of each connection between two requests, with what was read of the next one."""
@@ -112,6 +118,7 @@ class HandoverServer(StreamServer):
 
     def adopt(self, sock: socket.socket, carried: bytes) -> None:
         """Go on with a connection that another process has held."""
+        sock.setblocking(False)
         address = sock.getpeername()
         if carried:
             HTTPServer.handle_stream(self, _CarriedStream(sock, carried), address)

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from sse_app.handover.connections import HandoverServer
 from sse_app.handover.state import IDLE, STREAM, Parcel, State, StreamState
 from sse_app.services import Services
+from sse_app.stream import Listener, Stream
 
 CALM_TIMEOUT = 2.0
-"""How long requests that are under way may take to end, in seconds; those that do not are cut off."""
+"""How long requests that are being answered may take to end, in seconds; those that do not are cut off."""
+
+ARRIVAL_TIMEOUT = 0.25
+"""How long requests that are still being sent may take to arrive: a slow client would keep all others waiting."""
+
+AHEAD = 120.0
+"""A stream whose token expires within so many seconds is not copied ahead: it may have to be ended meanwhile."""
 
 CALM_TURNS = 8
 """For so many turns of the event loop nothing must be under way: what was read may take a few to be seen."""
+
+log = logging.getLogger(__name__)
 
 
 class Giving:
@@ -30,16 +42,26 @@ class Giving:
 
     async def hold(self) -> None:
         """Let what is under way end, and begin nothing: what `state` then says stays true."""
+        log.info("holding", extra={"streams": len(self._services.hub.streams)})
         self._server.hold()
-        deadline = time.monotonic() + CALM_TIMEOUT  # a slow client would keep all others waiting
+        begun = time.monotonic()
         turns = 0
-        while turns < CALM_TURNS and time.monotonic() < deadline:
-            calm = self._server.calm and not self._services.opening.count
+        while turns < CALM_TURNS:
+            answered, arriving = self._server.under_way
+            passed = time.monotonic() - begun
+            if passed > CALM_TIMEOUT:
+                break
+            calm = not (answered or self._services.opening.count or (arriving and passed < ARRIVAL_TIMEOUT))
             turns = turns + 1 if calm else 0
             await asyncio.sleep(0 if calm else 0.001)
         await self._services.hub.settled()
         self._services.keepalive.stop()
         await self._services.enforcement.stop()
+
+    @property
+    def publishing(self) -> bool:
+        """Whether an event may yet be written to the log, although the server is held."""
+        return self._services.publisher.appending > 0
 
     def let_go_on(self) -> None:
         """Take up everything again: there is no successor after all."""
@@ -47,18 +69,44 @@ class Giving:
         self._services.enforcement.start()
         self._server.let_go_on()
 
-    def streams(self, carried: frozenset[int] = frozenset()) -> tuple[State, list[int]]:
-        """Return the streams as they are, and the descriptors of those that are not carried already.
+    def quiet_streams(self) -> tuple[State, list[int]]:
+        """Return the streams that have nothing waiting, and their descriptors; the server may go on meanwhile."""
+        hub = self._services.hub
+        soon = time.time() + AHEAD
+        quiet = [
+            stream
+            for stream in hub.streams - hub.laggards
+            if _goes_on(stream) and stream.replay is None and stream.listener.claims.expires_at > soon
+        ]
+        return self._state([(stream, True) for stream in quiet], ())
+
+    def everything(self, carried: Mapping[int, Listener] | None = None) -> tuple[State, list[int]]:
+        """Return streams and idle connections; only while the server is held.
 
         Args:
-            carried: the numbers of the streams whose sockets the receiver has.
+            carried: by number, who listened to the streams that the receiver has as quiet ones; of these only
+                what has changed is said.
         """
+        laggards = self._services.hub.laggards
+        left = dict(carried or {})
+        told = []
+        for stream in self._services.hub.streams:
+            if _goes_on(stream):
+                listener = left.pop(stream.number, None)
+                if listener is not stream.listener or stream in laggards:
+                    told.append((stream, listener is None))
+        state, descriptors = self._state(told, tuple(left))
+        parcels = list(state.parcels)
+        for descriptor, half_read in self._server.idle():
+            parcels.append(Parcel(IDLE, False, half_read))
+            descriptors.append(descriptor)
+        return replace(state, parcels=parcels), descriptors
+
+    def _state(self, streams: Sequence[tuple[Stream, bool]], gone: Sequence[int]) -> tuple[State, list[int]]:
+        """Return what is said of streams, each with whether its socket goes along."""
         head = self._services.hub.head
         states, parcels, descriptors = [], [], []
-        for stream in self._services.hub.streams:
-            connection = stream.connection
-            if connection is None or connection.closed or stream.ending is not None:
-                continue
+        for stream, attached in streams:
             states.append(
                 StreamState(
                     stream.number,
@@ -69,17 +117,13 @@ class Giving:
                     stream.replay,
                 )
             )
-            attached = stream.number not in carried
             parcels.append(Parcel(STREAM, stream.chunked, stream.unsent(), attached))
             if attached:
-                descriptors.append(connection.descriptor)
-        return State(head.epoch, head.seq, states, parcels), descriptors
+                assert stream.connection is not None
+                descriptors.append(stream.connection.descriptor)
+        return State(head.epoch, head.seq, states, parcels, gone), descriptors
 
-    def everything(self, carried: frozenset[int] = frozenset()) -> tuple[State, list[int]]:
-        """Return streams and idle connections; only while the server is held."""
-        state, descriptors = self.streams(carried)
-        parcels = list(state.parcels)
-        for descriptor, half_read in self._server.idle():
-            parcels.append(Parcel(IDLE, False, half_read))
-            descriptors.append(descriptor)
-        return State(state.epoch, state.head, state.streams, parcels), descriptors
+
+def _goes_on(stream: Stream) -> bool:
+    """Return whether a stream has a future."""
+    return stream.connection is not None and not stream.connection.closed and stream.ending is None

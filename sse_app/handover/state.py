@@ -71,12 +71,14 @@ class State:
         epoch, head: the position up to which every stream has its events, unless it is being replayed to.
         streams: in the order of their parcels.
         parcels: the streams', then the others.
+        gone: numbers of streams that were copied ahead, and have ended since.
     """
 
     epoch: str
     head: int
     streams: Sequence[StreamState]
     parcels: Sequence[Parcel]
+    gone: Sequence[int] = ()
 
 
 @dataclass(slots=True)
@@ -112,7 +114,7 @@ def encode(state: State) -> bytes:
                 channels.place(stream.channels, stream.channels),
                 stream.opened_at,
                 stream.retry,
-                stream.replay,
+                stream.replay and tuple(stream.replay),
             )
         )
     body = orjson.dumps(
@@ -122,6 +124,7 @@ def encode(state: State) -> bytes:
             "grants": [granted.to_claim() for granted in grants.values],
             "channels": channels.values,
             "streams": rows,
+            "gone": state.gone,
         }
     )
     envelope = {
@@ -188,4 +191,4 @@ def _state(document: dict[str, Any], parcels: Sequence[Parcel]) -> State:
         )
     if [parcel.kind == STREAM for parcel in parcels] != [at < len(streams) for at in range(len(parcels))]:
         raise ValueError("streams and parcels do not agree")
-    return State(document["epoch"], document["head"], streams, parcels)
+    return State(document["epoch"], document["head"], streams, parcels, document["gone"])

@@ -14,9 +14,6 @@ from sse_app.systemd import Systemd
 
 SENDING, RECEIVING = "handover-sending", "handover-receiving"
 
-_SO_SNDBUFFORCE = 32  # socket(7); Python has no name for it
-_BUFFER = 4 * 1024 * 1024
-
 log = logging.getLogger(__name__)
 
 
@@ -41,10 +38,6 @@ class Store:
         if not systemd.present:
             return None
         store = cls(*channel())
-        for size in (_SO_SNDBUFFORCE, socket.SO_SNDBUF):  # the first needs a privilege
-            with suppress(OSError):
-                store.sending.setsockopt(socket.SOL_SOCKET, size, _BUFFER)
-                break
         for name, end in ((SENDING, store.sending), (RECEIVING, store.receiving)):
             # FDPOLL=0: else systemd would drop an end once the other one seems to have hung up.
             systemd.notify("FDSTORE=1", f"FDNAME={name}", "FDPOLL=0", descriptors=[end.fileno()])

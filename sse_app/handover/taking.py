@@ -14,7 +14,7 @@ from sse_app.handlers.running import AdoptedStreams
 from sse_app.handover.connections import HandoverServer
 from sse_app.handover.state import IDLE, STREAM, Envelope, Parcel, State, StreamState
 from sse_app.services import Services
-from sse_app.stream import Replay
+from sse_app.stream import Replay, Stream
 from sse_app.wire import LAST_CHUNK, chunk, encode_json
 
 log = logging.getLogger(__name__)
@@ -23,14 +23,6 @@ log = logging.getLogger(__name__)
 def connection_of(descriptor: int, chunked: bool) -> StreamConnection:
     """Return the connection of a stream whose socket another process has opened."""
     return StreamConnection(_socket(descriptor), chunked)
-
-
-def connections_of(state: State, descriptors: list[int]) -> dict[int, StreamConnection]:
-    """Return the connections of streams by the streams' numbers, ahead of the handover itself."""
-    return {
-        stream.number: connection_of(descriptor, parcel.chunked)
-        for stream, parcel, descriptor in zip(state.streams, state.parcels, descriptors, strict=True)
-    }
 
 
 class Taking:
@@ -46,22 +38,38 @@ class Taking:
         self._services = services
         self._server = server
         self._streams = streams
+        self._revoked: list[Stream] = []
+        """What was built ahead, and is to be ended when the handover comes."""
 
-    def adopt(
-        self,
-        state: State,
-        descriptors: list[int],
-        carried: Mapping[int, StreamConnection] | None = None,
-    ) -> int:
+    def build(self, state: State, descriptors: list[int]) -> dict[int, Stream]:
+        """Return quiet streams by their numbers, ready to be sent to, ahead of the handover itself.
+
+        Nothing is sent to them before the handover: the process before still does.
+        """
+        built = {}
+        for stream, parcel, descriptor in zip(state.streams, state.parcels, descriptors, strict=True):
+            connection = connection_of(descriptor, parcel.chunked)
+            one = built[stream.number] = self._register(stream, parcel, connection)
+            self._streams.go_on(one)
+            if self._is_revoked(stream):
+                self._revoked.append(one)
+        return built
+
+    def _is_revoked(self, stream: StreamState) -> bool:
+        return any(map(self._services.revocations.covers, stream.listener.tokens))
+
+    def adopt(self, state: State, descriptors: list[int], built: Mapping[int, Stream] | None = None) -> int:
         """Go on with all connections, and return how many streams that are.
 
         Args:
             state: what is said of them.
             descriptors: of the parcels that are attached, in their order.
-            carried: the connections of streams that came before, by number; those that the state does not
-                name are closed.
+            built: the streams that came before, by number. Those that the state says something of are built
+                anew.
         """
-        known = dict(carried or {})
+        known = dict(built or {})
+        for number in state.gone:
+            known.pop(number).close()
         arrived = iter(descriptors)
         continuable = self._is_continuable(state)
         adopted = 0
@@ -69,19 +77,29 @@ class Taking:
             descriptor = next(arrived) if parcel.attached else -1
             if number < len(state.streams):
                 stream = state.streams[number]
-                connection = known.pop(stream.number, None)
                 if parcel.attached:
                     connection = connection_of(descriptor, parcel.chunked)
-                if connection is not None and not connection.closed:
+                else:
+                    connection = self._withdraw(known.pop(stream.number))
+                if not connection.closed:
                     self._adopt_stream(stream, parcel, connection, state.head, continuable)
                     adopted += 1
             elif parcel.kind == IDLE:
                 with suppress(OSError):  # it has ended meanwhile
-                    self._server.adopt(_socket(descriptor), parcel.data)
-        for connection in known.values():
-            connection.close()  # its stream has ended since
+                    self._server.adopt(socket.socket(fileno=descriptor), parcel.data)
+        adopted += len(known)
+        for one in self._revoked:
+            one.end("revoked", None)
         sys.audit("sse_app.adopted", adopted)
         return adopted
+
+    def _withdraw(self, stream: Stream) -> StreamConnection:
+        """Undo what was built ahead, and return the connection."""
+        assert stream.connection is not None
+        self._services.keepalive.forget(stream)
+        if stream in self._services.hub.streams:  # else its client has gone meanwhile
+            self._services.hub.withdraw(stream)
+        return stream.connection
 
     def refuse(self, envelope: Envelope, descriptors: list[int]) -> None:
         """End connections whose state cannot be read: streams with ``closing``, so that they come back."""
@@ -103,27 +121,40 @@ class Taking:
         closing = encode_json("closing", {"reason": "shutdown", "retry": retry}, retry=retry)
         return chunk(closing) + LAST_CHUNK if chunked else closing
 
+    def is_at_head(self, state: State) -> bool:
+        """Return whether quiet streams have every event that the log has."""
+        return (state.epoch, state.head) == self._services.eventlog.head
+
     def _is_continuable(self, state: State) -> bool:
         """Return whether the log is still the one that the streams have their events from."""
         head = self._services.eventlog.head
         return state.epoch == head.epoch and state.head <= head.seq
+
+    def _register(self, state: StreamState, parcel: Parcel, connection: StreamConnection) -> Stream:
+        services = self._services
+        stream = services.hub.register(
+            state.listener, state.channels, chunked=parcel.chunked, number=state.number
+        )
+        stream.adopted = True
+        stream.opened_at = state.opened_at
+        stream.retry = state.retry
+        stream.replay = state.replay
+        connection.on_close = stream.woken_by_close
+        stream.attach(connection)
+        if parcel.data:
+            connection.leave_rest(parcel.data, 0)
+        services.keepalive.watch(stream)  # ends it where its token has expired
+        return stream
 
     def _adopt_stream(
         self, state: StreamState, parcel: Parcel, connection: StreamConnection, head: int, continuable: bool
     ) -> None:
         services = self._services
         hub = services.hub
-        stream = hub.register(state.listener, state.channels, chunked=parcel.chunked, number=state.number)
-        stream.adopted = True
-        stream.opened_at = state.opened_at
-        stream.retry = state.retry
-        stream.replay = state.replay or (None if head == hub.head.seq else Replay(head))
-        connection.on_close = stream.woken_by_close
-        stream.attach(connection)
-        if parcel.data:
-            connection.leave_rest(parcel.data, 0)
-        services.keepalive.watch(stream)  # ends it where its token has expired
-        if any(services.revocations.covers(claims) for claims in state.listener.tokens):
+        stream = self._register(state, parcel, connection)
+        if stream.replay is None and head != hub.head.seq:
+            stream.replay = Replay(head)
+        if self._is_revoked(state):
             stream.end("revoked", None)
         elif not continuable:
             stream.end("unavailable", hub.jittered_retry())

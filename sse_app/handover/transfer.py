@@ -10,12 +10,15 @@ import array
 import os
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 
 from sse_app.errors import SSEAppError
 
 SOCKETS_A_MESSAGE = 253
 """SCM_MAX_FD (unix(7))."""
 
+_SO_SNDBUFFORCE = 32  # socket(7); Python has no name for it
+_BUFFER = 4 * 1024 * 1024
 _SO_PEEK_OFF = 42  # socket(7); Python has no name for it
 _TEXT, _SOCKETS, _END = b"text", b"sockets", b"end"
 _MESSAGE_BYTES = 16
@@ -28,7 +31,13 @@ class IncompleteHandover(SSEAppError):
 
 def channel() -> tuple[socket.socket, socket.socket]:
     """Return a connected pair that keeps messages apart: one end sends, the other receives."""
-    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    sending, receiving = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for size in (_SO_SNDBUFFORCE, socket.SO_SNDBUF):  # the first needs a privilege
+        with suppress(OSError):
+            sending.setsockopt(socket.SOL_SOCKET, size, _BUFFER)
+            break
+    sending.setblocking(False)  # whoever does not receive is not waited for
+    return sending, receiving
 
 
 def send(to: socket.socket, text: bytes, descriptors: Sequence[int]) -> None:

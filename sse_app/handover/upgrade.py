@@ -2,12 +2,15 @@
 
     process                               successor
     starts it                      →      imports, reads the settings          "ready"
-    copies of the streams          →      builds their connections             "built"
-    holds still; the rest, lock,
-    listening sockets              →      opens the log, adopts the streams    "serving"
-    tells systemd, "go", ends      →      accepts connections
+    copies of the quiet streams    →      builds them                          "built"
+    holds still; what has changed
+    and all others, listening
+    sockets, store, lock           →      opens the log, adopts the others     "serving"
+    "go"                           →      knows that there is no way back
+    tells systemd, "told", ends    →      sends to the streams, accepts connections
 
-Until "serving" the process can go on as if nothing had been, and does when the successor fails.
+Until "go" the process can go on as if nothing had been, and does when the successor fails; so the successor
+has not sent a byte to any stream before.
 """
 
 from __future__ import annotations
@@ -19,7 +22,9 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 
 from sse_app.errors import SSEAppError
 from sse_app.handover.giving import Giving
@@ -36,6 +41,9 @@ START_TIMEOUT = 60.0
 TAKE_TIMEOUT = 10.0
 """How long the successor may take to start and to take over, in seconds."""
 
+TELL_TIMEOUT = 1.0
+"""How long the process before may take to tell systemd who is the main process now, in seconds."""
+
 log = logging.getLogger(__name__)
 
 
@@ -51,7 +59,15 @@ class _Conversation:
         sock.setblocking(False)
 
     def say(self, word: str) -> None:
-        self._socket.send(word.encode())
+        """Say a word.
+
+        Raises:
+            UpgradeFailed: there is nobody to hear it.
+        """
+        try:
+            self._socket.send(word.encode())
+        except OSError as error:
+            raise UpgradeFailed(f"the other process ended before it heard {word!r}: {error}") from None
 
     async def hear(self, word: str, within: float) -> None:
         """Wait for a word for so many seconds.
@@ -66,11 +82,33 @@ class _Conversation:
             raise UpgradeFailed(f"{word!r} did not come within {within:g} s") from None
         except OSError as error:
             raise UpgradeFailed(f"{word!r} did not come: {error}") from None
-        if heard.decode() != word:
-            raise UpgradeFailed(f"the other process ended before {word!r}")
+        _expect(word, heard)
+
+    def hear_standing_still(self, word: str, within: float) -> None:
+        """Wait for a word without a turn of the event loop.
+
+        Raises:
+            UpgradeFailed: it did not come.
+        """
+        self._socket.settimeout(within)
+        try:
+            heard = self._socket.recv(64)
+        except OSError as error:
+            raise UpgradeFailed(f"{word!r} did not come: {error}") from None
+        _expect(word, heard)
+
+    def end(self) -> None:
+        """Say nothing more, and hear nothing more: whoever waits for a word waits in vain."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         self._socket.close()
+
+
+def _expect(word: str, heard: bytes) -> None:
+    if heard.decode() != word:
+        raise UpgradeFailed(f"the other process ended before {word!r}")
 
 
 class Upgrade:
@@ -84,17 +122,20 @@ class Upgrade:
     def __init__(self, giving: Giving, along: list[tuple[str, int]]) -> None:
         self._giving = giving
         self._along = along
+        ours, self._theirs = channel()
+        self._conversation = _Conversation(ours)
 
-    async def run(self) -> int:
-        """Return the successor's process id once it serves; this process must end then, after `go`.
+    async def run(self, taken_over: Callable[[int], None]) -> None:
+        """Bring the successor to where it serves; this process must end then, at once.
+
+        Args:
+            taken_over: called with the successor's process id once there is no way back.
 
         Raises:
             UpgradeFailed: it does not, and this process serves on.
         """
-        ours, theirs = channel()
+        theirs = self._theirs
         sending, receiving = channel()
-        sending.setblocking(False)
-        self._conversation = _Conversation(ours)
         environment = {name: value for name, value in os.environ.items() if name != "WATCHDOG_PID"}
         environment[ENVIRONMENT] = f"{theirs.fileno()},{receiving.fileno()}"
         try:
@@ -104,36 +145,41 @@ class Upgrade:
             receiving.close()
         try:
             await self._hand_over(sending)
-        except (UpgradeFailed, OSError) as error:
+        except Exception as error:
             with suppress(ProcessLookupError):
                 os.kill(successor, signal.SIGKILL)
             raise UpgradeFailed(str(error)) from error
         finally:
             sending.close()
-        return successor
+        taken_over(successor)
+        with suppress(UpgradeFailed):
+            self._conversation.say("told")
+
+    def give_up(self) -> None:
+        """Have `run` fail: this process has been asked for something else."""
+        self._conversation.end()
 
     async def _hand_over(self, sending: socket.socket) -> None:
         await self._conversation.hear("ready", START_TIMEOUT)
-        state, descriptors = self._giving.streams()
+        state, descriptors = self._giving.quiet_streams()
         send(sending, encode(state), descriptors)
         self._conversation.say("copied")
         await self._conversation.hear("built", START_TIMEOUT)
-        carried = frozenset(stream.number for stream in state.streams)
-        await self._giving.hold()
+        carried = {stream.number: stream.listener for stream in state.streams}
         try:
+            await self._giving.hold()
+            if self._giving.publishing:  # two processes must not write to the log
+                raise UpgradeFailed("the event log did not end its work")
             state, descriptors = self._giving.everything(carried)
             along = [Parcel(name, False, b"") for name, _ in self._along]
-            whole = State(state.epoch, state.head, state.streams, [*state.parcels, *along])
+            whole = replace(state, parcels=[*state.parcels, *along])
             send(sending, encode(whole), [*descriptors, *(descriptor for _, descriptor in self._along)])
             self._conversation.say("handed over")
             await self._conversation.hear("serving", TAKE_TIMEOUT)
+            self._conversation.say("go")
         except BaseException:
             self._giving.let_go_on()
             raise
-
-    def go(self) -> None:
-        """Let the successor accept connections."""
-        self._conversation.say("go")
 
 
 async def _spawn(descriptors: list[int], environment: dict[str, str]) -> int:
@@ -185,16 +231,21 @@ class Successor:
         return envelope.open(), descriptors
 
     async def everything(self) -> tuple[State, list[int]]:
-        """Say that the connections are built, and return the state in which all came to a standstill."""
+        """Say that the streams are built, and return the state in which all came to a standstill."""
         self._conversation.say("built")
         await self._conversation.hear("handed over", START_TIMEOUT)
         envelope, descriptors = self._take()
         return envelope.open(), descriptors
 
-    async def serve(self) -> None:
-        """Say that this process serves, and wait until the one before has let go."""
+    def serve(self) -> None:
+        """Say that this process serves, and wait until the one before has let go.
+
+        The event loop stands still meanwhile: as long as the other one may go on, nothing is sent to a stream.
+        """
         self._conversation.say("serving")
-        await self._conversation.hear("go", TAKE_TIMEOUT)
+        self._conversation.hear_standing_still("go", TAKE_TIMEOUT)
+        with suppress(UpgradeFailed):  # systemd listens to the main process only
+            self._conversation.hear_standing_still("told", TELL_TIMEOUT)
         self._conversation.close()
         self._receiving.close()
 
