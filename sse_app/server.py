@@ -81,6 +81,7 @@ class Process:
 
     async def serve(self) -> None:
         """Start, serve, and end."""
+        gc.disable()  # a collection over thousands of streams that are being built finds nothing
         inherited = inherited_descriptors()
         successor = Successor.of_environment()
         self._app = SSEApp(self._settings, locked=successor is None)
@@ -112,6 +113,7 @@ class Process:
         log.info(
             "listening", extra={"address": _addresses(listening), "pid": os.getpid(), "version": VERSION}
         )
+        gc.enable()
         self._started.set()
         self._begin(self._services.password_threads.warm_up)
         beats = self._keep_systemd_informed()
