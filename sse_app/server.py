@@ -14,11 +14,10 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from tornado.ioloop import PeriodicCallback
-from tornado.netutil import bind_sockets
 
 from sse_app import logs, process
 from sse_app.application import SSEApp
-from sse_app.errors import SSEAppError, StateError
+from sse_app.errors import SSEAppError
 from sse_app.handlers.running import AdoptedStreams
 from sse_app.handover.connections import HandoverServer
 from sse_app.handover.giving import Giving
@@ -26,6 +25,7 @@ from sse_app.handover.state import UnreadableState, encode
 from sse_app.handover.store import RECEIVING, SENDING, Store
 from sse_app.handover.taking import Taking
 from sse_app.handover.upgrade import LISTENING, LOCK, Successor, Upgrade, UpgradeFailed, along_with
+from sse_app.listening import addresses, bind
 from sse_app.settings import Settings
 from sse_app.systemd import Systemd, inherited_descriptors
 from sse_app.version import VERSION
@@ -110,9 +110,7 @@ class Process:
         # Listening comes last: whoever connects is served.
         self._server.add_sockets(listening)
         self._systemd.notify("READY=1", self._status())
-        log.info(
-            "listening", extra={"address": _addresses(listening), "pid": os.getpid(), "version": VERSION}
-        )
+        log.info("listening", extra={"address": addresses(listening), "pid": os.getpid(), "version": VERSION})
         gc.enable()
         self._started.set()
         self._begin(self._services.password_threads.warm_up)
@@ -144,7 +142,7 @@ class Process:
         for sock in listening:
             sock.setblocking(False)
             sock.set_inheritable(False)
-        return listening or _bind(self._settings)
+        return listening or bind(self._settings)
 
     async def _succeed(self, successor: Successor) -> list[socket.socket]:
         """Take over from the process that has started this one, and return the listening sockets."""
@@ -286,21 +284,3 @@ def _end_now() -> None:
     logging.shutdown()
     sys.stdout.flush()
     os._exit(0)
-
-
-def _bind(settings: Settings) -> list[socket.socket]:
-    try:
-        return bind_sockets(settings.port, settings.host, backlog=settings.socket.backlog)
-    except OSError as error:
-        raise StateError(
-            f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}"
-        ) from None
-
-
-def _addresses(sockets: list[socket.socket]) -> str:
-    names = []
-    for bound in sockets:
-        name = bound.getsockname()
-        host = f"[{name[0]}]" if bound.family == socket.AF_INET6 else name[0]
-        names.append(f"http://{host}:{name[1]}" if isinstance(name, tuple) else str(name))
-    return ", ".join(names)
