@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import shutil
@@ -27,6 +28,9 @@ from tests.server_process import ServerProcess
 from tests.service import manager as manager
 from tests.service import service as service
 from tests.service import start_service as start_service
+
+# Else the first to ask for the main thread's event loop gets one made, which nobody closes: pytest-tornado asks.
+asyncio.set_event_loop(None)
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ import pytest
 from tests.fleet import Fleet, SteadyPublisher, wait_until
 from tests.systemd_manager import PROGRAM, Manager
 
-LIMITS = {"LIMITS__STREAMS_PER_USER": 20_000, "LIMITS__STREAMS_PER_ADDRESS": 20_000}
+LIMITS = {"LOG__LEVEL": "debug", "LIMITS__STREAMS_PER_USER": 20_000, "LIMITS__STREAMS_PER_ADDRESS": 20_000}
 
 
 class Service:
