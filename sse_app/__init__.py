@@ -18,7 +18,8 @@ from sse_app.version import VERSION
 
 if TYPE_CHECKING:
     from sse_app.application import SSEApp
-    from sse_app.settings import Settings, load_settings
+    from sse_app.settings import Settings
+    from sse_app.sources import load_settings
 
 __version__ = VERSION
 __all__ = [
@@ -40,7 +41,7 @@ __all__ = [
 _LATER = {
     "SSEApp": "sse_app.application",
     "Settings": "sse_app.settings",
-    "load_settings": "sse_app.settings",
+    "load_settings": "sse_app.sources",
 }
 """What is imported when it is first asked for: whoever wants only the client need not load the server."""
 

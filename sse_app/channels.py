@@ -72,7 +72,7 @@ class ChannelPattern:
     def __init__(self, text: str) -> None:
         if len(text) > MAX_LENGTH or not _PATTERN.fullmatch(text):
             raise InvalidChannel(f"not a channel pattern: {_shown(text)}", "pattern")
-        self.text = text
+        self.text = str(text)  # never a subclass: orjson takes no such thing for a key
         self._regex: re.Pattern[str] | None = None
         if "*" in text:
             *segments, last = text.split(".")

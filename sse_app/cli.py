@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -16,8 +15,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return the exit status: 0, 1 for an error told in one line, 2 for wrong usage."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    # Looking for plugins reads what every installed package says of itself: a tenth of a second in each pause.
-    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     from sse_app.errors import SSEAppError  # after --help and --version, which need nothing else
 
     try:

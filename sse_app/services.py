@@ -8,6 +8,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import msgspec
+
 from sse_app.auth.accounts import Accounts
 from sse_app.auth.audit import Audit
 from sse_app.auth.database import AuthDatabase
@@ -140,10 +142,11 @@ class Services:
         Raises:
             StateError: the keys cannot be used; nothing is changed.
         """
-        before = self.settings.model_dump()
-        kept = [name for name in _FIXED if settings.model_dump()[name] != before[name]]
+        kept = [name for name in _FIXED if getattr(settings, name) != getattr(self.settings, name)]
         keys = KeyRing.load(keys_directory(settings, self.state))
-        self.settings = settings.model_copy(update={name: getattr(self.settings, name) for name in kept})
+        self.settings = msgspec.structs.replace(
+            settings, **{name: getattr(self.settings, name) for name in kept}
+        )
         settings = self.settings
         auth = settings.auth
         self.channels = ChannelPatterns(settings.channels)

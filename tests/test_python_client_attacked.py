@@ -195,7 +195,7 @@ def test_no_log_of_the_client_has_a_token(start_server: Start, caplog: pytest.Lo
     ("program", "printed"),
     [
         (
-            "import sys, sse_app.client; print(sorted({'tornado', 'pydantic', 'jwt'} & sys.modules.keys()))",
+            "import sys, sse_app.client; print(sorted({'tornado', 'msgspec', 'jwt'} & sys.modules.keys()))",
             "[]\n",
         ),
         (

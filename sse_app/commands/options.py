@@ -7,7 +7,8 @@ import json
 
 from sse_app.auth.grants import Grants
 from sse_app.errors import SettingsError
-from sse_app.settings import Settings, load_settings
+from sse_app.settings import Settings
+from sse_app.sources import load_settings
 
 
 def settings_of(options: argparse.Namespace) -> Settings:

@@ -10,7 +10,8 @@ import time
 from sse_app import logs, server
 from sse_app.commands.options import settings_of
 from sse_app.errors import StateError
-from sse_app.settings import find_settings_file
+from sse_app.settings import plain
+from sse_app.sources import find_settings_file
 from sse_app.state import StateDirectory
 
 UPGRADE_TIMEOUT = 60.0
@@ -43,7 +44,7 @@ def check_config(options: argparse.Namespace) -> None:
     """Read the settings as ``serve`` would, and print those in force."""
     settings = settings_of(options)
     print(f"settings file: {find_settings_file(getattr(options, 'config', None)) or 'none'}")
-    for name, value in settings.model_dump(mode="json").items():
+    for name, value in plain(settings).items():
         if isinstance(value, dict):
             for inner, inner_value in value.items():
                 print(f"{name}.{inner} = {inner_value!r}")

@@ -11,7 +11,7 @@ from string import Template
 
 from sse_app.commands.options import settings_of
 from sse_app.errors import StateError
-from sse_app.settings import find_settings_file
+from sse_app.sources import find_settings_file
 
 TEMPLATES = Path(__file__).parent.parent / "units"
 UNITS = ("sse-app.socket", "sse-app.service")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
-Networks = Sequence[IPv4Network | IPv6Network]
+from sse_app.setting_types import Network
+
+Networks = Sequence[Network]
 
 
 def parsed_address(address: str) -> IPv4Address | IPv6Address:
