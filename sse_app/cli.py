@@ -13,8 +13,9 @@ from sse_app.version import VERSION
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return the exit status: 0, 1 for an error told in one line, 2 for wrong usage."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    # A restarted server is not there yet: it has no time for the flags of twenty other commands.
+    options = _serve_parser().parse_args(words[1:]) if words[:1] == ["serve"] else _parser().parse_args(words)
     from sse_app.errors import SSEAppError  # after --help and --version, which need nothing else
 
     try:
@@ -30,6 +31,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+_SERVE = "serve streams until SIGTERM or Ctrl-C"
+
+
+def _serve_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="sse-app serve", description=_SERVE)
+    parser.set_defaults(run="serve:serve")
+    _add_flags(parser)
+    return parser
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -49,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         return command
 
-    add("serve", "serve:serve", "serve streams until SIGTERM or Ctrl-C")
+    add("serve", "serve:serve", _SERVE)
     add("check-config", "serve:check_config", "read the settings, say what is wrong with them, and exit")
     add(
         "upgrade",

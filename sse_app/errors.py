@@ -47,6 +47,10 @@ class TokenRefused(SSEAppError):
         self.detail = detail or message
 
 
+class ProviderUnavailable(SSEAppError):
+    """The OpenID provider's keys are not known and cannot be fetched just now."""
+
+
 class EventLogUnavailable(SSEAppError):
     """The event log cannot be read or written just now; nothing was stored."""
 

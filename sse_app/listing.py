@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
-from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 from sse_app.events import EventId, timestamp
 from sse_app.hub import Hub
@@ -27,8 +26,7 @@ FIELDS: dict[str, Callable[[Stream], str]] = {
 """What can be searched, by the name of its column."""
 
 
-@dataclass(frozen=True, slots=True)
-class Query:
+class Query(NamedTuple):
     """What to show.
 
     Args:

@@ -36,12 +36,11 @@ def loop_factory() -> type[asyncio.AbstractEventLoop] | None:
 
 
 def _tune_garbage_collection() -> None:
-    """Collect cycles seldom, and never look again at what was there from the start.
+    """Collect cycles seldom, and never look at what is there from the start.
 
     Requests leave cycles, which the young generations catch; streams hold none, so that a full collection
     over ten thousand of them, tens of milliseconds in which nothing else happens, finds nothing.
     """
-    gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 100)
 

@@ -11,6 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Coroutine
+from importlib import import_module
 from typing import Any
 
 from tornado.ioloop import PeriodicCallback
@@ -81,7 +82,6 @@ class Process:
 
     async def serve(self) -> None:
         """Start, serve, and end."""
-        gc.disable()  # a collection over thousands of streams that are being built finds nothing
         inherited = inherited_descriptors()
         successor = Successor.of_environment()
         self._app = SSEApp(self._settings, locked=successor is None)
@@ -113,7 +113,7 @@ class Process:
         log.info("listening", extra={"address": addresses(listening), "pid": os.getpid(), "version": VERSION})
         gc.enable()
         self._started.set()
-        self._begin(self._services.password_threads.warm_up)
+        self._begin(self._load_the_rest)
         beats = self._keep_systemd_informed()
         await self._ended.wait()
         for beat in beats:
@@ -163,6 +163,11 @@ class Process:
         return [socket.socket(fileno=descriptor) for name, descriptor in along if name == LISTENING]
 
     # -- running --------------------------------------------------------------------------------------------
+
+    async def _load_the_rest(self) -> None:
+        """Load beside the event loop what serving streams does not need, so that no request has to wait for it."""
+        await asyncio.to_thread(import_module, "sse_app.auth.jose")
+        await self._services.password_threads.warm_up()
 
     def _begin(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         task = asyncio.create_task(work())

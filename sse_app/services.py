@@ -7,6 +7,7 @@ import resource
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -16,7 +17,6 @@ from sse_app.auth.database import AuthDatabase
 from sse_app.auth.keys import KeyRing
 from sse_app.auth.login import Lifetimes, Login
 from sse_app.auth.passwords import PasswordThreads
-from sse_app.auth.provider import Provider
 from sse_app.auth.rate import RateLimit
 from sse_app.auth.revocations import Revocations
 from sse_app.auth.sessions import SessionLimits, Sessions
@@ -33,6 +33,9 @@ from sse_app.metrics import Metrics
 from sse_app.publisher import Publisher
 from sse_app.settings import Settings
 from sse_app.state import StateDirectory
+
+if TYPE_CHECKING:
+    from sse_app.auth.provider import Provider
 
 RESERVED_FILES = 256
 """How many of the open files that the system allows are left for other things than streams."""
@@ -93,7 +96,7 @@ class Services:
             Lifetimes(auth.access_lifetime, auth.stream_lifetime),
             auth.own_channels,
         )
-        self.provider = Provider(settings.oidc, auth.longest_lifetime)
+        self.provider = _provider(settings)
         self.publish_rate = RateLimit(settings.limits.publish_rate)
         self.eventlog = make_event_log(settings, self.state)
         self.stream_capacity = _stream_capacity(settings)
@@ -156,7 +159,7 @@ class Services:
         self.sessions.limits = _session_limits(settings)
         self.login.lifetimes = Lifetimes(auth.access_lifetime, auth.stream_lifetime)
         self.login.own_channels = auth.own_channels
-        self.provider = Provider(settings.oidc, auth.longest_lifetime)
+        self.provider = _provider(settings)
         self.publish_rate = RateLimit(settings.limits.publish_rate)
         self.publisher.use(self.channels, settings.limits.batch_events)
         self.hub.backlog_limit = settings.limits.backlog_bytes
@@ -197,6 +200,15 @@ def _session_limits(settings: Settings) -> SessionLimits:
         issued=max(auth.access_lifetime, auth.stream_lifetime),
         minted=auth.longest_lifetime,
     )
+
+
+def _provider(settings: Settings) -> Provider | None:
+    """Return the OpenID provider, where there is one."""
+    if not settings.oidc.issuer:
+        return None
+    from sse_app.auth.provider import Provider  # it brings PyJWT along, for which a restart has no time
+
+    return Provider(settings.oidc, settings.auth.longest_lifetime)
 
 
 def _stream_capacity(settings: Settings) -> int:

@@ -6,7 +6,7 @@ import json
 import re
 import sqlite3
 import time
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from sse_app.auth.database import AuthDatabase
 from sse_app.auth.grants import Grants
@@ -20,8 +20,7 @@ MIN_PASSWORD_LENGTH = 8
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}")
 
 
-@dataclass(frozen=True, slots=True)
-class Account:
+class Account(NamedTuple):
     """An account, without its password."""
 
     name: str

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from sse_app.channels import ChannelName, ChannelPatterns, is_internal
 from sse_app.errors import InvalidChannel
@@ -13,8 +12,7 @@ from sse_app.errors import InvalidChannel
 _NONE = ChannelPatterns()
 
 
-@dataclass(frozen=True, slots=True)
-class Grants:
+class Grants(NamedTuple):
     """The channels that may be subscribed and published to, as patterns, and whether administration is allowed."""
 
     subscribe: ChannelPatterns = _NONE

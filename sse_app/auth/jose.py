@@ -1,18 +1,21 @@
-"""What is asked of every token before anybody believes it, ours or a provider's: on top of PyJWT's own checks."""
+"""What is asked of every token before anybody believes it, ours or a provider's: on top of PyJWT's own checks.
+
+It is loaded with the first token, for a restart has no time for PyJWT.
+"""
 
 from __future__ import annotations
 
 import json
-import re
+from collections.abc import Sequence
 from typing import Any
 
 import jwt
 from jwt.algorithms import HMACAlgorithm
+from jwt.types import Options
 from jwt.utils import base64url_decode, base64url_encode
 
-MAX_TOKEN_LENGTH = 8192
+from sse_app.errors import TokenRefused
 
-_COMPACT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")  # RFC 7515 §7.1, without padding
 _UNTRUSTED = frozenset({"jku", "jwk", "x5u", "x5c", "crit", "b64", "zip", "enc"})
 """Header parameters that would bring a key of their own, or ask for what is not done here (RFC 8725 §3.10)."""
 
@@ -28,7 +31,7 @@ class _CheckedSecret(HMACAlgorithm):
         return key
 
 
-class StrictJWT(jwt.PyJWT):
+class _StrictJWT(jwt.PyJWT):
     """PyJWT with the algorithms that are used here, each once.
 
     It refuses a payload in which a claim stands twice: which one counts is anybody's guess.
@@ -43,23 +46,62 @@ class StrictJWT(jwt.PyJWT):
         return _object(decoded["payload"])
 
 
-def is_compact(token: str) -> bool:
-    """Return whether a text has the form of a token, whatever it says."""
-    return len(token) <= MAX_TOKEN_LENGTH and _COMPACT.fullmatch(token) is not None
+_JWT = _StrictJWT()
+
+
+def encode(payload: dict[str, Any], key: Any, algorithm: str, headers: dict[str, str]) -> str:
+    """Return a signed token."""
+    return _JWT.encode(payload, key, algorithm=algorithm, headers=headers)
+
+
+def decode(
+    token: str,
+    key: Any,
+    algorithm: str,
+    *,
+    audience: str,
+    issuer: str,
+    require: Sequence[str],
+    strict_audience: bool = False,
+) -> dict[str, Any]:
+    """Return the payload of a token that is signed, in force, and meant for us; no leeway in time.
+
+    Raises:
+        TokenRefused: it is not, or lacks one of the claims that are required.
+    """
+    options: Options = {
+        "require": list(require),
+        "enforce_minimum_key_length": True,
+        "strict_aud": strict_audience,
+    }
+    try:
+        return _JWT.decode(
+            token,
+            key,
+            algorithms=[algorithm],
+            audience=audience,
+            issuer=issuer,
+            options=options,
+            leeway=0,
+        )
+    except jwt.ExpiredSignatureError as error:
+        raise TokenRefused("the token has expired", "expired") from error
+    except (jwt.PyJWTError, ValueError, RecursionError) as error:
+        raise TokenRefused("the token is not valid", type(error).__name__) from error
 
 
 def header_of(segment: str) -> dict[str, Any]:
     """Return the JOSE header that is the first segment of a token.
 
     Raises:
-        jwt.DecodeError: it is none, a parameter stands in it twice, or one that is never honoured.
+        TokenRefused: it is none, a parameter stands in it twice, or one that is never honoured.
     """
     try:
         header = _object(base64url_decode(segment))
-    except (ValueError, RecursionError) as error:
-        raise jwt.DecodeError("no header") from error
+    except (jwt.PyJWTError, ValueError, RecursionError) as error:
+        raise TokenRefused("the token is not valid", "no header") from error
     if not header.keys().isdisjoint(_UNTRUSTED):
-        raise jwt.DecodeError("a header parameter that is not honoured")
+        raise TokenRefused("the token is not valid", "a header parameter that is not honoured")
     return header
 
 

@@ -2,54 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import time
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import jwt
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from jwt.algorithms import get_default_algorithms
-
+from sse_app.auth.key import Key
 from sse_app.errors import StateError
 
 SECRET_BYTES = 32
 """RFC 7518 §3.2: an HS256 key has at least the 256 bits of the hash."""
-
-RSA_BITS = 2048
-"""RFC 7518 §3.3."""
-
-ALGORITHMS = ("HS256", "EdDSA", "ES256", "RS256")
-
-
-@dataclass(frozen=True, slots=True)
-class Key:
-    """A key with its id and the one algorithm it is used with (RFC 8725 §3.1).
-
-    Args:
-        id: its ``kid``.
-        algorithm: one of `ALGORITHMS`.
-        verifying: what verifies; for HS256 the secret.
-        signing: what signs; None where only the public half is here.
-    """
-
-    id: str
-    algorithm: str
-    verifying: Any = field(repr=False)
-    signing: Any = field(repr=False)
-
-    def to_jwk(self) -> dict[str, Any] | None:
-        """Return the public half as a JWK (RFC 7517), or None for a secret."""
-        if self.algorithm == "HS256":
-            return None
-        public: dict[str, Any] = get_default_algorithms()[self.algorithm].to_jwk(self.verifying, as_dict=True)
-        return {**public, "kid": self.id, "alg": self.algorithm, "use": "sig", "key_ops": ["verify"]}
 
 
 class KeyRing:
@@ -59,7 +24,7 @@ class KeyRing:
         self.signing = next(key for key in keys if key.signing is not None)
         self._by_id = {key.id: key for key in keys}
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[Key]:
         """Walk the keys, the newest first."""
         return iter(self._by_id.values())
 
@@ -125,82 +90,51 @@ def rotate(directory: Path, algorithm: str, spent_before: float) -> tuple[str, l
     return kid, [file.stem for file in spent]
 
 
+def public_jwk(key: Key) -> dict[str, Any] | None:
+    """Return the public half of a key as a JWK (RFC 7517), or None for a secret."""
+    if key.algorithm == "HS256":
+        return None
+    from sse_app.auth.asymmetric import to_jwk
+
+    return to_jwk(key)
+
+
 def _new_key(algorithm: str) -> bytes:
-    private: Any
-    match algorithm:
-        case "HS256":
-            return secrets.token_bytes(SECRET_BYTES)
-        case "EdDSA":
-            private = ed25519.Ed25519PrivateKey.generate()
-        case "ES256":
-            private = ec.generate_private_key(ec.SECP256R1())
-        case _:
-            private = rsa.generate_private_key(65_537, RSA_BITS)
-    pem: bytes = private.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    return pem
+    if algorithm == "HS256":
+        return secrets.token_bytes(SECRET_BYTES)
+    from sse_app.auth.asymmetric import new_pem
+
+    return new_pem(algorithm)
 
 
 def _read(file: Path) -> Key:
     content = file.read_bytes()
     try:
+        if file.suffix == ".hs256":
+            return _checked(Key(file.stem, "HS256", content, content))
+        from sse_app.auth.asymmetric import key_of_jwk, key_of_pem
+
         match file.suffix:
-            case ".hs256":
-                return _secret(file.stem, content)
             case ".pem":
-                return _asymmetric(file.stem, _from_pem(content))
+                return key_of_pem(file.stem, content)
             case ".jwk":
-                return _from_jwk(file.stem, content)
+                return _checked(key_of_jwk(file.stem, content))
         raise ValueError("a key file ends in .hs256, .pem or .jwk")
-    except (ValueError, TypeError, RuntimeError, UnsupportedAlgorithm, jwt.PyJWTError) as error:
+    except ValueError as error:
         reason = str(error) or type(error).__name__
         raise StateError(f"{file} is no key that can be used: {reason}") from None
 
 
-def _secret(id: str, secret: bytes) -> Key:
-    if len(secret) < SECRET_BYTES:
-        raise ValueError(f"it is too weak, with fewer than {SECRET_BYTES} bytes")
-    get_default_algorithms()["HS256"].prepare_key(
-        secret
-    )  # a PEM file is no secret: a public one everybody has
-    return Key(id, "HS256", secret, secret)
+def _checked(key: Key) -> Key:
+    """Return the key if it is no secret, or a good one."""
+    if key.algorithm == "HS256":
+        if len(key.signing) < SECRET_BYTES:
+            raise ValueError(f"it is too weak, with fewer than {SECRET_BYTES} bytes")
+        if len(key.signing) > SECRET_BYTES or key.signing.isascii():  # else it is random, as ours are
+            from sse_app.auth.asymmetric import refuse_public_key
 
-
-def _from_pem(content: bytes) -> Any:
-    if b"PRIVATE KEY" in content:
-        return serialization.load_pem_private_key(content, None)
-    return serialization.load_pem_public_key(content)
-
-
-def _from_jwk(id: str, content: bytes) -> Key:
-    jwk = json.loads(content)
-    if not isinstance(jwk, dict):
-        raise ValueError("it is no JSON object")
-    id = jwk.get("kid", id)
-    if not isinstance(id, str) or not id:
-        raise ValueError("its kid is no text")
-    parsed = jwt.PyJWK(jwk)
-    key = _secret(id, parsed.key) if isinstance(parsed.key, bytes) else _asymmetric(id, parsed.key)
-    if jwk.get("alg", key.algorithm) != key.algorithm:
-        raise ValueError(f"its algorithm must be {key.algorithm}")
+            refuse_public_key(key.signing)
     return key
-
-
-def _asymmetric(id: str, key: Any) -> Key:
-    """Return a key with the one algorithm that goes with its type."""
-    public = key.public_key() if hasattr(key, "public_key") else key
-    private = key if public is not key else None
-    match public:
-        case ed25519.Ed25519PublicKey():
-            return Key(id, "EdDSA", public, private)
-        case ec.EllipticCurvePublicKey(curve=ec.SECP256R1()):
-            return Key(id, "ES256", public, private)
-        case rsa.RSAPublicKey(key_size=bits) if bits < RSA_BITS:
-            raise ValueError(f"it is too weak, with fewer than {RSA_BITS} bits")
-        case rsa.RSAPublicKey():
-            return Key(id, "RS256", public, private)
-    raise ValueError("only Ed25519, P-256 and RSA keys are supported")
 
 
 def _create(directory: Path, name: str, content: bytes) -> Path:

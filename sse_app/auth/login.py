@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from sse_app.auth.accounts import Account, Accounts
 from sse_app.auth.audit import Audit
@@ -32,16 +32,14 @@ class LoginThrottled(SSEAppError):
         self.wait = wait
 
 
-@dataclass(frozen=True, slots=True)
-class Lifetimes:
+class Lifetimes(NamedTuple):
     """How long tokens are valid, in seconds."""
 
     access: float
     stream: float
 
 
-@dataclass(frozen=True, slots=True)
-class LoggedIn:
+class LoggedIn(NamedTuple):
     """What a login or a refresh gives: the session, and its tokens with their lifetimes in seconds."""
 
     session: Session

@@ -6,7 +6,7 @@ import hashlib
 import secrets
 import sqlite3
 import time
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from sse_app.auth.claims import new_id
 from sse_app.auth.database import AuthDatabase
@@ -31,8 +31,7 @@ class RefreshRefused(SSEAppError):
         self.subject = subject
 
 
-@dataclass(frozen=True, slots=True)
-class SessionLimits:
+class SessionLimits(NamedTuple):
     """How long a session lasts, in seconds.
 
     Args:
@@ -48,8 +47,7 @@ class SessionLimits:
     minted: float
 
 
-@dataclass(frozen=True, slots=True)
-class Session:
+class Session(NamedTuple):
     """A session and the one refresh token that continues it.
 
     Args:

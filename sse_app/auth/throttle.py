@@ -7,8 +7,9 @@ try from each while an account is under attack, and the limit of each address ov
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
+
+import msgspec
 
 FREE_TRIES = 5
 """Wrong passwords of one address for one account before it has to wait."""
@@ -30,8 +31,7 @@ MAX_ENTRIES = 100_000
 Key = tuple[str, str]
 
 
-@dataclass(slots=True)
-class _Failures:
+class _Failures(msgspec.Struct):
     count: int = 0
     last: float = 0.0
     free_at: float = 0.0

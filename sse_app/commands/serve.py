@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import signal
 import time
 
-from sse_app import logs, server
+from sse_app import logs
 from sse_app.commands.options import settings_of
 from sse_app.errors import StateError
 from sse_app.settings import plain
@@ -20,6 +21,10 @@ UPGRADE_TIMEOUT = 60.0
 
 def serve(options: argparse.Namespace) -> None:
     """Serve until a signal comes."""
+    # Until it serves, the process only builds what stays, thousands of streams too: a collection finds nothing.
+    gc.disable()
+    from sse_app import server
+
     settings = settings_of(options)
     logs.configure(settings.log.level, settings.log.format)
     server.run(settings, lambda: settings_of(options))

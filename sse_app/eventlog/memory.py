@@ -7,8 +7,9 @@ import time
 from bisect import bisect_right
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from dataclasses import dataclass, field
 from heapq import merge
+
+import msgspec
 
 from sse_app.channels import ChannelName
 from sse_app.errors import EventLogUnavailable, IdempotencyKeyReused
@@ -17,9 +18,8 @@ from sse_app.eventlog.tail import Tails
 from sse_app.events import Event, EventId, NewEvent
 
 
-@dataclass(slots=True)
-class _Channel:
-    events: deque[tuple[float, Event]] = field(default_factory=deque)
+class _Channel(msgspec.Struct):
+    events: deque[tuple[float, Event]] = msgspec.field(default_factory=deque)
     published: int = 0
     last_seq: int = 0
     trimmed: int = 0

@@ -9,9 +9,10 @@ import threading
 import time
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
+
+import msgspec
 
 from sse_app.channels import ChannelName
 from sse_app.database import open_database
@@ -35,13 +36,12 @@ ERASE_STEP = 2_000
 """How many expired events one transaction erases, so that publishers do not wait long behind it."""
 
 
-@dataclass(slots=True)
-class Commit:
+class Commit(msgspec.Struct):
     """What one round of the writer did: the events stored, and what becomes of each append."""
 
-    events: list[Event] = field(default_factory=list)
-    channels: dict[ChannelName, ChannelState] = field(default_factory=dict)
-    outcomes: list[tuple[asyncio.Future[list[EventId]], range | Exception]] = field(default_factory=list)
+    events: list[Event] = []
+    channels: dict[ChannelName, ChannelState] = {}
+    outcomes: list[tuple[asyncio.Future[list[EventId]], range | Exception]] = []
     failure: Exception | None = None
 
 

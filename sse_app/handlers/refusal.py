@@ -7,13 +7,13 @@ import sqlite3
 
 from sse_app.auth.login import LoginThrottled
 from sse_app.auth.passwords import TooManyLogins
-from sse_app.auth.provider import ProviderUnavailable
 from sse_app.auth.sessions import RefreshRefused
 from sse_app.errors import (
     EventLogUnavailable,
     IdempotencyKeyReused,
     InvalidChannel,
     InvalidInput,
+    ProviderUnavailable,
     SSEAppError,
     TokenRefused,
     UnknownChannel,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from sse_app.auth.claims import Claims
+from sse_app.auth.keys import public_jwk
 from sse_app.auth.login import names_granted
 from sse_app.auth.tokens import TokenKind
 from sse_app.channels import ChannelName, parse_channel
@@ -38,7 +39,7 @@ class StreamTokenHandler(BodyHandler):
         """Return what the access token says; it is ours, or the OpenID provider's."""
         provider = self.services.provider
         token = self.bearer_token()
-        if not provider.issued(token):
+        if provider is None or not provider.issued(token):
             return self.access_claims()
         self.claims = await provider.verify(token)
         self.services.tokens.require_in_force(self.claims)
@@ -111,6 +112,6 @@ class KeySetHandler(ApiHandler):
 
     def get(self) -> None:
         """Answer with the keys that others can verify our tokens with."""
-        keys = [jwk for key in self.services.tokens.keys if (jwk := key.to_jwk()) is not None]
+        keys = [jwk for key in self.services.tokens.keys if (jwk := public_jwk(key)) is not None]
         self.set_header("Cache-Control", "public, max-age=300")
         self.write_json({"keys": keys})
