@@ -129,6 +129,7 @@ class StreamServer(HTTPServer):
         except httputil.HTTPInputError:
             return False
         del self._waiting[stream]
+        asyncio.get_running_loop().remove_reader(sock.fileno())
         sock.recv(len(head))
         if not _INHERITS_OPTIONS:
             tune(sock, self._settings)

@@ -67,30 +67,30 @@ class ChannelPattern:
         InvalidChannel: the text is no pattern.
     """
 
-    __slots__ = ("_regex", "text")
+    __slots__ = ("_regex", "is_name", "text")
 
     def __init__(self, text: str) -> None:
         if len(text) > MAX_LENGTH or not _PATTERN.fullmatch(text):
             raise InvalidChannel(f"not a channel pattern: {_shown(text)}", "pattern")
         self.text = str(text)  # never a subclass: orjson takes no such thing for a key
-        self._regex: re.Pattern[str] | None = None
-        if "*" in text:
-            *segments, last = text.split(".")
-            expression = r"\.".join(_SEGMENT if s == "*" else re.escape(s) for s in segments)
-            if last == "**":
-                expression += rf"(?:\.{_SEGMENT})*" if segments else r".+"
-            else:
-                expression += (r"\." if segments else "") + (_SEGMENT if last == "*" else re.escape(last))
-            self._regex = re.compile(expression)
-
-    @property
-    def is_name(self) -> bool:
+        self.is_name = "*" not in text
         """Whether the pattern has no wildcard, so that it is the name of one channel."""
-        return self._regex is None
+        self._regex: re.Pattern[str] | None = None
 
     def matches(self, channel: str) -> bool:
         """Return whether the pattern covers the channel."""
-        return self.text == channel if self._regex is None else bool(self._regex.fullmatch(channel))
+        if self.is_name:
+            return self.text == channel
+        if self._regex is None:  # most are never asked: each user's own, in every token that a user has
+            self._regex = re.compile(self._expression())
+        return self._regex.fullmatch(channel) is not None
+
+    def _expression(self) -> str:
+        *segments, last = self.text.split(".")
+        expression = r"\.".join(_SEGMENT if s == "*" else re.escape(s) for s in segments)
+        if last == "**":
+            return expression + (rf"(?:\.{_SEGMENT})*" if segments else r".+")
+        return expression + (r"\." if segments else "") + (_SEGMENT if last == "*" else re.escape(last))
 
     def __repr__(self) -> str:
         return f"ChannelPattern({self.text!r})"

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from tornado import httputil
 from tornado.iostream import IOStream, StreamClosedError
 
+from sse_app.disconnects import Disconnects
 from sse_app.settings import Settings
 from sse_app.wire import LAST_CHUNK
 
@@ -39,7 +40,10 @@ def tune(sock: socket.socket, settings: Settings) -> None:
 
 
 def take_over(
-    request: httputil.HTTPServerRequest, settings: Settings, on_close: Callable[[], None]
+    request: httputil.HTTPServerRequest,
+    settings: Settings,
+    disconnects: Disconnects,
+    on_close: Callable[[], None],
 ) -> StreamConnection:
     """Return the bare connection of a request that nothing has been written to; it is the request's from now on.
 
@@ -57,8 +61,8 @@ def take_over(
         request.connection = connection
     elif connection.closed:
         raise StreamClosedError
-    connection.on_close = on_close
     connection.context = None
+    connection.watch(disconnects, on_close)
     return connection
 
 
@@ -83,15 +87,14 @@ class StreamConnection(httputil.HTTPConnection):
     Args:
         sock: connected and non-blocking; closed by this object.
         chunked: whether the body is chunked (HTTP/1.1) or ended by closing (HTTP/1.0).
-        on_close: called once, when the connection ends for whatever reason; None from then on.
         context: where the request comes from; asked for by nobody once it is read.
     """
 
     __slots__ = (
         "_chunked",
+        "_disconnects",
         "_drained",
         "_fd",
-        "_loop",
         "_rest",
         "_socket",
         "context",
@@ -102,23 +105,33 @@ class StreamConnection(httputil.HTTPConnection):
 
     def __init__(
         self,
-        sock: socket.socket,
+        sock: socket.SocketType,
         chunked: bool,
-        on_close: Callable[[], None] = _nothing,
         context: Context | None = None,
     ) -> None:
         self._socket = sock
         self._fd = sock.fileno()
         self._chunked = chunked
-        self.on_close: Callable[[], None] | None = on_close
+        self.on_close: Callable[[], None] | None = _nothing
+        """None once the connection has ended."""
         self.context = context
-        self._loop = asyncio.get_running_loop()
+        self._disconnects: Disconnects | None = None
         self._rest: list[memoryview] | None = None
         self._drained: asyncio.Future[None] | None = None
         self.send = sock.send
         self.progressed_at = 0.0
         """When bytes last went out, or had to wait (`time.monotonic`); only kept while some wait."""
-        self._loop.add_reader(self._fd, self._readable)
+
+    def watch(self, disconnects: Disconnects, on_close: Callable[[], None]) -> None:
+        """Notice from now on when the client goes.
+
+        Args:
+            disconnects: how.
+            on_close: called once, when the connection ends for whatever reason.
+        """
+        self.on_close = on_close
+        self._disconnects = disconnects
+        disconnects.watch(self._fd, self)
 
     @property
     def closed(self) -> bool:
@@ -158,7 +171,7 @@ class StreamConnection(httputil.HTTPConnection):
             if sent != len(chunk) and not self.closed:
                 self._queue(memoryview(chunk)[sent:])
         if self._drained is None:
-            self._drained = self._loop.create_future()
+            self._drained = asyncio.get_running_loop().create_future()
             if not self._rest:
                 return self._resolve(self._drained)
         return self._drained
@@ -204,9 +217,10 @@ class StreamConnection(httputil.HTTPConnection):
         if self.on_close is None:
             return
         on_close, self.on_close = self.on_close, None
-        self._loop.remove_reader(self._fd)
+        if self._disconnects is not None:
+            self._disconnects.forget(self._fd)
         if self._rest:
-            self._loop.remove_writer(self._fd)
+            asyncio.get_running_loop().remove_writer(self._fd)
             self._rest = None
         self._socket.close()
         if self._drained is not None:
@@ -219,7 +233,7 @@ class StreamConnection(httputil.HTTPConnection):
             return
         self._rest = [rest]
         self.progressed_at = time.monotonic()
-        self._loop.add_writer(self._fd, self._writable)
+        asyncio.get_running_loop().add_writer(self._fd, self._writable)
 
     def _writable(self) -> None:
         assert self._rest
@@ -236,7 +250,7 @@ class StreamConnection(httputil.HTTPConnection):
         except OSError:
             self.close()
             return
-        self._loop.remove_writer(self._fd)
+        asyncio.get_running_loop().remove_writer(self._fd)
         self._rest = None
         if self._drained is not None:
             self._resolve(self._drained)
@@ -247,7 +261,7 @@ class StreamConnection(httputil.HTTPConnection):
             future.set_result(None)
         return future
 
-    def _readable(self) -> None:
+    def readable(self) -> None:
         """Notice the end of the connection; what a client sends after its request means nothing here."""
         try:
             if self._socket.recv(_DISCARD_SIZE):

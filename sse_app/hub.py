@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from sse_app.audience import Audience
 from sse_app.channels import ChannelName
+from sse_app.disconnects import Disconnects
 from sse_app.errors import EventLogUnavailable
 from sse_app.eventlog import EventLog
 from sse_app.events import Event, EventId
@@ -69,6 +70,8 @@ class Hub:
         self.fan_out_seconds = Durations()
         """From an event's arrival from the log to its handing over to the last stream."""
         self.endings: Counter[str] = Counter()
+        self.disconnects = Disconnects()
+        """Tells when clients go."""
         # Streams are numbered on from the time, in microseconds, so that no number means another one later.
         self._numbers = count(time.time_ns() // 1000)
         self.backlog_limit = backlog_limit
@@ -126,9 +129,14 @@ class Hub:
             laggards=self.laggards,
         )
         self.streams.add(stream)
-        self.streams_of_subject.setdefault(listener.claims.subject, set()).add(stream)
+        subject = listener.lease.subject
+        if (of_subject := self.streams_of_subject.get(subject)) is None:
+            self.streams_of_subject[subject] = {stream}
+        else:
+            of_subject.add(stream)
         self.streams_of_address[listener.address] += 1
-        self.streams_on_channel.update(channels)
+        for channel in channels:
+            self.streams_on_channel[channel] += 1
         return stream
 
     def join(self, stream: Stream) -> None:
@@ -151,10 +159,10 @@ class Hub:
         """Forget a stream as if it had not been registered."""
         self.streams.discard(stream)
         self.laggards.discard(stream)
-        of_subject = self.streams_of_subject[stream.listener.claims.subject]
+        of_subject = self.streams_of_subject[stream.listener.lease.subject]
         of_subject.discard(stream)
         if not of_subject:
-            del self.streams_of_subject[stream.listener.claims.subject]
+            del self.streams_of_subject[stream.listener.lease.subject]
         _count_out(self.streams_of_address, stream.listener.address)
         for channel in stream.channels:
             _count_out(self.streams_on_channel, channel)
@@ -302,6 +310,7 @@ class Hub:
         await asyncio.wait([self._tail])
         for stream in list(self.streams):
             stream.close()
+        self.disconnects.close()
 
 
 def _count_out(counter: Counter[Key], key: Key) -> None:

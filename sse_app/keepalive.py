@@ -7,7 +7,7 @@ import time
 
 from tornado.ioloop import PeriodicCallback
 
-from sse_app.auth.claims import Claims
+from sse_app.auth.claims import Lease
 from sse_app.events import timestamp
 from sse_app.hub import Hub
 from sse_app.stream import Stream
@@ -63,21 +63,23 @@ class Keepalive:
             self._turns[stream.ping_turn].discard(stream)
         self._expect_no_expiry(stream)
 
-    def renew(self, stream: Stream, claims: Claims) -> None:
+    def renew(self, stream: Stream, lease: Lease) -> None:
         """Let a stream go on with a fresh token, to its expiry."""
         self._expect_no_expiry(stream)
-        stream.listener = stream.listener.renewed(claims, time.time())
+        stream.listener = stream.listener.renewed(lease, time.time())
         self._expect_expiry(stream)
 
     def _expect_expiry(self, stream: Stream) -> None:
-        second = int(stream.listener.claims.expires_at)
+        second = int(stream.listener.lease.expires_at)
         if second < self._checked:
             stream.end("token_expired", None)
+        elif (expiring := self._expiring.get(second)) is None:
+            self._expiring[second] = {stream}
         else:
-            self._expiring.setdefault(second, set()).add(stream)
+            expiring.add(stream)
 
     def _expect_no_expiry(self, stream: Stream) -> None:
-        second = int(stream.listener.claims.expires_at)
+        second = int(stream.listener.lease.expires_at)
         if (expiring := self._expiring.get(second)) is not None:
             expiring.discard(stream)
             if not expiring:

@@ -19,7 +19,7 @@ _number = attrgetter("number")
 
 FIELDS: dict[str, Callable[[Stream], str]] = {
     "client_id": lambda stream: stream.listener.client_id,
-    "subject": lambda stream: stream.listener.claims.subject,
+    "subject": lambda stream: stream.listener.lease.subject,
     "channels": lambda stream: ",".join(stream.channels),
     "address": lambda stream: stream.listener.address,
 }
@@ -70,7 +70,7 @@ COLUMNS: dict[str, Key] = {
     "connection": lambda stream, place: stream.number,
     **{name: (lambda stream, place, read=read: read(stream)) for name, read in FIELDS.items()},  # type: ignore[misc]
     "opened_at": lambda stream, place: stream.opened_at,
-    "expires_at": lambda stream, place: stream.listener.claims.expires_at,
+    "expires_at": lambda stream, place: stream.listener.lease.expires_at,
     "last_event_id": lambda stream, place: place.last_id(stream).seq,
     "lag_events": lambda stream, place: place.lag_events(stream),
     "backlog_bytes": lambda stream, place: stream.backlog_bytes,
@@ -123,13 +123,13 @@ def _rows(streams: Iterable[Stream], place: Place) -> Iterable[dict[str, Any]]:
         yield {
             "connection": str(stream.number),
             "client_id": listener.client_id,
-            "subject": listener.claims.subject,
-            "session": listener.claims.session,
-            "token_id": listener.claims.token_id,
+            "subject": listener.lease.subject,
+            "session": listener.lease.session,
+            "token_id": listener.lease.token_id,
             "channels": stream.channels,
             "address": listener.address,
             "opened_at": timestamp(stream.opened_at),
-            "expires_at": timestamp(listener.claims.expires_at),
+            "expires_at": timestamp(listener.lease.expires_at),
             "last_event_id": str(place.last_id(stream)),
             "lag_events": place.lag_events(stream),
             "backlog_bytes": stream.backlog_bytes,

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import fcntl
 import gc
+import os
 import resource
 import sys
 from contextlib import suppress
 
 SWITCH_INTERVAL = 0.001
 """Seconds; see `sys.setswitchinterval`."""
+
+MOST_FILES = 65_536
+"""Up to how many open files room is made ahead, at eight bytes each."""
 
 M_MMAP_THRESHOLD = -3
 LARGE_BLOCK = 128 * 1024
@@ -21,6 +26,7 @@ def prepare() -> None:
     _tune_garbage_collection()
     _give_large_memory_back()
     _raise_file_limit()
+    _make_room_for_files()
     # The event log's writer thread waits at most so long for the interpreter's lock when the event loop is busy.
     sys.setswitchinterval(SWITCH_INTERVAL)
 
@@ -62,3 +68,14 @@ def _raise_file_limit() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(PermissionError):  # a hardened unit has it set by systemd
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _make_room_for_files() -> None:
+    """Have the kernel make its table of this process's files as large as it may become, while there are no threads.
+
+    It grows by doubling, and in a process with threads waits each time until all processors have seen it: tens
+    of milliseconds in all, in the middle of adopting ten thousand streams, or of serving them.
+    """
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with open(os.devnull, "rb") as file, suppress(OSError):
+        os.close(fcntl.fcntl(file.fileno(), fcntl.F_DUPFD_CLOEXEC, min(soft, MOST_FILES) - 1))

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from sse_app.auth.claims import Claims
+from sse_app.auth.claims import Lease
 from sse_app.channels import ChannelName
 from sse_app.wire import chunk, encode_json
 
@@ -25,28 +25,28 @@ class Listener(NamedTuple):
 
     Args:
         client_id: the client's label.
-        claims: what the token said that the stream lives on.
+        lease: the token that the stream lives on.
         address: of the connection.
         earlier: what it lived on before it was renewed, as far as that has not expired: a client that is cut
             off comes back with its first URL, so these are still its tokens.
     """
 
     client_id: str
-    claims: Claims
+    lease: Lease
     address: str
-    earlier: tuple[Claims, ...] = ()
+    earlier: tuple[Lease, ...] = ()
 
     @property
-    def tokens(self) -> tuple[Claims, ...]:
+    def tokens(self) -> tuple[Lease, ...]:
         """Every token in force that this stream was opened or renewed with."""
-        return (self.claims, *self.earlier)
+        return (self.lease, *self.earlier)
 
-    def renewed(self, claims: Claims, now: float) -> Listener:
+    def renewed(self, lease: Lease, now: float) -> Listener:
         """Return the listener with a fresh token."""
         earlier = [
-            token for token in self.tokens if token.expires_at > now and token.token_id != claims.token_id
+            token for token in self.tokens if token.expires_at > now and token.token_id != lease.token_id
         ]
-        return self._replace(claims=claims, earlier=tuple(earlier))
+        return self._replace(lease=lease, earlier=tuple(earlier))
 
 
 class Replay(NamedTuple):
@@ -132,7 +132,7 @@ class Stream:
         self._pending: list[bytes] | None = None
         self._pending_bytes = 0
         self._waiter: asyncio.Future[bool] | None = None
-        self._resume: Callable[[], None] | None = None
+        self._resume: Callable[[Stream], None] | None = None
 
     def attach(self, connection: StreamConnection) -> None:
         """Take the connection over once the headers are out; the stream is behind until its loop parks."""
@@ -218,7 +218,7 @@ class Stream:
         rest = self.connection.unsent() if self.connection else []
         return b"".join([*rest, *(self._pending or ())])
 
-    def park(self, resume: Callable[[], None]) -> None:
+    def park(self, resume: Callable[[Stream], None]) -> None:
         """Stand in for a flush loop that is parked: make the stream ready, and call ``resume`` once it is not.
 
         Only for a stream that has joined, and has nothing to write.
@@ -281,7 +281,7 @@ class Stream:
     def _wake(self) -> None:
         resume, self._resume = self._resume, None
         if resume is not None:
-            resume()
+            resume(self)
         waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():
             waiter.set_result(not self.closed)

@@ -12,8 +12,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from sse_app import hub as hub_module
-from sse_app.auth.claims import Claims
-from sse_app.auth.grants import Grants
+from sse_app.auth.claims import Lease
 from sse_app.channels import ChannelName
 from sse_app.connection import StreamConnection
 from sse_app.eventlog.memory import MemoryEventLog
@@ -39,10 +38,9 @@ class Client:
         self.hub = hub
         self.channels = channels
         self.start = hub.head.seq
-        self.stream = hub.register(
-            Listener("c", Claims("s", "i", "t", 0, 2e9, Grants()), "x"), channels, chunked=False
-        )
-        self.connection = StreamConnection(ours, False, self.stream.woken_by_close)
+        self.stream = hub.register(Listener("c", Lease("s", "i", "t", 0, 2e9), "x"), channels, chunked=False)
+        self.connection = StreamConnection(ours, False)
+        self.connection.watch(hub.disconnects, self.stream.woken_by_close)
         self.stream.attach(self.connection)
         hub.join(self.stream)
         self.loop = asyncio.create_task(self._run())

@@ -11,6 +11,19 @@ MAX_TIME = 2**40
 """A time that no clock will show: what lies beyond is a mistake."""
 
 
+class Lease(NamedTuple):
+    """What an open stream lives on: a token without its grants, which were asked when the stream was opened.
+
+    Times are in seconds since the epoch.
+    """
+
+    subject: str
+    session: str
+    token_id: str
+    issued_at: float
+    expires_at: float
+
+
 class Claims(NamedTuple):
     """What a verified token says. Times are in seconds since the epoch."""
 
@@ -20,6 +33,11 @@ class Claims(NamedTuple):
     issued_at: float
     expires_at: float
     grants: Grants
+
+    @property
+    def lease(self) -> Lease:
+        """What a stream that is opened with the token lives on."""
+        return Lease(self.subject, self.session, self.token_id, self.issued_at, self.expires_at)
 
     @classmethod
     def of_payload(cls, payload: dict[str, Any]) -> Claims:

@@ -8,7 +8,7 @@ import time
 from enum import Enum
 from typing import NamedTuple
 
-from sse_app.auth.claims import Claims
+from sse_app.auth.claims import Claims, Lease
 from sse_app.auth.database import AuthDatabase
 from sse_app.errors import InvalidInput
 
@@ -50,7 +50,7 @@ class Revocation(NamedTuple):
     issued_until: float
     forget_at: float
 
-    def concerns(self, claims: Claims) -> bool:
+    def concerns(self, claims: Claims | Lease) -> bool:
         """Return whether a token with these claims is meant."""
         value = {
             Scope.TOKEN: claims.token_id,
@@ -102,7 +102,7 @@ class Revocations:
         self._all = -math.inf
         self.learn()
 
-    def covers(self, claims: Claims) -> bool:
+    def covers(self, claims: Claims | Lease) -> bool:
         """Return whether a token with these claims has been revoked."""
         issued_at = claims.issued_at
         return (

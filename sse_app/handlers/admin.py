@@ -39,7 +39,7 @@ class KickHandler(ApiHandler):
             "kick",
             subject=admin.subject,
             address=self.address,
-            target=listener.claims.subject,
+            target=listener.lease.subject,
             detail=f"client_id {listener.client_id} at {listener.address}",
         )
         self.write_json({"kicked": kicked})

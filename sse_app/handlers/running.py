@@ -126,7 +126,7 @@ class AdoptedStreams:
         if stream.ending is None and not stream.closed and stream.replay is None:
             hub.join(stream)
             if not stream.backlog_bytes:
-                stream.park(lambda: self._start(stream))
+                stream.park(self._start)
                 return
         self._start(stream)
 
@@ -149,7 +149,7 @@ def fields_of(stream: Stream, **more: object) -> dict[str, object]:
     listener = stream.listener
     return {
         "client_id": listener.client_id,
-        "subject": listener.claims.subject,
+        "subject": listener.lease.subject,
         "channels": ",".join(stream.channels),
         "address": listener.address,
         **more,

@@ -144,7 +144,7 @@ class StreamHandler(RunningStream):
         assert self.client_id is not None
         hub = self.services.hub
         chunked = self.request.version != "HTTP/1.0"
-        listener = Listener(self.client_id, claims, self.address)
+        listener = Listener(self.client_id, claims.lease, self.address)
         stream = hub.register(listener, channels, chunked=chunked)
         self.services.metrics.streams_opened += 1
         self.services.metrics.streams_resumed += position is not None
@@ -152,7 +152,9 @@ class StreamHandler(RunningStream):
             self.services.tokens.require_in_force(claims)  # from here on a revocation finds the stream
             stream.retry = hub.jittered_retry()
             stream.replay = Replay(after.seq, tuple(lost), hub.head.seq if lost else 0)
-            connection = take_over(self.request, self.services.settings, stream.woken_by_close)
+            connection = take_over(
+                self.request, self.services.settings, hub.disconnects, stream.woken_by_close
+            )
             stream.attach(connection)
             self._stream_headers()
             self._transforms = []  # an application around us may have one that compresses
@@ -190,7 +192,7 @@ class StreamHandler(RunningStream):
             "message": f"connected to {', '.join(stream.channels)}",
             "recovered": position is not None and not lost,
             "retry": stream.retry,
-            "expires_in": max(0, int(listener.claims.expires_at - now)),
+            "expires_in": max(0, int(listener.lease.expires_at - now)),
             "timestamp": timestamp(now),
         }
         id = after if position is None else EventId.parse(position) or UNREADABLE

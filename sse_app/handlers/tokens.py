@@ -88,7 +88,7 @@ class RenewHandler(ApiHandler):
             stream
             for stream in self.services.hub.streams_of_subject.get(claims.subject, ())
             if stream.listener.client_id == client_id
-            and stream.listener.claims.session == claims.session
+            and stream.listener.lease.session == claims.session
             and stream.ending is None
             and not stream.closed
         ]
@@ -99,11 +99,11 @@ class RenewHandler(ApiHandler):
                 if not claims.grants.may_subscribe(channel):
                     raise Refusal(403, "forbidden", f"the token does not allow to subscribe to {channel}")
         now = time.time()
-        if any(len(stream.listener.renewed(claims, now).earlier) > MAX_EARLIER for stream in streams):
+        if any(len(stream.listener.renewed(claims.lease, now).earlier) > MAX_EARLIER for stream in streams):
             message = f"this stream has been renewed with {MAX_EARLIER} tokens that are still in force"
             raise Refusal(429, "too_many_renewals", message, Retry_After=RETRY_AFTER)
         for stream in streams:
-            self.services.keepalive.renew(stream, claims)
+            self.services.keepalive.renew(stream, claims.lease)
         self.write_json({"renewed": len(streams), "expires_in": max(0, int(claims.expires_at - time.time()))})
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Container, Mapping, Sequence
 
+from sse_app.channels import ChannelName
 from sse_app.handover.connections import HandoverServer
 from sse_app.handover.state import IDLE, STREAM, Parcel, State, StreamState
 from sse_app.services import Services
@@ -76,9 +76,9 @@ class Giving:
         quiet = [
             stream
             for stream in hub.streams - hub.laggards
-            if _goes_on(stream) and stream.replay is None and stream.listener.claims.expires_at > soon
+            if _goes_on(stream) and stream.replay is None and stream.listener.lease.expires_at > soon
         ]
-        return self._state([(stream, True) for stream in quiet], ())
+        return self._state(quiet, [])
 
     def everything(self, carried: Mapping[int, Listener] | None = None) -> tuple[State, list[int]]:
         """Return streams and idle connections; only while the server is held.
@@ -87,41 +87,51 @@ class Giving:
             carried: by number, who listened to the streams that the receiver has as quiet ones; of these only
                 what has changed is said.
         """
-        laggards = self._services.hub.laggards
-        left = dict(carried or {})
-        told = []
-        for stream in self._services.hub.streams:
-            if _goes_on(stream):
-                listener = left.pop(stream.number, None)
-                if listener is not stream.listener or stream in laggards:
-                    told.append((stream, listener is None))
-        state, descriptors = self._state(told, tuple(left))
+        hub = self._services.hub
+        going_on = [stream for stream in hub.streams if _goes_on(stream)]
+        if carried:
+            left = carried.keys() - {stream.number for stream in going_on}
+            changed = [
+                stream
+                for stream in going_on
+                if stream in hub.laggards or carried.get(stream.number) is not stream.listener
+            ]
+            state, descriptors = self._state(changed, list(left), carried.keys())
+        else:
+            state, descriptors = self._state(going_on, [])
         parcels = list(state.parcels)
         for descriptor, half_read in self._server.idle():
             parcels.append(Parcel(IDLE, False, half_read))
             descriptors.append(descriptor)
-        return replace(state, parcels=parcels), descriptors
+        return state._replace(parcels=parcels), descriptors
 
-    def _state(self, streams: Sequence[tuple[Stream, bool]], gone: Sequence[int]) -> tuple[State, list[int]]:
-        """Return what is said of streams, each with whether its socket goes along."""
-        head = self._services.hub.head
+    def _state(
+        self, streams: Sequence[Stream], gone: Sequence[int], carried: Container[int] = ()
+    ) -> tuple[State, list[int]]:
+        """Return what is said of streams; the sockets of those that the receiver has do not go along."""
+        hub = self._services.hub
+        laggards = hub.laggards
+        places: dict[tuple[ChannelName, ...], int] = {}
+        quiet = {chunked: Parcel(STREAM, chunked, b"") for chunked in (False, True)}
         states, parcels, descriptors = [], [], []
-        for stream, attached in streams:
+        for stream in streams:
+            assert stream.connection is not None
+            place = places.setdefault(stream.channels, len(places))
             states.append(
                 StreamState(
-                    stream.number,
-                    stream.listener,
-                    stream.channels,
-                    stream.opened_at,
-                    stream.retry,
-                    stream.replay,
+                    stream.number, stream.listener, place, stream.opened_at, stream.retry, stream.replay
                 )
             )
-            parcels.append(Parcel(STREAM, stream.chunked, stream.unsent(), attached))
-            if attached:
-                assert stream.connection is not None
+            parcel = quiet[stream.chunked]
+            if stream in laggards:
+                parcel = parcel._replace(data=stream.unsent())
+            if stream.number in carried:
+                parcel = parcel._replace(attached=False)
+            else:
                 descriptors.append(stream.connection.descriptor)
-        return State(head.epoch, head.seq, states, parcels, gone), descriptors
+            parcels.append(parcel)
+        head = hub.head
+        return State(head.epoch, head.seq, list(places), states, parcels, gone), descriptors
 
 
 def _goes_on(stream: Stream) -> bool:

@@ -7,20 +7,16 @@ version of the program wrote it, can still end each stream properly.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import NamedTuple
 
-import orjson
+import msgspec
 
-from sse_app.auth.claims import Claims
-from sse_app.auth.grants import Grants
 from sse_app.channels import ChannelName, parse_channel
 from sse_app.errors import SSEAppError
 from sse_app.stream import Listener, Replay
 
-FORMAT = 1
+FORMAT = 2
 """The version of the state behind the envelope: raised with every change of what is in it."""
 
 STREAM = "stream"
@@ -34,8 +30,7 @@ class UnreadableState(SSEAppError):
     """A state is of a format that this program does not know, or is broken."""
 
 
-@dataclass(frozen=True, slots=True)
-class Parcel:
+class Parcel(NamedTuple):
     """A connection in the envelope.
 
     Args:
@@ -51,24 +46,32 @@ class Parcel:
     attached: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class StreamState:
-    """What is to be known of a stream, beside its parcel."""
+class StreamState(msgspec.Struct, array_like=True, frozen=True):
+    """What is to be known of a stream, beside its parcel.
+
+    Args:
+        number: tells it from all others.
+        listener: who listens.
+        channels: the place of its channels in `State.channels`.
+        opened_at: in seconds since the epoch.
+        retry: the reconnection time that it was told, in milliseconds.
+        replay: how far it is, where it is still being brought up to the present.
+    """
 
     number: int
     listener: Listener
-    channels: tuple[ChannelName, ...]
+    channels: int
     opened_at: float
     retry: int
     replay: Replay | None
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(NamedTuple):
     """All that one process leaves to the next.
 
     Args:
         epoch, head: the position up to which every stream has its events, unless it is being replayed to.
+        channels: what streams listen to; many share theirs.
         streams: in the order of their parcels.
         parcels: the streams', then the others.
         gone: numbers of streams that were copied ahead, and have ended since.
@@ -76,67 +79,46 @@ class State:
 
     epoch: str
     head: int
+    channels: Sequence[tuple[ChannelName, ...]]
     streams: Sequence[StreamState]
     parcels: Sequence[Parcel]
     gone: Sequence[int] = ()
 
 
-@dataclass(slots=True)
-class _Table:
-    """Values that many streams share, each written once."""
+class _Envelope(msgspec.Struct):
+    """The envelope as it is written: of a parcel its kind, whether it is chunked, its bytes, whether attached."""
 
-    values: list[Any] = field(default_factory=list)
-    _places: dict[Any, int] = field(default_factory=dict)
+    format: int
+    bytes: int
+    parcels: list[tuple[str, bool, int, bool]]
 
-    def place(self, key: Any, value: Any) -> int:
-        place = self._places.get(key)
-        if place is None:
-            place = self._places[key] = len(self.values)
-            self.values.append(value)
-        return place
+
+class _Body(msgspec.Struct):
+    """The state as it is written."""
+
+    epoch: str
+    head: int
+    channels: list[tuple[ChannelName, ...]]
+    streams: list[StreamState]
+    gone: list[int]
+
+
+_encode = msgspec.json.Encoder().encode
+_decode_envelope = msgspec.json.Decoder(_Envelope).decode
+_decode_body = msgspec.json.Decoder(_Body).decode
 
 
 def encode(state: State) -> bytes:
     """Return the text that `decode` reads."""
-    grants, channels = _Table(), _Table()
-    rows = []
-
-    def written(claims: Claims) -> tuple[Any, ...]:
-        return (*claims[:5], grants.place(id(claims.grants), claims.grants))
-
-    for stream in state.streams:
-        rows.append(
-            (
-                stream.number,
-                stream.listener.client_id,
-                stream.listener.address,
-                [written(claims) for claims in stream.listener.tokens],
-                channels.place(stream.channels, stream.channels),
-                stream.opened_at,
-                stream.retry,
-                stream.replay and tuple(stream.replay),
-            )
-        )
-    body = orjson.dumps(
-        {
-            "epoch": state.epoch,
-            "head": state.head,
-            "grants": [granted.to_claim() for granted in grants.values],
-            "channels": channels.values,
-            "streams": rows,
-            "gone": state.gone,
-        }
+    body = _encode(
+        _Body(state.epoch, state.head, list(state.channels), list(state.streams), list(state.gone))
     )
-    envelope = {
-        "format": FORMAT,
-        "bytes": len(body),
-        "parcels": [(p.kind, p.chunked, len(p.data), p.attached) for p in state.parcels],
-    }
-    return b"".join([orjson.dumps(envelope), b"\n", body, *(parcel.data for parcel in state.parcels)])
+    parcels = [(kind, chunked, len(data), attached) for kind, chunked, data, attached in state.parcels]
+    data = [parcel.data for parcel in state.parcels if parcel.data]
+    return b"".join([_encode(_Envelope(FORMAT, len(body), parcels)), b"\n", body, *data])
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
+class Envelope(NamedTuple):
     """What can be told of a text whatever its format: the parcels; and the state behind, yet to be read."""
 
     format: int
@@ -152,8 +134,8 @@ class Envelope:
         if self.format != FORMAT:
             raise UnreadableState(f"the handover is of format {self.format}; this program knows {FORMAT}")
         try:
-            return _state(orjson.loads(self.body), self.parcels)
-        except (ValueError, KeyError, TypeError, IndexError, SSEAppError) as error:
+            return _state(_decode_body(self.body), self.parcels)
+        except (ValueError, SSEAppError) as error:
             raise UnreadableState(f"the handover is broken: {error}") from error
 
 
@@ -165,30 +147,25 @@ def decode(text: bytes) -> Envelope:
     """
     first, _, rest = text.partition(b"\n")
     try:
-        envelope = json.loads(first)
-        size = int(envelope["bytes"])
-        start = size
+        envelope = _decode_envelope(first)
+        start = envelope.bytes
         parcels = []
-        for kind, chunked, length, attached in envelope["parcels"]:
+        for kind, chunked, length, attached in envelope.parcels:
             parcels.append(Parcel(kind, chunked, rest[start : start + length], attached))
             start += length
         if start != len(rest):
             raise ValueError("its length is wrong")
-        return Envelope(int(envelope["format"]), parcels, rest[:size])
-    except (ValueError, KeyError, TypeError) as error:
+        return Envelope(envelope.format, parcels, rest[: envelope.bytes])
+    except ValueError as error:
         raise UnreadableState(f"the handover has no envelope: {error}") from error
 
 
-def _state(document: dict[str, Any], parcels: Sequence[Parcel]) -> State:
-    grants = [Grants.from_claim(claim) for claim in document["grants"]]
-    channels = [tuple(parse_channel(name) for name in names) for names in document["channels"]]
-    streams = []
-    for number, client_id, address, tokens, listened, opened_at, retry, replay in document["streams"]:
-        claims, *earlier = [Claims._make([*token[:5], grants[token[5]]]) for token in tokens]
-        listener = Listener(client_id, claims, address, tuple(earlier))
-        streams.append(
-            StreamState(number, listener, channels[listened], opened_at, retry, replay and Replay(*replay))
-        )
-    if [parcel.kind == STREAM for parcel in parcels] != [at < len(streams) for at in range(len(parcels))]:
+def _state(body: _Body, parcels: Sequence[Parcel]) -> State:
+    channels = [tuple(map(parse_channel, names)) for names in body.channels]
+    if not all(0 <= stream.channels < len(channels) for stream in body.streams):
+        raise ValueError("the channels of a stream are missing")
+    if [parcel.kind == STREAM for parcel in parcels] != [
+        at < len(body.streams) for at in range(len(parcels))
+    ]:
         raise ValueError("streams and parcels do not agree")
-    return State(document["epoch"], document["head"], streams, parcels, document["gone"])
+    return State(body.epoch, body.head, channels, body.streams, parcels, body.gone)

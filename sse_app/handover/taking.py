@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 
+from sse_app.channels import ChannelName
 from sse_app.connection import StreamConnection
 from sse_app.handlers.running import AdoptedStreams
 from sse_app.handover.connections import HandoverServer
@@ -18,11 +19,6 @@ from sse_app.stream import Replay, Stream
 from sse_app.wire import LAST_CHUNK, chunk, encode_json
 
 log = logging.getLogger(__name__)
-
-
-def connection_of(descriptor: int, chunked: bool) -> StreamConnection:
-    """Return the connection of a stream whose socket another process has opened."""
-    return StreamConnection(_socket(descriptor), chunked)
 
 
 class Taking:
@@ -48,14 +44,16 @@ class Taking:
         """
         built = {}
         for stream, parcel, descriptor in zip(state.streams, state.parcels, descriptors, strict=True):
-            connection = connection_of(descriptor, parcel.chunked)
-            one = built[stream.number] = self._register(stream, parcel, connection)
+            connection = StreamConnection(_socket(descriptor), parcel.chunked)
+            one = built[stream.number] = self._register(
+                stream, state.channels[stream.channels], parcel, connection
+            )
             self._streams.go_on(one)
-            if self._is_revoked(stream):
+            if self._is_revoked(one):
                 self._revoked.append(one)
         return built
 
-    def _is_revoked(self, stream: StreamState) -> bool:
+    def _is_revoked(self, stream: Stream) -> bool:
         return any(map(self._services.revocations.covers, stream.listener.tokens))
 
     def adopt(self, state: State, descriptors: list[int], built: Mapping[int, Stream] | None = None) -> int:
@@ -71,20 +69,32 @@ class Taking:
         for number in state.gone:
             known.pop(number).close()
         arrived = iter(descriptors)
-        continuable = self._is_continuable(state)
         adopted = 0
-        for number, parcel in enumerate(state.parcels):
-            descriptor = next(arrived) if parcel.attached else -1
-            if number < len(state.streams):
-                stream = state.streams[number]
-                if parcel.attached:
-                    connection = connection_of(descriptor, parcel.chunked)
-                else:
-                    connection = self._withdraw(known.pop(stream.number))
-                if not connection.closed:
-                    self._adopt_stream(stream, parcel, connection, state.head, continuable)
-                    adopted += 1
-            elif parcel.kind == IDLE:
+        hub = self._services.hub
+        revocable = len(self._services.revocations) > 0
+        continuable = self._is_continuable(state)
+        behind = Replay(state.head) if state.head != hub.head.seq else None
+        for stream_state, parcel in zip(
+            state.streams, state.parcels, strict=False
+        ):  # the idle ones come after
+            if parcel.attached:
+                connection = StreamConnection(_socket(next(arrived)), parcel.chunked)
+            else:
+                connection = self._withdraw(known.pop(stream_state.number))
+            if connection.closed:
+                continue
+            stream = self._register(stream_state, state.channels[stream_state.channels], parcel, connection)
+            if stream.replay is None:
+                stream.replay = behind
+            if revocable and self._is_revoked(stream):
+                stream.end("revoked", None)
+            elif not continuable:
+                stream.end("unavailable", hub.jittered_retry())
+            self._streams.go_on(stream)
+            adopted += 1
+        for parcel in state.parcels[len(state.streams) :]:
+            descriptor = next(arrived)
+            if parcel.kind == IDLE:
                 with suppress(OSError):  # it has ended meanwhile
                     self._server.adopt(socket.socket(fileno=descriptor), parcel.data)
         adopted += len(known)
@@ -130,38 +140,29 @@ class Taking:
         head = self._services.eventlog.head
         return state.epoch == head.epoch and state.head <= head.seq
 
-    def _register(self, state: StreamState, parcel: Parcel, connection: StreamConnection) -> Stream:
-        services = self._services
-        stream = services.hub.register(
-            state.listener, state.channels, chunked=parcel.chunked, number=state.number
-        )
+    def _register(
+        self,
+        state: StreamState,
+        channels: tuple[ChannelName, ...],
+        parcel: Parcel,
+        connection: StreamConnection,
+    ) -> Stream:
+        hub = self._services.hub
+        stream = hub.register(state.listener, channels, chunked=parcel.chunked, number=state.number)
         stream.adopted = True
         stream.opened_at = state.opened_at
         stream.retry = state.retry
         stream.replay = state.replay
-        connection.on_close = stream.woken_by_close
+        connection.watch(hub.disconnects, stream.woken_by_close)
         stream.attach(connection)
         if parcel.data:
             connection.leave_rest(parcel.data, 0)
-        services.keepalive.watch(stream)  # ends it where its token has expired
+        self._services.keepalive.watch(stream)  # ends it where its token has expired
         return stream
 
-    def _adopt_stream(
-        self, state: StreamState, parcel: Parcel, connection: StreamConnection, head: int, continuable: bool
-    ) -> None:
-        services = self._services
-        hub = services.hub
-        stream = self._register(state, parcel, connection)
-        if stream.replay is None and head != hub.head.seq:
-            stream.replay = Replay(head)
-        if self._is_revoked(state):
-            stream.end("revoked", None)
-        elif not continuable:
-            stream.end("unavailable", hub.jittered_retry())
-        self._streams.go_on(stream)
 
-
-def _socket(descriptor: int) -> socket.socket:
-    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, descriptor)
+def _socket(descriptor: int) -> socket.SocketType:
+    """Return a socket as C has it: `socket.socket` adds nothing that a stream needs."""
+    sock = socket.SocketType(socket.AF_INET, socket.SOCK_STREAM, 0, descriptor)
     sock.setblocking(False)
     return sock

@@ -24,7 +24,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 
 from sse_app.errors import SSEAppError
 from sse_app.handover.giving import Giving
@@ -172,7 +171,7 @@ class Upgrade:
                 raise UpgradeFailed("the event log did not end its work")
             state, descriptors = self._giving.everything(carried)
             along = [Parcel(name, False, b"") for name, _ in self._along]
-            whole = replace(state, parcels=[*state.parcels, *along])
+            whole = state._replace(parcels=[*state.parcels, *along])
             send(sending, encode(whole), [*descriptors, *(descriptor for _, descriptor in self._along)])
             self._conversation.say("handed over")
             await self._conversation.hear("serving", TAKE_TIMEOUT)
