@@ -11,6 +11,9 @@
  *   reset | stats | drop       zero the counters | report | close all streams
  *   stall I | unstall I        stop or resume reading stream I
  *
+ * In a report, longest_wait_us is the longest time since the reset that a stream had nothing to read, closing_us when
+ * the closing events came, and returning_us when the clients would be back by their retry, both from the reset on.
+ *
  * Once something arrived the client looks every NAP_US instead of sleeping in epoll_wait: else each send of the
  * server would pay for waking a thread of this machine, which no server does for clients elsewhere. So a
  * latency is up to NAP_US too long. After QUIET_US without anything it sleeps until it is woken. */
@@ -56,7 +59,11 @@ static void on_event(struct parser *p, void *owner) {
         mark_ready(s);
     } else if (p->kind == KIND_PING) total.pings++;
     else if (p->kind == KIND_RESET) total.resets++;
-    else if (p->kind == KIND_CLOSING) total.closings++;
+    else if (p->kind == KIND_CLOSING) {
+        total.closings++;
+        histogram_add(&closing, clock_us - reset_at);
+        histogram_add(&returning, clock_us - reset_at + p->retry * 1000);
+    }
 }
 
 static void shut(struct stream *s, int outcome) {
@@ -126,6 +133,8 @@ static void read_stream(struct stream *s) {
         return;
     }
     clock_us = now_us();
+    if (s->state == READY && clock_us - s->read_at > longest_wait) longest_wait = clock_us - s->read_at;
+    s->read_at = clock_us;
     total.bytes += (uint64_t)n;
     parser_feed(&s->parser, s, buffer, (size_t)n);
     if (s->parser.phase == IN_BODY && !ready_on_connected) mark_ready(s);
@@ -158,7 +167,11 @@ static void obey(char *line) {
         if (strcmp(word, "reset") == 0) {
             memset(&total, 0, sizeof total);
             histogram_clear(&latency);
-            for (unsigned i = 0; i < stream_count; i++) streams[i].events = 0;
+            histogram_clear(&closing);
+            histogram_clear(&returning);
+            reset_at = now_us();
+            longest_wait = 0;
+            for (unsigned i = 0; i < stream_count; i++) streams[i].events = 0, streams[i].read_at = reset_at;
         } else if (strcmp(word, "drop") == 0) {
             for (unsigned i = 0; i < stream_count; i++) shut(&streams[i], CLOSED);
         } else if ((strcmp(word, "stall") == 0 || strcmp(word, "unstall") == 0) && a < stream_count) {

@@ -15,7 +15,7 @@ struct stream {
     uint8_t state, stalled;
     uint32_t events;   /* since the reset */
     uint64_t last_seq; /* 0: none yet */
-    uint64_t started;
+    uint64_t started, read_at;
     struct parser parser;
 };
 
@@ -26,12 +26,12 @@ static unsigned path_count;
 static struct sockaddr_in server;
 static const char *host;
 static int poller, ready_on_connected;
-static uint64_t clock_us;
+static uint64_t clock_us, reset_at, longest_wait;
 static struct {
     uint64_t events, bytes, gaps, duplicates, pings, resets, closings, recovered, retried, ended, broken;
 } total;
 static unsigned ready_count, failed_count, stalled_count;
-static struct histogram latency, opening;
+static struct histogram latency, opening, closing, returning;
 static char first_error[320];
 static enum { NOTHING, OPENING, AWAITING } pending;
 static uint64_t deadline, awaited, last_progress;
@@ -49,18 +49,23 @@ static void report(void) {
     getrusage(RUSAGE_SELF, &used);
     printf("{\"ready\": %u, \"reading\": %u, \"failed\": %u, \"ended\": %llu, \"broken\": %llu, \"events\": %llu, "
            "\"fewest\": %u, \"most\": %u, \"gaps\": %llu, \"duplicates\": %llu, \"pings\": %llu, \"resets\": %llu, "
-           "\"closings\": %llu, \"recovered\": %llu, \"retried\": %llu, \"bytes\": %llu, \"cpu_s\": %.6f, \"error\": \"%s\", ",
+           "\"closings\": %llu, \"recovered\": %llu, \"retried\": %llu, \"bytes\": %llu, \"longest_wait_us\": %llu, "
+           "\"cpu_s\": %.6f, \"error\": \"%s\", ",
            ready_count, reading, failed_count, (unsigned long long)total.ended, (unsigned long long)total.broken,
            (unsigned long long)total.events, reading ? least : 0, most, (unsigned long long)total.gaps,
            (unsigned long long)total.duplicates, (unsigned long long)total.pings, (unsigned long long)total.resets,
            (unsigned long long)total.closings, (unsigned long long)total.recovered, (unsigned long long)total.retried,
-           (unsigned long long)total.bytes,
+           (unsigned long long)total.bytes, (unsigned long long)longest_wait,
            (double)(used.ru_utime.tv_sec + used.ru_stime.tv_sec) +
                (double)(used.ru_utime.tv_usec + used.ru_stime.tv_usec) / 1e6,
            first_error);
     histogram_print(&latency, "latency_us", stdout);
     printf(", ");
     histogram_print(&opening, "opening_us", stdout);
+    printf(", ");
+    histogram_print(&closing, "closing_us", stdout);
+    printf(", ");
+    histogram_print(&returning, "returning_us", stdout);
     printf("}\n");
     fflush(stdout);
     pending = NOTHING;

@@ -1,4 +1,4 @@
-"""Measure restarts and upgrades under live streams: ``python -m bench.handover``.
+"""Measure restarts, upgrades and stops under live streams: ``python -m bench.handover``.
 
 The service runs as its unit under a systemd user manager of its own, which is that of the tests.
 """
@@ -14,10 +14,12 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import machine, report
+from bench import machine, native, report
 from bench.__main__ import HERE, RESULTS
 from bench.handover_table import SCENARIO
-from bench.measure import Sample
+from bench.load import LoadFailed, Report, StreamClient
+from bench.measure import Sample, machine_time
+from bench.payload import SENT_BASE, SEQ_BASE
 from bench.processes import free_port, raise_file_limit
 from bench.results import Result
 from sse_app.auth.grants import Grants
@@ -26,13 +28,17 @@ from sse_app.auth.tokens import TokenKind, Tokens
 from sse_app.channels import ChannelPatterns
 from sse_app.settings import Settings
 from sse_app.version import VERSION
-from tests.fleet import Client, Fleet, SteadyPublisher, wait_until
+from tests.fleet import SteadyPublisher, wait_until
 from tests.systemd_manager import Manager
 
 CHANNEL = "dashboard"
 DEADLINE = 120.0
 AFTERWARDS = 1.0
 """Seconds for which the clients are watched after a change."""
+
+
+def _event(number: int) -> dict[str, object]:
+    return {"seq": SEQ_BASE + number, "sent": SENT_BASE + time.monotonic_ns() // 1000, "pad": "x" * 200}
 
 
 class Bench:
@@ -46,6 +52,7 @@ class Bench:
 
     def __init__(self, manager: Manager, streams: int, rate: float) -> None:
         self._manager = manager
+        self._streams = streams
         self._rate = rate
         port = free_port()
         limits = ("LIMITS__STREAMS_PER_USER", "LIMITS__STREAMS_PER_ADDRESS", "LIMITS__STREAMS")
@@ -57,50 +64,50 @@ class Bench:
             audience=auth.audience,
             longest=auth.longest_lifetime,
         )
-        self.fleet = Fleet(port)
-        self.clients: list[Client] = []
-        for start in range(0, streams, 1000):
-            self.clients += self.fleet.open(
-                min(1000, streams - start),
-                lambda number, start=start: self._path(start + number),  # type: ignore[misc]
-            )
-        self.publisher = SteadyPublisher(
-            f"http://127.0.0.1:{port}", self._token(TokenKind.ACCESS, "publisher"), CHANNEL, pause=1 / rate
+        paths = [self._path(number) for number in range(streams)]
+        self.client = StreamClient(port, paths, streams, ready="connected")
+        self.client.open()
+        self._publisher = SteadyPublisher(
+            f"http://127.0.0.1:{port}", self._token(TokenKind.ACCESS, "publisher"), CHANNEL, 1 / rate, _event
         )
 
     def _token(self, kind: TokenKind, subject: str) -> str:
-        patterns = ChannelPatterns([CHANNEL])
-        return self._tokens.issue(kind, subject, subject, Grants(patterns, patterns), 3600)
+        grants = Grants(ChannelPatterns([CHANNEL, f"user.{subject}.**"]), ChannelPatterns([CHANNEL]))
+        return self._tokens.issue(kind, subject, subject, grants, 3600)
 
     def _path(self, number: int) -> str:
         token = self._token(TokenKind.STREAM, f"user-{number}")
         return f"/api/v1/sse/{CHANNEL}?token={token}&client_id=c{number}"
 
     def measure(self, change: Callable[[], None]) -> Sample:
-        """Return what a change costs the clients."""
+        """Return what a change costs the clients.
+
+        Raises:
+            LoadFailed: a stream was closed or broken.
+        """
         time.sleep(2)  # let things settle
-        published, again, ended = len(self.publisher.ids), len(self.publisher.retried), len(self.fleet.ended)
-        for client in self.clients:
-            client.longest_wait, client.last_at = 0.0, time.monotonic()
+        published = len(self._publisher.ids)
+        wait_until(lambda: len(self._publisher.ids) > published, DEADLINE)
+        time.sleep(0.4 / self._rate)  # between two events, all of which have arrived
+        published, again = len(self._publisher.ids), len(self._publisher.retried)
+        self.client.reset()
+        before = machine_time()
         change()
         time.sleep(AFTERWARDS)
-        ids = list(self.publisher.ids)
-        last = ids[-1].encode()
-        wait_until(lambda: all(last in client.received[-8192:] for client in self.clients), DEADLINE)
-        wanted = ids[published:]
-        lost = doubled = 0
-        for client in self.clients:
-            got = client.ids()
-            lost += len(set(wanted) - set(got))
-            doubled += len(got) - len(set(got))
+        after = machine_time()
+        events = len(self._publisher.ids) - published
+        wait_until(lambda: self.client.ask("stats")["fewest"] >= events, DEADLINE)
+        seen = self.client.ask("stats")
+        total, _, stolen = (now - then for now, then in zip(after, before, strict=True))
         return {
-            "streams": float(len(self.clients)),
+            "streams": float(self._streams),
             "rate": self._rate,
-            "longest_wait_ms": 1000 * max(client.longest_wait for client in self.clients),
-            "closed": float(len(self.fleet.ended) - ended),
-            "lost": float(lost),
-            "doubled": float(doubled),
-            "published_again": float(len(self.publisher.retried) - again),
+            "longest_wait_ms": seen["longest_wait_us"] / 1e3,
+            "closed": float(seen["ended"] + seen["broken"] + self._streams - seen["ready"]),
+            "lost": float(seen["gaps"] + max(0, events - seen["fewest"])),
+            "doubled": float(seen["duplicates"]),
+            "published_again": float(len(self._publisher.retried) - again),
+            "stolen_percent": 100 * stolen / max(1, total),
         }
 
     def nothing(self) -> None:
@@ -126,6 +133,43 @@ class Bench:
             at[entry["event"]] = datetime.fromisoformat(entry["timestamp"]).timestamp()
         return 1000 * (at["listening"] - at["holding"])
 
+    def stop_and_start(self) -> Sample:
+        """Stop the service and start it again, and return how its streams ended and came back.
+
+        Raises:
+            LoadFailed: not every stream was told, or not every one came back with nothing lost.
+        """
+        self._publisher.stop()
+        self.client.reset()
+        began = time.monotonic()
+        self._manager.systemctl("stop", "sse-app.service")
+        took = time.monotonic() - began
+        ended = self.client.ask("stats")
+        if not ended["ended"] == ended["closings"] == self._streams:
+            raise LoadFailed(f"{ended['ended']} streams ended, {ended['closings']} were told")
+        self._manager.systemctl("start", "sse-app.service")
+        back = self.client.open()
+        if back["recovered"] != self._streams:
+            raise LoadFailed(f"{back['recovered']} of {self._streams} streams were resumed")
+        return {
+            "streams": float(self._streams),
+            "stop_s": took,
+            "told": float(ended["closings"]),
+            "resumed": float(back["recovered"]),
+            **_spread(ended, "closing"),
+            **_spread(ended, "returning"),
+        }
+
+    def close(self) -> None:
+        """End the clients."""
+        self._publisher.stop()
+        self.client.__exit__(None, None, None)
+
+
+def _spread(report: Report, name: str) -> Sample:
+    figures = report[f"{name}_us"]
+    return {f"{name}_{share}_s": figures[share] / 1e6 for share in ("p50", "p90", "max")}
+
 
 def run(streams: int, rate: float, rounds: int, result: Result) -> None:
     """Measure all of it, and show it as it comes."""
@@ -145,16 +189,17 @@ def run(streams: int, rate: float, rounds: int, result: Result) -> None:
                     if variant != "undisturbed":
                         sample["pause_ms"] = bench.pause()
                     result.samples[variant].append(sample)
-                    print(
-                        variant,
-                        "  ".join(f"{name} {value:.0f}" for name, value in sample.items()),
-                        flush=True,
-                    )
-            bench.publisher.stop()
+                    _show(variant, sample)
+            result.samples["stop"] = [bench.stop_and_start()]
+            _show("stop", result.samples["stop"][0])
         finally:
-            bench.fleet.close()
+            bench.close()
     finally:
         manager.stop()
+
+
+def _show(variant: str, sample: Sample | None) -> None:
+    print(variant, "  ".join(f"{name} {value:.4g}" for name, value in (sample or {}).items()), flush=True)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -165,6 +210,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=RESULTS, help="where results go (default bench/results)")
     options = parser.parse_args(arguments)
+    native.build()
     about = machine.describe(raise_file_limit())
     command = shlex.join(["python", "-m", "bench.handover", *arguments])
     result = Result(SCENARIO, False, command, datetime.now(UTC).date().isoformat(), about)

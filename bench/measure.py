@@ -60,7 +60,7 @@ def stream_client(server: Server, streams: int, channels: list[str] | None = Non
     return StreamClient(server.port, paths, streams, ready=server.ready)
 
 
-def _machine_time() -> tuple[int, int, int]:
+def machine_time() -> tuple[int, int, int]:
     """All time of all cores, that in which they worked for us, and that which was stolen, in ticks."""
     line = Path("/proc/stat").read_text().split("\n", 1)[0]
     user, nice, system, idle, waiting, hard, soft, stolen = (int(field) for field in line.split()[1:9])
@@ -84,7 +84,7 @@ class Stopwatch:
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        self._machine = _machine_time()
+        self._machine = machine_time()
         self._wall = time.monotonic()
         self._cpu = server.processes.cpu_seconds()
 
@@ -92,7 +92,7 @@ class Stopwatch:
         """Return what has passed since the start."""
         cpu = self._server.processes.cpu_seconds() - self._cpu
         wall = time.monotonic() - self._wall
-        total, busy, stolen = (now - then for now, then in zip(_machine_time(), self._machine, strict=True))
+        total, busy, stolen = (now - then for now, then in zip(machine_time(), self._machine, strict=True))
         return Cost(cpu, busy / os.sysconf("SC_CLK_TCK"), wall, stolen / max(1, total))
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 EVENT_BYTES = 200
 SEQ_WIDTH = 10
 SENT_WIDTH = 16
+SEQ_BASE = 10 ** (SEQ_WIDTH - 1)
+SENT_BASE = 10 ** (SENT_WIDTH - 1)
+"""What is added to the numbers, so that they have their width (`sse_parser.h`)."""
 
 
 def event_item(size: int = EVENT_BYTES) -> str:

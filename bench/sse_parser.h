@@ -22,11 +22,11 @@ struct parser {
     uint32_t chunk_left;
     uint32_t carry_length;
     char *carry; /* an unfinished line (or head), only while there is one */
-    uint64_t seq, sent;
+    uint64_t seq, sent, retry;
     char id[2][ID_SIZE]; /* id[id_slot]: the last event id; the other one belongs to the event being read */
 };
 
-/* Called at the blank line that ends an event, with parser->kind, seq and sent set. */
+/* Called at the blank line that ends an event, with parser->kind, and seq and sent or retry set. */
 static void on_event(struct parser *p, void *owner);
 
 static inline void parser_reset(struct parser *p) {
@@ -100,6 +100,8 @@ static inline void take_line(struct parser *p, void *owner, const char *line, si
                 p->seq = seq - SEQ_BASE;
                 p->sent = number_after(value, value_length, "\"sent\":", 7) - SENT_BASE;
             }
+        } else if (p->kind == KIND_CLOSING) {
+            p->retry = number_after(value, value_length, "\"retry\":", 8);
         }
     } else if (STARTS(line, length, "id:")) {
         char *slot = p->id[p->id_slot ^ 1];

@@ -62,7 +62,8 @@ def take_over(
     elif connection.closed:
         raise StreamClosedError
     connection.context = None
-    connection.watch(disconnects, on_close)
+    connection.on_close = on_close
+    connection.watch(disconnects)
     return connection
 
 
@@ -91,12 +92,12 @@ class StreamConnection(httputil.HTTPConnection):
     """
 
     __slots__ = (
-        "_chunked",
         "_disconnects",
         "_drained",
         "_fd",
         "_rest",
         "_socket",
+        "chunked",
         "context",
         "on_close",
         "progressed_at",
@@ -111,9 +112,9 @@ class StreamConnection(httputil.HTTPConnection):
     ) -> None:
         self._socket = sock
         self._fd = sock.fileno()
-        self._chunked = chunked
+        self.chunked = chunked
         self.on_close: Callable[[], None] | None = _nothing
-        """None once the connection has ended."""
+        """Called once, when the connection ends for whatever reason; None from then on."""
         self.context = context
         self._disconnects: Disconnects | None = None
         self._rest: list[memoryview] | None = None
@@ -122,16 +123,17 @@ class StreamConnection(httputil.HTTPConnection):
         self.progressed_at = 0.0
         """When bytes last went out, or had to wait (`time.monotonic`); only kept while some wait."""
 
-    def watch(self, disconnects: Disconnects, on_close: Callable[[], None]) -> None:
-        """Notice from now on when the client goes.
+    def watch(self, disconnects: Disconnects) -> None:
+        """Notice from now on when the client goes; not only when something is sent to it."""
+        if not self.closed:
+            self._disconnects = disconnects
+            disconnects.watch(self._fd, self)
 
-        Args:
-            disconnects: how.
-            on_close: called once, when the connection ends for whatever reason.
-        """
-        self.on_close = on_close
-        self._disconnects = disconnects
-        disconnects.watch(self._fd, self)
+    def unwatch(self) -> None:
+        """Notice no more when the client goes."""
+        if self._disconnects is not None:
+            self._disconnects.forget(self._fd)
+            self._disconnects = None
 
     @property
     def closed(self) -> bool:
@@ -189,8 +191,8 @@ class StreamConnection(httputil.HTTPConnection):
         """
         assert isinstance(start_line, httputil.ResponseStartLine)
         headers["Connection"] = "close"
-        self._chunked = self._chunked and "Content-Length" not in headers
-        if self._chunked:
+        self.chunked = self.chunked and "Content-Length" not in headers
+        if self.chunked:
             headers["Transfer-Encoding"] = "chunked"
         lines = [f"HTTP/1.1 {start_line.code} {start_line.reason}"]
         lines += [f"{name}: {value}" for name, value in headers.get_all()]
@@ -204,7 +206,7 @@ class StreamConnection(httputil.HTTPConnection):
 
     def finish(self) -> None:
         """End the body where the socket accepts it, and close."""
-        if self._chunked and not self._rest and not self.closed:
+        if self.chunked and not self._rest and not self.closed:
             with suppress(OSError):  # it is closed next, whatever becomes of the last five bytes
                 self.send(LAST_CHUNK)
         self.close()
@@ -217,8 +219,7 @@ class StreamConnection(httputil.HTTPConnection):
         if self.on_close is None:
             return
         on_close, self.on_close = self.on_close, None
-        if self._disconnects is not None:
-            self._disconnects.forget(self._fd)
+        self.unwatch()
         if self._rest:
             asyncio.get_running_loop().remove_writer(self._fd)
             self._rest = None

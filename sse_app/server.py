@@ -22,12 +22,13 @@ from sse_app.errors import SSEAppError
 from sse_app.handlers.running import AdoptedStreams
 from sse_app.handover.connections import HandoverServer
 from sse_app.handover.giving import Giving
-from sse_app.handover.state import UnreadableState, encode
+from sse_app.handover.restart import find, leave
 from sse_app.handover.store import RECEIVING, SENDING, Store
 from sse_app.handover.taking import Taking
 from sse_app.handover.upgrade import LISTENING, LOCK, Successor, Upgrade, UpgradeFailed, along_with
 from sse_app.listening import addresses, bind
 from sse_app.settings import Settings
+from sse_app.stream import Stream
 from sse_app.systemd import Systemd, inherited_descriptors
 from sse_app.version import VERSION
 
@@ -79,6 +80,8 @@ class Process:
         self._upgraded = asyncio.Event()
         """Set unless an upgrade is under way."""
         self._upgraded.set()
+        self._adopted: list[Stream] = []
+        """Streams of the process before that are to be settled."""
 
     async def serve(self) -> None:
         """Start, serve, and end."""
@@ -113,7 +116,7 @@ class Process:
         log.info("listening", extra={"address": addresses(listening), "pid": os.getpid(), "version": VERSION})
         gc.enable()
         self._started.set()
-        self._begin(self._load_the_rest)
+        self._begin(self._after_start)
         beats = self._keep_systemd_informed()
         await self._ended.wait()
         for beat in beats:
@@ -124,16 +127,8 @@ class Process:
     async def _start(self, inherited: list[tuple[str, int]]) -> list[socket.socket]:
         """Start, adopt what the process before has left in the store, and return the listening sockets."""
         await self._app.start()
-        left = self._store.look() if self._store else None
-        if left is not None:
-            arrival, envelope = left
-            try:
-                adopted = self._taking.adopt(envelope.open(), arrival.descriptors)
-                log.info("adopted", extra={"streams": adopted})
-            except UnreadableState as error:
-                log.warning("handover_refused", extra={"detail": str(error)})
-                self._taking.refuse(envelope, arrival.descriptors)
-            arrival.take()
+        if self._store:
+            self._adopted = find(self._taking, self._store)
         listening = [
             socket.socket(fileno=descriptor)
             for name, descriptor in inherited
@@ -155,17 +150,19 @@ class Process:
         await self._app.start()
         if not self._taking.is_at_head(state):
             raise UpgradeFailed("the event log is not where the process before said it was")
-        adopted = self._taking.adopt(state, descriptors, built)
+        self._adopted = self._taking.adopt(state, descriptors, built)
         self._listen_for_the_end()  # until now, a signal ends only this process: the one before serves on
         successor.serve()
         self._services.state.hold(next(descriptor for name, descriptor in along if name == LOCK))
-        log.info("succeeded", extra={"streams": adopted})
+        log.info("succeeded", extra={"streams": len(self._services.hub.streams)})
         return [socket.socket(fileno=descriptor) for name, descriptor in along if name == LISTENING]
 
     # -- running --------------------------------------------------------------------------------------------
 
-    async def _load_the_rest(self) -> None:
-        """Load beside the event loop what serving streams does not need, so that no request has to wait for it."""
+    async def _after_start(self) -> None:
+        """Do what can wait: see to adopted streams, and load beside the event loop what streams do not need."""
+        adopted, self._adopted = self._adopted, []
+        await self._taking.settle(adopted)
         await asyncio.to_thread(import_module, "sse_app.auth.jose")
         await self._services.password_threads.warm_up()
 
@@ -256,18 +253,11 @@ class Process:
 
     async def _hand_over(self, store: Store) -> None:
         """Leave all connections to the next process, and end; come back only if that is not possible."""
-        try:
-            await self._giving.hold()
-            gc.disable()
-            state, descriptors = self._giving.everything()
-            store.put(encode(state), descriptors)
-        except Exception as error:  # whatever it is: streams that cannot be handed over are drained
-            log.exception("handover_failed", extra={"detail": str(error)})
-            gc.enable()
-            self._giving.let_go_on()
-            return
-        log.info("handed_over", extra={"streams": len(state.streams)})
-        _end_now()
+        gc.disable()
+        if await leave(self._giving, store):
+            log.info("handed_over", extra={"streams": len(self._services.hub.streams)})
+            _end_now()
+        gc.enable()
 
     async def _drain(self) -> None:
         """End the streams, spread over a while, so that their clients come back spread out."""

@@ -149,15 +149,31 @@ class Fleet:
 
 
 class SteadyPublisher:
-    """Publishes events one after another in a thread, each until it is acknowledged."""
+    """Publishes events one after another in a thread, each until it is acknowledged.
 
-    def __init__(self, url: str, token: str, channel: str = "dashboard", pause: float = 0.01) -> None:
+    Args:
+        url: of the server.
+        token: an access token.
+        channel: where to.
+        pause: seconds between two.
+        data: what is in the event of a number.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        token: str,
+        channel: str = "dashboard",
+        pause: float = 0.01,
+        data: Callable[[int], dict[str, object]] = lambda number: {"number": number},
+    ) -> None:
         self.ids: list[str] = []
         self.retried: list[str] = []
         self.longest = 0.0
         self._url = f"{url}/api/v1/sse/{channel}"
         self._token = token
         self._pause = pause
+        self._data = data
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._publish, name="publisher")
         self._thread.start()
@@ -177,7 +193,7 @@ class SteadyPublisher:
             with contextlib.suppress(httpx.TransportError):
                 answer = http.post(
                     self._url,
-                    json={"event": "e", "data": {"number": number}},
+                    json={"event": "e", "data": self._data(number)},
                     headers={"Idempotency-Key": f"event-{number}"},
                 )
                 if answer.status_code == 201:

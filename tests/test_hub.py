@@ -40,7 +40,8 @@ class Client:
         self.start = hub.head.seq
         self.stream = hub.register(Listener("c", Lease("s", "i", "t", 0, 2e9), "x"), channels, chunked=False)
         self.connection = StreamConnection(ours, False)
-        self.connection.watch(hub.disconnects, self.stream.woken_by_close)
+        self.connection.on_close = self.stream.woken_by_close
+        self.connection.watch(hub.disconnects)
         self.stream.attach(self.connection)
         hub.join(self.stream)
         self.loop = asyncio.create_task(self._run())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from sse_app.channels import ChannelName
 from sse_app.handover.connections import HandoverServer
@@ -19,11 +19,11 @@ CALM_TIMEOUT = 2.0
 ARRIVAL_TIMEOUT = 0.25
 """How long requests that are still being sent may take to arrive: a slow client would keep all others waiting."""
 
-AHEAD = 120.0
-"""A stream whose token expires within so many seconds is not copied ahead: it may have to be ended meanwhile."""
-
 CALM_TURNS = 8
 """For so many turns of the event loop nothing must be under way: what was read may take a few to be seen."""
+
+Copied = Mapping[int, tuple[int, Listener]]
+"""Streams that were copied ahead: by number, the place in which they came, and who listened."""
 
 log = logging.getLogger(__name__)
 
@@ -69,69 +69,73 @@ class Giving:
         self._services.enforcement.start()
         self._server.let_go_on()
 
-    def quiet_streams(self) -> tuple[State, list[int]]:
-        """Return the streams that have nothing waiting, and their descriptors; the server may go on meanwhile."""
+    def quiet_streams(self, ahead: float) -> tuple[State, list[int]]:
+        """Return the streams that have nothing waiting, and their descriptors; the server may go on meanwhile.
+
+        Args:
+            ahead: how many seconds their tokens must still be in force: one that expires may have to be ended
+                before the handover.
+        """
         hub = self._services.hub
-        soon = time.time() + AHEAD
+        soon = time.time() + ahead
         quiet = [
-            stream
+            (stream, -1)
             for stream in hub.streams - hub.laggards
             if _goes_on(stream) and stream.replay is None and stream.listener.lease.expires_at > soon
         ]
         return self._state(quiet, [])
 
-    def everything(self, carried: Mapping[int, Listener] | None = None) -> tuple[State, list[int]]:
+    def everything(self, copied: Copied) -> tuple[State, list[int]]:
         """Return streams and idle connections; only while the server is held.
 
         Args:
-            carried: by number, who listened to the streams that the receiver has as quiet ones; of these only
-                what has changed is said.
+            copied: the streams that the receiver has as quiet ones; of these only what has changed is said.
         """
         hub = self._services.hub
-        going_on = [stream for stream in hub.streams if _goes_on(stream)]
-        if carried:
-            left = carried.keys() - {stream.number for stream in going_on}
-            changed = [
-                stream
-                for stream in going_on
-                if stream in hub.laggards or carried.get(stream.number) is not stream.listener
-            ]
-            state, descriptors = self._state(changed, list(left), carried.keys())
-        else:
-            state, descriptors = self._state(going_on, [])
+        gone = set(range(len(copied)))
+        told = []
+        for stream in hub.streams:
+            if not _goes_on(stream):
+                continue
+            place, listener = copied.get(stream.number, (-1, None))
+            gone.discard(place)
+            if listener is not stream.listener or stream in hub.laggards:
+                told.append((stream, place))
+        state, descriptors = self._state(told, sorted(gone))
         parcels = list(state.parcels)
         for descriptor, half_read in self._server.idle():
             parcels.append(Parcel(IDLE, False, half_read))
             descriptors.append(descriptor)
         return state._replace(parcels=parcels), descriptors
 
-    def _state(
-        self, streams: Sequence[Stream], gone: Sequence[int], carried: Container[int] = ()
-    ) -> tuple[State, list[int]]:
-        """Return what is said of streams; the sockets of those that the receiver has do not go along."""
+    def _state(self, streams: Sequence[tuple[Stream, int]], gone: Sequence[int]) -> tuple[State, list[int]]:
+        """Return what is said of streams, each with its place among those that the receiver has, or -1."""
         hub = self._services.hub
         laggards = hub.laggards
-        places: dict[tuple[ChannelName, ...], int] = {}
+        channels: dict[tuple[ChannelName, ...], int] = {}
         quiet = {chunked: Parcel(STREAM, chunked, b"") for chunked in (False, True)}
         states, parcels, descriptors = [], [], []
-        for stream in streams:
+        for stream, place in streams:
             assert stream.connection is not None
-            place = places.setdefault(stream.channels, len(places))
+            listened = channels.setdefault(stream.channels, len(channels))
             states.append(
                 StreamState(
-                    stream.number, stream.listener, place, stream.opened_at, stream.retry, stream.replay
+                    stream.number, stream.listener, listened, stream.opened_at, stream.retry, stream.replay
                 )
             )
             parcel = quiet[stream.chunked]
-            if stream in laggards:
-                parcel = parcel._replace(data=stream.unsent())
-            if stream.number in carried:
-                parcel = parcel._replace(attached=False)
-            else:
+            if stream in laggards or place >= 0:
+                parcel = parcel._replace(data=stream.unsent(), place=place)
+            if place < 0:
                 descriptors.append(stream.connection.descriptor)
             parcels.append(parcel)
         head = hub.head
-        return State(head.epoch, head.seq, list(places), states, parcels, gone), descriptors
+        return State(head.epoch, head.seq, list(channels), states, parcels, gone), descriptors
+
+
+def copied_of(state: State) -> Copied:
+    """Return what the receiver of a state has then."""
+    return {stream.number: (place, stream.listener) for place, stream in enumerate(state.streams)}
 
 
 def _goes_on(stream: Stream) -> bool:

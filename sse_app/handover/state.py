@@ -8,6 +8,7 @@ version of the program wrote it, can still end each stream properly.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 import msgspec
@@ -37,13 +38,13 @@ class Parcel(NamedTuple):
         kind: `STREAM`, `IDLE`, or the name of something else that goes along.
         chunked: how the body of a stream is framed.
         data: of a stream what is still to be sent, of an idle connection what was read of the next request.
-        attached: whether its socket travels with this text, or came before.
+        place: where its socket is among those that came with the text before; -1 where it comes with this one.
     """
 
     kind: str
     chunked: bool
     data: bytes
-    attached: bool = True
+    place: int = -1
 
 
 class StreamState(msgspec.Struct, array_like=True, frozen=True):
@@ -74,7 +75,7 @@ class State(NamedTuple):
         channels: what streams listen to; many share theirs.
         streams: in the order of their parcels.
         parcels: the streams', then the others.
-        gone: numbers of streams that were copied ahead, and have ended since.
+        gone: the places of streams that came with the text before, and have ended since.
     """
 
     epoch: str
@@ -86,11 +87,12 @@ class State(NamedTuple):
 
 
 class _Envelope(msgspec.Struct):
-    """The envelope as it is written: of a parcel its kind, whether it is chunked, its bytes, whether attached."""
+    """The envelope as it is written: of parcels their kind, chunked, bytes, place, and how many are alike."""
 
     format: int
     bytes: int
-    parcels: list[tuple[str, bool, int, bool]]
+    parcels: list[tuple[str, bool, int, int, int]]
+    gone: list[int]
 
 
 class _Body(msgspec.Struct):
@@ -100,7 +102,6 @@ class _Body(msgspec.Struct):
     head: int
     channels: list[tuple[ChannelName, ...]]
     streams: list[StreamState]
-    gone: list[int]
 
 
 _encode = msgspec.json.Encoder().encode
@@ -110,12 +111,11 @@ _decode_body = msgspec.json.Decoder(_Body).decode
 
 def encode(state: State) -> bytes:
     """Return the text that `decode` reads."""
-    body = _encode(
-        _Body(state.epoch, state.head, list(state.channels), list(state.streams), list(state.gone))
-    )
-    parcels = [(kind, chunked, len(data), attached) for kind, chunked, data, attached in state.parcels]
-    data = [parcel.data for parcel in state.parcels if parcel.data]
-    return b"".join([_encode(_Envelope(FORMAT, len(body), parcels)), b"\n", body, *data])
+    body = _encode(_Body(state.epoch, state.head, list(state.channels), list(state.streams)))
+    heads = ((kind, chunked, len(data), place) for kind, chunked, data, place in state.parcels)
+    parcels = [(*head, len(list(alike))) for head, alike in groupby(heads)]
+    envelope = _encode(_Envelope(FORMAT, len(body), parcels, list(state.gone)))
+    return b"".join([envelope, b"\n", body, *(parcel.data for parcel in state.parcels if parcel.data)])
 
 
 class Envelope(NamedTuple):
@@ -123,6 +123,7 @@ class Envelope(NamedTuple):
 
     format: int
     parcels: list[Parcel]
+    gone: list[int]
     body: bytes
 
     def open(self) -> State:
@@ -134,7 +135,7 @@ class Envelope(NamedTuple):
         if self.format != FORMAT:
             raise UnreadableState(f"the handover is of format {self.format}; this program knows {FORMAT}")
         try:
-            return _state(_decode_body(self.body), self.parcels)
+            return _state(_decode_body(self.body), self.parcels, self.gone)
         except (ValueError, SSEAppError) as error:
             raise UnreadableState(f"the handover is broken: {error}") from error
 
@@ -150,17 +151,21 @@ def decode(text: bytes) -> Envelope:
         envelope = _decode_envelope(first)
         start = envelope.bytes
         parcels = []
-        for kind, chunked, length, attached in envelope.parcels:
-            parcels.append(Parcel(kind, chunked, rest[start : start + length], attached))
-            start += length
+        for kind, chunked, length, place, alike in envelope.parcels:
+            if not length:
+                parcels += [Parcel(kind, chunked, b"", place)] * alike
+                continue
+            for _ in range(alike):
+                parcels.append(Parcel(kind, chunked, rest[start : start + length], place))
+                start += length
         if start != len(rest):
             raise ValueError("its length is wrong")
-        return Envelope(envelope.format, parcels, rest[: envelope.bytes])
+        return Envelope(envelope.format, parcels, envelope.gone, rest[: envelope.bytes])
     except ValueError as error:
         raise UnreadableState(f"the handover has no envelope: {error}") from error
 
 
-def _state(body: _Body, parcels: Sequence[Parcel]) -> State:
+def _state(body: _Body, parcels: Sequence[Parcel], gone: Sequence[int]) -> State:
     channels = [tuple(map(parse_channel, names)) for names in body.channels]
     if not all(0 <= stream.channels < len(channels) for stream in body.streams):
         raise ValueError("the channels of a stream are missing")
@@ -168,4 +173,4 @@ def _state(body: _Body, parcels: Sequence[Parcel]) -> State:
         at < len(body.streams) for at in range(len(parcels))
     ]:
         raise ValueError("streams and parcels do not agree")
-    return State(body.epoch, body.head, channels, body.streams, parcels, body.gone)
+    return State(body.epoch, body.head, channels, body.streams, parcels, gone)

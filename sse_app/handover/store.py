@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
 import socket
 from collections.abc import Sequence
-from contextlib import suppress
 
-from sse_app.handover.state import Envelope, UnreadableState, decode
 from sse_app.handover.transfer import Arrival, IncompleteHandover, channel, empty, send
 from sse_app.systemd import Systemd
 
@@ -43,37 +40,27 @@ class Store:
             systemd.notify("FDSTORE=1", f"FDNAME={name}", "FDPOLL=0", descriptors=[end.fileno()])
         return store
 
-    def put(self, text: bytes, descriptors: Sequence[int]) -> None:
-        """Leave a handover for the next process.
+    def put(self, text: bytes, descriptors: Sequence[int], *, last: bool) -> None:
+        """Leave a part of a handover for the next process; it finds nothing before the last one.
 
         Raises:
-            OSError: it did not fit; nothing is left.
+            OSError: it did not fit.
         """
-        try:
-            send(self.sending, text, descriptors)
-        except OSError:
-            empty(self.receiving)
-            raise
+        send(self.sending, text, descriptors, last=last)
 
-    def look(self) -> tuple[Arrival, Envelope] | None:
+    def clear(self) -> None:
+        """Leave nothing after all."""
+        empty(self.receiving)
+
+    def look(self) -> Arrival | None:
         """Return what the process before has left, still in the store; None if there is nothing whole."""
         try:
-            arrival = Arrival(self.receiving)
-            if not arrival:
-                return None
-            return arrival, decode(arrival.text)
-        except (IncompleteHandover, UnreadableState) as error:
+            return Arrival(self.receiving) or None
+        except IncompleteHandover as error:
             log.error("handover_lost", extra={"detail": str(error)})
-            empty(self.receiving)
+            self.clear()
             return None
 
     def descriptors(self) -> list[tuple[str, int]]:
         """Return the ends by their names, to be passed on."""
         return [(SENDING, self.sending.fileno()), (RECEIVING, self.receiving.fileno())]
-
-
-def close_all(descriptors: Sequence[int]) -> None:
-    """Close file descriptors that nobody wants."""
-    for descriptor in descriptors:
-        with suppress(OSError):
-            os.close(descriptor)

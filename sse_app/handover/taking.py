@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Sequence
 from contextlib import suppress
 
-from sse_app.channels import ChannelName
 from sse_app.connection import StreamConnection
 from sse_app.handlers.running import AdoptedStreams
 from sse_app.handover.connections import HandoverServer
-from sse_app.handover.state import IDLE, STREAM, Envelope, Parcel, State, StreamState
+from sse_app.handover.state import IDLE, STREAM, Parcel, State, StreamState
 from sse_app.services import Services
 from sse_app.stream import Replay, Stream
 from sse_app.wire import LAST_CHUNK, chunk, encode_json
+
+SLICE = 128
+"""How many streams `Taking.settle` sees to before it lets others run."""
 
 log = logging.getLogger(__name__)
 
@@ -37,53 +40,54 @@ class Taking:
         self._revoked: list[Stream] = []
         """What was built ahead, and is to be ended when the handover comes."""
 
-    def build(self, state: State, descriptors: list[int]) -> dict[int, Stream]:
-        """Return quiet streams by their numbers, ready to be sent to, ahead of the handover itself.
+    def build(self, state: State, descriptors: list[int]) -> list[Stream]:
+        """Return quiet streams, ready to be sent to, ahead of the handover itself.
 
         Nothing is sent to them before the handover: the process before still does.
         """
-        built = {}
-        for stream, parcel, descriptor in zip(state.streams, state.parcels, descriptors, strict=True):
-            connection = StreamConnection(_socket(descriptor), parcel.chunked)
-            one = built[stream.number] = self._register(
-                stream, state.channels[stream.channels], parcel, connection
+        built = []
+        for stream_state, parcel, descriptor in zip(state.streams, state.parcels, descriptors, strict=True):
+            stream = self._register(
+                state, stream_state, StreamConnection(_socket(descriptor), parcel.chunked)
             )
-            self._streams.go_on(one)
-            if self._is_revoked(one):
-                self._revoked.append(one)
+            self._watch(stream)
+            self._streams.go_on(stream)
+            if self._is_revoked(stream):
+                self._revoked.append(stream)
+            built.append(stream)
         return built
 
     def _is_revoked(self, stream: Stream) -> bool:
         return any(map(self._services.revocations.covers, stream.listener.tokens))
 
-    def adopt(self, state: State, descriptors: list[int], built: Mapping[int, Stream] | None = None) -> int:
-        """Go on with all connections, and return how many streams that are.
+    def adopt(self, state: State, descriptors: Sequence[int], built: Sequence[Stream] = ()) -> list[Stream]:
+        """Go on with all connections, and return the streams that `settle` has yet to see to.
 
         Args:
             state: what is said of them.
-            descriptors: of the parcels that are attached, in their order.
-            built: the streams that came before, by number. Those that the state says something of are built
-                anew.
+            descriptors: of the sockets that come with it, in the parcels' order.
+            built: the streams that came before, in their order. Those that the state says something of are
+                built anew.
         """
-        known = dict(built or {})
-        for number in state.gone:
-            known.pop(number).close()
+        left = dict(enumerate(built))
+        for place in state.gone:
+            left.pop(place).close()
         arrived = iter(descriptors)
-        adopted = 0
+        adopted = []
         hub = self._services.hub
         revocable = len(self._services.revocations) > 0
         continuable = self._is_continuable(state)
         behind = Replay(state.head) if state.head != hub.head.seq else None
-        for stream_state, parcel in zip(
-            state.streams, state.parcels, strict=False
-        ):  # the idle ones come after
-            if parcel.attached:
+        for stream_state, parcel in zip(state.streams, state.parcels, strict=False):  # others come after
+            if parcel.place < 0:
                 connection = StreamConnection(_socket(next(arrived)), parcel.chunked)
             else:
-                connection = self._withdraw(known.pop(stream_state.number))
-            if connection.closed:
-                continue
-            stream = self._register(stream_state, state.channels[stream_state.channels], parcel, connection)
+                connection = self._withdraw(left.pop(parcel.place))
+                if connection.closed:
+                    continue
+            stream = self._register(state, stream_state, connection)
+            if parcel.data:
+                connection.leave_rest(parcel.data, 0)
             if stream.replay is None:
                 stream.replay = behind
             if revocable and self._is_revoked(stream):
@@ -91,17 +95,31 @@ class Taking:
             elif not continuable:
                 stream.end("unavailable", hub.jittered_retry())
             self._streams.go_on(stream)
-            adopted += 1
-        for parcel in state.parcels[len(state.streams) :]:
-            descriptor = next(arrived)
+            adopted.append(stream)
+        for parcel, descriptor in zip(state.parcels[len(state.streams) :], arrived, strict=True):
             if parcel.kind == IDLE:
                 with suppress(OSError):  # it has ended meanwhile
                     self._server.adopt(socket.socket(fileno=descriptor), parcel.data)
-        adopted += len(known)
-        for one in self._revoked:
-            one.end("revoked", None)
-        sys.audit("sse_app.adopted", adopted)
+        for stream in self._revoked:
+            stream.end("revoked", None)
+        sys.audit("sse_app.adopted", len(adopted) + len(left))
         return adopted
+
+    async def settle(self, streams: Sequence[Stream]) -> None:
+        """Ping adopted streams, end them when their tokens expire, and notice when their clients go.
+
+        None of that is missed for the while of a restart, so the process is ready before it.
+        """
+        for start in range(0, len(streams), SLICE):
+            for stream in streams[start : start + SLICE]:
+                if not stream.closed:
+                    self._watch(stream)
+            await asyncio.sleep(0)
+
+    def _watch(self, stream: Stream) -> None:
+        assert stream.connection is not None
+        stream.connection.watch(self._services.hub.disconnects)
+        self._services.keepalive.watch(stream)  # ends it where its token has expired
 
     def _withdraw(self, stream: Stream) -> StreamConnection:
         """Undo what was built ahead, and return the connection."""
@@ -109,15 +127,12 @@ class Taking:
         self._services.keepalive.forget(stream)
         if stream in self._services.hub.streams:  # else its client has gone meanwhile
             self._services.hub.withdraw(stream)
+        stream.connection.unwatch()
         return stream.connection
 
-    def refuse(self, envelope: Envelope, descriptors: list[int]) -> None:
+    def refuse(self, parcels: Sequence[Parcel], descriptors: Sequence[int]) -> None:
         """End connections whose state cannot be read: streams with ``closing``, so that they come back."""
-        arrived = iter(descriptors)
-        for parcel in envelope.parcels:
-            if not parcel.attached:
-                continue
-            descriptor = next(arrived)
+        for parcel, descriptor in zip(parcels, descriptors, strict=True):
             if parcel.kind == STREAM:
                 sock = _socket(descriptor)
                 with suppress(OSError):
@@ -140,24 +155,19 @@ class Taking:
         head = self._services.eventlog.head
         return state.epoch == head.epoch and state.head <= head.seq
 
-    def _register(
-        self,
-        state: StreamState,
-        channels: tuple[ChannelName, ...],
-        parcel: Parcel,
-        connection: StreamConnection,
-    ) -> Stream:
-        hub = self._services.hub
-        stream = hub.register(state.listener, channels, chunked=parcel.chunked, number=state.number)
+    def _register(self, state: State, stream_state: StreamState, connection: StreamConnection) -> Stream:
+        stream = self._services.hub.register(
+            stream_state.listener,
+            state.channels[stream_state.channels],
+            chunked=connection.chunked,
+            number=stream_state.number,
+        )
         stream.adopted = True
-        stream.opened_at = state.opened_at
-        stream.retry = state.retry
-        stream.replay = state.replay
-        connection.watch(hub.disconnects, stream.woken_by_close)
+        stream.opened_at = stream_state.opened_at
+        stream.retry = stream_state.retry
+        stream.replay = stream_state.replay
+        connection.on_close = stream.woken_by_close
         stream.attach(connection)
-        if parcel.data:
-            connection.leave_rest(parcel.data, 0)
-        self._services.keepalive.watch(stream)  # ends it where its token has expired
         return stream
 
 

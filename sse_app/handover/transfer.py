@@ -1,4 +1,4 @@
-"""How a handover travels: a text in a memory file, and sockets, through a pair of connected Unix sockets.
+"""How a handover travels: texts in memory files, and the sockets that go with them, through a pair of Unix sockets.
 
 The receiver looks before it takes: until `Arrival.take`, everything stays in the queue, so that a process
 that dies in between leaves it whole for the next one.
@@ -40,8 +40,14 @@ def channel() -> tuple[socket.socket, socket.socket]:
     return sending, receiving
 
 
-def send(to: socket.socket, text: bytes, descriptors: Sequence[int]) -> None:
+def send(to: socket.socket, text: bytes, descriptors: Sequence[int], *, last: bool = True) -> None:
     """Send a text and the sockets that go with it, and keep one's own copies of them.
+
+    Args:
+        to: the sending end.
+        text: what to say.
+        descriptors: of the sockets.
+        last: whether the handover is whole with it.
 
     Raises:
         OSError: not all of it was sent.
@@ -57,7 +63,8 @@ def send(to: socket.socket, text: bytes, descriptors: Sequence[int]) -> None:
         os.close(file)
     for start in range(0, len(descriptors), SOCKETS_A_MESSAGE):
         _send(to, _SOCKETS, descriptors[start : start + SOCKETS_A_MESSAGE])
-    _send(to, _END, [])
+    if last:
+        _send(to, _END, [])
 
 
 def _send(to: socket.socket, kind: bytes, descriptors: Sequence[int]) -> None:
@@ -66,7 +73,7 @@ def _send(to: socket.socket, kind: bytes, descriptors: Sequence[int]) -> None:
 
 
 class Arrival:
-    """What lies in a queue: the text and copies of the sockets, while the originals stay where they are.
+    """What lies in a queue: the texts and copies of their sockets, while the originals stay where they are.
 
     Args:
         receiving: the receiving end.
@@ -77,8 +84,8 @@ class Arrival:
 
     def __init__(self, receiving: socket.socket) -> None:
         self._receiving = receiving
-        self.text = b""
-        self.descriptors: list[int] = []
+        self.parts: list[tuple[bytes, list[int]]] = []
+        """Each text with its sockets."""
         self._messages = 0
         receiving.setsockopt(socket.SOL_SOCKET, _SO_PEEK_OFF, 0)
         try:
@@ -91,7 +98,7 @@ class Arrival:
 
     def __bool__(self) -> bool:
         """Whether there is a handover."""
-        return bool(self.text)
+        return bool(self.parts)
 
     def _look(self) -> None:
         while True:
@@ -102,41 +109,44 @@ class Arrival:
                     raise IncompleteHandover("the handover has no end") from None
                 return
             self._messages += 1
-            self.descriptors += descriptors
             if kind == _END:
-                break
+                return
             if kind == _TEXT and descriptors:
-                self.descriptors.remove(descriptors[0])
-                self.text = _read(descriptors[0])
-            elif kind == b"":
+                self.parts.append((_read(descriptors[0]), []))
+            elif kind == _SOCKETS and self.parts:
+                self.parts[-1][1].extend(descriptors)
+            else:
+                _close(descriptors)
                 raise IncompleteHandover("the other end is gone")
 
     def take(self) -> None:
         """Take it out of the queue: it is ours now."""
         for _ in range(self._messages):
-            _, descriptors = _receive(self._receiving, 0)
-            for descriptor in descriptors:
-                os.close(descriptor)  # `descriptors` has its copy
+            _discard(self._receiving)
 
     def drop(self) -> None:
         """Take it out of the queue and close everything: its connections end."""
-        for descriptor in self.descriptors:
-            os.close(descriptor)
-        self.descriptors = []
+        for _, descriptors in self.parts:
+            _close(descriptors)
+        self.parts = []
         empty(self._receiving)
 
 
 def empty(receiving: socket.socket) -> None:
     """Take out and close whatever lies in a queue."""
-    while True:
-        try:
-            kind, descriptors = _receive(receiving, 0)
-        except BlockingIOError:
-            return
-        for descriptor in descriptors:
-            os.close(descriptor)
-        if not kind:
-            return
+    with suppress(BlockingIOError):
+        while _discard(receiving):
+            pass
+
+
+def _discard(receiving: socket.socket) -> bytes:
+    """Take out a message; whoever does not ask for the sockets in it has the kernel close them."""
+    return receiving.recv(_MESSAGE_BYTES, socket.MSG_DONTWAIT)
+
+
+def _close(descriptors: Sequence[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
 
 
 def _receive(receiving: socket.socket, flags: int) -> tuple[bytes, list[int]]:
@@ -148,8 +158,7 @@ def _receive(receiving: socket.socket, flags: int) -> tuple[bytes, list[int]]:
         if level == socket.SOL_SOCKET and type == socket.SCM_RIGHTS:
             descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
     if answered & socket.MSG_CTRUNC:
-        for descriptor in descriptors:
-            os.close(descriptor)
+        _close(descriptors)
         raise IncompleteHandover(
             "this process may not open as many files as are handed over: raise LimitNOFILE"
         )

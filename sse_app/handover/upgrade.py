@@ -26,7 +26,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from sse_app.errors import SSEAppError
-from sse_app.handover.giving import Giving
+from sse_app.handover.giving import Giving, copied_of
 from sse_app.handover.state import Envelope, Parcel, State, decode, encode
 from sse_app.handover.transfer import Arrival, channel, send
 
@@ -39,6 +39,9 @@ LISTENING, LOCK = "listening", "lock"
 START_TIMEOUT = 60.0
 TAKE_TIMEOUT = 10.0
 """How long the successor may take to start and to take over, in seconds."""
+
+AHEAD = 120.0
+"""A stream whose token expires within so many seconds is not copied ahead."""
 
 TELL_TIMEOUT = 1.0
 """How long the process before may take to tell systemd who is the main process now, in seconds."""
@@ -160,16 +163,16 @@ class Upgrade:
 
     async def _hand_over(self, sending: socket.socket) -> None:
         await self._conversation.hear("ready", START_TIMEOUT)
-        state, descriptors = self._giving.quiet_streams()
+        state, descriptors = self._giving.quiet_streams(AHEAD)
         send(sending, encode(state), descriptors)
         self._conversation.say("copied")
         await self._conversation.hear("built", START_TIMEOUT)
-        carried = {stream.number: stream.listener for stream in state.streams}
+        copied = copied_of(state)
         try:
             await self._giving.hold()
             if self._giving.publishing:  # two processes must not write to the log
                 raise UpgradeFailed("the event log did not end its work")
-            state, descriptors = self._giving.everything(carried)
+            state, descriptors = self._giving.everything(copied)
             along = [Parcel(name, False, b"") for name, _ in self._along]
             whole = state._replace(parcels=[*state.parcels, *along])
             send(sending, encode(whole), [*descriptors, *(descriptor for _, descriptor in self._along)])
@@ -251,12 +254,13 @@ class Successor:
     def _take(self) -> tuple[Envelope, list[int]]:
         arrival = Arrival(self._receiving)
         arrival.take()
-        return decode(arrival.text), arrival.descriptors
+        ((text, descriptors),) = arrival.parts
+        return decode(text), descriptors
 
 
 def along_with(state: State, descriptors: list[int]) -> list[tuple[str, int]]:
     """Return name and descriptor of what came along with the connections."""
-    attached = [parcel.kind for parcel in state.parcels if parcel.attached]
+    attached = [parcel.kind for parcel in state.parcels if parcel.place < 0]
     return [
         (kind, descriptor)
         for kind, descriptor in zip(attached, descriptors, strict=True)
