@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import shlex
 import sys
 import time
@@ -91,6 +92,7 @@ class Bench:
         time.sleep(0.4 / self._rate)  # between two events, all of which have arrived
         published, again = len(self._publisher.ids), len(self._publisher.retried)
         self.client.reset()
+        time.sleep(random.random() / self._rate)  # not always at the same moment between two events
         before = machine_time()
         change()
         time.sleep(AFTERWARDS)
@@ -125,13 +127,16 @@ class Bench:
         wait_until(lambda: self._manager.main_pid not in (0, before), DEADLINE)
         time.sleep(0.2)
 
-    def pause(self) -> float:
-        """Return how long the last pause was, in milliseconds, by the service's own log."""
+    def pause(self) -> Sample:
+        """Return how long the last pause was by the service's log, since the last event and since accepting ended."""
         at: dict[str, float] = {}
         for line in self._manager.server_log.read_text().splitlines():
             entry = json.loads(line)
             at[entry["event"]] = datetime.fromisoformat(entry["timestamp"]).timestamp()
-        return 1000 * (at["listening"] - at["holding"])
+        return {
+            "pause_ms": 1000 * (at["listening"] - at["held"]),
+            "accepting_pause_ms": 1000 * (at["listening"] - at["holding"]),
+        }
 
     def stop_and_start(self) -> Sample:
         """Stop the service and start it again, and return how its streams ended and came back.
@@ -187,7 +192,7 @@ def run(streams: int, rate: float, rounds: int, result: Result) -> None:
                 for _ in range(rounds):
                     sample = bench.measure(change)
                     if variant != "undisturbed":
-                        sample["pause_ms"] = bench.pause()
+                        sample |= bench.pause()
                     result.samples[variant].append(sample)
                     _show(variant, sample)
             result.samples["stop"] = [bench.stop_and_start()]

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-import argparse
+import gc
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 from sse_app.version import VERSION
+
+if TYPE_CHECKING:
+    import argparse
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return the exit status: 0, 1 for an error told in one line, 2 for wrong usage."""
     words = sys.argv[1:] if arguments is None else list(arguments)
-    # A restarted server is not there yet: it has no time for the flags of twenty other commands.
-    options = _serve_parser().parse_args(words[1:]) if words[:1] == ["serve"] else _parser().parse_args(words)
+    options: Any
+    if words == [
+        "serve"
+    ]:  # as the unit does: a restarted server has no time for the flags of twenty commands
+        gc.disable()  # until it serves, it builds what stays, thousands of streams too: there is nothing to collect
+        options = SimpleNamespace(run="serve:serve")
+    else:
+        options = _parser().parse_args(words)
     from sse_app.errors import SSEAppError  # after --help and --version, which need nothing else
 
     try:
@@ -33,17 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-_SERVE = "serve streams until SIGTERM or Ctrl-C"
-
-
-def _serve_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="sse-app serve", description=_SERVE)
-    parser.set_defaults(run="serve:serve")
-    _add_flags(parser)
-    return parser
-
-
 def _parser() -> argparse.ArgumentParser:
+    import argparse
+
     parser = argparse.ArgumentParser(
         prog="sse-app", description="Authenticated Server-Sent Events. Without a command it serves."
     )
@@ -60,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         return command
 
-    add("serve", "serve:serve", _SERVE)
+    add("serve", "serve:serve", "serve streams until SIGTERM or Ctrl-C")
     add("check-config", "serve:check_config", "read the settings, say what is wrong with them, and exit")
     add(
         "upgrade",
@@ -125,6 +128,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _settings_flags() -> argparse.ArgumentParser:
+    import argparse
+
     flags = argparse.ArgumentParser(add_help=False)
     _add_flags(flags)
     return flags
@@ -132,8 +137,9 @@ def _settings_flags() -> argparse.ArgumentParser:
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that override settings; absent ones leave no trace, so that they may stand anywhere."""
+    from argparse import SUPPRESS as absent
+
     group = parser.add_argument_group("settings", "override the environment and the settings file")
-    absent = argparse.SUPPRESS
     group.add_argument("--config", type=Path, metavar="FILE", default=absent, help="the settings file")
     group.add_argument("--host", default=absent, metavar="ADDRESS")
     group.add_argument("--port", default=absent)

@@ -43,19 +43,29 @@ class Disconnects:
 
     def forget(self, fd: int) -> None:
         """Watch a socket no more; before it is closed, for its number may be another one's then."""
-        if self._epoll is None:
+        if not _EPOLL:
             asyncio.get_running_loop().remove_reader(fd)
-            return
-        del self._watched[fd]
-        self._epoll.unregister(fd)
+        elif self._watched.pop(fd, None) is not None and self._epoll is not None:
+            self._epoll.unregister(fd)
 
-    def close(self) -> None:
-        """Let go of the event loop; nobody is watched any more."""
+    def suspend(self) -> None:
+        """Let go of all sockets for a while; what the kernel has to do for that is not left to the process's end."""
         if self._epoll is not None:
             asyncio.get_running_loop().remove_reader(self._epoll.fileno())
             self._epoll.close()
             self._epoll = None
-            self._watched.clear()
+
+    def resume(self) -> None:
+        """Watch again whom `suspend` let go of."""
+        if self._epoll is None:
+            watched, self._watched = self._watched, {}
+            for fd, who in watched.items():
+                self.watch(fd, who)
+
+    def close(self) -> None:
+        """Let go of the event loop; nobody is watched any more."""
+        self.suspend()
+        self._watched.clear()
 
     def _look(self) -> None:
         assert self._epoll is not None

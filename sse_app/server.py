@@ -54,6 +54,7 @@ def run(settings: Settings, reread: Callable[[], Settings]) -> None:
     Raises:
         StateError: the state directory, the event log or the address cannot be used.
     """
+    gc.disable()
     process.prepare()
     with asyncio.Runner(loop_factory=process.loop_factory()) as runner:
         runner.run(Process(settings, reread).serve())
@@ -112,7 +113,8 @@ class Process:
         loop.add_signal_handler(signal.SIGUSR2, self._begin, self._hand_to_successor)
         # Listening comes last: whoever connects is served.
         self._server.add_sockets(listening)
-        self._systemd.notify("READY=1", self._status())
+        # The beat begins here: upgrades that follow each other quickly would else be taken for one hung process.
+        self._systemd.notify("READY=1", "WATCHDOG=1", self._status())
         log.info("listening", extra={"address": addresses(listening), "pid": os.getpid(), "version": VERSION})
         gc.enable()
         self._started.set()
@@ -160,10 +162,10 @@ class Process:
     # -- running --------------------------------------------------------------------------------------------
 
     async def _after_start(self) -> None:
-        """Do what can wait: see to adopted streams, and load beside the event loop what streams do not need."""
+        """Do what can wait, that first which somebody may wait for: the next publish brings a token."""
+        await asyncio.to_thread(import_module, "sse_app.auth.jose")
         adopted, self._adopted = self._adopted, []
         await self._taking.settle(adopted)
-        await asyncio.to_thread(import_module, "sse_app.auth.jose")
         await self._services.password_threads.warm_up()
 
     def _begin(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:

@@ -210,7 +210,9 @@ class Stream:
             self.connection.close()
 
     def woken_by_close(self) -> None:
-        """Let the flush loop see that the connection has ended."""
+        """Let the flush loop see that the connection has ended; a handover finds it among the laggards."""
+        if self._waiter is not None or self._resume is not None:
+            self._laggards.add(self)
         self._wake()
 
     def unsent(self) -> bytes:

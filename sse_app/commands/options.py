@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import json
+from typing import TYPE_CHECKING
 
 from sse_app.auth.grants import Grants
 from sse_app.errors import SettingsError
 from sse_app.settings import Settings
 from sse_app.sources import load_settings
+
+if TYPE_CHECKING:
+    import argparse
 
 
 def settings_of(options: argparse.Namespace) -> Settings:

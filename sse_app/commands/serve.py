@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
-import gc
 import os
 import signal
 import time
+from typing import TYPE_CHECKING
 
 from sse_app import logs
 from sse_app.commands.options import settings_of
@@ -15,14 +14,15 @@ from sse_app.settings import plain
 from sse_app.sources import find_settings_file
 from sse_app.state import StateDirectory
 
+if TYPE_CHECKING:
+    import argparse
+
 UPGRADE_TIMEOUT = 60.0
 """Seconds."""
 
 
 def serve(options: argparse.Namespace) -> None:
     """Serve until a signal comes."""
-    # Until it serves, the process only builds what stays, thousands of streams too: a collection finds nothing.
-    gc.disable()
     from sse_app import server
 
     settings = settings_of(options)

@@ -23,7 +23,8 @@ def install(options: argparse.Namespace) -> None:
     config = find_settings_file(getattr(options, "config", None))
     listen = f"[{settings.host}]" if ":" in settings.host else settings.host
     texts = render(
-        command=[*_program(), "serve", *(["--config", str(config.absolute())] if config else [])],
+        command=[*_program(), "serve"],
+        config=_environment("SSE_APP_CONFIG", str(config.absolute())) if config else "",
         listen=f"{listen}:{settings.port}",
         user="" if options.user else options.run_as,
         calls_out=bool(settings.oidc.issuer),
@@ -41,11 +42,14 @@ def install(options: argparse.Namespace) -> None:
     print(f"next: {systemctl} daemon-reload && {systemctl} enable --now {' '.join(UNITS)}")
 
 
-def render(*, command: list[str], listen: str, user: str, home: bool, calls_out: bool) -> dict[str, str]:
+def render(
+    *, command: list[str], config: str, listen: str, user: str, home: bool, calls_out: bool
+) -> dict[str, str]:
     """Return the units' texts by their names.
 
     Args:
         command: starts the server.
+        config: names the settings file, if there is one.
         listen: the address of the socket.
         user: whom the service runs as; empty in a user's own manager.
         calls_out: whether the server itself opens connections.
@@ -53,6 +57,7 @@ def render(*, command: list[str], listen: str, user: str, home: bool, calls_out:
     """
     values = {
         "command": " ".join(shlex.quote(word) for word in command),
+        "config": config,
         "listen": listen,
         "user": f"User={user}" if user else "",
         "protect_home": "read-only" if home or not user else "yes",
@@ -60,6 +65,13 @@ def render(*, command: list[str], listen: str, user: str, home: bool, calls_out:
         "target": "multi-user.target" if user else "default.target",
     }
     return {name: Template((TEMPLATES / name).read_text()).substitute(values) for name in UNITS}
+
+
+def _environment(name: str, value: str) -> str:
+    """Return the line that sets a variable (systemd.syntax(7), systemd.unit(5) on specifiers)."""
+    for sign, written in (("\\", "\\\\"), ('"', '\\"'), ("%", "%%")):
+        value = value.replace(sign, written)
+    return f'Environment="{name}={value}"'
 
 
 def _program() -> list[str]:

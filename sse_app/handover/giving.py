@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 
 from sse_app.channels import ChannelName
 from sse_app.handover.connections import HandoverServer
 from sse_app.handover.state import IDLE, STREAM, Parcel, State, StreamState
 from sse_app.services import Services
-from sse_app.stream import Listener, Stream
+from sse_app.stream import Stream
 
 CALM_TIMEOUT = 2.0
 """How long requests that are being answered may take to end, in seconds; those that do not are cut off."""
@@ -19,13 +20,30 @@ CALM_TIMEOUT = 2.0
 ARRIVAL_TIMEOUT = 0.25
 """How long requests that are still being sent may take to arrive: a slow client would keep all others waiting."""
 
+REST_TIMEOUT = 0.5
+"""How long a moment between two fan-outs is waited for, in seconds."""
+
 CALM_TURNS = 8
 """For so many turns of the event loop nothing must be under way: what was read may take a few to be seen."""
 
-Copied = Mapping[int, tuple[int, Listener]]
-"""Streams that were copied ahead: by number, the place in which they came, and who listened."""
-
 log = logging.getLogger(__name__)
+
+
+class Copied:
+    """Streams that were copied ahead, each with its place among them.
+
+    Args:
+        streams: in the order in which they came.
+    """
+
+    def __init__(self, streams: Sequence[Stream]) -> None:
+        self.places = {stream: place for place, stream in enumerate(streams)}
+        self._listeners = [stream.listener for stream in streams]
+
+    def renewed(self) -> set[Stream]:
+        """Return those that live on another token now."""
+        pairs = zip(self.places, self._listeners, strict=True)
+        return {stream for stream, listener in pairs if stream.listener is not listener}
 
 
 class Giving:
@@ -41,8 +59,13 @@ class Giving:
         self._server = server
 
     async def hold(self) -> None:
-        """Let what is under way end, and begin nothing: what `state` then says stays true."""
-        log.info("holding", extra={"streams": len(self._services.hub.streams)})
+        """Let what is under way end, and begin nothing: what `everything` then says stays true."""
+        hub = self._services.hub
+        # A fan-out to thousands takes a while; as long as it lasts, the server may as well go on.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(REST_TIMEOUT):
+                await hub.settled()
+        log.info("holding", extra={"streams": len(hub.streams)})
         self._server.hold()
         begun = time.monotonic()
         turns = 0
@@ -54,9 +77,14 @@ class Giving:
             calm = not (answered or self._services.opening.count or (arriving and passed < ARRIVAL_TIMEOUT))
             turns = turns + 1 if calm else 0
             await asyncio.sleep(0 if calm else 0.001)
-        await self._services.hub.settled()
+        await hub.settled()
         self._services.keepalive.stop()
         await self._services.enforcement.stop()
+        log.info("held", extra={"seconds": round(time.monotonic() - begun, 3)})
+
+    def forget_disconnects(self) -> None:
+        """Leave it to the next process to notice when clients go: to let go of all sockets takes a while."""
+        self._services.hub.disconnects.suspend()
 
     @property
     def publishing(self) -> bool:
@@ -65,11 +93,12 @@ class Giving:
 
     def let_go_on(self) -> None:
         """Take up everything again: there is no successor after all."""
+        self._services.hub.disconnects.resume()
         self._services.keepalive.start()
         self._services.enforcement.start()
         self._server.let_go_on()
 
-    def quiet_streams(self, ahead: float) -> tuple[State, list[int]]:
+    def quiet_streams(self, ahead: float) -> tuple[Copied, State, list[int]]:
         """Return the streams that have nothing waiting, and their descriptors; the server may go on meanwhile.
 
         Args:
@@ -79,11 +108,11 @@ class Giving:
         hub = self._services.hub
         soon = time.time() + ahead
         quiet = [
-            (stream, -1)
+            stream
             for stream in hub.streams - hub.laggards
             if _goes_on(stream) and stream.replay is None and stream.listener.lease.expires_at > soon
         ]
-        return self._state(quiet, [])
+        return Copied(quiet), *self._state([(stream, -1) for stream in quiet], [])
 
     def everything(self, copied: Copied) -> tuple[State, list[int]]:
         """Return streams and idle connections; only while the server is held.
@@ -92,16 +121,14 @@ class Giving:
             copied: the streams that the receiver has as quiet ones; of these only what has changed is said.
         """
         hub = self._services.hub
-        gone = set(range(len(copied)))
-        told = []
-        for stream in hub.streams:
-            if not _goes_on(stream):
-                continue
-            place, listener = copied.get(stream.number, (-1, None))
-            gone.discard(place)
-            if listener is not stream.listener or stream in hub.laggards:
-                told.append((stream, place))
-        state, descriptors = self._state(told, sorted(gone))
+        places = copied.places
+        going_on = {stream for stream in hub.laggards if _goes_on(stream)}
+        gone = (places.keys() - hub.streams) | ((hub.laggards - going_on) & places.keys())
+        new = {stream for stream in hub.streams - places.keys() - hub.laggards if _goes_on(stream)}
+        changed = going_on | new | (copied.renewed() - gone)
+        state, descriptors = self._state(
+            [(stream, places.get(stream, -1)) for stream in changed], [places[stream] for stream in gone]
+        )
         parcels = list(state.parcels)
         for descriptor, half_read in self._server.idle():
             parcels.append(Parcel(IDLE, False, half_read))
@@ -131,11 +158,6 @@ class Giving:
             parcels.append(parcel)
         head = hub.head
         return State(head.epoch, head.seq, list(channels), states, parcels, gone), descriptors
-
-
-def copied_of(state: State) -> Copied:
-    """Return what the receiver of a state has then."""
-    return {stream.number: (place, stream.listener) for place, stream in enumerate(state.streams)}
 
 
 def _goes_on(stream: Stream) -> bool:

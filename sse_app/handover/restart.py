@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 
-from sse_app.handover.giving import Giving, copied_of
+from sse_app.handover.giving import Giving
 from sse_app.handover.parts import Whole
 from sse_app.handover.state import UnreadableState, decode, encode
 from sse_app.handover.store import Store
@@ -24,9 +24,9 @@ async def leave(giving: Giving, store: Store) -> bool:
     Nearly all is said while the streams still go on, so that the pause begins with the little that is left.
     """
     try:
-        state, descriptors = giving.quiet_streams(AHEAD)
+        copied, state, descriptors = giving.quiet_streams(AHEAD)
         store.put(encode(state), descriptors, last=False)
-        copied = copied_of(state)
+        giving.forget_disconnects()
         await giving.hold()
         state, descriptors = giving.everything(copied)
         store.put(encode(state), descriptors, last=True)

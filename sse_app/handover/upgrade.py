@@ -26,7 +26,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from sse_app.errors import SSEAppError
-from sse_app.handover.giving import Giving, copied_of
+from sse_app.handover.giving import Giving
 from sse_app.handover.state import Envelope, Parcel, State, decode, encode
 from sse_app.handover.transfer import Arrival, channel, send
 
@@ -163,11 +163,10 @@ class Upgrade:
 
     async def _hand_over(self, sending: socket.socket) -> None:
         await self._conversation.hear("ready", START_TIMEOUT)
-        state, descriptors = self._giving.quiet_streams(AHEAD)
+        copied, state, descriptors = self._giving.quiet_streams(AHEAD)
         send(sending, encode(state), descriptors)
         self._conversation.say("copied")
         await self._conversation.hear("built", START_TIMEOUT)
-        copied = copied_of(state)
         try:
             await self._giving.hold()
             if self._giving.publishing:  # two processes must not write to the log
