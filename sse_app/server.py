@@ -21,11 +21,13 @@ from sse_app.application import SSEApp
 from sse_app.errors import SSEAppError
 from sse_app.handlers.running import AdoptedStreams
 from sse_app.handover.connections import HandoverServer
+from sse_app.handover.conversation import LISTENING, LOCK, Along, Successor, UpgradeFailed, along_with
 from sse_app.handover.giving import Giving
 from sse_app.handover.restart import find, leave
+from sse_app.handover.stand_in import STAND_IN, WITHOUT, close_door, knock, open_door, stand_in
 from sse_app.handover.store import RECEIVING, SENDING, Store
 from sse_app.handover.taking import Taking
-from sse_app.handover.upgrade import LISTENING, LOCK, Successor, Upgrade, UpgradeFailed, along_with
+from sse_app.handover.upgrade import Upgrade, started_as_successor
 from sse_app.listening import addresses, bind
 from sse_app.settings import Settings
 from sse_app.stream import Stream
@@ -86,8 +88,13 @@ class Process:
 
     async def serve(self) -> None:
         """Start, serve, and end."""
-        inherited = inherited_descriptors()
-        successor = Successor.of_environment()
+        self._inherited = inherited_descriptors()
+        successor = started_as_successor()
+        standing_in = os.environ.pop(STAND_IN, "") != ""
+        if successor is None:
+            self._listen_for_the_end()
+            self._store = Store.of(self._inherited, self._systemd)
+            successor = knock(self._settings.state_dir) if self._systemd.knows_unit else None
         self._app = SSEApp(self._settings, locked=successor is None)
         self._services = self._app.services
         application = self._app.application()
@@ -103,22 +110,24 @@ class Process:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGHUP, signal.SIGUSR2):
             loop.add_signal_handler(number, _too_early, number)
-        if successor is None:
-            self._listen_for_the_end()
-            self._store = Store.of(inherited, self._systemd)
-            listening = await self._start(inherited)
-        else:
-            listening = await self._succeed(successor)
-        loop.add_signal_handler(signal.SIGHUP, self._begin, self._reload)
-        loop.add_signal_handler(signal.SIGUSR2, self._begin, self._hand_to_successor)
+        door = open_door(self._services.state.path) if standing_in else None
+        listening = await (self._start() if successor is None else self._succeed(successor))
+        if not standing_in:
+            loop.add_signal_handler(signal.SIGHUP, self._begin, self._reload)
+            loop.add_signal_handler(signal.SIGUSR2, self._begin, self._hand_to_successor)
         # Listening comes last: whoever connects is served.
         self._server.add_sockets(listening)
         # The beat begins here: upgrades that follow each other quickly would else be taken for one hung process.
         self._systemd.notify("READY=1", "WATCHDOG=1", self._status())
-        log.info("listening", extra={"address": addresses(listening), "pid": os.getpid(), "version": VERSION})
+        log.info(
+            "standing_in" if standing_in else "listening",
+            extra={"address": addresses(listening), "pid": os.getpid(), "version": VERSION},
+        )
         gc.enable()
         self._started.set()
         self._begin(self._after_start)
+        if door is not None:
+            self._begin(lambda: self._stand_in(door))
         beats = self._keep_systemd_informed()
         await self._ended.wait()
         for beat in beats:
@@ -126,38 +135,45 @@ class Process:
 
     # -- starting -------------------------------------------------------------------------------------------
 
-    async def _start(self, inherited: list[tuple[str, int]]) -> list[socket.socket]:
+    async def _start(self) -> list[socket.socket]:
         """Start, adopt what the process before has left in the store, and return the listening sockets."""
         await self._app.start()
         if self._store:
             self._adopted = find(self._taking, self._store)
-        listening = [
-            socket.socket(fileno=descriptor)
-            for name, descriptor in inherited
-            if name not in (SENDING, RECEIVING)
-        ]
+        return self._listening() or bind(self._settings)
+
+    def _listening(self) -> list[socket.socket]:
+        """Return the listening sockets that systemd has passed."""
+        names = (SENDING, RECEIVING)
+        listening = [socket.socket(fileno=number) for name, number in self._inherited if name not in names]
         for sock in listening:
             sock.setblocking(False)
             sock.set_inheritable(False)
-        return listening or bind(self._settings)
+        return listening
 
     async def _succeed(self, successor: Successor) -> list[socket.socket]:
-        """Take over from the process that has started this one, and return the listening sockets."""
+        """Take over from a process that serves, and return the listening sockets."""
         state, descriptors = await successor.streams()
         self._services.prepare()
         built = self._taking.build(state, descriptors)
         state, descriptors = await successor.everything()
         along = along_with(state, descriptors)
-        self._store = Store.of(along, self._systemd)
         await self._app.start()
         if not self._taking.is_at_head(state):
             raise UpgradeFailed("the event log is not where the process before said it was")
         self._adopted = self._taking.adopt(state, descriptors, built)
-        self._listen_for_the_end()  # until now, a signal ends only this process: the one before serves on
+        if self._store is None:  # until now, a signal ended only this process: the one before served on
+            self._listen_for_the_end()
+            self._store = Store.of(along, self._systemd)
         successor.serve()
         self._services.state.hold(next(descriptor for name, descriptor in along if name == LOCK))
         log.info("succeeded", extra={"streams": len(self._services.hub.streams)})
-        return [socket.socket(fileno=descriptor) for name, descriptor in along if name == LISTENING]
+        theirs = [socket.socket(fileno=descriptor) for name, descriptor in along if name == LISTENING]
+        if not (ours := self._listening()):
+            return theirs
+        for sock in theirs:
+            sock.close()
+        return ours
 
     # -- running --------------------------------------------------------------------------------------------
 
@@ -208,24 +224,38 @@ class Process:
         """Start a successor, hand everything over to it, and end; go on if it fails."""
         if self._upgrade is not None or self._ending:
             return
-        along = [(LISTENING, sock.fileno()) for sock in self._server.listening]
-        along += self._store.descriptors() if self._store else []
-        along.append((LOCK, self._services.state.lock_descriptor))
+        along = self._along() + (self._store.descriptors() if self._store else [])
         self._upgrade = Upgrade(self._giving, along)
         self._upgraded.clear()
         try:
-            await self._upgrade.run(self._taken_over)
+            successor = await self._upgrade.run()
         except UpgradeFailed as error:
             log.error("upgrade_failed", extra={"detail": str(error)})
         else:
+            self._systemd.notify(f"MAINPID={successor}")
+            log.info("upgraded", extra={"successor": successor})
+            self._upgrade.told()
             _end_now()
         finally:
             self._upgrade = None
             self._upgraded.set()
 
-    def _taken_over(self, successor: int) -> None:
-        self._systemd.notify(f"MAINPID={successor}")
-        log.info("upgraded", extra={"successor": successor})
+    def _along(self) -> Along:
+        """Return what goes along in a warm handover."""
+        along = [(LISTENING, sock.fileno()) for sock in self._server.listening]
+        return [*along, (LOCK, self._services.state.lock_descriptor)]
+
+    async def _stand_in(self, door: socket.socket) -> None:
+        """Serve only until the next main process has taken over."""
+        try:
+            await stand_in(self._giving, self._along(), door, self._systemd.has_stopped)
+        except UpgradeFailed as error:
+            log.warning("stand_in_alone", extra={"detail": str(error)})
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+        finally:
+            close_door(self._services.state.path)
+        _end_now()
 
     # -- ending ---------------------------------------------------------------------------------------------
 
@@ -256,10 +286,25 @@ class Process:
     async def _hand_over(self, store: Store) -> None:
         """Leave all connections to the next process, and end; come back only if that is not possible."""
         gc.disable()
+        if await self._systemd.spares_others() and await self._leave_stand_in():
+            _end_now()
         if await leave(self._giving, store):
             log.info("handed_over", extra={"streams": len(self._services.hub.streams)})
             _end_now()
         gc.enable()
+
+    async def _leave_stand_in(self) -> bool:
+        """Hand over to a stand-in, and return whether it serves."""
+        upgrade = Upgrade(self._giving, self._along())
+        try:
+            process = await upgrade.run(without=WITHOUT, **{STAND_IN: "1"})
+        except UpgradeFailed as error:
+            log.warning("stand_in_failed", extra={"detail": str(error)})
+            close_door(self._services.state.path)
+            return False
+        log.info("stand_in_serves", extra={"pid": process})
+        upgrade.told()
+        return True
 
     async def _drain(self) -> None:
         """End the streams, spread over a while, so that their clients come back spread out."""

@@ -12,7 +12,9 @@ from sse_app.errors import SettingsError
 from sse_app.settings import Section, Settings
 
 ENV_PREFIX = "SSE_APP_"
-OTHER_VARIABLES = frozenset({"SSE_APP_CONFIG", "SSE_APP_URL", "SSE_APP_TOKEN", "SSE_APP_SUCCESSOR"})
+OTHER_VARIABLES = frozenset(
+    {"SSE_APP_CONFIG", "SSE_APP_URL", "SSE_APP_TOKEN", "SSE_APP_SUCCESSOR", "SSE_APP_STAND_IN"}
+)
 """Variables with our prefix that are no settings: they speak to commands."""
 
 DEFAULT_FILES = (Path("config/sse_app.toml"), Path("/etc/sse_app/sse_app.toml"))

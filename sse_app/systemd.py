@@ -50,6 +50,11 @@ class Systemd:
         """Within how many seconds it wants to hear of us; 0 where it does not care."""
 
     @property
+    def knows_unit(self) -> bool:
+        """Whether this process was started as a unit of ours."""
+        return bool(self._unit)
+
+    @property
     def present(self) -> bool:
         """Whether there is one that listens."""
         return bool(self._address)
@@ -74,16 +79,31 @@ class Systemd:
 
         At SIGTERM the two look the same, but after a stop it empties the file descriptor store.
         """
+        jobs = await self._ask("list-jobs", "--no-legend", "--plain", "--full")
+        return any(
+            len(words) > 2 and words[1] == self._unit and words[2] == "stop"
+            for words in map(str.split, jobs.splitlines())
+        )
+
+    async def has_stopped(self) -> bool:
+        """Return whether the unit is neither there nor about to be; no answer counts as about to be."""
+        answer = (await self._ask("show", "--property=ActiveState,Job", self._unit)).split()
+        jobs = [line for line in answer if line.startswith("Job=") and line not in ("Job=", "Job=0")]
+        return not jobs and not {"ActiveState=inactive", "ActiveState=failed"}.isdisjoint(answer)
+
+    async def spares_others(self) -> bool:
+        """Return whether another process of the unit can serve on when the main process has ended.
+
+        By itself systemd would end it too, and make the listening socket, which both have, a blocking one.
+        """
+        answer = await self._ask("show", "--property=KillMode,NonBlocking", self._unit)
+        return {"KillMode=process", "NonBlocking=yes"} <= set(answer.split())
+
+    async def _ask(self, *words: str) -> str:
+        """Return what systemctl answers; nothing where it does not, or we do not know which unit we are."""
         if not self._unit:
-            return False
-        command = [
-            "systemctl",
-            *(["--user"] if self._of_user else []),
-            "list-jobs",
-            "--no-legend",
-            "--plain",
-            "--full",
-        ]
+            return ""
+        command = ["systemctl", *(["--user"] if self._of_user else []), *words]
         try:
             async with asyncio.timeout(ASKING_TIMEOUT):
                 asking = await asyncio.create_subprocess_exec(
@@ -96,9 +116,6 @@ class Systemd:
                         with suppress(ProcessLookupError):
                             asking.kill()
         except (OSError, TimeoutError) as error:
-            log.warning("systemd_unreachable", extra={"detail": str(error) or "no answer to list-jobs"})
-            return False
-        return any(
-            len(words) > 2 and words[1] == self._unit and words[2] == "stop"
-            for words in map(str.split, answer.decode("utf-8", "replace").splitlines())
-        )
+            log.warning("systemd_unreachable", extra={"detail": str(error) or f"no answer to {words[0]}"})
+            return ""
+        return answer.decode("utf-8", "replace")

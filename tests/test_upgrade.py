@@ -47,15 +47,15 @@ if point == 'started':
 elif point == 'adopted':
     sys.addaudithook(at_adoption)
 elif point:
-    import sse_app.handover.upgrade as upgrade
-    say = upgrade._Conversation.say
+    from sse_app.handover.conversation import Conversation
+    say = Conversation.say
     def say_and_die(self, word):
         if word == point == 'serving':
             self._socket.shutdown(0)  # it hears nothing more: so much is sure when it is told to go
         say(self, word)
         if word == point:
             die()
-    upgrade._Conversation.say = say_and_die
+    Conversation.say = say_and_die
 """
 
 

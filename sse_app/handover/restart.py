@@ -1,4 +1,4 @@
-"""A plain restart: one process leaves everything in the service manager's store, and the next one finds it there."""
+"""A cold restart: one process leaves everything in the service manager's store, and the next one finds it there."""
 
 from __future__ import annotations
 
