@@ -1,8 +1,9 @@
-"""The listening sockets of a server that opens its own."""
+"""The listening sockets: opened here, or passed by systemd."""
 
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 
 from tornado.netutil import bind_sockets
 
@@ -22,6 +23,15 @@ def bind(settings: Settings) -> list[socket.socket]:
         raise StateError(
             f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}"
         ) from None
+
+
+def inherited_sockets(inherited: Sequence[tuple[str, int]]) -> list[socket.socket]:
+    """Return the listening sockets that systemd has passed, by name and descriptor."""
+    sockets = [socket.socket(fileno=descriptor) for _, descriptor in inherited]
+    for sock in sockets:
+        sock.setblocking(False)
+        sock.set_inheritable(False)
+    return sockets
 
 
 def addresses(sockets: list[socket.socket]) -> str:

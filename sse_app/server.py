@@ -14,8 +14,6 @@ from collections.abc import Callable, Coroutine
 from importlib import import_module
 from typing import Any
 
-from tornado.ioloop import PeriodicCallback
-
 from sse_app import logs, process
 from sse_app.application import SSEApp
 from sse_app.errors import SSEAppError
@@ -24,11 +22,11 @@ from sse_app.handover.connections import HandoverServer
 from sse_app.handover.conversation import LISTENING, LOCK, Along, Successor, UpgradeFailed, along_with
 from sse_app.handover.giving import Giving
 from sse_app.handover.restart import find, leave
-from sse_app.handover.stand_in import STAND_IN, WITHOUT, close_door, knock, open_door, stand_in
+from sse_app.handover.stand_in import STAND_IN, close_door, knock, leave_stand_in, open_door, stand_in
 from sse_app.handover.store import RECEIVING, SENDING, Store
 from sse_app.handover.taking import Taking
 from sse_app.handover.upgrade import Upgrade, started_as_successor
-from sse_app.listening import addresses, bind
+from sse_app.listening import addresses, bind, inherited_sockets
 from sse_app.settings import Settings
 from sse_app.stream import Stream
 from sse_app.systemd import Systemd, inherited_descriptors
@@ -40,8 +38,6 @@ IDLE_TIMEOUT = 75.0
 
 BODY_TIMEOUT = 60.0
 """How long a request's body may take to come, in seconds."""
-
-STATUS_INTERVAL = 5.0
 
 log = logging.getLogger(__name__)
 
@@ -88,12 +84,13 @@ class Process:
 
     async def serve(self) -> None:
         """Start, serve, and end."""
-        self._inherited = inherited_descriptors()
+        inherited = inherited_descriptors()
+        self._inherited = [one for one in inherited if one[0] not in (SENDING, RECEIVING)]
         successor = started_as_successor()
         standing_in = os.environ.pop(STAND_IN, "") != ""
         if successor is None:
             self._listen_for_the_end()
-            self._store = Store.of(self._inherited, self._systemd)
+            self._store = Store.of(inherited, self._systemd)
             successor = knock(self._settings.state_dir) if self._systemd.knows_unit else None
         self._app = SSEApp(self._settings, locked=successor is None)
         self._services = self._app.services
@@ -128,7 +125,7 @@ class Process:
         self._begin(self._after_start)
         if door is not None:
             self._begin(lambda: self._stand_in(door))
-        beats = self._keep_systemd_informed()
+        beats = self._systemd.keep_informed(self._status)
         await self._ended.wait()
         for beat in beats:
             beat.stop()
@@ -140,16 +137,7 @@ class Process:
         await self._app.start()
         if self._store:
             self._adopted = find(self._taking, self._store)
-        return self._listening() or bind(self._settings)
-
-    def _listening(self) -> list[socket.socket]:
-        """Return the listening sockets that systemd has passed."""
-        names = (SENDING, RECEIVING)
-        listening = [socket.socket(fileno=number) for name, number in self._inherited if name not in names]
-        for sock in listening:
-            sock.setblocking(False)
-            sock.set_inheritable(False)
-        return listening
+        return inherited_sockets(self._inherited) or bind(self._settings)
 
     async def _succeed(self, successor: Successor) -> list[socket.socket]:
         """Take over from a process that serves, and return the listening sockets."""
@@ -169,7 +157,7 @@ class Process:
         self._services.state.hold(next(descriptor for name, descriptor in along if name == LOCK))
         log.info("succeeded", extra={"streams": len(self._services.hub.streams)})
         theirs = [socket.socket(fileno=descriptor) for name, descriptor in along if name == LISTENING]
-        if not (ours := self._listening()):
+        if not (ours := inherited_sockets(self._inherited)):
             return theirs
         for sock in theirs:
             sock.close()
@@ -193,16 +181,6 @@ class Process:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("uncaught", exc_info=error)
-
-    def _keep_systemd_informed(self) -> list[PeriodicCallback]:
-        """Have the event loop's own turning tell systemd that we live, and how many streams there are."""
-        beats = [PeriodicCallback(lambda: self._systemd.notify(self._status()), STATUS_INTERVAL * 1000)]
-        if self._systemd.watchdog:
-            interval = self._systemd.watchdog / 3
-            beats.append(PeriodicCallback(lambda: self._systemd.notify("WATCHDOG=1"), interval * 1000))
-        for beat in beats if self._systemd.present else ():
-            beat.start()
-        return beats
 
     def _status(self) -> str:
         return f"STATUS={len(self._services.hub.streams)} streams"
@@ -286,25 +264,14 @@ class Process:
     async def _hand_over(self, store: Store) -> None:
         """Leave all connections to the next process, and end; come back only if that is not possible."""
         gc.disable()
-        if await self._systemd.spares_others() and await self._leave_stand_in():
-            _end_now()
-        if await leave(self._giving, store):
+        directory = self._services.state.path
+        if (
+            await self._systemd.spares_others()
+            and await leave_stand_in(Upgrade(self._giving, self._along()), directory)
+        ) or await leave(self._giving, store):
             log.info("handed_over", extra={"streams": len(self._services.hub.streams)})
             _end_now()
         gc.enable()
-
-    async def _leave_stand_in(self) -> bool:
-        """Hand over to a stand-in, and return whether it serves."""
-        upgrade = Upgrade(self._giving, self._along())
-        try:
-            process = await upgrade.run(without=WITHOUT, **{STAND_IN: "1"})
-        except UpgradeFailed as error:
-            log.warning("stand_in_failed", extra={"detail": str(error)})
-            close_door(self._services.state.path)
-            return False
-        log.info("stand_in_serves", extra={"pid": process})
-        upgrade.told()
-        return True
 
     async def _drain(self) -> None:
         """End the streams, spread over a while, so that their clients come back spread out."""

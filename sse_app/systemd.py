@@ -7,11 +7,16 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from contextlib import suppress
+
+from tornado.ioloop import PeriodicCallback
 
 FIRST_INHERITED = 3
 """The first file descriptor that systemd passes (SD_LISTEN_FDS_START)."""
+
+STATUS_INTERVAL = 5.0
+"""Seconds between two notes on how we are."""
 
 ASKING_TIMEOUT = 1.0
 """How long systemd may take to say what it is about to do, in seconds."""
@@ -73,6 +78,15 @@ class Systemd:
                 notifier.sendmsg(["\n".join(assignments).encode()], passed)
             except OSError as error:
                 log.warning("systemd_unreachable", extra={"detail": str(error)})
+
+    def keep_informed(self, status: Callable[[], str]) -> list[PeriodicCallback]:
+        """Have the event loop's own turning tell that we live, and how we are; return what is to be stopped."""
+        beats = [PeriodicCallback(lambda: self.notify(status()), STATUS_INTERVAL * 1000)]
+        if self.watchdog:
+            beats.append(PeriodicCallback(lambda: self.notify("WATCHDOG=1"), self.watchdog / 3 * 1000))
+        for beat in beats if self.present else ():
+            beat.start()
+        return beats
 
     async def stops_for_good(self) -> bool:
         """Return whether it stops the unit rather than restarts it; unknown counts as a restart.

@@ -25,6 +25,7 @@ from pathlib import Path
 from sse_app.handover.conversation import Along, Conversation, Successor, UpgradeFailed, hand_over
 from sse_app.handover.giving import Giving
 from sse_app.handover.transfer import channel
+from sse_app.handover.upgrade import Upgrade
 
 STAND_IN = "SSE_APP_STAND_IN"
 """A variable that tells a successor that it is one."""
@@ -44,6 +45,19 @@ WITHOUT = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN
 _DOOR = "stand-in"
 
 log = logging.getLogger(__name__)
+
+
+async def leave_stand_in(upgrade: Upgrade, state_dir: Path) -> bool:
+    """Hand over to a stand-in, and return whether it serves; this process must end then, at once."""
+    try:
+        process = await upgrade.run(without=WITHOUT, **{STAND_IN: "1"})
+    except UpgradeFailed as error:
+        log.warning("stand_in_failed", extra={"detail": str(error)})
+        close_door(state_dir)
+        return False
+    log.info("stand_in_serves", extra={"pid": process})
+    upgrade.told()
+    return True
 
 
 def open_door(state_dir: Path) -> socket.socket:
