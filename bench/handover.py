@@ -92,6 +92,7 @@ class Bench:
         time.sleep(0.4 / self._rate)  # between two events, all of which have arrived
         published, again = len(self._publisher.ids), len(self._publisher.retried)
         self.client.reset()
+        self._seen = len(self._manager.server_log.read_text().splitlines())
         time.sleep(random.random() / self._rate)  # not always at the same moment between two events
         before = machine_time()
         change()
@@ -127,16 +128,26 @@ class Bench:
         wait_until(lambda: self._manager.main_pid not in (0, before), DEADLINE)
         time.sleep(0.2)
 
-    def pause(self) -> Sample:
-        """Return how long the last pause was by the service's log, since the last event and since accepting ended."""
-        at: dict[str, float] = {}
-        for line in self._manager.server_log.read_text().splitlines():
+    def without_stand_in(self) -> None:
+        """Have the unit let no stand-in live, so that restarts are cold."""
+        (self._manager.drop_ins / "cold.conf").write_text("[Service]\nKillMode=mixed\n")
+        self._manager.systemctl("daemon-reload")
+
+    def pauses(self) -> Sample:
+        """Return how long the last change's pauses were, in milliseconds, by the service's own log.
+
+        A restart with a stand-in has two: until the stand-in serves, and until the next main process does.
+        """
+        held = 0.0
+        pauses: list[float] = []
+        for line in self._manager.server_log.read_text().splitlines()[self._seen :]:
             entry = json.loads(line)
-            at[entry["event"]] = datetime.fromisoformat(entry["timestamp"]).timestamp()
-        return {
-            "pause_ms": 1000 * (at["listening"] - at["held"]),
-            "accepting_pause_ms": 1000 * (at["listening"] - at["holding"]),
-        }
+            at = datetime.fromisoformat(entry["timestamp"]).timestamp()
+            if entry["event"] == "held":
+                held = at
+            elif entry["event"] in ("standing_in", "listening"):
+                pauses.append(1000 * (at - held))
+        return {"pause_ms": sum(pauses), "longest_pause_ms": max(pauses)}
 
     def stop_and_start(self) -> Sample:
         """Stop the service and start it again, and return how its streams ended and came back.
@@ -187,12 +198,15 @@ def run(streams: int, rate: float, rounds: int, result: Result) -> None:
                 ("undisturbed", bench.nothing),
                 ("restart", bench.restart),
                 ("upgrade", bench.upgrade),
+                ("cold", bench.restart),
             ):
+                if variant == "cold":
+                    bench.without_stand_in()
                 result.samples[variant] = []
                 for _ in range(rounds):
                     sample = bench.measure(change)
                     if variant != "undisturbed":
-                        sample |= bench.pause()
+                        sample |= bench.pauses()
                     result.samples[variant].append(sample)
                     _show(variant, sample)
             result.samples["stop"] = [bench.stop_and_start()]

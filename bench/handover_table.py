@@ -12,15 +12,22 @@ _TITLES = {
     "undisturbed": "nothing happens",
     "restart": "`systemctl restart`",
     "upgrade": "`sse-app upgrade`",
+    "cold": "`systemctl restart` without a stand-in (`KillMode=mixed`)",
 }
 _WHAT = """\
 {streams:,.0f} streams, each with a user and a token of its own, on the service as `sse-app systemd install` \
 writes it, under a real systemd user manager, with the SQLite log and uvloop; {rate:.0f} events a second are \
-published all the while. The pause is the time in which nothing is served: from the moment the old process \
-accepts and reads nothing more, to READY of the new one. The longest wait is that of any client between two of \
-its reads, beside the same over as long a time in which nothing happens. Each figure is the median, with the \
-highest in brackets; then streams closed, events lost, events received twice, and publishes that had to be sent \
+published all the while. The pause is the time in which nothing is served: from the moment the last event of the \
+old process is out, to READY of the new one; a restart has two, until the stand-in serves and until the next main \
+process does, and this is their sum. The longest wait is that of any client between two of its reads, beside the \
+same over as long a time in which nothing happens: events are {apart:.0f} ms apart. Each figure is the median, with \
+the highest in brackets; then streams closed, events lost, events received twice, and publishes that had to be sent \
 again. {rounds}, {taken}."""
+_STOP = """\
+`systemctl stop` of the same {streams:,.0f} streams took {stop_s:.1f} s; {told:,.0f} were told `closing`, spread over \
+the drain time: half of them after {closing_p50_s:.1f} s, nine of ten after {closing_p90_s:.1f} s, the last after \
+{closing_max_s:.1f} s. By the `retry` that each was told they would have been back after {returning_p50_s:.1f}, \
+{returning_p90_s:.1f} and {returning_max_s:.1f} s. After `systemctl start` {resumed:,.0f} came back and were resumed."""
 
 
 def section(result: Result) -> list[str]:
@@ -29,7 +36,11 @@ def section(result: Result) -> list[str]:
     assert first is not None
     rounds = max(len(samples) for samples in result.samples.values())
     what = _WHAT.format(
-        streams=first["streams"], rate=first["rate"], rounds=f"{rounds} of each", taken=result.taken
+        streams=first["streams"],
+        rate=first["rate"],
+        apart=1000 / first["rate"],
+        rounds=f"{rounds} of each",
+        taken=result.taken,
     )
     lines = [
         "## Restarts and upgrades under live streams",
@@ -39,13 +50,13 @@ def section(result: Result) -> list[str]:
         "|  | pause, ms | at most | met | longest wait, ms | closed | lost | twice | sent again |",
         "|---|---:|---:|---|---:|---:|---:|---:|---:|",
     ]
-    for variant in result.samples:
+    for variant in _TITLES:
         bound = BOUNDS.get(variant)
         pauses = result.values(variant, "pause_ms")
         met = "" if bound is None else "yes" if max(pauses) <= bound else "**no**"
         cells = [
             _TITLES[variant],
-            _figure(result, variant, "pause_ms") if bound else "",
+            _figure(result, variant, "pause_ms") if pauses else "",
             f"{bound:.0f}" if bound else "",
             met,
             _figure(result, variant, "longest_wait_ms"),
@@ -55,7 +66,9 @@ def section(result: Result) -> list[str]:
             ),
         ]
         lines.append("| " + " | ".join(cells) + " |")
-    return [*lines, "", f"`{result.command}`", ""]
+    (stop,) = result.samples["stop"]
+    assert stop is not None
+    return [*lines, "", _STOP.format(**stop), "", f"`{result.command}`", ""]
 
 
 def _figure(result: Result, variant: str, metric: str) -> str:

@@ -33,6 +33,9 @@ from sse_app.systemd import Systemd, inherited_descriptors
 from sse_app.version import VERSION
 
 MAX_HEADER_BYTES = 32 * 1024
+_LATER = "sse_app.auth.jose"
+"""What is slow to load, and needed only when somebody comes with a token."""
+
 IDLE_TIMEOUT = 75.0
 """How long a connection may take to send a request's headers, in seconds."""
 
@@ -141,6 +144,7 @@ class Process:
 
     async def _succeed(self, successor: Successor) -> list[socket.socket]:
         """Take over from a process that serves, and return the listening sockets."""
+        import_module(_LATER)  # there is time for it
         state, descriptors = await successor.streams()
         self._services.prepare()
         built = self._taking.build(state, descriptors)
@@ -167,7 +171,7 @@ class Process:
 
     async def _after_start(self) -> None:
         """Do what can wait, that first which somebody may wait for: the next publish brings a token."""
-        await asyncio.to_thread(import_module, "sse_app.auth.jose")
+        await asyncio.to_thread(import_module, _LATER)
         adopted, self._adopted = self._adopted, []
         await self._taking.settle(adopted)
         await self._services.password_threads.warm_up()
