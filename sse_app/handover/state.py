@@ -169,8 +169,7 @@ def _state(body: _Body, parcels: Sequence[Parcel], gone: Sequence[int]) -> State
     channels = [tuple(map(parse_channel, names)) for names in body.channels]
     if not all(0 <= stream.channels < len(channels) for stream in body.streams):
         raise ValueError("the channels of a stream are missing")
-    if [parcel.kind == STREAM for parcel in parcels] != [
-        at < len(body.streams) for at in range(len(parcels))
-    ]:
+    others = len(parcels) - len(body.streams)
+    if [parcel.kind == STREAM for parcel in parcels] != [True] * len(body.streams) + [False] * others:
         raise ValueError("streams and parcels do not agree")
     return State(body.epoch, body.head, channels, body.streams, parcels, gone)
