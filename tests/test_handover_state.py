@@ -1,0 +1,273 @@
+"""What one process tells the next, by properties: nothing changes on its way, and what is broken is refused as such."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import NamedTuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sse_app.auth.claims import Lease
+from sse_app.channels import ChannelName
+from sse_app.handover.parts import Whole
+from sse_app.handover.state import (
+    FORMAT,
+    IDLE,
+    STREAM,
+    Envelope,
+    Parcel,
+    State,
+    StreamState,
+    UnreadableState,
+    decode,
+    encode,
+)
+from sse_app.stream import Listener, Replay
+
+SEQ = st.integers(0, 2**53)
+TIME = st.one_of(st.floats(0, 2**40), st.integers(0, 2**40))
+TEXT = st.text(max_size=8)
+DATA = st.binary(max_size=60)
+CHANNELS = st.lists(
+    st.sampled_from(list(map(ChannelName, ("dashboard", "alerts", "user.ann.orders", "a_b-c.0")))),
+    min_size=1,
+    max_size=3,
+    unique=True,
+).map(tuple)
+LEASE = st.builds(Lease, TEXT, TEXT, TEXT, TIME, TIME)
+LISTENER = st.builds(Listener, TEXT, LEASE, TEXT, st.lists(LEASE, max_size=2).map(tuple))
+REPLAY = st.none() | st.builds(Replay, SEQ, st.just(()) | CHANNELS, SEQ)
+PLACE = st.integers(-1, 5)
+STREAM_PARCEL = st.builds(Parcel, st.just(STREAM), st.booleans(), st.just(b"") | DATA, PLACE)
+OTHER_PARCEL = st.builds(
+    Parcel, st.sampled_from([IDLE, "listening", "lock"]), st.booleans(), DATA, st.just(-1)
+)
+CHANNELS_TABLE = st.lists(CHANNELS, min_size=1, max_size=4)
+
+
+def stream_states(channels: int) -> st.SearchStrategy[StreamState]:
+    return st.builds(StreamState, SEQ, LISTENER, st.integers(0, channels - 1), TIME, SEQ, REPLAY)
+
+
+@st.composite
+def states(draw: st.DrawFn) -> State:
+    channels = draw(CHANNELS_TABLE)
+    streams = draw(st.lists(stream_states(len(channels)), max_size=5))
+    parcels = [draw(STREAM_PARCEL) for _ in streams] + draw(st.lists(OTHER_PARCEL, max_size=4))
+    return State(draw(TEXT), draw(SEQ), channels, streams, parcels, draw(st.lists(SEQ, max_size=4)))
+
+
+class Parts(NamedTuple):
+    """A handover in two parts, and what has become of each connection of the first."""
+
+    copied: State
+    rest: State
+    unchanged: list[int]
+
+
+@st.composite
+def parts(draw: st.DrawFn) -> Parts:
+    channels = draw(CHANNELS_TABLE)
+    streams = draw(st.lists(stream_states(len(channels)), max_size=6))
+    copied = State(
+        draw(TEXT), draw(SEQ), channels, streams, [Parcel(STREAM, draw(st.booleans()), b"") for _ in streams]
+    )
+    fates = [draw(st.sampled_from(["unchanged", "gone", "changed"])) for _ in streams]
+
+    def places(wanted: str) -> list[int]:
+        return [place for place, fate in enumerate(fates) if fate == wanted]
+
+    told = draw(st.permutations([*places("changed"), *[-1] * draw(st.integers(0, 3))]))
+    later = draw(CHANNELS_TABLE)
+    parcels = [draw(STREAM_PARCEL)._replace(place=place) for place in told]
+    rest = State(
+        draw(TEXT),
+        draw(SEQ),
+        later,
+        [draw(stream_states(len(later))) for _ in told],
+        parcels + draw(st.lists(OTHER_PARCEL, max_size=3)),
+        draw(st.permutations(places("gone"))),
+    )
+    return Parts(copied, rest, places("unchanged"))
+
+
+def carried(state: State) -> Envelope:
+    return decode(encode(state))
+
+
+def sockets(state: State, first: int) -> list[int]:
+    """Return made-up descriptors for those parcels of a state that come with one."""
+    return [first + number for number in range(sum(parcel.place < 0 for parcel in state.parcels))]
+
+
+def spelt_out(state: State) -> list[tuple[object, ...]]:
+    """Return the streams with their channels in the place of a number."""
+    return [
+        (one.number, one.listener, state.channels[one.channels], one.opened_at, one.retry, one.replay)
+        for one in state.streams
+    ]
+
+
+@given(states())
+def test_a_state_comes_back_as_it_was(state: State) -> None:
+    assert carried(state).open() == state
+
+
+@given(parts())
+def test_streams_that_were_copied_and_what_has_changed_since_are_one_whole(parts: Parts) -> None:
+    copied, rest, unchanged = parts
+    first, second = sockets(copied, 100), sockets(rest, 200)
+    whole = Whole([(carried(copied), first), (carried(rest), second)])
+
+    arrived = iter(second)
+    assert whole.descriptors == [first[place] for place in unchanged] + [
+        next(arrived) if parcel.place < 0 else first[parcel.place] for parcel in rest.parcels
+    ]
+    assert whole.ended == [first[place] for place in rest.gone]
+    assert sorted(whole.descriptors + whole.ended) == first + second
+
+    parcels = [copied.parcels[place] for place in unchanged]
+    parcels += [parcel._replace(place=-1) for parcel in rest.parcels]
+    assert whole.parcels == parcels
+    state = whole.open()
+    assert (state.epoch, state.head, state.parcels, state.gone) == (rest.epoch, rest.head, parcels, ())
+    before = spelt_out(copied)
+    assert spelt_out(state) == [before[place] for place in unchanged] + spelt_out(rest)
+
+
+@given(states())
+def test_a_handover_in_one_part_is_whole_as_it_is(state: State) -> None:
+    alone = state._replace(parcels=[parcel._replace(place=-1) for parcel in state.parcels], gone=[])
+    whole = Whole([(carried(alone), sockets(alone, 100))])
+    assert (whole.open(), whole.parcels, whole.ended) == (alone, alone.parcels, [])
+    assert whole.descriptors == sockets(alone, 100)
+
+
+def of_another_format(text: bytes, format: int, body: bytes) -> bytes:
+    """Return a text with another state behind its envelope."""
+    head, _, rest = text.partition(b"\n")
+    envelope = json.loads(head)
+    data = rest[envelope["bytes"] :]
+    return json.dumps(envelope | {"format": format, "bytes": len(body)}).encode() + b"\n" + body + data
+
+
+@given(
+    parts(),
+    st.tuples(*[st.integers(-(2**31), 2**31).filter(lambda format: format != FORMAT)] * 2),
+    DATA,
+    DATA,
+)
+def test_whose_connections_they_are_can_be_told_whatever_the_format(
+    parts: Parts, formats: tuple[int, int], body: bytes, other: bytes
+) -> None:
+    copied, rest, _ = parts
+    mine = [(carried(state), sockets(state, 100 * at)) for at, state in enumerate((copied, rest), 1)]
+    theirs = [
+        (decode(of_another_format(encode(state), format, text)), descriptors)
+        for state, format, text, (_, descriptors) in zip(
+            (copied, rest), formats, (body, other), mine, strict=True
+        )
+    ]
+    for readable, foreign in (
+        (Whole(mine), Whole(theirs)),
+        (Whole(mine), Whole([mine[0], theirs[1]])),
+        (Whole(mine), Whole([theirs[0], mine[1]])),
+    ):
+        assert foreign.parcels == readable.parcels
+        assert foreign.descriptors == readable.descriptors
+        assert foreign.ended == readable.ended
+        with pytest.raises(UnreadableState, match="is of format"):
+            foreign.open()
+
+
+@given(states(), DATA)
+def test_a_body_that_is_none_is_refused_and_the_parcels_are_known(state: State, body: bytes) -> None:
+    envelope = decode(of_another_format(encode(state), FORMAT, body))
+    assert envelope.parcels == state.parcels
+    with pytest.raises(UnreadableState, match="is broken"):
+        envelope.open()
+
+
+@given(states(), st.data())
+def test_a_text_that_has_lost_its_end_is_refused(state: State, data: st.DataObject) -> None:
+    text = encode(state)
+    with pytest.raises(UnreadableState):
+        decode(text[: data.draw(st.integers(0, len(text) - 1))])
+
+
+@given(states(), st.binary(min_size=1, max_size=20))
+def test_a_text_with_more_at_its_end_is_refused(state: State, more: bytes) -> None:
+    with pytest.raises(UnreadableState):
+        decode(encode(state) + more)
+
+
+@given(states(), st.data())
+def test_a_text_with_other_bytes_in_it_is_read_or_refused(state: State, data: st.DataObject) -> None:
+    text = bytearray(encode(state))
+    for _ in range(data.draw(st.integers(1, 3))):
+        text[data.draw(st.integers(0, len(text) - 1))] = data.draw(st.integers(0, 255))
+    with suppress(UnreadableState):
+        decode(bytes(text)).open()
+
+
+@given(st.binary(max_size=200))
+def test_bytes_that_are_no_text_are_refused(text: bytes) -> None:
+    with pytest.raises(UnreadableState, match="has no envelope"):
+        decode(text)
+
+
+def a_state(*places: int, gone: Sequence[int] = ()) -> State:
+    """Return a state with a stream for each of its parcels' places."""
+    listener = Listener("c", Lease("s", "i", "t", 0, 2e9), "x")
+    stream = StreamState(1, listener, 0, 0.0, 1000, None)
+    parcels = [Parcel(STREAM, True, b"", place) for place in places]
+    return State("e", 1, [(ChannelName("a"),)], [stream] * len(places), parcels, gone)
+
+
+@pytest.mark.parametrize(
+    ("rest", "arrived"),
+    [
+        pytest.param(a_state(2), [], id="changed, but never copied"),
+        pytest.param(a_state(gone=[2]), [], id="gone, but never copied"),
+        pytest.param(a_state(gone=[-1]), [], id="gone, without a place"),
+        pytest.param(a_state(0, 0), [], id="changed twice"),
+        pytest.param(a_state(gone=[1, 1]), [], id="gone twice"),
+        pytest.param(a_state(0, gone=[0]), [], id="changed and gone"),
+        pytest.param(a_state(-1), [], id="new, without a socket"),
+        pytest.param(a_state(-1, 0, -1), [300], id="two new, with one socket"),
+    ],
+)
+def test_parts_that_do_not_go_together_are_refused(rest: State, arrived: list[int]) -> None:
+    with pytest.raises(UnreadableState, match="missing"):
+        Whole([(carried(a_state(-1, -1)), [100, 101]), (carried(rest), arrived)])
+
+
+@pytest.mark.parametrize("first", [[100], [100, 101, 102]])
+def test_copied_streams_and_their_sockets_must_be_as_many(first: list[int]) -> None:
+    with pytest.raises(UnreadableState, match="sockets are missing"):
+        Whole([(carried(a_state(-1, -1)), first), (carried(a_state()), [])])
+
+
+def test_a_part_that_refers_to_another_is_nothing_without_it() -> None:
+    for rest in (a_state(0), a_state(gone=[0])):
+        with pytest.raises(UnreadableState, match="missing"):
+            Whole([(carried(rest), [])])
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        pytest.param(a_state(-1)._replace(channels=[]), id="channels are missing"),
+        pytest.param(a_state(-1)._replace(channels=[(ChannelName("NO"),)]), id="a channel has no name"),
+        pytest.param(a_state(-1)._replace(parcels=[]), id="more streams than parcels"),
+        pytest.param(a_state(-1)._replace(streams=[]), id="more parcels than streams"),
+        pytest.param(a_state(-1)._replace(parcels=[Parcel(IDLE, False, b"")]), id="a stream is none"),
+    ],
+)
+def test_a_state_whose_pieces_do_not_agree_is_refused(broken: State) -> None:
+    with pytest.raises(UnreadableState, match="is broken"):
+        carried(broken).open()
