@@ -25,6 +25,8 @@ class _Checked(msgspec.StructMeta):
             return msgspec.convert(values, cls, strict=False, dec_hook=_parse)
         except msgspec.ValidationError as error:
             raise SettingsError(_one_line(error, values, cls)) from None
+        except UnicodeEncodeError as error:  # as from a variable of the environment
+            raise SettingsError(f"bad value for a setting: {error.object!r} is not UTF-8") from None
 
 
 def _parse(kind: type, value: object) -> object:
@@ -173,7 +175,7 @@ def plain(settings: Section) -> dict[str, Any]:
     return values
 
 
-_UNKNOWN = re.compile(r"Object contains unknown field `(.*)`")
+_UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 _WORDS = {"object": "a table", "array": "a list"}
 
 
@@ -182,7 +184,7 @@ def _one_line(error: msgspec.ValidationError, values: Mapping[str, Any], kind: t
     message, _, where = str(error).partition(" - at `$")
     name = where.rstrip("`").lstrip(".")
     if unknown := _UNKNOWN.fullmatch(message):
-        return f"unknown setting: {name and name + '.'}{unknown[1] or '(no name)'}"
+        return f"unknown setting: {name and name + '.'}{repr(unknown[1])[1:-1] or '(no name)'}"
     if message.startswith("Invalid enum value"):
         message = f"must be one of {', '.join(_allowed(name, kind))}"
     message = re.sub(r"`(\w+)`", lambda word: _WORDS.get(word[1], word[1]), message)
