@@ -1,0 +1,259 @@
+"""The settings: whatever is wrong is one line that names the setting, and what comes later overrides the earlier."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pytest
+
+from sse_app import Settings
+from sse_app.errors import SettingsError
+from sse_app.settings import Section, plain
+from sse_app.sources import load_settings
+
+Load = Callable[..., Settings]
+
+
+def is_section(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Section)
+
+
+def of_type(wanted: type, kind: type[Section] = Settings, above: str = "") -> Iterator[str]:
+    """Yield the dotted names of all settings of a type."""
+    for name, its in get_type_hints(kind).items():
+        if its is wanted:
+            yield above + name
+        elif is_section(its):
+            yield from of_type(wanted, its, f"{above}{name}.")
+
+
+FLOATS = sorted(of_type(float))
+WHOLE_NUMBERS = sorted(of_type(int))
+SECTIONS = sorted(name for name, kind in get_type_hints(Settings).items() if is_section(kind))
+
+
+@pytest.fixture
+def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
+    """Load from a file's text, flags, and the environment."""
+
+    def load(toml: str = "", flags: Mapping[str, object] | None = None, **environment: str) -> Settings:
+        file = tmp_path / "settings.toml"
+        file.write_text(toml)
+        with monkeypatch.context() as here:
+            for name, value in environment.items():
+                here.setenv(f"SSE_APP_{name}", value)
+            return load_settings(file, flags)
+
+    return load
+
+
+def nested(name: str, value: object) -> dict[str, Any]:
+    """Return the arguments that say so of a setting with a dotted name."""
+    for part in reversed(name.split(".")):
+        value = {part: value}
+    assert isinstance(value, dict)
+    return value
+
+
+def refusal(make: Callable[..., Settings], *arguments: Any, **named: Any) -> str:
+    """Return the line with which it is refused."""
+    with pytest.raises(SettingsError) as caught:
+        make(*arguments, **named)
+    line = str(caught.value)
+    assert len(line.splitlines()) == 1, line
+    return line
+
+
+def test_what_is_introspected_here_is_what_there_is() -> None:
+    assert {"history.age", "keepalive.ping_interval", "socket.user_timeout"} <= set(FLOATS)
+    assert {"port", "limits.streams", "socket.backlog"} <= set(WHOLE_NUMBERS)
+    assert {"limits", "log", "oidc"} <= set(SECTIONS)
+
+
+@pytest.mark.parametrize("name", FLOATS)
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf", "-1"])
+def test_no_number_of_seconds_may_be_infinite_or_none_at_all(load: Load, name: str, number: str) -> None:
+    for line in (
+        refusal(Settings, **nested(name, float(number))),
+        refusal(load, flags={name: number}),
+        refusal(load, f"{name} = {number}"),
+        refusal(load, **{name.upper().replace(".", "__"): number}),
+    ):
+        assert line.startswith(f"bad value for the setting {name}: ")
+        assert number in line
+
+
+@pytest.mark.parametrize("name", WHOLE_NUMBERS)
+@pytest.mark.parametrize("bad", [-1, 2**31 + 1, 10**30, 1.5, math.nan, True, None, "many", "", [], {}])
+def test_whole_numbers_are_whole_and_within_their_bounds(name: str, bad: object) -> None:
+    line = refusal(Settings, **nested(name, bad))
+    assert line.startswith(f"bad value for the setting {name}: ")
+    assert line.endswith(f"(got {bad!r})")
+
+
+@pytest.mark.parametrize(
+    ("name", "bad", "why"),
+    [
+        ("limits.streams", 0, "expected int >= 1"),
+        ("host", "", "length >= 1"),
+        ("log.level", "loud", "one of debug, info, warning, error"),
+        ("log.level", "a\nb", "one of debug, info, warning, error"),
+        ("log.format", "xml", "one of auto, console, json"),
+        ("event_log", "redis://localhost", "Redis is not supported"),
+        ("event_log", "x\ny", "must be 'sqlite:'"),
+        ("state_dir", 5, "expected str"),
+        ("channels", "dashboard", "expected a list"),
+        ("oidc.grants", ["a"], "expected a table"),
+        ("oidc", {"issuer": "https://a"}, "audience and jwks_url"),
+        ("oidc", {"issuer": "https://a", "audience": "b", "jwks_url": "ftp://a"}, "jwks_url"),
+    ],
+)
+def test_a_bad_value_is_named_with_what_would_be_a_good_one(name: str, bad: object, why: str) -> None:
+    line = refusal(Settings, **nested(name, bad))
+    assert line.startswith(f"bad value for the setting {name}: ")
+    assert why.lower() in line.lower()
+    assert line.endswith(f"(got {bad!r})")
+
+
+@pytest.mark.parametrize(
+    ("name", "elements", "at"),
+    [
+        ("channels", ["a", "B"], 1),
+        ("channels", ["a", "b", "sse_app.x"], 2),
+        ("channels", ["a", 5], 1),
+        ("channels", [["a"]], 0),
+        ("cors_origins", ["http://a", "http://a/path"], 1),
+        ("trusted_proxies", ["10.0.0.0/8", "10.0.0.1/8"], 1),
+        ("metrics.allow", ["127.0.0.1\n"], 0),
+        ("auth.own_channels", ["user.{sub}", "user.{name}"], 1),
+    ],
+)
+def test_a_bad_element_of_a_list_is_named_by_its_place(name: str, elements: list[object], at: int) -> None:
+    line = refusal(Settings, **nested(name, elements))
+    assert line.startswith(f"bad value for the setting {name}[{at}]: ")
+    assert line.endswith(f"(got {elements[at]!r})")
+
+
+def test_what_is_wrong_with_a_group_is_said_with_the_groups() -> None:
+    grants = {"team": {"subscribe": ["a", "B"]}}
+    line = refusal(Settings, oidc={"grants": grants})
+    assert line.startswith("bad value for the setting oidc.grants[...].subscribe[1]: ")
+    assert "'team'" in line
+
+
+@pytest.mark.parametrize("name", ["nope", "cls", "self", "values", "kind", ""])
+def test_an_unknown_setting_is_named_at_every_level(load: Load, name: str) -> None:
+    said = name or "(no name)"
+    assert refusal(Settings, **{name: 1}) == f"unknown setting: {said}"
+    assert refusal(load, json.dumps(name) + " = 1") == f"unknown setting: {said}"
+    assert refusal(load, flags={name: 1}) == f"unknown setting: {said}"
+    for section in SECTIONS:
+        assert refusal(Settings, **{section: {name: 1}}) == f"unknown setting: {section}.{said}"
+        assert refusal(load, flags={f"{section}.{name}": 1}) == f"unknown setting: {section}.{said}"
+    grants = {"team": {name: 1}}
+    assert refusal(Settings, oidc={"grants": grants}) == f"unknown setting: oidc.grants[...].{said}"
+
+
+def test_an_unknown_setting_with_a_line_break_is_named_in_one_line(load: Load) -> None:
+    assert refusal(load, '"a\\nb" = 1') == r"unknown setting: a\nb"
+    assert refusal(load, flags={"limits.a\nb": 1}) == r"unknown setting: limits.a\nb"
+
+
+@pytest.mark.parametrize(
+    "variable", ["NOPE", "LIMITS__NOPE", "PORT__X", "LIMITS__STREAMS__X", "LIMITS__", "_"]
+)
+def test_an_unknown_variable_is_named(load: Load, variable: str) -> None:
+    assert refusal(load, **{variable: "1"}) == f"unknown setting in the environment: SSE_APP_{variable}"
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_a_section_that_is_no_table_is_named(load: Load, section: str) -> None:
+    beginning = f"bad value for the setting {section}: expected a table"
+    wrong: list[object] = [5, "x", [], None, True]
+    for bad in wrong:
+        assert refusal(Settings, **{section: bad}).startswith(beginning)
+    assert refusal(load, f"{section} = 5").startswith(beginning)
+    assert refusal(load, flags={section: "5"}).startswith(beginning)
+    assert refusal(load, **{section.upper(): "5"}).startswith(beginning)
+
+
+def test_a_setting_that_is_also_taken_for_a_section_is_named(load: Load) -> None:
+    for flags in ({"port": 1, "port.x": 1}, {"port.x": 1}):
+        line = refusal(load, flags=flags)
+        assert line.startswith("bad value for the setting port: expected int, got a table")
+
+
+@pytest.mark.parametrize("variable", ["CHANNELS", "LIMITS", "OIDC__GRANTS"])
+@pytest.mark.parametrize("text", ["", "{", "a,b", "[" * 100_000, "1" * 5000])
+def test_a_variable_that_must_be_json_is_named(load: Load, variable: str, text: str) -> None:
+    name = variable.lower().replace("__", ".")
+    line = refusal(load, **{variable: text})
+    assert line == f"bad value for the setting {name}: SSE_APP_{variable} must be JSON"
+
+
+@pytest.mark.parametrize(
+    "toml", ["not toml", "port = 1\nport = 2", "port = " + "1" * 5000, "channels = " + "[" * 5000]
+)
+def test_a_file_that_cannot_be_read_is_named(load: Load, tmp_path: Path, toml: str) -> None:
+    assert refusal(load, toml).startswith(f"{tmp_path}/settings.toml is not TOML: ")
+    for path in (tmp_path / "nowhere.toml", tmp_path):
+        assert refusal(load_settings, path).startswith(f"cannot read the settings file {path}: ")
+    (tmp_path / "latin.toml").write_bytes(b"host = '\xff'")
+    assert refusal(load_settings, tmp_path / "latin.toml").startswith(f"{tmp_path}/latin.toml is not TOML: ")
+
+
+def test_a_text_that_is_not_utf_8_is_refused(load: Load) -> None:
+    for line in (refusal(load, PORT="\udcff"), refusal(load, flags={"port": "\udcff"})):
+        assert line == r"bad value for a setting: '\udcff' is not UTF-8"
+
+
+def test_flags_come_before_the_environment_and_that_before_the_file(load: Load) -> None:
+    toml = "port = 1\n[limits]\nstreams = 1\nbody_bytes = 1\nbatch_events = 1\n"
+    flags = {"limits.streams": "3", "port": "3"}
+    settings = load(toml, flags, PORT="2", LIMITS__STREAMS="2", LIMITS__BODY_BYTES="2")
+    limits = settings.limits
+    assert (settings.port, limits.streams, limits.body_bytes, limits.batch_events) == (3, 3, 2, 1)
+    assert limits.streams_per_user == Settings().limits.streams_per_user
+
+
+def test_a_section_in_one_variable_comes_before_its_single_settings_and_over_the_file(load: Load) -> None:
+    section = {"streams": 2, "body_bytes": 2}
+    limits = load(
+        "[limits]\nstreams = 1\nbatch_events = 1", LIMITS=json.dumps(section), LIMITS__BODY_BYTES="3"
+    ).limits
+    assert (limits.streams, limits.body_bytes, limits.batch_events) == (2, 3, 1)
+
+
+def test_a_list_replaces_the_one_below_it(load: Load) -> None:
+    assert load('channels = ["a", "b"]', CHANNELS='["c"]').channels == ("c",)
+
+
+def test_settings_made_directly_are_checked_and_frozen() -> None:
+    assert refusal(Settings, port=-1).startswith("bad value for the setting port: ")
+    texts: dict[str, Any] = {"port": "1", "limits": {"streams": "5"}, "state_dir": "there"}
+    settings = Settings(**texts)
+    assert (settings.port, settings.limits.streams, settings.state_dir) == (1, 5, Path("there"))
+    for section, name in ((settings, "port"), (settings.limits, "streams")):
+        with pytest.raises(AttributeError):
+            setattr(section, name, 7)
+    assert (settings.port, settings.limits.streams) == (1, 5)
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_a_section_made_directly_is_checked_as_well(section: str) -> None:
+    kind = get_type_hints(Settings)[section]
+    assert refusal(kind, nope=1) == "unknown setting: nope"
+    assert Settings(**{section: kind()}) == Settings()
+
+
+def test_settings_written_plainly_are_the_same_settings() -> None:
+    sections: dict[str, Any] = {
+        "metrics": {"allow": ["::1/128"]},
+        "oidc": {"grants": {"g": {"publish": ["a"]}}},
+    }
+    settings = Settings(port=5, **sections)
+    assert Settings(**plain(settings)) == settings
