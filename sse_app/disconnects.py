@@ -29,17 +29,20 @@ class Disconnects:
     def __init__(self) -> None:
         self._epoll: select.epoll | None = None
         self._watched: dict[int, Readable] = {}
+        self._suspended = False
 
     def watch(self, fd: int, who: Readable) -> None:
         """Watch a socket, on the running event loop."""
         if not _EPOLL:
             asyncio.get_running_loop().add_reader(fd, who.readable)
             return
+        self._watched[fd] = who
+        if self._suspended:
+            return
         if self._epoll is None:
             self._epoll = select.epoll()
             asyncio.get_running_loop().add_reader(self._epoll.fileno(), self._look)
         self._epoll.register(fd, select.EPOLLIN)
-        self._watched[fd] = who
 
     def forget(self, fd: int) -> None:
         """Watch a socket no more; before it is closed, for its number may be another one's then."""
@@ -49,7 +52,11 @@ class Disconnects:
             self._epoll.unregister(fd)
 
     def suspend(self) -> None:
-        """Let go of all sockets for a while; what the kernel has to do for that is not left to the process's end."""
+        """Let go of all sockets for a while; what the kernel has to do for that is not left to the process's end.
+
+        Those that come meanwhile are watched from `resume` on.
+        """
+        self._suspended = True
         if self._epoll is not None:
             asyncio.get_running_loop().remove_reader(self._epoll.fileno())
             self._epoll.close()
@@ -57,14 +64,15 @@ class Disconnects:
 
     def resume(self) -> None:
         """Watch again whom `suspend` let go of."""
-        if self._epoll is None:
-            watched, self._watched = self._watched, {}
-            for fd, who in watched.items():
+        if self._suspended:
+            self._suspended = False
+            for fd, who in list(self._watched.items()):
                 self.watch(fd, who)
 
     def close(self) -> None:
         """Let go of the event loop; nobody is watched any more."""
         self.suspend()
+        self._suspended = False
         self._watched.clear()
 
     def _look(self) -> None:
