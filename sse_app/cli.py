@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options: Any
     if words == [
         "serve"
-    ]:  # as the unit does: a restarted server has no time for the flags of twenty commands
+    ]:  # as the unit does: a server that starts has no time for the flags of twenty commands
         gc.disable()  # until it serves, it builds what stays, thousands of streams too: there is nothing to collect
         options = SimpleNamespace(run="serve:serve")
     else:

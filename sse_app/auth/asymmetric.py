@@ -1,6 +1,6 @@
 """Keys that are more than a secret, read and made with cryptography; loaded only where there are any.
 
-Importing cryptography takes a sixth of the time in which a restarted server is not there.
+Loading cryptography takes a sixth of the time in which a server starts.
 """
 
 from __future__ import annotations
