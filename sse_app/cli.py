@@ -20,10 +20,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return the exit status: 0, 1 for an error told in one line, 2 for wrong usage."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     options: Any
-    if words == [
-        "serve"
-    ]:  # as the unit does: a server that starts has no time for the flags of twenty commands
-        gc.disable()  # until it serves, it builds what stays, thousands of streams too: there is nothing to collect
+    # As the unit does: a server that starts has no time for the flags of twenty other commands, and nothing for the
+    # collector to find, as it only builds what stays, thousands of streams too.
+    if words == ["serve"]:
+        gc.disable()
         options = SimpleNamespace(run="serve:serve")
     else:
         options = _parser().parse_args(words)

@@ -138,3 +138,32 @@ def test_a_successor_that_cannot_be_started_leaves_the_cold_way(service: Service
     assert_all_received(clients, publisher.stop())
     assert not service.fleet.ended
     assert httpx.get(f"{service.url}/readyz").status_code == 200
+
+
+def test_one_that_hangs_is_given_up(service: Service) -> None:
+    service.inject(
+        "import sse_app.handover.stand_in as stand_in, time\n"
+        "stand_in.START_TIMEOUT = 1.0\n"
+        "if 'SSE_APP_STAND_IN' in os.environ:\n"
+        "    time.sleep(60)"
+    )
+    service.restart()
+    clients = service.fleet.open(STREAMS, service.stream_path())
+    publisher = service.publisher()
+    service.expected = {"stand_in_failed"}
+    service.restart()
+    service.settle(publisher)
+    assert_all_received(clients, publisher.stop())
+    assert not service.fleet.ended
+
+
+def test_restarts_on_each_other_s_heels_lose_nothing(service: Service) -> None:
+    clients = service.fleet.open(STREAMS, service.stream_path())
+    publisher = service.publisher()
+    for _ in range(6):
+        service.manager.systemctl("restart", "--no-block", "sse-app.service")
+        service.settle(publisher, 10)
+    wait_until(lambda: service.manager.show("ActiveState") == "active")
+    service.settle(publisher)
+    assert_all_received(clients, publisher.stop())
+    assert not service.fleet.ended

@@ -22,6 +22,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from sse_app.errors import StateError
 from sse_app.handover.conversation import Along, Conversation, Successor, UpgradeFailed, hand_over
 from sse_app.handover.giving import Giving
 from sse_app.handover.transfer import channel
@@ -29,6 +30,9 @@ from sse_app.handover.upgrade import Upgrade
 
 STAND_IN = "SSE_APP_STAND_IN"
 """A variable that tells a successor that it is one."""
+
+START_TIMEOUT = 20.0
+"""How long the stand-in may take until it serves, in seconds: there must be time left for a cold restart."""
 
 PATIENCE = 30.0
 """How long the stand-in waits for somebody who takes over, in seconds; then it ends its streams."""
@@ -49,12 +53,15 @@ log = logging.getLogger(__name__)
 
 async def leave_stand_in(upgrade: Upgrade, state_dir: Path) -> bool:
     """Hand over to a stand-in, and return whether it serves; this process must end then, at once."""
+    giving_up = asyncio.get_running_loop().call_later(START_TIMEOUT, upgrade.give_up)
     try:
         process = await upgrade.run(without=WITHOUT, **{STAND_IN: "1"})
     except UpgradeFailed as error:
         log.warning("stand_in_failed", extra={"detail": str(error)})
         close_door(state_dir)
         return False
+    finally:
+        giving_up.cancel()
     log.info("stand_in_serves", extra={"pid": process})
     upgrade.told()
     return True
@@ -64,15 +71,21 @@ def open_door(state_dir: Path) -> socket.socket:
     """Return the listening socket at which the next main process knocks.
 
     Raises:
-        OSError: it cannot be opened.
+        StateError: it cannot be opened, on a full disk for instance.
     """
-    (state_dir / _DOOR).unlink(missing_ok=True)
     door = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     door.setblocking(False)
-    with _short_path(state_dir) as path:
-        door.bind(path)
-    (state_dir / _DOOR).chmod(0o600)
-    door.listen()
+    try:
+        close_door(state_dir)
+        with _short_path(state_dir) as path:
+            door.bind(path)
+        (state_dir / _DOOR).chmod(0o600)
+        door.listen()
+    except OSError as error:
+        door.close()
+        raise StateError(
+            f"cannot open a door for the next process in {state_dir}: {error.strerror}"
+        ) from None
     return door
 
 
