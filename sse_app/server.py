@@ -73,6 +73,7 @@ class Process:
         self._settings = settings
         self._reread = reread
         self._systemd = Systemd()
+        self._standing_in = os.environ.pop(STAND_IN, "") != ""
         self._store: Store | None = None
         self._ended = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -90,7 +91,6 @@ class Process:
         inherited = inherited_descriptors()
         self._inherited = [one for one in inherited if one[0] not in (SENDING, RECEIVING)]
         successor = started_as_successor()
-        standing_in = os.environ.pop(STAND_IN, "") != ""
         if successor is None:
             self._listen_for_the_end()
             self._store = Store.of(inherited, self._systemd)
@@ -110,9 +110,9 @@ class Process:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGHUP, signal.SIGUSR2):
             loop.add_signal_handler(number, _too_early, number)
-        door = open_door(self._services.state.path) if standing_in else None
+        door = open_door(self._services.state.path) if self._standing_in else None
         listening = await (self._start() if successor is None else self._succeed(successor))
-        if not standing_in:
+        if not self._standing_in:
             loop.add_signal_handler(signal.SIGHUP, self._begin, self._reload)
             loop.add_signal_handler(signal.SIGUSR2, self._begin, self._hand_to_successor)
         # Listening comes last: whoever connects is served.
@@ -120,7 +120,7 @@ class Process:
         # The beat begins here: upgrades that follow each other quickly would else be taken for one hung process.
         self._systemd.notify("READY=1", "WATCHDOG=1", self._status())
         log.info(
-            "standing_in" if standing_in else "listening",
+            "standing_in" if self._standing_in else "listening",
             extra={"address": addresses(listening), "pid": os.getpid(), "version": VERSION},
         )
         gc.enable()
@@ -158,6 +158,8 @@ class Process:
             self._listen_for_the_end()
             self._store = Store.of(along, self._systemd)
         successor.serve()
+        if not self._standing_in:  # the one before may be slow to end, and must not close the next one's
+            close_door(self._services.state.path)
         self._services.state.hold(next(descriptor for name, descriptor in along if name == LOCK))
         log.info("succeeded", extra={"streams": len(self._services.hub.streams)})
         theirs = [socket.socket(fileno=descriptor) for name, descriptor in along if name == LISTENING]
@@ -233,10 +235,9 @@ class Process:
             await stand_in(self._giving, self._along(), door, self._systemd.has_stopped)
         except UpgradeFailed as error:
             log.warning("stand_in_alone", extra={"detail": str(error)})
+            close_door(self._services.state.path)
             os.kill(os.getpid(), signal.SIGTERM)
             return
-        finally:
-            close_door(self._services.state.path)
         _end_now()
 
     # -- ending ---------------------------------------------------------------------------------------------
