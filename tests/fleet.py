@@ -175,7 +175,7 @@ class SteadyPublisher:
         self._pause = pause
         self._data = data
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._publish, name="publisher")
+        self._thread = threading.Thread(target=self._publish, name="publisher", daemon=True)
         self._thread.start()
 
     def _publish(self) -> None:
