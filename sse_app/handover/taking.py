@@ -9,6 +9,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 
 from sse_app.connection import StreamConnection
 from sse_app.handlers.running import AdoptedStreams
@@ -134,10 +135,10 @@ class Taking:
         """End connections whose state cannot be read: streams with ``closing``, so that they come back."""
         for parcel, descriptor in zip(parcels, descriptors, strict=True):
             if parcel.kind == STREAM:
-                sock = _socket(descriptor)
-                with suppress(OSError):
-                    sock.send(parcel.data + self._farewell(parcel.chunked))
-                sock.close()
+                connection = StreamConnection(_socket(descriptor), parcel.chunked)
+                # A slow client has all of it in the end; one that reads nothing is closed by the user timeout.
+                sent = connection.write(parcel.data + self._farewell(parcel.chunked))
+                sent.add_done_callback(partial(_close, connection))
             else:
                 os.close(descriptor)
 
@@ -169,6 +170,10 @@ class Taking:
         connection.on_close = stream.woken_by_close
         stream.attach(connection)
         return stream
+
+
+def _close(connection: StreamConnection, _: asyncio.Future[None]) -> None:
+    connection.close()
 
 
 def _socket(descriptor: int) -> socket.SocketType:
