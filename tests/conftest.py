@@ -25,6 +25,7 @@ from tests.house import the_log_stays_quiet as the_log_stays_quiet
 from tests.room import room as room
 from tests.room import start_room as start_room
 from tests.server_process import ServerProcess
+from tests.service import cold as cold
 from tests.service import manager as manager
 from tests.service import service as service
 from tests.service import start_service as start_service

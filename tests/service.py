@@ -169,3 +169,11 @@ def start_service(manager: Manager) -> Iterator[Callable[..., Service]]:
 def service(start_service: Callable[..., Service]) -> Service:
     """The server as a unit, with its default settings."""
     return start_service()
+
+
+@pytest.fixture
+def cold(start_service: Callable[..., Service]) -> Service:
+    """The server as a unit that lets no stand-in live."""
+    service = start_service()
+    service.configure("cold", "KillMode=mixed")
+    return service

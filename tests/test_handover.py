@@ -19,14 +19,6 @@ from tests.service import Service
 STREAMS = 1000
 
 
-@pytest.fixture
-def cold(start_service: Callable[..., Service]) -> Service:
-    """The server as a unit that lets no stand-in live."""
-    service = start_service()
-    service.configure("cold", "KillMode=mixed")
-    return service
-
-
 @pytest.fixture(params=["warm", "cold"])
 def service(request: pytest.FixtureRequest, start_service: Callable[..., Service]) -> Service:
     """The server as a unit, in both ways."""

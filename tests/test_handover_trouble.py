@@ -26,28 +26,26 @@ giving.Giving.hold = die
 """
 
 
-def test_a_process_that_dies_amid_a_handover_leaves_nothing_half_said(
-    service: Service, tmp_path: Path
-) -> None:
+def test_a_process_that_dies_amid_a_handover_leaves_nothing_half_said(cold: Service, tmp_path: Path) -> None:
     flag = tmp_path / "die"
-    service.inject(DIE_HOLDING.format(flag=str(flag)))
-    service.restart()
-    clients = service.fleet.open(50, service.stream_path())
-    publisher = service.publisher()
-    service.settle(publisher, 20)
+    cold.inject(DIE_HOLDING.format(flag=str(flag)))
+    cold.restart()
+    clients = cold.fleet.open(50, cold.stream_path())
+    publisher = cold.publisher()
+    cold.settle(publisher, 20)
     flag.touch()
-    service.restart()
+    cold.restart()
     assert not flag.exists()
-    wait_until(lambda: len(service.fleet.ended) == len(clients))
-    assert set(service.fleet.ended) == {"end of file"}
-    assert [line["detail"] for line in service.logged("handover_lost")] == ["the handover has no end"]
-    service.expected = {"handover_lost"}
+    wait_until(lambda: len(cold.fleet.ended) == len(clients))
+    assert set(cold.fleet.ended) == {"end of file"}
+    assert [line["detail"] for line in cold.logged("handover_lost")] == ["the handover has no end"]
+    cold.expected = {"handover_lost"}
 
-    path = service.stream_path()
-    again = [service.fleet.open(1, f"{path}&last_event_id={client.ids()[-1]}")[0] for client in clients[:10]]
-    service.settle(publisher)
-    service.restart()  # the store is as good as new
-    service.settle(publisher)
+    path = cold.stream_path()
+    again = [cold.fleet.open(1, f"{path}&last_event_id={client.ids()[-1]}")[0] for client in clients[:10]]
+    cold.settle(publisher)
+    cold.restart()  # the store is as good as new
+    cold.settle(publisher)
     ids = publisher.stop()
     for before, after in zip(clients, again, strict=False):
         wait_until(lambda after=after: ids[-1].encode() in after.received[-4096:])  # type: ignore[misc]
@@ -65,13 +63,13 @@ def read_to_the_end(client: Client) -> None:
 
 @pytest.mark.parametrize("http", ["1.1", "1.0"])
 def test_a_client_that_is_slow_gets_whole_events_and_closing_from_a_version_that_knows_another_format(
-    service: Service, http: str
+    cold: Service, http: str
 ) -> None:
-    slow = Client(service.port, service.stream_path(client_id="slow"), receive_buffer=4096, http=http)
-    ids = service.publish(60, size=10_000)  # more than the kernel takes for a client that does not read
-    service.inject("import sse_app.handover.state as state\nstate.FORMAT += 1")
-    service.expected = {"handover_refused"}
-    service.restart()
+    slow = Client(cold.port, cold.stream_path(client_id="slow"), receive_buffer=4096, http=http)
+    ids = cold.publish(60, size=10_000)  # more than the kernel takes for a client that does not read
+    cold.inject("import sse_app.handover.state as state\nstate.FORMAT += 1")
+    cold.expected = {"handover_refused"}
+    cold.restart()
     read_to_the_end(slow)
     assert slow.ended == "end of file"
     body = slow.body()
