@@ -49,7 +49,8 @@ class _Origin(str):
     def __new__(cls, text: str) -> Self:
         """Check the text."""
         scheme, separator, rest = text.partition("://")
-        if not separator or scheme not in ("http", "https") or not rest or any(c in rest for c in "/?#*@ "):
+        written = rest.isprintable() and not any(c in rest for c in "/?#*@ ")
+        if not separator or scheme not in ("http", "https") or not rest or not written:
             raise ValueError("an origin is scheme://host[:port] without a path, e.g. http://localhost:3020")
         return super().__new__(cls, text)
 
