@@ -252,6 +252,11 @@ def test_copied_streams_and_their_sockets_must_be_as_many(first: list[int]) -> N
         Whole([(carried(a_state(-1, -1)), first), (carried(a_state()), [])])
 
 
+def test_sockets_that_belong_to_no_connection_are_refused() -> None:
+    with pytest.raises(UnreadableState, match="more sockets"):
+        Whole([(carried(a_state(-1)), [100, 101])])
+
+
 def test_a_part_that_refers_to_another_is_nothing_without_it() -> None:
     for rest in (a_state(0), a_state(gone=[0])):
         with pytest.raises(UnreadableState, match="missing"):

@@ -47,6 +47,8 @@ class Whole:
             ]
         except StopIteration:
             raise UnreadableState("the handover is broken: sockets are missing") from None
+        if list(arrived):
+            raise UnreadableState("the handover is broken: there are more sockets than connections")
         self.ended = [copied_sockets[place] for place in self._rest.gone]
         """Descriptors of connections that have ended since they were copied."""
 
