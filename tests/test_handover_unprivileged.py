@@ -45,5 +45,9 @@ def test_streams_go_on_under_an_unprivileged_user_too(service_of_a_user: Service
     for change in (service.restart, service.upgrade, service.restart):
         change()
         service.settle(publisher)
+    service.configure("cold", "KillMode=mixed")
+    service.restart()
+    service.settle(publisher)
+    assert [line["streams"] for line in service.logged("adopted")] == [STREAMS]
     assert_all_received(clients, publisher.stop())
     assert not service.fleet.ended
