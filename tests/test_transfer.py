@@ -29,7 +29,7 @@ def no_descriptor_leaks() -> Iterator[None]:
     """Fail a test that leaves a descriptor open."""
     before = open_descriptors()
     yield
-    assert open_descriptors() == before
+    assert open_descriptors() <= before
 
 
 @pytest.fixture
@@ -277,7 +277,7 @@ def test_a_process_that_may_not_open_so_many_files_is_told_so_and_keeps_none_ope
         before = open_descriptors()
         with files_allowed(before + 100), pytest.raises(IncompleteHandover, match="LimitNOFILE"):
             Arrival(receiving)
-        assert open_descriptors() == before
+        assert open_descriptors() <= before
         assert not Arrival(receiving)
 
 
