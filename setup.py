@@ -17,8 +17,8 @@ setup(
     license="MIT",
     python_requires=">=3.11",
     packages=find_packages(include=["sse_app", "sse_app.*"]),
-    package_data={"sse_app": ["static/*", "static/**/*", "units/*", "py.typed"]},
-    entry_points={"console_scripts": ["sse-app = sse_app.cli:main"]},
+    package_data={"sse_app": ["static/*", "static/**/*", "cli/units/*", "py.typed"]},
+    entry_points={"console_scripts": ["sse-app = sse_app.cli.main:main"]},
     install_requires=[
         "tornado>=6.6.1,<6.7",  # the server; 6.5 lacks security fixes, 6.7 may move what connection.py relies on
         "pyjwt[crypto]>=2.15,<3",  # tokens; earlier ones cannot enforce the length of keys

@@ -23,11 +23,11 @@ from bench.measure import Sample, machine_time
 from bench.payload import SENT_BASE, SEQ_BASE
 from bench.processes import free_port, raise_file_limit
 from bench.results import Result
-from sse_app.auth.grants import Grants
-from sse_app.auth.keys import KeyRing
-from sse_app.auth.tokens import TokenKind, Tokens
-from sse_app.channels import ChannelPatterns
-from sse_app.settings import Settings
+from sse_app.auth.tokens.grants import Grants
+from sse_app.auth.tokens.issuer import TokenKind, Tokens
+from sse_app.auth.tokens.keyring import KeyRing
+from sse_app.core.channels import ChannelPatterns
+from sse_app.settings.model import Settings
 from sse_app.version import VERSION
 from tests.fleet import SteadyPublisher, wait_until
 from tests.systemd_manager import Manager

@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from sse_app.errors import (
+from sse_app.core.errors import (
     EventLogUnavailable,
     InvalidChannel,
     InvalidInput,
@@ -13,13 +13,13 @@ from sse_app.errors import (
     TokenRefused,
     UnknownChannel,
 )
-from sse_app.events import EventId
+from sse_app.core.events import EventId
 from sse_app.version import VERSION
 
 if TYPE_CHECKING:
-    from sse_app.application import SSEApp
-    from sse_app.settings import Settings
-    from sse_app.sources import load_settings
+    from sse_app.app import SSEApp
+    from sse_app.settings.loader import load_settings
+    from sse_app.settings.model import Settings
 
 __version__ = VERSION
 __all__ = [
@@ -39,9 +39,9 @@ __all__ = [
 ]
 
 _LATER = {
-    "SSEApp": "sse_app.application",
-    "Settings": "sse_app.settings",
-    "load_settings": "sse_app.sources",
+    "SSEApp": "sse_app.app",
+    "Settings": "sse_app.settings.model",
+    "load_settings": "sse_app.settings.loader",
 }
 """What is imported when it is first asked for: whoever wants only the client need not load the server."""
 

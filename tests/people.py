@@ -16,12 +16,12 @@ import httpx
 import jwt
 import orjson
 
-from sse_app.auth.accounts import Accounts
-from sse_app.auth.claims import new_id
-from sse_app.auth.database import AuthDatabase
-from sse_app.auth.grants import Grants
-from sse_app.auth.keys import KeyRing
-from sse_app.auth.tokens import TokenKind, Tokens
+from sse_app.auth.accounts.accounts import Accounts
+from sse_app.auth.sqlite_store import AuthDatabase
+from sse_app.auth.tokens.claims import new_id
+from sse_app.auth.tokens.grants import Grants
+from sse_app.auth.tokens.issuer import TokenKind, Tokens
+from sse_app.auth.tokens.keyring import KeyRing
 from tests.server_process import ServerProcess
 
 DEADLINE = 10.0

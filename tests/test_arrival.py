@@ -15,8 +15,9 @@ from tornado import web
 from tornado.httpserver import HTTPServer
 from tornado.testing import bind_unused_port
 
-from sse_app import Settings, SSEApp, arrival
-from sse_app.arrival import StreamServer
+from sse_app import Settings, SSEApp
+from sse_app.process import http_server as arrival
+from sse_app.process.http_server import StreamServer
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the options are Linux's")
 

@@ -12,7 +12,7 @@ from http.client import HTTPConnection
 import httpx
 import pytest
 
-from sse_app.auth.tokens import TokenKind
+from sse_app.auth.tokens.issuer import TokenKind
 from tests.people import PASSWORD, Site, bearer, site, until
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sse_app.auth.grants import Grants
-from sse_app.channels import (
+from sse_app.auth.tokens.grants import Grants
+from sse_app.core.channels import (
     ChannelName,
     ChannelPattern,
     ChannelPatterns,
@@ -18,11 +18,11 @@ from sse_app.channels import (
     parse_channel,
     parse_channels,
 )
-from sse_app.errors import InvalidChannel, InvalidInput
-from sse_app.events import RESERVED_TYPES, Event, EventId, new_event
+from sse_app.core.errors import InvalidChannel, InvalidInput
+from sse_app.core.events import RESERVED_TYPES, Event, EventId, new_event
+from sse_app.core.sse import EventParser, chunk, encode
 from sse_app.handlers.json_body import parse_json
-from sse_app.recent import RecentEvents
-from sse_app.wire import EventParser, chunk, encode
+from sse_app.streams.replay_cache import RecentEvents
 
 SEGMENT = st.text("abcdefghijklmnopqrstuvwxyz0123456789_-", min_size=1, max_size=64)
 NAME = st.lists(SEGMENT, min_size=1, max_size=3).map(".".join)

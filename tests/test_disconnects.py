@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from sse_app import disconnects as module
-from sse_app.disconnects import MOST, Disconnects
+from sse_app.streams import disconnects as module
+from sse_app.streams.disconnects import MOST, Disconnects
 
 
 @pytest.fixture(params=["with epoll", "without epoll"], autouse=True)

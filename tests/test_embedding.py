@@ -16,7 +16,7 @@ from tornado.httpclient import AsyncHTTPClient
 from tornado.ioloop import IOLoop
 
 from sse_app import InvalidInput, Settings, SSEApp, StateError, UnknownChannel
-from sse_app.wire import EventParser
+from sse_app.core.sse import EventParser
 from tests.server_process import ROOT
 
 

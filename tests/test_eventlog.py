@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from sse_app.channels import ChannelName
-from sse_app.errors import EventLogUnavailable, IdempotencyKeyReused, StateError
-from sse_app.eventlog import EventLog, IdempotencyKey, Retention
+from sse_app.core.channels import ChannelName
+from sse_app.core.errors import EventLogUnavailable, IdempotencyKeyReused, StateError
+from sse_app.core.events import Event, EventId, NewEvent
+from sse_app.eventlog.base import EventLog, IdempotencyKey, Retention
 from sse_app.eventlog.memory import MemoryEventLog
-from sse_app.eventlog.sqlite import SqliteEventLog
-from sse_app.eventlog.sqlite_writer import Commit
-from sse_app.events import Event, EventId, NewEvent
+from sse_app.eventlog.sqlite.log import SqliteEventLog
+from sse_app.eventlog.sqlite.writer import Commit
 
 A, B = ChannelName("a"), ChannelName("b")
 

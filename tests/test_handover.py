@@ -168,7 +168,7 @@ def test_a_crash_while_adopting_twice_loses_no_stream(cold: Service, tmp_path: P
 def test_a_state_of_another_format_is_not_misread_and_its_streams_end_with_closing(cold: Service) -> None:
     chunked = cold.fleet.open(20, cold.stream_path())
     plain = cold.fleet.open(5, cold.stream_path(), http="1.0")
-    cold.inject("import sse_app.handover.state as state\nstate.FORMAT += 1")
+    cold.inject("import sse_app.handover.message as state\nstate.FORMAT += 1")
     cold.expected = {"handover_refused"}
     cold.restart()
     wait_until(lambda: len(cold.fleet.ended) == 25)

@@ -11,10 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sse_app.auth.claims import Lease
-from sse_app.channels import ChannelName
-from sse_app.handover.parts import Whole
-from sse_app.handover.state import (
+from sse_app.auth.tokens.claims import Lease
+from sse_app.core.channels import ChannelName
+from sse_app.handover.message import (
     FORMAT,
     IDLE,
     STREAM,
@@ -26,7 +25,8 @@ from sse_app.handover.state import (
     decode,
     encode,
 )
-from sse_app.stream import Listener, Replay
+from sse_app.handover.reassembly import Whole
+from sse_app.streams.stream import Listener, Replay
 
 SEQ = st.integers(0, 2**53)
 TIME = st.one_of(st.floats(0, 2**40), st.integers(0, 2**40))

@@ -15,7 +15,7 @@ from tests.service import Service
 from tests.systemd_manager import Manager
 
 DIE_HOLDING = """
-import sse_app.handover.giving as giving
+import sse_app.handover.sender as giving
 hold = giving.Giving.hold
 async def die(self):
     if os.path.exists({flag!r}):
@@ -67,7 +67,7 @@ def test_a_client_that_is_slow_gets_whole_events_and_closing_from_a_version_that
 ) -> None:
     slow = Client(cold.port, cold.stream_path(client_id="slow"), receive_buffer=4096, http=http)
     ids = cold.publish(60, size=10_000)  # more than the kernel takes for a client that does not read
-    cold.inject("import sse_app.handover.state as state\nstate.FORMAT += 1")
+    cold.inject("import sse_app.handover.message as state\nstate.FORMAT += 1")
     cold.expected = {"handover_refused"}
     cold.restart()
     read_to_the_end(slow)

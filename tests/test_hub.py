@@ -11,16 +11,16 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from sse_app import hub as hub_module
-from sse_app.auth.claims import Lease
-from sse_app.channels import ChannelName
-from sse_app.connection import StreamConnection
+from sse_app.auth.tokens.claims import Lease
+from sse_app.core.channels import ChannelName
+from sse_app.core.events import NewEvent
+from sse_app.core.sse import EventParser, ParsedEvent
 from sse_app.eventlog.memory import MemoryEventLog
-from sse_app.events import NewEvent
-from sse_app.hub import Hub
-from sse_app.keepalive import Keepalive
-from sse_app.stream import Listener, Stream
-from sse_app.wire import EventParser, ParsedEvent
+from sse_app.streams import hub as hub_module
+from sse_app.streams.connection import StreamConnection
+from sse_app.streams.hub import Hub
+from sse_app.streams.keepalive import Keepalive
+from sse_app.streams.stream import Listener, Stream
 
 A, B, C = ChannelName("a"), ChannelName("b"), ChannelName("c")
 

@@ -15,7 +15,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, rsa, x25519
 
-from sse_app.auth.tokens import TokenKind
+from sse_app.auth.tokens.issuer import TokenKind
 from tests.forging import private_pem
 from tests.people import Site, assert_go_on, site, until
 from tests.server_process import ROOT
@@ -171,8 +171,8 @@ def load(keys: Path) -> subprocess.CompletedProcess[str]:
 _LOAD = """
 import sys
 from pathlib import Path
-from sse_app.auth.keys import KeyRing
-from sse_app.errors import StateError
+from sse_app.auth.tokens.keyring import KeyRing
+from sse_app.core.errors import StateError
 for directory in sorted(Path(sys.argv[1]).iterdir()):
     try:
         KeyRing.load(directory)

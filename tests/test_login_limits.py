@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from sse_app.auth.tokens import TokenKind
+from sse_app.auth.tokens.issuer import TokenKind
 from tests.people import PASSWORD, Ear, Site, bearer, site
 
 USERS = tuple(f"user{number}" for number in range(9))

@@ -21,11 +21,11 @@ from tornado import web
 from tornado.routing import URLSpec
 
 from sse_app import Settings, SSEApp
-from sse_app.auth.grants import Grants
-from sse_app.auth.tokens import TokenKind, Tokens
-from sse_app.handlers.pages import STATIC
-from sse_app.services import issuer_of
-from sse_app.state import StateDirectory
+from sse_app.auth.tokens.grants import Grants
+from sse_app.auth.tokens.issuer import TokenKind, Tokens
+from sse_app.handlers.site.pages import STATIC
+from sse_app.node import issuer_of
+from sse_app.storage.state_dir import StateDirectory
 from sse_app.version import VERSION
 from tests.server_process import ServerProcess
 

@@ -114,7 +114,7 @@ def test_the_settings_file_documents_every_setting_with_its_default() -> None:
     import tomllib
 
     from sse_app import Settings
-    from sse_app.settings import plain
+    from sse_app.settings.model import plain
 
     text = (ROOT / "config/sse_app.toml").read_text()
     assert Settings(**tomllib.loads(text)) == Settings()

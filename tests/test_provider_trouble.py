@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sse_app.auth.tokens import TokenKind
+from sse_app.auth.tokens.issuer import TokenKind
 from tests.openid import Issuer, served
 from tests.people import until
 

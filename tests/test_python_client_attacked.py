@@ -199,7 +199,7 @@ def test_no_log_of_the_client_has_a_token(start_server: Start, caplog: pytest.Lo
             "[]\n",
         ),
         (
-            "import sys; sys.modules['httpx'] = None; from sse_app.cli import main; main(['listen', 'alerts'])",
+            "import sys; sys.modules['httpx'] = None; from sse_app.cli.main import main; main(['listen', 'alerts'])",
             "sse-app: listen needs the extra 'client': pip install 'sse-app[client]' "
             "(import of httpx halted; None in sys.modules)\n",
         ),

@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from sse_app.wire import EventParser
+from sse_app.core.sse import EventParser
 from tests.conftest import require
 from tests.server_process import ServerProcess
 

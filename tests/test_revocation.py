@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from sse_app.auth.tokens import TokenKind
+from sse_app.auth.tokens.issuer import TokenKind
 from tests.people import Ear, Session, Site, assert_ended, assert_go_on, claims_of, site, until
 
 USERS = ("ann", "bob")

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from sse_app.auth.tokens import TokenKind
+from sse_app.auth.tokens.issuer import TokenKind
 from tests.people import Ear, Session, Site, bearer, claims_of, session_of, site, until
 
 

@@ -11,9 +11,9 @@ from typing import Any, get_type_hints
 import pytest
 
 from sse_app import Settings
-from sse_app.errors import SettingsError
-from sse_app.settings import Section, plain
-from sse_app.sources import load_settings
+from sse_app.core.errors import SettingsError
+from sse_app.settings.loader import load_settings
+from sse_app.settings.model import Section, plain
 
 Load = Callable[..., Settings]
 

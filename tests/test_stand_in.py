@@ -79,7 +79,7 @@ def test_it_serves_on_while_the_next_process_cannot_start(service: Service) -> N
 
 
 def test_nobody_takes_over_and_it_ends_its_streams(service: Service) -> None:
-    service.inject("import sse_app.handover.stand_in as stand_in\nstand_in.PATIENCE = 1.0")
+    service.inject("import sse_app.handover.standby as stand_in\nstand_in.PATIENCE = 1.0")
     service.restart()
     clients = service.fleet.open(STREAMS, service.stream_path())
     service.configure("bad", "ExecStartPre=/bin/false")
@@ -142,7 +142,7 @@ def test_a_successor_that_cannot_be_started_leaves_the_cold_way(service: Service
 
 def test_one_that_hangs_is_given_up(service: Service) -> None:
     service.inject(
-        "import sse_app.handover.stand_in as stand_in, time\n"
+        "import sse_app.handover.standby as stand_in, time\n"
         "stand_in.START_TIMEOUT = 1.0\n"
         "if 'SSE_APP_STAND_IN' in os.environ:\n"
         "    time.sleep(60)"

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from sse_app.handover.transfer import (
+from sse_app.handover.fd_passing import (
     SOCKETS_A_MESSAGE,
     Arrival,
     IncompleteHandover,

@@ -47,7 +47,7 @@ if point == 'started':
 elif point == 'adopted':
     sys.addaudithook(at_adoption)
 elif point:
-    from sse_app.handover.conversation import Conversation
+    from sse_app.handover.protocol import Conversation
     say = Conversation.say
     def say_and_die(self, word):
         if word == point == 'serving':

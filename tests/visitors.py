@@ -10,10 +10,10 @@ from typing import Any, Literal
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page
 
 from sse_app import Settings
-from sse_app.auth.grants import Grants
-from sse_app.auth.tokens import TokenKind
-from sse_app.services import issuer_of
-from sse_app.state import StateDirectory
+from sse_app.auth.tokens.grants import Grants
+from sse_app.auth.tokens.issuer import TokenKind
+from sse_app.node import issuer_of
+from sse_app.storage.state_dir import StateDirectory
 from tests.browser import PATIENCE
 from tests.server_process import ServerProcess
 

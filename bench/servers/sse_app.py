@@ -11,11 +11,11 @@ from pathlib import Path
 from bench.load import Publish
 from bench.payload import EVENT_ITEM
 from bench.servers.interface import Server
-from sse_app.auth.grants import Grants
-from sse_app.auth.keys import KeyRing
-from sse_app.auth.tokens import TokenKind, Tokens
-from sse_app.channels import ADMIN_CHANNEL
-from sse_app.settings import Settings
+from sse_app.auth.tokens.grants import Grants
+from sse_app.auth.tokens.issuer import TokenKind, Tokens
+from sse_app.auth.tokens.keyring import KeyRing
+from sse_app.core.channels import ADMIN_CHANNEL
+from sse_app.settings.model import Settings
 from sse_app.version import VERSION
 
 _ROOT = Path(__file__).resolve().parent.parent.parent

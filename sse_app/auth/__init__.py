@@ -1,1 +1,1 @@
-"""Who may do what: tokens and their keys, grants, accounts, login."""
+"""Who may do what: tokens and their keys, accounts, sessions, revocations."""

@@ -8,7 +8,7 @@ import sqlite3
 import time
 from typing import NamedTuple
 
-from sse_app.auth.database import AuthDatabase
+from sse_app.auth.sqlite_store import AuthDatabase
 
 KEPT = 100_000
 """How many entries are kept."""

@@ -8,9 +8,9 @@ import time
 from enum import Enum
 from typing import NamedTuple
 
-from sse_app.auth.claims import Claims, Lease
-from sse_app.auth.database import AuthDatabase
-from sse_app.errors import InvalidInput
+from sse_app.auth.sqlite_store import AuthDatabase
+from sse_app.auth.tokens.claims import Claims, Lease
+from sse_app.core.errors import InvalidInput
 
 NEVER = 2.0**50
 """An issuing time that no token has: what is revoked until then is revoked whenever it was issued."""

@@ -16,7 +16,7 @@ from sse_app.client.http import CONNECT_TIMEOUT, failure, json_object
 from sse_app.client.items import Connected, Event, Reset
 from sse_app.client.tokens import StreamTokens
 from sse_app.client.watch import Dropped, Pace, Silence, WatchedStream
-from sse_app.events import MAX_RETRY, EventId
+from sse_app.core.events import MAX_RETRY, EventId
 
 RETURN_AT_ONCE = 1.0
 """Seconds a connection must have stood for its successor to follow without a delay, lest they chase each other."""

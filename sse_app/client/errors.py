@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sse_app.errors import SSEAppError
+from sse_app.core.errors import SSEAppError
 
 
 class ClientError(SSEAppError):

@@ -11,7 +11,6 @@ from urllib.parse import quote
 
 import httpx
 
-from sse_app.channels import parse_channels
 from sse_app.client.backoff import Backoff
 from sse_app.client.connection import RETURN_AT_ONCE, Connection, End, Position, connect
 from sse_app.client.errors import Unavailable
@@ -20,6 +19,7 @@ from sse_app.client.items import Connected, Event, Reset, Waiting
 from sse_app.client.renewal import renew
 from sse_app.client.tokens import StreamTokens, Token
 from sse_app.client.watch import Pace
+from sse_app.core.channels import parse_channels
 
 STREAM = "/api/v1/sse"
 

@@ -11,11 +11,11 @@ from heapq import merge
 
 import msgspec
 
-from sse_app.channels import ChannelName
-from sse_app.errors import EventLogUnavailable, IdempotencyKeyReused
-from sse_app.eventlog import IDEMPOTENCY_AGE, EventLog, IdempotencyKey, Page, Retention, first_page
+from sse_app.core.channels import ChannelName
+from sse_app.core.errors import EventLogUnavailable, IdempotencyKeyReused
+from sse_app.core.events import Event, EventId, NewEvent
+from sse_app.eventlog.base import IDEMPOTENCY_AGE, EventLog, IdempotencyKey, Page, Retention, first_page
 from sse_app.eventlog.tail import Tails
-from sse_app.events import Event, EventId, NewEvent
 
 
 class _Channel(msgspec.Struct):

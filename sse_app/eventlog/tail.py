@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
-from sse_app.events import Event
+from sse_app.core.events import Event
 
 MAX_WAITING_BYTES = 8 * 1024 * 1024
 """With more than this committed but not yet taken by a follower, appends wait: fan-out sets the pace."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from sse_app.handlers.api import ApiHandler
+from sse_app.handlers.base import ApiHandler
+from sse_app.handlers.errors import Refusal
 from sse_app.handlers.json_body import parse_json
-from sse_app.handlers.refusal import Refusal
 
 
 class BodyHandler(ApiHandler):

@@ -1,0 +1,116 @@
+"""The application: which path leads to which handler, and the way in for those who mount it in their own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tornado import web
+from tornado.routing import URLSpec
+
+from sse_app.core.events import EventId
+from sse_app.handlers.api import admin, login, publish, subscribe, tokens
+from sse_app.handlers.base import NotFoundHandler
+from sse_app.handlers.site import health, pages
+from sse_app.node import Services
+from sse_app.settings.model import Settings
+
+
+class SSEApp:
+    """An event stream server to run by itself or to mount in a Tornado application.
+
+    >>> sse = SSEApp(Settings(state_dir="/var/lib/mine"))
+    >>> application = tornado.web.Application([*sse.routes(), ("/", MyHandler)])
+    >>> await sse.start()
+    >>> await sse.publish("alerts", "risk_alert", {"severity": "high"})
+
+    Args:
+        settings: its settings; host, port and log format concern only `sse_app.process.server`.
+        locked: whether to keep other servers out of the state directory; not so where another process
+            hands its lock over before `start`.
+
+    Raises:
+        StateError: the state directory cannot be used, or another server uses it.
+    """
+
+    def __init__(self, settings: Settings, *, locked: bool = True) -> None:
+        self.services = Services(settings, locked=locked)
+
+    async def start(self) -> None:
+        """Open the event log and begin to ping; call it on the event loop, before requests come.
+
+        Raises:
+            StateError: the event log cannot be used.
+        """
+        await self.services.start()
+
+    async def stop(self, drain_time: float = 0.0) -> None:
+        """End all streams so that clients come back elsewhere, and close the event log.
+
+        Args:
+            drain_time: over how many seconds they are spread, where they are many.
+        """
+        await self.services.stop(drain_time)
+
+    async def publish(
+        self, channel: str, event: str, data: dict[str, Any], *, retry: int | None = None
+    ) -> EventId:
+        """Publish one event from Python, as `Publisher.publish` says."""
+        return await self.services.publisher.publish(channel, event, data, retry=retry)
+
+    async def publish_batch(self, events: list[dict[str, Any]]) -> list[EventId]:
+        """Publish several events from Python, as `Publisher.publish_batch` says."""
+        return await self.services.publisher.publish_batch(events)
+
+    def token(self, subject: str, *, subscribe: list[str], lifetime: float = 600) -> str:
+        """Return a stream token for somebody that the application around this one has let in.
+
+        Args:
+            subject: who it is for.
+            subscribe: patterns of the channels.
+            lifetime: seconds.
+
+        Raises:
+            InvalidChannel: one of them is no pattern.
+        """
+        return self.services.login.stream_token_for(subject, subscribe, lifetime)
+
+    def routes(self) -> list[URLSpec]:
+        """Return the routes of the API: streams, publishing, login, and what operators ask."""
+        parts = {"services": self.services}
+        return [
+            URLSpec(r"/api/v1/sse", publish.BatchHandler, parts),
+            URLSpec(r"/api/v1/sse/status", health.StatusHandler, parts),
+            URLSpec(r"/api/v1/sse/([^/]*)", subscribe.StreamHandler, parts),
+            URLSpec(r"/api/v1/sse/([^/]*)/history", publish.HistoryHandler, parts),
+            URLSpec(r"/api/v1/sse/connections/([A-Za-z0-9._-]{1,64})/renew", tokens.RenewHandler, parts),
+            URLSpec(r"/api/v1/auth/login", login.LoginHandler, parts),
+            URLSpec(r"/api/v1/auth/refresh", login.RefreshHandler, parts),
+            URLSpec(r"/api/v1/auth/logout", login.LogoutHandler, parts),
+            URLSpec(r"/api/v1/auth/stream-token", tokens.StreamTokenHandler, parts),
+            URLSpec(r"/api/v1/auth/me", tokens.MeHandler, parts),
+            URLSpec(r"/api/v1/admin/connections", admin.ConnectionsHandler, parts),
+            URLSpec(r"/api/v1/admin/connections/([0-9]{1,20})/kick", admin.KickHandler, parts),
+            URLSpec(r"/api/v1/admin/figures", admin.FiguresHandler, parts),
+            URLSpec(r"/api/v1/admin/revocations", admin.RevocationsHandler, parts),
+            URLSpec(r"/api/v1/admin/audit", admin.AuditHandler, parts),
+            URLSpec(r"/.well-known/jwks.json", tokens.KeySetHandler, parts),
+            URLSpec(r"/openapi\.json", health.DescriptionHandler, parts),
+            URLSpec(r"/healthz", health.HealthHandler, parts),
+            URLSpec(r"/readyz", health.ReadyHandler, parts),
+            URLSpec(r"/metrics", health.MetricsHandler, parts),
+        ]
+
+    def application(self) -> web.Application:
+        """Return an application of its own: the API, the pages, and JSON for what is not there."""
+        parts = {"services": self.services}
+        return web.Application(
+            [
+                *self.routes(),
+                URLSpec(r"/", pages.PageHandler, parts | {"file": "index.html"}),
+                URLSpec(r"/admin", pages.PageHandler, parts | {"file": "admin/index.html"}),
+                URLSpec(r"/static/(.*)", pages.StaticHandler, parts),
+            ],
+            default_handler_class=NotFoundHandler,
+            default_handler_args=parts,
+            cross_origin_protection=True,
+        )

@@ -1,0 +1,1 @@
+"""Tokens: claims, grants, keys, issuing and verifying; OpenID providers."""

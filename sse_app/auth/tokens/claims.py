@@ -1,0 +1,71 @@
+"""What a verified token says: pure, no I/O."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any, NamedTuple
+
+from sse_app.auth.tokens.grants import Grants
+
+MAX_TIME = 2**40
+"""A time that no clock will show: what lies beyond is a mistake."""
+
+
+class Lease(NamedTuple):
+    """What an open stream lives on: a token without its grants, which were asked when the stream was opened.
+
+    Times are in seconds since the epoch.
+    """
+
+    subject: str
+    session: str
+    token_id: str
+    issued_at: float
+    expires_at: float
+
+
+class Claims(NamedTuple):
+    """What a verified token says. Times are in seconds since the epoch."""
+
+    subject: str
+    session: str
+    token_id: str
+    issued_at: float
+    expires_at: float
+    grants: Grants
+
+    @property
+    def lease(self) -> Lease:
+        """What a stream that is opened with the token lives on."""
+        return Lease(self.subject, self.session, self.token_id, self.issued_at, self.expires_at)
+
+    @classmethod
+    def of_payload(cls, payload: dict[str, Any]) -> Claims:
+        """Return the claims in their types, which PyJWT checks of some only.
+
+        Raises:
+            ValueError: a claim has the wrong type.
+            InvalidChannel: the ``sse`` claim has not the form of grants.
+        """
+        subject, session, token_id = (payload[name] for name in ("sub", "sid", "jti"))
+        if not all(is_text(text) for text in (subject, session, token_id)):
+            raise ValueError("sub, sid and jti must be texts")
+        issued_at, expires_at = payload["iat"], payload["exp"]
+        if not all(is_time(seconds) for seconds in (issued_at, expires_at)):
+            raise ValueError("iat and exp must be times")
+        return cls(subject, session, token_id, issued_at, expires_at, Grants.from_claim(payload["sse"]))
+
+
+def new_id() -> str:
+    """Return a new ``jti`` or ``sid``; none begins with a dash, which a command would take for a flag."""
+    return secrets.token_urlsafe(12).replace("-", "_")
+
+
+def is_text(value: object) -> bool:
+    """Return whether a claim is a text that can be written down: JSON can also hold halves of characters."""
+    return isinstance(value, str) and value != "" and not any("\ud800" <= sign <= "\udfff" for sign in value)
+
+
+def is_time(value: object) -> bool:
+    """Return whether a claim is a time that a clock may show (RFC 7519 §2, NumericDate)."""
+    return type(value) in (int, float) and 0 <= value < MAX_TIME  # type: ignore[operator]

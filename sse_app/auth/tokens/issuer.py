@@ -1,0 +1,208 @@
+"""Tokens: two kinds of JWT, told apart by their ``typ``, issued and verified here and nowhere else."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+import time
+from collections.abc import Callable
+from enum import Enum
+
+from sse_app.auth.revocations import Revocations
+from sse_app.auth.tokens.claims import Claims, new_id
+from sse_app.auth.tokens.grants import Grants
+from sse_app.auth.tokens.key import Key
+from sse_app.auth.tokens.keyring import KeyRing
+from sse_app.core.errors import InvalidChannel, TokenRefused
+
+MAX_REMEMBERED = 32_768
+"""How many verified tokens are remembered, so that coming back costs no second verification."""
+
+MAX_HEADERS = 64
+JITTER = 0.1
+"""By which part of it a login's lifetimes are shortened at random, so that they do not all end together."""
+
+REQUIRED = ["iss", "aud", "sub", "iat", "exp", "jti", "sid", "sse"]
+
+MAX_LENGTH = 8192
+_COMPACT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")  # RFC 7515 §7.1, without padding
+
+
+class TokenKind(Enum):
+    """What a token is for; the value is its JOSE header ``typ`` (RFC 8725 §3.11)."""
+
+    ACCESS = "at+jwt"
+    STREAM = "stream+jwt"
+
+
+class Tokens:
+    """Issues and verifies the tokens of one issuer for one audience.
+
+    Args:
+        keys: the key ring.
+        issuer: the ``iss`` claim.
+        audience: the ``aud`` claim.
+        longest: the longest lifetime that is accepted, in seconds.
+        revocations: what is refused although it is in force; None where nobody asks.
+        clock: the time in seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        keys: KeyRing,
+        *,
+        issuer: str,
+        audience: str,
+        longest: float,
+        revocations: Revocations | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.keys = keys
+        self.longest = longest
+        self._issuer = issuer
+        self._audience = audience
+        self._revocations = revocations
+        self._clock = clock
+        self._verified: dict[bytes, tuple[TokenKind, Claims]] = {}
+        self._headers: dict[tuple[str, TokenKind], Key] = {}
+
+    def use(self, keys: KeyRing) -> None:
+        """Go on with other keys; what the old ones have verified is verified anew."""
+        self.keys = keys
+        self._verified.clear()
+        self._headers.clear()
+
+    def issue(
+        self,
+        kind: TokenKind,
+        subject: str,
+        session: str,
+        grants: Grants,
+        lifetime: float,
+        *,
+        as_of: float | None = None,
+    ) -> str:
+        """Return a new token.
+
+        Args:
+            kind: what it is for.
+            subject: whom it speaks for (``sub``).
+            session: the login it belongs to (``sid``).
+            grants: what it allows.
+            lifetime: seconds until it expires.
+            as_of: when that was decided, where it was not just now (seconds since the epoch).
+        """
+        key = self.keys.signing
+        now = self._clock()
+        # Kept exactly, so that what is issued right after a revocation is not taken for older.
+        issued_at = now if as_of is None else as_of
+        claims = Claims(subject, session, new_id(), issued_at, int(now) + int(lifetime), grants)
+        payload = {
+            "iss": self._issuer,
+            "aud": self._audience,
+            "sub": claims.subject,
+            "iat": claims.issued_at,
+            "exp": claims.expires_at,
+            "jti": claims.token_id,
+            "sid": claims.session,
+            "sse": grants.to_claim(),
+        }
+        headers = {"typ": kind.value, "kid": key.id}
+        from sse_app.auth.tokens import jose
+
+        token = jose.encode(payload, key.signing, key.algorithm, headers)
+        self._remember(token, _digest(token), kind, claims, key)  # it will come back in a moment
+        return token
+
+    def verify(self, token: str, kind: TokenKind) -> Claims:
+        """Return what a token says, if it is ours, of that kind, and in force; no leeway in time.
+
+        Raises:
+            TokenRefused: it is not.
+        """
+        if not is_compact(token):
+            raise TokenRefused("the token is not valid", "no token of ours has this form")
+        digest = _digest(token)
+        known = self._verified.get(digest)
+        if known is not None and known[0] is kind:
+            claims = known[1]
+        else:
+            key, claims = self._verify(token, kind)
+            self._remember(token, digest, kind, claims, key)
+        self.require_in_force(claims)
+        return claims
+
+    def require_in_force(self, claims: Claims) -> None:
+        """Refuse what has been revoked, or has expired since it was verified.
+
+        Raises:
+            TokenRefused: it was, or has.
+        """
+        if self._revocations is not None and self._revocations.covers(claims):
+            raise TokenRefused("the token has been revoked", "revoked")
+        if claims.expires_at <= self._clock():
+            raise TokenRefused("the token has expired", "expired")
+
+    def _verify(self, token: str, kind: TokenKind) -> tuple[Key, Claims]:
+        from sse_app.auth.tokens import jose
+
+        key = self._key_for(token, kind)
+        payload = jose.decode(
+            token,
+            key.verifying,
+            key.algorithm,
+            audience=self._audience,
+            issuer=self._issuer,
+            require=REQUIRED,
+            strict_audience=True,
+        )
+        try:
+            claims = Claims.of_payload(payload)
+        except (InvalidChannel, ValueError) as error:
+            raise TokenRefused("the token is not valid", type(error).__name__) from error
+        if claims.expires_at - claims.issued_at > self.longest:
+            raise TokenRefused("the token is valid for longer than is allowed here", "lifetime")
+        if not jose.has_canonical_signature(token):
+            raise TokenRefused("the token is not valid", "signature with spare bits")
+        return key, claims
+
+    def _key_for(self, token: str, kind: TokenKind) -> Key:
+        """Return the key that a token's header names, if the header is of that kind.
+
+        The same header begins every token of a key and a kind, so those of verified tokens are remembered.
+        """
+        segment = token.partition(".")[0]
+        if (known := self._headers.get((segment, kind))) is not None:
+            return known
+        from sse_app.auth.tokens import jose
+
+        header = jose.header_of(segment)
+        key = self.keys.find(header.get("kid"))
+        if key is None:
+            raise TokenRefused("the token is not valid", "unknown kid")
+        if header.get("typ") != kind.value:
+            raise TokenRefused(f"this takes a token of the kind {kind.value}", "wrong typ")
+        return key
+
+    def _remember(self, token: str, digest: bytes, kind: TokenKind, claims: Claims, key: Key) -> None:
+        if len(self._verified) >= MAX_REMEMBERED:
+            del self._verified[next(iter(self._verified))]  # the one that was verified first
+        self._verified[digest] = (kind, claims)
+        if len(self._headers) < MAX_HEADERS:
+            self._headers[token.partition(".")[0], kind] = key
+
+
+def is_compact(token: str) -> bool:
+    """Return whether a text has the form of a token, whatever it says."""
+    return len(token) <= MAX_LENGTH and _COMPACT.fullmatch(token) is not None
+
+
+def jittered(lifetime: float) -> int:
+    """Return a lifetime shortened at random, in whole seconds: a thousand logins at nine do not end together."""
+    return int(lifetime) - int(random.uniform(0, JITTER * lifetime))
+
+
+def _digest(token: str) -> bytes:
+    """Return what a token is remembered by: not the token itself, which would open doors to whoever reads memory."""
+    return hashlib.sha256(token.encode()).digest()

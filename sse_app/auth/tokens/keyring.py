@@ -1,0 +1,155 @@
+"""The keys that sign and verify tokens, kept in the state directory."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from sse_app.auth.tokens.key import Key
+from sse_app.core.errors import StateError
+
+SECRET_BYTES = 32
+"""RFC 7518 §3.2: an HS256 key has at least the 256 bits of the hash."""
+
+
+class KeyRing:
+    """The keys by their ids, and the one that signs."""
+
+    def __init__(self, keys: list[Key]) -> None:
+        self.signing = next(key for key in keys if key.signing is not None)
+        self._by_id = {key.id: key for key in keys}
+
+    def __iter__(self) -> Iterator[Key]:
+        """Walk the keys, the newest first."""
+        return iter(self._by_id.values())
+
+    def find(self, id: object) -> Key | None:
+        """Return the key with that ``kid``, or None."""
+        return self._by_id.get(id) if isinstance(id, str) else None
+
+    @classmethod
+    def load(cls, directory: Path, *, create: bool = True) -> KeyRing:
+        """Return the keys of a directory; an empty one gets a new HS256 secret first, unless told not to.
+
+        A file is named by its ``kid``: ``{kid}.hs256`` holds the bytes of a secret, ``{kid}.pem`` and
+        ``{kid}.jwk`` a private or public key. The newest one that can sign signs.
+
+        Raises:
+            StateError: a key cannot be read, or is too weak, or none can sign.
+        """
+        try:
+            if create:
+                directory.mkdir(mode=0o700, exist_ok=True)
+            files = [file for file in directory.iterdir() if not file.name.startswith(".")]
+            if not files and not create:
+                raise StateError(f"there are no keys in {directory}")
+            files = files or [_create(directory, "first.hs256", secrets.token_bytes(SECRET_BYTES))]
+            files.sort(key=lambda file: (file.stat().st_mtime_ns, file.name), reverse=True)
+            keys = [_read(file) for file in files]
+        except OSError as error:
+            raise StateError(f"cannot use the keys in {directory}: {error}") from error
+        twice = {key.id for key in keys if sum(other.id == key.id for other in keys) > 1}
+        if twice:
+            raise StateError(f"two keys in {directory} have the id {min(twice)!a}")
+        if not any(key.signing is not None for key in keys):
+            raise StateError(f"none of the keys in {directory} can sign: all are public")
+        return cls(keys)
+
+
+def rotate(directory: Path, algorithm: str, spent_before: float) -> tuple[str, list[str]]:
+    """Make a new key, which signs from now on, and delete those whose last token has expired.
+
+    Args:
+        directory: of the keys.
+        algorithm: of the new key.
+        spent_before: a key that was followed by another one before this time is spent (seconds since the epoch).
+
+    Returns:
+        The id of the new key, and of those that are deleted.
+
+    Raises:
+        StateError: the keys cannot be used.
+    """
+    KeyRing.load(directory)  # what cannot be read is not to be added to
+    kid = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(2)}"
+    suffix = "hs256" if algorithm == "HS256" else "pem"
+    files = sorted(
+        (file for file in directory.iterdir() if not file.name.startswith(".")),
+        key=lambda file: (file.stat().st_mtime_ns, file.name),
+    )
+    _create(directory, f"{kid}.{suffix}", _new_key(algorithm))
+    # A key signed its last token when its successor came.
+    spent = [old for old, successor in pairwise(files) if successor.stat().st_mtime < spent_before]
+    for file in spent:
+        file.unlink()
+    return kid, [file.stem for file in spent]
+
+
+def public_jwk(key: Key) -> dict[str, Any] | None:
+    """Return the public half of a key as a JWK (RFC 7517), or None for a secret."""
+    if key.algorithm == "HS256":
+        return None
+    from sse_app.auth.tokens.asymmetric import to_jwk
+
+    return to_jwk(key)
+
+
+def _new_key(algorithm: str) -> bytes:
+    if algorithm == "HS256":
+        return secrets.token_bytes(SECRET_BYTES)
+    from sse_app.auth.tokens.asymmetric import new_pem
+
+    return new_pem(algorithm)
+
+
+def _read(file: Path) -> Key:
+    content = file.read_bytes()
+    try:
+        if file.suffix == ".hs256":
+            return _checked(Key(file.stem, "HS256", content, content))
+        from sse_app.auth.tokens.asymmetric import key_of_jwk, key_of_pem
+
+        match file.suffix:
+            case ".pem":
+                return key_of_pem(file.stem, content)
+            case ".jwk":
+                return _checked(key_of_jwk(file.stem, content))
+        raise ValueError("a key file ends in .hs256, .pem or .jwk")
+    except ValueError as error:
+        reason = str(error) or type(error).__name__
+        raise StateError(f"{file} is no key that can be used: {reason}") from None
+
+
+def _checked(key: Key) -> Key:
+    """Return the key if it is no secret, or a good one."""
+    if key.algorithm == "HS256":
+        if len(key.signing) < SECRET_BYTES:
+            raise ValueError(f"it is too weak, with fewer than {SECRET_BYTES} bytes")
+        if len(key.signing) > SECRET_BYTES or key.signing.isascii():  # else it is random, as ours are
+            from sse_app.auth.tokens.asymmetric import refuse_public_key
+
+            refuse_public_key(key.signing)
+    return key
+
+
+def _create(directory: Path, name: str, content: bytes) -> Path:
+    """Write a new key so that no other process sees half of it, and two that try agree on one."""
+    draft = directory / f".{secrets.token_hex(8)}"
+    descriptor = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(descriptor)
+    target = directory / name
+    try:
+        os.link(draft, target)
+    except FileExistsError:
+        pass  # another process was first; its key is the one
+    finally:
+        draft.unlink()
+    return target

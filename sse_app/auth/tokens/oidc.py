@@ -1,0 +1,190 @@
+"""Access tokens of another issuer, an OpenID provider, as something that stream tokens are given for."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jwt
+
+from sse_app.auth.tokens.claims import Claims, is_text, is_time
+from sse_app.auth.tokens.grants import Grants
+from sse_app.auth.tokens.issuer import is_compact
+from sse_app.auth.tokens.jose import decode, header_of
+from sse_app.core.errors import ProviderUnavailable, TokenRefused
+from sse_app.settings.model import OIDC
+
+ALGORITHMS = ("RS256", "PS256", "ES256", "EdDSA")
+"""Asymmetric only: a public key must never be taken for an HMAC secret (RFC 8725 §2.1)."""
+
+TYPES = (None, "jwt", "at+jwt", "application/at+jwt")
+"""RFC 9068 §2.1, and what older providers write."""
+
+TIMEOUT = 5.0
+MAX_BYTES = 512 * 1024
+FRESH = 3600.0
+"""Seconds after which the keys are fetched again, before anybody misses one."""
+PAUSE = 10.0
+"""The least time between two fetches, in seconds, whatever key ids strangers make up."""
+
+log = logging.getLogger(__name__)
+
+
+class Provider:
+    """Verifies tokens of one provider with the keys it publishes.
+
+    Its keys are fetched without blocking, kept when it is away, and fetched again for an unknown ``kid``, at a
+    bounded rate. A provider that is dead from the start stops nothing but its own tokens.
+
+    Args:
+        settings: who it is, and what its claims mean here.
+        longest: the longest lifetime that is accepted, in seconds.
+    """
+
+    def __init__(self, settings: OIDC, longest: float) -> None:
+        self._settings = settings
+        self._longest = longest
+        self._grants = {
+            group: Grants.of(granted.subscribe, granted.publish) for group, granted in settings.grants.items()
+        }
+        self._keys: dict[str | None, jwt.PyJWK] = {}
+        self._fetched_at = float("-inf")
+        self._asked_at = float("-inf")
+        self._fetching: asyncio.Task[None] | None = None
+
+    def issued(self, token: str) -> bool:
+        """Return whether a token says that it is the provider's; nothing is verified here."""
+        if not is_compact(token):
+            return False
+        try:
+            payload = jwt.decode(token, options={"verify_signature": False})
+        except (jwt.PyJWTError, ValueError, RecursionError):
+            return False
+        return payload.get("iss") == self._settings.issuer
+
+    async def verify(self, token: str) -> Claims:
+        """Return what a token of the provider means here.
+
+        Raises:
+            TokenRefused: it is not valid, or is not for us.
+            ProviderUnavailable: nobody can say.
+        """
+        try:
+            header = header_of(token.partition(".")[0])
+            key = await self._key(header.get("kid"))
+            typ = header.get("typ")
+            if (typ.lower() if isinstance(typ, str) else typ) not in TYPES:
+                raise TokenRefused("this takes an access token of the provider", "wrong typ")
+            if key is None or key.algorithm_name not in ALGORITHMS:
+                raise TokenRefused("the token is not valid", "unknown kid")
+            payload = decode(
+                token,
+                key.key,
+                key.algorithm_name,
+                audience=self._settings.audience,
+                issuer=self._settings.issuer,
+                require=["iss", "aud", "sub", "exp"],
+            )
+            return self._claims(payload)
+        except TokenRefused as error:
+            raise TokenRefused(str(error), f"{error.detail} at the provider") from error
+        except ValueError as error:
+            raise TokenRefused("the token is not valid", f"{error} at the provider") from error
+
+    def _claims(self, payload: Mapping[str, Any]) -> Claims:
+        subject = payload.get(self._settings.subject_claim)
+        if not isinstance(subject, str) or not is_text(subject) or len(subject) > 255:
+            raise ValueError("the subject claim is no text")
+        if not all(is_text(payload.get(name, "absent")) for name in ("sid", "jti")):
+            raise ValueError("sid and jti must be texts")
+        expires_at = payload["exp"]
+        if not is_time(expires_at):
+            raise ValueError("exp must be a time")
+        # One that does not say when it was issued counts as old as it may be, so that revocations cover it.
+        issued_at = payload.get("iat", expires_at - self._longest)
+        if not is_time(issued_at):
+            raise ValueError("iat must be a time")
+        if expires_at - min(issued_at, time.time()) > self._longest:
+            raise TokenRefused("the token is valid for longer than is allowed here", "lifetime")
+        subject = self._settings.subject_prefix + subject
+        session, token_id = payload.get("sid"), payload.get("jti")
+        return Claims(
+            subject,
+            f"oidc:{subject if session is None else session}",
+            "oidc" if token_id is None else f"oidc:{token_id}",
+            issued_at,
+            expires_at,
+            self._granted(payload.get(self._settings.groups_claim)),
+        )
+
+    def _granted(self, groups: object) -> Grants:
+        names = groups.split() if isinstance(groups, str) else groups if isinstance(groups, list) else []
+        granted = [
+            self._grants[name] for name in ("*", *names) if isinstance(name, str) and name in self._grants
+        ]
+        return Grants.of(
+            [text for grants in granted for text in grants.subscribe.texts],
+            [text for grants in granted for text in grants.publish.texts],
+        )
+
+    # -- keys -----------------------------------------------------------------------------------------------
+
+    async def _key(self, kid: object) -> jwt.PyJWK | None:
+        if kid is not None and not isinstance(kid, str):
+            return None
+        now = time.monotonic()
+        missing = kid not in self._keys
+        if (missing or now - self._fetched_at > FRESH) and now - self._asked_at >= PAUSE:
+            self._asked_at = now
+            self._fetching = asyncio.create_task(self._fetch(), name="provider-keys")
+        if missing and self._fetching is not None:
+            await asyncio.shield(self._fetching)
+        if not self._keys:
+            raise ProviderUnavailable("the OpenID provider cannot be reached just now")
+        return self._keys.get(kid)
+
+    async def _fetch(self) -> None:
+        """Fetch the keys; when that fails, those that are known stay."""
+        from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest  # nobody else needs it
+
+        client = AsyncHTTPClient(force_instance=True, max_body_size=MAX_BYTES)
+        try:
+            answer = await client.fetch(
+                HTTPRequest(
+                    self._settings.jwks_url,
+                    connect_timeout=TIMEOUT,
+                    request_timeout=TIMEOUT,
+                    follow_redirects=False,
+                    headers={"Accept": "application/json"},
+                )
+            )
+            keys = _usable_keys(json.loads(answer.body))
+        except (OSError, HTTPClientError, ValueError, RecursionError, jwt.PyJWTError) as error:
+            log.warning(
+                "provider_unavailable", extra={"url": self._settings.jwks_url, "detail": str(error)[:200]}
+            )
+            return
+        finally:
+            client.close()
+        self._keys = keys
+        self._fetched_at = time.monotonic()
+
+
+def _usable_keys(document: object) -> dict[str | None, jwt.PyJWK]:
+    """Return the keys of a JWK set (RFC 7517 §5) that sign and are understood here, by their ids."""
+    if not isinstance(document, dict) or not isinstance(document.get("keys"), list):
+        raise ValueError("no JWK set")
+    keys: dict[str | None, jwt.PyJWK] = {}
+    for jwk in document["keys"]:
+        if isinstance(jwk, dict) and jwk.get("use", "sig") == "sig":
+            try:
+                key = jwt.PyJWK(jwk)
+            except Exception:  # whatever a key is made of: of a kind that nobody here uses, or none at all
+                continue
+            if key.algorithm_name in ALGORITHMS and isinstance(key.key_id, str | None):
+                keys[key.key_id] = key
+    return keys

@@ -1,0 +1,1 @@
+"""The ``sse-app`` command: its parser, and a file for each command."""

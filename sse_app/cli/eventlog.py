@@ -1,0 +1,55 @@
+"""``eventlog …``: looks after the event log while no server uses it."""
+
+from __future__ import annotations
+
+import argparse
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sse_app.cli.options import settings_of
+from sse_app.core.errors import InvalidInput
+from sse_app.eventlog.sqlite import schema as sqlite_schema
+from sse_app.node import event_log_path
+from sse_app.storage.sqlite import open_database
+from sse_app.storage.state_dir import StateDirectory
+
+
+@contextmanager
+def _database(options: argparse.Namespace) -> Iterator[sqlite3.Connection]:
+    settings = settings_of(options)
+    state = StateDirectory(settings.state_dir)
+    path = event_log_path(settings, state)
+    if path is None:
+        raise InvalidInput("the event log is in memory: there is nothing to look after")
+    if not path.exists():
+        raise InvalidInput(f"there is no event log at {path}")
+    connection = open_database(path, sqlite_schema.APPLICATION_ID, sqlite_schema.MIGRATIONS)
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+def show(options: argparse.Namespace) -> None:
+    """Print the epoch, the head, and each channel with how many events it was given."""
+    with _database(options) as database:
+        row = database.execute("SELECT epoch FROM log").fetchone()
+        head = database.execute("SELECT coalesce(max(last_seq), 0) FROM channels").fetchone()[0]
+        print(f"epoch {row[0] if row else 'none'}\nhead {head}")
+        for name, published, last in database.execute(
+            "SELECT name, published, last_seq FROM channels ORDER BY name"
+        ):
+            print(f"channel {name} published={published} last={last}")
+
+
+def new_epoch(options: argparse.Namespace) -> None:
+    """Give the log another epoch and print it: clients with older ids get a reset instead of wrong events."""
+    settings = settings_of(options)
+    state = StateDirectory(settings.state_dir)
+    state.lock()
+    try:
+        with _database(options) as database:
+            print(sqlite_schema.new_epoch(database))
+    finally:
+        state.unlock()

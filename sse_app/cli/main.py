@@ -1,0 +1,187 @@
+"""The ``sse-app`` command: what it takes, and which function of `sse_app.cli` does it."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from sse_app.version import VERSION
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return the exit status: 0, 1 for an error told in one line, 2 for wrong usage."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    options: Any
+    # As the unit does: a server that starts has no time for the flags of twenty other commands, and nothing for the
+    # collector to find, as it only builds what stays, thousands of streams too.
+    if words == ["serve"]:
+        gc.disable()
+        options = SimpleNamespace(run="serve:serve")
+    else:
+        options = _parser().parse_args(words)
+    from sse_app.core.errors import SSEAppError  # after --help and --version, which need nothing else
+
+    try:
+        module, function = options.run.split(":")
+        command = getattr(import_module(f"sse_app.cli.{module}"), function)
+        status: int | None = command(options)
+        return status or 0
+    except SSEAppError as error:
+        print(f"sse-app: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read our output has left: nothing more to say
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    import argparse
+
+    parser = argparse.ArgumentParser(
+        prog="sse-app", description="Authenticated Server-Sent Events. Without a command it serves."
+    )
+    parser.add_argument("--version", action="version", version=f"sse-app {VERSION}")
+    parser.set_defaults(run="serve:serve")
+    everywhere = _settings_flags()
+    _add_flags(parser)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+
+    def add(
+        name: str, run: str, help: str, to: argparse._SubParsersAction[argparse.ArgumentParser] = commands
+    ) -> argparse.ArgumentParser:
+        command = to.add_parser(name, help=help, description=help, parents=[everywhere])
+        command.set_defaults(run=run)
+        return command
+
+    add("serve", "serve:serve", "serve streams until SIGTERM or Ctrl-C")
+    add("check-config", "serve:check_config", "read the settings, say what is wrong with them, and exit")
+    add(
+        "upgrade",
+        "serve:upgrade",
+        "start a successor beside the running server, and hand everything over to it",
+    )
+    _add_users(add("user", "users:show", "manage the accounts that can log in"))
+    token = add("token", "tokens:mint", "mint a token for anybody, and print only it")
+    token.add_argument("--kind", choices=["access", "stream"], default="access", help="default: access")
+    token.add_argument("--subject", default="cli", metavar="S", help="whom it speaks for (default: cli)")
+    token.add_argument("--session", metavar="ID", help="the session it belongs to (default: a new one)")
+    _add_grants(token)
+    token.add_argument("--ttl", type=int, default=600, metavar="SECONDS", help="how long it is valid (600)")
+    publish = add("publish", "remote:publish", "publish one event to a running server, and print its id")
+    publish.add_argument("channel", metavar="CHANNEL")
+    publish.add_argument("type", metavar="TYPE")
+    publish.add_argument("data", metavar="JSON", help="a JSON object; - reads it from standard input")
+    listen = add("listen", "remote:listen", "print the events of a running server, a JSON line each")
+    listen.add_argument("channels", metavar="CHANNELS", help="channel names with commas")
+    listen.add_argument("--after", metavar="ID", help="first replay what came after this event id")
+    for remote in (publish, listen):
+        remote.add_argument(
+            "--url", help="the server (default: SSE_APP_URL, else host and port of the settings)"
+        )
+        remote.add_argument(
+            "--token-stdin",
+            action="store_true",
+            help="read the token from standard input (default: "
+            "SSE_APP_TOKEN, else one minted with the keys in the state directory)",
+        )
+    revoke = add("revoke", "revocation:revoke", "revoke tokens; a running server ends their streams at once")
+    which = revoke.add_mutually_exclusive_group(required=True)
+    which.add_argument("--token-id", metavar="JTI", help="one token, by its jti claim")
+    which.add_argument("--session", metavar="ID", help="a session, with all its tokens")
+    which.add_argument(
+        "--subject", metavar="S", help="what a subject has been issued until now, sessions too"
+    )
+    which.add_argument("--all", action="store_true", help="every token and session there is")
+    audit = add("audit", "revocation:audit", "print the audit trail, a JSON line each, newest last")
+    audit.add_argument("--limit", type=int, default=100, metavar="N", help="how many entries (100)")
+    keys = add("keys", "keys:show", "look after the keys that sign tokens")
+    key_actions = keys.add_subparsers(metavar="ACTION")
+    add("list", "keys:show", "print the keys, the one that signs first", key_actions)
+    rotate = add(
+        "rotate", "keys:rotate", "make a new key, which signs; old ones verify until spent", key_actions
+    )
+    rotate.add_argument(
+        "--algorithm", choices=["HS256", "EdDSA", "ES256", "RS256"], help="default: as the key that signs now"
+    )
+    systemd = add("systemd", "systemd_units:install", "write the units for this installation")
+    systemd.add_argument("action", choices=["install"], help="write sse-app.socket and sse-app.service")
+    systemd.add_argument("--user", action="store_true", help="for the user manager of whoever runs this")
+    systemd.add_argument("--run-as", default="sse_app", metavar="USER", help="the service's user (sse_app)")
+    systemd.add_argument(
+        "--unit-dir", type=Path, metavar="DIR", help="where to (default: where systemd looks)"
+    )
+    eventlog = add("eventlog", "eventlog:show", "look after the event log")
+    actions = eventlog.add_subparsers(metavar="ACTION")
+    add("show", "eventlog:show", "print the log's epoch, head and channels", actions)
+    add("new-epoch", "eventlog:new_epoch", "after restoring a backup: make old event ids invalid", actions)
+    return parser
+
+
+def _settings_flags() -> argparse.ArgumentParser:
+    import argparse
+
+    flags = argparse.ArgumentParser(add_help=False)
+    _add_flags(flags)
+    return flags
+
+
+def _add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that override settings; absent ones leave no trace, so that they may stand anywhere."""
+    from argparse import SUPPRESS as absent
+
+    group = parser.add_argument_group("settings", "override the environment and the settings file")
+    group.add_argument("--config", type=Path, metavar="FILE", default=absent, help="the settings file")
+    group.add_argument("--host", default=absent, metavar="ADDRESS")
+    group.add_argument("--port", default=absent)
+    group.add_argument("--state-dir", default=absent, metavar="DIR")
+    group.add_argument("--event-log", default=absent, metavar="URL", help="sqlite:, sqlite:/path or memory:")
+    group.add_argument(
+        "--set",
+        action="append",
+        default=absent,
+        metavar="NAME=VALUE",
+        help="any setting, as in keepalive.ping_interval=15",
+    )
+
+
+def _add_users(user: argparse.ArgumentParser) -> None:
+    actions = user.add_subparsers(metavar="ACTION")
+    for name, help in (
+        ("add", "make an account"),
+        ("list", "print the accounts and what they may do"),
+        ("passwd", "change a password, and end the account's sessions"),
+        ("grants", "change what an account may do; its open streams end and come back"),
+        ("disable", "refuse an account its login, and end its sessions"),
+        ("enable", "allow an account its login again"),
+        ("remove", "delete an account, and end its sessions"),
+    ):
+        action = actions.add_parser(name, help=help, description=help, parents=[_settings_flags()])
+        action.set_defaults(run=f"users:{name}")
+        if name != "list":
+            action.add_argument("name", metavar="NAME")
+        if name in ("add", "grants"):
+            _add_grants(action)
+        if name in ("add", "passwd"):
+            action.add_argument(
+                "--password-stdin",
+                action="store_true",
+                help="read the password from standard input, else ask",
+            )
+
+
+def _add_grants(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--subscribe", default="", metavar="A,B", help="channels or patterns it may listen to"
+    )
+    parser.add_argument("--publish", default="", metavar="A,B", help="channels or patterns it may publish to")
+    parser.add_argument("--admin", action="store_true", help="allow administration")

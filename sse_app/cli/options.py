@@ -1,0 +1,48 @@
+"""From a command's flags to settings and grants."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from sse_app.auth.tokens.grants import Grants
+from sse_app.core.errors import SettingsError
+from sse_app.settings.loader import load_settings
+from sse_app.settings.model import Settings
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def settings_of(options: argparse.Namespace) -> Settings:
+    """Return the settings that a command works with.
+
+    Raises:
+        SettingsError: one of them is bad.
+    """
+    flags: dict[str, object] = {
+        name: getattr(options, name)
+        for name in ("host", "port", "state_dir", "event_log")
+        if hasattr(options, name)
+    }
+    for assignment in getattr(options, "set", []):
+        name, separator, text = assignment.partition("=")
+        if not separator or not name:
+            raise SettingsError(f"--set takes NAME=VALUE, not {assignment!r}")
+        try:
+            flags[name] = json.loads(text)
+        except ValueError:
+            flags[name] = text
+    return load_settings(getattr(options, "config", None), flags)
+
+
+def grants_of(options: argparse.Namespace) -> Grants:
+    """Return the grants of ``--subscribe``, ``--publish`` and ``--admin``.
+
+    Raises:
+        InvalidChannel: one of the patterns is none.
+    """
+    subscribe, publish = (
+        [text for text in value.split(",") if text] for value in (options.subscribe, options.publish)
+    )
+    return Grants.of(subscribe, publish, options.admin)

@@ -1,0 +1,57 @@
+"""``serve``, ``check-config`` and ``upgrade``."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import TYPE_CHECKING
+
+from sse_app.cli.options import settings_of
+from sse_app.core.errors import StateError
+from sse_app.process import logs
+from sse_app.settings.loader import find_settings_file
+from sse_app.settings.model import plain
+from sse_app.storage.state_dir import StateDirectory
+
+if TYPE_CHECKING:
+    import argparse
+
+UPGRADE_TIMEOUT = 60.0
+"""Seconds."""
+
+
+def serve(options: argparse.Namespace) -> None:
+    """Serve until a signal comes."""
+    from sse_app.process import server
+
+    settings = settings_of(options)
+    logs.configure(settings.log.level, settings.log.format)
+    server.run(settings, lambda: settings_of(options))
+
+
+def upgrade(options: argparse.Namespace) -> None:
+    """Have the server that uses the state directory start its successor and hand everything over to it."""
+    settings = settings_of(options)
+    holder = StateDirectory(settings.state_dir).holder()
+    if holder is None:
+        raise StateError(f"no server uses the state directory {settings.state_dir}")
+    os.kill(holder, signal.SIGUSR2)
+    deadline = time.monotonic() + UPGRADE_TIMEOUT
+    while StateDirectory(settings.state_dir).holder() == holder:
+        if time.monotonic() > deadline:
+            raise StateError(f"process {holder} still serves; its log says why")
+        time.sleep(0.05)
+    print(f"process {StateDirectory(settings.state_dir).holder()} serves in the place of {holder}")
+
+
+def check_config(options: argparse.Namespace) -> None:
+    """Read the settings as ``serve`` would, and print those in force."""
+    settings = settings_of(options)
+    print(f"settings file: {find_settings_file(getattr(options, 'config', None)) or 'none'}")
+    for name, value in plain(settings).items():
+        if isinstance(value, dict):
+            for inner, inner_value in value.items():
+                print(f"{name}.{inner} = {inner_value!r}")
+        else:
+            print(f"{name} = {value!r}")

@@ -1,1 +1,0 @@
-"""What the commands do, a module a topic; `sse_app.cli` says which."""

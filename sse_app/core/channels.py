@@ -1,0 +1,147 @@
+"""Channel names and the patterns that grant them: pure, no I/O."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import NewType
+
+from sse_app.core.errors import InvalidChannel
+
+ChannelName = NewType("ChannelName", str)
+
+MAX_LENGTH = 255
+RESERVED_NAMES = frozenset({"status"})
+"""Names that the HTTP interface uses for itself: ``GET /api/v1/sse/status``."""
+
+ADMIN_CHANNEL = ChannelName("sse_app.admin")
+"""Where the server tells administrators its own figures; it is not in the event log."""
+
+_INTERNAL = ADMIN_CHANNEL.partition(".")[0]
+
+_SEGMENT = r"[a-z0-9_-]{1,64}"
+_NAME = re.compile(rf"{_SEGMENT}(?:\.{_SEGMENT})*")
+_SUBJECT_SEGMENT = re.compile(_SEGMENT)
+_PATTERN = re.compile(rf"(?:\*\*|(?:{_SEGMENT}|\*)(?:\.(?:{_SEGMENT}|\*))*(?:\.\*\*)?)")
+
+
+@lru_cache(maxsize=4096)
+def parse_channel(text: str) -> ChannelName:
+    """Return ``text`` as a channel name.
+
+    Raises:
+        InvalidChannel: it is not dot-separated segments of ``[a-z0-9_-]{1,64}``, or it is reserved.
+    """
+    if len(text) > MAX_LENGTH or not _NAME.fullmatch(text) or text in RESERVED_NAMES:
+        raise InvalidChannel(f"not a channel name: {_shown(text)}", "channel")
+    return ChannelName(text)
+
+
+def parse_channels(text: str, limit: int) -> tuple[ChannelName, ...]:
+    """Return the channel names of a comma-separated list, in its order, each once.
+
+    Raises:
+        InvalidChannel: one of them is no channel name, or there are more than ``limit``.
+    """
+    names = text.split(",", limit)
+    if len(names) > limit:
+        raise InvalidChannel(f"more than {limit} channels on one stream", "channels")
+    return tuple(dict.fromkeys(parse_channel(name) for name in names))
+
+
+def is_internal(channel: str) -> bool:
+    """Return whether a channel is the server's own: nobody publishes there, and only administrators read it."""
+    return channel.partition(".")[0] == _INTERNAL
+
+
+class ChannelPattern:
+    """A pattern of channel names: ``*`` stands for one segment, a final ``**`` for any number, also none.
+
+    >>> ChannelPattern("user.*.orders").matches("user.ann.orders")
+    True
+    >>> ChannelPattern("user.ann.**").matches("user.ann")
+    True
+
+    Raises:
+        InvalidChannel: the text is no pattern.
+    """
+
+    __slots__ = ("_regex", "is_name", "text")
+
+    def __init__(self, text: str) -> None:
+        if len(text) > MAX_LENGTH or not _PATTERN.fullmatch(text):
+            raise InvalidChannel(f"not a channel pattern: {_shown(text)}", "pattern")
+        self.text = str(text)  # never a subclass: orjson takes no such thing for a key
+        self.is_name = "*" not in text
+        """Whether the pattern has no wildcard, so that it is the name of one channel."""
+        self._regex: re.Pattern[str] | None = None
+
+    def matches(self, channel: str) -> bool:
+        """Return whether the pattern covers the channel."""
+        if self.is_name:
+            return self.text == channel
+        if self._regex is None:  # most are never asked: each user's own, in every token that a user has
+            self._regex = re.compile(self._expression())
+        return self._regex.fullmatch(channel) is not None
+
+    def _expression(self) -> str:
+        *segments, last = self.text.split(".")
+        expression = r"\.".join(_SEGMENT if s == "*" else re.escape(s) for s in segments)
+        if last == "**":
+            return expression + (rf"(?:\.{_SEGMENT})*" if segments else r".+")
+        return expression + (r"\." if segments else "") + (_SEGMENT if last == "*" else re.escape(last))
+
+    def __repr__(self) -> str:
+        return f"ChannelPattern({self.text!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ChannelPattern) and other.text == self.text
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+
+class ChannelPatterns:
+    """Several patterns together; a channel is covered when one of them matches it."""
+
+    __slots__ = ("_names", "_wild", "texts")
+
+    def __init__(self, texts: Iterable[str] = ()) -> None:
+        patterns = tuple(dict.fromkeys(ChannelPattern(text) for text in texts))
+        self.texts = tuple(pattern.text for pattern in patterns)
+        self._names = frozenset(pattern.text for pattern in patterns if pattern.is_name)
+        self._wild = tuple(pattern for pattern in patterns if not pattern.is_name)
+
+    def matches(self, channel: str) -> bool:
+        """Return whether any of the patterns covers the channel."""
+        return channel in self._names or any(pattern.matches(channel) for pattern in self._wild)
+
+    @property
+    def names(self) -> tuple[ChannelName, ...]:
+        """The patterns without wildcards, as channel names, in the order given."""
+        return tuple(ChannelName(text) for text in self.texts if text in self._names)
+
+    def __repr__(self) -> str:
+        return f"ChannelPatterns({list(self.texts)!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ChannelPatterns) and other.texts == self.texts
+
+    def __hash__(self) -> int:
+        return hash(self.texts)
+
+
+def own_patterns(templates: Iterable[str], subject: str) -> tuple[str, ...]:
+    """Return the templates with ``{sub}`` filled in: the patterns that belong to a subject.
+
+    Only a subject that is itself one channel segment owns any, else ``a.b`` would own channels of ``a``.
+    """
+    if not _SUBJECT_SEGMENT.fullmatch(subject):
+        return ()
+    return tuple(template.replace("{sub}", subject) for template in templates)
+
+
+def _shown(text: str) -> str:
+    """Return the text for an error message: quoted, without control characters, cut short."""
+    return ascii(text if len(text) <= 80 else text[:80] + "…")

@@ -1,0 +1,122 @@
+"""Events and their ids: pure, no I/O."""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import orjson
+
+from sse_app.core.channels import ChannelName
+from sse_app.core.errors import InvalidInput
+
+MAX_RETRY = 86_400_000
+"""The longest reconnection time an event may ask for, in milliseconds (a day)."""
+
+RESERVED_TYPES = frozenset({"connected", "ping", "reset", "closing", "open", "error"})
+"""Event types that the server itself or a browser's EventSource fires."""
+
+_TYPE = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+_EPOCH = r"[A-Za-z0-9]{1,32}"
+_ID = re.compile(rf"({_EPOCH})-(0|[1-9][0-9]{{0,18}})")
+
+
+class EventId(NamedTuple):
+    """The place of an event in the log: the log's life (``epoch``) and the event's number in it (``seq``).
+
+    ``seq`` grows by one for every event over all channels, so one id places a stream on all of them.
+    ``seq`` 0 is the place before the first event.
+    """
+
+    epoch: str
+    seq: int
+
+    def __str__(self) -> str:
+        return f"{self.epoch}-{self.seq}"
+
+    @classmethod
+    def parse(cls, text: str) -> EventId | None:
+        """Return the id that ``text`` spells, or None where it spells none."""
+        match = _ID.fullmatch(text)
+        return cls(match[1], int(match[2])) if match else None
+
+
+class NewEvent(NamedTuple):
+    """An event on its way into the log. ``data`` is a JSON object in UTF-8 on one line; ``retry`` is in ms."""
+
+    channel: ChannelName
+    type: str
+    data: bytes
+    retry: int | None = None
+
+
+class Event(NamedTuple):
+    """An event of the log."""
+
+    seq: int
+    channel: ChannelName
+    type: str
+    data: bytes
+    retry: int | None = None
+
+
+def timestamp(seconds: float) -> str:
+    """Return a POSIX time as the ISO 8601 text in UTC that all our data carries, to the millisecond."""
+    whole = int(seconds)
+    return f"{_to_the_second(whole)}.{int((seconds - whole) * 1000):03}Z"
+
+
+@lru_cache(maxsize=4)
+def _to_the_second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+
+
+def new_event(
+    channel: ChannelName, type: object, data: object, retry: object = None, *, now: str, field: str = ""
+) -> NewEvent:
+    """Return a checked event, its data encoded with ``channel`` set and ``timestamp`` added where absent.
+
+    Args:
+        channel: where it goes; it overrides what the data says, so that nobody poses as another channel.
+        type: the event type, ``[A-Za-z0-9_.:-]{1,128}`` and none of `RESERVED_TYPES`.
+        data: a JSON object.
+        retry: the client's new reconnection time in milliseconds, or None.
+        now: the timestamp for data that has none, as `timestamp` writes it.
+        field: where the event stands in the request, such as ``events[2].``, for the error's text.
+
+    Raises:
+        InvalidInput: the type, the data or the retry is not as said; the text names the field.
+    """
+    if not isinstance(type, str) or not _is_type(type):
+        raise InvalidInput(f"{field}event must match [A-Za-z0-9_.:-]{{1,128}}", f"{field}event")
+    if type in RESERVED_TYPES:
+        raise InvalidInput(f"{field}event {type!r} is reserved for the server", f"{field}event")
+    if not isinstance(data, dict):
+        raise InvalidInput(f"{field}data must be a JSON object", f"{field}data")
+    if isinstance(retry, float) and retry.is_integer():
+        retry = int(retry)  # JSON has one kind of numbers: 3000.0 is 3000
+    if retry is not None and (
+        isinstance(retry, bool) or not isinstance(retry, int) or not 0 <= retry <= MAX_RETRY
+    ):
+        raise InvalidInput(f"{field}retry must be milliseconds from 0 to {MAX_RETRY}", f"{field}retry")
+    complete: dict[str, Any] = {**data, "channel": channel}
+    if "timestamp" not in complete:
+        complete["timestamp"] = now
+    return NewEvent(channel, type, _encode(complete, field), retry)
+
+
+@lru_cache(maxsize=1024)
+def _is_type(text: str) -> bool:
+    return _TYPE.fullmatch(text) is not None
+
+
+def _encode(data: dict[str, Any], field: str) -> bytes:
+    try:
+        return orjson.dumps(data)
+    except orjson.JSONEncodeError as error:
+        if "64-bit" in str(error):  # JSON sets no bound to numbers: the standard library writes them exactly
+            return json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+        raise InvalidInput(f"{field}data cannot be written as JSON: {error}", f"{field}data") from None

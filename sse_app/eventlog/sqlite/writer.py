@@ -1,0 +1,292 @@
+"""The thread that writes the SQLite event log: takes what waits, commits it as one, reports it."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import sqlite3
+import threading
+import time
+from array import array
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from sse_app.core.channels import ChannelName
+from sse_app.core.errors import EventLogUnavailable, IdempotencyKeyReused
+from sse_app.core.events import Event, EventId, NewEvent
+from sse_app.eventlog.base import IDEMPOTENCY_AGE, IdempotencyKey, Retention
+from sse_app.eventlog.sqlite.schema import (
+    APPLICATION_ID,
+    COLUMNS,
+    INSERT_SIZES,
+    MIGRATIONS,
+    ChannelState,
+    insertion,
+    new_epoch,
+)
+from sse_app.storage.sqlite import open_database
+
+MAX_EVENTS_PER_COMMIT = 2_000
+PROBE_INTERVAL = 1.0
+"""How often a log that failed is tried again while nobody publishes, in seconds."""
+ERASE_STEP = 2_000
+"""How many expired events one transaction erases, so that publishers do not wait long behind it."""
+
+
+class Commit(msgspec.Struct):
+    """What one round of the writer did: the events stored, and what becomes of each append."""
+
+    events: list[Event] = []
+    channels: dict[ChannelName, ChannelState] = {}
+    outcomes: list[tuple[asyncio.Future[list[EventId]], range | Exception]] = []
+    failure: Exception | None = None
+
+
+class _Append(NamedTuple):
+    events: Sequence[NewEvent]
+    key: IdempotencyKey | None
+    future: asyncio.Future[list[EventId]]
+
+
+class SqliteWriter:
+    """Owns the one connection that writes, in a thread of its own.
+
+    Args:
+        path: the database file.
+        retention: how much of each channel is kept.
+        report: called in the writer's thread with each `Commit`.
+    """
+
+    def __init__(self, path: Path, retention: Retention, report: Callable[[Commit], None]) -> None:
+        self._path = path
+        self._retention = retention
+        self._report = report
+        self._waiting: queue.SimpleQueue[_Append | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="eventlog-writer", daemon=True)
+        self._expiry_interval = min(max(retention.age / 20, 0.1), 30.0)
+        self._seqs: dict[ChannelName, array[int]] = {}
+        self._last_at = 0.0
+        self._failed = False
+
+    def start(self) -> tuple[str, int, dict[ChannelName, ChannelState]]:
+        """Open the database, start the thread, and return the epoch, the head's ``seq`` and the channels.
+
+        Raises:
+            StateError: the database cannot be used.
+        """
+        self._db = open_database(self._path, APPLICATION_ID, MIGRATIONS)
+        row = self._db.execute("SELECT epoch FROM log").fetchone()
+        epoch = row[0] if row else new_epoch(self._db)
+        self._channels: dict[ChannelName, ChannelState] = {
+            ChannelName(name): ChannelState(*state)
+            for name, *state in self._db.execute(
+                "SELECT name, id, published, last_seq, trimmed FROM channels"
+            )
+        }
+        self._head = max((state.last_seq for state in self._channels.values()), default=0)
+        self._thread.start()
+        return epoch, self._head, dict(self._channels)
+
+    def append(
+        self, events: Sequence[NewEvent], key: IdempotencyKey | None, future: asyncio.Future[list[EventId]]
+    ) -> None:
+        """Queue events; the outcome for ``future`` is part of a later report."""
+        self._waiting.put(_Append(events, key, future))
+
+    def stop(self) -> None:
+        """Write what is queued, end the thread, and close the database."""
+        self._waiting.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        due_at = time.monotonic()
+        while True:
+            try:
+                first = self._waiting.get(timeout=max(0.0, due_at - time.monotonic()))
+            except queue.Empty:
+                due_at = time.monotonic() + self._look_after()
+                continue
+            appends, stopping = self._gather(first)
+            if appends:
+                self._report(self._commit(appends))
+                if self._failed:
+                    due_at = min(due_at, time.monotonic() + PROBE_INTERVAL)
+            if stopping:
+                self._db.close()
+                return
+            if time.monotonic() >= due_at:
+                due_at = time.monotonic() + self._look_after()
+
+    def _gather(self, first: _Append | None) -> tuple[list[_Append], bool]:
+        """Return what waits, as far as one commit should carry it, and whether the end was asked for."""
+        appends: list[_Append] = []
+        count = 0
+        item = first
+        while item is not None:
+            appends.append(item)
+            count += len(item.events)
+            if count >= MAX_EVENTS_PER_COMMIT:
+                return appends, False
+            try:
+                item = self._waiting.get_nowait()
+            except queue.Empty:
+                return appends, False
+        return appends, True
+
+    def _commit(self, appends: list[_Append]) -> Commit:
+        """Store the appends in one transaction: all of them are durable when this returns, or none is."""
+        commit = Commit()
+        seqs: dict[ChannelName, array[int]] = {}
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            now = self._last_at = max(time.time(), self._last_at)
+            for events, key, future in appends:
+                commit.outcomes.append((future, self._store(events, key, now, commit)))
+            self._insert(commit, now)
+            for event in commit.events:
+                seqs.setdefault(event.channel, array("q")).append(event.seq)
+            for channel, new in seqs.items():
+                commit.channels[channel] = self._count(channel, commit.channels[channel], new)
+            self._db.execute("COMMIT")
+        except (
+            Exception
+        ) as error:  # whatever it is, the publishers must hear of it, and the thread must go on
+            self._roll_back()
+            self._failed = True
+            failure = EventLogUnavailable(f"the event log cannot be written: {error}")
+            return Commit(outcomes=[(append.future, failure) for append in appends], failure=failure)
+        self._failed = False
+        self._channels.update(commit.channels)
+        if commit.events:
+            self._head = commit.events[-1].seq
+        for channel, new in seqs.items():
+            kept = self._seqs[channel]
+            kept.extend(new)
+            del kept[: max(0, len(kept) - self._retention.size)]
+        return commit
+
+    def _roll_back(self) -> None:
+        if self._db.in_transaction:
+            self._db.execute("ROLLBACK")
+
+    def _store(
+        self, events: Sequence[NewEvent], key: IdempotencyKey | None, now: float, commit: Commit
+    ) -> range | Exception:
+        """Add one append to the transaction, or find the answer that its key got before."""
+        first = (commit.events[-1].seq if commit.events else self._head) + 1
+        if key is not None:
+            known = self._db.execute(
+                "SELECT digest, first_seq, count FROM answers WHERE subject = ? AND key = ? AND at > ?",
+                (key.subject, key.key, now - IDEMPOTENCY_AGE),
+            ).fetchone()
+            if known is not None:
+                digest, known_first, count = known
+                if digest != key.digest:
+                    return IdempotencyKeyReused("this Idempotency-Key was used with another request")
+                return range(known_first, known_first + count)
+            self._db.execute(
+                "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?)",
+                (key.subject, key.key, key.digest, first, len(events), now),
+            )
+        for seq, event in enumerate(events, first):
+            if event.channel not in commit.channels:
+                commit.channels[event.channel] = self._channel(event.channel)
+            commit.events.append(Event(seq, *event))
+        return range(first, first + len(events))
+
+    def _insert(self, commit: Commit, now: float) -> None:
+        """Insert the events, many with one statement.
+
+        SQLite lets go of the interpreter's lock for each statement, and getting it back from a busy event loop
+        can take milliseconds. The statements are of a few sizes only, so that they stay prepared.
+        """
+        parameters: list[object] = []
+        for seq, channel, type, data, retry in commit.events:
+            parameters += (seq, commit.channels[channel].id, type, data, retry, now)
+        start = 0
+        for size in INSERT_SIZES:
+            step = size * COLUMNS
+            while len(parameters) - start >= step:
+                self._db.execute(insertion(size), parameters[start : start + step])
+                start += step
+
+    def _channel(self, name: ChannelName) -> ChannelState:
+        """Return a channel's state, making its row and reading its kept ``seq`` numbers at its first event."""
+        state = self._channels.get(name)
+        if state is None:
+            id = self._db.execute("INSERT INTO channels VALUES (NULL, ?, 0, 0, 0)", (name,)).lastrowid
+            assert id is not None
+            state = ChannelState(id, 0, 0, 0)
+        if name not in self._seqs:
+            rows = self._db.execute(
+                "SELECT seq FROM events WHERE channel = ? AND seq > ? ORDER BY seq", (state.id, state.trimmed)
+            )
+            self._seqs[name] = array("q", [seq for (seq,) in rows])
+        return state
+
+    def _count(self, channel: ChannelName, state: ChannelState, new: array[int]) -> ChannelState:
+        """Return the channel's state with the new events, and erase those that are now over its size.
+
+        What is over is out of reach at once (``trimmed``), but erased some at a time.
+        """
+        kept = self._seqs[channel]
+        excess = len(kept) + len(new) - self._retention.size
+        trimmed = state.trimmed
+        if excess > 0:
+            trimmed = kept[excess - 1] if excess <= len(kept) else new[excess - len(kept) - 1]
+            step = max(1, self._retention.size // 20)
+            if (state.published + len(new)) // step != state.published // step:
+                self._db.execute("DELETE FROM events WHERE channel = ? AND seq <= ?", (state.id, trimmed))
+        state = ChannelState(state.id, state.published + len(new), new[-1], trimmed)
+        self._db.execute(
+            "UPDATE channels SET published = ?, last_seq = ?, trimmed = ? WHERE id = ?",
+            (state.published, state.last_seq, state.trimmed, state.id),
+        )
+        return state
+
+    def _look_after(self) -> float:
+        """Do what is due without an append, and return in how many seconds to come back."""
+        self._expire()
+        if not self._failed:
+            return self._expiry_interval
+        try:
+            self._db.execute("UPDATE log SET epoch = epoch")  # a write: a full disk still reads
+        except sqlite3.Error:
+            return PROBE_INTERVAL
+        self._failed = False
+        self._report(Commit())
+        return self._expiry_interval
+
+    def _expire(self) -> None:
+        """Erase what is older than the retention's age: events, and the answers to idempotency keys."""
+        now = max(time.time(), self._last_at)
+        try:
+            self._db.execute("DELETE FROM answers WHERE at <= ?", (now - IDEMPOTENCY_AGE,))
+            while rows := self._db.execute(
+                "SELECT seq, channel FROM events WHERE seq IN (SELECT seq FROM events ORDER BY seq LIMIT ?) "
+                "AND at <= ? ORDER BY seq",
+                (ERASE_STEP, now - self._retention.age),
+            ).fetchall():
+                self._erase(rows)
+        except sqlite3.Error:
+            self._roll_back()  # an append will meet the same trouble and report it
+
+    def _erase(self, rows: list[tuple[int, int]]) -> None:
+        """Erase the oldest events; ``rows`` are their numbers and channels, in log order."""
+        last = {channel: seq for seq, channel in rows}
+        changed: dict[ChannelName, ChannelState] = {}
+        self._db.execute("BEGIN IMMEDIATE")
+        self._db.execute("DELETE FROM events WHERE seq <= ?", (rows[-1][0],))
+        for name, state in self._channels.items():
+            if last.get(state.id, 0) > state.trimmed:
+                changed[name] = state._replace(trimmed=last[state.id])
+                self._db.execute("UPDATE channels SET trimmed = ? WHERE id = ?", (last[state.id], state.id))
+        self._db.execute("COMMIT")
+        self._channels.update(changed)
+        for name in changed:
+            if (kept := self._seqs.get(name)) is not None:
+                self._seqs[name] = array("q", [seq for seq in kept if seq > changed[name].trimmed])
+        self._report(Commit(channels=changed))

@@ -1,0 +1,150 @@
+"""What administrators may do: look at connections, kick, revoke, read the audit trail."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from typing import Any
+
+import orjson
+
+from sse_app.auth.revocations import Revocation, require_no_token
+from sse_app.core.errors import InvalidInput
+from sse_app.core.events import timestamp
+from sse_app.handlers.base import ApiHandler
+from sse_app.handlers.body import BodyHandler
+from sse_app.handlers.errors import Refusal
+from sse_app.monitoring.connection_table import COLUMNS, FIELDS, Query, list_streams
+from sse_app.streams.publisher import refuse_unknown
+
+AUDIT_LIMIT = 100
+AUDIT_MAX = 1000
+MAX_SEARCH = 255
+
+
+class KickHandler(ApiHandler):
+    """``POST /api/v1/admin/connections/{connection}/kick``."""
+
+    async def post(self, connection: str) -> None:
+        """End a connection and revoke its token, or a native client would be back at once."""
+        admin = self.admin_claims()
+        stream = next(
+            (stream for stream in self.services.hub.streams if str(stream.number) == connection), None
+        )
+        if stream is None:
+            raise Refusal(404, "unknown_connection", "there is no connection with that id")
+        listener = stream.listener
+        kicked = await self.services.enforcement.kick(stream)
+        self.services.audit.record(
+            "kick",
+            subject=admin.subject,
+            address=self.address,
+            target=listener.lease.subject,
+            detail=f"client_id {listener.client_id} at {listener.address}",
+        )
+        self.write_json({"kicked": kicked})
+
+
+class RevocationsHandler(BodyHandler):
+    """``POST /api/v1/admin/revocations``."""
+
+    async def post(self) -> None:
+        """Revoke a token, a session, a subject's tokens or all tokens issued until now."""
+        admin = self.admin_claims()
+        revocation = self._revocation(self.json_object())
+        ended = await self.services.enforcement.revoke(revocation)
+        self.services.audit.record(
+            "revocation",
+            subject=admin.subject,
+            address=self.address,
+            target=revocation.value,
+            detail=revocation.scope.value,
+        )
+        self.write_json({"scope": revocation.scope.value, "value": revocation.value, "streams": ended}, 201)
+
+    def _revocation(self, request: dict[str, Any]) -> Revocation:
+        refuse_unknown(request, {"token_id", "session", "subject", "all"})
+        if len(request) != 1:
+            raise InvalidInput("name one of token_id, session, subject, or all")
+        ((scope, value),) = request.items()
+        longest = self.services.settings.auth.longest_lifetime
+        if scope == "all":
+            if value is not True:
+                raise InvalidInput("all must be true", "all")
+            return Revocation.of_everything(longest)
+        if not isinstance(value, str) or not 1 <= len(value) <= 1024:
+            raise InvalidInput(f"{scope} must be a text of 1 to 1024 characters", scope)
+        require_no_token(value, scope)
+        match scope:
+            case "token_id":
+                return Revocation.of_token(value, time.time() + longest)
+            case "session":
+                return Revocation.of_session(value, longest)
+        return Revocation.of_subject(value, longest)
+
+
+class ConnectionsHandler(ApiHandler):
+    """``GET /api/v1/admin/connections``."""
+
+    async def get(self) -> None:
+        """Answer with a page of the open streams that fit the search, sorted by one of their columns."""
+        self.admin_claims()
+        query = Query(
+            search=self._search(),
+            field=self._one_of("field", FIELDS, ""),
+            sort=self._one_of("sort", COLUMNS, "connection"),
+            descending=self._one_of("order", ("asc", "desc"), "asc") == "desc",
+            offset=self.number("offset", 0, 0, 10**9),
+            limit=self.number("limit", 100, 1, 1000),
+        )
+        total, rows = await list_streams(self.services.hub, query)
+        self.write_json({"total": total, "connections": rows})
+
+    def _search(self) -> str:
+        text = self.get_query_argument("search", "", strip=False)
+        if len(text) > MAX_SEARCH:
+            raise Refusal(400, "invalid_search", f"search must have at most {MAX_SEARCH} characters")
+        return text
+
+    def _one_of(self, name: str, known: Collection[str], default: str) -> str:
+        """Return a word of the query.
+
+        Raises:
+            Refusal: it is none of those known.
+        """
+        text = self.get_query_argument(name, None, strip=False)
+        if text is None:
+            return default
+        if text not in known:
+            raise Refusal(400, f"invalid_{name}", f"{name} must be one of {', '.join(known)}")
+        return text
+
+
+class FiguresHandler(ApiHandler):
+    """``GET /api/v1/admin/figures``."""
+
+    def get(self) -> None:
+        """Answer with the figures of the last minutes, which the admin channel goes on from."""
+        self.admin_claims()
+        self.write_json({"figures": [orjson.Fragment(each) for each in self.services.figures.recent]})
+
+
+class AuditHandler(ApiHandler):
+    """``GET /api/v1/admin/audit``."""
+
+    async def get(self) -> None:
+        """Answer with the newest entries, newest first; ``before`` pages on."""
+        self.admin_claims()
+        limit, before = (
+            self.number("limit", AUDIT_LIMIT, 1, AUDIT_MAX),
+            self.number("before", 2**53, 1, 2**53),
+        )
+        entries = await self.services.audit.entries(limit, before)
+        self.write_json(
+            {
+                "entries": [
+                    {"number": number, **entry._asdict(), "at": timestamp(entry.at)}
+                    for number, entry in entries
+                ]
+            }
+        )

@@ -1,0 +1,136 @@
+"""Login, refresh and logout: what makes, continues and ends a session."""
+
+from __future__ import annotations
+
+from sse_app.auth.accounts.login import LoggedIn, names_granted
+from sse_app.auth.accounts.passwords import MAX_PASSWORD_LENGTH
+from sse_app.auth.accounts.sessions import RefreshRefused
+from sse_app.core.errors import InvalidInput, TokenRefused
+from sse_app.handlers.body import BodyHandler
+from sse_app.handlers.errors import Refusal
+from sse_app.streams.publisher import refuse_unknown
+
+COOKIE = "sse_app_refresh"
+COOKIE_PATH = "/api/v1/auth"
+
+
+class _SessionHandler(BodyHandler):
+    """What the handlers of the refresh cookie share."""
+
+    def prepare(self) -> None:
+        """Refuse pages of origins that are not configured: a browser would send them the cookie's effects."""
+        super().prepare()
+        # Tornado does this by itself only where the whole application asks for it; these may be mounted anywhere.
+        if self.request.method == "POST" and (error := self._check_cross_origin(self.check_trusted_origin)):
+            raise Refusal(403, "forbidden", error)
+
+    def check_trusted_origin(self, origin: str) -> bool:
+        """Let the configured origins in."""
+        return origin in self.services.settings.cors_origins
+
+    def answer(self, logged_in: LoggedIn, with_cookie: bool) -> None:
+        """Answer with the tokens; the refresh token goes into the cookie, or the body where cookies are not wanted."""
+        session = logged_in.session
+        tokens = {
+            "access_token": logged_in.access_token,
+            "stream_token": logged_in.stream_token,
+            "token_type": "Bearer",
+            "expires_in": logged_in.access_lifetime,
+            "stream_expires_in": logged_in.stream_lifetime,
+            "channels": names_granted(self.services.channels, logged_in.grants),
+        }
+        if with_cookie:
+            self._set_refresh_cookie(session.refresh_token, session.lifetime)
+        else:
+            tokens |= {"refresh_token": session.refresh_token, "refresh_expires_in": session.lifetime}
+        self.write_json(tokens)
+
+    def refresh_token(self, request: dict[str, object]) -> tuple[str | None, bool]:
+        """Return the refresh token of the body or else of the cookie, and whether it was the cookie's."""
+        token = request.get("refresh_token")
+        if token is None:
+            return self.get_cookie(COOKIE), True
+        if not isinstance(token, str):
+            raise InvalidInput("refresh_token must be a text", "refresh_token")
+        return token, False
+
+    def optional_object(self) -> dict[str, object]:
+        """Return the body as a JSON object with no member but ``refresh_token``; it may be absent."""
+        body = self.body()
+        request = self.json_object(body) if body else {}
+        refuse_unknown(request, {"refresh_token"})
+        return request
+
+    def forget_cookie(self) -> None:
+        """Have the browser drop the cookie."""
+        self.clear_cookie(COOKIE, path=COOKIE_PATH, httponly=True, secure=True, samesite="Strict")
+
+    def _set_refresh_cookie(self, value: str, max_age: int) -> None:
+        self.set_cookie(
+            COOKIE, value, path=COOKIE_PATH, max_age=max_age, httponly=True, secure=True, samesite="Strict"
+        )
+
+
+class LoginHandler(_SessionHandler):
+    """``POST /api/v1/auth/login``."""
+
+    async def post(self) -> None:
+        """Answer a right name and password with tokens, anything else in the same words and time."""
+        request = self.json_object()
+        refuse_unknown(request, {"username", "password", "cookie"})
+        name, password = (self._text(request.get(field), field) for field in ("username", "password"))
+        with_cookie = request.get("cookie", True)
+        if not isinstance(with_cookie, bool):
+            raise InvalidInput("cookie must be true or false", "cookie")
+        logged_in = await self.services.login.log_in(name, password, self.address)
+        if logged_in is None:
+            raise Refusal(401, "invalid_credentials", "the user name or the password is wrong")
+        self.answer(logged_in, with_cookie)
+
+    def _text(self, value: object, field: str) -> str:
+        if not isinstance(value, str) or not 1 <= len(value) <= MAX_PASSWORD_LENGTH:
+            raise InvalidInput(f"{field} must be a text of 1 to {MAX_PASSWORD_LENGTH} characters", field)
+        return value
+
+
+class RefreshHandler(_SessionHandler):
+    """``POST /api/v1/auth/refresh``."""
+
+    async def post(self) -> None:
+        """Spend a refresh token, and answer with fresh tokens and the next one, in the way it came."""
+        token, from_cookie = self.refresh_token(self.optional_object())
+        if not token:
+            raise TokenRefused("this takes a refresh token, in the cookie or the body", "no refresh token")
+        try:
+            logged_in = await self.services.login.refresh(token, self.address)
+        except RefreshRefused:
+            if from_cookie:
+                self.forget_cookie()
+            raise
+        finally:
+            self.services.enforcement.apply()  # a reused one has ended its session's streams
+        self.answer(logged_in, from_cookie)
+
+
+class LogoutHandler(_SessionHandler):
+    """``POST /api/v1/auth/logout``."""
+
+    async def post(self) -> None:
+        """End the session of the access token or the refresh token, with its tokens and its streams."""
+        token, from_cookie = self.refresh_token(self.optional_object())
+        sessions = set()
+        if "Authorization" in self.request.headers:
+            claims = self.access_claims()
+            sessions.add((claims.session, claims.subject))
+        if token and (found := await self.services.login.session_of(token)):
+            sessions.add(found)
+        if not sessions:
+            if from_cookie and token:
+                self.forget_cookie()
+            raise TokenRefused("this takes an access token or a refresh token of a session", "no session")
+        for session, subject in sessions:
+            await self.services.login.log_out(session, subject, self.address)
+        self.services.enforcement.apply()
+        if self.get_cookie(COOKIE) is not None:
+            self.forget_cookie()
+        self.set_status(204)

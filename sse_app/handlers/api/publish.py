@@ -1,0 +1,129 @@
+"""Publishing over HTTP, one event or a batch, and reading the past of a channel."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+import time
+
+import orjson
+
+from sse_app.auth.tokens.claims import Claims
+from sse_app.core.channels import ChannelName, parse_channel
+from sse_app.core.events import Event, EventId, NewEvent
+from sse_app.eventlog.base import IdempotencyKey
+from sse_app.handlers.base import ApiHandler
+from sse_app.handlers.body import BodyHandler
+from sse_app.handlers.errors import Refusal
+from sse_app.handlers.parsing import parse_position
+from sse_app.streams.publisher import refuse_unknown
+
+HISTORY_LIMIT = 100
+HISTORY_MAX = 1000
+
+_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+
+
+class _Publishing(BodyHandler):
+    """What single and batch publishing share."""
+
+    async def store(self, claims: Claims, events: list[NewEvent], body: bytes) -> list[EventId]:
+        """Append the events, at most once for an ``Idempotency-Key`` of this subject."""
+        wait = self.services.publish_rate.take(claims.token_id, len(events), time.monotonic())
+        if wait:
+            limit = self.services.settings.limits.publish_rate
+            message = f"this token publishes more than {limit:g} events a second, which is the limit"
+            raise Refusal(429, "too_many_events", message, Retry_After=str(math.ceil(wait)))
+        key = self.request.headers.get("Idempotency-Key")
+        idempotency = None
+        if key is not None:
+            if not _KEY.fullmatch(key):
+                raise Refusal(400, "invalid_key", "Idempotency-Key must be 1 to 255 visible ASCII characters")
+            digest = hashlib.sha256(self.request.path.encode() + b"\0" + body).digest()
+            # Kept as a hash: nobody knows what clients make their keys of.
+            idempotency = IdempotencyKey(claims.subject, hashlib.sha256(key.encode()).hexdigest(), digest)
+        begun = time.perf_counter()
+        ids = await self.services.publisher.append(events, idempotency)
+        self.services.metrics.publish_seconds.observe(time.perf_counter() - begun)
+        return ids
+
+
+class PublishHandler(_Publishing):
+    """``POST /api/v1/sse/{channel}``: one event."""
+
+    async def post(self, name: str) -> None:
+        """Store the event and answer with its id."""
+        channel = parse_channel(name)
+        claims = self.access_claims()
+        require_publish(claims, channel)
+        self.services.publisher.require_known(channel)
+        body = self.body()
+        request = self.json_object(body)
+        refuse_unknown(request, {"event", "data", "retry"})
+        event = self.services.publisher.check(
+            channel, request.get("event"), request.get("data"), request.get("retry")
+        )
+        ids = await self.store(claims, [event], body)
+        self.write_json({"id": str(ids[0]), "channel": channel}, 201)
+
+
+class BatchHandler(_Publishing):
+    """``POST /api/v1/sse``: several events, all or none, in order."""
+
+    async def post(self) -> None:
+        """Store the events and answer with their ids, in order."""
+        claims = self.access_claims()
+        body = self.body()
+        request = self.json_object(body)
+        refuse_unknown(request, {"events"})
+        events = self.services.publisher.check_batch(request.get("events"))
+        for channel in dict.fromkeys(event.channel for event in events):
+            require_publish(claims, channel)
+        ids = await self.store(claims, events, body)
+        self.write_json({"ids": [str(id) for id in ids]}, 201)
+
+
+class HistoryHandler(ApiHandler):
+    """``GET /api/v1/sse/{channel}/history``: what the log keeps of a channel."""
+
+    async def get(self, name: str) -> None:
+        """Answer with the first events after a position, or without one with the last there are; oldest first."""
+        channel = parse_channel(name)
+        position = parse_position(self.request.arguments.get("after", []), "after")
+        limit = self.number("limit", HISTORY_LIMIT, 1, HISTORY_MAX)
+        claims = self.access_claims()
+        if not claims.grants.may_subscribe(channel):
+            raise Refusal(403, "forbidden", f"the token does not allow to subscribe to {channel}")
+        self.services.publisher.require_known(channel)
+        eventlog = self.services.eventlog
+        head = eventlog.head
+        if position is None:
+            events, complete = await eventlog.latest(channel, limit), True
+        else:
+            after = EventId.parse(position)
+            complete = after is not None and not await eventlog.lost([channel], after)
+            start = after.seq if after is not None and complete else 0
+            page = await eventlog.replay([channel], start, head.seq, limit)
+            events, complete = page.events, complete and not page.gap
+        self.write_json({"events": [_item(head.epoch, event) for event in events], "complete": complete})
+
+
+def _item(epoch: str, event: Event) -> dict[str, object]:
+    """Return an event of the log as the history shows it; its data is JSON already."""
+    return {
+        "id": str(EventId(epoch, event.seq)),
+        "channel": event.channel,
+        "event": event.type,
+        "data": orjson.Fragment(event.data),
+    }
+
+
+def require_publish(claims: Claims, channel: ChannelName) -> None:
+    """Refuse a publisher whose token does not cover the channel.
+
+    Raises:
+        Refusal: it does not.
+    """
+    if not claims.grants.may_publish(channel):
+        raise Refusal(403, "forbidden", f"the token does not allow to publish to {channel}")

@@ -1,0 +1,117 @@
+"""What becomes of tokens once somebody has one: narrowed, looked at, renewed; and the keys to verify them with."""
+
+from __future__ import annotations
+
+import time
+
+from sse_app.auth.accounts.login import names_granted
+from sse_app.auth.tokens.claims import Claims
+from sse_app.auth.tokens.issuer import TokenKind
+from sse_app.auth.tokens.keyring import public_jwk
+from sse_app.core.channels import ChannelName, parse_channel
+from sse_app.core.errors import InvalidInput
+from sse_app.handlers.base import ApiHandler
+from sse_app.handlers.body import BodyHandler
+from sse_app.handlers.errors import RETRY_AFTER, Refusal
+from sse_app.streams.publisher import refuse_unknown
+
+MAX_EARLIER = 32
+"""How many tokens that are still in force a stream may have lived on before: a kick revokes them all."""
+
+
+class StreamTokenHandler(BodyHandler):
+    """``POST /api/v1/auth/stream-token``: from an access token to one that may stand in a URL."""
+
+    async def post(self) -> None:
+        """Answer with a stream token, narrowed to the channels named."""
+        claims = await self._claims()
+        body = self.body()
+        request = self.json_object(body) if body else {}
+        refuse_unknown(request, {"channels"})
+        channels = self._channels(request["channels"]) if "channels" in request else None
+        for channel in channels or ():
+            if not claims.grants.may_subscribe(channel):
+                raise Refusal(403, "forbidden", f"the token does not allow to subscribe to {channel}")
+        token, lifetime = self.services.login.stream_token(claims, channels, time.time())
+        self.write_json({"stream_token": token, "stream_expires_in": lifetime})
+
+    async def _claims(self) -> Claims:
+        """Return what the access token says; it is ours, or the OpenID provider's."""
+        provider = self.services.provider
+        token = self.bearer_token()
+        if provider is None or not provider.issued(token):
+            return self.access_claims()
+        self.claims = await provider.verify(token)
+        self.services.tokens.require_in_force(self.claims)
+        return self.claims
+
+    def _channels(self, value: object) -> list[ChannelName]:
+        limit = self.services.settings.limits.channels_per_stream
+        if not isinstance(value, list) or not 1 <= len(value) <= limit:
+            raise InvalidInput(f"channels must be a list of 1 to {limit} channel names", "channels")
+        names = []
+        for number, name in enumerate(value):
+            if not isinstance(name, str):
+                raise InvalidInput(f"channels[{number}] must be a channel name", f"channels[{number}]")
+            try:
+                names.append(parse_channel(name))
+            except InvalidInput as error:
+                raise InvalidInput(f"channels[{number}]: {error}", f"channels[{number}]") from None
+        return names
+
+
+class MeHandler(ApiHandler):
+    """``GET /api/v1/auth/me``."""
+
+    def get(self) -> None:
+        """Answer with what the access token says."""
+        claims = self.access_claims()
+        self.write_json(
+            {
+                "subject": claims.subject,
+                "session": claims.session,
+                "expires_in": max(0, int(claims.expires_at - time.time())),
+                "channels": names_granted(self.services.channels, claims.grants),
+                "grants": claims.grants.to_claim(),
+            }
+        )
+
+
+class RenewHandler(ApiHandler):
+    """``POST /api/v1/sse/connections/{client_id}/renew``: open streams go on with a fresh stream token."""
+
+    def post(self, client_id: str) -> None:
+        """Renew the token's own streams with that client id, all or none."""
+        claims = self.services.tokens.verify(self.bearer_token(), TokenKind.STREAM)
+        self.claims = claims
+        streams = [
+            stream
+            for stream in self.services.hub.streams_of_subject.get(claims.subject, ())
+            if stream.listener.client_id == client_id
+            and stream.listener.lease.session == claims.session
+            and stream.ending is None
+            and not stream.closed
+        ]
+        if not streams:
+            raise Refusal(404, "unknown_connection", "this session has no open stream with that client_id")
+        for stream in streams:
+            for channel in stream.channels:
+                if not claims.grants.may_subscribe(channel):
+                    raise Refusal(403, "forbidden", f"the token does not allow to subscribe to {channel}")
+        now = time.time()
+        if any(len(stream.listener.renewed(claims.lease, now).earlier) > MAX_EARLIER for stream in streams):
+            message = f"this stream has been renewed with {MAX_EARLIER} tokens that are still in force"
+            raise Refusal(429, "too_many_renewals", message, Retry_After=RETRY_AFTER)
+        for stream in streams:
+            self.services.keepalive.renew(stream, claims.lease)
+        self.write_json({"renewed": len(streams), "expires_in": max(0, int(claims.expires_at - time.time()))})
+
+
+class KeySetHandler(ApiHandler):
+    """``GET /.well-known/jwks.json``: the public keys (RFC 7517 §5); secrets are not among them."""
+
+    def get(self) -> None:
+        """Answer with the keys that others can verify our tokens with."""
+        keys = [jwk for key in self.services.tokens.keys if (jwk := public_jwk(key)) is not None]
+        self.set_header("Cache-Control", "public, max-age=300")
+        self.write_json({"keys": keys})

@@ -1,0 +1,71 @@
+"""How errors of ours are answered over HTTP."""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+
+from sse_app.auth.accounts.login import LoginThrottled
+from sse_app.auth.accounts.passwords import TooManyLogins
+from sse_app.auth.accounts.sessions import RefreshRefused
+from sse_app.core.errors import (
+    EventLogUnavailable,
+    IdempotencyKeyReused,
+    InvalidChannel,
+    InvalidInput,
+    ProviderUnavailable,
+    SSEAppError,
+    TokenRefused,
+    UnknownChannel,
+)
+
+RETRY_AFTER = "5"
+"""Seconds after which a client that met a limit or a closed log may try again."""
+
+
+class Refusal(SSEAppError):
+    """A request is answered with an error.
+
+    Args:
+        status: the HTTP status.
+        code: for programs.
+        message: a sentence for people.
+        headers: further headers of the answer.
+    """
+
+    def __init__(self, status: int, code: str, message: str, **headers: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
+
+
+def refusal_of(error: BaseException) -> Refusal | None:
+    """Return how an error of ours is answered over HTTP: the one place that decides it."""
+    match error:
+        case Refusal():
+            return error
+        case InvalidChannel(field="channel" | "channels"):
+            return Refusal(400, "invalid_channel", str(error))
+        case InvalidInput():
+            return Refusal(422, "invalid_input", str(error))
+        case TokenRefused():
+            return Refusal(401, "invalid_token", str(error), WWW_Authenticate='Bearer error="invalid_token"')
+        case UnknownChannel():
+            return Refusal(404, "unknown_channel", str(error))
+        case IdempotencyKeyReused():
+            return Refusal(422, "idempotency_key_reused", str(error))
+        case RefreshRefused():
+            return Refusal(401, "invalid_token", str(error), WWW_Authenticate='Bearer error="invalid_token"')
+        case LoginThrottled(wait=wait):
+            return Refusal(429, "too_many_attempts", str(error), Retry_After=str(math.ceil(wait)))
+        case TooManyLogins():
+            return Refusal(503, "busy", str(error), Retry_After=RETRY_AFTER)
+        case ProviderUnavailable():
+            return Refusal(503, "provider_unavailable", str(error), Retry_After=RETRY_AFTER)
+        case sqlite3.OperationalError():  # accounts and sessions: locked by somebody for long, or a full disk
+            return Refusal(503, "unavailable", "this cannot be done just now", Retry_After=RETRY_AFTER)
+        case EventLogUnavailable():
+            message = "the event log is not available just now"
+            return Refusal(503, "log_unavailable", message, Retry_After=RETRY_AFTER)
+    return None

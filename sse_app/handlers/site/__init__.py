@@ -1,0 +1,1 @@
+"""The handlers of the pages, and of what operators and load balancers ask."""

@@ -1,0 +1,82 @@
+"""What operators and load balancers ask: health, readiness, metrics, the public status."""
+
+from __future__ import annotations
+
+import time
+
+from sse_app.core.events import EventId
+from sse_app.handlers.base import ApiHandler
+from sse_app.handlers.errors import RETRY_AFTER, Refusal
+from sse_app.handlers.site.pages import STATIC
+from sse_app.version import VERSION
+
+
+class HealthHandler(ApiHandler):
+    """``GET /healthz``: the process is alive and its event loop turns."""
+
+    def get(self) -> None:
+        """Say so."""
+        self.write_json({"status": "ok"})
+
+
+class ReadyHandler(ApiHandler):
+    """``GET /readyz``: whether new work should come here."""
+
+    def get(self) -> None:
+        """Answer 503 while starting or draining, or while the event log is away."""
+        services = self.services
+        if services.draining:
+            raise Refusal(503, "draining", "the server is shutting down", Retry_After=RETRY_AFTER)
+        if not services.ready:
+            raise Refusal(503, "starting", "the server is starting", Retry_After=RETRY_AFTER)
+        if not services.eventlog.available:
+            message = "the event log is not available just now"
+            raise Refusal(503, "log_unavailable", message, Retry_After=RETRY_AFTER)
+        self.write_json({"status": "ready"})
+
+
+class MetricsHandler(ApiHandler):
+    """``GET /metrics``, for the networks that the settings allow."""
+
+    def get(self) -> None:
+        """Answer in Prometheus' text format."""
+        self.require_local()
+        from sse_app.monitoring.prometheus import CONTENT_TYPE, render
+
+        self.set_header("Content-Type", CONTENT_TYPE)
+        self.write(render(self.services))
+
+
+class DescriptionHandler(ApiHandler):
+    """``GET /openapi.json``: what there is but the streams, as OpenAPI 3.1."""
+
+    def get(self) -> None:
+        """Answer with the description."""
+        self.set_header("Content-Type", "application/json")
+        self.write((STATIC / "openapi.json").read_bytes())
+
+
+class StatusHandler(ApiHandler):
+    """``GET /api/v1/sse/status``: figures for everybody, without client ids and the members of patterns."""
+
+    async def get(self) -> None:
+        """Answer with the configured channels and how they are used."""
+        services = self.services
+        epoch = services.eventlog.head.epoch
+        channels = {}
+        for name in services.channels.names:
+            published, last = await services.eventlog.published(name)
+            channels[name] = {
+                "connection_count": services.hub.streams_on_channel[name],
+                "events_published": published,
+                "last_event_id": str(EventId(epoch, last)) if last else None,
+            }
+        self.write_json(
+            {
+                "status": "active",
+                "version": VERSION,
+                "uptime_seconds": round(time.monotonic() - services.started_at, 3),
+                "total_connections": len(services.hub.streams),
+                "channels": channels,
+            }
+        )

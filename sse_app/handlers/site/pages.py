@@ -1,0 +1,65 @@
+"""The pages that people look at, and the files that they are made of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tornado import web
+
+from sse_app.handlers.base import ApiHandler
+from sse_app.node import Services
+
+STATIC = Path(__file__).parents[2] / "static"
+
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+
+
+class _PageHeaders(ApiHandler):
+    """Headers of everything that a browser shows."""
+
+    def set_default_headers(self) -> None:
+        """Let a page load nothing from elsewhere, and nobody frame it."""
+        super().set_default_headers()
+        self.set_header("Content-Security-Policy", _POLICY)
+        self.set_header("X-Frame-Options", "DENY")
+        self.set_header("Cache-Control", "no-cache")
+
+
+class PageHandler(_PageHeaders):
+    """``GET /`` and ``GET /admin``: the pages, for anybody; what they show takes a login."""
+
+    def initialize(self, services: Services, file: str) -> None:  # type: ignore[override]
+        """Take the parts, and the page's file."""
+        super().initialize(services)
+        self._file = file
+
+    def get(self) -> None:
+        """Send the page."""
+        self.set_header("Content-Type", "text/html; charset=utf-8")
+        self.write((STATIC / self._file).read_bytes())
+
+
+class StaticHandler(_PageHeaders, web.StaticFileHandler):
+    """``GET /static/…``: modules, styles and pictures."""
+
+    def initialize(self, services: Services) -> None:  # type: ignore[override]
+        """Take the parts, and serve the package's own files."""
+        _PageHeaders.initialize(self, services)
+        web.StaticFileHandler.initialize(self, str(STATIC))
+
+    def parse_url_path(self, url_path: str) -> str:
+        """Answer 404 for what can be no file's name."""
+        if "\0" in url_path:
+            raise web.HTTPError(404)
+        return web.StaticFileHandler.parse_url_path(self, url_path)
+
+    def compute_etag(self) -> str | None:
+        """Let browsers ask whether a file has changed."""
+        return web.StaticFileHandler.compute_etag(self)
+
+    def set_extra_headers(self, path: str) -> None:
+        """Let browsers keep files as long as they are unchanged."""
+        self.set_header("Cache-Control", "no-cache")

@@ -1,0 +1,66 @@
+"""The pair of sockets that systemd keeps for us from one process to the next, and what lies in it."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Sequence
+
+from sse_app.handover.fd_passing import Arrival, IncompleteHandover, channel, empty, send
+from sse_app.process.systemd import Systemd
+
+SENDING, RECEIVING = "handover-sending", "handover-receiving"
+
+log = logging.getLogger(__name__)
+
+
+class Store:
+    """Both ends of the pair. Both are in systemd's store, so at the end of a process nothing is left to tell it.
+
+    Args:
+        sending, receiving: the ends.
+    """
+
+    def __init__(self, sending: socket.socket, receiving: socket.socket) -> None:
+        self.sending = sending
+        self.receiving = receiving
+        sending.setblocking(False)
+
+    @classmethod
+    def of(cls, inherited: Sequence[tuple[str, int]], systemd: Systemd) -> Store | None:
+        """Return the store that the process before used, or a new one; None without systemd."""
+        by_name = dict(inherited)
+        if SENDING in by_name and RECEIVING in by_name:
+            return cls(socket.socket(fileno=by_name[SENDING]), socket.socket(fileno=by_name[RECEIVING]))
+        if not systemd.present:
+            return None
+        store = cls(*channel())
+        for name, end in ((SENDING, store.sending), (RECEIVING, store.receiving)):
+            # FDPOLL=0: else systemd would drop an end once the other one seems to have hung up.
+            systemd.notify("FDSTORE=1", f"FDNAME={name}", "FDPOLL=0", descriptors=[end.fileno()])
+        return store
+
+    def put(self, text: bytes, descriptors: Sequence[int], *, last: bool) -> None:
+        """Leave a part of a handover for the next process; it finds nothing before the last one.
+
+        Raises:
+            OSError: it did not fit.
+        """
+        send(self.sending, text, descriptors, last=last)
+
+    def clear(self) -> None:
+        """Leave nothing after all."""
+        empty(self.receiving)
+
+    def look(self) -> Arrival | None:
+        """Return what the process before has left, still in the store; None if there is nothing whole."""
+        try:
+            return Arrival(self.receiving) or None
+        except IncompleteHandover as error:
+            log.error("handover_lost", extra={"detail": str(error)})
+            self.clear()
+            return None
+
+    def descriptors(self) -> list[tuple[str, int]]:
+        """Return the ends by their names, to be passed on."""
+        return [(SENDING, self.sending.fileno()), (RECEIVING, self.receiving.fileno())]

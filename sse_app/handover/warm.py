@@ -1,0 +1,105 @@
+"""A successor that is started beside the running process, and takes over warm."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+
+from sse_app.handover.fd_passing import channel
+from sse_app.handover.protocol import Along, Conversation, Successor, UpgradeFailed, hand_over
+from sse_app.handover.sender import Giving
+
+ENVIRONMENT = "SSE_APP_SUCCESSOR"
+"""Names the successor's file descriptors: its ends of the two channels."""
+
+
+class Upgrade:
+    """Starts a successor and hands everything over to it.
+
+    Args:
+        giving: what is handed over.
+        along: what goes along: listening sockets, lock, store.
+    """
+
+    def __init__(self, giving: Giving, along: Along) -> None:
+        self._giving = giving
+        self._along = along
+        ours, self._theirs = channel()
+        self._conversation = Conversation(ours)
+
+    async def run(self, *, without: Sequence[str] = (), **variables: str) -> int:
+        """Bring the successor to where it serves, and return its process id; this process must end then, at once.
+
+        Args:
+            without: variables of the environment that it does not get.
+            variables: what it gets beside the others.
+
+        Raises:
+            UpgradeFailed: it does not serve, and this process serves on.
+        """
+        sending, receiving = channel()
+        descriptors = [self._theirs.fileno(), receiving.fileno()]
+        environment = {
+            name: value for name, value in os.environ.items() if name not in ("WATCHDOG_PID", *without)
+        }
+        environment |= variables
+        environment[ENVIRONMENT] = ",".join(map(str, descriptors))
+        try:
+            successor = await _spawn(descriptors, environment)
+        finally:
+            self._theirs.close()
+            receiving.close()
+        try:
+            await hand_over(self._giving, self._along, self._conversation, sending)
+        except Exception as error:
+            with suppress(ProcessLookupError):
+                os.kill(successor, signal.SIGKILL)
+            raise UpgradeFailed(str(error)) from error
+        finally:
+            sending.close()
+        return successor
+
+    def told(self) -> None:
+        """Let the successor know that systemd knows it."""
+        with suppress(UpgradeFailed):
+            self._conversation.say("told")
+
+    def give_up(self) -> None:
+        """Have `run` fail: this process has been asked for something else."""
+        self._conversation.end()
+
+
+def started_as_successor() -> Successor | None:
+    """Return the successor's end, if this process was started as one."""
+    descriptors = os.environ.pop(ENVIRONMENT, "")
+    if not descriptors:
+        return None
+    conversation, receiving = (socket.socket(fileno=int(one)) for one in descriptors.split(","))
+    return Successor(conversation, receiving)
+
+
+async def _spawn(descriptors: list[int], environment: dict[str, str]) -> int:
+    """Start this program once more, and return the process id.
+
+    It is nobody's child but the service manager's, for which a main process that is not its own would be a
+    stranger: it would not wait for it at the next stop. So a shell starts it, and ends.
+    """
+    command = ["/bin/sh", "-c", '"$@" >&2 & echo $!', "sh", *sys.orig_argv]
+
+    # Not asyncio's way: with uvloop the end of what the shell says comes with the end of what it has started.
+    def run() -> bytes:
+        shell = subprocess.run(
+            command, pass_fds=descriptors, env=environment, stdout=subprocess.PIPE, check=True
+        )
+        return shell.stdout
+
+    try:
+        return int(await asyncio.to_thread(run))
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        raise UpgradeFailed(f"the successor cannot be started: {error}") from error

@@ -1,0 +1,1 @@
+"""What operators see: live statistics, Prometheus metrics, the table of open connections."""

@@ -1,0 +1,144 @@
+"""The open streams as a table: searched, sorted and cut into pages, in slices so that others run in between."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable
+from operator import attrgetter
+from typing import Any, NamedTuple
+
+from sse_app.core.events import EventId, timestamp
+from sse_app.streams.hub import Hub
+from sse_app.streams.stream import Stream
+
+SLICE = 512
+"""How many streams are looked at before others run: about a millisecond."""
+
+_ID = b"\nid: "
+_number = attrgetter("number")
+
+FIELDS: dict[str, Callable[[Stream], str]] = {
+    "client_id": lambda stream: stream.listener.client_id,
+    "subject": lambda stream: stream.listener.lease.subject,
+    "channels": lambda stream: ",".join(stream.channels),
+    "address": lambda stream: stream.listener.address,
+}
+"""What can be searched, by the name of its column."""
+
+
+class Query(NamedTuple):
+    """What to show.
+
+    Args:
+        search: a text that one of the fields contains, whatever its case; empty for all streams.
+        field: which of the `FIELDS` has to contain it; empty for any.
+        sort: one of the `COLUMNS`.
+        descending: whether the greatest come first.
+        offset, limit: the page.
+    """
+
+    search: str = ""
+    field: str = ""
+    sort: str = "connection"
+    descending: bool = False
+    offset: int = 0
+    limit: int = 100
+
+
+class Place:
+    """Where streams stand in the log, given its head."""
+
+    def __init__(self, head: EventId) -> None:
+        self._head = head
+
+    def last_id(self, stream: Stream) -> EventId:
+        """Return the id up to which the stream's events were handed to the network, or nearly so."""
+        after = self._head.seq if stream.replay is None else stream.replay.after
+        if (waiting := stream.unsent()) and (first := _first_seq(waiting)) is not None:
+            after = min(after, first - 1)
+        return EventId(self._head.epoch, after)
+
+    def lag_events(self, stream: Stream) -> int:
+        """Return how many events wait for the stream; in a replay also what is still to be read, over all channels."""
+        unread = 0 if stream.replay is None else max(0, self._head.seq - stream.replay.after)
+        return unread + (b"\n" + stream.unsent()).count(_ID)
+
+
+Key = Callable[[Stream, Place], Any]
+
+COLUMNS: dict[str, Key] = {
+    "connection": lambda stream, place: stream.number,
+    **{name: (lambda stream, place, read=read: read(stream)) for name, read in FIELDS.items()},  # type: ignore[misc]
+    "opened_at": lambda stream, place: stream.opened_at,
+    "expires_at": lambda stream, place: stream.listener.lease.expires_at,
+    "last_event_id": lambda stream, place: place.last_id(stream).seq,
+    "lag_events": lambda stream, place: place.lag_events(stream),
+    "backlog_bytes": lambda stream, place: stream.backlog_bytes,
+    "adopted": lambda stream, place: stream.adopted,
+}
+"""What the table can be sorted by; streams that are alike stay in the order in which they were opened."""
+
+
+async def list_streams(hub: Hub, query: Query) -> tuple[int, list[dict[str, Any]]]:
+    """Return how many streams there are that fit, and a page of them."""
+    place = Place(hub.head)
+    streams = list(hub.streams)
+    streams.sort(key=_number)
+    if query.search:
+        streams = await _search(streams, query)
+    if query.sort != "connection":
+        keys = await _keys(streams, COLUMNS[query.sort], place)
+        streams.sort(key=lambda stream: keys[stream], reverse=query.descending)
+    elif query.descending:
+        streams.reverse()
+    page = streams[query.offset : query.offset + query.limit]
+    return len(streams), list(_rows(page, place))
+
+
+async def _search(streams: list[Stream], query: Query) -> list[Stream]:
+    wanted = query.search.casefold()
+    read = [FIELDS[query.field]] if query.field else list(FIELDS.values())
+    found = []
+    async for some in _slices(streams):
+        found += [stream for stream in some if any(wanted in part(stream).casefold() for part in read)]
+    return found
+
+
+async def _keys(streams: list[Stream], key: Key, place: Place) -> dict[Stream, Any]:
+    keys = {}
+    async for some in _slices(streams):
+        keys.update({stream: key(stream, place) for stream in some})
+    return keys
+
+
+async def _slices(streams: list[Stream]) -> AsyncIterator[list[Stream]]:
+    for start in range(0, len(streams), SLICE):
+        yield streams[start : start + SLICE]
+        await asyncio.sleep(0)
+
+
+def _rows(streams: Iterable[Stream], place: Place) -> Iterable[dict[str, Any]]:
+    for stream in streams:
+        listener = stream.listener
+        yield {
+            "connection": str(stream.number),
+            "client_id": listener.client_id,
+            "subject": listener.lease.subject,
+            "session": listener.lease.session,
+            "token_id": listener.lease.token_id,
+            "channels": stream.channels,
+            "address": listener.address,
+            "opened_at": timestamp(stream.opened_at),
+            "expires_at": timestamp(listener.lease.expires_at),
+            "last_event_id": str(place.last_id(stream)),
+            "lag_events": place.lag_events(stream),
+            "backlog_bytes": stream.backlog_bytes,
+            "adopted": stream.adopted,
+        }
+
+
+def _first_seq(waiting: bytes) -> int | None:
+    """Return the number of the first event that waits as a whole."""
+    _, found, rest = (b"\n" + waiting).partition(_ID)
+    digits = rest.partition(b"\n")[0].rpartition(b"-")[2]
+    return int(digits) if found and digits.isdigit() else None

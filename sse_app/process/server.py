@@ -1,0 +1,300 @@
+"""A process that serves: starts, listens, reloads, and ends by handing its streams over or draining."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Coroutine
+from importlib import import_module
+from typing import Any
+
+from sse_app.app import SSEApp
+from sse_app.core.errors import SSEAppError
+from sse_app.handlers.api.running import AdoptedStreams
+from sse_app.handover.cold import find, leave
+from sse_app.handover.fd_store import RECEIVING, SENDING, Store
+from sse_app.handover.http_server import HandoverServer
+from sse_app.handover.protocol import LISTENING, LOCK, Along, Successor, UpgradeFailed, along_with
+from sse_app.handover.receiver import Taking
+from sse_app.handover.sender import Giving
+from sse_app.handover.standby import STAND_IN, close_door, knock, leave_stand_in, open_door, stand_in
+from sse_app.handover.warm import Upgrade, started_as_successor
+from sse_app.process import logs, tuning
+from sse_app.process.sockets import addresses, bind, inherited_sockets
+from sse_app.process.systemd import Systemd, inherited_descriptors
+from sse_app.settings.model import Settings
+from sse_app.streams.stream import Stream
+from sse_app.version import VERSION
+
+MAX_HEADER_BYTES = 32 * 1024
+_LATER = "sse_app.auth.tokens.jose"
+"""What is slow to load, and needed only when somebody comes with a token."""
+
+IDLE_TIMEOUT = 75.0
+"""How long a connection may take to send a request's headers, in seconds."""
+
+BODY_TIMEOUT = 60.0
+"""How long a request's body may take to come, in seconds."""
+
+log = logging.getLogger(__name__)
+
+
+def run(settings: Settings, reread: Callable[[], Settings]) -> None:
+    """Serve until a signal asks to stop.
+
+    Args:
+        settings: in force at first.
+        reread: returns the settings as they are now, when SIGHUP asks for it.
+
+    Raises:
+        StateError: the state directory, the event log or the address cannot be used.
+    """
+    gc.disable()
+    tuning.prepare()
+    with asyncio.Runner(loop_factory=tuning.loop_factory()) as runner:
+        runner.run(Process(settings, reread).serve())
+
+
+class Process:
+    """One process of the server, from its start to its end.
+
+    Args:
+        settings: in force at first.
+        reread: returns the settings as they are now.
+    """
+
+    def __init__(self, settings: Settings, reread: Callable[[], Settings]) -> None:
+        self._settings = settings
+        self._reread = reread
+        self._systemd = Systemd()
+        self._standing_in = os.environ.pop(STAND_IN, "") != ""
+        self._store: Store | None = None
+        self._ended = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._started = asyncio.Event()
+        self._ending = False
+        self._upgrade: Upgrade | None = None
+        self._upgraded = asyncio.Event()
+        """Set unless an upgrade is under way."""
+        self._upgraded.set()
+        self._adopted: list[Stream] = []
+        """Streams of the process before that are to be settled."""
+
+    async def serve(self) -> None:
+        """Start, serve, and end."""
+        inherited = inherited_descriptors()
+        self._inherited = [one for one in inherited if one[0] not in (SENDING, RECEIVING)]
+        successor = started_as_successor()
+        if successor is None:
+            self._listen_for_the_end()
+            self._store = Store.of(inherited, self._systemd)
+            successor = knock(self._settings.state_dir) if self._systemd.knows_unit else None
+        self._app = SSEApp(self._settings, locked=successor is None)
+        self._services = self._app.services
+        application = self._app.application()
+        self._server = HandoverServer(
+            application,
+            settings=self._settings,
+            max_header_size=MAX_HEADER_BYTES,
+            idle_connection_timeout=IDLE_TIMEOUT,
+            body_timeout=BODY_TIMEOUT,
+        )
+        self._taking = Taking(self._services, self._server, AdoptedStreams(application, self._services))
+        self._giving = Giving(self._services, self._server)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGHUP, signal.SIGUSR2):
+            loop.add_signal_handler(number, _too_early, number)
+        door = open_door(self._services.state.path) if self._standing_in else None
+        listening = await (self._start() if successor is None else self._succeed(successor))
+        if not self._standing_in:
+            loop.add_signal_handler(signal.SIGHUP, self._begin, self._reload)
+            loop.add_signal_handler(signal.SIGUSR2, self._begin, self._hand_to_successor)
+        # Listening comes last: whoever connects is served.
+        self._server.add_sockets(listening)
+        # The beat begins here: upgrades that follow each other quickly would else be taken for one hung process.
+        self._systemd.notify("READY=1", "WATCHDOG=1", self._status())
+        log.info(
+            "standing_in" if self._standing_in else "listening",
+            extra={"address": addresses(listening), "pid": os.getpid(), "version": VERSION},
+        )
+        gc.enable()
+        self._started.set()
+        self._begin(self._after_start)
+        if door is not None:
+            self._begin(lambda: self._stand_in(door))
+        beats = self._systemd.keep_informed(self._status)
+        await self._ended.wait()
+        for beat in beats:
+            beat.stop()
+
+    # -- starting -------------------------------------------------------------------------------------------
+
+    async def _start(self) -> list[socket.socket]:
+        """Start, adopt what the process before has left in the store, and return the listening sockets."""
+        await self._app.start()
+        if self._store:
+            self._adopted = find(self._taking, self._store)
+        return inherited_sockets(self._inherited) or bind(self._settings)
+
+    async def _succeed(self, successor: Successor) -> list[socket.socket]:
+        """Take over from a process that serves, and return the listening sockets."""
+        import_module(_LATER)  # there is time for it
+        state, descriptors = await successor.streams()
+        self._services.prepare()
+        built = self._taking.build(state, descriptors)
+        state, descriptors = await successor.everything()
+        along = along_with(state, descriptors)
+        await self._app.start()
+        if not self._taking.is_at_head(state):
+            raise UpgradeFailed("the event log is not where the process before said it was")
+        self._adopted = self._taking.adopt(state, descriptors, built)
+        if self._store is None:  # until now, a signal ended only this process: the one before served on
+            self._listen_for_the_end()
+            self._store = Store.of(along, self._systemd)
+        successor.serve()
+        if not self._standing_in:  # the one before may be slow to end, and must not close the next one's
+            close_door(self._services.state.path)
+        self._services.state.hold(next(descriptor for name, descriptor in along if name == LOCK))
+        log.info("succeeded", extra={"streams": len(self._services.hub.streams)})
+        theirs = [socket.socket(fileno=descriptor) for name, descriptor in along if name == LISTENING]
+        if not (ours := inherited_sockets(self._inherited)):
+            return theirs
+        for sock in theirs:
+            sock.close()
+        return ours
+
+    # -- running --------------------------------------------------------------------------------------------
+
+    async def _after_start(self) -> None:
+        """Do what can wait, that first which somebody may wait for: the next publish brings a token."""
+        await asyncio.to_thread(import_module, _LATER)
+        adopted, self._adopted = self._adopted, []
+        await self._taking.settle(adopted)
+        await self._services.password_threads.warm_up()
+
+    def _begin(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        task = asyncio.create_task(work())
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("uncaught", exc_info=error)
+
+    def _status(self) -> str:
+        return f"STATUS={len(self._services.hub.streams)} streams"
+
+    async def _reload(self) -> None:
+        """Read the settings again and put them in force, all or none of them."""
+        if self._ending:
+            return
+        self._systemd.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        try:
+            unchanged = self._services.reload(self._reread())
+            logs.set_level(self._services.settings.log.level)
+            log.info("reloaded", extra={"needs_restart": ",".join(unchanged)} if unchanged else {})
+        except SSEAppError as error:
+            log.error("reload_refused", extra={"detail": str(error)})
+        self._systemd.notify("READY=1")
+
+    async def _hand_to_successor(self) -> None:
+        """Start a successor, hand everything over to it, and end; go on if it fails."""
+        if self._upgrade is not None or self._ending:
+            return
+        along = self._along() + (self._store.descriptors() if self._store else [])
+        self._upgrade = Upgrade(self._giving, along)
+        self._upgraded.clear()
+        try:
+            successor = await self._upgrade.run()
+        except UpgradeFailed as error:
+            log.error("upgrade_failed", extra={"detail": str(error)})
+        else:
+            self._systemd.notify(f"MAINPID={successor}")
+            log.info("upgraded", extra={"successor": successor})
+            self._upgrade.told()
+            _end_now()
+        finally:
+            self._upgrade = None
+            self._upgraded.set()
+
+    def _along(self) -> Along:
+        """Return what goes along in a warm handover."""
+        along = [(LISTENING, sock.fileno()) for sock in self._server.listening]
+        return [*along, (LOCK, self._services.state.lock_descriptor)]
+
+    async def _stand_in(self, door: socket.socket) -> None:
+        """Serve only until the next main process has taken over."""
+        try:
+            await stand_in(self._giving, self._along(), door, self._systemd.has_stopped)
+        except UpgradeFailed as error:
+            log.warning("stand_in_alone", extra={"detail": str(error)})
+            close_door(self._services.state.path)
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+        _end_now()
+
+    # -- ending ---------------------------------------------------------------------------------------------
+
+    def _listen_for_the_end(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._asked_to_end, number)
+
+    def _asked_to_end(self, number: int) -> None:
+        loop = asyncio.get_running_loop()
+        for handled in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(handled)
+            signal.signal(handled, signal.SIG_DFL)  # a second signal ends the process at once
+        self._begin(lambda: self._end(number))
+
+    async def _end(self, number: int) -> None:
+        await self._started.wait()
+        self._ending = True
+        if self._upgrade is not None:
+            self._upgrade.give_up()
+        await self._upgraded.wait()
+        log.info("stopping", extra={"streams": len(self._services.hub.streams)})
+        self._systemd.notify("STOPPING=1")
+        if number == signal.SIGTERM and self._store and not await self._systemd.stops_for_good():
+            await self._hand_over(self._store)
+        await self._drain()
+        self._ended.set()
+
+    async def _hand_over(self, store: Store) -> None:
+        """Leave all connections to the next process, and end; come back only if that is not possible."""
+        gc.disable()
+        directory = self._services.state.path
+        if (
+            await self._systemd.spares_others()
+            and await leave_stand_in(Upgrade(self._giving, self._along()), directory)
+        ) or await leave(self._giving, store):
+            log.info("handed_over", extra={"streams": len(self._services.hub.streams)})
+            _end_now()
+        gc.enable()
+
+    async def _drain(self) -> None:
+        """End the streams, spread over a while, so that their clients come back spread out."""
+        self._server.close_listening()
+        drain_time = self._services.settings.stream.drain_time
+        self._systemd.notify(f"EXTEND_TIMEOUT_USEC={int((drain_time + 10) * 1e6)}")
+        await self._app.stop(drain_time)
+        await self._server.close_all_connections()
+        log.info("stopped")
+
+
+def _too_early(number: int) -> None:
+    """Leave a signal be that has nothing to do yet; by default it would end the process."""
+    log.info("signal_ignored", extra={"signal": signal.Signals(number).name})
+
+
+def _end_now() -> None:
+    """End without ceremony: what is open belongs to another process now, and closing it here would disturb it."""
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(0)

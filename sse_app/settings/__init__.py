@@ -1,0 +1,1 @@
+"""The settings: their model, their types, where they are read from."""

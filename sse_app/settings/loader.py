@@ -1,0 +1,99 @@
+"""Where the settings are read from: a file, the environment and flags, each overriding the one before."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sse_app.core.errors import SettingsError
+from sse_app.settings.model import Section, Settings
+
+ENV_PREFIX = "SSE_APP_"
+OTHER_VARIABLES = frozenset(
+    {"SSE_APP_CONFIG", "SSE_APP_URL", "SSE_APP_TOKEN", "SSE_APP_SUCCESSOR", "SSE_APP_STAND_IN"}
+)
+"""Variables with our prefix that are no settings: they speak to commands."""
+
+DEFAULT_FILES = (Path("config/sse_app.toml"), Path("/etc/sse_app/sse_app.toml"))
+
+
+def find_settings_file(path: Path | None) -> Path | None:
+    """Return the settings file in force: the one named, by flag or ``SSE_APP_CONFIG``, else a default one."""
+    if path is None and (named := os.environ.get(ENV_PREFIX + "CONFIG")):
+        path = Path(named)
+    return path or next((file for file in DEFAULT_FILES if file.is_file()), None)
+
+
+def load_settings(path: Path | None = None, flags: Mapping[str, object] | None = None) -> Settings:
+    """Return the settings of file, environment and flags, the later overriding the earlier.
+
+    Args:
+        path: the settings file; None looks for it as `find_settings_file` does.
+        flags: values by their dotted names, e.g. ``{"keepalive.ping_interval": "15"}``.
+
+    Raises:
+        SettingsError: a key is unknown or a value is bad; one line that names it.
+    """
+    file = find_settings_file(path)
+    values = _read(file) if file else {}
+    values = _merge(values, _environment())
+    return Settings(**_merge(values, _nest(flags or {})))
+
+
+def _read(file: Path) -> dict[str, Any]:
+    import tomllib  # the settings may all be in the environment
+
+    try:
+        with file.open("rb") as stream:
+            return tomllib.load(stream)
+    except OSError as error:
+        raise SettingsError(f"cannot read the settings file {file}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise SettingsError(f"{file} is not TOML: {error}") from None
+
+
+def _environment() -> dict[str, Any]:
+    """Return what the environment says; a section's variable comes before those of single settings in it."""
+    values: dict[str, Any] = {}
+    for variable in sorted(os.environ):
+        if not variable.startswith(ENV_PREFIX) or variable in OTHER_VARIABLES:
+            continue
+        path = variable.removeprefix(ENV_PREFIX).lower().split("__")
+        default: object = Settings()
+        for name in path:
+            if not isinstance(default, Section) or name not in default.__struct_fields__:
+                raise SettingsError(f"unknown setting in the environment: {variable}")
+            default = getattr(default, name)
+        value: object = os.environ[variable]
+        if isinstance(default, (Section, dict, tuple)):
+            value = _json(variable)
+        values = _merge(values, _nest({".".join(path): value}))
+    return values
+
+
+def _json(variable: str) -> object:
+    try:
+        return json.loads(os.environ[variable])
+    except (ValueError, RecursionError):
+        name = variable.removeprefix(ENV_PREFIX).lower().replace("__", ".")
+        raise SettingsError(f"bad value for the setting {name}: {variable} must be JSON") from None
+
+
+def _nest(flags: Mapping[str, object]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for name, value in flags.items():
+        for part in reversed(name.split(".")):
+            value = {part: value}
+        nested = _merge(nested, value)  # type: ignore[arg-type]  # it is a mapping after the loop
+    return nested
+
+
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for name, value in above.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(name), Mapping)
+        merged[name] = _merge(merged[name], value) if both else value
+    return merged

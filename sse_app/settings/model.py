@@ -1,0 +1,209 @@
+"""The settings: their types, bounds and defaults; `config/sse_app.toml` says what each is for.
+
+msgspec checks them: pydantic takes ten times as long to load, longer than all the rest of this package.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_type_hints
+
+import msgspec
+from msgspec import Meta
+
+from sse_app.core.errors import SettingsError
+from sse_app.settings.types import EventLogURL, Network, Origin, Pattern, PublicPattern
+
+
+class _Checked(msgspec.StructMeta):
+    """Has a section made directly checked like one from a file."""
+
+    def __call__(cls, /, **values: Any) -> Any:
+        try:
+            return msgspec.convert(values, cls, strict=False, dec_hook=_parse)
+        except msgspec.ValidationError as error:
+            raise SettingsError(_one_line(error, values, cls)) from None
+        except UnicodeEncodeError as error:  # as from a variable of the environment
+            raise SettingsError(f"bad value for a setting: {error.object!r} is not UTF-8") from None
+
+
+def _parse(kind: type, value: object) -> object:
+    """Return a value of a type that msgspec does not know."""
+    if isinstance(value, kind):
+        return value
+    if not isinstance(value, str):
+        raise ValueError(f"expected str, got {type(value).__name__}")
+    return kind(value)
+
+
+class Section(msgspec.Struct, metaclass=_Checked, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Settings that belong together.
+
+    Raises:
+        SettingsError: a name is unknown or a value is bad.
+    """
+
+
+Count = Annotated[int, Meta(ge=1, le=2**31)]
+Seconds = Annotated[float, Meta(gt=0, le=10 * 365 * 86_400)]
+Text = Annotated[str, Meta(min_length=1)]
+
+
+class Keepalive(Section, frozen=True):
+    """Pings, and what follows from them."""
+
+    ping_interval: Annotated[float, Meta(ge=0.1, le=3600)] = 30.0
+
+
+class History(Section, frozen=True):
+    """How much of each channel is kept."""
+
+    size: Count = 10_000
+    age: Seconds = 86_400.0
+
+
+class StreamSettings(Section, frozen=True):
+    """What streams are told."""
+
+    retry: Annotated[int, Meta(ge=1, le=3_600_000)] = 3000
+    drain_time: Annotated[float, Meta(ge=0, le=3600)] = 5.0
+
+
+class Limits(Section, frozen=True):
+    """Upper bounds."""
+
+    streams: Count = 20_000
+    streams_per_user: Count = 100
+    streams_per_address: Count = 1000
+    channels_per_stream: Count = 32
+    backlog_bytes: Count = 1_048_576
+    body_bytes: Count = 1_048_576
+    batch_events: Count = 1000
+    publish_rate: Annotated[float, Meta(ge=0, le=1e9)] = 0.0
+
+
+class Auth(Section, frozen=True):
+    """Tokens."""
+
+    issuer: Text = "sse_app"
+    audience: Text = "sse_app"
+    access_lifetime: Annotated[int, Meta(ge=1, le=30 * 86_400)] = 3600
+    stream_lifetime: Annotated[int, Meta(ge=1, le=86_400)] = 600
+    longest_lifetime: Annotated[int, Meta(ge=1, le=366 * 86_400)] = 30 * 86_400
+    session_idle: Annotated[int, Meta(ge=1, le=366 * 86_400)] = 7 * 86_400
+    session_lifetime: Annotated[int, Meta(ge=1, le=366 * 86_400)] = 30 * 86_400
+    own_channels: tuple[Pattern, ...] = (Pattern("user.{sub}.**"),)
+    keys_dir: str = ""
+
+
+class Granted(Section, frozen=True):
+    """What the members of a provider's group may do."""
+
+    subscribe: tuple[Pattern, ...] = ()
+    publish: tuple[Pattern, ...] = ()
+
+
+class OIDC(Section, frozen=True):
+    """An OpenID provider whose access tokens are taken for stream tokens; none where the issuer is empty."""
+
+    issuer: str = ""
+    audience: str = ""
+    jwks_url: str = ""
+    subject_claim: Text = "sub"
+    subject_prefix: str = "oidc:"
+    groups_claim: Text = "groups"
+    grants: dict[str, Granted] = {}
+
+    def __post_init__(self) -> None:
+        """Check what belongs together."""
+        if self.issuer and not (self.audience and self.jwks_url.startswith(("https://", "http://"))):
+            raise ValueError("with an issuer, audience and jwks_url (http or https) are needed too")
+
+
+class Socket(Section, frozen=True):
+    """Kernel options of the listening and the streams' sockets."""
+
+    backlog: Count = 4096
+    notsent_lowat: Annotated[int, Meta(ge=0, le=2**30)] = 16_384
+    keepalive_idle: Annotated[int, Meta(ge=0, le=32_767)] = 60
+    keepalive_interval: Annotated[int, Meta(ge=0, le=32_767)] = 15
+    keepalive_count: Annotated[int, Meta(ge=0, le=127)] = 4
+    user_timeout: Annotated[float, Meta(ge=0, le=86_400)] = 0.0
+
+
+class Log(Section, frozen=True):
+    """What is logged, and how it looks."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "console", "json"] = "auto"
+
+
+class Metrics(Section, frozen=True):
+    """Who may read the metrics."""
+
+    allow: tuple[Network, ...] = (Network("127.0.0.0/8"), Network("::1/128"))
+
+
+class Settings(Section, frozen=True):
+    """All settings. Made directly, it takes its values from the arguments only."""
+
+    host: Text = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65_535)] = 8000
+    state_dir: Path = Path("./var")
+    event_log: EventLogURL = EventLogURL("sqlite:")
+    cors_origins: tuple[Origin, ...] = ()
+    trusted_proxies: tuple[Network, ...] = ()
+    channels: tuple[PublicPattern, ...] = tuple(
+        map(PublicPattern, ("dashboard", "alerts", "training", "backtest", "user.**"))
+    )
+    keepalive: Keepalive = Keepalive()
+    history: History = History()
+    stream: StreamSettings = StreamSettings()
+    limits: Limits = Limits()
+    auth: Auth = Auth()
+    oidc: OIDC = OIDC()
+    socket: Socket = Socket()
+    log: Log = Log()
+    metrics: Metrics = Metrics()
+
+
+def plain(settings: Section) -> dict[str, Any]:
+    """Return settings as values that JSON has."""
+    values: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(settings, enc_hook=str))
+    return values
+
+
+_UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
+_WORDS = {"object": "a table", "array": "a list"}
+
+
+def _one_line(error: msgspec.ValidationError, values: Mapping[str, Any], kind: type) -> str:
+    """Return which setting is bad and why, from msgspec's text: ``what is wrong - at `$.where```."""
+    message, _, where = str(error).partition(" - at `$")
+    name = where.rstrip("`").lstrip(".")
+    if unknown := _UNKNOWN.fullmatch(message):
+        return f"unknown setting: {name and name + '.'}{repr(unknown[1])[1:-1] or '(no name)'}"
+    if message.startswith("Invalid enum value"):
+        message = f"must be one of {', '.join(_allowed(name, kind))}"
+    message = re.sub(r"`(\w+)`", lambda word: _WORDS.get(word[1], word[1]), message)
+    return (
+        f"bad value for the setting {name}: {message[0].lower()}{message[1:]} (got {_value(values, name)!r})"
+    )
+
+
+def _value(values: Any, name: str) -> object:
+    """Return what stands at a name such as ``limits.streams`` or ``channels[0]``; msgspec says no keys of tables."""
+    for key in re.findall(r"[^.\[\]]+|\.\.\.", name):
+        if isinstance(values, (list, tuple)):
+            values = values[int(key)]
+        elif isinstance(values, Mapping):
+            values = values.get(key, values)
+    return values
+
+
+def _allowed(name: str, kind: type) -> tuple[str, ...]:
+    for part in name.split("."):
+        kind = get_type_hints(kind)[part]
+    return get_args(kind)

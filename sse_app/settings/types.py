@@ -1,0 +1,112 @@
+"""What settings are made of beside numbers and plain text: each checks its text when it is made."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv6Address, ip_network
+from typing import TYPE_CHECKING, Self
+
+from sse_app.core.channels import ChannelPattern, is_internal
+from sse_app.core.errors import InvalidChannel
+
+
+class _Pattern(str):
+    """A channel pattern, in which ``{sub}`` may stand for a user's name.
+
+    Raises:
+        ValueError: it is none.
+    """
+
+    def __new__(cls, text: str) -> Self:
+        """Check the text."""
+        try:
+            ChannelPattern(text.replace("{sub}", "x"))
+        except InvalidChannel as error:
+            raise ValueError(str(error)) from None
+        return super().__new__(cls, text)
+
+
+class _PublicPattern(_Pattern):
+    """A pattern of channels that are not the server's own.
+
+    Raises:
+        ValueError: it is none.
+    """
+
+    def __new__(cls, text: str) -> Self:
+        """Check the text."""
+        if is_internal(text):
+            raise ValueError("channels that begin with sse_app are the server's own")
+        return super().__new__(cls, text)
+
+
+class _Origin(str):
+    """An origin as browsers name it (RFC 6454 §6.2).
+
+    Raises:
+        ValueError: it is none.
+    """
+
+    def __new__(cls, text: str) -> Self:
+        """Check the text."""
+        scheme, separator, rest = text.partition("://")
+        written = rest.isprintable() and not any(c in rest for c in "/?#*@ ")
+        if not separator or scheme not in ("http", "https") or not rest or not written:
+            raise ValueError("an origin is scheme://host[:port] without a path, e.g. http://localhost:3020")
+        return super().__new__(cls, text)
+
+
+class _EventLogURL(str):
+    """Where the event log is.
+
+    Raises:
+        ValueError: that is nowhere.
+    """
+
+    def __new__(cls, text: str) -> Self:
+        """Check the text."""
+        if text.startswith("redis:"):
+            raise ValueError("Redis is not supported by this version; use 'sqlite:'")
+        if text != "memory:" and not text.startswith("sqlite:"):
+            raise ValueError("must be 'sqlite:', 'sqlite:/path/to/file' or 'memory:'")
+        return super().__new__(cls, text)
+
+
+class Network:
+    """An IPv4 or IPv6 network.
+
+    Args:
+        text: such as ``10.0.0.0/8``.
+
+    Raises:
+        ValueError: it is none.
+    """
+
+    __slots__ = ("_network",)
+
+    def __init__(self, text: str) -> None:
+        self._network = ip_network(text)
+
+    def __contains__(self, address: IPv4Address | IPv6Address) -> bool:
+        """Return whether an address belongs to it."""
+        return address in self._network
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether both are the same network."""
+        return isinstance(other, Network) and self._network == other._network
+
+    def __hash__(self) -> int:
+        """Return a hash that goes with equality."""
+        return hash(self._network)
+
+    def __str__(self) -> str:
+        """Return the network as it is written."""
+        return str(self._network)
+
+
+if TYPE_CHECKING:  # whoever makes settings in Python writes plain text
+    Pattern = str
+    PublicPattern = str
+    Origin = str
+    EventLogURL = str
+else:
+    Pattern, PublicPattern, Origin, EventLogURL = _Pattern, _PublicPattern, _Origin, _EventLogURL

@@ -1,0 +1,98 @@
+"""The state directory: private, and used by one server at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+from sse_app.core.errors import StateError
+
+
+class StateDirectory:
+    """Where accounts, keys and the event log are kept.
+
+    Args:
+        path: made with mode 0700 where it is not there.
+
+    Raises:
+        StateError: it cannot be made or made private.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: int | None = None
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if path.stat().st_mode & 0o077:
+                path.chmod(0o700)
+        except OSError as error:
+            raise StateError(f"cannot use the state directory {path}: {error.strerror}") from None
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise StateError(f"cannot use the state directory {path}: it is not writable")
+
+    @property
+    def accounts(self) -> Path:
+        """The database of accounts."""
+        return self.path / "accounts.db"
+
+    @property
+    def events(self) -> Path:
+        """The database of the event log, unless the settings name another."""
+        return self.path / "events.db"
+
+    @property
+    def keys(self) -> Path:
+        """The directory of the token keys."""
+        return self.path / "keys"
+
+    def lock(self) -> None:
+        """Keep other servers out until `unlock` or the end of the process.
+
+        Raises:
+            StateError: another server has it; the text names the directory and the process.
+        """
+        descriptor = os.open(self.path / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = os.read(descriptor, 32).decode("ascii", "replace").strip()
+            os.close(descriptor)
+            raise StateError(
+                f"the state directory {self.path} is in use by another server (process {holder or 'unknown'})"
+            ) from None
+        self.hold(descriptor)
+
+    def hold(self, descriptor: int) -> None:
+        """Go on with a lock that another process has taken, and say whose it is now."""
+        os.set_inheritable(descriptor, False)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
+        self._lock = descriptor
+
+    @property
+    def lock_descriptor(self) -> int:
+        """The descriptor of the lock, whose holder it is passed to holds it too."""
+        assert self._lock is not None
+        return self._lock
+
+    def holder(self) -> int | None:
+        """Return the process id of the server that uses the directory, or None."""
+        try:
+            descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = os.read(descriptor, 32).decode("ascii", "replace").strip()
+            return int(holder) if holder.isdigit() else None
+        finally:
+            os.close(descriptor)
+        return None
+
+    def unlock(self) -> None:
+        """Let other servers in."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None

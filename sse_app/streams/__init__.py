@@ -1,0 +1,1 @@
+"""The open streams: admission, the hub and its fan-out, keepalive, replay, publishing."""

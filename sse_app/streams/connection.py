@@ -1,0 +1,274 @@
+"""The sending half of a stream's connection once its headers are out: a bare non-blocking socket."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import NamedTuple
+
+from tornado import httputil
+from tornado.iostream import IOStream, StreamClosedError
+
+from sse_app.core.sse import LAST_CHUNK
+from sse_app.settings.model import Settings
+from sse_app.streams.disconnects import Disconnects
+
+_DISCARD_SIZE = 4096
+
+
+def tune(sock: socket.socket, settings: Settings) -> None:
+    """Let the kernel find dead clients, and hold little for slow ones; options that the system lacks are left out.
+
+    TCP keepalive finds dead clients of idle streams, the user timeout those with data under way (RFC 5482).
+    """
+    options = settings.socket
+    user_timeout = options.user_timeout or settings.keepalive.ping_interval / 2
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (
+        ("TCP_KEEPIDLE", options.keepalive_idle),
+        ("TCP_KEEPINTVL", options.keepalive_interval),
+        ("TCP_KEEPCNT", options.keepalive_count),
+        ("TCP_USER_TIMEOUT", int(1000 * user_timeout)),
+        ("TCP_NOTSENT_LOWAT", options.notsent_lowat),
+    ):
+        if value and (option := getattr(socket, name, None)) is not None:
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def take_over(
+    request: httputil.HTTPServerRequest,
+    settings: Settings,
+    disconnects: Disconnects,
+    on_close: Callable[[], None],
+) -> StreamConnection:
+    """Return the bare connection of a request that nothing has been written to; it is the request's from now on.
+
+    Raises:
+        StreamClosedError: the client is gone already.
+    """
+    connection = request.connection
+    if not isinstance(connection, StreamConnection):
+        iostream: IOStream = connection.detach()  # type: ignore[union-attr]
+        if iostream.closed():
+            raise StreamClosedError(real_error=iostream.error)
+        iostream.io_loop.remove_handler(iostream.fileno())
+        tune(iostream.socket, settings)
+        connection = StreamConnection(iostream.socket, request.version != "HTTP/1.0")
+        request.connection = connection
+    elif connection.closed:
+        raise StreamClosedError
+    connection.context = None
+    connection.on_close = on_close
+    connection.watch(disconnects)
+    return connection
+
+
+class Context(NamedTuple):
+    """Where a request comes from: what `tornado.httputil.HTTPServerRequest` asks its connection for."""
+
+    remote_ip: str
+    protocol: str = "http"
+
+
+def _nothing() -> None:
+    """Stand in for a callback."""
+
+
+class StreamConnection(httputil.HTTPConnection):
+    """Stands in for Tornado's connection behind a stream's handler, which goes on with ``write`` and ``flush``.
+
+    It takes the place of an IOStream and an HTTP1Connection, which hold much more memory, and gives the hub
+    the bare ``send`` of the socket. What it is given are wire bytes, framed already. A client that is gone is no
+    error here: writing to it does nothing, and ``on_close`` has been called.
+
+    Args:
+        sock: connected and non-blocking; closed by this object.
+        chunked: whether the body is chunked (HTTP/1.1) or ended by closing (HTTP/1.0).
+        context: where the request comes from; asked for by nobody once it is read.
+    """
+
+    __slots__ = (
+        "_disconnects",
+        "_drained",
+        "_fd",
+        "_rest",
+        "_socket",
+        "chunked",
+        "context",
+        "on_close",
+        "progressed_at",
+        "send",
+    )
+
+    def __init__(
+        self,
+        sock: socket.SocketType,
+        chunked: bool,
+        context: Context | None = None,
+    ) -> None:
+        self._socket = sock
+        self._fd = sock.fileno()
+        self.chunked = chunked
+        self.on_close: Callable[[], None] | None = _nothing
+        """Called once, when the connection ends for whatever reason; None from then on."""
+        self.context = context
+        self._disconnects: Disconnects | None = None
+        self._rest: list[memoryview] | None = None
+        self._drained: asyncio.Future[None] | None = None
+        self.send = sock.send
+        self.progressed_at = 0.0
+        """When bytes last went out, or had to wait (`time.monotonic`); only kept while some wait."""
+
+    def watch(self, disconnects: Disconnects) -> None:
+        """Notice from now on when the client goes; not only when something is sent to it."""
+        if not self.closed:
+            self._disconnects = disconnects
+            disconnects.watch(self._fd, self)
+
+    def unwatch(self) -> None:
+        """Notice no more when the client goes."""
+        if self._disconnects is not None:
+            self._disconnects.forget(self._fd)
+            self._disconnects = None
+
+    @property
+    def closed(self) -> bool:
+        """Whether the connection has ended."""
+        return self.on_close is None
+
+    @property
+    def unsent_bytes(self) -> int:
+        """How many bytes wait for the socket."""
+        return sum(map(len, self._rest)) if self._rest else 0
+
+    @property
+    def descriptor(self) -> int:
+        """The file descriptor of the socket."""
+        return self._fd
+
+    def unsent(self) -> list[memoryview]:
+        """Return the bytes that wait for the socket."""
+        return list(self._rest or ())
+
+    def leave_rest(self, chunk: bytes, sent: int) -> None:
+        """Take over what the socket did not accept of a chunk that somebody else sent."""
+        if not self.closed:
+            self._queue(memoryview(chunk)[sent:])
+
+    def write(self, chunk: bytes) -> asyncio.Future[None]:
+        """Send wire bytes; the future resolves when the socket has accepted all of them, or has closed."""
+        if chunk and not self.closed:
+            sent = 0
+            if not self._rest:
+                try:
+                    sent = self.send(chunk)
+                except BlockingIOError:
+                    pass
+                except OSError:
+                    self.close()
+            if sent != len(chunk) and not self.closed:
+                self._queue(memoryview(chunk)[sent:])
+        if self._drained is None:
+            self._drained = asyncio.get_running_loop().create_future()
+            if not self._rest:
+                return self._resolve(self._drained)
+        return self._drained
+
+    def write_headers(
+        self,
+        start_line: httputil.RequestStartLine | httputil.ResponseStartLine,
+        headers: httputil.HTTPHeaders,
+        chunk: bytes | None = None,
+    ) -> asyncio.Future[None]:
+        """Write the head of the response, and with it the first of its body.
+
+        A body whose length is not known ends with the connection, and is framed by who writes it. So does one
+        whose length is known: what is left of the request's connection is not worth keeping.
+        """
+        assert isinstance(start_line, httputil.ResponseStartLine)
+        headers["Connection"] = "close"
+        self.chunked = self.chunked and "Content-Length" not in headers
+        if self.chunked:
+            headers["Transfer-Encoding"] = "chunked"
+        lines = [f"HTTP/1.1 {start_line.code} {start_line.reason}"]
+        lines += [f"{name}: {value}" for name, value in headers.get_all()]
+        head = "\r\n".join([*lines, "", ""]).encode("latin-1")
+        if head.count(b"\r") != len(lines) + 1 or head.count(b"\n") != len(lines) + 1:
+            raise ValueError("a header must not contain CR or LF")
+        return self.write(head + chunk if chunk else head)
+
+    def set_max_body_size(self, size: int) -> None:
+        """A request for a stream has no body."""
+
+    def finish(self) -> None:
+        """End the body where the socket accepts it, and close."""
+        if self.chunked and not self._rest and not self.closed:
+            with suppress(OSError):  # it is closed next, whatever becomes of the last five bytes
+                self.send(LAST_CHUNK)
+        self.close()
+
+    def set_close_callback(self, callback: Callable[[], None] | None) -> None:
+        """Tornado clears its callback when it finishes a response; ours stays until the close."""
+
+    def close(self) -> None:
+        """Close the socket, and say so once."""
+        if self.on_close is None:
+            return
+        on_close, self.on_close = self.on_close, None
+        self.unwatch()
+        if self._rest:
+            asyncio.get_running_loop().remove_writer(self._fd)
+            self._rest = None
+        self._socket.close()
+        if self._drained is not None:
+            self._resolve(self._drained)
+        on_close()
+
+    def _queue(self, rest: memoryview) -> None:
+        if self._rest:
+            self._rest.append(rest)
+            return
+        self._rest = [rest]
+        self.progressed_at = time.monotonic()
+        asyncio.get_running_loop().add_writer(self._fd, self._writable)
+
+    def _writable(self) -> None:
+        assert self._rest
+        try:
+            while self._rest:
+                sent = self.send(self._rest[0])
+                self.progressed_at = time.monotonic()
+                if sent != len(self._rest[0]):
+                    self._rest[0] = self._rest[0][sent:]
+                    return
+                del self._rest[0]
+        except BlockingIOError:
+            return
+        except OSError:
+            self.close()
+            return
+        asyncio.get_running_loop().remove_writer(self._fd)
+        self._rest = None
+        if self._drained is not None:
+            self._resolve(self._drained)
+
+    def _resolve(self, future: asyncio.Future[None]) -> asyncio.Future[None]:
+        self._drained = None
+        if not future.done():
+            future.set_result(None)
+        return future
+
+    def readable(self) -> None:
+        """Notice the end of the connection; what a client sends after its request means nothing here."""
+        try:
+            if self._socket.recv(_DISCARD_SIZE):
+                return
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            pass
+        self.close()

@@ -1,0 +1,320 @@
+"""Who listens to what: registers streams, fans events out to them, and takes them up to the present."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Iterator
+from functools import cache
+from itertools import count
+from typing import TypeVar
+
+from sse_app.core.channels import ChannelName
+from sse_app.core.counters import Durations
+from sse_app.core.errors import EventLogUnavailable
+from sse_app.core.events import Event, EventId
+from sse_app.core.sse import chunk
+from sse_app.eventlog.base import EventLog
+from sse_app.streams.disconnects import Disconnects
+from sse_app.streams.fanout import Audience
+from sse_app.streams.replay_cache import RecentEvents
+from sse_app.streams.stream import Listener, Stream
+
+SLICE = 128
+"""How many streams a fan-out serves before it lets others run: about a millisecond.
+
+A request takes the event loop some five rounds until it is answered, and waits for a slice in each.
+"""
+
+PAGE_EVENTS = 500
+"""How many events a replay reads from the log at a time."""
+
+RECENT_BYTES = 8 * 1024 * 1024
+"""How much of the log's end is kept encoded in memory."""
+
+DRAIN_RATE = 200
+DRAIN_STEP = 0.02
+"""A drain ends at least so many streams a second, a few at a time so many seconds apart."""
+
+Key = TypeVar("Key", bound=str)
+
+log = logging.getLogger(__name__)
+
+
+class Hub:
+    """Brings what the log's tail yields to the streams.
+
+    An event is encoded once; its bytes are shared by all streams of an `Audience`. A fan-out to many
+    streams goes in slices, so that logins, publishes and pings are answered in between; the next one begins
+    when it is through, so each stream sees the log's order.
+
+    Args:
+        eventlog: open.
+        backlog_limit: how many bytes may wait for one stream.
+        retry: the reconnection time that streams are told, in milliseconds; it is spread by half of it.
+    """
+
+    def __init__(self, eventlog: EventLog, *, backlog_limit: int, retry: int) -> None:
+        self.eventlog = eventlog
+        self.streams: set[Stream] = set()
+        self.laggards: set[Stream] = set()
+        """The streams that have something waiting."""
+        self.streams_of_subject: dict[str, set[Stream]] = {}
+        self.streams_of_address: Counter[str] = Counter()
+        self.streams_on_channel: Counter[ChannelName] = Counter()
+        self.events_fanned_out = 0
+        self.deliveries = 0
+        self.fan_out_seconds = Durations()
+        """From an event's arrival from the log to its handing over to the last stream."""
+        self.endings: Counter[str] = Counter()
+        self.disconnects = Disconnects()
+        """Tells when clients go."""
+        # Streams are numbered on from the time, in microseconds, so that no number means another one later.
+        self._numbers = count(time.time_ns() // 1000)
+        self.backlog_limit = backlog_limit
+        self.retry = retry
+        self._head = eventlog.head.seq
+        self._at_rest = asyncio.Event()
+        self._at_rest.set()
+        self._recent = RecentEvents(eventlog.head.epoch, RECENT_BYTES)
+        self._audiences: dict[tuple[frozenset[ChannelName], bool], Audience] = {}
+        self._of_channel: dict[ChannelName, dict[Audience, None]] = {}
+        self._arrival = asyncio.Event()
+        self._empty = asyncio.Event()
+        # The tail begins here, where the head was read, and not at the task's first step: no event falls between.
+        self._tail = asyncio.create_task(self._follow(eventlog.tail()), name="hub-tail")
+
+    @property
+    def head(self) -> EventId:
+        """The id of the last event whose fan-out has begun: where a stream that joins now begins."""
+        return EventId(self.eventlog.head.epoch, self._head)
+
+    def jittered_retry(self) -> int:
+        """Return a reconnection time in milliseconds, so that clients who leave together come back apart."""
+        return random.randint(self.retry // 2, self.retry + self.retry // 2)
+
+    def begin(self) -> None:
+        """Begin at the head of the log, which has been opened only after the hub was made."""
+        head = self.eventlog.head
+        self._head = head.seq
+        self._recent = RecentEvents(head.epoch, RECENT_BYTES)
+
+    # -- streams come and go --------------------------------------------------------------------------------
+
+    def register(
+        self,
+        listener: Listener,
+        channels: tuple[ChannelName, ...],
+        *,
+        chunked: bool,
+        number: int | None = None,
+    ) -> Stream:
+        """Count a new stream in; it is told nothing until it joins.
+
+        Args:
+            listener: who listens.
+            channels: what to.
+            chunked: whether the body is chunked.
+            number: of a stream that an earlier process numbered.
+        """
+        stream = Stream(
+            next(self._numbers) if number is None else number,
+            listener,
+            channels,
+            chunked=chunked,
+            backlog_limit=self.backlog_limit,
+            laggards=self.laggards,
+        )
+        self.streams.add(stream)
+        subject = listener.lease.subject
+        if (of_subject := self.streams_of_subject.get(subject)) is None:
+            self.streams_of_subject[subject] = {stream}
+        else:
+            of_subject.add(stream)
+        self.streams_of_address[listener.address] += 1
+        for channel in channels:
+            self.streams_on_channel[channel] += 1
+        return stream
+
+    def join(self, stream: Stream) -> None:
+        """Give the stream every event from now on; it must have been brought up to `head`."""
+        key = (frozenset(stream.channels), stream.chunked)
+        audience = self._audiences.get(key)
+        if audience is None:
+            audience = self._audiences[key] = Audience(*key)
+            for channel in audience.channels:
+                self._of_channel.setdefault(channel, {})[audience] = None
+        audience.add(stream)
+
+    def leave(self, stream: Stream) -> None:
+        """Count a stream out; harmless the second time."""
+        if stream in self.streams:
+            self.endings[stream.ending or "client"] += 1
+            self.withdraw(stream)
+
+    def withdraw(self, stream: Stream) -> None:
+        """Forget a stream as if it had not been registered."""
+        self.streams.discard(stream)
+        self.laggards.discard(stream)
+        of_subject = self.streams_of_subject[stream.listener.lease.subject]
+        of_subject.discard(stream)
+        if not of_subject:
+            del self.streams_of_subject[stream.listener.lease.subject]
+        _count_out(self.streams_of_address, stream.listener.address)
+        for channel in stream.channels:
+            _count_out(self.streams_on_channel, channel)
+        if not self.streams:
+            self._empty.set()
+        if (audience := stream.audience) is not None:
+            audience.remove(stream)
+            if not len(audience):
+                self._forget(audience)
+
+    def _forget(self, audience: Audience) -> None:
+        self._audiences.pop((audience.channels, audience.chunked), None)
+        for channel in audience.channels:
+            of_channel = self._of_channel[channel]
+            of_channel.pop(audience, None)
+            if not of_channel:
+                del self._of_channel[channel]
+
+    def end_all(self, reason: str) -> None:
+        """End every stream with ``closing``, each told another time to come back."""
+        for stream in list(self.streams):
+            stream.end(reason, self.jittered_retry())
+
+    async def drain(self, reason: str, seconds: float) -> None:
+        """End every stream with ``closing``; where they are many, spread over so many seconds at the most."""
+        streams = list(self.streams)
+        random.shuffle(streams)
+        steps = max(1, round(min(seconds, len(streams) / DRAIN_RATE) / DRAIN_STEP))
+        for step in range(steps):
+            for stream in streams[step::steps]:
+                stream.end(reason, self.jittered_retry())
+            if step + 1 < steps:
+                await asyncio.sleep(DRAIN_STEP)
+
+    async def emptied(self) -> None:
+        """Wait until there are no streams."""
+        self._empty.clear()
+        if self.streams:
+            await self._empty.wait()
+
+    # -- the past -------------------------------------------------------------------------------------------
+
+    async def past(self, channels: Iterable[ChannelName], after: int, until: int) -> tuple[bytes, int]:
+        """Return the channels' events with ``after < seq <= until`` in the event stream format.
+
+        Not more than a page at a time; with it comes the ``seq`` that the next page follows.
+
+        Raises:
+            EventLogUnavailable: the log cannot be read, or has let go of events that follow ``after``.
+        """
+        wanted = frozenset(channels)
+        recent = self._recent.between(after, until, wanted)
+        if recent is not None:
+            return recent
+        page = await self.eventlog.replay(wanted, after, until, PAGE_EVENTS)
+        if page.gap:
+            raise EventLogUnavailable("the history was trimmed while it was being replayed")
+        encoded = b"".join(self._recent.encode(event) for event in page.events)
+        return encoded, page.events[-1].seq if page.more else until
+
+    async def reached(self, seq: int) -> None:
+        """Wait until the fan-out of the event ``seq`` has begun."""
+        while self._head < seq:
+            await self._arrival.wait()
+
+    # -- fan-out --------------------------------------------------------------------------------------------
+
+    async def _follow(self, tail: AsyncIterator[list[Event]]) -> None:
+        async for events in tail:
+            try:
+                await self.fan_out(events)
+            except Exception:
+                log.exception("a fan-out failed; every stream is ended so that none has a silent gap")
+                self.end_all("unavailable")
+
+    async def settled(self) -> None:
+        """Wait until every stream has been given all that the log has; nothing new may be published meanwhile."""
+        await self.reached(self.eventlog.head.seq)
+        await self._at_rest.wait()
+
+    async def fan_out(self, events: list[Event]) -> None:
+        """Send events that follow the last ones to every stream that listens to their channels."""
+        begun = time.perf_counter()
+        self._at_rest.clear()
+        self._recent.add(events)
+        self._head = events[-1].seq
+        self.events_fanned_out += len(events)
+        arrival, self._arrival = self._arrival, asyncio.Event()
+        arrival.set()
+        try:
+            await self._serve(list(self._plan(events)))
+        finally:
+            self._at_rest.set()
+        self.fan_out_seconds.observe(time.perf_counter() - begun)
+
+    async def _serve(self, plan: list[tuple[Audience, bytes, int]]) -> None:
+        served = 0
+        for audience, frames, slots in plan:
+            start = 0
+            while start < slots:
+                stop = min(slots, start + SLICE - served)
+                audience.send(frames, start, stop)
+                served += stop - start
+                start = stop
+                if served >= SLICE:
+                    served = 0
+                    await asyncio.sleep(0)
+
+    def _plan(self, events: list[Event]) -> Iterator[tuple[Audience, bytes, int]]:
+        """Yield which audience gets which bytes, and how many slots it has: who joins later has them already."""
+        encode = cache(self._recent.encode)  # once, for all audiences
+        by_channel: dict[ChannelName, list[int]] = {}
+        for number, event in enumerate(events):
+            by_channel.setdefault(event.channel, []).append(number)
+        audiences = {
+            audience: None for channel in by_channel for audience in self._of_channel.get(channel, ())
+        }
+        published_to = frozenset(by_channel)
+        joined: dict[tuple[frozenset[ChannelName], bool], bytes] = {}
+        for audience in audiences:
+            audience.close_holes()
+            heard = published_to if len(published_to) == 1 else published_to & audience.channels
+            key = (heard, audience.chunked)
+            if (frames := joined.get(key)) is None:
+                numbers = sorted(number for channel in heard for number in by_channel[channel])
+                payload = b"".join([encode(events[number]) for number in numbers])
+                frames = joined[key] = chunk(payload) if audience.chunked else payload
+            self.deliveries += len(audience) * sum(len(by_channel[channel]) for channel in heard)
+            yield audience, frames, len(audience.sends)
+
+    # -- the server's own channel ---------------------------------------------------------------------------
+
+    def listeners(self, channel: ChannelName) -> list[Stream]:
+        """Return the streams on a channel that have joined the present."""
+        return [
+            stream
+            for audience in self._of_channel.get(channel, ())
+            for stream in audience.streams
+            if stream is not None
+        ]
+
+    async def close(self) -> None:
+        """Stop following the log and close every connection that is still open."""
+        self._tail.cancel()
+        await asyncio.wait([self._tail])
+        for stream in list(self.streams):
+            stream.close()
+        self.disconnects.close()
+
+
+def _count_out(counter: Counter[Key], key: Key) -> None:
+    """Count one less, and forget what is no longer there at all."""
+    counter[key] -= 1
+    if not counter[key]:
+        del counter[key]

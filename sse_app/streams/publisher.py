@@ -1,0 +1,125 @@
+"""Publishing: from what a publisher says to events in the log; the way in for HTTP and for Python alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from typing import Any
+
+from sse_app.core.channels import ChannelName, ChannelPatterns, is_internal, parse_channel
+from sse_app.core.errors import InvalidInput, UnknownChannel
+from sse_app.core.events import EventId, NewEvent, new_event, timestamp
+from sse_app.eventlog.base import EventLog, IdempotencyKey
+
+_MEMBERS = frozenset({"channel", "event", "data", "retry"})
+
+
+class Publisher:
+    """Checks events and appends them to the log.
+
+    Args:
+        eventlog: where to.
+        channels: those that exist.
+        batch_limit: the most events at a time.
+    """
+
+    def __init__(self, eventlog: EventLog, channels: ChannelPatterns, batch_limit: int) -> None:
+        self._eventlog = eventlog
+        self._channels = channels
+        self._batch_limit = batch_limit
+        self.appending = 0
+        """How many appends to the log have begun and not ended."""
+
+    def use(self, channels: ChannelPatterns, batch_limit: int) -> None:
+        """Go on with other settings."""
+        self._channels = channels
+        self._batch_limit = batch_limit
+
+    async def publish(
+        self, channel: str, event: str, data: Mapping[str, Any], *, retry: int | None = None
+    ) -> EventId:
+        """Publish one event and return its id once it is durable.
+
+        Args:
+            channel: where to.
+            event: the event type.
+            data: a JSON object; ``channel`` is set in it, and ``timestamp`` where absent.
+            retry: a new reconnection time for clients, in milliseconds.
+
+        Raises:
+            InvalidInput: something has the wrong form.
+            UnknownChannel: no configured name or pattern covers the channel.
+            EventLogUnavailable: nothing was stored.
+        """
+        return (await self.append([self.check(channel, event, dict(data), retry)]))[0]
+
+    async def publish_batch(self, events: Sequence[Mapping[str, Any]]) -> list[EventId]:
+        """Publish events, all or none, in order; each has ``channel``, ``event``, ``data`` and perhaps ``retry``.
+
+        Raises:
+            As `publish` does.
+        """
+        return await self.append(self.check_batch([dict(event) for event in events]))
+
+    def check(self, channel: str, event: object, data: object, retry: object = None) -> NewEvent:
+        """Return an event of the right form."""
+        return new_event(parse_channel(channel), event, data, retry, now=timestamp(time.time()))
+
+    def check_batch(self, events: object) -> list[NewEvent]:
+        """Return the events of a batch, each of the right form."""
+        if not isinstance(events, list) or not events:
+            raise InvalidInput("events must be a list with at least one event", "events")
+        if len(events) > self._batch_limit:
+            raise InvalidInput(f"events has more than {self._batch_limit} events", "events")
+        now = timestamp(time.time())
+        return [_check_item(item, f"events[{number}].", now) for number, item in enumerate(events)]
+
+    def require_known(self, channel: ChannelName) -> None:
+        """Refuse a channel that no configured name or pattern covers; none covers the server's own.
+
+        Raises:
+            UnknownChannel: it is one.
+        """
+        if is_internal(channel) or not self._channels.matches(channel):
+            raise UnknownChannel(f"there is no channel {channel}")
+
+    async def append(self, events: list[NewEvent], key: IdempotencyKey | None = None) -> list[EventId]:
+        """Append events of the right form to the log and return their ids once they are durable.
+
+        Raises:
+            UnknownChannel, IdempotencyKeyReused, EventLogUnavailable: nothing was stored.
+        """
+        for name in {event.channel for event in events}:
+            self.require_known(name)
+        self.appending += 1
+        try:
+            return await self._eventlog.append(events, key)
+        finally:
+            self.appending -= 1
+
+
+def refuse_unknown(item: Mapping[Any, Any], known: AbstractSet[str], field: str = "") -> None:
+    """Refuse members that mean nothing, rather than drop what a publisher thought would count.
+
+    Raises:
+        InvalidInput: there is one; the text names it.
+    """
+    if not item.keys() <= known:
+        name = next(name for name in item if name not in known)
+        raise InvalidInput(f"unknown member {field}{ascii(name)[1:-1][:80]}", f"{field}{name}")
+
+
+def _check_item(item: object, field: str, now: str) -> NewEvent:
+    """Return an event of a batch; ``field`` says where it stands, for the error's text."""
+    if not isinstance(item, dict):
+        raise InvalidInput(f"{field[:-1]} must be an object", field[:-1])
+    refuse_unknown(item, _MEMBERS, field)
+    channel = item.get("channel")
+    if not isinstance(channel, str):
+        raise InvalidInput(f"{field}channel must be a channel name", f"{field}channel")
+    try:
+        name = parse_channel(channel)
+    except InvalidInput as error:
+        raise InvalidInput(f"{field}channel: {error}", f"{field}channel") from None
+    return new_event(name, item.get("event"), item.get("data"), item.get("retry"), now=now, field=field)

@@ -1,0 +1,76 @@
+"""The last events of the log in their wire form, so that clients who come right back do not read the disk."""
+
+from __future__ import annotations
+
+from collections import deque
+from itertools import islice
+
+from sse_app.core.channels import ChannelName
+from sse_app.core.events import Event
+from sse_app.core.sse import encode_event
+
+MAX_ANSWERS = 64
+OVERHEAD = 256
+"""About how many bytes an event takes in memory besides its data."""
+
+PIECE_BYTES = 64 * 1024
+"""How much a client who comes back is sent at a time: what a stalled one can hold on to."""
+
+
+class RecentEvents:
+    """A ring of events without a gap between them, encoded when somebody asks.
+
+    Args:
+        epoch: the log's, for the events' ids.
+        max_bytes: about how much data is kept.
+    """
+
+    def __init__(self, epoch: str, max_bytes: int) -> None:
+        self._epoch = epoch.encode()
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._answers: dict[tuple[int, int, frozenset[ChannelName]], tuple[bytes, int]] = {}
+        self._ring: deque[Event] = deque()
+
+    def add(self, events: list[Event]) -> None:
+        """Keep events that follow the last one."""
+        self._answers.clear()  # nobody will ask for the past as it was
+        self._ring.extend(events)
+        self._bytes += sum([len(event.data) for event in events]) + OVERHEAD * len(events)
+        while self._bytes > self._max_bytes:
+            self._bytes -= len(self._ring.popleft().data) + OVERHEAD
+
+    def encode(self, event: Event) -> bytes:
+        """Return an event of the log in the event stream format."""
+        id = b"%b-%d" % (self._epoch, event.seq)
+        return encode_event(id, event.type.encode(), event.data, event.retry)
+
+    def between(self, after: int, until: int, channels: frozenset[ChannelName]) -> tuple[bytes, int] | None:
+        """Return the channels' first events with ``after < seq <= until``, and the ``seq`` to go on from.
+
+        About `PIECE_BYTES` at a time. None where the ring begins later. Clients who lost their connections
+        together ask for the same, so the last answers are kept.
+        """
+        if not self._ring or self._ring[0].seq > after + 1:
+            return None
+        key = (after, until, channels)
+        answer = self._answers.get(key)
+        if answer is None:
+            if len(self._answers) >= MAX_ANSWERS:
+                self._answers.clear()
+            answer = self._answers[key] = self._join(after, until, channels)
+        return answer
+
+    def _join(self, after: int, until: int, channels: frozenset[ChannelName]) -> tuple[bytes, int]:
+        found: list[bytes] = []
+        size = 0
+        for event in islice(self._ring, after + 1 - self._ring[0].seq, None):
+            if event.seq > until:
+                break
+            if event.channel in channels:
+                encoded = self.encode(event)
+                found.append(encoded)
+                size += len(encoded)
+                if size >= PIECE_BYTES:
+                    return b"".join(found), event.seq
+        return b"".join(found), until

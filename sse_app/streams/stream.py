@@ -1,0 +1,289 @@
+"""One client's stream: who listens to what, and what waits to be written to it."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from sse_app.auth.tokens.claims import Lease
+from sse_app.core.channels import ChannelName
+from sse_app.core.sse import chunk, encode_json
+
+if TYPE_CHECKING:
+    from sse_app.streams.connection import StreamConnection
+    from sse_app.streams.fanout import Audience
+
+PIECE_BYTES = 64 * 1024
+"""How much a flush takes at a time, so that a long backlog shows progress."""
+
+
+class Listener(NamedTuple):
+    """Who listens, and where the connection came from.
+
+    Args:
+        client_id: the client's label.
+        lease: the token that the stream lives on.
+        address: of the connection.
+        earlier: what it lived on before it was renewed, as far as that has not expired: a client that is cut
+            off comes back with its first URL, so these are still its tokens.
+    """
+
+    client_id: str
+    lease: Lease
+    address: str
+    earlier: tuple[Lease, ...] = ()
+
+    @property
+    def tokens(self) -> tuple[Lease, ...]:
+        """Every token in force that this stream was opened or renewed with."""
+        return (self.lease, *self.earlier)
+
+    def renewed(self, lease: Lease, now: float) -> Listener:
+        """Return the listener with a fresh token."""
+        earlier = [
+            token for token in self.tokens if token.expires_at > now and token.token_id != lease.token_id
+        ]
+        return self._replace(lease=lease, earlier=tuple(earlier))
+
+
+class Replay(NamedTuple):
+    """How far a stream is that is still being brought up to the present.
+
+    Args:
+        after: the ``seq`` up to which it has its events.
+        lost: the channels that could not be continued: they go on from ``lost_until``.
+        lost_until: what was the head when they were reset.
+    """
+
+    after: int
+    lost: tuple[ChannelName, ...] = ()
+    lost_until: int = 0
+
+
+class Stream:
+    """The state of one open stream.
+
+    A stream is *ready* when its flush loop is parked and nothing waits: then the hub sends straight to the
+    socket. Otherwise it is *behind*: what the hub has for it waits here, and the flush loop writes it.
+
+    Args:
+        number: tells it from all others, also of earlier processes.
+        listener: who listens.
+        channels: what to, in the order asked for.
+        chunked: whether the body is chunked (HTTP/1.1).
+        backlog_limit: how many bytes may wait before the stream is ended as ``slow_consumer``.
+        laggards: where the stream enters itself while it is behind.
+    """
+
+    __slots__ = (
+        "_backlog_limit",
+        "_laggards",
+        "_pending",
+        "_pending_bytes",
+        "_resume",
+        "_waiter",
+        "adopted",
+        "audience",
+        "channels",
+        "chunked",
+        "connection",
+        "ending",
+        "ending_at",
+        "listener",
+        "number",
+        "opened_at",
+        "ping_turn",
+        "replay",
+        "retry",
+        "slot",
+    )
+
+    def __init__(
+        self,
+        number: int,
+        listener: Listener,
+        channels: tuple[ChannelName, ...],
+        *,
+        chunked: bool,
+        backlog_limit: int,
+        laggards: set[Stream],
+    ) -> None:
+        self.number = number
+        self.listener = listener
+        self.channels = channels
+        self.chunked = chunked
+        self.opened_at = time.time()
+        self.connection: StreamConnection | None = None
+        self.audience: Audience | None = None
+        self.slot = -1
+        self.ping_turn = -1
+        self.ending: str | None = None
+        self.ending_at = 0.0
+        self.retry = 0
+        self.replay: Replay | None = None
+        """What is still to be replayed; None once the stream has joined the present."""
+        self.adopted = False
+        """Whether it began in an earlier process."""
+        self._backlog_limit = backlog_limit
+        self._laggards = laggards
+        self._pending: list[bytes] | None = None
+        self._pending_bytes = 0
+        self._waiter: asyncio.Future[bool] | None = None
+        self._resume: Callable[[Stream], None] | None = None
+
+    def attach(self, connection: StreamConnection) -> None:
+        """Take the connection over once the headers are out; the stream is behind until its loop parks."""
+        self.connection = connection
+        self._laggards.add(self)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the connection has ended (not: is about to)."""
+        return self.connection is not None and self.connection.closed
+
+    @property
+    def stalled_since(self) -> float:
+        """When bytes last went out while some were waiting, or the farewell began (`time.monotonic`)."""
+        if self.ending is not None:
+            return self.ending_at
+        return self.connection.progressed_at if self.connection and self.connection.unsent_bytes else math.inf
+
+    @property
+    def backlog_bytes(self) -> int:
+        """How many bytes wait to be written."""
+        return self._pending_bytes + (self.connection.unsent_bytes if self.connection else 0)
+
+    def write(self, frames: bytes) -> None:
+        """Write whole frames, framed for this stream, now or when their turn comes."""
+        if self.audience is None:
+            self.enqueue(frames)
+            return
+        try:
+            sent = self.audience.sends[self.slot](frames)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self.close()
+            return
+        if sent != len(frames):
+            self.fall_behind(frames, sent)
+
+    def enqueue(self, frames: bytes) -> int:
+        """Take frames in the socket's place while the stream is behind, and say that all were taken."""
+        if self.ending is None:
+            if self._pending_bytes and self.backlog_bytes > self._backlog_limit:
+                self.end("slow_consumer", self.retry)
+            else:
+                self._push(frames)
+        return len(frames)
+
+    def fall_behind(self, frames: bytes, sent: int) -> None:
+        """Leave the ready state: the socket accepted only ``sent`` bytes of the frames."""
+        assert self.connection is not None
+        self.connection.leave_rest(frames, sent)
+        self._step_back()
+        self._wake()
+
+    def end(self, reason: str, retry: int | None) -> None:
+        """End the stream with ``closing``. What waits is dropped: the client resumes by its last id.
+
+        Args:
+            reason: for the client, e.g. ``token_expired``.
+            retry: when to come back, in milliseconds; None when this token is of no more use.
+        """
+        if self.ending is not None or self.closed:
+            return
+        self.ending = reason
+        self.ending_at = time.monotonic()
+        self._pending = None
+        self._pending_bytes = 0
+        self._step_back()
+        closing = encode_json("closing", {"reason": reason, "retry": retry}, retry=retry)
+        self._push(chunk(closing) if self.chunked else closing)
+
+    def close(self) -> None:
+        """Close the connection at once."""
+        if self.connection is not None:
+            self.connection.close()
+
+    def woken_by_close(self) -> None:
+        """Let the flush loop see that the connection has ended; a handover finds it among the laggards."""
+        if self._waiter is not None or self._resume is not None:
+            self._laggards.add(self)
+        self._wake()
+
+    def unsent(self) -> bytes:
+        """Return whatever is still to be written, the rest of a frame first."""
+        rest = self.connection.unsent() if self.connection else []
+        return b"".join([*rest, *(self._pending or ())])
+
+    def park(self, resume: Callable[[Stream], None]) -> None:
+        """Stand in for a flush loop that is parked: make the stream ready, and call ``resume`` once it is not.
+
+        Only for a stream that has joined, and has nothing to write.
+        """
+        assert self.connection is not None
+        assert self.audience is not None
+        self.audience.sends[self.slot] = self.connection.send
+        self._laggards.discard(self)
+        self._resume = resume
+
+    def behind(self) -> asyncio.Future[bool]:
+        """Return what the flush loop waits for: True when there is something to write, False at the end.
+
+        While the loop is parked here the stream is ready. It is a future and no coroutine, for which each
+        idle stream would pay.
+        """
+        assert self.connection is not None
+        waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        waiting = bool(self._pending) or self.connection.unsent_bytes > 0
+        if self.connection.closed or waiting or self.ending is not None:
+            waiter.set_result(waiting and not self.connection.closed)
+            return waiter
+        if self.audience is not None:
+            self.audience.sends[self.slot] = self.connection.send
+        self._laggards.discard(self)
+        self._waiter = waiter
+        return waiter
+
+    def take(self) -> bytes:
+        """Return what waits, as one piece of about `PIECE_BYTES` at the most."""
+        pending = self._pending
+        if not pending:
+            return b""
+        if self._pending_bytes <= PIECE_BYTES or len(pending) == 1:
+            self._pending = None
+            self._pending_bytes = 0
+            return pending[0] if len(pending) == 1 else b"".join(pending)
+        count = size = 0
+        while count < len(pending) and (not count or size + len(pending[count]) <= PIECE_BYTES):
+            size += len(pending[count])
+            count += 1
+        piece = b"".join(pending[:count])
+        del pending[:count]
+        self._pending_bytes -= size
+        return piece
+
+    def _push(self, frames: bytes) -> None:
+        if self._pending is None:
+            self._pending = []
+        self._pending.append(frames)
+        self._pending_bytes += len(frames)
+        self._laggards.add(self)
+        self._wake()
+
+    def _step_back(self) -> None:
+        self._laggards.add(self)
+        if self.audience is not None:
+            self.audience.sends[self.slot] = self.enqueue
+
+    def _wake(self) -> None:
+        resume, self._resume = self._resume, None
+        if resume is not None:
+            resume(self)
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(not self.closed)
