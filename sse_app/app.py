@@ -11,7 +11,7 @@ from sse_app.core.events import EventId
 from sse_app.handlers.api import admin, login, publish, subscribe, tokens
 from sse_app.handlers.base import NotFoundHandler
 from sse_app.handlers.site import health, pages
-from sse_app.node import Services
+from sse_app.node import Node
 from sse_app.settings.model import Settings
 
 
@@ -33,7 +33,7 @@ class SSEApp:
     """
 
     def __init__(self, settings: Settings, *, locked: bool = True) -> None:
-        self.services = Services(settings, locked=locked)
+        self.node = Node(settings, locked=locked)
 
     async def start(self) -> None:
         """Open the event log and begin to ping; call it on the event loop, before requests come.
@@ -41,7 +41,7 @@ class SSEApp:
         Raises:
             StateError: the event log cannot be used.
         """
-        await self.services.start()
+        await self.node.start()
 
     async def stop(self, drain_time: float = 0.0) -> None:
         """End all streams so that clients come back elsewhere, and close the event log.
@@ -49,17 +49,17 @@ class SSEApp:
         Args:
             drain_time: over how many seconds they are spread, where they are many.
         """
-        await self.services.stop(drain_time)
+        await self.node.stop(drain_time)
 
     async def publish(
         self, channel: str, event: str, data: dict[str, Any], *, retry: int | None = None
     ) -> EventId:
         """Publish one event from Python, as `Publisher.publish` says."""
-        return await self.services.publisher.publish(channel, event, data, retry=retry)
+        return await self.node.publisher.publish(channel, event, data, retry=retry)
 
     async def publish_batch(self, events: list[dict[str, Any]]) -> list[EventId]:
         """Publish several events from Python, as `Publisher.publish_batch` says."""
-        return await self.services.publisher.publish_batch(events)
+        return await self.node.publisher.publish_batch(events)
 
     def token(self, subject: str, *, subscribe: list[str], lifetime: float = 600) -> str:
         """Return a stream token for somebody that the application around this one has let in.
@@ -72,11 +72,11 @@ class SSEApp:
         Raises:
             InvalidChannel: one of them is no pattern.
         """
-        return self.services.login.stream_token_for(subject, subscribe, lifetime)
+        return self.node.login.stream_token_for(subject, subscribe, lifetime)
 
     def routes(self) -> list[URLSpec]:
         """Return the routes of the API: streams, publishing, login, and what operators ask."""
-        parts = {"services": self.services}
+        parts = {"node": self.node}
         return [
             URLSpec(r"/api/v1/sse", publish.BatchHandler, parts),
             URLSpec(r"/api/v1/sse/status", health.StatusHandler, parts),
@@ -102,7 +102,7 @@ class SSEApp:
 
     def application(self) -> web.Application:
         """Return an application of its own: the API, the pages, and JSON for what is not there."""
-        parts = {"services": self.services}
+        parts = {"node": self.node}
         return web.Application(
             [
                 *self.routes(),

@@ -60,7 +60,7 @@ class InProgress:
         self.count -= 1
 
 
-class Services:
+class Node:
     """Everything that lives as long as the server does.
 
     Args:

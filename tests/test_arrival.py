@@ -59,7 +59,7 @@ def request(sse: SSEApp, *, version: str = "1.1", more: str = "") -> bytes:
 async def settled_stream(sse: SSEApp, reader: asyncio.StreamReader) -> socket.socket:
     """Return our socket of the one stream there is, once it is open."""
     await asyncio.wait_for(reader.readuntil(b"event: connected"), 20)
-    (stream,) = sse.services.hub.streams
+    (stream,) = sse.node.hub.streams
     assert stream.connection is not None
     ours: socket.socket = stream.connection.send.__self__  # type: ignore[attr-defined]
     return ours

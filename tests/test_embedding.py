@@ -66,7 +66,7 @@ async def test_mistakes_from_python_are_told_by_name(sse: SSEApp) -> None:
         await sse.publish_batch(
             [{"channel": "alerts", "event": "e", "data": {}}, {"channel": "alerts", "event": "e"}]
         )
-    assert sse.services.eventlog.head.seq == 0
+    assert sse.node.eventlog.head.seq == 0
 
 
 def test_a_second_app_on_the_same_state_directory_is_refused(

@@ -26,7 +26,7 @@ from sse_app.handover.message import (
     encode,
 )
 from sse_app.handover.reassembly import Whole
-from sse_app.streams.stream import Listener, Replay
+from sse_app.streams.stream import Replay, Subscriber
 
 SEQ = st.integers(0, 2**53)
 TIME = st.one_of(st.floats(0, 2**40), st.integers(0, 2**40))
@@ -39,7 +39,7 @@ CHANNELS = st.lists(
     unique=True,
 ).map(tuple)
 LEASE = st.builds(Lease, TEXT, TEXT, TEXT, TIME, TIME)
-LISTENER = st.builds(Listener, TEXT, LEASE, TEXT, st.lists(LEASE, max_size=2).map(tuple))
+LISTENER = st.builds(Subscriber, TEXT, LEASE, TEXT, st.lists(LEASE, max_size=2).map(tuple))
 REPLAY = st.none() | st.builds(Replay, SEQ, st.just(()) | CHANNELS, SEQ)
 PLACE = st.integers(-1, 5)
 STREAM_PARCEL = st.builds(Parcel, st.just(STREAM), st.booleans(), st.just(b"") | DATA, PLACE)
@@ -107,7 +107,7 @@ def sockets(state: State, first: int) -> list[int]:
 def spelt_out(state: State) -> list[tuple[object, ...]]:
     """Return the streams with their channels in the place of a number."""
     return [
-        (one.number, one.listener, state.channels[one.channels], one.opened_at, one.retry, one.replay)
+        (one.number, one.subscriber, state.channels[one.channels], one.opened_at, one.retry, one.replay)
         for one in state.streams
     ]
 
@@ -222,8 +222,8 @@ def test_bytes_that_are_no_text_are_refused(text: bytes) -> None:
 
 def a_state(*places: int, gone: Sequence[int] = ()) -> State:
     """Return a state with a stream for each of its parcels' places."""
-    listener = Listener("c", Lease("s", "i", "t", 0, 2e9), "x")
-    stream = StreamState(1, listener, 0, 0.0, 1000, None)
+    subscriber = Subscriber("c", Lease("s", "i", "t", 0, 2e9), "x")
+    stream = StreamState(1, subscriber, 0, 0.0, 1000, None)
     parcels = [Parcel(STREAM, True, b"", place) for place in places]
     return State("e", 1, [(ChannelName("a"),)], [stream] * len(places), parcels, gone)
 

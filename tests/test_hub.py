@@ -20,7 +20,7 @@ from sse_app.streams import hub as hub_module
 from sse_app.streams.connection import StreamConnection
 from sse_app.streams.hub import Hub
 from sse_app.streams.keepalive import Keepalive
-from sse_app.streams.stream import Listener, Stream
+from sse_app.streams.stream import Stream, Subscriber
 
 A, B, C = ChannelName("a"), ChannelName("b"), ChannelName("c")
 
@@ -38,7 +38,9 @@ class Client:
         self.hub = hub
         self.channels = channels
         self.start = hub.head.seq
-        self.stream = hub.register(Listener("c", Lease("s", "i", "t", 0, 2e9), "x"), channels, chunked=False)
+        self.stream = hub.register(
+            Subscriber("c", Lease("s", "i", "t", 0, 2e9), "x"), channels, chunked=False
+        )
         self.connection = StreamConnection(ours, False)
         self.connection.on_close = self.stream.woken_by_close
         self.connection.watch(hub.disconnects)

@@ -151,19 +151,19 @@ def test_a_newer_database_is_not_opened(server: ServerProcess) -> None:
 
 
 def test_an_inherited_listening_socket_is_used_and_nothing_else_is_bound(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as other:
+    with socket.create_server(("127.0.0.1", 0)) as subscriber, socket.socket() as other:
         other.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
+        port = subscriber.getsockname()[1]
         script = (
             "import os, sys; os.dup2(int(sys.argv[1]), 3); os.set_inheritable(3, True);"
             "os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='1', LISTEN_FDNAMES='whatever');"
             "os.execv(sys.executable, [sys.executable, 'main.py', 'serve'])"
         )
         process = subprocess.Popen(
-            [sys.executable, "-c", script, str(listener.fileno())],
+            [sys.executable, "-c", script, str(subscriber.fileno())],
             cwd=ROOT,
             env={**os.environ, "SSE_APP_STATE_DIR": str(tmp_path / "s"), "SSE_APP_PORT": "1"},
-            pass_fds=[listener.fileno()],
+            pass_fds=[subscriber.fileno()],
             stderr=subprocess.PIPE,
         )
         try:

@@ -20,7 +20,7 @@ from sse_app.core.errors import EventLogUnavailable, TokenRefused
 from sse_app.handlers.client_address import client_address, is_in
 from sse_app.handlers.cors import OriginHandler
 from sse_app.handlers.errors import Refusal, refusal_of
-from sse_app.node import Services
+from sse_app.node import Node
 from sse_app.process.logs import loggable_path
 
 DRAINED_BODIES = 64
@@ -42,9 +42,9 @@ class ApiHandler(OriginHandler):
     client_id: str | None = None
     keeps_body = False
 
-    def initialize(self, services: Services) -> None:
+    def initialize(self, node: Node) -> None:
         """Take the parts that the handler works with."""
-        self.services = services
+        self.node = node
         self._pieces: list[bytes] = []
         self._size = 0
         self._too_large = False
@@ -62,7 +62,7 @@ class ApiHandler(OriginHandler):
         self.request.connection.set_max_body_size(sys.maxsize)  # type: ignore[union-attr]
         length = self.request.headers.get("Content-Length", "")
         if length.isascii() and length.isdigit():
-            limit = self.services.settings.limits.body_bytes
+            limit = self.node.settings.limits.body_bytes
             if len(length) > MAX_LENGTH_DIGITS or int(length) > DRAINED_BODIES * limit:
                 raise self._size_refusal()
             if int(length) > limit:
@@ -74,7 +74,7 @@ class ApiHandler(OriginHandler):
     def data_received(self, chunk: bytes) -> None:
         """Keep a piece of the body, if anybody wants it; past the limit nothing is kept."""
         self._size += len(chunk)
-        limit = self.services.settings.limits.body_bytes
+        limit = self.node.settings.limits.body_bytes
         if self._size > limit and not self._too_large:
             self._refuse_size()
         if self._too_large:
@@ -85,7 +85,7 @@ class ApiHandler(OriginHandler):
             self._pieces.append(chunk)
 
     def _size_refusal(self) -> Refusal:
-        limit = self.services.settings.limits.body_bytes
+        limit = self.node.settings.limits.body_bytes
         return Refusal(413, "too_large", f"a body has at most {limit} bytes", Connection="close")
 
     def _refuse_size(self) -> None:
@@ -119,7 +119,7 @@ class ApiHandler(OriginHandler):
         Raises:
             TokenRefused: there is none, or it is not valid.
         """
-        self.claims = self.services.tokens.verify(self.bearer_token(), TokenKind.ACCESS)
+        self.claims = self.node.tokens.verify(self.bearer_token(), TokenKind.ACCESS)
         return self.claims
 
     def admin_claims(self) -> Claims:
@@ -138,7 +138,7 @@ class ApiHandler(OriginHandler):
     def address(self) -> str:
         """The address of the client: what a trusted proxy says, or else the connection's own."""
         peer = self.request.remote_ip or "unknown"
-        trusted = self.services.settings.trusted_proxies
+        trusted = self.node.settings.trusted_proxies
         if trusted and "X-Forwarded-For" in self.request.headers:
             return client_address(peer, self.request.headers.get_list("X-Forwarded-For"), trusted)
         return peer
@@ -146,7 +146,7 @@ class ApiHandler(OriginHandler):
     @property
     def came_directly(self) -> bool:
         """Whether nothing speaks of a proxy that is not trusted, so that `address` is the client's own."""
-        if is_in(self.request.remote_ip or "", self.services.settings.trusted_proxies):
+        if is_in(self.request.remote_ip or "", self.node.settings.trusted_proxies):
             return True
         return not any(name in self.request.headers for name in ("X-Forwarded-For", "Forwarded", "X-Real-Ip"))
 
@@ -156,7 +156,7 @@ class ApiHandler(OriginHandler):
         Raises:
             Refusal: the address is not among ``metrics.allow``, or the request came through a proxy.
         """
-        if not is_in(self.address, self.services.settings.metrics.allow) or not self.came_directly:
+        if not is_in(self.address, self.node.settings.metrics.allow) or not self.came_directly:
             raise Refusal(403, "forbidden", "metrics are not for this address")
 
     def number(self, name: str, default: int, least: int, most: int) -> int:
@@ -196,7 +196,7 @@ class ApiHandler(OriginHandler):
         self._write_refusal(refusal)
 
     def _write_refusal(self, refusal: Refusal) -> None:
-        self.services.metrics.refusals[refusal.code] += 1
+        self.node.metrics.refusals[refusal.code] += 1
         for name, value in refusal.headers.items():
             self.set_header(name, value)
         self.write_json({"error": {"code": refusal.code, "message": str(refusal)}}, refusal.status)
@@ -220,7 +220,7 @@ class ApiHandler(OriginHandler):
         elif isinstance(e, sqlite3.OperationalError):
             log.error("accounts_unavailable", extra={"detail": str(e)})
         elif isinstance(e, EventLogUnavailable):
-            level = logging.INFO if self.services.draining else logging.ERROR
+            level = logging.INFO if self.node.draining else logging.ERROR
             log.log(level, "event_log_unavailable", extra={"detail": str(e)})
         self.send_error(refusal.status, exc_info=(type(e), e, e.__traceback__))
 
@@ -240,7 +240,7 @@ class ApiHandler(OriginHandler):
         status = self.get_status()
         method = self.request.method or ""
         counted = method if method in self.SUPPORTED_METHODS else "other"
-        self.services.metrics.requests[type(self).__name__, counted, status] += 1
+        self.node.metrics.requests[type(self).__name__, counted, status] += 1
         level = self.access_level(status)
         if access_log.isEnabledFor(level):
             fields: dict[str, object] = {

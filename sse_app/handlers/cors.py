@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from tornado import web
 
-from sse_app.node import Services
+from sse_app.node import Node
 
 
 class OriginHandler(web.RequestHandler):
     """Answers preflights, and lets pages of the configured origins read answers (Fetch §3.3)."""
 
-    services: Services
+    node: Node
 
     def allow_origin(self) -> None:
         """Let pages of the configured origins read the answer (Fetch §3.3)."""
-        origins = self.services.settings.cors_origins
+        origins = self.node.settings.cors_origins
         if not origins:
             return
         self.add_header("Vary", "Origin")

@@ -15,7 +15,7 @@ import msgspec
 
 from sse_app.core.channels import ChannelName, parse_channel
 from sse_app.core.errors import SSEAppError
-from sse_app.streams.stream import Listener, Replay
+from sse_app.streams.stream import Replay, Subscriber
 
 FORMAT = 2
 """The version of the state behind the envelope: raised with every change of what is in it."""
@@ -52,7 +52,7 @@ class StreamState(msgspec.Struct, array_like=True, frozen=True):
 
     Args:
         number: tells it from all others.
-        listener: who listens.
+        subscriber: who listens.
         channels: the place of its channels in `State.channels`.
         opened_at: in seconds since the epoch.
         retry: the reconnection time that it was told, in milliseconds.
@@ -60,7 +60,7 @@ class StreamState(msgspec.Struct, array_like=True, frozen=True):
     """
 
     number: int
-    listener: Listener
+    subscriber: Subscriber
     channels: int
     opened_at: float
     retry: int

@@ -15,7 +15,7 @@ from sse_app.core.sse import LAST_CHUNK, chunk, encode_json
 from sse_app.handlers.api.running import AdoptedStreams
 from sse_app.handover.http_server import HandoverServer
 from sse_app.handover.message import IDLE, STREAM, Parcel, State, StreamState
-from sse_app.node import Services
+from sse_app.node import Node
 from sse_app.streams.connection import StreamConnection
 from sse_app.streams.stream import Replay, Stream
 
@@ -29,13 +29,13 @@ class Taking:
     """Adopts connections.
 
     Args:
-        services: the parts, started.
+        node: the parts, started.
         server: where idle connections go on.
         streams: where streams go on.
     """
 
-    def __init__(self, services: Services, server: HandoverServer, streams: AdoptedStreams) -> None:
-        self._services = services
+    def __init__(self, node: Node, server: HandoverServer, streams: AdoptedStreams) -> None:
+        self._node = node
         self._server = server
         self._streams = streams
         self._revoked: list[Stream] = []
@@ -59,7 +59,7 @@ class Taking:
         return built
 
     def _is_revoked(self, stream: Stream) -> bool:
-        return any(map(self._services.revocations.covers, stream.listener.tokens))
+        return any(map(self._node.revocations.covers, stream.subscriber.tokens))
 
     def adopt(self, state: State, descriptors: Sequence[int], built: Sequence[Stream] = ()) -> list[Stream]:
         """Go on with all connections, and return the streams that `settle` has yet to see to.
@@ -75,8 +75,8 @@ class Taking:
             left.pop(place).close()
         arrived = iter(descriptors)
         adopted = []
-        hub = self._services.hub
-        revocable = len(self._services.revocations) > 0
+        hub = self._node.hub
+        revocable = len(self._node.revocations) > 0
         continuable = self._is_continuable(state)
         behind = Replay(state.head) if state.head != hub.head.seq else None
         for stream_state, parcel in zip(state.streams, state.parcels, strict=False):  # others come after
@@ -119,15 +119,15 @@ class Taking:
 
     def _watch(self, stream: Stream) -> None:
         assert stream.connection is not None
-        stream.connection.watch(self._services.hub.disconnects)
-        self._services.keepalive.watch(stream)  # ends it where its token has expired
+        stream.connection.watch(self._node.hub.disconnects)
+        self._node.keepalive.watch(stream)  # ends it where its token has expired
 
     def _withdraw(self, stream: Stream) -> StreamConnection:
         """Undo what was built ahead, and return the connection."""
         assert stream.connection is not None
-        self._services.keepalive.forget(stream)
-        if stream in self._services.hub.streams:  # else its client has gone meanwhile
-            self._services.hub.withdraw(stream)
+        self._node.keepalive.forget(stream)
+        if stream in self._node.hub.streams:  # else its client has gone meanwhile
+            self._node.hub.withdraw(stream)
         stream.connection.unwatch()
         return stream.connection
 
@@ -143,22 +143,22 @@ class Taking:
                 os.close(descriptor)
 
     def _farewell(self, chunked: bool) -> bytes:
-        retry = self._services.hub.jittered_retry()
+        retry = self._node.hub.jittered_retry()
         closing = encode_json("closing", {"reason": "shutdown", "retry": retry}, retry=retry)
         return chunk(closing) + LAST_CHUNK if chunked else closing
 
     def is_at_head(self, state: State) -> bool:
         """Return whether quiet streams have every event that the log has."""
-        return (state.epoch, state.head) == self._services.eventlog.head
+        return (state.epoch, state.head) == self._node.eventlog.head
 
     def _is_continuable(self, state: State) -> bool:
         """Return whether the log is still the one that the streams have their events from."""
-        head = self._services.eventlog.head
+        head = self._node.eventlog.head
         return state.epoch == head.epoch and state.head <= head.seq
 
     def _register(self, state: State, stream_state: StreamState, connection: StreamConnection) -> Stream:
-        stream = self._services.hub.register(
-            stream_state.listener,
+        stream = self._node.hub.register(
+            stream_state.subscriber,
             state.channels[stream_state.channels],
             chunked=connection.chunked,
             number=stream_state.number,

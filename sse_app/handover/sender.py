@@ -11,7 +11,7 @@ from contextlib import suppress
 from sse_app.core.channels import ChannelName
 from sse_app.handover.http_server import HandoverServer
 from sse_app.handover.message import IDLE, STREAM, Parcel, State, StreamState
-from sse_app.node import Services
+from sse_app.node import Node
 from sse_app.streams.stream import Stream
 
 CALM_TIMEOUT = 2.0
@@ -38,29 +38,29 @@ class Copied:
 
     def __init__(self, streams: Sequence[Stream]) -> None:
         self.places = {stream: place for place, stream in enumerate(streams)}
-        self._listeners = [stream.listener for stream in streams]
+        self._listeners = [stream.subscriber for stream in streams]
 
     def renewed(self) -> set[Stream]:
         """Return those that live on another token now."""
         pairs = zip(self.places, self._listeners, strict=True)
-        return {stream for stream, listener in pairs if stream.listener is not listener}
+        return {stream for stream, subscriber in pairs if stream.subscriber is not subscriber}
 
 
 class Giving:
     """Holds a server still, so that its connections can go on in another process.
 
     Args:
-        services: whose streams.
+        node: whose streams.
         server: whose connections.
     """
 
-    def __init__(self, services: Services, server: HandoverServer) -> None:
-        self._services = services
+    def __init__(self, node: Node, server: HandoverServer) -> None:
+        self._node = node
         self._server = server
 
     async def hold(self) -> None:
         """Let what is under way end, and begin nothing: what `everything` then says stays true."""
-        hub = self._services.hub
+        hub = self._node.hub
         # A fan-out to thousands takes a while; as long as it lasts, the server may as well go on.
         with suppress(TimeoutError):
             async with asyncio.timeout(REST_TIMEOUT):
@@ -74,28 +74,28 @@ class Giving:
             passed = time.monotonic() - begun
             if passed > CALM_TIMEOUT:
                 break
-            calm = not (answered or self._services.opening.count or (arriving and passed < ARRIVAL_TIMEOUT))
+            calm = not (answered or self._node.opening.count or (arriving and passed < ARRIVAL_TIMEOUT))
             turns = turns + 1 if calm else 0
             await asyncio.sleep(0 if calm else 0.001)
         await hub.settled()
-        self._services.keepalive.stop()
-        await self._services.enforcement.stop()
+        self._node.keepalive.stop()
+        await self._node.enforcement.stop()
         log.info("held", extra={"seconds": round(time.monotonic() - begun, 3)})
 
     def forget_disconnects(self) -> None:
         """Leave it to the next process to notice when clients go: to let go of all sockets takes a while."""
-        self._services.hub.disconnects.suspend()
+        self._node.hub.disconnects.suspend()
 
     @property
     def publishing(self) -> bool:
         """Whether an event may yet be written to the log, although the server is held."""
-        return self._services.publisher.appending > 0
+        return self._node.publisher.appending > 0
 
     def let_go_on(self) -> None:
         """Take up everything again: there is no successor after all."""
-        self._services.hub.disconnects.resume()
-        self._services.keepalive.start()
-        self._services.enforcement.start()
+        self._node.hub.disconnects.resume()
+        self._node.keepalive.start()
+        self._node.enforcement.start()
         self._server.let_go_on()
 
     def quiet_streams(self, ahead: float) -> tuple[Copied, State, list[int]]:
@@ -105,12 +105,12 @@ class Giving:
             ahead: how many seconds their tokens must still be in force: one that expires may have to be ended
                 before the handover.
         """
-        hub = self._services.hub
+        hub = self._node.hub
         soon = time.time() + ahead
         quiet = [
             stream
             for stream in hub.streams - hub.laggards
-            if _goes_on(stream) and stream.replay is None and stream.listener.lease.expires_at > soon
+            if _goes_on(stream) and stream.replay is None and stream.subscriber.lease.expires_at > soon
         ]
         return Copied(quiet), *self._state([(stream, -1) for stream in quiet], [])
 
@@ -120,7 +120,7 @@ class Giving:
         Args:
             copied: the streams that the receiver has as quiet ones; of these only what has changed is said.
         """
-        hub = self._services.hub
+        hub = self._node.hub
         places = copied.places
         going_on = {stream for stream in hub.laggards if _goes_on(stream)}
         gone = (places.keys() - hub.streams) | ((hub.laggards - going_on) & places.keys())
@@ -137,7 +137,7 @@ class Giving:
 
     def _state(self, streams: Sequence[tuple[Stream, int]], gone: Sequence[int]) -> tuple[State, list[int]]:
         """Return what is said of streams, each with its place among those that the receiver has, or -1."""
-        hub = self._services.hub
+        hub = self._node.hub
         laggards = hub.laggards
         channels: dict[tuple[ChannelName, ...], int] = {}
         quiet = {chunked: Parcel(STREAM, chunked, b"") for chunked in (False, True)}
@@ -147,7 +147,7 @@ class Giving:
             listened = channels.setdefault(stream.channels, len(channels))
             states.append(
                 StreamState(
-                    stream.number, stream.listener, listened, stream.opened_at, stream.retry, stream.replay
+                    stream.number, stream.subscriber, listened, stream.opened_at, stream.retry, stream.replay
                 )
             )
             parcel = quiet[stream.chunked]

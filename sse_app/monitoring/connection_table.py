@@ -18,10 +18,10 @@ _ID = b"\nid: "
 _number = attrgetter("number")
 
 FIELDS: dict[str, Callable[[Stream], str]] = {
-    "client_id": lambda stream: stream.listener.client_id,
-    "subject": lambda stream: stream.listener.lease.subject,
+    "client_id": lambda stream: stream.subscriber.client_id,
+    "subject": lambda stream: stream.subscriber.lease.subject,
     "channels": lambda stream: ",".join(stream.channels),
-    "address": lambda stream: stream.listener.address,
+    "address": lambda stream: stream.subscriber.address,
 }
 """What can be searched, by the name of its column."""
 
@@ -70,7 +70,7 @@ COLUMNS: dict[str, Key] = {
     "connection": lambda stream, place: stream.number,
     **{name: (lambda stream, place, read=read: read(stream)) for name, read in FIELDS.items()},  # type: ignore[misc]
     "opened_at": lambda stream, place: stream.opened_at,
-    "expires_at": lambda stream, place: stream.listener.lease.expires_at,
+    "expires_at": lambda stream, place: stream.subscriber.lease.expires_at,
     "last_event_id": lambda stream, place: place.last_id(stream).seq,
     "lag_events": lambda stream, place: place.lag_events(stream),
     "backlog_bytes": lambda stream, place: stream.backlog_bytes,
@@ -119,17 +119,17 @@ async def _slices(streams: list[Stream]) -> AsyncIterator[list[Stream]]:
 
 def _rows(streams: Iterable[Stream], place: Place) -> Iterable[dict[str, Any]]:
     for stream in streams:
-        listener = stream.listener
+        subscriber = stream.subscriber
         yield {
             "connection": str(stream.number),
-            "client_id": listener.client_id,
-            "subject": listener.lease.subject,
-            "session": listener.lease.session,
-            "token_id": listener.lease.token_id,
+            "client_id": subscriber.client_id,
+            "subject": subscriber.lease.subject,
+            "session": subscriber.lease.session,
+            "token_id": subscriber.lease.token_id,
             "channels": stream.channels,
-            "address": listener.address,
+            "address": subscriber.address,
             "opened_at": timestamp(stream.opened_at),
-            "expires_at": timestamp(listener.lease.expires_at),
+            "expires_at": timestamp(subscriber.lease.expires_at),
             "last_event_id": str(place.last_id(stream)),
             "lag_events": place.lag_events(stream),
             "backlog_bytes": stream.backlog_bytes,

@@ -16,7 +16,7 @@ from sse_app.core.sse import chunk, encode
 from sse_app.version import VERSION
 
 if TYPE_CHECKING:
-    from sse_app.node import Services
+    from sse_app.node import Node
 
 EVENT = "figures"
 """The type of the events; they have no ids, for they are not in the log and nothing is missed without them."""
@@ -51,11 +51,11 @@ class Figures:
     """Takes the figures once for all streams on the admin channel and writes them to each, as pings are.
 
     Args:
-        services: whose figures; only counters are read, and the streams that are behind.
+        node: whose figures; only counters are read, and the streams that are behind.
     """
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
+    def __init__(self, node: Node) -> None:
+        self._node = node
         self._started_at = timestamp(time.time())
         self._number = 0
         self._last = self._count(time.monotonic())
@@ -78,11 +78,11 @@ class Figures:
 
     async def tick(self) -> None:
         """Take the figures and send them, if anybody listens."""
-        listeners = self._services.hub.listeners(ADMIN_CHANNEL)
+        subscribers = self._node.hub.subscribers(ADMIN_CHANNEL)
         now = time.monotonic()
         last, self._last = self._last, self._count(now)
         self._number += 1
-        if listeners:
+        if subscribers:
             self._wanted_until = now + LINGER
         if now > self._wanted_until:
             return
@@ -90,11 +90,11 @@ class Figures:
         self._recent.append(figures)
         frames = encode(figures, event=EVENT)
         framed = chunk(frames)
-        for stream in self._services.hub.listeners(ADMIN_CHANNEL):
+        for stream in self._node.hub.subscribers(ADMIN_CHANNEL):
             stream.write(framed if stream.chunked else frames)
 
     def _count(self, now: float) -> _Counts:
-        hub, metrics = self._services.hub, self._services.metrics
+        hub, metrics = self._node.hub, self._node.metrics
         return _Counts(
             now,
             time.process_time(),
@@ -108,8 +108,8 @@ class Figures:
         )
 
     async def _figures(self, last: _Counts, this: _Counts) -> dict[str, Any]:
-        services = self._services
-        hub, metrics = services.hub, services.metrics
+        node = self._node
+        hub, metrics = node.hub, node.metrics
         seconds = this.at - last.at
 
         def rate(name: str) -> float:
@@ -122,15 +122,15 @@ class Figures:
             "version": VERSION,
             "started_at": self._started_at,
             "number": self._number,
-            "uptime_seconds": round(time.monotonic() - services.started_at, PRECISION),
-            "draining": services.draining,
+            "uptime_seconds": round(time.monotonic() - node.started_at, PRECISION),
+            "draining": node.draining,
             "streams": len(hub.streams),
             "users": len(hub.streams_of_subject),
             "addresses": len(hub.streams_of_address),
             "streams_behind": len(hub.laggards),
             "backlog_bytes": sum(stream.backlog_bytes for stream in hub.laggards),
             "log_head": str(hub.head),
-            "log_available": services.eventlog.available,
+            "log_available": node.eventlog.available,
             "cpu": rate("cpu"),
             "deliveries_per_second": rate("deliveries"),
             "publishes_per_second": rate("events"),
@@ -149,11 +149,11 @@ class Figures:
 
     async def _channels(self) -> list[dict[str, Any]]:
         """Return the channels that are configured by name; those of patterns may be as many as there are users."""
-        services = self._services
+        node = self._node
         rows = []
-        for name in services.channels.names:
-            published, _ = await services.eventlog.published(name)
-            streams = services.hub.streams_on_channel[name]
+        for name in node.channels.names:
+            published, _ = await node.eventlog.published(name)
+            streams = node.hub.streams_on_channel[name]
             rows.append({"channel": name, "streams": streams, "events": published})
         return rows
 

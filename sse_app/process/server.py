@@ -96,7 +96,7 @@ class Process:
             self._store = Store.of(inherited, self._systemd)
             successor = knock(self._settings.state_dir) if self._systemd.knows_unit else None
         self._app = SSEApp(self._settings, locked=successor is None)
-        self._services = self._app.services
+        self._node = self._app.node
         application = self._app.application()
         self._server = HandoverServer(
             application,
@@ -105,12 +105,12 @@ class Process:
             idle_connection_timeout=IDLE_TIMEOUT,
             body_timeout=BODY_TIMEOUT,
         )
-        self._taking = Taking(self._services, self._server, AdoptedStreams(application, self._services))
-        self._giving = Giving(self._services, self._server)
+        self._taking = Taking(self._node, self._server, AdoptedStreams(application, self._node))
+        self._giving = Giving(self._node, self._server)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGHUP, signal.SIGUSR2):
             loop.add_signal_handler(number, _too_early, number)
-        door = open_door(self._services.state.path) if self._standing_in else None
+        door = open_door(self._node.state.path) if self._standing_in else None
         listening = await (self._start() if successor is None else self._succeed(successor))
         if not self._standing_in:
             loop.add_signal_handler(signal.SIGHUP, self._begin, self._reload)
@@ -146,7 +146,7 @@ class Process:
         """Take over from a process that serves, and return the listening sockets."""
         import_module(_LATER)  # there is time for it
         state, descriptors = await successor.streams()
-        self._services.prepare()
+        self._node.prepare()
         built = self._taking.build(state, descriptors)
         state, descriptors = await successor.everything()
         along = along_with(state, descriptors)
@@ -159,9 +159,9 @@ class Process:
             self._store = Store.of(along, self._systemd)
         successor.serve()
         if not self._standing_in:  # the one before may be slow to end, and must not close the next one's
-            close_door(self._services.state.path)
-        self._services.state.hold(next(descriptor for name, descriptor in along if name == LOCK))
-        log.info("succeeded", extra={"streams": len(self._services.hub.streams)})
+            close_door(self._node.state.path)
+        self._node.state.hold(next(descriptor for name, descriptor in along if name == LOCK))
+        log.info("succeeded", extra={"streams": len(self._node.hub.streams)})
         theirs = [socket.socket(fileno=descriptor) for name, descriptor in along if name == LISTENING]
         if not (ours := inherited_sockets(self._inherited)):
             return theirs
@@ -176,7 +176,7 @@ class Process:
         await asyncio.to_thread(import_module, _LATER)
         adopted, self._adopted = self._adopted, []
         await self._taking.settle(adopted)
-        await self._services.password_threads.warm_up()
+        await self._node.password_threads.warm_up()
 
     def _begin(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         task = asyncio.create_task(work())
@@ -189,7 +189,7 @@ class Process:
             log.error("uncaught", exc_info=error)
 
     def _status(self) -> str:
-        return f"STATUS={len(self._services.hub.streams)} streams"
+        return f"STATUS={len(self._node.hub.streams)} streams"
 
     async def _reload(self) -> None:
         """Read the settings again and put them in force, all or none of them."""
@@ -197,8 +197,8 @@ class Process:
             return
         self._systemd.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
-            unchanged = self._services.reload(self._reread())
-            logs.set_level(self._services.settings.log.level)
+            unchanged = self._node.reload(self._reread())
+            logs.set_level(self._node.settings.log.level)
             log.info("reloaded", extra={"needs_restart": ",".join(unchanged)} if unchanged else {})
         except SSEAppError as error:
             log.error("reload_refused", extra={"detail": str(error)})
@@ -227,7 +227,7 @@ class Process:
     def _along(self) -> Along:
         """Return what goes along in a warm handover."""
         along = [(LISTENING, sock.fileno()) for sock in self._server.listening]
-        return [*along, (LOCK, self._services.state.lock_descriptor)]
+        return [*along, (LOCK, self._node.state.lock_descriptor)]
 
     async def _stand_in(self, door: socket.socket) -> None:
         """Serve only until the next main process has taken over."""
@@ -235,7 +235,7 @@ class Process:
             await stand_in(self._giving, self._along(), door, self._systemd.has_stopped)
         except UpgradeFailed as error:
             log.warning("stand_in_alone", extra={"detail": str(error)})
-            close_door(self._services.state.path)
+            close_door(self._node.state.path)
             os.kill(os.getpid(), signal.SIGTERM)
             return
         _end_now()
@@ -259,7 +259,7 @@ class Process:
         if self._upgrade is not None:
             self._upgrade.give_up()
         await self._upgraded.wait()
-        log.info("stopping", extra={"streams": len(self._services.hub.streams)})
+        log.info("stopping", extra={"streams": len(self._node.hub.streams)})
         self._systemd.notify("STOPPING=1")
         if number == signal.SIGTERM and self._store and not await self._systemd.stops_for_good():
             await self._hand_over(self._store)
@@ -269,19 +269,19 @@ class Process:
     async def _hand_over(self, store: Store) -> None:
         """Leave all connections to the next process, and end; come back only if that is not possible."""
         gc.disable()
-        directory = self._services.state.path
+        directory = self._node.state.path
         if (
             await self._systemd.spares_others()
             and await leave_stand_in(Upgrade(self._giving, self._along()), directory)
         ) or await leave(self._giving, store):
-            log.info("handed_over", extra={"streams": len(self._services.hub.streams)})
+            log.info("handed_over", extra={"streams": len(self._node.hub.streams)})
             _end_now()
         gc.enable()
 
     async def _drain(self) -> None:
         """End the streams, spread over a while, so that their clients come back spread out."""
         self._server.close_listening()
-        drain_time = self._services.settings.stream.drain_time
+        drain_time = self._node.settings.stream.drain_time
         self._systemd.notify(f"EXTEND_TIMEOUT_USEC={int((drain_time + 10) * 1e6)}")
         await self._app.stop(drain_time)
         await self._server.close_all_connections()

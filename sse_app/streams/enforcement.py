@@ -67,7 +67,9 @@ class Enforcement:
     async def revoke(self, *revocations: Revocation) -> int:
         """Revoke tokens, end their sessions and streams, and return how many streams those were."""
         concerned = sum(
-            any(revocation.concerns(token) for revocation in revocations for token in stream.listener.tokens)
+            any(
+                revocation.concerns(token) for revocation in revocations for token in stream.subscriber.tokens
+            )
             for stream in self._hub.streams
         )
 
@@ -82,7 +84,7 @@ class Enforcement:
 
     async def kick(self, stream: Stream) -> int:
         """Revoke the tokens that a stream can come back with, end all streams with them, and return how many."""
-        tokens = stream.listener.tokens
+        tokens = stream.subscriber.tokens
         ids = {token.token_id for token in tokens}
         self._kicked |= ids
         try:
@@ -97,7 +99,7 @@ class Enforcement:
         opened with it."""
         if self._revocations.learn():
             for stream in list(self._hub.streams):
-                tokens = stream.listener.tokens
+                tokens = stream.subscriber.tokens
                 if any(self._revocations.covers(token) for token in tokens):
                     kicked = any(token.token_id in self._kicked for token in tokens)
                     stream.end("kicked" if kicked else "revoked", None)

@@ -21,7 +21,7 @@ from sse_app.eventlog.base import EventLog
 from sse_app.streams.disconnects import Disconnects
 from sse_app.streams.fanout import Audience
 from sse_app.streams.replay_cache import RecentEvents
-from sse_app.streams.stream import Listener, Stream
+from sse_app.streams.stream import Stream, Subscriber
 
 SLICE = 128
 """How many streams a fan-out serves before it lets others run: about a millisecond.
@@ -106,7 +106,7 @@ class Hub:
 
     def register(
         self,
-        listener: Listener,
+        subscriber: Subscriber,
         channels: tuple[ChannelName, ...],
         *,
         chunked: bool,
@@ -115,26 +115,26 @@ class Hub:
         """Count a new stream in; it is told nothing until it joins.
 
         Args:
-            listener: who listens.
+            subscriber: who listens.
             channels: what to.
             chunked: whether the body is chunked.
             number: of a stream that an earlier process numbered.
         """
         stream = Stream(
             next(self._numbers) if number is None else number,
-            listener,
+            subscriber,
             channels,
             chunked=chunked,
             backlog_limit=self.backlog_limit,
             laggards=self.laggards,
         )
         self.streams.add(stream)
-        subject = listener.lease.subject
+        subject = subscriber.lease.subject
         if (of_subject := self.streams_of_subject.get(subject)) is None:
             self.streams_of_subject[subject] = {stream}
         else:
             of_subject.add(stream)
-        self.streams_of_address[listener.address] += 1
+        self.streams_of_address[subscriber.address] += 1
         for channel in channels:
             self.streams_on_channel[channel] += 1
         return stream
@@ -159,11 +159,11 @@ class Hub:
         """Forget a stream as if it had not been registered."""
         self.streams.discard(stream)
         self.laggards.discard(stream)
-        of_subject = self.streams_of_subject[stream.listener.lease.subject]
+        of_subject = self.streams_of_subject[stream.subscriber.lease.subject]
         of_subject.discard(stream)
         if not of_subject:
-            del self.streams_of_subject[stream.listener.lease.subject]
-        _count_out(self.streams_of_address, stream.listener.address)
+            del self.streams_of_subject[stream.subscriber.lease.subject]
+        _count_out(self.streams_of_address, stream.subscriber.address)
         for channel in stream.channels:
             _count_out(self.streams_on_channel, channel)
         if not self.streams:
@@ -295,7 +295,7 @@ class Hub:
 
     # -- the server's own channel ---------------------------------------------------------------------------
 
-    def listeners(self, channel: ChannelName) -> list[Stream]:
+    def subscribers(self, channel: ChannelName) -> list[Stream]:
         """Return the streams on a channel that have joined the present."""
         return [
             stream

@@ -66,11 +66,11 @@ class Keepalive:
     def renew(self, stream: Stream, lease: Lease) -> None:
         """Let a stream go on with a fresh token, to its expiry."""
         self._expect_no_expiry(stream)
-        stream.listener = stream.listener.renewed(lease, time.time())
+        stream.subscriber = stream.subscriber.renewed(lease, time.time())
         self._expect_expiry(stream)
 
     def _expect_expiry(self, stream: Stream) -> None:
-        second = int(stream.listener.lease.expires_at)
+        second = int(stream.subscriber.lease.expires_at)
         if second < self._checked:
             stream.end("token_expired", None)
         elif (expiring := self._expiring.get(second)) is None:
@@ -79,7 +79,7 @@ class Keepalive:
             expiring.add(stream)
 
     def _expect_no_expiry(self, stream: Stream) -> None:
-        second = int(stream.listener.lease.expires_at)
+        second = int(stream.subscriber.lease.expires_at)
         if (expiring := self._expiring.get(second)) is not None:
             expiring.discard(stream)
             if not expiring:

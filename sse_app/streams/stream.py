@@ -20,7 +20,7 @@ PIECE_BYTES = 64 * 1024
 """How much a flush takes at a time, so that a long backlog shows progress."""
 
 
-class Listener(NamedTuple):
+class Subscriber(NamedTuple):
     """Who listens, and where the connection came from.
 
     Args:
@@ -41,8 +41,8 @@ class Listener(NamedTuple):
         """Every token in force that this stream was opened or renewed with."""
         return (self.lease, *self.earlier)
 
-    def renewed(self, lease: Lease, now: float) -> Listener:
-        """Return the listener with a fresh token."""
+    def renewed(self, lease: Lease, now: float) -> Subscriber:
+        """Return the subscriber with a fresh token."""
         earlier = [
             token for token in self.tokens if token.expires_at > now and token.token_id != lease.token_id
         ]
@@ -71,7 +71,7 @@ class Stream:
 
     Args:
         number: tells it from all others, also of earlier processes.
-        listener: who listens.
+        subscriber: who listens.
         channels: what to, in the order asked for.
         chunked: whether the body is chunked (HTTP/1.1).
         backlog_limit: how many bytes may wait before the stream is ended as ``slow_consumer``.
@@ -92,19 +92,19 @@ class Stream:
         "connection",
         "ending",
         "ending_at",
-        "listener",
         "number",
         "opened_at",
         "ping_turn",
         "replay",
         "retry",
         "slot",
+        "subscriber",
     )
 
     def __init__(
         self,
         number: int,
-        listener: Listener,
+        subscriber: Subscriber,
         channels: tuple[ChannelName, ...],
         *,
         chunked: bool,
@@ -112,7 +112,7 @@ class Stream:
         laggards: set[Stream],
     ) -> None:
         self.number = number
-        self.listener = listener
+        self.subscriber = subscriber
         self.channels = channels
         self.chunked = chunked
         self.opened_at = time.time()

@@ -28,19 +28,17 @@ class KickHandler(ApiHandler):
     async def post(self, connection: str) -> None:
         """End a connection and revoke its token, or a native client would be back at once."""
         admin = self.admin_claims()
-        stream = next(
-            (stream for stream in self.services.hub.streams if str(stream.number) == connection), None
-        )
+        stream = next((stream for stream in self.node.hub.streams if str(stream.number) == connection), None)
         if stream is None:
             raise Refusal(404, "unknown_connection", "there is no connection with that id")
-        listener = stream.listener
-        kicked = await self.services.enforcement.kick(stream)
-        self.services.audit.record(
+        subscriber = stream.subscriber
+        kicked = await self.node.enforcement.kick(stream)
+        self.node.audit.record(
             "kick",
             subject=admin.subject,
             address=self.address,
-            target=listener.lease.subject,
-            detail=f"client_id {listener.client_id} at {listener.address}",
+            target=subscriber.lease.subject,
+            detail=f"client_id {subscriber.client_id} at {subscriber.address}",
         )
         self.write_json({"kicked": kicked})
 
@@ -52,8 +50,8 @@ class RevocationsHandler(BodyHandler):
         """Revoke a token, a session, a subject's tokens or all tokens issued until now."""
         admin = self.admin_claims()
         revocation = self._revocation(self.json_object())
-        ended = await self.services.enforcement.revoke(revocation)
-        self.services.audit.record(
+        ended = await self.node.enforcement.revoke(revocation)
+        self.node.audit.record(
             "revocation",
             subject=admin.subject,
             address=self.address,
@@ -67,7 +65,7 @@ class RevocationsHandler(BodyHandler):
         if len(request) != 1:
             raise InvalidInput("name one of token_id, session, subject, or all")
         ((scope, value),) = request.items()
-        longest = self.services.settings.auth.longest_lifetime
+        longest = self.node.settings.auth.longest_lifetime
         if scope == "all":
             if value is not True:
                 raise InvalidInput("all must be true", "all")
@@ -97,7 +95,7 @@ class ConnectionsHandler(ApiHandler):
             offset=self.number("offset", 0, 0, 10**9),
             limit=self.number("limit", 100, 1, 1000),
         )
-        total, rows = await list_streams(self.services.hub, query)
+        total, rows = await list_streams(self.node.hub, query)
         self.write_json({"total": total, "connections": rows})
 
     def _search(self) -> str:
@@ -126,7 +124,7 @@ class FiguresHandler(ApiHandler):
     def get(self) -> None:
         """Answer with the figures of the last minutes, which the admin channel goes on from."""
         self.admin_claims()
-        self.write_json({"figures": [orjson.Fragment(each) for each in self.services.figures.recent]})
+        self.write_json({"figures": [orjson.Fragment(each) for each in self.node.figures.recent]})
 
 
 class AuditHandler(ApiHandler):
@@ -139,7 +137,7 @@ class AuditHandler(ApiHandler):
             self.number("limit", AUDIT_LIMIT, 1, AUDIT_MAX),
             self.number("before", 2**53, 1, 2**53),
         )
-        entries = await self.services.audit.entries(limit, before)
+        entries = await self.node.audit.entries(limit, before)
         self.write_json(
             {
                 "entries": [

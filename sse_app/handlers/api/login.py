@@ -26,7 +26,7 @@ class _SessionHandler(BodyHandler):
 
     def check_trusted_origin(self, origin: str) -> bool:
         """Let the configured origins in."""
-        return origin in self.services.settings.cors_origins
+        return origin in self.node.settings.cors_origins
 
     def answer(self, logged_in: LoggedIn, with_cookie: bool) -> None:
         """Answer with the tokens; the refresh token goes into the cookie, or the body where cookies are not wanted."""
@@ -37,7 +37,7 @@ class _SessionHandler(BodyHandler):
             "token_type": "Bearer",
             "expires_in": logged_in.access_lifetime,
             "stream_expires_in": logged_in.stream_lifetime,
-            "channels": names_granted(self.services.channels, logged_in.grants),
+            "channels": names_granted(self.node.channels, logged_in.grants),
         }
         if with_cookie:
             self._set_refresh_cookie(session.refresh_token, session.lifetime)
@@ -82,7 +82,7 @@ class LoginHandler(_SessionHandler):
         with_cookie = request.get("cookie", True)
         if not isinstance(with_cookie, bool):
             raise InvalidInput("cookie must be true or false", "cookie")
-        logged_in = await self.services.login.log_in(name, password, self.address)
+        logged_in = await self.node.login.log_in(name, password, self.address)
         if logged_in is None:
             raise Refusal(401, "invalid_credentials", "the user name or the password is wrong")
         self.answer(logged_in, with_cookie)
@@ -102,13 +102,13 @@ class RefreshHandler(_SessionHandler):
         if not token:
             raise TokenRefused("this takes a refresh token, in the cookie or the body", "no refresh token")
         try:
-            logged_in = await self.services.login.refresh(token, self.address)
+            logged_in = await self.node.login.refresh(token, self.address)
         except RefreshRefused:
             if from_cookie:
                 self.forget_cookie()
             raise
         finally:
-            self.services.enforcement.apply()  # a reused one has ended its session's streams
+            self.node.enforcement.apply()  # a reused one has ended its session's streams
         self.answer(logged_in, from_cookie)
 
 
@@ -122,15 +122,15 @@ class LogoutHandler(_SessionHandler):
         if "Authorization" in self.request.headers:
             claims = self.access_claims()
             sessions.add((claims.session, claims.subject))
-        if token and (found := await self.services.login.session_of(token)):
+        if token and (found := await self.node.login.session_of(token)):
             sessions.add(found)
         if not sessions:
             if from_cookie and token:
                 self.forget_cookie()
             raise TokenRefused("this takes an access token or a refresh token of a session", "no session")
         for session, subject in sessions:
-            await self.services.login.log_out(session, subject, self.address)
-        self.services.enforcement.apply()
+            await self.node.login.log_out(session, subject, self.address)
+        self.node.enforcement.apply()
         if self.get_cookie(COOKIE) is not None:
             self.forget_cookie()
         self.set_status(204)

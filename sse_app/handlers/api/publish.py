@@ -30,9 +30,9 @@ class _Publishing(BodyHandler):
 
     async def store(self, claims: Claims, events: list[NewEvent], body: bytes) -> list[EventId]:
         """Append the events, at most once for an ``Idempotency-Key`` of this subject."""
-        wait = self.services.publish_rate.take(claims.token_id, len(events), time.monotonic())
+        wait = self.node.publish_rate.take(claims.token_id, len(events), time.monotonic())
         if wait:
-            limit = self.services.settings.limits.publish_rate
+            limit = self.node.settings.limits.publish_rate
             message = f"this token publishes more than {limit:g} events a second, which is the limit"
             raise Refusal(429, "too_many_events", message, Retry_After=str(math.ceil(wait)))
         key = self.request.headers.get("Idempotency-Key")
@@ -44,8 +44,8 @@ class _Publishing(BodyHandler):
             # Kept as a hash: nobody knows what clients make their keys of.
             idempotency = IdempotencyKey(claims.subject, hashlib.sha256(key.encode()).hexdigest(), digest)
         begun = time.perf_counter()
-        ids = await self.services.publisher.append(events, idempotency)
-        self.services.metrics.publish_seconds.observe(time.perf_counter() - begun)
+        ids = await self.node.publisher.append(events, idempotency)
+        self.node.metrics.publish_seconds.observe(time.perf_counter() - begun)
         return ids
 
 
@@ -57,11 +57,11 @@ class PublishHandler(_Publishing):
         channel = parse_channel(name)
         claims = self.access_claims()
         require_publish(claims, channel)
-        self.services.publisher.require_known(channel)
+        self.node.publisher.require_known(channel)
         body = self.body()
         request = self.json_object(body)
         refuse_unknown(request, {"event", "data", "retry"})
-        event = self.services.publisher.check(
+        event = self.node.publisher.check(
             channel, request.get("event"), request.get("data"), request.get("retry")
         )
         ids = await self.store(claims, [event], body)
@@ -77,7 +77,7 @@ class BatchHandler(_Publishing):
         body = self.body()
         request = self.json_object(body)
         refuse_unknown(request, {"events"})
-        events = self.services.publisher.check_batch(request.get("events"))
+        events = self.node.publisher.check_batch(request.get("events"))
         for channel in dict.fromkeys(event.channel for event in events):
             require_publish(claims, channel)
         ids = await self.store(claims, events, body)
@@ -95,8 +95,8 @@ class HistoryHandler(ApiHandler):
         claims = self.access_claims()
         if not claims.grants.may_subscribe(channel):
             raise Refusal(403, "forbidden", f"the token does not allow to subscribe to {channel}")
-        self.services.publisher.require_known(channel)
-        eventlog = self.services.eventlog
+        self.node.publisher.require_known(channel)
+        eventlog = self.node.eventlog
         head = eventlog.head
         if position is None:
             events, complete = await eventlog.latest(channel, limit), True

@@ -12,7 +12,7 @@ from tornado.util import ObjectDict
 from sse_app.core.errors import EventLogUnavailable
 from sse_app.core.sse import chunk
 from sse_app.handlers.api.publish import PublishHandler
-from sse_app.node import Services
+from sse_app.node import Node
 from sse_app.streams.connection import StreamConnection
 from sse_app.streams.stream import Stream
 
@@ -63,7 +63,7 @@ class RunningStream(PublishHandler):
         between the past and the present, and nothing is sent twice, whatever is published meanwhile. Whenever
         the loop is left, what the stream has been given and what it is still owed add up.
         """
-        hub = self.services.hub
+        hub = self.node.hub
         while stream.replay is not None and not stream.closed and stream.ending is None:
             after, lost, lost_until = stream.replay
             goal = hub.head.seq
@@ -93,8 +93,8 @@ class RunningStream(PublishHandler):
             super()._log()
 
     def _closed(self, stream: Stream) -> None:
-        self.services.hub.leave(stream)
-        self.services.keepalive.forget(stream)
+        self.node.hub.leave(stream)
+        self.node.keepalive.forget(stream)
         log.info(
             "stream_closed",
             extra=fields_of(
@@ -112,17 +112,17 @@ class AdoptedStreams:
 
     Args:
         application: whose handlers they get.
-        services: the parts that handlers work with.
+        node: the parts that handlers work with.
     """
 
-    def __init__(self, application: web.Application, services: Services) -> None:
+    def __init__(self, application: web.Application, node: Node) -> None:
         self._application = application
-        self._services = services
+        self._node = node
         self._running: set[asyncio.Task[None]] = set()
 
     def go_on(self, stream: Stream) -> None:
         """Let an adopted stream go on: join the present if it is there already, else catch up."""
-        hub = self._services.hub
+        hub = self._node.hub
         if stream.ending is None and not stream.closed and stream.replay is None:
             hub.join(stream)
             if not stream.backlog_bytes:
@@ -137,7 +137,7 @@ class AdoptedStreams:
 
     async def _run(self, stream: Stream) -> None:
         assert stream.connection is not None
-        handler = RunningStream(self._application, StreamRequest(stream.connection), services=self._services)
+        handler = RunningStream(self._application, StreamRequest(stream.connection), node=self._node)
         handler.let_go(stream.connection)
         handler._headers_written = True  # by the process before
         await handler.run(stream)
@@ -146,11 +146,11 @@ class AdoptedStreams:
 
 def fields_of(stream: Stream, **more: object) -> dict[str, object]:
     """Return what a log line says of a stream."""
-    listener = stream.listener
+    subscriber = stream.subscriber
     return {
-        "client_id": listener.client_id,
-        "subject": listener.lease.subject,
+        "client_id": subscriber.client_id,
+        "subject": subscriber.lease.subject,
         "channels": ",".join(stream.channels),
-        "address": listener.address,
+        "address": subscriber.address,
         **more,
     }

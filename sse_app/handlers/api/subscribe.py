@@ -19,7 +19,7 @@ from sse_app.handlers.api.running import RunningStream, fields_of
 from sse_app.handlers.errors import RETRY_AFTER, Refusal
 from sse_app.handlers.parsing import parse_position
 from sse_app.streams.connection import take_over
-from sse_app.streams.stream import Listener, Replay, Stream
+from sse_app.streams.stream import Replay, Stream, Subscriber
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class StreamHandler(RunningStream):
 
     async def get(self, names: str) -> None:
         """Stream the channels' events until the client goes or the stream is ended."""
-        with self.services.opening:
+        with self.node.opening:
             stream = await self._open(names)
         if stream is not None:
             del names  # an idle stream holds no more than it needs
@@ -47,7 +47,7 @@ class StreamHandler(RunningStream):
 
     async def _open(self, names: str) -> Stream | None:
         """Check the request, register the stream and send its first events; None where it is turned away."""
-        limits = self.services.settings.limits
+        limits = self.node.settings.limits
         channels = parse_channels(names, limits.channels_per_stream)
         self.client_id = self._client_id()
         position = self._position()
@@ -66,11 +66,11 @@ class StreamHandler(RunningStream):
 
     def _cannot_serve(self) -> str | None:
         """Return why no stream can be served just now, or None."""
-        services = self.services
-        if services.draining:
+        node = self.node
+        if node.draining:
             return "shutdown"
-        full = len(services.hub.streams) >= services.stream_capacity
-        return "unavailable" if full or not services.eventlog.available else None
+        full = len(node.hub.streams) >= node.stream_capacity
+        return "unavailable" if full or not node.eventlog.available else None
 
     def _client_id(self) -> str:
         values = self.request.arguments.get("client_id", [])
@@ -93,7 +93,7 @@ class StreamHandler(RunningStream):
         tokens = self.request.arguments.get("token", [])
         if len(tokens) != 1:
             raise TokenRefused("this takes one stream token in the query: ?token=…", f"{len(tokens)} tokens")
-        self.claims = self.services.tokens.verify(tokens[0].decode("latin-1"), TokenKind.STREAM)
+        self.claims = self.node.tokens.verify(tokens[0].decode("latin-1"), TokenKind.STREAM)
         return self.claims
 
     def _authorise(self, claims: Claims, channels: tuple[ChannelName, ...]) -> None:
@@ -102,11 +102,11 @@ class StreamHandler(RunningStream):
                 raise Refusal(403, "forbidden", f"the token does not allow to subscribe to {channel}")
         for channel in channels:
             if channel != ADMIN_CHANNEL:
-                self.services.publisher.require_known(channel)
+                self.node.publisher.require_known(channel)
 
     def _limit(self, claims: Claims) -> None:
-        limits = self.services.settings.limits
-        hub = self.services.hub
+        limits = self.node.settings.limits
+        hub = self.node.hub
         if len(hub.streams_of_subject.get(claims.subject, ())) >= limits.streams_per_user:
             message = f"this user has {limits.streams_per_user} streams open, which is the limit"
             raise Refusal(429, "too_many_streams", message, Retry_After=RETRY_AFTER)
@@ -118,14 +118,14 @@ class StreamHandler(RunningStream):
         self, channels: tuple[ChannelName, ...], position: str | None
     ) -> tuple[EventId, dict[ChannelName, str]]:
         """Return from where to go on, and which channels cannot, each with the reason."""
-        hub = self.services.hub
+        hub = self.node.hub
         if position is None:
             return hub.head, {}
         after = EventId.parse(position)
         lost = (
             dict.fromkeys(channels, "position_unreadable")
             if after is None
-            else await self.services.eventlog.lost(channels, after)
+            else await self.node.eventlog.lost(channels, after)
         )
         if after is None or len(lost) == len(channels):
             return hub.head, lost
@@ -142,19 +142,17 @@ class StreamHandler(RunningStream):
     ) -> Stream:
         """Register the stream, send the headers and the first events, and take over the connection."""
         assert self.client_id is not None
-        hub = self.services.hub
+        hub = self.node.hub
         chunked = self.request.version != "HTTP/1.0"
-        listener = Listener(self.client_id, claims.lease, self.address)
-        stream = hub.register(listener, channels, chunked=chunked)
-        self.services.metrics.streams_opened += 1
-        self.services.metrics.streams_resumed += position is not None
+        subscriber = Subscriber(self.client_id, claims.lease, self.address)
+        stream = hub.register(subscriber, channels, chunked=chunked)
+        self.node.metrics.streams_opened += 1
+        self.node.metrics.streams_resumed += position is not None
         try:
-            self.services.tokens.require_in_force(claims)  # from here on a revocation finds the stream
+            self.node.tokens.require_in_force(claims)  # from here on a revocation finds the stream
             stream.retry = hub.jittered_retry()
             stream.replay = Replay(after.seq, tuple(lost), hub.head.seq if lost else 0)
-            connection = take_over(
-                self.request, self.services.settings, hub.disconnects, stream.woken_by_close
-            )
+            connection = take_over(self.request, self.node.settings, hub.disconnects, stream.woken_by_close)
             stream.attach(connection)
             self._stream_headers()
             self._transforms = []  # an application around us may have one that compresses
@@ -162,7 +160,7 @@ class StreamHandler(RunningStream):
             self.write(chunk(first) if chunked else first)
             await self.flush()
             self.let_go(connection)
-            self.services.keepalive.watch(stream)
+            self.node.keepalive.watch(stream)
         except BaseException:
             hub.leave(stream)
             raise
@@ -183,16 +181,16 @@ class StreamHandler(RunningStream):
         The id is the position asked for, also where it is lost: a client that is cut off in between comes
         back with it, and is told again.
         """
-        listener = stream.listener
+        subscriber = stream.subscriber
         now = time.time()
         connected = {
-            "client_id": listener.client_id,
+            "client_id": subscriber.client_id,
             "channel": stream.channels[0],
             "channels": stream.channels,
             "message": f"connected to {', '.join(stream.channels)}",
             "recovered": position is not None and not lost,
             "retry": stream.retry,
-            "expires_in": max(0, int(listener.lease.expires_at - now)),
+            "expires_in": max(0, int(subscriber.lease.expires_at - now)),
             "timestamp": timestamp(now),
         }
         id = after if position is None else EventId.parse(position) or UNREADABLE
@@ -203,8 +201,8 @@ class StreamHandler(RunningStream):
 
     async def _turn_away(self, reason: str) -> None:
         """Answer a stream that cannot be served just now: a native client gives up on any status but 200."""
-        self.services.metrics.refusals[reason] += 1
-        retry = self.services.hub.jittered_retry()
+        self.node.metrics.refusals[reason] += 1
+        retry = self.node.hub.jittered_retry()
         self._stream_headers()
         self.set_header("Connection", "close")
         # Else Tornado promises HTTP/1.0 clients a second response.

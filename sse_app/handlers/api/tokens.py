@@ -32,21 +32,21 @@ class StreamTokenHandler(BodyHandler):
         for channel in channels or ():
             if not claims.grants.may_subscribe(channel):
                 raise Refusal(403, "forbidden", f"the token does not allow to subscribe to {channel}")
-        token, lifetime = self.services.login.stream_token(claims, channels, time.time())
+        token, lifetime = self.node.login.stream_token(claims, channels, time.time())
         self.write_json({"stream_token": token, "stream_expires_in": lifetime})
 
     async def _claims(self) -> Claims:
         """Return what the access token says; it is ours, or the OpenID provider's."""
-        provider = self.services.provider
+        provider = self.node.provider
         token = self.bearer_token()
         if provider is None or not provider.issued(token):
             return self.access_claims()
         self.claims = await provider.verify(token)
-        self.services.tokens.require_in_force(self.claims)
+        self.node.tokens.require_in_force(self.claims)
         return self.claims
 
     def _channels(self, value: object) -> list[ChannelName]:
-        limit = self.services.settings.limits.channels_per_stream
+        limit = self.node.settings.limits.channels_per_stream
         if not isinstance(value, list) or not 1 <= len(value) <= limit:
             raise InvalidInput(f"channels must be a list of 1 to {limit} channel names", "channels")
         names = []
@@ -71,7 +71,7 @@ class MeHandler(ApiHandler):
                 "subject": claims.subject,
                 "session": claims.session,
                 "expires_in": max(0, int(claims.expires_at - time.time())),
-                "channels": names_granted(self.services.channels, claims.grants),
+                "channels": names_granted(self.node.channels, claims.grants),
                 "grants": claims.grants.to_claim(),
             }
         )
@@ -82,13 +82,13 @@ class RenewHandler(ApiHandler):
 
     def post(self, client_id: str) -> None:
         """Renew the token's own streams with that client id, all or none."""
-        claims = self.services.tokens.verify(self.bearer_token(), TokenKind.STREAM)
+        claims = self.node.tokens.verify(self.bearer_token(), TokenKind.STREAM)
         self.claims = claims
         streams = [
             stream
-            for stream in self.services.hub.streams_of_subject.get(claims.subject, ())
-            if stream.listener.client_id == client_id
-            and stream.listener.lease.session == claims.session
+            for stream in self.node.hub.streams_of_subject.get(claims.subject, ())
+            if stream.subscriber.client_id == client_id
+            and stream.subscriber.lease.session == claims.session
             and stream.ending is None
             and not stream.closed
         ]
@@ -99,11 +99,11 @@ class RenewHandler(ApiHandler):
                 if not claims.grants.may_subscribe(channel):
                     raise Refusal(403, "forbidden", f"the token does not allow to subscribe to {channel}")
         now = time.time()
-        if any(len(stream.listener.renewed(claims.lease, now).earlier) > MAX_EARLIER for stream in streams):
+        if any(len(stream.subscriber.renewed(claims.lease, now).earlier) > MAX_EARLIER for stream in streams):
             message = f"this stream has been renewed with {MAX_EARLIER} tokens that are still in force"
             raise Refusal(429, "too_many_renewals", message, Retry_After=RETRY_AFTER)
         for stream in streams:
-            self.services.keepalive.renew(stream, claims.lease)
+            self.node.keepalive.renew(stream, claims.lease)
         self.write_json({"renewed": len(streams), "expires_in": max(0, int(claims.expires_at - time.time()))})
 
 
@@ -112,6 +112,6 @@ class KeySetHandler(ApiHandler):
 
     def get(self) -> None:
         """Answer with the keys that others can verify our tokens with."""
-        keys = [jwk for key in self.services.tokens.keys if (jwk := public_jwk(key)) is not None]
+        keys = [jwk for key in self.node.tokens.keys if (jwk := public_jwk(key)) is not None]
         self.set_header("Cache-Control", "public, max-age=300")
         self.write_json({"keys": keys})

@@ -24,12 +24,12 @@ class ReadyHandler(ApiHandler):
 
     def get(self) -> None:
         """Answer 503 while starting or draining, or while the event log is away."""
-        services = self.services
-        if services.draining:
+        node = self.node
+        if node.draining:
             raise Refusal(503, "draining", "the server is shutting down", Retry_After=RETRY_AFTER)
-        if not services.ready:
+        if not node.ready:
             raise Refusal(503, "starting", "the server is starting", Retry_After=RETRY_AFTER)
-        if not services.eventlog.available:
+        if not node.eventlog.available:
             message = "the event log is not available just now"
             raise Refusal(503, "log_unavailable", message, Retry_After=RETRY_AFTER)
         self.write_json({"status": "ready"})
@@ -44,7 +44,7 @@ class MetricsHandler(ApiHandler):
         from sse_app.monitoring.prometheus import CONTENT_TYPE, render
 
         self.set_header("Content-Type", CONTENT_TYPE)
-        self.write(render(self.services))
+        self.write(render(self.node))
 
 
 class DescriptionHandler(ApiHandler):
@@ -61,13 +61,13 @@ class StatusHandler(ApiHandler):
 
     async def get(self) -> None:
         """Answer with the configured channels and how they are used."""
-        services = self.services
-        epoch = services.eventlog.head.epoch
+        node = self.node
+        epoch = node.eventlog.head.epoch
         channels = {}
-        for name in services.channels.names:
-            published, last = await services.eventlog.published(name)
+        for name in node.channels.names:
+            published, last = await node.eventlog.published(name)
             channels[name] = {
-                "connection_count": services.hub.streams_on_channel[name],
+                "connection_count": node.hub.streams_on_channel[name],
                 "events_published": published,
                 "last_event_id": str(EventId(epoch, last)) if last else None,
             }
@@ -75,8 +75,8 @@ class StatusHandler(ApiHandler):
             {
                 "status": "active",
                 "version": VERSION,
-                "uptime_seconds": round(time.monotonic() - services.started_at, 3),
-                "total_connections": len(services.hub.streams),
+                "uptime_seconds": round(time.monotonic() - node.started_at, 3),
+                "total_connections": len(node.hub.streams),
                 "channels": channels,
             }
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 from tornado import web
 
 from sse_app.handlers.base import ApiHandler
-from sse_app.node import Services
+from sse_app.node import Node
 
 STATIC = Path(__file__).parents[2] / "static"
 
@@ -31,9 +31,9 @@ class _PageHeaders(ApiHandler):
 class PageHandler(_PageHeaders):
     """``GET /`` and ``GET /admin``: the pages, for anybody; what they show takes a login."""
 
-    def initialize(self, services: Services, file: str) -> None:  # type: ignore[override]
+    def initialize(self, node: Node, file: str) -> None:  # type: ignore[override]
         """Take the parts, and the page's file."""
-        super().initialize(services)
+        super().initialize(node)
         self._file = file
 
     def get(self) -> None:
@@ -45,9 +45,9 @@ class PageHandler(_PageHeaders):
 class StaticHandler(_PageHeaders, web.StaticFileHandler):
     """``GET /static/…``: modules, styles and pictures."""
 
-    def initialize(self, services: Services) -> None:  # type: ignore[override]
+    def initialize(self, node: Node) -> None:  # type: ignore[override]
         """Take the parts, and serve the package's own files."""
-        _PageHeaders.initialize(self, services)
+        _PageHeaders.initialize(self, node)
         web.StaticFileHandler.initialize(self, str(STATIC))
 
     def parse_url_path(self, url_path: str) -> str:
