@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from bench.measure import Sample
 from bench.processes import ServerFailed, raise_file_limit
 from bench.results import Result
 from bench.scenarios import SCENARIOS, Scenario, Variant
-from bench.servers import SERVERS
+from bench.servers import SERVERS, SseApp, SseAppBefore
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
@@ -36,19 +37,39 @@ def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
         "--install", action="store_true", help="install the peers from PyPI and npm, then end"
     )
     parser.add_argument(
+        "--before",
+        type=Path,
+        metavar="CHECKOUT",
+        help="measure another checkout of sse_app beside this one (with --peers sse_app: these two only)",
+    )
+    parser.add_argument(
         "--report", action="store_true", help="only write the report from the results there are"
     )
     options = parser.parse_args(arguments)
     unknown = set((options.peers or "").split(",")) - set(SERVERS) - {""}
     if unknown:
         parser.error(f"no such server: {', '.join(sorted(unknown))}")
+    if options.before:
+        SseAppBefore.checkout = options.before.resolve()
+        if missing := SseAppBefore.missing():
+            parser.error(missing)
     return options
 
 
-def _chosen(scenario: Scenario, peers: list[str], hints: dict[str, str]) -> tuple[list[Variant], list[str]]:
-    """Return the variants that take part, and a line for each server that is left out."""
+def _chosen(
+    scenario: Scenario, peers: list[str], hints: dict[str, str], before: bool
+) -> tuple[list[Variant], list[str]]:
+    """Return the variants that take part, and a line for each server that is left out.
+
+    With ``before`` each variant of ours is followed by the same one on the other checkout.
+    """
     wanted = peers or list(scenario.default)
-    variants = [variant for variant in scenario.variants if variant.server in wanted]
+    variants = []
+    for variant in scenario.variants:
+        if variant.server in wanted:
+            variants.append(variant)
+            if before and variant.server == SseApp.name:
+                variants.append(replace(variant, server=SseAppBefore.name))
     absent = dict.fromkeys(variant.server for variant in variants if hints[variant.server])
     unasked = dict.fromkeys(variant.server for variant in scenario.variants if variant.server not in wanted)
     lines = [f"{name}: {hints[name]}" for name in absent] + [f"{name}: not asked for" for name in unasked]
@@ -118,7 +139,10 @@ def main(arguments: Sequence[str]) -> int:
     for name in options.scenario or SCENARIOS:
         scenario = SCENARIOS[name]
         variants, left_out = _chosen(
-            scenario, (options.peers or "").split(",") if options.peers else [], hints
+            scenario,
+            (options.peers or "").split(",") if options.peers else [],
+            hints,
+            options.before is not None,
         )
         rounds = min(options.rounds or (1 if options.quick else 5), scenario.max_rounds)
         print(f"{scenario.title}", flush=True)

@@ -187,9 +187,9 @@ def _spread(report: Report, name: str) -> Sample:
     return {f"{name}_{share}_s": figures[share] / 1e6 for share in ("p50", "p90", "max")}
 
 
-def run(streams: int, rate: float, rounds: int, result: Result) -> None:
+def run(checkout: Path, streams: int, rate: float, rounds: int, result: Result) -> None:
     """Measure all of it, and show it as it comes."""
-    manager = Manager()
+    manager = Manager(program=(sys.executable, str(checkout / "main.py")))
     try:
         manager.start()
         bench = Bench(manager, streams, rate)
@@ -228,13 +228,16 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--rate", type=float, default=4.0, help="events a second")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=RESULTS, help="where results go (default bench/results)")
+    parser.add_argument(
+        "--checkout", type=Path, default=HERE.parent, help="whose sse_app is measured (default this one's)"
+    )
     options = parser.parse_args(arguments)
     native.build()
     about = machine.describe(raise_file_limit())
     command = shlex.join(["python", "-m", "bench.handover", *arguments])
     result = Result(SCENARIO, False, command, datetime.now(UTC).date().isoformat(), about)
     result.versions = {"sse_app": f"sse_app {VERSION}"}
-    run(options.streams, options.rate, options.rounds, result)
+    run(options.checkout.resolve(), options.streams, options.rate, options.rounds, result)
     result.save(options.out)
     if options.out.resolve() == RESULTS:
         report.write(RESULTS, HERE.parent / "BENCHMARKS.md")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import http.client
 import json
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 from bench.load import Publish
 from bench.payload import EVENT_ITEM
@@ -18,7 +20,6 @@ from sse_app.core.channels import ADMIN_CHANNEL
 from sse_app.settings.model import Settings
 from sse_app.version import VERSION
 
-_ROOT = Path(__file__).resolve().parent.parent.parent
 _LIFETIME = 3600
 
 
@@ -30,10 +31,11 @@ class SseApp(Server):
     ready = "connected"
     batches = True
     health_path = "/healthz"
+    checkout: ClassVar[Path] = Path(__file__).resolve().parent.parent.parent
 
     @classmethod
     def missing(cls) -> str:
-        return "" if (_ROOT / "main.py").exists() else "sse_app is not in this checkout"
+        return "" if (cls.checkout / "main.py").exists() else f"sse_app is not in {cls.checkout}"
 
     @classmethod
     def version(cls) -> str:
@@ -50,7 +52,9 @@ class SseApp(Server):
             **{f"SSE_APP_LIMITS__{name}": str(value) for name, value in limits.items()},
             **self.options.env,
         }
-        self.processes.start([sys.executable, str(_ROOT / "main.py"), "serve"], env, cwd=_ROOT)
+        self.processes.start(
+            [sys.executable, str(self.checkout / "main.py"), "serve"], env, cwd=self.checkout
+        )
 
     @property
     def _state(self) -> Path:
@@ -113,3 +117,19 @@ class SseApp(Server):
             )
         item = f'{{"channel":"{channels[0]}","event":"tick","data":{EVENT_ITEM}}}'
         return Publish(self.port, "/api/v1/sse", item, '{"events":[', ",", "]}", headers, batch=batch)
+
+
+class SseAppBefore(SseApp):
+    """Another checkout of ours, to be measured beside this one in the same run (`--before`)."""
+
+    name = "before"
+    title = "sse_app before"
+
+    @classmethod
+    def version(cls) -> str:
+        if cls.missing():
+            return "none"
+        described = subprocess.run(
+            ["git", "log", "-1", "--format=%h, %s"], cwd=cls.checkout, capture_output=True, text=True
+        )
+        return f"sse_app, another checkout: {described.stdout.strip() or 'not under git'}"
