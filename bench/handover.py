@@ -29,8 +29,8 @@ from sse_app.auth.tokens.keyring import KeyRing
 from sse_app.core.channels import ChannelPatterns
 from sse_app.settings.model import Settings
 from sse_app.version import VERSION
-from tests.fleet import SteadyPublisher, wait_until
-from tests.systemd_manager import Manager
+from tests.support.fleet import SteadyPublisher, wait_until
+from tests.support.systemd_manager import Manager
 
 CHANNEL = "dashboard"
 DEADLINE = 120.0

@@ -15,20 +15,14 @@ from tornado import web
 from tornado.ioloop import IOLoop
 
 from sse_app import Settings, SSEApp
-from tests.hostility import target as target
-from tests.hostility import (
+from tests.support.hostility import target as target
+from tests.support.hostility import (
     the_log_stays_quiet_and_the_server_alive as the_log_stays_quiet_and_the_server_alive,
 )
-from tests.house import house as house
-from tests.house import limited as limited
-from tests.house import the_log_stays_quiet as the_log_stays_quiet
-from tests.room import room as room
-from tests.room import start_room as start_room
-from tests.server_process import ServerProcess
-from tests.service import cold as cold
-from tests.service import manager as manager
-from tests.service import service as service
-from tests.service import start_service as start_service
+from tests.support.house import house as house
+from tests.support.house import limited as limited
+from tests.support.house import the_log_stays_quiet as the_log_stays_quiet
+from tests.support.server_process import ServerProcess
 
 # Else the first to ask for the main thread's event loop gets one made, which nobody closes: pytest-tornado asks.
 asyncio.set_event_loop(None)

@@ -1,0 +1,1 @@
+"""The browser client and the two pages, in a real Chromium."""

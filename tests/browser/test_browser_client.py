@@ -1,0 +1,111 @@
+"""The browser client in a real Chromium, its page on another origin than the server."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import httpx
+import pytest
+
+from tests.support.browser import CHANNEL, Chrome, Start, log_of, publish, serve_pages
+
+pytestmark = pytest.mark.browser
+
+
+def test_kill_and_restart_recovers_with_no_event_missing_and_none_twice(chrome: Chrome, serve: Start) -> None:
+    server = serve()
+    tab = chrome.open(server, options={"share": False})
+    tab.opened()
+    with server.publisher() as publisher:
+        for round in range(3):
+            publish(publisher, 5)
+            server.kill()  # how much of the batch was sent by then is anybody's guess
+            server.start()
+            last = publish(publisher, 300)[-1]
+            tab.opened(round + 2)
+            tab.has(last)
+        assert tab.ids() == log_of(publisher)
+    assert len(tab.ids()) == 3 * 305
+    assert all(open["recovered"] for open in tab.noted("open")[1:])
+    assert tab.noted("reset") == tab.noted("close") == []
+
+
+def stream_for(seconds: float, publisher: httpx.Client) -> str:
+    """Publish an event every now and then for so long, and return the last id."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        last = publish(publisher)[-1]
+        time.sleep(0.05)
+    return last
+
+
+@pytest.mark.slow
+def test_a_token_that_expires_every_5_seconds_is_renewed_on_one_connection(
+    chrome: Chrome, serve: Start
+) -> None:
+    server = serve(AUTH__STREAM_LIFETIME=5)
+    tab = chrome.open(server, options={"share": False})
+    tab.opened()
+    with server.publisher() as publisher:
+        last = stream_for(60, publisher)
+        tab.has(last)
+        assert tab.ids() == log_of(publisher)
+    assert [len(tab.noted(kind)) for kind in ("open", "reconnect", "close")] == [1, 0, 0]
+    assert tab.run("tokenCalls") >= 10
+
+
+@pytest.mark.slow
+def test_with_renewal_refused_it_reconnects_and_never_loses_an_event(chrome: Chrome, serve: Start) -> None:
+    server = serve(AUTH__STREAM_LIFETIME=5)
+    # Each token is of another session than the one before, so the server knows no stream that it could renew.
+    access = [server.access_token(), server.access_token()]
+    tab = chrome.open(server, access=access, options={"share": False})
+    tab.opened()
+    with server.publisher() as publisher:
+        last = stream_for(30, publisher)
+        tab.has(last)
+        assert tab.ids() == log_of(publisher)
+    assert len(tab.noted("open")) >= 6
+    assert {entry["reason"] for entry in tab.noted("reconnect")} == {"renewal"}
+
+
+def test_a_server_that_stops_answering_is_noticed_within_2_5_ping_intervals(
+    chrome: Chrome, serve: Start
+) -> None:
+    interval = 2.0
+    server = serve(KEEPALIVE__PING_INTERVAL=interval)
+    tab = chrome.open(server, options={"share": False})
+    tab.opened()
+    assert server.process is not None
+    time.sleep(3 * interval)  # the client learns the pace from pings
+    os.kill(server.process.pid, signal.SIGSTOP)
+    try:
+        stopped = tab.run("performance.now()")
+        tab.wait("log.some((e) => e.kind === 'reconnect')")
+        (lost,) = tab.noted("reconnect")[:1]
+        assert lost["reason"] == "stalled"
+        print(f"noticed after {(lost['at'] - stopped) / 1000 / interval:.2f} ping intervals")
+        assert 0 < lost["at"] - stopped < 2.5 * interval * 1000
+    finally:
+        os.kill(server.process.pid, signal.SIGCONT)
+    with server.publisher() as publisher:
+        tab.has(publish(publisher)[0])
+
+
+def test_a_page_on_an_allowed_origin_works_and_on_a_third_origin_it_gets_nothing(
+    chrome: Chrome, serve: Start
+) -> None:
+    server = serve()
+    friend = chrome.open(server, options={"share": False})
+    friend.opened()
+    with serve_pages() as third:
+        token = server.stream_token(CHANNEL)
+        stranger = Chrome(chrome.context, third).open(server, tokens=[token], options={"share": False})
+        stranger.wait("log.filter((e) => e.kind === 'reconnect').length >= 3")
+        with server.publisher() as publisher:
+            friend.has(publish(publisher)[0])
+        stranger.wait("log.filter((e) => e.kind === 'reconnect').length >= 4")
+        assert stranger.noted("open") == stranger.noted("event") == []
+        assert {entry["reason"] for entry in stranger.noted("reconnect")} == {"unreachable"}

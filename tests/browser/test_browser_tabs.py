@@ -1,0 +1,275 @@
+"""Tabs of one browser share one stream, and the leader's death costs none of them an event."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from playwright.sync_api import Error
+
+from tests.support.browser import CHANNEL, Chrome, ClientPage, Start, connections, log_of, publish
+from tests.support.server_process import ServerProcess
+
+pytestmark = pytest.mark.browser
+
+LEADS = """navigator.locks.request(`me ${Math.random()}`, async ({ name }) => {
+    const { held } = await navigator.locks.query();
+    const me = held.find((lock) => lock.name === name).clientId;
+    return held.filter((lock) => lock.clientId === me && lock.name.startsWith("sse-client")).length === 2;
+})"""
+"""Whether a tab leads: beside the lock that says that it lives it has the one that is the lead."""
+
+
+def open_tabs(chrome: Chrome, server: ServerProcess, count: int, **given: Any) -> list[ClientPage]:
+    """Open so many tabs, and wait until each is open."""
+    given = {"access": [server.access_token()], **given}
+    tabs = [chrome.open(server, **given) for _ in range(count)]
+    for tab in tabs:
+        tab.opened()
+    return tabs
+
+
+def take_leader(tabs: list[ClientPage]) -> ClientPage:
+    """Remove the tab that leads from the list, and return it."""
+    (leader,) = [tab for tab in tabs if tab.run(LEADS)]
+    tabs.remove(leader)
+    return leader
+
+
+@contextmanager
+def publishing(server: ServerProcess) -> Iterator[list[str]]:
+    """Publish an event every 20 ms meanwhile, and at the end a last one; the list has their ids."""
+    ids: list[str] = []
+    over = threading.Event()
+
+    def run() -> None:
+        with server.publisher() as publisher:
+            while not over.wait(0.02):
+                ids.extend(publish(publisher))
+            ids.extend(publish(publisher))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield ids
+    finally:
+        over.set()
+        thread.join()
+
+
+def longest_silence(tabs: list[ClientPage]) -> float:
+    """Return the longest time between two events in any of the tabs, in seconds."""
+    times = [[float(event["at"]) / 1000 for event in tab.noted("event")] for tab in tabs]
+    return max(after - before for each in times for before, after in pairwise(each))
+
+
+def test_eight_tabs_have_one_connection_and_go_on_without_loss_when_the_leader_is_closed_then_crashed(
+    chrome: Chrome, serve: Start
+) -> None:
+    server = serve()
+    tabs = open_tabs(chrome, server, 8)
+    assert connections(server) == 1
+    with publishing(server) as ids:
+        for end in ("closed", "crashed"):
+            for tab in tabs:
+                tab.wait(f"log.filter((e) => e.kind === 'event').length > {len(ids)}")
+            leader = take_leader(tabs)
+            if end == "closed":
+                leader.page.close()
+            else:
+                with leader.page.expect_event("crash"), pytest.raises(Error):
+                    leader.page.goto("chrome://crash")
+            seen = len(ids)
+            for tab in tabs:
+                tab.wait(f"log.filter((e) => e.kind === 'event').length > {seen + 20}")
+            assert connections(server) == 1
+    with server.publisher() as publisher:
+        assert log_of(publisher) == ids
+    for tab in tabs:
+        tab.has(ids[-1])
+        assert tab.ids() == ids
+        assert [len(tab.noted(kind)) for kind in ("open", "reconnect", "reset", "close")] == [1, 0, 0, 0]
+    assert len(tabs) == 6
+    print(f"longest silence of any tab: {longest_silence(tabs):.3f} s")
+    assert longest_silence(tabs) < 1.0
+
+
+def test_all_tabs_recover_when_the_server_is_killed(chrome: Chrome, serve: Start) -> None:
+    server = serve()
+    tabs = open_tabs(chrome, server, 4)
+    with server.publisher() as publisher:
+        publish(publisher, 10)
+        server.kill()
+        for tab in tabs:
+            tab.wait("log.some((e) => e.kind === 'reconnect')")
+        server.start()
+        last = publish(publisher, 300)[-1]
+        for tab in tabs:
+            tab.has(last)
+            assert tab.ids() == log_of(publisher)
+    assert connections(server) == 1
+
+
+def test_channels_wanted_by_any_tab_are_on_the_connection_and_each_tab_gets_its_own(
+    chrome: Chrome, serve: Start
+) -> None:
+    server = serve()
+    first, second = "alerts", "training"
+    tabs = [open_tabs(chrome, server, 1, channels=names)[0] for names in (first, second, [first, second])]
+    assert connections(server) == 1
+    with server.publisher() as publisher:
+        sent = {name: publish(publisher, 3, channel=name) for name in (first, second)}
+        both = sent[first] + sent[second]
+        for tab, expected in zip(tabs, (sent[first], sent[second], both), strict=True):
+            tab.has(expected[-1])
+        take_leader(tabs).page.close()
+        sent = {name: publish(publisher, 3, channel=name) for name in (first, second)}
+        for tab, expected in zip(tabs, ((sent[second]), sent[first] + sent[second]), strict=True):
+            tab.has(expected[-1])
+    first_events = [entry["channel"] for entry in tabs[0].noted("event")]
+    assert first_events == [second] * 6
+    assert [entry["channel"] for entry in tabs[1].noted("event")] == ([first] * 3 + [second] * 3) * 2
+
+
+def test_a_tab_that_asks_for_what_the_leader_may_not_read_does_not_disturb_the_others(
+    chrome: Chrome, serve: Start
+) -> None:
+    server = serve()
+    narrow = [server.access_token(subscribe=CHANNEL)]
+    (tab,) = open_tabs(chrome, server, 1, access=narrow)
+    greedy = chrome.open(server, access=narrow, channels=[CHANNEL, "alerts"])
+    wide = chrome.open(server, access=[server.access_token()], channels=[CHANNEL, "alerts"])
+    greedy.wait("log.some((e) => e.kind === 'close')")
+    assert [(entry["status"]) for entry in greedy.noted("close")] == [403]
+    wide.opened()
+    with server.publisher() as publisher:
+        ids = publish(publisher, 3)
+        for other in (tab, wide):
+            other.has(ids[-1])
+            assert other.ids() == ids
+    assert tab.noted("close") == []
+    assert connections(server) == 2
+
+
+def test_tabs_of_two_users_do_not_share(chrome: Chrome, serve: Start) -> None:
+    server = serve()
+    for subject in ("ann", "bob"):
+        open_tabs(chrome, server, 2, access=[server.access_token(subject=subject)], channels="alerts")
+    assert connections(server) == 2
+
+
+@pytest.mark.parametrize("missing", ["navigator.locks", "globalThis.BroadcastChannel"])
+def test_without_the_apis_each_tab_has_its_own_connection(chrome: Chrome, serve: Start, missing: str) -> None:
+    server = serve()
+    owner, name = missing.split(".")
+    chrome.context.add_init_script(f"Object.defineProperty({owner}, '{name}', {{ value: undefined }})")
+    tabs = open_tabs(chrome, server, 2)
+    assert connections(server) == 2
+    with server.publisher() as publisher:
+        ids = publish(publisher, 3)
+        for tab in tabs:
+            tab.has(ids[-1])
+            assert tab.ids() == ids
+
+
+def test_the_lead_is_taken_from_a_tab_that_a_dialog_has_stopped_and_it_catches_up_afterwards(
+    chrome: Chrome, serve: Start
+) -> None:
+    server = serve(KEEPALIVE__PING_INTERVAL=1)
+    tabs = open_tabs(chrome, server, 3, options={"pingInterval": 1000})
+    others = list(tabs)
+    leader = take_leader(others)
+    with leader.page.expect_event("dialog") as opened:
+        leader.page.on("dialog", lambda dialog: None)
+        leader.run("setTimeout(() => alert('anybody there?'))")
+    with server.publisher() as publisher:
+        ids = publish(publisher, 3)
+        for tab in others:
+            tab.has(ids[-1])
+        ids += publish(publisher, 3)
+        opened.value.accept()
+        ids += publish(publisher, 3)
+        for tab in tabs:
+            tab.has(ids[-1])
+            assert tab.ids() == ids
+    leader.wait(f"{LEADS}.then((leads) => !leads)")
+    (tab,) = [tab for tab in tabs if tab.run(LEADS)]
+    assert tab is not leader
+
+
+def test_a_frozen_tab_lets_go_and_catches_up_when_it_is_resumed(chrome: Chrome, serve: Start) -> None:
+    server = serve()
+    tabs = open_tabs(chrome, server, 3)
+    others = list(tabs)
+    leader = take_leader(others)
+    session = chrome.context.new_cdp_session(leader.page)
+    session.send("Page.setWebLifecycleState", {"state": "frozen"})
+    with server.publisher() as publisher:
+        ids = publish(publisher, 30)
+        for tab in others:
+            tab.has(ids[-1])
+        session.send("Page.setWebLifecycleState", {"state": "active"})
+        ids += publish(publisher, 30)
+        for tab in tabs:
+            tab.has(ids[-1])
+            assert tab.ids() == ids
+    assert connections(server) == 1
+
+
+def test_a_page_that_the_browser_caches_lets_go_and_catches_up_when_the_user_comes_back(
+    chrome: Chrome, serve: Start
+) -> None:
+    server = serve()
+    tabs = open_tabs(chrome, server, 3)
+    leader = take_leader(others := list(tabs))
+    with server.publisher() as publisher:
+        ids = publish(publisher, 3)
+        leader.has(ids[-1])
+        leader.page.goto(f"{chrome.origin}/nothing.html")
+        ids += publish(publisher, 3)
+        for tab in others:
+            tab.has(ids[-1])
+        leader.page.go_back(wait_until="commit")
+        ids += publish(publisher, 3)
+        for tab in tabs:
+            tab.has(ids[-1])
+            assert tab.ids() == ids  # the page that came back is the same one, with what it noted before
+    assert connections(server) == 1
+
+
+def test_the_position_survives_a_page_load_and_nobody_else_gets_anything_twice(
+    chrome: Chrome, serve: Start
+) -> None:
+    server = serve()
+    tabs = open_tabs(chrome, server, 3, options={"persist": True})
+    with server.publisher() as publisher:
+        before = publish(publisher, 3)
+        for tab in tabs:
+            tab.has(before[-1])
+        address = tabs[2].page.url
+        tabs[2].page.goto("about:blank")
+        meanwhile = publish(publisher, 3)
+        tabs[0].has(meanwhile[-1])
+        tabs[2].page.goto(address)
+        after = publish(publisher, 3)
+        for tab in tabs:
+            tab.has(after[-1])
+        assert tabs[2].ids() == meanwhile + after
+        assert tabs[0].ids() == tabs[1].ids() == before + meanwhile + after
+
+
+def test_a_tab_that_closes_its_client_leaves_no_lock_and_no_connection(chrome: Chrome, serve: Start) -> None:
+    server = serve()
+    tabs = open_tabs(chrome, server, 2)
+    for tab in tabs:
+        tab.run("client.close()")
+    tabs[0].wait("navigator.locks.query().then(({ held, pending }) => held.length + pending.length === 0)")
+    tabs[0].wait(
+        f"fetch('{server.url.replace('127.0.0.1', 'localhost')}/api/v1/sse/status')"
+        ".then((answer) => answer.json()).then((status) => status.total_connections === 0)"
+    )
+    assert [tab.run("client.readyState") for tab in tabs] == [2, 2]

@@ -1,0 +1,165 @@
+"""The Python client's publisher and session, where answers are lost, late, or refuse."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable
+
+import pytest
+
+from sse_app.client import Publisher, Session
+from tests.client.test_python_client import CHANNEL, QUICK, logged_in, run, whats_in_the_log
+from tests.support.server_process import ServerProcess
+from tests.support.wire import Wire, answer
+
+Start = Callable[..., ServerProcess]
+
+
+@pytest.mark.slow
+def test_a_lost_answer_never_publishes_twice(start_server: Start) -> None:
+    server = start_server()
+
+    async def test() -> None:
+        async with (
+            Wire(server.port) as wire,
+            Publisher(wire.url, server.access_token(), backoff=QUICK) as publisher,
+        ):
+            start = await publisher.publish(CHANNEL, "e", {"n": -1})
+            turns = 0
+
+            def every_second_answer() -> bool:
+                nonlocal turns
+                turns += 1
+                return turns % 2 == 1
+
+            wire.swallow = every_second_answer
+            ids: list[str] = []
+            for n in range(0, 100, 2):
+                ids.append(await publisher.publish(CHANNEL, "e", {"n": n}))
+                ids += await publisher.publish_batch(
+                    [{"channel": CHANNEL, "event": "e", "data": {"n": n + 1}}]
+                )
+            assert turns == 200
+            log = await asyncio.to_thread(whats_in_the_log, server, start)
+            assert log == list(zip(ids, range(100), strict=True))
+
+    run(test())
+
+
+@pytest.mark.slow
+def test_kill_9_between_commit_and_answer_never_publishes_twice(start_server: Start) -> None:
+    server = start_server()
+
+    async def test() -> None:
+        async with (
+            Wire(server.port) as wire,
+            Publisher(wire.url, server.access_token(), backoff=QUICK) as publisher,
+        ):
+            start = await publisher.publish(CHANNEL, "e", {"n": -1})
+            rounds = 10
+            ids = []
+            for n in range(rounds):
+                killed = asyncio.Event()
+
+                def kill(killed: asyncio.Event = killed) -> bool:
+                    if (
+                        not killed.is_set()
+                    ):  # the answer is here: it is committed, and the publisher does not know
+                        server.kill()
+                        killed.set()
+                    return True
+
+                wire.swallow = kill
+                publishing = asyncio.create_task(publisher.publish(CHANNEL, "e", {"n": n}))
+                await killed.wait()
+                wire.swallow = lambda: False
+                await asyncio.to_thread(server.start)
+                ids.append(await publishing)
+            log = await asyncio.to_thread(whats_in_the_log, server, start)
+            assert log == list(zip(ids, range(rounds), strict=True))
+
+    run(test())
+
+
+def test_requests_that_a_stopped_server_answers_late_publish_once(start_server: Start) -> None:
+    server = start_server()
+    assert server.process is not None
+    process = server.process
+
+    async def test() -> None:
+        troubled = asyncio.Event()
+        async with Publisher(
+            server.url,
+            server.access_token(),
+            timeout=0.3,
+            backoff=QUICK,
+            report=lambda sentence: troubled.set(),
+        ) as publisher:
+            start = await publisher.publish(CHANNEL, "e", {"n": -1})
+            process.send_signal(signal.SIGSTOP)
+            tasks = [asyncio.create_task(publisher.publish(CHANNEL, "e", {"n": n})) for n in range(5)]
+            await troubled.wait()
+            await asyncio.sleep(1.5)  # several requests of each lie in the kernel by now, all under one key
+            process.send_signal(signal.SIGCONT)
+            ids = await asyncio.gather(*tasks)
+            log = await asyncio.to_thread(whats_in_the_log, server, start)
+            assert sorted(log) == sorted(zip(ids, range(5), strict=True))
+
+    try:
+        run(test())
+    finally:
+        process.send_signal(signal.SIGCONT)
+
+
+def test_a_publisher_waits_as_long_as_429_and_503_ask(start_server: Start) -> None:
+    server = start_server(LIMITS__PUBLISH_RATE=10)
+
+    async def test() -> None:
+        reports: list[str] = []
+        async with Wire(server.port) as wire:
+            token = server.access_token()
+            async with Publisher(wire.url, token, backoff=QUICK, report=reports.append) as publisher:
+                wire.instead = [answer("503 Service Unavailable", "Retry-After: 1")]
+                clock = asyncio.get_running_loop().time
+                begun = clock()
+                start = await publisher.publish(CHANNEL, "e", {"n": -1})
+                assert clock() - begun >= 1
+                for n in range(25):
+                    await publisher.publish(CHANNEL, "e", {"n": n})
+                assert clock() - begun >= 2
+            assert {report[:3] for report in reports} == {"503", "429", "the"}
+            log = await asyncio.to_thread(whats_in_the_log, server, start)
+            assert [n for _, n in log] == list(range(25))
+
+    run(test())
+
+
+@pytest.mark.slow
+def test_a_refresh_token_is_never_used_twice_whatever_happens_to_the_answer(start_server: Start) -> None:
+    server = start_server(AUTH__ACCESS_LIFETIME=4, expected=("refresh", "login"))
+
+    async def test() -> None:
+        async with (
+            logged_in(server) as first,
+            Wire(server.port) as wire,
+            Session(wire.url, first.user, first._password) as session,
+        ):
+            tokens = {*await asyncio.gather(*(session.access_token() for _ in range(20)))}
+            assert len(tokens) == 1
+            await asyncio.sleep(3.2)
+            tokens |= {*await asyncio.gather(*(session.access_token() for _ in range(20)))}
+            assert len(tokens) == 2
+            assert [line.split()[1].rpartition("/")[2] for line in wire.requests].count("login") == 1
+            await asyncio.sleep(3.2)
+            wire.swallow = lambda: True
+            with pytest.raises(Exception, match="cannot reach the server"):
+                await session.access_token()
+            wire.swallow = lambda: False
+            assert await session.access_token() not in tokens  # by the password
+            await session.stream_token([CHANNEL])
+            await session.logout()
+        audit = [line for line in server.command("audit").splitlines() if "reuse" in line]
+        assert audit == []
+
+    run(test())

@@ -1,0 +1,1 @@
+"""Interfaces with more than one implementation or reader: event logs, the OpenAPI description."""

@@ -1,0 +1,311 @@
+"""The server keeps to its own description, whatever it is asked: Schemathesis makes up the requests."""
+
+from __future__ import annotations
+
+import http.cookies
+import json
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import jwt
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, settings
+from schemathesis import AuthContext, AuthProvider, Case
+from schemathesis.specs.openapi import checks
+from tornado import web
+from tornado.routing import URLSpec
+
+from sse_app import Settings, SSEApp
+from sse_app.auth.tokens.grants import Grants
+from sse_app.auth.tokens.issuer import TokenKind, Tokens
+from sse_app.handlers.site.pages import STATIC
+from sse_app.node import issuer_of
+from sse_app.storage.state_dir import StateDirectory
+from sse_app.version import VERSION
+from tests.support.server_process import ServerProcess
+
+DESCRIPTION = json.loads((STATIC / "openapi.json").read_bytes())
+SCHEMA = schemathesis.openapi.from_dict(DESCRIPTION)
+_REJECTION = SCHEMA.config.checks.negative_data_rejection
+# What is made up may be larger than a body may be, and is refused for that.
+_REJECTION.expected_statuses = [*_REJECTION.expected_statuses, "413"]
+Ask = Callable[[Case[Any]], None]
+
+METHODS = {"get", "put", "post", "delete", "patch"}
+FEW, MANY = 10, 100
+"""Requests made up for each operation, beside those at the borders of its description."""
+
+CHECKS = [
+    schemathesis.checks.not_a_server_error,
+    checks.status_code_conformance,
+    checks.content_type_conformance,
+    checks.response_headers_conformance,
+    checks.response_schema_conformance,
+    checks.ignored_auth,
+    checks.missing_required_header,
+    checks.negative_data_rejection,
+    checks.positive_data_acceptance,
+    checks.unsupported_method,
+]
+
+
+class Server:
+    """The server that is asked, and a fresh administrator's token for each request: some of them end their own."""
+
+    process: ServerProcess
+    tokens: Tokens
+
+    @classmethod
+    def access_token(cls) -> str:
+        grants = Grants.of(["**"], ["**"], admin=True)
+        return cls.tokens.issue(TokenKind.ACCESS, "admin", f"session-{time.monotonic_ns()}", grants, 600)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    server = ServerProcess(
+        state_dir=tmp_path_factory.mktemp("openapi") / "state",
+        expected=("login_refused", "refresh_reused"),
+        TRUSTED_PROXIES=["127.0.0.1/32"],
+    )
+    server.start()
+    server.command("user", "add", "ann", "--password-stdin", "--subscribe", "**", input="correct horse\n")
+    Server.process = server
+    Server.tokens = issuer_of(Settings(state_dir=server.state_dir), StateDirectory(server.state_dir))
+    yield server
+    server.stop()
+    server.check_log()
+
+
+class Administrator:
+    """Marks the requests that are to have a token: some are made up before there is a server."""
+
+    mark = "Bearer of-an-administrator"
+
+    def get(self, case: Case[Any], context: AuthContext) -> str:
+        return self.mark
+
+    def set(self, case: Case[Any], data: str, context: AuthContext) -> None:
+        case.headers["Authorization"] = data
+
+
+def ask(case: Case[Any]) -> None:
+    if case.headers.get("Authorization") == Administrator.mark:
+        case.headers["Authorization"] = f"Bearer {Server.access_token()}"
+    case.call_and_validate(base_url=Server.process.url, checks=CHECKS, timeout=30)
+
+
+def requests_made_up(count: int, auth: type[AuthProvider[str]] | None = None) -> Callable[[Ask], Any]:
+    """Return what makes a test of each operation: requests at the borders of its description, and so many others."""
+
+    def everywhere(test: Ask) -> Any:
+        made_up = settings(max_examples=count, deadline=None, suppress_health_check=list(HealthCheck))(test)
+        parametrized = SCHEMA.parametrize()(made_up)
+        return parametrized if auth is None else SCHEMA.auth(auth, refresh_interval=None)(parametrized)
+
+    return everywhere
+
+
+@requests_made_up(FEW)
+def test_a_stranger_is_answered_as_described(case: Case[Any]) -> None:
+    ask(case)
+
+
+@requests_made_up(FEW, Administrator)
+def test_an_administrator_is_answered_as_described(case: Case[Any]) -> None:
+    ask(case)
+
+
+@pytest.mark.long
+@requests_made_up(MANY)
+def test_a_stranger_who_insists_is_answered_as_described(case: Case[Any]) -> None:
+    ask(case)
+
+
+@pytest.mark.long
+@requests_made_up(MANY, Administrator)
+def test_an_administrator_who_insists_is_answered_as_described(case: Case[Any]) -> None:
+    ask(case)
+
+
+# -- what nobody makes up by chance: answers that take a session, a stream, or a limit that is reached -----------
+
+
+class Asked:
+    """Asks as any client does, checks each answer against the description, and notes which it has seen.
+
+    Args:
+        server: whom.
+    """
+
+    def __init__(self, server: ServerProcess) -> None:
+        self._server = server
+        self.seen: set[tuple[str, str, int]] = set()
+
+    def __call__(
+        self, method: str, path: str, expected: int, *, at: str = "", **options: Any
+    ) -> httpx.Response:
+        """Ask; ``at`` fills in what the path has in braces."""
+        url = re.sub(r"{\w+}", at, path)
+        answer = httpx.request(method, f"{self._server.url}{url}", timeout=30, **options)
+        assert answer.status_code == expected, (method, url, answer.text)
+        SCHEMA[path][method].validate_response(answer)
+        self.seen.add((method, path, expected))
+        return answer
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+def test_every_good_answer_is_as_described(running: ServerProcess) -> None:
+    ask, admin = Asked(running), bearer(Server.access_token())
+    event = {"event": "e", "data": {"n": 1}}
+    ask("POST", "/api/v1/sse/{channel}", 201, at="alerts", headers=admin, json=event)
+    ask("POST", "/api/v1/sse", 201, headers=admin, json={"events": [{**event, "channel": "alerts"}] * 3})
+    history = ask("GET", "/api/v1/sse/{channel}/history", 200, at="alerts", headers=admin).json()
+    assert len(history["events"]) >= 4
+    ask("GET", "/api/v1/sse/status", 200)
+
+    credentials = {"username": "ann", "password": "correct horse"}
+    with_cookie = ask("POST", "/api/v1/auth/login", 200, json=credentials)
+    cookies = {"Cookie": with_cookie.headers["Set-Cookie"].partition(";")[0]}
+    ask("POST", "/api/v1/auth/refresh", 200, headers=cookies)
+    dropped = ask("POST", "/api/v1/auth/refresh", 401, headers=cookies)  # it works once
+    assert http.cookies.SimpleCookie(dropped.headers["Set-Cookie"])["sse_app_refresh"]["expires"]
+    tokens = ask("POST", "/api/v1/auth/login", 200, json={**credentials, "cookie": False}).json()
+    tokens = ask("POST", "/api/v1/auth/refresh", 200, json={"refresh_token": tokens["refresh_token"]}).json()
+    ann = bearer(tokens["access_token"])
+    ask("GET", "/api/v1/auth/me", 200, headers=ann)
+    narrow = {"channels": ["alerts", "user.ann.orders"]}
+    token = ask("POST", "/api/v1/auth/stream-token", 200, headers=ann, json=narrow).json()["stream_token"]
+
+    with httpx.stream("GET", running.stream_url("alerts", token, client_id="desk-1"), timeout=30) as stream:
+        events = stream.iter_bytes()
+        next(events)
+        renew = "/api/v1/sse/connections/{client_id}/renew"
+        ask("POST", renew, 200, at="desk-1", headers=bearer(tokens["stream_token"]))
+        found = ask("GET", "/api/v1/admin/connections", 200, headers=admin).json()["connections"]
+        ask(
+            "POST",
+            "/api/v1/admin/connections/{connection}/kick",
+            200,
+            at=found[0]["connection"],
+            headers=admin,
+        )
+    ask("POST", "/api/v1/auth/logout", 204, headers=ann)
+    for revocation in ({"token_id": "a"}, {"session": "a"}, {"subject": "a"}, {"all": True}):
+        ask("POST", "/api/v1/admin/revocations", 201, headers=bearer(Server.access_token()), json=revocation)
+    admin = bearer(Server.access_token())
+    assert ask("GET", "/api/v1/admin/audit", 200, headers=admin).json()["entries"]
+    ask("GET", "/api/v1/admin/figures", 200, headers=admin)
+
+    for algorithm in ("EdDSA", "ES256", "RS256"):
+        running.command("keys", "rotate", "--algorithm", algorithm)
+    deadline = time.monotonic() + 10
+    while len(ask("GET", "/.well-known/jwks.json", 200).json()["keys"]) < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert ask("GET", "/openapi.json", 200).json() == DESCRIPTION
+    for path in ("/healthz", "/readyz", "/metrics"):
+        ask("GET", path, 200)
+
+    good = {
+        (method.upper(), path, int(status))
+        for path, item in DESCRIPTION["paths"].items()
+        for method in METHODS & item.keys()
+        for status in item[method]["responses"]
+        if status.startswith("2")
+    }
+    assert good <= ask.seen, good - ask.seen
+
+
+def test_limits_and_refusals_are_answered_as_described(
+    running: ServerProcess, start_server: Callable[..., ServerProcess], tmp_path: Path
+) -> None:
+    ask, admin = Asked(running), bearer(Server.access_token())
+    event = {"event": "e", "data": {}}
+    publish, login = "/api/v1/sse/{channel}", "/api/v1/auth/login"
+    for path, item in DESCRIPTION["paths"].items():
+        for method in METHODS & item.keys():
+            ask(method.upper(), path, 413, at="1", content=b"x" * 1_100_000)
+    ask("POST", publish, 415, at="alerts", headers={**admin, "Content-Encoding": "gzip"}, json=event)
+    ask("POST", publish, 404, at="nowhere", headers=admin, json=event)
+    ask("POST", publish, 405, at="status", headers=admin, json=event)
+    once = {**admin, "Idempotency-Key": "k"}
+    ask("POST", publish, 201, at="alerts", headers=once, json=event)
+    ask("POST", publish, 422, at="alerts", headers=once, json={**event, "data": {"other": 1}})
+    ask("POST", login, 403, headers={"Origin": "https://evil.example"}, json={})
+    wrong = {"username": "bob", "password": "wrong"}
+    stranger = {"X-Forwarded-For": "192.0.2.1"}
+    for _ in range(5):
+        ask("POST", login, 401, headers=stranger, json=wrong)
+    ask("POST", login, 429, headers=stranger, json=wrong)
+    ask("GET", "/metrics", 403, headers=stranger)
+
+    slow = start_server(
+        state_dir=tmp_path / "slow",
+        expected=("provider_unavailable",),
+        LIMITS__PUBLISH_RATE=1,
+        OIDC__ISSUER="https://login.example",
+        OIDC__AUDIENCE="sse_app",
+        OIDC__JWKS_URL="http://127.0.0.1:1/keys",
+    )
+    ask, admin = Asked(slow), bearer(slow.access_token())
+    ask("POST", publish, 201, at="alerts", headers=admin, json=event)
+    ask("POST", publish, 429, at="alerts", headers=admin, json=event)
+    theirs = jwt.encode({"iss": "https://login.example"}, "k" * 32, headers={"kid": "theirs"})
+    ask("POST", "/api/v1/auth/stream-token", 503, headers=bearer(theirs))
+
+
+# -- the description and the server have the same things in them ---------------------------------------------------
+
+
+def test_every_route_is_described_and_nothing_else_is(sse: SSEApp) -> None:
+    routed = {_asked_at(route): set(_methods(route)) for route in sse.routes()}
+    described = {
+        re.sub(r"{\w+}", "1", path): {method for method in METHODS & item.keys()}
+        for path, item in DESCRIPTION["paths"].items()
+    }
+    for path, item in DESCRIPTION["paths"].items():
+        if "x-stream" in item:
+            described[re.sub(r"{\w+}", "1", path)].add(item["x-stream"]["method"].lower())
+    assert described == routed
+
+
+def _asked_at(route: URLSpec) -> str:
+    """Return a path that the route is for: its groups are all such that 1 fits."""
+    path = re.sub(r"\([^)]*\)", "1", route.regex.pattern.removesuffix("$")).replace("\\", "")
+    assert route.regex.fullmatch(path), path
+    return path
+
+
+def _methods(route: URLSpec) -> Iterator[str]:
+    for method in METHODS:
+        if getattr(route.handler_class, method) is not web.RequestHandler._unimplemented_method:
+            yield method
+
+
+def test_the_description_is_of_this_version() -> None:
+    assert DESCRIPTION["info"]["version"] == VERSION
+
+
+def test_every_component_is_used() -> None:
+    text = json.dumps(DESCRIPTION)
+    for kind, components in DESCRIPTION["components"].items():
+        if kind != "securitySchemes":
+            for name in components:
+                assert f'"#/components/{kind}/{name}"' in text, name
+
+
+def test_every_error_code_is_told_where_it_is_answered() -> None:
+    told = " ".join(answer["description"] for answer in DESCRIPTION["components"]["responses"].values())
+    for code in DESCRIPTION["components"]["schemas"]["Error"]["properties"]["error"]["properties"]["code"][
+        "enum"
+    ]:
+        assert code in told, code

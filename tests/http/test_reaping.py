@@ -1,0 +1,247 @@
+"""Clients that are gone without a word, or no longer read: found, ended, and their memory given back."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from sse_app.core.sse import EventParser
+from tests.conftest import require
+from tests.support.server_process import ServerProcess
+
+INTERVAL = 4.0
+"""The ping interval of these servers, in seconds."""
+
+Start = Callable[..., ServerProcess]
+
+
+def wait_for(condition: Callable[[], bool], seconds: float) -> float:
+    """Wait until the condition holds, and return how long that took."""
+    begun = time.monotonic()
+    while not condition():
+        assert time.monotonic() - begun < seconds, "waited in vain"
+        time.sleep(0.02)
+    return time.monotonic() - begun
+
+
+def streams(server: ServerProcess, url: str | None = None) -> int:
+    return int(httpx.get(f"{url or server.url}/api/v1/sse/status").json()["total_connections"])
+
+
+def memory(server: ServerProcess) -> int:
+    """Return the resident memory of the server in KiB."""
+    assert server.process is not None
+    status = Path(f"/proc/{server.process.pid}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0])
+
+
+def ends(server: ServerProcess, reason: str) -> float:
+    """Return how many streams ended for a reason, as the metrics say."""
+    for line in httpx.get(f"{server.url}/metrics").text.split("\n"):
+        if line.startswith(f'sse_app_stream_ends_total{{reason="{reason}"}}'):
+            return float(line.split()[-1])
+    return 0.0
+
+
+class RawStream:
+    """A stream on a bare socket, read only when told to."""
+
+    def __init__(self, host: str, port: int, path: str, *, buffer: int = 0) -> None:
+        self.socket = socket.socket()
+        if buffer:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+        self.socket.settimeout(10)
+        self.socket.connect((host, port))
+        # HTTP/1.0: the body is not chunked, so that it can be parsed as it comes.
+        self.socket.sendall(f"GET {path} HTTP/1.0\r\nHost: x\r\n\r\n".encode())
+        self.parser = EventParser()
+        head = b""
+        while b"\r\n\r\n" not in head:
+            head += self.socket.recv(1024)
+        assert b" 200 " in head.partition(b"\r\n")[0]
+        self.events = list(self.parser.feed(head.partition(b"\r\n\r\n")[2]))
+
+    def read(self, size: int = 65_536) -> bool:
+        """Read a piece; return False at the end."""
+        try:
+            piece = self.socket.recv(size)
+        except ConnectionError:
+            return False
+        self.events += self.parser.feed(piece)
+        return bool(piece)
+
+    def numbers(self) -> list[int]:
+        return [int(event.id.partition("-")[2]) for event in self.events if event.type == "big"]
+
+
+@dataclass
+class Network:
+    """A host of our own on the far side of a pair of virtual interfaces."""
+
+    name: str
+    server_address: str
+    link: str
+
+
+@pytest.fixture
+def network() -> Iterator[Network]:
+    """A network namespace with one link to ours, made for this test and gone after it."""
+    ip = require("ip")
+    if os.geteuid() != 0:
+        if os.environ.get("CI"):
+            pytest.fail("network namespaces need root")
+        pytest.skip("network namespaces need root")
+    name = f"sse{uuid.uuid4().hex[:8]}"
+    subnet = f"10.213.{secrets.randbelow(256)}"
+    net = Network(name, f"{subnet}.1", f"{name}a")
+
+    def run(*arguments: str) -> None:
+        subprocess.run([ip, *arguments], check=True, timeout=10)
+
+    run("netns", "add", name)
+    try:
+        run("link", "add", net.link, "type", "veth", "peer", "name", f"{name}b", "netns", name)
+        run("addr", "add", f"{net.server_address}/30", "dev", net.link)
+        run("link", "set", net.link, "up")
+        run("-n", name, "addr", "add", f"{subnet}.2/30", "dev", f"{name}b")
+        run("-n", name, "link", "set", f"{name}b", "up")
+        yield net
+    finally:
+        subprocess.run(
+            [ip, "link", "delete", net.link], check=False, timeout=10
+        )  # at once, unlike the other end
+        run("netns", "delete", name)
+
+
+@pytest.mark.netns
+@pytest.mark.slow
+def test_a_client_that_vanishes_without_a_fin_is_reaped_within_two_ping_intervals(
+    start_server: Start, network: Network
+) -> None:
+    server = start_server(HOST="0.0.0.0", KEEPALIVE__PING_INTERVAL=INTERVAL)
+    token = server.stream_token("dashboard")
+    url = f"http://{network.server_address}:{server.port}/api/v1/sse/dashboard?token={token}"
+    clients = [
+        subprocess.Popen(
+            [
+                "ip",
+                "netns",
+                "exec",
+                network.name,
+                require("curl"),
+                "--silent",
+                "--no-buffer",
+                "--connect-timeout",
+                "5",
+                url,
+            ],
+            stdout=subprocess.PIPE,
+        )
+        for _ in range(3)
+    ]
+    try:
+        for client in clients:
+            assert client.stdout is not None
+            assert client.stdout.readline()
+        assert streams(server) == 3
+        # From here on everything that is sent to the clients is dropped, and they send nothing: no FIN, no RST.
+        drop = ["ip", "-n", network.name, "link", "set", f"{network.name}b", "down"]
+        subprocess.run(drop, check=True, timeout=10)
+        took = wait_for(lambda: streams(server) == 0, 10 * INTERVAL)
+        assert took <= 2 * INTERVAL + 0.3
+    finally:
+        for client in clients:
+            client.kill()
+            client.communicate()
+
+
+@pytest.mark.slow
+def test_a_client_that_stops_reading_is_ended_and_its_memory_given_back(start_server: Start) -> None:
+    server = start_server(KEEPALIVE__PING_INTERVAL=INTERVAL, LIMITS__BACKLOG_BYTES=64 * 1024 * 1024)
+    path = f"/api/v1/sse/dashboard?token={server.stream_token('dashboard')}"
+    with server.publisher() as publisher:
+        event = {"event": "big", "data": {"x": "x" * 500_000}}
+
+        def publish(count: int) -> None:
+            for _ in range(count):
+                publisher.post("/api/v1/sse/dashboard", json=event).raise_for_status()
+
+        publish(30)  # what the log and the allocator keep in any case is there from now on
+        before = memory(server)
+        stalled = RawStream("127.0.0.1", server.port, path, buffer=4096)
+        try:
+            publish(30)  # 15 MB, of which the socket takes less than one
+            took = wait_for(lambda: streams(server) == 0, 10 * INTERVAL)
+            assert took <= 2 * INTERVAL + 0.3
+            wait_for(lambda: memory(server) < before + 4_000, 10)
+        finally:
+            stalled.socket.close()
+
+
+def test_a_stream_over_its_backlog_is_ended_and_resumes_completely(start_server: Start) -> None:
+    server = start_server(LIMITS__BACKLOG_BYTES=300_000)
+    path = f"/api/v1/sse/dashboard?token={server.stream_token('dashboard')}"
+    slow = RawStream("127.0.0.1", server.port, path, buffer=4096)
+    quick = RawStream("127.0.0.1", server.port, path)
+    try:
+        with server.publisher() as publisher:
+
+            def publish(first: int, last: int) -> None:
+                for number in range(first, last + 1):
+                    event = {"event": "big", "data": {"x": "x" * 50_000}}
+                    publisher.post("/api/v1/sse/dashboard", json=event).raise_for_status()
+                    while len(quick.numbers()) < number:
+                        assert quick.read()
+
+            publish(1, 20)  # 1 MB: the sockets take a part of it, the backlog 300 KB
+            while slow.read():
+                pass
+            publish(21, 40)
+        assert quick.numbers() == list(range(1, 41))
+        assert ends(server, "slow_consumer") == 1
+        assert slow.events[-1].type == "closing"
+        assert '"slow_consumer"' in slow.events[-1].data
+        numbers = slow.numbers()
+        while numbers[-1:] != [40]:
+            last = next(event.id for event in reversed(slow.events) if event.id)
+            slow.socket.close()
+            slow = RawStream("127.0.0.1", server.port, f"{path}&last_event_id={last}")
+            while slow.numbers()[-1:] != [40] and slow.read():
+                pass
+            assert slow.numbers()
+            numbers += slow.numbers()
+        assert numbers == list(range(1, 41))
+    finally:
+        slow.socket.close()
+        quick.socket.close()
+
+
+@pytest.mark.slow
+def test_a_client_that_reads_slowly_but_steadily_is_not_ended(start_server: Start) -> None:
+    server = start_server(KEEPALIVE__PING_INTERVAL=2, LIMITS__BACKLOG_BYTES=8_000_000)
+    path = f"/api/v1/sse/dashboard?token={server.stream_token('dashboard')}"
+    slow = RawStream("127.0.0.1", server.port, path, buffer=4096)
+    try:
+        with server.publisher() as publisher:
+            for _ in range(12):
+                event = {"event": "big", "data": {"x": "x" * 50_000}}
+                publisher.post("/api/v1/sse/dashboard", json=event).raise_for_status()
+        begun = time.monotonic()
+        while slow.numbers()[-1:] != [12]:
+            assert slow.read(8192)
+            time.sleep(0.06)  # at most 136 KB a second, where the server could send a thousand times that
+        assert time.monotonic() - begun > 4.0  # longer than two ping intervals
+        assert slow.numbers() == list(range(1, 13))
+        assert streams(server) == 1
+    finally:
+        slow.socket.close()

@@ -1,0 +1,1 @@
+"""What operators do: systemd, restarts, upgrades, proxies, the demo."""

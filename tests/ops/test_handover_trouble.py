@@ -1,0 +1,141 @@
+"""What may go wrong in a restart: the process dies amid it, the next one knows another format, the disk is full."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.support.fleet import Client, assert_all_received, wait_until
+from tests.support.service import Service
+from tests.support.systemd_manager import Manager
+
+DIE_HOLDING = """
+import sse_app.handover.sender as giving
+hold = giving.Giving.hold
+async def die(self):
+    if os.path.exists({flag!r}):
+        os.remove({flag!r})
+        os.kill(os.getpid(), 9)
+    await hold(self)
+giving.Giving.hold = die
+"""
+
+
+def test_a_process_that_dies_amid_a_handover_leaves_nothing_half_said(cold: Service, tmp_path: Path) -> None:
+    flag = tmp_path / "die"
+    cold.inject(DIE_HOLDING.format(flag=str(flag)))
+    cold.restart()
+    clients = cold.fleet.open(50, cold.stream_path())
+    publisher = cold.publisher()
+    cold.settle(publisher, 20)
+    flag.touch()
+    cold.restart()
+    assert not flag.exists()
+    wait_until(lambda: len(cold.fleet.ended) == len(clients))
+    assert set(cold.fleet.ended) == {"end of file"}
+    assert [line["detail"] for line in cold.logged("handover_lost")] == ["the handover has no end"]
+    cold.expected = {"handover_lost"}
+
+    path = cold.stream_path()
+    again = [cold.fleet.open(1, f"{path}&last_event_id={client.ids()[-1]}")[0] for client in clients[:10]]
+    cold.settle(publisher)
+    cold.restart()  # the store is as good as new
+    cold.settle(publisher)
+    ids = publisher.stop()
+    for before, after in zip(clients, again, strict=False):
+        wait_until(lambda after=after: ids[-1].encode() in after.received[-4096:])  # type: ignore[misc]
+        assert before.ids() + after.ids() == ids
+        assert after.ended is None
+
+
+def read_to_the_end(client: Client) -> None:
+    def ended() -> bool:
+        client.read()
+        return client.ended is not None
+
+    wait_until(ended, pause=0.001)
+
+
+@pytest.mark.parametrize("http", ["1.1", "1.0"])
+def test_a_client_that_is_slow_gets_whole_events_and_closing_from_a_version_that_knows_another_format(
+    cold: Service, http: str
+) -> None:
+    slow = Client(cold.port, cold.stream_path(client_id="slow"), receive_buffer=4096, http=http)
+    ids = cold.publish(60, size=10_000)  # more than the kernel takes for a client that does not read
+    cold.inject("import sse_app.handover.message as state\nstate.FORMAT += 1")
+    cold.expected = {"handover_refused"}
+    cold.restart()
+    read_to_the_end(slow)
+    assert slow.ended == "end of file"
+    body = slow.body()
+    assert b'event: closing\ndata: {"reason":"shutdown"' in body[-300:]
+    assert body.endswith(b"}\n\n")
+    if http == "1.1":
+        assert slow.received.endswith(b"\r\n0\r\n\r\n")
+    assert slow.ids() == ids[: len(slow.ids())]
+    slow.socket.close()
+
+
+@pytest.fixture
+def small_disk(manager: Manager) -> Iterator[Path]:
+    """The state directory, on a file system of its own with little room."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a file system")
+    folder = manager.state_dir
+    folder.mkdir(parents=True, mode=0o700)
+    command = ["mount", "-t", "tmpfs", "-o", "size=2m,mode=0700", "small_disk", str(folder)]
+    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
+    if mounted.returncode != 0:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr}")
+    yield folder
+    manager.systemctl("stop", "sse-app.service", "sse-app.socket", check=False)
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def fill_up(folder: Path) -> Path:
+    """Take all the room that there is, and return the file that has it."""
+    file = folder / "full"
+    with file.open("wb", buffering=0) as writer:
+        for size in (65536, 4096, 1):
+            try:
+                while True:
+                    writer.write(b"x" * size)
+            except OSError:
+                continue
+    return file
+
+
+def test_a_restart_while_the_disk_is_full_keeps_the_streams_and_refuses_events_until_there_is_room(
+    small_disk: Path, start_service: Callable[..., Service]
+) -> None:
+    service = start_service()
+    clients = service.fleet.open(20, service.stream_path())
+    ids = service.publish(20)
+    bearer = {"Authorization": f"Bearer {service.access_token()}"}
+
+    def publish(size: int = 10) -> int:
+        event = {"event": "e", "data": {"pad": "x" * size}}
+        url = f"{service.url}/api/v1/sse/dashboard"
+        answer = httpx.post(url, json=event, headers=bearer, timeout=30)
+        if answer.status_code == 201:
+            ids.append(answer.json()["id"])
+        return answer.status_code
+
+    full = fill_up(small_disk)
+    wait_until(lambda: publish(100_000) == 503, pause=0)
+    service.restart()
+    assert publish(100_000) == 503
+    assert httpx.get(f"{service.url}/healthz", timeout=30).status_code == 200
+    assert not service.fleet.ended
+    full.unlink()
+    wait_until(lambda: publish() == 201)
+    service.restart()
+    assert publish() == 201
+    assert_all_received(clients, ids)
+    assert not service.fleet.ended
+    service.expected = {"event_log_unavailable"}

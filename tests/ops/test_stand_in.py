@@ -1,0 +1,169 @@
+"""A stand-in serves while a restarted server loads: what becomes of its streams when something goes wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import httpx
+
+from tests.support.fleet import assert_all_received, wait_until
+from tests.support.service import Service
+
+STREAMS = 50
+
+CRASHING = """
+counter = {counter!r}
+left = int(open(counter).read())
+def crash(name, arguments):
+    if name == 'sse_app.adopted':
+        os.kill(os.getpid(), 9)
+if left and 'SSE_APP_SUCCESSOR' not in os.environ:
+    open(counter, 'w').write(str(left - 1))
+    sys.addaudithook(crash)
+"""
+
+
+def restart(service: Service) -> None:
+    """Ask for a restart, and come back when the stand-in serves."""
+    before = len(service.logged("standing_in"))
+    service.manager.systemctl("restart", "--no-block", "sse-app.service")
+    service.wait_for_log("standing_in", before + 1)
+
+
+def stand_in(service: Service) -> int:
+    """Return the process id of the last stand-in."""
+    return int(str(service.logged("standing_in")[-1]["pid"]))
+
+
+def test_it_is_gone_when_the_restart_is_over(service: Service) -> None:
+    service.fleet.open(STREAMS, service.stream_path())
+    service.restart()
+    wait_until(lambda: not Path(f"/proc/{stand_in(service)}").exists())
+    assert len(service.logged("standing_in")) == 1
+    assert not (service.manager.state_dir / "stand-in").exists()
+
+
+def test_it_serves_on_when_the_next_process_crashes_over_taking_over(
+    service: Service, tmp_path: Path
+) -> None:
+    crashes = tmp_path / "crashes"
+    crashes.write_text("2")
+    clients = service.fleet.open(STREAMS, service.stream_path())
+    publisher = service.publisher()
+    service.inject(CRASHING.format(counter=str(crashes)))
+    service.expected = {"handover_failed"}
+    restart(service)
+    service.wait_for_log("listening", 2)
+    assert crashes.read_text() == "0"
+    service.settle(publisher)
+    assert_all_received(clients, publisher.stop())
+    assert not service.fleet.ended
+    assert len(service.logged("handover_failed")) == 2
+
+
+def test_it_serves_on_while_the_next_process_cannot_start(service: Service) -> None:
+    clients = service.fleet.open(STREAMS, service.stream_path())
+    publisher = service.publisher()
+    service.configure("bad", "ExecStartPre=/bin/false")
+    restart(service)
+    service.settle(publisher, 50)
+    assert len(service.logged("listening")) == 1
+    service.configure("bad", "")
+    service.wait_for_log("listening", 2)
+    service.settle(publisher)
+    assert_all_received(clients, publisher.stop())
+    assert not service.fleet.ended
+
+
+def test_nobody_takes_over_and_it_ends_its_streams(service: Service) -> None:
+    service.inject("import sse_app.handover.standby as stand_in\nstand_in.PATIENCE = 1.0")
+    service.restart()
+    clients = service.fleet.open(STREAMS, service.stream_path())
+    service.configure("bad", "ExecStartPre=/bin/false")
+    service.expected = {"stand_in_alone"}
+    restart(service)
+    wait_until(lambda: all(client.ended for client in clients))
+    for client in clients:
+        assert client.ended == "end of file"
+        assert b'event: closing\ndata: {"reason":"shutdown"' in client.body()
+    wait_until(lambda: not Path(f"/proc/{stand_in(service)}").exists())
+    service.configure("bad", "")
+    service.wait_for_log("listening", 3)
+    service.fleet.open(STREAMS, service.stream_path())
+
+
+def test_it_is_killed_and_nothing_acknowledged_is_lost(service: Service) -> None:
+    clients = service.fleet.open(STREAMS, service.stream_path())
+    ids = service.publish(20)
+    service.configure("late", "ExecStartPre=/bin/sleep 1")
+    restart(service)
+    ids += service.publish(20)
+    os.kill(stand_in(service), signal.SIGKILL)
+    wait_until(lambda: all(client.ended for client in clients))
+    service.wait_for_log("listening", 2)
+    (back,) = service.fleet.open(1, f"{service.stream_path()}&last_event_id={ids[4]}")
+    wait_until(lambda: back.ids() == ids[5:])
+
+
+def test_a_stop_in_the_middle_of_a_restart_ends_the_streams(service: Service) -> None:
+    clients = service.fleet.open(STREAMS, service.stream_path())
+    service.configure(
+        "late", "ExecStartPre=/bin/sleep 1"
+    )  # so that the stop comes while nobody else is there
+    service.expected = {"stand_in_alone"}
+    restart(service)
+    service.manager.systemctl("stop", "sse-app.service", "sse-app.socket")
+    wait_until(lambda: all(client.ended for client in clients))
+    assert {client.ended for client in clients} == {"end of file"}
+    wait_until(lambda: not Path(f"/proc/{stand_in(service)}").exists(), deadline=10)
+
+
+def test_a_successor_that_cannot_be_started_leaves_the_cold_way(service: Service) -> None:
+    clients = service.fleet.open(STREAMS, service.stream_path())
+    publisher = service.publisher()
+    good = service.manager.config.read_text()
+    service.manager.config.write_text("nonsense")
+    service.expected = {"stand_in_failed"}
+    subprocess.Popen(
+        ["systemctl", "--user", "restart", "sse-app.service"],
+        env=service.manager.environment,
+        stderr=subprocess.DEVNULL,
+    ).wait()
+    service.manager.config.write_text(good)
+    service.wait_for_log("listening", 2)
+    service.settle(publisher)
+    assert_all_received(clients, publisher.stop())
+    assert not service.fleet.ended
+    assert httpx.get(f"{service.url}/readyz").status_code == 200
+
+
+def test_one_that_hangs_is_given_up(service: Service) -> None:
+    service.inject(
+        "import sse_app.handover.standby as stand_in, time\n"
+        "stand_in.START_TIMEOUT = 1.0\n"
+        "if 'SSE_APP_STAND_IN' in os.environ:\n"
+        "    time.sleep(60)"
+    )
+    service.restart()
+    clients = service.fleet.open(STREAMS, service.stream_path())
+    publisher = service.publisher()
+    service.expected = {"stand_in_failed"}
+    service.restart()
+    service.settle(publisher)
+    assert_all_received(clients, publisher.stop())
+    assert not service.fleet.ended
+
+
+def test_restarts_on_each_other_s_heels_lose_nothing(service: Service) -> None:
+    clients = service.fleet.open(STREAMS, service.stream_path())
+    publisher = service.publisher()
+    for _ in range(6):
+        service.manager.systemctl("restart", "--no-block", "sse-app.service")
+        service.settle(publisher, 10)
+    wait_until(lambda: service.manager.show("ActiveState") == "active")
+    service.settle(publisher)
+    assert_all_received(clients, publisher.stop())
+    assert not service.fleet.ended

@@ -1,0 +1,197 @@
+"""A warm successor takes over, or the process before it serves on as if nothing had been."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.support.fleet import Client, assert_all_received, wait_until
+from tests.support.installation import install
+from tests.support.service import Service, managed
+
+STREAMS = 1000
+
+
+def test_a_warm_successor_takes_over_without_a_closed_stream(service: Service) -> None:
+    clients = service.fleet.open(STREAMS, service.stream_path())
+    publisher = service.publisher()
+    for _ in range(3):
+        service.upgrade()
+        service.settle(publisher)
+    service.restart()  # the store has come along
+    ids = publisher.stop()
+    assert not service.fleet.ended
+    assert not publisher.retried
+    assert_all_received(clients, ids)
+    assert service.manager.show("ActiveState") == "active"
+    assert service.manager.show("NRestarts") == "0"
+
+
+FAILING = """
+where = {file!r}
+point = open(where).read() if os.environ.get('SSE_APP_SUCCESSOR') else ''
+def die(*arguments):
+    os.kill(os.getpid(), 9)
+def at_adoption(name, arguments):
+    if name == 'sse_app.adopted':
+        die()
+if point == 'started':
+    die()
+elif point == 'adopted':
+    sys.addaudithook(at_adoption)
+elif point:
+    from sse_app.handover.protocol import Conversation
+    say = Conversation.say
+    def say_and_die(self, word):
+        if word == point == 'serving':
+            self._socket.shutdown(0)  # it hears nothing more: so much is sure when it is told to go
+        say(self, word)
+        if word == point:
+            die()
+    Conversation.say = say_and_die
+"""
+
+
+class Failure:
+    """Has successors die at a given place."""
+
+    def __init__(self, service: Service, file: Path) -> None:
+        self._service = service
+        self._file = file
+        file.write_text("")
+        service.inject(FAILING.format(file=str(file)))
+        service.restart()
+
+    def upgrade(self, point: str) -> None:
+        """Try an upgrade whose successor dies there."""
+        self._file.write_text(point)
+        self._service.expected = {"upgrade_failed"}
+        before = len(self._service.logged("upgrade_failed"))
+        self._service.signal("USR2")
+        self._service.wait_for_log("upgrade_failed", before + 1)
+        self._file.write_text("")
+
+
+def test_a_successor_that_dies_leaves_the_old_process_serving(
+    start_service: Callable[..., Service], tmp_path: Path
+) -> None:
+    service = start_service(SOCKET__USER_TIMEOUT=600)  # one of the clients does not read for a while
+    failure = Failure(service, tmp_path / "point")
+    slow = Client(service.port, service.stream_path(client_id="slow"), receive_buffer=4096)
+    first = service.publish(60, size=10_000)  # so that there are unsent bytes, of which none may go out twice
+    clients = service.fleet.open(50, service.stream_path())
+    publisher = service.publisher()
+    before = service.manager.main_pid
+    for point in ("started", "ready", "built", "adopted", "serving"):
+        failure.upgrade(point)
+        service.settle(publisher, 5)
+        assert service.manager.main_pid == before, point
+        assert httpx.get(f"{service.url}/readyz").status_code == 200
+    service.fleet.open(1, service.stream_path())  # it accepts connections again
+    service.upgrade()
+    service.settle(publisher)
+    service.restart()
+    service.settle(publisher)
+    ids = publisher.stop()
+    assert_all_received(clients, ids)
+    slow.read_until(ids[-1])
+    assert slow.ids() == first + ids
+    assert not service.fleet.ended
+    slow.socket.close()
+
+
+def test_two_upgrades_at_once_are_one(service: Service) -> None:
+    clients = service.fleet.open(20, service.stream_path())
+    publisher = service.publisher()
+    before = service.manager.main_pid
+    for _ in range(3):
+        os.kill(before, signal.SIGUSR2)
+    wait_until(lambda: service.manager.main_pid not in (0, before))
+    service.settle(publisher, 30)
+    assert len(service.logged("upgraded")) == 1
+    assert_all_received(clients, publisher.stop())
+    assert not service.fleet.ended
+
+
+def test_a_restart_during_an_upgrade_comes_first(service: Service) -> None:
+    """At whatever moment it comes."""
+    clients = service.fleet.open(200, service.stream_path())
+    publisher = service.publisher()
+    for delay in (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6):
+        service.settle(publisher, 5)
+        service.signal("USR2")
+        time.sleep(delay)
+        service.manager.systemctl("restart", "sse-app.service")
+        service.settle(publisher, 5)
+    service.expected = {"upgrade_failed"} if service.logged("upgrade_failed") else set()
+    assert_all_received(clients, publisher.stop())
+    assert not service.fleet.ended
+
+
+def test_signals_in_the_middle_of_restarts_and_upgrades_do_no_harm(service: Service) -> None:
+    clients = service.fleet.open(50, service.stream_path())
+    publisher = service.publisher()
+    for _ in range(5):
+        before = service.manager.main_pid
+        service.manager.systemctl("restart", "--no-block", "sse-app.service")
+        while service.manager.main_pid in (0, before):
+            for number in (signal.SIGHUP, signal.SIGUSR2):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(before, number)
+        service.settle(publisher, 3)
+    wait_until(lambda: service.manager.show("ActiveState") == "active")
+    service.expected = {"upgrade_failed"} if service.logged("upgrade_failed") else set()
+    assert_all_received(clients, publisher.stop())
+    assert not service.fleet.ended
+
+
+@pytest.fixture
+def current(tmp_path: Path) -> Path:
+    """What an operator switches from one installation to the next."""
+    install(tmp_path / "first", version="1.1.1")
+    install(tmp_path / "second", version="2.2.2")
+    current = tmp_path / "current"
+    current.symlink_to(tmp_path / "first")
+    return current
+
+
+@pytest.fixture
+def replaceable(current: Path) -> Iterator[Service]:
+    """A service whose program is behind a symbolic link."""
+    for manager in managed(None, [str(current / "venv/bin/python"), str(current / "program/main.py")]):
+        service = Service(manager)
+        yield service
+        service.fleet.close()
+        service.check_log()
+
+
+def test_another_installation_of_the_program_takes_over_behind_the_same_unit(
+    replaceable: Service, current: Path, tmp_path: Path
+) -> None:
+    service = replaceable
+
+    def version() -> str:
+        return str(httpx.get(f"{service.url}/api/v1/sse/status").json()["version"])
+
+    clients = service.fleet.open(50, service.stream_path())
+    publisher = service.publisher()
+    assert version() == "1.1.1"
+    for installation, change, expected in (
+        ("second", service.upgrade, "2.2.2"),
+        ("first", service.restart, "1.1.1"),
+        ("second", service.upgrade, "2.2.2"),
+    ):
+        (tmp_path / "next").symlink_to(tmp_path / installation)
+        (tmp_path / "next").rename(current)
+        change()
+        service.settle(publisher)
+        assert version() == expected
+    assert_all_received(clients, publisher.stop())
+    assert not service.fleet.ended

@@ -1,0 +1,216 @@
+"""The keys: rotated while streams go on, several at once, weak and odd ones refused at the start in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, rsa, x25519
+
+from sse_app.auth.tokens.issuer import TokenKind
+from tests.support.forging import private_pem
+from tests.support.people import Site, assert_go_on, site, until
+from tests.support.server_process import ROOT
+
+ALGORITHMS = ["EdDSA", "ES256", "RS256", "HS256"]
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with site(tmp_path_factory.mktemp("keys") / "state", users=("ann",)) as served:
+        yield served
+
+
+def kid_of(token: str) -> str:
+    return str(jwt.get_unverified_header(token)["kid"])
+
+
+def test_keys_are_rotated_while_the_server_serves_and_streams_go_on(desk: Site) -> None:
+    tokens = [desk.log_in("ann")]
+    ears = [desk.hear(tokens[0].stream)]
+    for algorithm in ALGORITHMS:
+        kid = desk.server.command("keys", "rotate", "--algorithm", algorithm)
+        minted = desk.mint(TokenKind.ACCESS, "ann")
+        assert kid_of(minted) == kid
+        until(lambda minted=minted: desk.me(minted) == 200, "the running server knows the new key")  # type: ignore[misc]
+        tokens.append(desk.log_in("ann"))
+        assert kid_of(tokens[-1].access) == kid_of(tokens[-1].stream) == kid
+        assert jwt.get_unverified_header(tokens[-1].access)["alg"] == algorithm
+        ears.append(desk.hear(tokens[-1].stream))
+    assert_go_on(desk, ears)
+    for session in tokens:
+        assert desk.me(session.access) == 200
+        assert desk.stream_status(session.stream) == 200
+    listed = desk.server.command("keys").splitlines()
+    assert [line.split()[1] for line in listed] == [*reversed(ALGORITHMS), "HS256"]
+    assert [line.split()[2] for line in listed] == ["signs"] + ["verifies"] * 4
+    desk.leave_all()
+    desk.restart()
+    for session in tokens:
+        assert desk.me(session.access) == 200
+
+
+def test_the_published_keys_verify_our_tokens_and_hold_no_secret(desk: Site) -> None:
+    for algorithm in ALGORITHMS:
+        desk.server.command("keys", "rotate", "--algorithm", algorithm)
+        token = desk.mint(TokenKind.ACCESS, "ann")
+        until(lambda token=token: desk.me(token) == 200, "the running server knows the new key")  # type: ignore[misc]
+        client = jwt.PyJWKClient(f"{desk.server.url}/.well-known/jwks.json", cache_keys=False)
+        if algorithm == "HS256":
+            with pytest.raises(jwt.PyJWKClientError):
+                client.get_signing_key_from_jwt(token)
+            continue
+        key = client.get_signing_key_from_jwt(token)
+        claims = jwt.decode(token, key, algorithms=[algorithm], audience="sse_app", issuer="sse_app")
+        assert claims["sub"] == "ann"
+    document = desk.http.get("/.well-known/jwks.json").json()
+    assert {jwk["alg"] for jwk in document["keys"]} == {"EdDSA", "ES256", "RS256"}
+    for jwk in document["keys"]:
+        assert set(jwk) <= {"kty", "crv", "x", "y", "n", "e", "kid", "alg", "use", "key_ops"}
+        assert (jwk["use"], jwk["key_ops"]) == ("sig", ["verify"])
+
+
+def test_a_bad_key_beside_a_running_server_is_told_and_changes_nothing(tmp_path: Path) -> None:
+    with site(tmp_path / "state", expected=("keys_refused",)) as desk:
+        token = desk.mint(TokenKind.ACCESS, "ann")
+        (tmp_path / "state" / "keys" / "weak.hs256").write_bytes(b"short")
+        until(lambda: "keys_refused" in desk.server.log_path.read_text(), "it is told")
+        assert desk.me(token) == 200
+        (tmp_path / "state" / "keys" / "weak.hs256").unlink()
+        again = desk.mint(TokenKind.ACCESS, "ann")
+        assert desk.me(again) == 200
+
+
+def test_a_key_that_is_taken_away_verifies_no_more(tmp_path: Path) -> None:
+    with site(tmp_path / "state") as desk:
+        old = desk.mint(TokenKind.ACCESS, "ann")
+        assert desk.me(old) == 200
+        desk.server.command("keys", "rotate")
+        (tmp_path / "state" / "keys" / "first.hs256").unlink()
+        until(lambda: desk.me(old) == 401, "the old key is gone")
+        assert desk.me(desk.mint(TokenKind.ACCESS, "ann")) == 200
+
+
+def public_pem(key: Any) -> bytes:
+    pem: bytes = key.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    return pem
+
+
+def encrypted_pem() -> bytes:
+    return ed25519.Ed25519PrivateKey.generate().private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.BestAvailableEncryption(b"word"),
+    )
+
+
+def jwk(**members: object) -> Callable[[], bytes]:
+    return lambda: json.dumps(members).encode()
+
+
+BAD: dict[str, Callable[[], bytes]] = {
+    "short.hs256": lambda: os.urandom(31),
+    "empty.hs256": bytes,
+    "pem.hs256": lambda: private_pem(ed25519.Ed25519PrivateKey.generate()),
+    "public.hs256": lambda: public_pem(rsa.generate_private_key(65_537, 2048)),
+    "weak.pem": lambda: private_pem(rsa.generate_private_key(65_537, 1024)),
+    "p384.pem": lambda: private_pem(ec.generate_private_key(ec.SECP384R1())),
+    "koblitz.pem": lambda: private_pem(ec.generate_private_key(ec.SECP256K1())),
+    "ed448.pem": lambda: private_pem(ed448.Ed448PrivateKey.generate()),
+    "x25519.pem": lambda: private_pem(x25519.X25519PrivateKey.generate()),
+    "dsa.pem": lambda: private_pem(dsa.generate_private_key(1024)),
+    "encrypted.pem": encrypted_pem,
+    "public.pem": lambda: public_pem(ed25519.Ed25519PrivateKey.generate()),
+    "empty.pem": bytes,
+    "binary.pem": lambda: os.urandom(500),
+    "cut.pem": lambda: private_pem(ed25519.Ed25519PrivateKey.generate())[:60],
+    "certificate.pem": lambda: b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+    "empty.jwk": bytes,
+    "list.jwk": lambda: b"[]",
+    "null.jwk": lambda: b"null",
+    "binary.jwk": lambda: b"\xff\xfe\x00",
+    "deep.jwk": lambda: b"[" * 100_000,
+    "empty-object.jwk": jwk(),
+    "no-kind.jwk": jwk(kty="none"),
+    "kind.jwk": jwk(kty=5),
+    "short.jwk": jwk(kty="oct", k="AAAA"),
+    "number.jwk": jwk(kty="oct", k=5),
+    "rsa.jwk": jwk(kty="RSA", n=5, e="AQAB"),
+    "rsa-empty.jwk": jwk(kty="RSA", n="", e=""),
+    "ec.jwk": jwk(kty="EC", crv="P-256", x=None, y=[]),
+    "okp.jwk": jwk(kty="OKP", crv="Ed25519", x=5, d=5),
+    "kid.jwk": jwk(kty="oct", k="A" * 43, kid=5),
+    "none.jwk": jwk(kty="oct", k="A" * 43, alg="none"),
+    "other.jwk": jwk(kty="oct", k="A" * 43, alg="HS512"),
+    "mixed.jwk": jwk(kty="oct", k="A" * 43, alg="RS256"),
+    "notes.txt": lambda: b"do not touch",
+    "first.hs256~": lambda: os.urandom(32),
+    "no-suffix": lambda: os.urandom(32),
+}
+
+
+def load(keys: Path) -> subprocess.CompletedProcess[str]:
+    """List the keys, which reads them as the start does."""
+    environment = {**os.environ, "SSE_APP_STATE_DIR": str(keys.parent)}
+    arguments = [sys.executable, "-c", _LOAD, str(keys)]
+    return subprocess.run(
+        arguments, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+_LOAD = """
+import sys
+from pathlib import Path
+from sse_app.auth.tokens.keyring import KeyRing
+from sse_app.core.errors import StateError
+for directory in sorted(Path(sys.argv[1]).iterdir()):
+    try:
+        KeyRing.load(directory)
+        print(f"{directory.name}: accepted")
+    except StateError as error:
+        print(f"{directory.name}: {error}")
+    except BaseException as error:
+        print(f"{directory.name}: uncaught {error!r:.80}")
+"""
+
+
+def test_weak_and_odd_keys_are_refused_each_by_name_in_one_line(tmp_path: Path) -> None:
+    for name, make in BAD.items():
+        directory = tmp_path / name
+        directory.mkdir()
+        (directory / name).write_bytes(make())
+    (tmp_path / "directory.pem" / "directory.pem").mkdir(parents=True)
+    done = load(tmp_path)
+    assert done.returncode == 0, done.stderr
+    told = dict(line.split(": ", 1) for line in done.stdout.splitlines())
+    assert set(told) == {*BAD, "directory.pem"}
+    wrong = {name: text for name, text in told.items() if name not in text.replace(f"/{name}/", "/")}
+    wrong = {name: text for name, text in wrong.items() if name != "public.pem"}
+    assert wrong == {}
+    assert "public" in told["public.pem"]
+
+
+@pytest.mark.parametrize("name", ["short.hs256", "weak.pem", "okp.jwk"])
+def test_a_server_with_a_bad_key_does_not_start_and_says_so_in_one_line(tmp_path: Path, name: str) -> None:
+    keys = tmp_path / "state" / "keys"
+    keys.mkdir(parents=True)
+    (keys / "good.hs256").write_bytes(os.urandom(32))
+    (keys / name).write_bytes(BAD[name]())
+    environment = {**os.environ, "SSE_APP_STATE_DIR": str(keys.parent), "SSE_APP_PORT": "0"}
+    done = subprocess.run(
+        [sys.executable, "main.py", "serve"],
+        cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert name in done.stderr

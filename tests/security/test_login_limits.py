@@ -1,0 +1,225 @@
+"""Limits on guessing, publishing and listening: they hold whoever asks and whatever the headers say."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from sse_app.auth.tokens.issuer import TokenKind
+from tests.support.people import PASSWORD, Ear, Site, bearer, site
+
+USERS = tuple(f"user{number}" for number in range(9))
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    state_dir = tmp_path_factory.mktemp("limits") / "state"
+    with site(state_dir, users=USERS, LIMITS__PUBLISH_RATE=5) as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def proxied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A server that believes a proxy at 127.0.5.1, and that proxy only."""
+    state_dir = tmp_path_factory.mktemp("proxied") / "state"
+    with site(state_dir, users=USERS, TRUSTED_PROXIES=["127.0.5.1/32", "10.0.0.0/8"]) as served:
+        yield served
+
+
+def guess(desk: Site, name: str, address: str, **headers: str) -> httpx.Response:
+    with httpx.Client(transport=httpx.HTTPTransport(local_address=address), timeout=30) as http:
+        return http.post(
+            f"{desk.server.url}/api/v1/auth/login",
+            json={"username": name, "password": "wrong guess", "cookie": False},
+            headers={name.replace("_", "-"): value for name, value in headers.items()},
+        )
+
+
+def guess_until_refused(desk: Site, name: str, address: str, **headers: str) -> int:
+    """Return how many guesses were answered 401 before the first 429."""
+    for count in range(100):
+        answer = guess(desk, name, address, **headers)
+        if answer.status_code == 429:
+            return count
+        assert answer.status_code == 401, answer.text
+    raise AssertionError("a hundred guesses were free")
+
+
+def test_the_delay_grows_with_each_wrong_password_and_says_how_long(desk: Site) -> None:
+    waits: list[int] = []
+    while len(waits) < 3:
+        answer = guess(desk, "user0", "127.0.4.1")
+        if answer.status_code == 401:
+            continue
+        assert answer.status_code == 429
+        assert answer.json()["error"]["code"] == "too_many_attempts"
+        waits.append(int(answer.headers["retry-after"]))
+        assert desk.try_login("user0", address="127.0.4.1").status_code == 429  # also the right one
+        time.sleep(waits[-1])  # the property is the time itself
+    assert waits == sorted(waits)
+    assert waits[-1] >= 3
+    assert desk.try_login("user0", address="127.0.4.2").status_code == 200  # another address does not wait
+    assert desk.try_login("user1", address="127.0.4.1").status_code == 200  # nor another account
+
+
+def test_who_has_the_right_password_begins_anew(desk: Site) -> None:
+    for _ in range(4):
+        assert guess(desk, "user1", "127.0.4.10").status_code == 401
+    assert desk.try_login("user1", address="127.0.4.10").status_code == 200
+    for _ in range(4):
+        assert guess(desk, "user1", "127.0.4.10").status_code == 401
+
+
+@pytest.mark.long
+def test_an_address_that_tries_many_accounts_waits_for_all(desk: Site) -> None:
+    statuses = [guess(desk, f"nobody{number}", "127.0.4.20").status_code for number in range(53)]
+    assert set(statuses[:49]) == {401}
+    assert statuses[-1] == 429
+    assert desk.try_login("user2", address="127.0.4.20").status_code == 429
+    assert desk.try_login("user2", address="127.0.4.21").status_code == 200
+
+
+def test_of_a_burst_of_concurrent_guesses_hardly_any_is_checked(desk: Site) -> None:
+    statuses: Counter[int] = Counter()
+    gate = threading.Barrier(40)
+
+    def one() -> None:
+        gate.wait()
+        statuses[guess(desk, "user3", "127.0.4.30").status_code] += 1
+
+    threads = [threading.Thread(target=one) for _ in range(40)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert statuses[401] <= 5
+    assert statuses[401] + statuses[429] == 40
+
+
+@pytest.mark.parametrize("attackers", [1, pytest.param(60, marks=pytest.mark.long)])
+def test_the_right_user_logs_in_while_100_wrong_passwords_a_second_come(desk: Site, attackers: int) -> None:
+    stopped = threading.Event()
+    statuses: Counter[int] = Counter()
+
+    def attack(number: int) -> None:
+        address = f"127.0.{60 + attackers // 60}.{number % 250 + 1}"
+        transport = httpx.HTTPTransport(local_address=address)
+        with httpx.Client(transport=transport, timeout=30) as http:
+            while not stopped.is_set():
+                answer = http.post(
+                    f"{desk.server.url}/api/v1/auth/login",
+                    json={"username": "user4", "password": "wrong guess"},
+                )
+                statuses[answer.status_code] += 1
+                stopped.wait(max(1, attackers) / 100)
+
+    threads = [threading.Thread(target=attack, args=(number,)) for number in range(attackers)]
+    for thread in threads:
+        thread.start()
+    try:
+        begun = time.monotonic()
+        while time.monotonic() < begun + 3:
+            time.sleep(0.1)
+        deadline = time.monotonic() + 10
+        while (answer := desk.try_login("user4", address="127.0.8.1")).status_code == 503:
+            assert time.monotonic() < deadline, "the right user has no turn"
+            time.sleep(0.2)
+        assert answer.status_code == 200, answer.text
+        assert desk.http.get("/healthz").status_code == 200
+    finally:
+        stopped.set()
+        for thread in threads:
+            thread.join()
+    assert set(statuses) <= {401, 429, 503}
+    assert statuses[401] < 250, statuses
+
+
+@pytest.mark.parametrize(
+    ("address", "headers"),
+    [
+        ("127.0.6.1", {"X_Forwarded_For": "9.9.9.{}"}),
+        ("127.0.6.2", {"X_Forwarded_For": "9.9.9.{}, 127.0.5.1"}),
+        ("127.0.6.3", {"X_Real_IP": "9.9.9.{}"}),
+        ("127.0.6.4", {"Forwarded": "for=9.9.9.{}"}),
+        ("127.0.6.5", {"True_Client_IP": "9.9.9.{}"}),
+        ("127.0.6.6", {"CF_Connecting_IP": "9.9.9.{}"}),
+    ],
+    ids=str,
+)
+def test_a_forwarded_address_from_anybody_is_not_believed(
+    proxied: Site, address: str, headers: dict[str, str]
+) -> None:
+    for number in range(5):
+        spoofed = {name: value.format(number) for name, value in headers.items()}
+        assert guess(proxied, f"x{address}", address, **spoofed).status_code == 401
+    spoofed = {name: value.format(77) for name, value in headers.items()}
+    assert guess(proxied, f"x{address}", address, **spoofed).status_code == 429
+
+
+def test_a_trusted_proxy_is_believed_about_the_last_address_and_not_about_those_before(proxied: Site) -> None:
+    def ask(forwarded: str) -> int:
+        return guess(proxied, "user5", "127.0.5.1", X_Forwarded_For=forwarded).status_code
+
+    for number in range(5):
+        assert ask(f"9.9.9.{number}, 8.8.8.8") == 401
+    for forwarded in (
+        "1.1.1.1, 8.8.8.8",
+        "8.8.8.8",
+        "1.1.1.1,  8.8.8.8",
+        "8.8.8.8, 10.1.2.3",
+        "8.8.8.8, 127.0.5.1",
+        "::ffff:8.8.8.8",
+    ):
+        assert ask(forwarded) == 429, forwarded
+    assert ask("8.8.8.8, 7.7.7.7") == 401
+    assert ask("8.8.8.8, nonsense") == 401  # the proxy itself, then
+    assert ask("2001:db8:1:2::1") == 401
+    for number in range(4):
+        assert ask(f"2001:db8:1:2:{number}::7") == 401
+    assert ask("2001:db8:1:2:ffff::9") == 429  # a /64 is one customer
+    assert ask("2001:db8:1:3::9") == 401
+
+
+def test_a_publisher_beyond_its_rate_is_429_with_retry_after_and_another_is_not(desk: Site) -> None:
+    tokens = [bearer(desk.mint(TokenKind.ACCESS, "publisher")) for _ in range(2)]
+    event = {"channel": "dashboard", "event": "e", "data": {}}
+
+    def publish(count: int, headers: dict[str, str]) -> httpx.Response:
+        return desk.http.post("/api/v1/sse", json={"events": [event] * count}, headers=headers)
+
+    assert publish(5, tokens[0]).status_code == 201
+    begun = time.monotonic()
+    refused = publish(5, tokens[0])
+    assert refused.status_code == 429
+    assert refused.json()["error"]["code"] == "too_many_events"
+    assert int(refused.headers["retry-after"]) == 1
+    assert time.monotonic() - begun < 1
+    assert publish(5, tokens[1]).status_code == 201
+    time.sleep(int(refused.headers["retry-after"]) + 0.1)
+    assert publish(4, tokens[0]).status_code == 201
+    history = desk.http.get("/api/v1/sse/dashboard/history?limit=1000", headers=tokens[0]).json()["events"]
+    assert len(history) == 14
+
+
+def test_streams_are_limited_per_user_and_per_address_and_a_place_left_is_free(proxied: Site) -> None:
+    token = proxied.mint(TokenKind.STREAM, "busy")
+    ears = [Ear(proxied.server, "dashboard", token) for _ in range(100)]
+    assert {ear.status for ear in ears} == {200}
+    with httpx.Client(timeout=30) as http:
+        answer = http.get(f"{proxied.server.url}/api/v1/sse/dashboard", params={"token": token})
+        assert answer.status_code == 429
+        assert int(answer.headers["retry-after"]) > 0
+    again = proxied.mint(TokenKind.STREAM, "busy", "another session")
+    assert proxied.stream_status(again) == 429
+    assert proxied.stream_status(proxied.mint(TokenKind.STREAM, "calm")) == 200
+    for ear in ears:
+        ear.leave()
+    deadline = time.monotonic() + 10
+    while proxied.stream_status(token) == 429:
+        assert time.monotonic() < deadline
+    assert PASSWORD not in proxied.server.log_path.read_text()

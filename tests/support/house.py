@@ -1,0 +1,184 @@
+"""A server with accounts: tokens signed with its own key, and what is asked of it in their name."""
+
+from __future__ import annotations
+
+import base64
+import hmac
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import jwt
+import pytest
+
+from tests.support.server_process import ROOT, ServerProcess
+
+PASSWORDS = {"ann": "correct horse battery", "bob": "a second secret", "a.b": "dotted secret"}
+CHANNELS = ["dashboard", "alerts", "training", "backtest", "user.**", "desk.**"]
+
+
+def mint(key: bytes, kind: str = "access", **claims: object) -> str:
+    """Return a token signed with the key; the claims override good ones, and ``...`` leaves one out."""
+    now = int(time.time())
+    good: dict[str, object] = {
+        "iss": "sse_app",
+        "aud": "sse_app",
+        "sub": "forger",
+        "iat": now,
+        "exp": now + 600,
+        "jti": f"j{time.monotonic_ns()}",
+        "sid": "s1",
+        "sse": {"subscribe": ["**"], "publish": ["**"], "admin": False},
+    }
+    merged = {name: value for name, value in (good | claims).items() if value is not ...}
+    return sign(key, {"alg": "HS256", "kid": "first", "typ": TYPES[kind]}, merged)
+
+
+TYPES = {"access": "at+jwt", "stream": "stream+jwt"}
+
+
+def encoded(part: object) -> str:
+    raw = part if isinstance(part, bytes) else json.dumps(part).encode()
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+
+def sign(key: bytes, header: object, payload: object, algorithm: str = "sha256") -> str:
+    """Sign anything whatever as if it were a JWT: a JWT library would refuse most of it."""
+    signed = f"{encoded(header)}.{encoded(payload)}"
+    return f"{signed}.{encoded(hmac.new(key, signed.encode(), algorithm).digest())}"
+
+
+def claims_of(token: str) -> dict[str, Any]:
+    claims: dict[str, Any] = jwt.decode(token, options={"verify_signature": False})
+    return claims
+
+
+@dataclass
+class House:
+    """A server with accounts, and a client for it that sends no token of its own."""
+
+    server: ServerProcess
+    http: httpx.Client
+    key: bytes
+
+    def login(self, username: str, password: str | None = None, address: str = "127.0.0.1") -> httpx.Response:
+        """Log in; wrong passwords from one address are soon made to wait, so tests with many change it."""
+        password = PASSWORDS.get(username, "") if password is None else password
+        with httpx.Client(transport=httpx.HTTPTransport(local_address=address), timeout=10) as http:
+            return http.post(
+                f"{self.server.url}/api/v1/auth/login", json={"username": username, "password": password}
+            )
+
+    def tokens(self, username: str) -> dict[str, Any]:
+        answer = self.login(username)
+        assert answer.status_code == 200, answer.text
+        tokens: dict[str, Any] = answer.json()
+        return tokens
+
+    def open(self, channels: str, token: str | None, **query: str) -> httpx.Response:
+        """Open a stream and leave; the answer has a body only where it is a refusal."""
+        params = query if token is None else {"token": token, **query}
+        with self.http.stream("GET", f"/api/v1/sse/{channels}", params=params) as answer:
+            if answer.status_code != 200:
+                answer.read()
+            return answer
+
+    def publish(self, channel: str, token: str) -> httpx.Response:
+        return self.http.post(
+            f"/api/v1/sse/{channel}", json={"event": "e", "data": {}}, headers=bearer(token)
+        )
+
+    def history(self, token: str) -> httpx.Response:
+        return self.http.get("/api/v1/sse/dashboard/history", headers=bearer(token))
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+def start(tmp_path_factory: pytest.TempPathFactory, **settings: object) -> Iterator[House]:
+    state_dir = tmp_path_factory.mktemp("tokens") / "state"
+    server = ServerProcess(state_dir=state_dir, expected=("login_refused",), CHANNELS=CHANNELS, **settings)
+    server.start()
+    try:
+        (key,) = (state_dir / "keys").iterdir()
+        with httpx.Client(base_url=server.url, timeout=10) as http:
+            yield House(server, http, key.read_bytes())
+        assert server.stop() == 0
+    finally:
+        server.kill()
+    server.check_log()
+
+
+@pytest.fixture(scope="session")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    for house in start(tmp_path_factory):
+        add = house.server.command
+        add(
+            *[
+                "user",
+                "add",
+                "ann",
+                "--subscribe",
+                "dashboard,desk.*",
+                "--publish",
+                "alerts",
+                "--password-stdin",
+            ],
+            input=PASSWORDS["ann"] + "\n",
+        )
+        add(
+            *["user", "add", "bob", "--subscribe", "alerts", "--password-stdin"],
+            input=PASSWORDS["bob"] + "\n",
+        )
+        yield house
+
+
+@pytest.fixture(scope="session")
+def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    yield from start(tmp_path_factory, LIMITS__STREAMS_PER_USER=2, LIMITS__STREAMS_PER_ADDRESS=4)
+
+
+@pytest.fixture
+def the_log_stays_quiet(house: House) -> Iterator[None]:
+    before = house.server.log_path.stat().st_size
+    yield
+    with house.server.log_path.open("rb") as log:
+        log.seek(before)
+        new = log.read().decode()
+    assert "Traceback" not in new, new
+
+
+def assert_refused(answer: httpx.Response, status: int) -> str:
+    """Check that an answer is this error, in the form of all errors, and return its message."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"].startswith("application/json")
+    document = answer.json()
+    assert set(document) == {"error"}
+    assert set(document["error"]) >= {"code", "message"}
+    if status == 401:
+        assert answer.headers["www-authenticate"].startswith('Bearer error="invalid_token"')
+    return str(document["error"]["message"])
+
+
+def assert_login_refused(answer: httpx.Response) -> None:
+    assert answer.status_code == 401
+    assert set(answer.json()) == {"error"}
+
+
+def command(house: House, *arguments: str, input: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "main.py", *arguments],
+        cwd=ROOT,
+        env=house.server.environment,
+        input=input,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )

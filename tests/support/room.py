@@ -1,0 +1,235 @@
+"""A room of clients that listen, drop and come back, and publishers that do not give up."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import httpx
+import pytest
+
+from tests.support.server_process import ServerProcess
+
+Start = Callable[..., ServerProcess]
+DEADLINE = 30.0  # seconds after which a test stops waiting
+
+
+class Frame(NamedTuple):
+    """One event as it came over the wire; fields that were not there are None."""
+
+    type: str | None
+    id: str | None
+    data: dict[str, Any]
+    retry: int | None
+
+
+class Acknowledged(NamedTuple):
+    """One event that the server answered with 201."""
+
+    id: str
+    channel: str
+    n: int
+
+
+def sequence(id: str) -> int:
+    return int(id.rpartition("-")[2])
+
+
+def until(condition: Callable[[], bool], what: str, seconds: float = DEADLINE) -> None:
+    """Wait until the condition holds; fail after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(0.01)
+
+
+def frames_of(lines: Iterable[str]) -> Iterator[Frame]:
+    """Decode lines strictly: known fields only, each at most once, and data that is a JSON object."""
+    fields: dict[str, str] = {}
+    for line in lines:
+        if line:
+            name, colon, value = line.partition(": ")
+            assert colon, line
+            assert name in {"id", "event", "data", "retry"}, line
+            assert name not in fields, line
+            fields[name] = value
+        elif fields:
+            retry = fields.get("retry")
+            data = json.loads(fields["data"]) if "data" in fields else {}
+            assert isinstance(data, dict)
+            if set(fields) != {"retry"}:
+                yield Frame(fields.get("event"), fields.get("id"), data, int(retry) if retry else None)
+            fields = {}
+    assert not fields, "the stream ended within an event"
+
+
+@contextlib.contextmanager
+def listen(
+    url: str, *, after: str | bytes | None = None, client: httpx.Client | None = None
+) -> Iterator[Iterator[Frame]]:
+    """Open a stream, with a position for the Last-Event-ID header, and give its frames; drop it at the end."""
+    headers = {} if after is None else {b"Last-Event-ID": after.encode() if isinstance(after, str) else after}
+    with contextlib.ExitStack() as stack:
+        client = client or stack.enter_context(httpx.Client(timeout=DEADLINE))
+        response = stack.enter_context(client.stream("GET", url, headers=headers))
+        if response.status_code != 200:
+            raise AssertionError((response.status_code, response.read()))
+        deadline = time.monotonic() + DEADLINE
+
+        def lines() -> Iterator[str]:
+            for line in response.iter_lines():
+                assert time.monotonic() < deadline, "pings, and not what the test waits for"
+                yield line
+
+        yield frames_of(lines())
+
+
+def first(frames: Iterator[Frame]) -> Frame:
+    """Return the first frame, which has to be `connected`."""
+    frame = next(frames)
+    assert frame.type == "connected", frame
+    assert frame.id is not None
+    return frame
+
+
+def take(frames: Iterator[Frame], count: int) -> list[Frame]:
+    """Return the next frames, pings left out."""
+    return list(itertools.islice((frame for frame in frames if frame.type != "ping"), count))
+
+
+def numbers(frames: Iterable[Frame]) -> list[int]:
+    return [frame.data["n"] for frame in frames]
+
+
+class Room:
+    """A running server with one token that may read everything and one that may publish everything."""
+
+    names = itertools.count()
+
+    def __init__(self, server: ServerProcess) -> None:
+        self.server = server
+        self.access = server.access_token()
+        self.token = server.stream_token("**")
+        self.http = httpx.Client(
+            base_url=server.url, headers={"Authorization": f"Bearer {self.access}"}, timeout=DEADLINE
+        )
+
+    def channel(self) -> str:
+        """Return the name of a channel that no other test uses."""
+        return f"test.c{next(self.names)}"
+
+    def url(self, channels: str, **query: str) -> str:
+        return self.server.stream_url(channels, self.token, **query)
+
+    def head(self, channels: str) -> str:
+        """Return where a fresh stream begins."""
+        with listen(self.url(channels)) as frames:
+            id = first(frames).id
+        assert id is not None
+        return id
+
+    def publish(self, channel: str, n: int, event: str = "e", **more: object) -> str:
+        """Publish one event and return its id."""
+        answer = self.http.post(f"/api/v1/sse/{channel}", json={"event": event, "data": {"n": n, **more}})
+        assert answer.status_code == 201, answer.text
+        assert answer.json()["channel"] == channel
+        return str(answer.json()["id"])
+
+    def publish_batch(self, events: Iterable[tuple[str, int]], **more: object) -> list[str]:
+        """Publish (channel, n) pairs at once and return their ids."""
+        answer = self.http.post(
+            "/api/v1/sse",
+            json={
+                "events": [
+                    {"channel": channel, "event": "e", "data": {"n": n, **more}} for channel, n in events
+                ]
+            },
+        )
+        assert answer.status_code == 201, answer.text
+        return [str(id) for id in answer.json()["ids"]]
+
+    def status(self) -> dict[str, Any]:
+        answer: dict[str, Any] = httpx.get(f"{self.server.url}/api/v1/sse/status").json()
+        return answer
+
+    def metric(self, name: str) -> float:
+        """Return the value of one line of /metrics."""
+        for line in httpx.get(f"{self.server.url}/metrics").text.splitlines():
+            if line.startswith(f"{name} "):
+                return float(line.rpartition(" ")[2])
+        raise AssertionError(f"no metric {name}")
+
+
+CHANNELS = ["dashboard", "alerts", "training", "backtest", "test.**"]
+LIMITS: dict[str, Any] = {"LIMITS__STREAMS_PER_USER": 1000}
+
+
+@pytest.fixture(scope="session")
+def room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Room]:
+    """A server that the tests of this file share, each on channels of its own."""
+    server = ServerProcess(
+        state_dir=tmp_path_factory.mktemp("delivery") / "state",
+        CHANNELS=CHANNELS,
+        KEEPALIVE__PING_INTERVAL=1,
+        **LIMITS,
+    )
+    try:
+        server.start()
+        room = Room(server)
+        with room.http:
+            yield room
+    finally:
+        if server.process is not None:
+            server.stop()
+    server.check_log()
+
+
+@pytest.fixture
+def start_room(start_server: Start) -> Iterator[Callable[..., Room]]:
+    """A function that starts a server of the test's own."""
+    with contextlib.ExitStack() as stack:
+
+        def start(**settings: object) -> Room:
+            room = Room(
+                start_server(**{"CHANNELS": CHANNELS, "KEEPALIVE__PING_INTERVAL": 1, **LIMITS, **settings})
+            )
+            stack.enter_context(room.http)
+            return room
+
+        yield start
+
+
+def publish_stubbornly(
+    room: Room, jobs: Iterable[tuple[str, int]], acknowledged: list[Acknowledged], pace: float = 0
+) -> None:
+    """Publish (channel, n) pairs one by one, each again with the same Idempotency-Key until it is answered 201."""
+    headers = {"Authorization": f"Bearer {room.access}"}
+    with httpx.Client(base_url=room.server.url, headers=headers, timeout=DEADLINE) as client:
+        for channel, n in jobs:
+            key = str(uuid.uuid4())
+            deadline = time.monotonic() + DEADLINE
+            while True:
+                assert time.monotonic() < deadline, "not acknowledged in time"
+                try:
+                    answer = client.post(
+                        f"/api/v1/sse/{channel}",
+                        json={"event": "e", "data": {"n": n}},
+                        headers={"Idempotency-Key": key},
+                    )
+                except httpx.TransportError:
+                    time.sleep(0.02)
+                    continue
+                if answer.status_code == 503:
+                    assert answer.headers["Retry-After"]
+                    time.sleep(0.02)
+                    continue
+                break
+            assert answer.status_code == 201, answer.text
+            acknowledged.append(Acknowledged(answer.json()["id"], channel, n))
+            if pace:
+                time.sleep(pace)

@@ -1,0 +1,132 @@
+"""A real server in a process of its own, as an operator would start it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+ROOT = Path(__file__).parents[2]
+_TOKEN = re.compile(r"eyJ[\w-]{10,}")
+
+
+class ServerProcess:
+    """Starts, kills and restarts a server on one port and one state directory.
+
+    Args:
+        state_dir: its state directory.
+        expected: texts that lines of its log at level warning or above may contain.
+        settings: ``SSE_APP_…`` variables without the prefix, e.g. ``KEEPALIVE__PING_INTERVAL=1``.
+    """
+
+    def __init__(self, *, state_dir: Path, expected: tuple[str, ...] = (), **settings: Any) -> None:
+        self.state_dir = state_dir
+        self.expected = expected
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = int(settings.pop("PORT", 0) or probe.getsockname()[1])
+        self.url = f"http://127.0.0.1:{self.port}"
+        state_dir.parent.mkdir(parents=True, exist_ok=True)
+        self.log_path = state_dir.with_suffix(f".{self.port}.log")
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("SSE_APP_")}
+        self.environment = inherited | {
+            "SSE_APP_PORT": str(self.port),
+            "SSE_APP_STATE_DIR": str(state_dir),
+            "SSE_APP_LOG__LEVEL": "debug",
+            **{
+                f"SSE_APP_{name}": value if isinstance(value, str) else json.dumps(value)
+                for name, value in settings.items()
+            },
+        }
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start the server and wait until it is ready."""
+        with self.log_path.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "main.py", "serve"],
+                cwd=ROOT,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stderr=log,
+            )
+        deadline = time.monotonic() + 60
+        while True:
+            assert self.process.poll() is None, self.log_path.read_text()
+            try:
+                if httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200:
+                    return
+            except httpx.TransportError:
+                assert time.monotonic() < deadline, self.log_path.read_text()
+            time.sleep(0.02)
+
+    def kill(self) -> None:
+        """End the server as a power cut would: ``kill -9``."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> int:
+        """Ask the server to end, and return its exit status."""
+        assert self.process is not None
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=20)
+
+    def command(self, *arguments: str, input: str | None = None) -> str:
+        """Run an ``sse-app`` command on this server's state and return what it prints."""
+        done = subprocess.run(
+            [sys.executable, "main.py", *arguments],
+            cwd=ROOT,
+            env=self.environment,
+            input=input,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=30,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def stream_token(self, *channels: str, subject: str = "tester", ttl: int = 600) -> str:
+        """Return a stream token for the channels."""
+        listed = ",".join(channels)
+        return self.command(
+            "token", "--kind", "stream", "--subject", subject, "--subscribe", listed, "--ttl", str(ttl)
+        )
+
+    def access_token(self, *, subscribe: str = "**", publish: str = "**", subject: str = "tester") -> str:
+        """Return an access token."""
+        return self.command("token", "--subject", subject, "--subscribe", subscribe, "--publish", publish)
+
+    def publisher(self) -> httpx.Client:
+        """Return an HTTP client that may publish everywhere, to be used in a ``with``."""
+        return httpx.Client(
+            base_url=self.url, headers={"Authorization": f"Bearer {self.access_token()}"}, timeout=30
+        )
+
+    def stream_url(self, channels: str, token: str, **query: str) -> str:
+        """Return the URL of a stream."""
+        return str(httpx.URL(f"{self.url}/api/v1/sse/{channels}", params={"token": token, **query}))
+
+    def log_lines(self) -> list[dict[str, object]]:
+        """Return the lines of the log."""
+        return [json.loads(line) for line in self.log_path.read_text().split("\n") if line]
+
+    def check_log(self) -> None:
+        """Fail where the log has a token, a traceback, or a line of level warning or above not expected."""
+        text = self.log_path.read_text()
+        assert not _TOKEN.search(text), _TOKEN.findall(text)
+        assert "Traceback" not in text, text
+        for line in self.log_lines():
+            if line["level"] in ("warning", "error", "critical"):
+                assert any(expected in str(line) for expected in self.expected), line

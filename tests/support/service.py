@@ -1,0 +1,179 @@
+"""The server as a unit of a real systemd, with clients and commands for it."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.support.fleet import Fleet, SteadyPublisher, wait_until
+from tests.support.systemd_manager import PROGRAM, Manager
+
+LIMITS = {"LOG__LEVEL": "debug", "LIMITS__STREAMS_PER_USER": 20_000, "LIMITS__STREAMS_PER_ADDRESS": 20_000}
+
+
+class Service:
+    """A manager with the server as its unit, clients, and tokens for them.
+
+    Args:
+        manager: started.
+        settings: ``SSE_APP_…`` variables without the prefix.
+    """
+
+    def __init__(self, manager: Manager, **settings: object) -> None:
+        self.manager = manager
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = int(probe.getsockname()[1])
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.expected: set[str] = set()
+        """Events of level warning and above in the server's log that a test brings about."""
+        manager.install(self.port, **(LIMITS | settings))
+        self.fleet = Fleet(self.port)
+
+    def command(self, *arguments: str) -> str:
+        """Run an sse-app command on the service's state directory, and return what it prints."""
+        done = self.manager.run(
+            [*self.manager.program, *arguments, "--state-dir", str(self.manager.state_dir)]
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def stream_path(self, *flags: str, client_id: str = "c") -> str:
+        """Return the path of a stream with a token of its own."""
+        token = self.command("token", "--kind", "stream", "--subscribe", "dashboard", "--ttl", "600", *flags)
+        return f"/api/v1/sse/dashboard?token={token}&client_id={client_id}"
+
+    def access_token(self) -> str:
+        """Return a token that may do everything."""
+        return self.command("token", "--subscribe", "**", "--publish", "**", "--admin")
+
+    def publisher(self, pause: float = 0.01) -> SteadyPublisher:
+        """Publish all the while."""
+        return SteadyPublisher(self.url, self.access_token(), pause=pause)
+
+    def publish(self, count: int, size: int = 10) -> list[str]:
+        """Publish some events of so many bytes, and return their ids."""
+        event = {"channel": "dashboard", "event": "e", "data": {"pad": "x" * size}}
+        ids: list[str] = []
+        with httpx.Client(headers={"Authorization": f"Bearer {self.access_token()}"}, timeout=30) as http:
+            for start in range(0, count, 50):
+                batch = {"events": [event] * min(50, count - start)}
+                ids += http.post(f"{self.url}/api/v1/sse", json=batch).json()["ids"]
+        return ids
+
+    def restart(self) -> None:
+        """Restart the service as an operator would."""
+        before = self.manager.main_pid
+        self.manager.systemctl("restart", "sse-app.service")
+        assert self.manager.main_pid != before
+        assert not Path(f"/proc/{before}").exists()
+
+    def upgrade(self) -> None:
+        """Let a warm successor take over, as an operator would."""
+        before = self.manager.main_pid
+        self.command("upgrade")
+        wait_until(lambda: self.manager.main_pid not in (0, before))
+        wait_until(lambda: not Path(f"/proc/{before}").exists())
+
+    def signal(self, name: str) -> None:
+        """Send a signal to the main process."""
+        self.manager.systemctl("kill", f"--signal={name}", "--kill-who=main", "sse-app.service")
+
+    def configure(self, name: str, text: str) -> None:
+        """Add to the service's unit."""
+        (self.manager.drop_ins / f"{name}.conf").write_text(f"[Service]\n{text}\n")
+        self.manager.systemctl("daemon-reload")
+
+    def inject(self, code: str) -> None:
+        """Have each process of the service that starts from now on run some code first.
+
+        What this is for is not to mock anything, but to have a process die or stand still at a given place.
+        """
+        (self.manager.directory / "sitecustomize.py").write_text(
+            f"import os, sys\nif 'serve' in sys.orig_argv:\n{_indented(code)}"
+        )
+        self.configure(
+            "inject",
+            f"Environment=PYTHONPATH={self.manager.directory}:{Path(self.manager.program[1]).parent}",
+        )
+
+    def logged(self, event: str) -> list[dict[str, object]]:
+        """Return the lines of the server's log with that event."""
+        return [line for line in self._lines() if line["event"] == event]
+
+    def _lines(self) -> list[dict[str, object]]:
+        """Return the lines of the server's log, without the one with which a process refuses to start."""
+        lines = self.manager.server_log.read_text().splitlines()
+        return [json.loads(line) for line in lines if not line.startswith("sse-app: ")]
+
+    def wait_for_log(self, event: str, count: int = 1) -> None:
+        """Wait until the server has logged an event so many times."""
+        wait_until(lambda: len(self.logged(event)) >= count)
+
+    def settle(self, publisher: SteadyPublisher, events: int = 10) -> None:
+        """Wait until so many further events are acknowledged."""
+        goal = len(publisher.ids) + events
+        wait_until(lambda: len(publisher.ids) >= goal)
+
+    def check_log(self) -> None:
+        """Fail where the log has something of level warning or above that is not expected."""
+        surprising = [line for line in self._lines() if line["level"] not in ("debug", "info")]
+        assert {line["event"] for line in surprising} == self.expected, surprising
+
+
+def _indented(code: str) -> str:
+    return "".join(f"    {line}\n" for line in code.strip().splitlines())
+
+
+@pytest.fixture
+def manager() -> Iterator[Manager]:
+    """A user manager of whoever runs the tests."""
+    yield from managed(None)
+
+
+def managed(user: str | None, program: Sequence[str] = PROGRAM) -> Iterator[Manager]:
+    """Start a manager, and stop it."""
+    from tests.conftest import require  # it imports this module
+
+    require("systemctl")
+    manager = Manager(user, program)
+    try:
+        manager.start()
+        yield manager
+    finally:
+        manager.stop()
+
+
+@pytest.fixture
+def start_service(manager: Manager) -> Iterator[Callable[..., Service]]:
+    """A function that installs and starts the service; its arguments are settings."""
+    services: list[Service] = []
+
+    def start(**settings: object) -> Service:
+        services.append(Service(manager, **settings))
+        return services[0]
+
+    yield start
+    for service in services:
+        service.fleet.close()
+    for service in services:
+        service.check_log()
+
+
+@pytest.fixture
+def service(start_service: Callable[..., Service]) -> Service:
+    """The server as a unit, with its default settings."""
+    return start_service()
+
+
+@pytest.fixture
+def cold(start_service: Callable[..., Service]) -> Service:
+    """The server as a unit that lets no stand-in live."""
+    service = start_service()
+    service.configure("cold", "KillMode=mixed")
+    return service

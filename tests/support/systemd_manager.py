@@ -1,0 +1,172 @@
+"""A real systemd user manager in a private runtime directory, and the server as its unit."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.support.control_group import ControlGroup
+from tests.support.server_process import ROOT
+
+NEEDS_NAMESPACES = """
+[Service]
+ProtectSystem=no
+ProtectHome=no
+PrivateTmp=no
+PrivateDevices=no
+PrivateUsers=no
+PrivateNetwork=no
+ProtectHostname=no
+ProtectClock=no
+ProtectKernelTunables=no
+ProtectKernelModules=no
+ProtectKernelLogs=no
+ProtectControlGroups=no
+ProtectProc=default
+ProcSubset=all
+RestrictNamespaces=no
+DevicePolicy=auto
+"""
+"""What a container does not let a user manager do; all else of the unit is in force in the tests."""
+
+NEEDS_A_USER_NAMESPACE = "CapabilityBoundingSet=~\n"
+"""What only root may do where PrivateUsers= cannot be had."""
+
+
+PROGRAM = (sys.executable, str(ROOT / "main.py"))
+
+
+class Manager:
+    """A user manager of its own; its processes are ended with it.
+
+    Args:
+        user: whom it runs as, a name; None for whoever runs the tests.
+        program: what starts the program; that user must be able to run it.
+    """
+
+    def __init__(self, user: str | None = None, program: Sequence[str] = PROGRAM) -> None:
+        self._user = user
+        self.program = program
+        self.directory = Path(tempfile.mkdtemp(prefix="manager"))
+        for name in ("runtime", "config", "state", "home"):
+            (self.directory / name).mkdir(mode=0o700)
+        if user:
+            subprocess.run(["chown", "-R", user, str(self.directory)], check=True)
+        self.environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(self.directory / "home"),
+            "XDG_RUNTIME_DIR": str(self.directory / "runtime"),
+            "XDG_CONFIG_HOME": str(self.directory / "config"),
+            "XDG_STATE_HOME": str(self.directory / "state"),
+            "SYSTEMD_LOG_TARGET": "console",
+        }
+        self.log_path = self.directory / "log"
+        self._group = ControlGroup(self.directory.name, user)
+
+    def _as_user(self, command: list[str]) -> list[str]:
+        return (
+            ["setpriv", f"--reuid={self._user}", f"--regid={self._user}", "--clear-groups", *command]
+            if self._user
+            else command
+        )
+
+    def start(self) -> None:
+        """Start the manager, and wait until it answers."""
+        Path("/run/systemd/system").mkdir(parents=True, exist_ok=True)  # else systemctl speaks to nobody
+        with self.log_path.open("ab") as log:
+            self._process = subprocess.Popen(
+                [*self._group.entering, *self._as_user(["/lib/systemd/systemd", "--user"])],
+                env=self.environment,
+                stdout=log,
+                stderr=log,
+            )
+        deadline = time.monotonic() + 30
+        while self.systemctl("is-system-running", check=False).stdout.strip() not in ("running", "degraded"):
+            assert time.monotonic() < deadline, self.log_path.read_text()
+            assert self._process.poll() is None, self.log_path.read_text()
+            time.sleep(0.05)
+
+    def run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
+        """Run a command as an operator of this manager would."""
+        return subprocess.run(
+            self._as_user(command),
+            env=self.environment,
+            cwd=self.directory,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+
+    def systemctl(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Ask the manager for something."""
+        done = self.run(["systemctl", "--user", *arguments])
+        assert not check or done.returncode == 0, f"{arguments}: {done.stderr}\n{self.log()[-3000:]}"
+        return done
+
+    def show(self, name: str, unit: str = "sse-app.service") -> str:
+        """Return a property of a unit."""
+        return self.systemctl("show", "--value", "--property", name, unit).stdout.strip()
+
+    def install(self, port: int, **settings: object) -> None:
+        """Install the units as an operator would, with what this container cannot do switched off."""
+        self.config.write_text(f"port = {port}\n")
+        done = self.run([*self.program, "systemd", "install", "--user", "--config", str(self.config)])
+        assert done.returncode == 0, done.stderr
+        self.drop_ins.mkdir()
+        lines = "".join(f"Environment=SSE_APP_{name}={value}\n" for name, value in settings.items())
+        missing = NEEDS_NAMESPACES + (NEEDS_A_USER_NAMESPACE if self._user else "")
+        (self.drop_ins / "test.conf").write_text(f"{missing}{lines}StandardError=append:{self.server_log}\n")
+        if self._user:
+            subprocess.run(["chown", "-R", self._user, str(self.directory)], check=True)
+        self.systemctl("daemon-reload")
+        self.systemctl("start", "sse-app.socket", "sse-app.service")
+
+    @property
+    def config(self) -> Path:
+        """The server's settings file."""
+        return self.directory / "sse_app.toml"
+
+    @property
+    def drop_ins(self) -> Path:
+        """What adds to the service's unit."""
+        return self.directory / "config/systemd/user/sse-app.service.d"
+
+    @property
+    def server_log(self) -> Path:
+        """What the server writes."""
+        return self.directory / "server.log"
+
+    @property
+    def state_dir(self) -> Path:
+        """The server's state directory."""
+        return self.directory / "config/sse_app"
+
+    @property
+    def main_pid(self) -> int:
+        """The main process of the service."""
+        return int(self.show("MainPID"))
+
+    def log(self) -> str:
+        """Return what manager and server wrote."""
+        server = self.server_log.read_text() if self.server_log.exists() else ""
+        return self.log_path.read_text() + server
+
+    def stop(self) -> None:
+        """End everything that the manager started, and itself."""
+        self.systemctl("stop", "sse-app.service", "sse-app.socket", check=False)
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._group.close()
+        shutil.rmtree(self.directory, ignore_errors=True)

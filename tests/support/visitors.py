@@ -1,0 +1,117 @@
+"""The two pages in a real Chromium: visitors who log in, press keys, and note what the browser complains about."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page
+
+from sse_app import Settings
+from sse_app.auth.tokens.grants import Grants
+from sse_app.auth.tokens.issuer import TokenKind
+from sse_app.node import issuer_of
+from sse_app.storage.state_dir import StateDirectory
+from tests.support.browser import PATIENCE
+from tests.support.server_process import ServerProcess
+
+PASSWORD = "correct horse battery"
+CHANNELS = "dashboard,alerts,training,backtest"
+_NETWORK = re.compile(r"Failed to load resource: net::ERR_|net::ERR_(CONNECTION|INCOMPLETE|EMPTY)")
+
+
+def people(server: ServerProcess) -> None:
+    """Make the accounts: an administrator and somebody who only reads."""
+    add = ("user", "add", "--password-stdin", "--subscribe", CHANNELS)
+    server.command(*add, "admin", "--publish", CHANNELS, "--admin", input=f"{PASSWORD}\n")
+    server.command(*add, "ann", input=f"{PASSWORD}\n")
+
+
+def stream_paths(server: ServerProcess, count: int, users: int = 40) -> list[str]:
+    """Return the paths of many streams of several users, each with a client id of its own."""
+    tokens = issuer_of(Settings(state_dir=server.state_dir), StateDirectory(server.state_dir))
+    grants = Grants.of(["alerts"])
+    minted = [
+        tokens.issue(TokenKind.STREAM, f"user-{n:02}", f"session-{n:02}", grants, 3000) for n in range(users)
+    ]
+    return [f"/api/v1/sse/alerts?token={minted[n % users]}&client_id=desk-{n:05}" for n in range(count)]
+
+
+class Visitor:
+    """Somebody with a browser profile; ``trouble`` has what the console said, broken connections aside."""
+
+    def __init__(self, context: BrowserContext, server: ServerProcess) -> None:
+        self.context = context
+        self.server = server
+        self.trouble: list[str] = []
+        context.on("weberror", lambda error: self.trouble.append(str(error.error)))
+        context.on("console", self._note)
+
+    def _note(self, message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning") and not _NETWORK.search(message.text):
+            self.trouble.append(message.text)
+
+    def open(self, path: str, name: str = "admin") -> Page:
+        """Open a page and log in, unless there is a session."""
+        page = self.context.new_page()
+        page.set_default_timeout(PATIENCE)
+        page.goto(f"{self.server.url}{path}")
+        page.wait_for_selector("body[data-view]")
+        if page.get_attribute("body", "data-view") == "login":
+            page.fill("#username", name)
+            page.fill("#password", PASSWORD)
+            page.keyboard.press("Enter")
+            page.wait_for_selector("body[data-view=live], body[data-view=refused]")
+        return page
+
+
+@contextmanager
+def visitor(
+    browser: Browser, server: ServerProcess, scheme: Literal["light", "dark"] = "light", **options: Any
+) -> Iterator[Visitor]:
+    """Yield a visitor; complaints of the browser that the test leaves in ``trouble`` fail it."""
+    with browser.new_context(color_scheme=scheme, **options) as context:
+        visitor = Visitor(context, server)
+        yield visitor
+        assert visitor.trouble == []
+
+
+def live(page: Page) -> None:
+    """Wait until the page's stream is live."""
+    page.wait_for_selector('#connection[data-state="live"]')
+
+
+def chart(page: Page, name: str) -> dict[str, str]:
+    """Return what a chart says of itself: ``points``, ``gaps`` and the ``last`` label."""
+    found: dict[str, str] = page.eval_on_selector(f"[data-chart={name}]", "(box) => ({ ...box.dataset })")
+    return found
+
+
+def wait_for_chart(page: Page, name: str, points: int, last: str = "") -> None:
+    """Wait until a chart has so many points, or has come to the last one named."""
+    page.wait_for_function(
+        """([name, points, last]) => {
+          const { dataset } = document.querySelector(`[data-chart=${name}]`);
+          return last ? dataset.last === last : Number(dataset.points) >= points;
+        }""",
+        arg=[name, points, last],
+    )
+
+
+def tab_to(page: Page, name: str) -> None:
+    """Press Tab until the element with that name has the focus, as somebody without a mouse would."""
+    for _ in range(150):
+        page.keyboard.press("Tab")
+        if page.evaluate(_NAMED, name):
+            return
+    raise AssertionError(f"no Tab leads to {name}")
+
+
+_NAMED = """(name) => {
+  const at = document.activeElement;
+  const labels = [...(at.labels ?? [])].map((label) => label.textContent);
+  const names = [at.getAttribute("aria-label"), at.textContent, at.value, ...labels];
+  return names.some((each) => each?.trim().startsWith(name));
+}"""
