@@ -1,4 +1,4 @@
-"""The event stream format and its framing, both ways: pure, no I/O (WHATWG HTML §9.2, RFC 9112 §7.1)."""
+"""The event stream format, both ways: pure, no I/O (WHATWG HTML §9.2)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import orjson
-
-LAST_CHUNK = b"0\r\n\r\n"
-"""Ends a chunked HTTP/1.1 body."""
 
 _LINE_BREAK = re.compile(rb"\r\n|\r|\n")
 _FORBIDDEN = re.compile(rb"[\r\n\x00]")
@@ -54,11 +51,6 @@ def encode_event(id: bytes, type: bytes, data: bytes, retry: int | None) -> byte
 def encode_json(event: str, data: object, *, id: str | None = None, retry: int | None = None) -> bytes:
     """Return one event whose data is ``data`` as JSON."""
     return encode(orjson.dumps(data), event=event, id=id, retry=retry)
-
-
-def chunk(payload: bytes) -> bytes:
-    """Return ``payload`` as one chunk of a chunked HTTP/1.1 body; it must not be empty, which would end the body."""
-    return b"%x\r\n%b\r\n" % (len(payload), payload)
 
 
 class ParsedEvent(NamedTuple):

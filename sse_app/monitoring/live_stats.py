@@ -12,7 +12,8 @@ from tornado.ioloop import PeriodicCallback
 from sse_app.core.channels import ADMIN_CHANNEL
 from sse_app.core.counters import quantile
 from sse_app.core.events import timestamp
-from sse_app.core.sse import chunk, encode
+from sse_app.core.framing import framed
+from sse_app.core.sse import encode
 from sse_app.version import VERSION
 
 if TYPE_CHECKING:
@@ -88,10 +89,9 @@ class Figures:
             return
         figures = orjson.dumps(await self._figures(last, self._last))
         self._recent.append(figures)
-        frames = encode(figures, event=EVENT)
-        framed = chunk(frames)
+        event = framed(encode(figures, event=EVENT))
         for stream in self._node.hub.subscribers(ADMIN_CHANNEL):
-            stream.write(framed if stream.chunked else frames)
+            stream.write(event(stream.framing))
 
     def _count(self, now: float) -> _Counts:
         hub, metrics = self._node.hub, self._node.metrics

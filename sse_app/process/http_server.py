@@ -21,6 +21,7 @@ from tornado import httputil
 from tornado.httpserver import HTTPServer
 from tornado.iostream import IOStream
 
+from sse_app.core.framing import framing_for
 from sse_app.settings.model import Settings
 from sse_app.streams.connection import Context, StreamConnection, tune
 
@@ -119,7 +120,7 @@ class StreamServer(HTTPServer):
         line, _, rest = head.decode("latin1").partition("\r\n")
         sock: socket.socket = stream.socket
         (host, *_), _ = self._waiting[stream]
-        connection = StreamConnection(sock, chunked=not line.endswith("1.0"), context=Context(host))
+        connection = StreamConnection(sock, framing_for(line[line.rindex(" ") + 1 :]), context=Context(host))
         delegate = self.start_request(self, connection)
         try:
             headers = httputil.HTTPHeaders.parse(rest)

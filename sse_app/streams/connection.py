@@ -12,7 +12,7 @@ from typing import NamedTuple
 from tornado import httputil
 from tornado.iostream import IOStream, StreamClosedError
 
-from sse_app.core.sse import LAST_CHUNK
+from sse_app.core.framing import UNFRAMED, Framing, framing_for
 from sse_app.settings.model import Settings
 from sse_app.streams.disconnects import Disconnects
 
@@ -57,7 +57,7 @@ def take_over(
             raise StreamClosedError(real_error=iostream.error)
         iostream.io_loop.remove_handler(iostream.fileno())
         tune(iostream.socket, settings)
-        connection = StreamConnection(iostream.socket, request.version != "HTTP/1.0")
+        connection = StreamConnection(iostream.socket, framing_for(request.version))
         request.connection = connection
     elif connection.closed:
         raise StreamClosedError
@@ -87,7 +87,7 @@ class StreamConnection(httputil.HTTPConnection):
 
     Args:
         sock: connected and non-blocking; closed by this object.
-        chunked: whether the body is chunked (HTTP/1.1) or ended by closing (HTTP/1.0).
+        framing: how the bytes stand in the body of the response.
         context: where the request comes from; asked for by nobody once it is read.
     """
 
@@ -97,8 +97,8 @@ class StreamConnection(httputil.HTTPConnection):
         "_fd",
         "_rest",
         "_socket",
-        "chunked",
         "context",
+        "framing",
         "on_close",
         "progressed_at",
         "send",
@@ -107,12 +107,12 @@ class StreamConnection(httputil.HTTPConnection):
     def __init__(
         self,
         sock: socket.SocketType,
-        chunked: bool,
+        framing: Framing,
         context: Context | None = None,
     ) -> None:
         self._socket = sock
         self._fd = sock.fileno()
-        self.chunked = chunked
+        self.framing = framing
         self.on_close: Callable[[], None] | None = _nothing
         """Called once, when the connection ends for whatever reason; None from then on."""
         self.context = context
@@ -191,9 +191,9 @@ class StreamConnection(httputil.HTTPConnection):
         """
         assert isinstance(start_line, httputil.ResponseStartLine)
         headers["Connection"] = "close"
-        self.chunked = self.chunked and "Content-Length" not in headers
-        if self.chunked:
-            headers["Transfer-Encoding"] = "chunked"
+        if "Content-Length" in headers:
+            self.framing = UNFRAMED
+        headers.update(self.framing.headers)
         lines = [f"HTTP/1.1 {start_line.code} {start_line.reason}"]
         lines += [f"{name}: {value}" for name, value in headers.get_all()]
         head = "\r\n".join([*lines, "", ""]).encode("latin-1")
@@ -206,9 +206,9 @@ class StreamConnection(httputil.HTTPConnection):
 
     def finish(self) -> None:
         """End the body where the socket accepts it, and close."""
-        if self.chunked and not self._rest and not self.closed:
-            with suppress(OSError):  # it is closed next, whatever becomes of the last five bytes
-                self.send(LAST_CHUNK)
+        if self.framing.end and not self._rest and not self.closed:
+            with suppress(OSError):  # it is closed next, whatever becomes of the last bytes
+                self.send(self.framing.end)
         self.close()
 
     def set_close_callback(self, callback: Callable[[], None] | None) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from sse_app.core.channels import ChannelName
+from sse_app.core.framing import Framing
 
 if TYPE_CHECKING:
     from sse_app.streams.stream import Stream
@@ -27,11 +28,11 @@ class Audience:
     Slots do not move while a fan-out is under way: who leaves leaves a hole, and who comes is put at the end.
     """
 
-    __slots__ = ("channels", "chunked", "holes", "sends", "streams")
+    __slots__ = ("channels", "framing", "holes", "sends", "streams")
 
-    def __init__(self, channels: frozenset[ChannelName], chunked: bool) -> None:
+    def __init__(self, channels: frozenset[ChannelName], framing: Framing) -> None:
         self.channels = channels
-        self.chunked = chunked
+        self.framing = framing
         self.sends: list[Callable[[bytes], int]] = []
         self.streams: list[Stream | None] = []
         self.holes = 0

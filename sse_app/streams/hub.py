@@ -16,7 +16,7 @@ from sse_app.core.channels import ChannelName
 from sse_app.core.counters import Durations
 from sse_app.core.errors import EventLogUnavailable
 from sse_app.core.events import Event, EventId
-from sse_app.core.sse import chunk
+from sse_app.core.framing import Framing
 from sse_app.eventlog.base import EventLog
 from sse_app.streams.disconnects import Disconnects
 from sse_app.streams.fanout import Audience
@@ -80,7 +80,7 @@ class Hub:
         self._at_rest = asyncio.Event()
         self._at_rest.set()
         self._recent = RecentEvents(eventlog.head.epoch, RECENT_BYTES)
-        self._audiences: dict[tuple[frozenset[ChannelName], bool], Audience] = {}
+        self._audiences: dict[tuple[frozenset[ChannelName], Framing], Audience] = {}
         self._of_channel: dict[ChannelName, dict[Audience, None]] = {}
         self._arrival = asyncio.Event()
         self._empty = asyncio.Event()
@@ -109,7 +109,7 @@ class Hub:
         subscriber: Subscriber,
         channels: tuple[ChannelName, ...],
         *,
-        chunked: bool,
+        framing: Framing,
         number: int | None = None,
     ) -> Stream:
         """Count a new stream in; it is told nothing until it joins.
@@ -117,14 +117,14 @@ class Hub:
         Args:
             subscriber: who listens.
             channels: what to.
-            chunked: whether the body is chunked.
+            framing: how its bytes stand in the body of the response.
             number: of a stream that an earlier process numbered.
         """
         stream = Stream(
             next(self._numbers) if number is None else number,
             subscriber,
             channels,
-            chunked=chunked,
+            framing=framing,
             backlog_limit=self.backlog_limit,
             laggards=self.laggards,
         )
@@ -141,7 +141,7 @@ class Hub:
 
     def join(self, stream: Stream) -> None:
         """Give the stream every event from now on; it must have been brought up to `head`."""
-        key = (frozenset(stream.channels), stream.chunked)
+        key = (frozenset(stream.channels), stream.framing)
         audience = self._audiences.get(key)
         if audience is None:
             audience = self._audiences[key] = Audience(*key)
@@ -174,7 +174,7 @@ class Hub:
                 self._forget(audience)
 
     def _forget(self, audience: Audience) -> None:
-        self._audiences.pop((audience.channels, audience.chunked), None)
+        self._audiences.pop((audience.channels, audience.framing), None)
         for channel in audience.channels:
             of_channel = self._of_channel[channel]
             of_channel.pop(audience, None)
@@ -281,15 +281,15 @@ class Hub:
             audience: None for channel in by_channel for audience in self._of_channel.get(channel, ())
         }
         published_to = frozenset(by_channel)
-        joined: dict[tuple[frozenset[ChannelName], bool], bytes] = {}
+        joined: dict[tuple[frozenset[ChannelName], Framing], bytes] = {}
         for audience in audiences:
             audience.close_holes()
             heard = published_to if len(published_to) == 1 else published_to & audience.channels
-            key = (heard, audience.chunked)
+            key = (heard, audience.framing)
             if (frames := joined.get(key)) is None:
                 numbers = sorted(number for channel in heard for number in by_channel[channel])
                 payload = b"".join([encode(events[number]) for number in numbers])
-                frames = joined[key] = chunk(payload) if audience.chunked else payload
+                frames = joined[key] = audience.framing.frame(payload)
             self.deliveries += len(audience) * sum(len(by_channel[channel]) for channel in heard)
             yield audience, frames, len(audience.sends)
 

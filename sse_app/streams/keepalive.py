@@ -9,7 +9,8 @@ from tornado.ioloop import PeriodicCallback
 
 from sse_app.auth.tokens.claims import Lease
 from sse_app.core.events import timestamp
-from sse_app.core.sse import chunk, encode_json
+from sse_app.core.framing import framed
+from sse_app.core.sse import encode_json
 from sse_app.streams.hub import Hub
 from sse_app.streams.stream import Stream
 
@@ -110,8 +111,7 @@ class Keepalive:
         turn = self._turns[self._turn]
         if not turn:
             return
-        ping = encode_json("ping", {"timestamp": timestamp(time.time())})
-        framed = chunk(ping)
+        ping = framed(encode_json("ping", {"timestamp": timestamp(time.time())}))
         for stream in turn:
-            stream.write(framed if stream.chunked else ping)
+            stream.write(ping(stream.framing))
         self.pings += len(turn)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sse_app.auth.tokens.claims import Lease
 from sse_app.core.channels import ChannelName
-from sse_app.core.sse import chunk, encode_json
+from sse_app.core.framing import Framing
+from sse_app.core.sse import encode_json
 
 if TYPE_CHECKING:
     from sse_app.streams.connection import StreamConnection
@@ -73,7 +74,7 @@ class Stream:
         number: tells it from all others, also of earlier processes.
         subscriber: who listens.
         channels: what to, in the order asked for.
-        chunked: whether the body is chunked (HTTP/1.1).
+        framing: how its bytes stand in the body of the response.
         backlog_limit: how many bytes may wait before the stream is ended as ``slow_consumer``.
         laggards: where the stream enters itself while it is behind.
     """
@@ -88,10 +89,10 @@ class Stream:
         "adopted",
         "audience",
         "channels",
-        "chunked",
         "connection",
         "ending",
         "ending_at",
+        "framing",
         "number",
         "opened_at",
         "ping_turn",
@@ -107,14 +108,14 @@ class Stream:
         subscriber: Subscriber,
         channels: tuple[ChannelName, ...],
         *,
-        chunked: bool,
+        framing: Framing,
         backlog_limit: int,
         laggards: set[Stream],
     ) -> None:
         self.number = number
         self.subscriber = subscriber
         self.channels = channels
-        self.chunked = chunked
+        self.framing = framing
         self.opened_at = time.time()
         self.connection: StreamConnection | None = None
         self.audience: Audience | None = None
@@ -202,7 +203,7 @@ class Stream:
         self._pending_bytes = 0
         self._step_back()
         closing = encode_json("closing", {"reason": reason, "retry": retry}, retry=retry)
-        self._push(chunk(closing) if self.chunked else closing)
+        self._push(self.framing.frame(closing))
 
     def close(self) -> None:
         """Close the connection at once."""

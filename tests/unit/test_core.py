@@ -20,7 +20,8 @@ from sse_app.core.channels import (
 )
 from sse_app.core.errors import InvalidChannel, InvalidInput
 from sse_app.core.events import RESERVED_TYPES, Event, EventId, new_event
-from sse_app.core.sse import EventParser, chunk, encode
+from sse_app.core.framing import CHUNKED, FRAMINGS, UNFRAMED, framed, framing_for
+from sse_app.core.sse import EventParser, encode
 from sse_app.handlers.json_body import parse_json
 from sse_app.streams.replay_cache import RecentEvents
 
@@ -218,8 +219,24 @@ def test_the_parser_does_what_the_standard_says_wherever_the_stream_is_cut(
 
 @given(st.binary(min_size=1, max_size=300))
 def test_a_chunk_says_its_length(payload: bytes) -> None:
-    size, _, rest = chunk(payload).partition(b"\r\n")
+    size, _, rest = CHUNKED.frame(payload).partition(b"\r\n")
     assert (int(size, 16), rest) == (len(payload), payload + b"\r\n")
+
+
+@pytest.mark.parametrize(
+    ("http_version", "body"), [("HTTP/1.1", b"3\r\nabc\r\n0\r\n\r\n"), ("HTTP/1.0", b"abc")]
+)
+def test_a_body_is_framed_as_the_clients_http_version_understands(http_version: str, body: bytes) -> None:
+    framing = framing_for(http_version)
+    assert framing.frame(b"abc") + framing.end == body
+    assert FRAMINGS[framing.name] is framing
+    assert framing.headers == ({"Transfer-Encoding": "chunked"} if http_version == "HTTP/1.1" else {})
+
+
+def test_a_payload_is_framed_once_for_all_streams_of_a_framing() -> None:
+    ping = framed(b"abc")
+    assert ping(CHUNKED) is ping(CHUNKED)
+    assert ping(UNFRAMED) == b"abc"
 
 
 @pytest.mark.parametrize("type", [*sorted(RESERVED_TYPES), "", "a b", "a\n", "ä", "a" * 129, None, 1])

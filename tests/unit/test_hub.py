@@ -14,6 +14,7 @@ import pytest
 from sse_app.auth.tokens.claims import Lease
 from sse_app.core.channels import ChannelName
 from sse_app.core.events import NewEvent
+from sse_app.core.framing import UNFRAMED
 from sse_app.core.sse import EventParser, ParsedEvent
 from sse_app.eventlog.memory import MemoryEventLog
 from sse_app.streams import hub as hub_module
@@ -39,9 +40,9 @@ class Client:
         self.channels = channels
         self.start = hub.head.seq
         self.stream = hub.register(
-            Subscriber("c", Lease("s", "i", "t", 0, 2e9), "x"), channels, chunked=False
+            Subscriber("c", Lease("s", "i", "t", 0, 2e9), "x"), channels, framing=UNFRAMED
         )
-        self.connection = StreamConnection(ours, False)
+        self.connection = StreamConnection(ours, UNFRAMED)
         self.connection.on_close = self.stream.woken_by_close
         self.connection.watch(hub.disconnects)
         self.stream.attach(self.connection)

@@ -10,7 +10,6 @@ from tornado import httputil, web
 from tornado.util import ObjectDict
 
 from sse_app.core.errors import EventLogUnavailable
-from sse_app.core.sse import chunk
 from sse_app.handlers.api.publish import PublishHandler
 from sse_app.node import Node
 from sse_app.streams.connection import StreamConnection
@@ -83,7 +82,7 @@ class RunningStream(PublishHandler):
                 return
             stream.replay = stream.replay._replace(after=after)
             if past:
-                self.write(chunk(past) if stream.chunked else past)
+                self.write(stream.framing.frame(past))
             self.write(stream.take())
             await self.flush()
 

@@ -14,7 +14,8 @@ from sse_app.auth.tokens.issuer import TokenKind
 from sse_app.core.channels import ADMIN_CHANNEL, ChannelName, parse_channels
 from sse_app.core.errors import EventLogUnavailable, TokenRefused
 from sse_app.core.events import EventId, timestamp
-from sse_app.core.sse import chunk, encode_event, encode_json
+from sse_app.core.framing import framing_for
+from sse_app.core.sse import encode_event, encode_json
 from sse_app.handlers.api.running import RunningStream, fields_of
 from sse_app.handlers.errors import RETRY_AFTER, Refusal
 from sse_app.handlers.parsing import parse_position
@@ -143,9 +144,9 @@ class StreamHandler(RunningStream):
         """Register the stream, send the headers and the first events, and take over the connection."""
         assert self.client_id is not None
         hub = self.node.hub
-        chunked = self.request.version != "HTTP/1.0"
+        framing = framing_for(self.request.version)
         subscriber = Subscriber(self.client_id, claims.lease, self.address)
-        stream = hub.register(subscriber, channels, chunked=chunked)
+        stream = hub.register(subscriber, channels, framing=framing)
         self.node.metrics.streams_opened += 1
         self.node.metrics.streams_resumed += position is not None
         try:
@@ -157,7 +158,7 @@ class StreamHandler(RunningStream):
             self._stream_headers()
             self._transforms = []  # an application around us may have one that compresses
             first = self._first_events(stream, position, after, lost)
-            self.write(chunk(first) if chunked else first)
+            self.write(framing.frame(first))
             await self.flush()
             self.let_go(connection)
             self.node.keepalive.watch(stream)
