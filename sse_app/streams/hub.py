@@ -19,7 +19,7 @@ from sse_app.core.events import Event, EventId
 from sse_app.core.framing import Framing
 from sse_app.eventlog.base import EventLog
 from sse_app.streams.disconnects import Disconnects
-from sse_app.streams.fanout import Audience
+from sse_app.streams.fanout import FanoutGroup
 from sse_app.streams.replay_cache import RecentEvents
 from sse_app.streams.stream import Stream, Subscriber
 
@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 class Hub:
     """Brings what the log's tail yields to the streams.
 
-    An event is encoded once; its bytes are shared by all streams of an `Audience`. A fan-out to many
+    An event is encoded once; its bytes are shared by all streams of a `FanoutGroup`. A fan-out to many
     streams goes in slices, so that logins, publishes and pings are answered in between; the next one begins
     when it is through, so each stream sees the log's order.
 
@@ -80,8 +80,8 @@ class Hub:
         self._at_rest = asyncio.Event()
         self._at_rest.set()
         self._recent = RecentEvents(eventlog.head.epoch, RECENT_BYTES)
-        self._audiences: dict[tuple[frozenset[ChannelName], Framing], Audience] = {}
-        self._of_channel: dict[ChannelName, dict[Audience, None]] = {}
+        self._groups: dict[tuple[frozenset[ChannelName], Framing], FanoutGroup[Stream]] = {}
+        self._of_channel: dict[ChannelName, dict[FanoutGroup[Stream], None]] = {}
         self._arrival = asyncio.Event()
         self._empty = asyncio.Event()
         # The tail begins here, where the head was read, and not at the task's first step: no event falls between.
@@ -142,12 +142,12 @@ class Hub:
     def join(self, stream: Stream) -> None:
         """Give the stream every event from now on; it must have been brought up to `head`."""
         key = (frozenset(stream.channels), stream.framing)
-        audience = self._audiences.get(key)
-        if audience is None:
-            audience = self._audiences[key] = Audience(*key)
-            for channel in audience.channels:
-                self._of_channel.setdefault(channel, {})[audience] = None
-        audience.add(stream)
+        group = self._groups.get(key)
+        if group is None:
+            group = self._groups[key] = FanoutGroup(*key)
+            for channel in group.channels:
+                self._of_channel.setdefault(channel, {})[group] = None
+        group.add(stream)
 
     def leave(self, stream: Stream) -> None:
         """Count a stream out; harmless the second time."""
@@ -168,16 +168,16 @@ class Hub:
             _count_out(self.streams_on_channel, channel)
         if not self.streams:
             self._empty.set()
-        if (audience := stream.audience) is not None:
-            audience.remove(stream)
-            if not len(audience):
-                self._forget(audience)
+        if (group := stream.group) is not None:
+            group.remove(stream)
+            if not len(group):
+                self._forget(group)
 
-    def _forget(self, audience: Audience) -> None:
-        self._audiences.pop((audience.channels, audience.framing), None)
-        for channel in audience.channels:
+    def _forget(self, group: FanoutGroup[Stream]) -> None:
+        self._groups.pop((group.channels, group.framing), None)
+        for channel in group.channels:
             of_channel = self._of_channel[channel]
-            of_channel.pop(audience, None)
+            of_channel.pop(group, None)
             if not of_channel:
                 del self._of_channel[channel]
 
@@ -258,40 +258,38 @@ class Hub:
             self._at_rest.set()
         self.fan_out_seconds.observe(time.perf_counter() - begun)
 
-    async def _serve(self, plan: list[tuple[Audience, bytes, int]]) -> None:
+    async def _serve(self, plan: list[tuple[FanoutGroup[Stream], bytes, int]]) -> None:
         served = 0
-        for audience, frames, slots in plan:
+        for group, frames, slots in plan:
             start = 0
             while start < slots:
                 stop = min(slots, start + SLICE - served)
-                audience.send(frames, start, stop)
+                group.send(frames, start, stop)
                 served += stop - start
                 start = stop
                 if served >= SLICE:
                     served = 0
                     await asyncio.sleep(0)
 
-    def _plan(self, events: list[Event]) -> Iterator[tuple[Audience, bytes, int]]:
-        """Yield which audience gets which bytes, and how many slots it has: who joins later has them already."""
-        encode = cache(self._recent.encode)  # once, for all audiences
+    def _plan(self, events: list[Event]) -> Iterator[tuple[FanoutGroup[Stream], bytes, int]]:
+        """Yield which group gets which bytes, and how many slots it has: streams that join later have them already."""
+        encode = cache(self._recent.encode)  # once, for all groups
         by_channel: dict[ChannelName, list[int]] = {}
         for number, event in enumerate(events):
             by_channel.setdefault(event.channel, []).append(number)
-        audiences = {
-            audience: None for channel in by_channel for audience in self._of_channel.get(channel, ())
-        }
+        groups = {group: None for channel in by_channel for group in self._of_channel.get(channel, ())}
         published_to = frozenset(by_channel)
         joined: dict[tuple[frozenset[ChannelName], Framing], bytes] = {}
-        for audience in audiences:
-            audience.close_holes()
-            heard = published_to if len(published_to) == 1 else published_to & audience.channels
-            key = (heard, audience.framing)
+        for group in groups:
+            group.close_holes()
+            heard = published_to if len(published_to) == 1 else published_to & group.channels
+            key = (heard, group.framing)
             if (frames := joined.get(key)) is None:
                 numbers = sorted(number for channel in heard for number in by_channel[channel])
                 payload = b"".join([encode(events[number]) for number in numbers])
-                frames = joined[key] = audience.framing.frame(payload)
-            self.deliveries += len(audience) * sum(len(by_channel[channel]) for channel in heard)
-            yield audience, frames, len(audience.sends)
+                frames = joined[key] = group.framing.frame(payload)
+            self.deliveries += len(group) * sum(len(by_channel[channel]) for channel in heard)
+            yield group, frames, len(group.sends)
 
     # -- the server's own channel ---------------------------------------------------------------------------
 
@@ -299,8 +297,8 @@ class Hub:
         """Return the streams on a channel that have joined the present."""
         return [
             stream
-            for audience in self._of_channel.get(channel, ())
-            for stream in audience.streams
+            for group in self._of_channel.get(channel, ())
+            for stream in group.streams
             if stream is not None
         ]
 

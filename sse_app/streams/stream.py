@@ -6,16 +6,14 @@ import asyncio
 import math
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from sse_app.auth.tokens.claims import Lease
 from sse_app.core.channels import ChannelName
 from sse_app.core.framing import Framing
 from sse_app.core.sse import encode_json
-
-if TYPE_CHECKING:
-    from sse_app.streams.connection import StreamConnection
-    from sse_app.streams.fanout import Audience
+from sse_app.streams.connection import StreamConnection
+from sse_app.streams.fanout import FanoutGroup
 
 PIECE_BYTES = 64 * 1024
 """How much a flush takes at a time, so that a long backlog shows progress."""
@@ -87,12 +85,12 @@ class Stream:
         "_resume",
         "_waiter",
         "adopted",
-        "audience",
         "channels",
         "connection",
         "ending",
         "ending_at",
         "framing",
+        "group",
         "number",
         "opened_at",
         "ping_turn",
@@ -118,7 +116,7 @@ class Stream:
         self.framing = framing
         self.opened_at = time.time()
         self.connection: StreamConnection | None = None
-        self.audience: Audience | None = None
+        self.group: FanoutGroup[Stream] | None = None
         self.slot = -1
         self.ping_turn = -1
         self.ending: str | None = None
@@ -159,11 +157,11 @@ class Stream:
 
     def write(self, frames: bytes) -> None:
         """Write whole frames, framed for this stream, now or when their turn comes."""
-        if self.audience is None:
+        if self.group is None:
             self.enqueue(frames)
             return
         try:
-            sent = self.audience.sends[self.slot](frames)
+            sent = self.group.sends[self.slot](frames)
         except BlockingIOError:
             sent = 0
         except OSError:
@@ -227,8 +225,8 @@ class Stream:
         Only for a stream that has joined, and has nothing to write.
         """
         assert self.connection is not None
-        assert self.audience is not None
-        self.audience.sends[self.slot] = self.connection.send
+        assert self.group is not None
+        self.group.sends[self.slot] = self.connection.send
         self._laggards.discard(self)
         self._resume = resume
 
@@ -244,8 +242,8 @@ class Stream:
         if self.connection.closed or waiting or self.ending is not None:
             waiter.set_result(waiting and not self.connection.closed)
             return waiter
-        if self.audience is not None:
-            self.audience.sends[self.slot] = self.connection.send
+        if self.group is not None:
+            self.group.sends[self.slot] = self.connection.send
         self._laggards.discard(self)
         self._waiter = waiter
         return waiter
@@ -278,8 +276,8 @@ class Stream:
 
     def _step_back(self) -> None:
         self._laggards.add(self)
-        if self.audience is not None:
-            self.audience.sends[self.slot] = self.enqueue
+        if self.group is not None:
+            self.group.sends[self.slot] = self.enqueue
 
     def _wake(self) -> None:
         resume, self._resume = self._resume, None

@@ -154,7 +154,7 @@ async def test_each_stream_has_every_event_of_its_channels_once_and_in_order(
             client.leave()
         await settled(lambda: not hub.streams)
         assert not hub.laggards
-        assert not hub._audiences
+        assert not hub._groups
         assert not hub._of_channel
         assert not hub.streams_on_channel
         assert not hub.streams_of_subject
