@@ -6,7 +6,7 @@ import asyncio
 import select
 from typing import Protocol
 
-MOST = 256
+SOCKETS_PER_POLL = 256
 """How many are looked at before others run."""
 
 _EPOLL = hasattr(select, "epoll")
@@ -77,6 +77,6 @@ class Disconnects:
 
     def _look(self) -> None:
         assert self._epoll is not None
-        for fd, _ in self._epoll.poll(0, MOST):
+        for fd, _ in self._epoll.poll(0, SOCKETS_PER_POLL):
             if (who := self._watched.get(fd)) is not None:  # one that came before may have ended it
                 who.readable()

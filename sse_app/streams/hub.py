@@ -20,19 +20,19 @@ from sse_app.core.framing import Framing
 from sse_app.eventlog.base import EventLog
 from sse_app.streams.disconnects import Disconnects
 from sse_app.streams.fanout import FanoutGroup
-from sse_app.streams.replay_cache import RecentEvents
+from sse_app.streams.replay_cache import ReplayCache
 from sse_app.streams.stream import Stream, Subscriber
 
-SLICE = 128
+FANOUT_SLICE = 128
 """How many streams a fan-out serves before it lets others run: about a millisecond.
 
 A request takes the event loop some five rounds until it is answered, and waits for a slice in each.
 """
 
-PAGE_EVENTS = 500
+REPLAY_PAGE_EVENTS = 500
 """How many events a replay reads from the log at a time."""
 
-RECENT_BYTES = 8 * 1024 * 1024
+REPLAY_CACHE_BYTES = 8 * 1024 * 1024
 """How much of the log's end is kept encoded in memory."""
 
 DRAIN_RATE = 200
@@ -79,7 +79,7 @@ class Hub:
         self._head = eventlog.head.seq
         self._at_rest = asyncio.Event()
         self._at_rest.set()
-        self._recent = RecentEvents(eventlog.head.epoch, RECENT_BYTES)
+        self._replay_cache = ReplayCache(eventlog.head.epoch, REPLAY_CACHE_BYTES)
         self._groups: dict[tuple[frozenset[ChannelName], Framing], FanoutGroup[Stream]] = {}
         self._of_channel: dict[ChannelName, dict[FanoutGroup[Stream], None]] = {}
         self._arrival = asyncio.Event()
@@ -100,7 +100,7 @@ class Hub:
         """Begin at the head of the log, which has been opened only after the hub was made."""
         head = self.eventlog.head
         self._head = head.seq
-        self._recent = RecentEvents(head.epoch, RECENT_BYTES)
+        self._replay_cache = ReplayCache(head.epoch, REPLAY_CACHE_BYTES)
 
     # -- streams come and go --------------------------------------------------------------------------------
 
@@ -214,13 +214,13 @@ class Hub:
             EventLogUnavailable: the log cannot be read, or has let go of events that follow ``after``.
         """
         wanted = frozenset(channels)
-        recent = self._recent.between(after, until, wanted)
+        recent = self._replay_cache.between(after, until, wanted)
         if recent is not None:
             return recent
-        page = await self.eventlog.replay(wanted, after, until, PAGE_EVENTS)
+        page = await self.eventlog.replay(wanted, after, until, REPLAY_PAGE_EVENTS)
         if page.gap:
             raise EventLogUnavailable("the history was trimmed while it was being replayed")
-        encoded = b"".join(self._recent.encode(event) for event in page.events)
+        encoded = b"".join(self._replay_cache.encode(event) for event in page.events)
         return encoded, page.events[-1].seq if page.more else until
 
     async def reached(self, seq: int) -> None:
@@ -247,7 +247,7 @@ class Hub:
         """Send events that follow the last ones to every stream that listens to their channels."""
         begun = time.perf_counter()
         self._at_rest.clear()
-        self._recent.add(events)
+        self._replay_cache.add(events)
         self._head = events[-1].seq
         self.events_fanned_out += len(events)
         arrival, self._arrival = self._arrival, asyncio.Event()
@@ -263,17 +263,17 @@ class Hub:
         for group, frames, slots in plan:
             start = 0
             while start < slots:
-                stop = min(slots, start + SLICE - served)
+                stop = min(slots, start + FANOUT_SLICE - served)
                 group.send(frames, start, stop)
                 served += stop - start
                 start = stop
-                if served >= SLICE:
+                if served >= FANOUT_SLICE:
                     served = 0
                     await asyncio.sleep(0)
 
     def _plan(self, events: list[Event]) -> Iterator[tuple[FanoutGroup[Stream], bytes, int]]:
         """Yield which group gets which bytes, and how many slots it has: streams that join later have them already."""
-        encode = cache(self._recent.encode)  # once, for all groups
+        encode = cache(self._replay_cache.encode)  # once, for all groups
         by_channel: dict[ChannelName, list[int]] = {}
         for number, event in enumerate(events):
             by_channel.setdefault(event.channel, []).append(number)

@@ -17,7 +17,7 @@ from sse_app.streams.stream import Stream
 MAX_TICK = 0.25
 """The longest time between two steps of the sweep, in seconds."""
 
-FAREWELL = 5.0
+CLOSING_TIMEOUT = 5.0
 """How long a stream that is being ended may take to accept its ``closing``, in seconds."""
 
 
@@ -100,7 +100,7 @@ class Keepalive:
 
     def _reap(self, now: float) -> None:
         stalled = now - 2 * self._interval + 2 * self._tick
-        leaving = now - min(FAREWELL, 2 * self._interval)
+        leaving = now - min(CLOSING_TIMEOUT, 2 * self._interval)
         for stream in list(self._hub.laggards):
             if stream.stalled_since < (stalled if stream.ending is None else leaving):
                 stream.ending = stream.ending or "stalled"

@@ -15,7 +15,7 @@ from sse_app.core.sse import encode_json
 from sse_app.streams.connection import StreamConnection
 from sse_app.streams.fanout import FanoutGroup
 
-PIECE_BYTES = 64 * 1024
+FLUSH_BYTES = 64 * 1024
 """How much a flush takes at a time, so that a long backlog shows progress."""
 
 
@@ -249,16 +249,16 @@ class Stream:
         return waiter
 
     def take(self) -> bytes:
-        """Return what waits, as one piece of about `PIECE_BYTES` at the most."""
+        """Return what waits, as one piece of about `FLUSH_BYTES` at the most."""
         pending = self._pending
         if not pending:
             return b""
-        if self._pending_bytes <= PIECE_BYTES or len(pending) == 1:
+        if self._pending_bytes <= FLUSH_BYTES or len(pending) == 1:
             self._pending = None
             self._pending_bytes = 0
             return pending[0] if len(pending) == 1 else b"".join(pending)
         count = size = 0
-        while count < len(pending) and (not count or size + len(pending[count]) <= PIECE_BYTES):
+        while count < len(pending) and (not count or size + len(pending[count]) <= FLUSH_BYTES):
             size += len(pending[count])
             count += 1
         piece = b"".join(pending[:count])

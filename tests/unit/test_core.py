@@ -23,7 +23,7 @@ from sse_app.core.events import RESERVED_TYPES, Event, EventId, new_event
 from sse_app.core.framing import CHUNKED, FRAMINGS, UNFRAMED, framed, framing_for
 from sse_app.core.sse import EventParser, encode
 from sse_app.handlers.json_body import parse_json
-from sse_app.streams.replay_cache import RecentEvents
+from sse_app.streams.replay_cache import ReplayCache
 
 SEGMENT = st.text("abcdefghijklmnopqrstuvwxyz0123456789_-", min_size=1, max_size=64)
 NAME = st.lists(SEGMENT, min_size=1, max_size=3).map(".".join)
@@ -276,7 +276,7 @@ def test_what_is_no_json_is_refused(body: bytes) -> None:
 
 
 def test_recent_events_know_where_they_begin() -> None:
-    recent = RecentEvents("e", max_bytes=4000)
+    recent = ReplayCache("e", max_bytes=4000)
     only_a, both = frozenset({ChannelName("a")}), frozenset({ChannelName("a"), ChannelName("b")})
     assert recent.between(0, 0, only_a) is None
     events = [Event(seq, ChannelName("a" if seq % 2 else "b"), "t", b"{}") for seq in range(1, 30)]
@@ -294,7 +294,7 @@ def test_recent_events_know_where_they_begin() -> None:
 
 
 def test_a_long_past_comes_in_pieces() -> None:
-    recent = RecentEvents("e", max_bytes=10**7)
+    recent = ReplayCache("e", max_bytes=10**7)
     channel = ChannelName("a")
     events = [Event(seq, channel, "t", b"x" * 10_000) for seq in range(1, 31)]
     recent.add(events)

@@ -109,7 +109,7 @@ async def settled(condition: Callable[[], bool]) -> None:
 async def test_each_stream_has_every_event_of_its_channels_once_and_in_order(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub_module, "SLICE", 3)  # so that much happens in the middle of a fan-out
+    monkeypatch.setattr(hub_module, "FANOUT_SLICE", 3)  # so that much happens in the middle of a fan-out
     chance = random.Random(seed)
     async with opened() as (hub, publish):
         everyone: list[Client] = []
@@ -218,7 +218,7 @@ async def test_a_stream_that_accepts_nothing_for_two_intervals_is_closed_and_oth
 
 @pytest.mark.gen_test
 async def test_a_large_fan_out_lets_others_run_in_between(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_module, "SLICE", 10)
+    monkeypatch.setattr(hub_module, "FANOUT_SLICE", 10)
     async with opened() as (hub, publish):
         clients = [Client(hub, (A,)) for _ in range(100)]
         await asyncio.sleep(0.01)
