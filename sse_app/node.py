@@ -29,10 +29,12 @@ from sse_app.eventlog.sqlite.log import SqliteEventLog
 from sse_app.monitoring.live_stats import Figures
 from sse_app.settings.model import Settings
 from sse_app.storage.state_dir import StateDirectory
+from sse_app.streams.admission import Admission
 from sse_app.streams.enforcement import Enforcement
 from sse_app.streams.hub import Hub
 from sse_app.streams.keepalive import Keepalive
 from sse_app.streams.publisher import Publisher
+from sse_app.streams.pump import Pump
 
 if TYPE_CHECKING:
     from sse_app.auth.tokens.oidc import Provider
@@ -99,7 +101,6 @@ class Node:
         self.provider = _provider(settings)
         self.publish_rate = RateLimit(settings.limits.publish_rate)
         self.eventlog = make_event_log(settings, self.state)
-        self.stream_capacity = _stream_capacity(settings)
         self.opening = InProgress()
         """The streams that are being opened."""
         self.ready = False
@@ -114,6 +115,16 @@ class Node:
         self.keepalive = Keepalive(self.hub, settings.keepalive.ping_interval)
         self.publisher = Publisher(self.eventlog, self.channels, settings.limits.batch_events)
         self.metrics = Metrics()
+        self.pump = Pump(self.hub, self.keepalive)
+        self.admission = Admission(
+            self.hub,
+            self.keepalive,
+            self.publisher,
+            self.tokens,
+            self.metrics,
+            settings.limits,
+            _stream_capacity(settings),
+        )
         self.enforcement = Enforcement(
             self.hub,
             self.auth_database,
@@ -164,7 +175,7 @@ class Node:
         self.publisher.use(self.channels, settings.limits.batch_events)
         self.hub.backlog_limit = settings.limits.backlog_bytes
         self.hub.retry = settings.stream.retry
-        self.stream_capacity = _stream_capacity(settings)
+        self.admission.use(settings.limits, _stream_capacity(settings))
         return kept
 
     async def stop(self, drain_time: float = 0.0) -> None:
@@ -178,6 +189,7 @@ class Node:
         self.draining = True
         self.ready = False
         if hasattr(self, "hub"):
+            self.admission.stop()
             await self.hub.drain("shutdown", drain_time)
             with suppress(TimeoutError):
                 async with asyncio.timeout(FAREWELL):

@@ -53,6 +53,16 @@ def encode_json(event: str, data: object, *, id: str | None = None, retry: int |
     return encode(orjson.dumps(data), event=event, id=id, retry=retry)
 
 
+def encode_closing(reason: str, retry: int | None) -> bytes:
+    """Return the event with which the server ends a stream.
+
+    Args:
+        reason: for the client, e.g. ``token_expired``.
+        retry: when to come back, in milliseconds; None when the client's token is of no more use.
+    """
+    return encode_json("closing", {"reason": reason, "retry": retry}, retry=retry)
+
+
 class ParsedEvent(NamedTuple):
     """An event as a client sees it. ``id`` is the last event id in force, ``retry`` milliseconds or None."""
 

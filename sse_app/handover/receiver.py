@@ -12,8 +12,7 @@ from contextlib import suppress
 from functools import partial
 
 from sse_app.core.framing import FRAMINGS, Framing
-from sse_app.core.sse import encode_json
-from sse_app.handlers.api.running import AdoptedStreams
+from sse_app.core.sse import encode_closing
 from sse_app.handover.http_server import HandoverServer
 from sse_app.handover.message import IDLE, STREAM, Parcel, State, StreamState
 from sse_app.node import Node
@@ -32,13 +31,11 @@ class Taking:
     Args:
         node: the parts, started.
         server: where idle connections go on.
-        streams: where streams go on.
     """
 
-    def __init__(self, node: Node, server: HandoverServer, streams: AdoptedStreams) -> None:
+    def __init__(self, node: Node, server: HandoverServer) -> None:
         self._node = node
         self._server = server
-        self._streams = streams
         self._revoked: list[Stream] = []
         """What was built ahead, and is to be ended when the handover comes."""
 
@@ -53,7 +50,7 @@ class Taking:
                 state, stream_state, StreamConnection(_socket(descriptor), FRAMINGS[parcel.framing])
             )
             self._watch(stream)
-            self._streams.go_on(stream)
+            self._node.pump.adopt(stream)
             if self._is_revoked(stream):
                 self._revoked.append(stream)
             built.append(stream)
@@ -96,7 +93,7 @@ class Taking:
                 stream.end("revoked", None)
             elif not continuable:
                 stream.end("unavailable", hub.jittered_retry())
-            self._streams.go_on(stream)
+            self._node.pump.adopt(stream)
             adopted.append(stream)
         for parcel, descriptor in zip(state.parcels[len(state.streams) :], arrived, strict=True):
             if parcel.kind == IDLE:
@@ -145,8 +142,7 @@ class Taking:
                 os.close(descriptor)
 
     def _closing(self, framing: Framing) -> bytes:
-        retry = self._node.hub.jittered_retry()
-        closing = encode_json("closing", {"reason": "shutdown", "retry": retry}, retry=retry)
+        closing = encode_closing("shutdown", self._node.hub.jittered_retry())
         return framing.frame(closing) + framing.end
 
     def is_at_head(self, state: State) -> bool:

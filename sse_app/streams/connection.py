@@ -160,7 +160,7 @@ class StreamConnection(httputil.HTTPConnection):
             self._queue(memoryview(chunk)[sent:])
 
     def write(self, chunk: bytes) -> asyncio.Future[None]:
-        """Send wire bytes; the future resolves when the socket has accepted all of them, or has closed."""
+        """Send wire bytes, and return what `flush` returns."""
         if chunk and not self.closed:
             sent = 0
             if not self._rest:
@@ -172,6 +172,10 @@ class StreamConnection(httputil.HTTPConnection):
                     self.close()
             if sent != len(chunk) and not self.closed:
                 self._queue(memoryview(chunk)[sent:])
+        return self.flush()
+
+    def flush(self) -> asyncio.Future[None]:
+        """Return a future that resolves when the socket has accepted all that was written, or has closed."""
         if self._drained is None:
             self._drained = asyncio.get_running_loop().create_future()
             if not self._rest:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from sse_app.auth.tokens.claims import Lease
 from sse_app.core.channels import ChannelName
 from sse_app.core.framing import Framing
-from sse_app.core.sse import encode_json
+from sse_app.core.sse import encode_closing
 from sse_app.streams.connection import StreamConnection
 from sse_app.streams.fanout import FanoutGroup
 
@@ -200,8 +200,17 @@ class Stream:
         self._pending = None
         self._pending_bytes = 0
         self._step_back()
-        closing = encode_json("closing", {"reason": reason, "retry": retry}, retry=retry)
-        self._push(self.framing.frame(closing))
+        self._push(self.framing.frame(encode_closing(reason, retry)))
+
+    def log_fields(self, **more: object) -> dict[str, object]:
+        """Return what a log line says of the stream."""
+        return {
+            "client_id": self.subscriber.client_id,
+            "subject": self.subscriber.lease.subject,
+            "channels": ",".join(self.channels),
+            "address": self.subscriber.address,
+            **more,
+        }
 
     def close(self) -> None:
         """Close the connection at once."""
