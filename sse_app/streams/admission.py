@@ -135,9 +135,8 @@ class Admission:
         # Others may have been admitted, and the server may have begun to drain, while the log was asked.
         if (reason := self._unavailable(claims, wanted)) is not None:
             return self._turn_away(reason)
-        self._tokens.require_in_force(
-            claims
-        )  # the stream is registered in the same step: a revocation finds it
+        # The stream is registered in the same step of the event loop, so a later revocation finds it.
+        self._tokens.require_in_force(claims)
         return self._register(claims, wanted, start)
 
     def abandon(self, stream: Stream) -> None:
