@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -76,9 +77,11 @@ class EventParser:
     """Parses an event stream, fed in pieces cut anywhere, as WHATWG HTML §9.2.6 says."""
 
     def __init__(self) -> None:
-        self._rest = b""
-        self._first = True
+        self._first: bytes | None = b""
+        """The first bytes, until it is known whether they are a byte order mark."""
         self._after_cr = False
+        self._begun: list[bytes] = []
+        """The pieces of the line that has not ended yet."""
         self._lines: list[str] = []
         self._type = ""
         self._id = ""
@@ -89,15 +92,20 @@ class EventParser:
         if self._after_cr and piece:
             piece = piece.removeprefix(b"\n")  # the second half of a CRLF cut in two
             self._after_cr = False
-        text = self._rest + piece
-        if self._first:
-            if text in (b"", b"\xef", b"\xef\xbb"):  # perhaps a byte order mark cut in two
-                self._rest = text
+        if self._first is not None:
+            piece = self._first + piece
+            if len(piece) < len(BOM_UTF8) and BOM_UTF8.startswith(piece):
+                self._first = piece
                 return
-            text = text.removeprefix(b"\xef\xbb\xbf")
-            self._first = False
-        self._after_cr = text.endswith(b"\r") or (self._after_cr and not piece)
-        *lines, self._rest = _LINE_BREAK.split(text)
+            piece = piece.removeprefix(BOM_UTF8)
+            self._first = None
+        self._after_cr = piece.endswith(b"\r") or (self._after_cr and not piece)
+        first, *others = _LINE_BREAK.split(piece)
+        self._begun.append(first)
+        if not others:
+            return
+        *lines, rest = [b"".join(self._begun), *others]
+        self._begun = [rest]
         for line in lines:
             event = self._line(line.decode("utf-8", "replace"))
             if event is not None:

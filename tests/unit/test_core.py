@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import orjson
 import pytest
@@ -215,6 +216,17 @@ def test_the_parser_does_what_the_standard_says_wherever_the_stream_is_cut(
     for cut in range(len(encoded) + 1):
         assert parse(encoded, cut) == events
     assert parse(encoded, *range(1, len(encoded))) == events
+
+
+def test_a_long_event_takes_the_parser_time_in_proportion_to_its_length() -> None:
+    parser = EventParser()
+    pieces = [b"data: ", *[b"x" * 4096] * 4096, b"\n\n"]
+    begun = time.process_time()
+    (event,) = [event for piece in pieces for event in parser.feed(piece)]
+    assert len(event.data) == 4096 * 4096
+    assert (
+        time.process_time() - begun < 10
+    )  # it is a tenth of a second; a parser that looks back takes minutes
 
 
 @given(st.binary(min_size=1, max_size=300))
