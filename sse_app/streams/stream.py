@@ -1,4 +1,4 @@
-"""One client's stream: who listens to what, and what waits to be written to it."""
+"""One client's stream: whose it is, its channels, and what waits to be written to it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FLUSH_BYTES = 64 * 1024
 
 
 class Subscriber(NamedTuple):
-    """Who listens, and where the connection came from.
+    """Whose stream it is, and where its connection came from.
 
     Args:
         client_id: the client's label.
@@ -49,11 +49,11 @@ class Subscriber(NamedTuple):
 
 
 class Replay(NamedTuple):
-    """How far a stream is that is still being brought up to the present.
+    """How far a stream has come that is still being brought up to the present.
 
     Args:
         after: the ``seq`` up to which it has its events.
-        lost: the channels that could not be continued: they go on from ``lost_until``.
+        lost: the channels that could not be continued: they continue from ``lost_until``.
         lost_until: what was the head when they were reset.
     """
 
@@ -70,8 +70,8 @@ class Stream:
 
     Args:
         number: tells it from all others, also of earlier processes.
-        subscriber: who listens.
-        channels: what to, in the order asked for.
+        subscriber: whose stream it is.
+        channels: in the order asked for.
         framing: how its bytes stand in the body of the response.
         backlog_limit: how many bytes may wait before the stream is ended as ``slow_consumer``.
         laggards: where the stream enters itself while it is behind.
@@ -145,7 +145,7 @@ class Stream:
 
     @property
     def stalled_since(self) -> float:
-        """When bytes last went out while some were waiting, or the farewell began (`time.monotonic`)."""
+        """When bytes last went out while some were waiting, or ``closing`` was queued (`time.monotonic`)."""
         if self.ending is not None:
             return self.ending_at
         return self.connection.progressed_at if self.connection and self.connection.unsent_bytes else math.inf
@@ -171,7 +171,7 @@ class Stream:
             self.fall_behind(frames, sent)
 
     def enqueue(self, frames: bytes) -> int:
-        """Take frames in the socket's place while the stream is behind, and say that all were taken."""
+        """Queue frames while the stream is behind, and return their size, as a socket that takes all of them does."""
         if self.ending is None:
             if self._pending_bytes and self.backlog_bytes > self._backlog_limit:
                 self.end("slow_consumer", self.retry)
@@ -183,7 +183,7 @@ class Stream:
         """Leave the ready state: the socket accepted only ``sent`` bytes of the frames."""
         assert self.connection is not None
         self.connection.leave_rest(frames, sent)
-        self._step_back()
+        self._fall_back()
         self._wake()
 
     def end(self, reason: str, retry: int | None) -> None:
@@ -199,7 +199,7 @@ class Stream:
         self.ending_at = time.monotonic()
         self._pending = None
         self._pending_bytes = 0
-        self._step_back()
+        self._fall_back()
         self._push(self.framing.frame(encode_closing(reason, retry)))
 
     def log_fields(self, **more: object) -> dict[str, object]:
@@ -218,25 +218,23 @@ class Stream:
             self.connection.close()
 
     def woken_by_close(self) -> None:
-        """Let the flush loop see that the connection has ended; a handover finds it among the laggards."""
+        """Wake the flush loop because the connection has ended; until it runs, the stream is among the laggards,
+        where a handover looks for what has changed."""
         if self._waiter is not None or self._resume is not None:
             self._laggards.add(self)
         self._wake()
 
     def unsent(self) -> bytes:
-        """Return whatever is still to be written, the rest of a frame first."""
+        """Return all that is still to be written, the rest of a frame first."""
         rest = self.connection.unsent() if self.connection else []
         return b"".join([*rest, *(self._pending or ())])
 
     def park(self, resume: Callable[[Stream], None]) -> None:
-        """Stand in for a flush loop that is parked: make the stream ready, and call ``resume`` once it is not.
+        """Make the stream ready without a flush loop, and call ``resume`` once there is something to write.
 
         Only for a stream that has joined, and has nothing to write.
         """
-        assert self.connection is not None
-        assert self.group is not None
-        self.group.sends[self.slot] = self.connection.send
-        self._laggards.discard(self)
+        self._make_ready()
         self._resume = resume
 
     def behind(self) -> asyncio.Future[bool]:
@@ -251,9 +249,7 @@ class Stream:
         if self.connection.closed or waiting or self.ending is not None:
             waiter.set_result(waiting and not self.connection.closed)
             return waiter
-        if self.group is not None:
-            self.group.sends[self.slot] = self.connection.send
-        self._laggards.discard(self)
+        self._make_ready()
         self._waiter = waiter
         return waiter
 
@@ -283,7 +279,13 @@ class Stream:
         self._laggards.add(self)
         self._wake()
 
-    def _step_back(self) -> None:
+    def _make_ready(self) -> None:
+        assert self.connection is not None
+        assert self.group is not None
+        self.group.sends[self.slot] = self.connection.send
+        self._laggards.discard(self)
+
+    def _fall_back(self) -> None:
         self._laggards.add(self)
         if self.group is not None:
             self.group.sends[self.slot] = self.enqueue
