@@ -79,16 +79,16 @@ def _nothing() -> None:
 
 
 class StreamConnection(httputil.HTTPConnection):
-    """Stands in for Tornado's connection behind a stream's handler, which goes on with ``write`` and ``flush``.
+    """Replaces Tornado's connection behind a stream's handler, whose ``write`` and ``flush`` end here.
 
     It takes the place of an IOStream and an HTTP1Connection, which hold much more memory, and gives the hub
-    the bare ``send`` of the socket. What it is given are wire bytes, framed already. A client that is gone is no
-    error here: writing to it does nothing, and ``on_close`` has been called.
+    the bare ``send`` of the socket. It takes wire bytes, framed already. A client that is gone is no error here:
+    writing to it does nothing, and ``on_close`` has been called.
 
     Args:
         sock: connected and non-blocking; closed by this object.
         framing: how the bytes stand in the body of the response.
-        context: where the request comes from; asked for by nobody once it is read.
+        context: where the request comes from; needed until the request is read.
     """
 
     __slots__ = (
@@ -114,7 +114,7 @@ class StreamConnection(httputil.HTTPConnection):
         self._fd = sock.fileno()
         self.framing = framing
         self.on_close: Callable[[], None] | None = _nothing
-        """Called once, when the connection ends for whatever reason; None from then on."""
+        """Called once, when the connection ends, whatever the reason; None from then on."""
         self.context = context
         self._disconnects: Disconnects | None = None
         self._rest: list[memoryview] | None = None
@@ -124,13 +124,13 @@ class StreamConnection(httputil.HTTPConnection):
         """When bytes last went out, or had to wait (`time.monotonic`); only kept while some wait."""
 
     def watch(self, disconnects: Disconnects) -> None:
-        """Notice from now on when the client goes; not only when something is sent to it."""
+        """Notice a disconnect from now on also while nothing is sent."""
         if not self.closed:
             self._disconnects = disconnects
             disconnects.watch(self._fd, self)
 
     def unwatch(self) -> None:
-        """Notice no more when the client goes."""
+        """Stop watching for a disconnect."""
         if self._disconnects is not None:
             self._disconnects.forget(self._fd)
             self._disconnects = None
@@ -155,7 +155,7 @@ class StreamConnection(httputil.HTTPConnection):
         return list(self._rest or ())
 
     def leave_rest(self, chunk: bytes, sent: int) -> None:
-        """Take over what the socket did not accept of a chunk that somebody else sent."""
+        """Queue what the socket did not accept of a chunk that the hub, or an earlier process, has sent in part."""
         if not self.closed:
             self._queue(memoryview(chunk)[sent:])
 
@@ -219,7 +219,7 @@ class StreamConnection(httputil.HTTPConnection):
         """Tornado clears its callback when it finishes a response; ours stays until the close."""
 
     def close(self) -> None:
-        """Close the socket, and say so once."""
+        """Close the socket and call ``on_close``; harmless the second time."""
         if self.on_close is None:
             return
         on_close, self.on_close = self.on_close, None

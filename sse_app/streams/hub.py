@@ -1,4 +1,4 @@
-"""Who listens to what: registers streams, fans events out to them, and takes them up to the present."""
+"""The hub: registers streams, fans events out to those that have joined, and reads the past for the others."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from sse_app.streams.replay_cache import ReplayCache
 from sse_app.streams.stream import Stream, Subscriber
 
 FANOUT_SLICE = 128
-"""How many streams a fan-out serves before it lets others run: about a millisecond.
+"""How many streams a fan-out serves before the event loop runs other callbacks: about a millisecond.
 
-A request takes the event loop some five rounds until it is answered, and waits for a slice in each.
+A request takes some five rounds of the event loop until it is answered, and waits for a slice in each.
 """
 
 REPLAY_PAGE_EVENTS = 500
@@ -45,11 +45,11 @@ log = logging.getLogger(__name__)
 
 
 class Hub:
-    """Brings what the log's tail yields to the streams.
+    """Sends what the log's tail yields to the streams.
 
     An event is encoded once; its bytes are shared by all streams of a `FanoutGroup`. A fan-out to many
     streams goes in slices, so that logins, publishes and pings are answered in between; the next one begins
-    when it is through, so each stream sees the log's order.
+    when it is finished, so each stream sees the log's order.
 
     Args:
         eventlog: open.
@@ -68,10 +68,10 @@ class Hub:
         self.events_fanned_out = 0
         self.deliveries = 0
         self.fan_out_seconds = Durations()
-        """From an event's arrival from the log to its handing over to the last stream."""
+        """From an event's arrival from the log until the last stream has been given it."""
         self.endings: Counter[str] = Counter()
         self.disconnects = Disconnects()
-        """Tells when clients go."""
+        """Notices when clients disconnect."""
         # Streams are numbered on from the time, in microseconds, so that no number means another one later.
         self._numbers = count(time.time_ns() // 1000)
         self.backlog_limit = backlog_limit
@@ -93,7 +93,7 @@ class Hub:
         return EventId(self.eventlog.head.epoch, self._head)
 
     def jittered_retry(self) -> int:
-        """Return a reconnection time in milliseconds, so that clients who leave together come back apart."""
+        """Return a reconnection time in milliseconds, so that clients that leave together come back apart."""
         return random.randint(self.retry // 2, self.retry + self.retry // 2)
 
     def begin(self) -> None:
@@ -112,11 +112,11 @@ class Hub:
         framing: Framing,
         number: int | None = None,
     ) -> Stream:
-        """Count a new stream in; it is told nothing until it joins.
+        """Register a new stream; it is given no events until it joins.
 
         Args:
-            subscriber: who listens.
-            channels: what to.
+            subscriber: whose stream it is.
+            channels: in the order asked for.
             framing: how its bytes stand in the body of the response.
             number: of a stream that an earlier process numbered.
         """
@@ -150,7 +150,7 @@ class Hub:
         group.add(stream)
 
     def leave(self, stream: Stream) -> None:
-        """Count a stream out; harmless the second time."""
+        """Forget a stream that has ended, and count its end; harmless the second time."""
         if stream in self.streams:
             self.endings[stream.ending or "client"] += 1
             self.withdraw(stream)
@@ -211,7 +211,7 @@ class Hub:
         Not more than a page at a time; with it comes the ``seq`` that the next page follows.
 
         Raises:
-            EventLogUnavailable: the log cannot be read, or has let go of events that follow ``after``.
+            EventLogUnavailable: the log cannot be read, or no longer keeps events that follow ``after``.
         """
         wanted = frozenset(channels)
         recent = self._replay_cache.between(after, until, wanted)

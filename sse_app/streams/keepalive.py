@@ -49,7 +49,7 @@ class Keepalive:
             self._callback.start()
 
     def stop(self) -> None:
-        """Sweep no more."""
+        """Stop sweeping."""
         self._callback.stop()
 
     def watch(self, stream: Stream) -> None:
@@ -65,7 +65,7 @@ class Keepalive:
         self._expect_no_expiry(stream)
 
     def renew(self, stream: Stream, lease: Lease) -> None:
-        """Let a stream go on with a fresh token, to its expiry."""
+        """Extend a stream to the expiry of a fresh token."""
         self._expect_no_expiry(stream)
         stream.subscriber = stream.subscriber.renewed(lease, time.time())
         self._expect_expiry(stream)
@@ -87,7 +87,7 @@ class Keepalive:
                 del self._expiring[second]
 
     def sweep(self) -> None:
-        """Do what is due in this tick."""
+        """End the streams whose tokens have expired, close the dead ones, and ping those whose turn it is."""
         self._end_expired(time.time())
         self._reap(time.monotonic())
         self._ping()
