@@ -22,6 +22,7 @@ from sse_app.auth.tokens.issuer import Tokens
 from sse_app.auth.tokens.keyring import KeyRing
 from sse_app.core.channels import ChannelPatterns
 from sse_app.core.counters import Metrics
+from sse_app.core.events import EventId
 from sse_app.core.rate_limit import RateLimit
 from sse_app.eventlog.base import EventLog, Retention
 from sse_app.eventlog.memory import MemoryEventLog
@@ -135,8 +136,11 @@ class Node:
         )
         self.figures = Figures(self)
 
-    async def start(self) -> None:
+    async def start(self, after: EventId | None = None) -> None:
         """Open the event log and begin to serve.
+
+        Args:
+            after: the position up to which streams of an earlier process have their events; see `Hub.begin`.
 
         Raises:
             StateError: the event log cannot be used.
@@ -144,7 +148,7 @@ class Node:
         await self.eventlog.open()
         if not hasattr(self, "hub"):
             self.prepare()
-        self.hub.begin()
+        self.hub.begin(after)
         self.keepalive.start()
         self.enforcement.start()
         self.figures.start()

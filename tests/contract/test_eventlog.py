@@ -96,7 +96,7 @@ async def test_what_is_appended_together_by_many_is_stored_once_and_in_order(
     make: Callable[..., EventLog],
 ) -> None:
     async with opened(make()) as log:
-        tail = log.tail()
+        tail = log.tail(0)
         ids = await asyncio.gather(
             *(log.append([new(A, f'{{"n":{n},"m":{m}}}') for m in range(3)]) for n in range(50))
         )
@@ -177,7 +177,7 @@ async def test_a_closed_log_refuses_appends(make: Callable[..., EventLog]) -> No
 @pytest.mark.gen_test
 async def test_a_follower_that_lags_holds_appends_back(make: Callable[..., EventLog]) -> None:
     async with opened(make()) as log:
-        tail = log.tail()
+        tail = log.tail(0)
         big = "x" * 1_000_000
         appends = asyncio.gather(*(log.append([new(A, big)]) for _ in range(4)))
         await appends

@@ -85,6 +85,7 @@ async def opened(
 ) -> AsyncIterator[tuple[Hub, Callable[..., Awaitable[None]]]]:
     log = MemoryEventLog()
     hub = Hub(log, backlog_limit=backlog_limit, retry=1000)
+    hub.begin()
 
     async def publish(*channels: ChannelName, size: int = 10) -> None:
         await log.append([NewEvent(channel, "e", b"x" * size) for channel in channels])
