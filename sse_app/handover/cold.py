@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 
+from sse_app.core.events import EventId
 from sse_app.handover.fd_store import Store
-from sse_app.handover.message import UnreadableState, decode, encode
+from sse_app.handover.message import State, UnreadableState, decode, encode
 from sse_app.handover.reassembly import Whole
 from sse_app.handover.receiver import Taking
 from sse_app.handover.sender import Giving
@@ -38,31 +39,53 @@ async def leave(giving: Giving, store: Store) -> bool:
     return True
 
 
-def find(taking: Taking, store: Store) -> list[Stream]:
-    """Go on with what the process before has left; what cannot be read is ended.
+class Found:
+    """What the process before has left in the store, where it stays until it has been adopted.
 
-    Until that has been done it stays in the store, for the next attempt should this process die over it.
+    So it is there for the next attempt, should this process die over it.
 
-    Returns:
-        The streams that are to be settled.
+    Args:
+        store: the store.
     """
-    arrival = store.look()
-    if arrival is None:
-        return []
-    try:
-        whole = Whole([(decode(text), descriptors) for text, descriptors in arrival.parts])
-    except UnreadableState as error:
-        log.error("handover_lost", extra={"detail": str(error)})
-        arrival.drop()
-        return []
-    for descriptor in whole.ended:
-        os.close(descriptor)
-    adopted: list[Stream] = []
-    try:
-        adopted = taking.adopt(whole.open(), whole.descriptors)
-        log.info("adopted", extra={"streams": len(adopted)})
-    except UnreadableState as error:
-        log.warning("handover_refused", extra={"detail": str(error)})
-        taking.refuse(whole.parcels, whole.descriptors)
-    arrival.take()
-    return adopted
+
+    def __init__(self, store: Store) -> None:
+        self._arrival = store.look()
+        self._whole: Whole | None = None
+        self._state: State | None = None
+        if self._arrival is None:
+            return
+        try:
+            self._whole = Whole([(decode(text), descriptors) for text, descriptors in self._arrival.parts])
+        except UnreadableState as error:
+            log.error("handover_lost", extra={"detail": str(error)})
+            self._arrival.drop()
+            self._arrival = None
+            return
+        try:
+            self._state = self._whole.open()
+        except UnreadableState as error:
+            log.warning("handover_refused", extra={"detail": str(error)})
+
+    @property
+    def position(self) -> EventId | None:
+        """The position up to which its streams have their events; None where there are none to go on with."""
+        return self._state.position if self._state is not None else None
+
+    def adopt(self, taking: Taking) -> list[Stream]:
+        """Go on with it, and end connections whose state cannot be read.
+
+        Returns:
+            The streams that are to be settled.
+        """
+        if self._arrival is None or self._whole is None:
+            return []
+        for descriptor in self._whole.ended:
+            os.close(descriptor)
+        adopted: list[Stream] = []
+        if self._state is not None:
+            adopted = taking.adopt(self._state, self._whole.descriptors)
+            log.info("adopted", extra={"streams": len(adopted)})
+        else:
+            taking.refuse(self._whole.parcels, self._whole.descriptors)
+        self._arrival.take()
+        return adopted

@@ -15,6 +15,7 @@ import msgspec
 
 from sse_app.core.channels import ChannelName, parse_channel
 from sse_app.core.errors import SSEAppError
+from sse_app.core.events import EventId
 from sse_app.core.framing import CHUNKED, FRAMINGS, UNFRAMED
 from sse_app.streams.stream import Replay, Subscriber
 
@@ -72,7 +73,8 @@ class State(NamedTuple):
     """All that one process leaves to the next.
 
     Args:
-        epoch, head: the position up to which every stream has its events, unless it is being replayed to.
+        epoch, head: the position up to which every stream has its events, unless it is being replayed to. The
+            log may have gone on since.
         channels: what streams listen to; many share theirs.
         streams: in the order of their parcels.
         parcels: the streams', then the others.
@@ -85,6 +87,11 @@ class State(NamedTuple):
     streams: Sequence[StreamState]
     parcels: Sequence[Parcel]
     gone: Sequence[int] = ()
+
+    @property
+    def position(self) -> EventId:
+        """Where the next process begins to deliver events."""
+        return EventId(self.epoch, self.head)
 
 
 class _Envelope(msgspec.Struct):

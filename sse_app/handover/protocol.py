@@ -124,14 +124,15 @@ async def hand_over(giving: Giving, along: Along, conversation: Conversation, se
     await conversation.hear("built", START_TIMEOUT)
     try:
         await giving.hold()
-        if giving.publishing:  # two processes must not write to the log
+        if giving.publishing:  # it would be cut off, and not know whether its events are in the log
             raise UpgradeFailed("the event log did not end its work")
         state, descriptors = giving.everything(copied)
         parcels = [*state.parcels, *(Parcel(name, "", b"") for name, _ in along)]
         everything = encode(state._replace(parcels=parcels))
         send(sending, everything, [*descriptors, *(descriptor for _, descriptor in along)])
         conversation.say("handed over")
-        await conversation.hear("serving", TAKE_TIMEOUT)
+        # The event loop stands still meanwhile: a turn of it could send bytes that the successor sends too.
+        conversation.hear_standing_still("serving", TAKE_TIMEOUT)
         conversation.say("go")
     except BaseException:
         giving.let_go_on()

@@ -17,7 +17,7 @@ from sse_app.handover.http_server import HandoverServer
 from sse_app.handover.message import IDLE, STREAM, Parcel, State, StreamState
 from sse_app.node import Node
 from sse_app.streams.connection import StreamConnection
-from sse_app.streams.stream import Replay, Stream
+from sse_app.streams.stream import Stream
 
 SLICE = 128
 """How many streams `Taking.settle` sees to before it lets others run."""
@@ -62,6 +62,9 @@ class Taking:
     def adopt(self, state: State, descriptors: Sequence[int], built: Sequence[Stream] = ()) -> list[Stream]:
         """Go on with all connections, and return the streams that `settle` has yet to see to.
 
+        The hub must have begun at the state's position, unless the log is not the one that the streams have
+        their events from, or lacks some of them: then they are ended, and come back by their last ids.
+
         Args:
             state: what is said of them.
             descriptors: of the sockets that come with it, in the parcels' order.
@@ -75,8 +78,7 @@ class Taking:
         adopted = []
         hub = self._node.hub
         revocable = len(self._node.revocations) > 0
-        continuable = self._is_continuable(state)
-        behind = Replay(state.head) if state.head != hub.head.seq else None
+        continues = hub.continues(state.position)
         for stream_state, parcel in zip(state.streams, state.parcels, strict=False):  # others come after
             if parcel.place < 0:
                 connection = StreamConnection(_socket(next(arrived)), FRAMINGS[parcel.framing])
@@ -87,11 +89,9 @@ class Taking:
             stream = self._register(state, stream_state, connection)
             if parcel.data:
                 connection.leave_rest(parcel.data, 0)
-            if stream.replay is None:
-                stream.replay = behind
             if revocable and self._is_revoked(stream):
                 stream.end("revoked", None)
-            elif not continuable:
+            elif not continues:
                 stream.end("unavailable", hub.jittered_retry())
             self._node.pump.adopt(stream)
             adopted.append(stream)
@@ -144,15 +144,6 @@ class Taking:
     def _closing(self, framing: Framing) -> bytes:
         closing = encode_closing("shutdown", self._node.hub.jittered_retry())
         return framing.frame(closing) + framing.end
-
-    def is_at_head(self, state: State) -> bool:
-        """Return whether quiet streams have every event that the log has."""
-        return (state.epoch, state.head) == self._node.eventlog.head
-
-    def _is_continuable(self, state: State) -> bool:
-        """Return whether the log is still the one that the streams have their events from."""
-        head = self._node.eventlog.head
-        return state.epoch == head.epoch and state.head <= head.seq
 
     def _register(self, state: State, stream_state: StreamState, connection: StreamConnection) -> Stream:
         stream = self._node.hub.register(

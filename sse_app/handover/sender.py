@@ -60,7 +60,11 @@ class Giving:
         self._server = server
 
     async def hold(self) -> None:
-        """Let what is under way end, and begin nothing: what `everything` then says stays true."""
+        """Finish what is under way, begin nothing, and stop at a position in the log.
+
+        What `everything` then says stays true, also while other processes append: what they append after the
+        position is for the next process to deliver.
+        """
         hub = self._node.hub
         # A fan-out to thousands takes a while; as long as it lasts, the server may as well go on.
         with suppress(TimeoutError):
@@ -78,7 +82,7 @@ class Giving:
             calm = not (answered or self._node.opening.count or (arriving and passed < ARRIVAL_TIMEOUT))
             turns = turns + 1 if calm else 0
             await asyncio.sleep(0 if calm else 0.001)
-        await hub.settled()
+        await hub.pause()
         self._node.keepalive.stop()
         await self._node.enforcement.stop()
         log.info("held", extra={"seconds": round(time.monotonic() - begun, 3)})
@@ -89,7 +93,7 @@ class Giving:
 
     @property
     def publishing(self) -> bool:
-        """Whether an event may yet be written to the log, although the server is held."""
+        """Whether a publisher still waits for its answer, although the server is held."""
         return self._node.publisher.appending > 0
 
     def let_go_on(self) -> None:
@@ -97,6 +101,7 @@ class Giving:
         self._node.hub.disconnects.resume()
         self._node.keepalive.start()
         self._node.enforcement.start()
+        self._node.hub.resume()
         self._server.let_go_on()
 
     def quiet_streams(self, ahead: float) -> tuple[Copied, State, list[int]]:

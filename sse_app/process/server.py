@@ -16,7 +16,7 @@ from typing import Any
 
 from sse_app.app import SSEApp
 from sse_app.core.errors import SSEAppError
-from sse_app.handover.cold import find, leave
+from sse_app.handover.cold import Found, leave
 from sse_app.handover.fd_store import RECEIVING, SENDING, Store
 from sse_app.handover.http_server import HandoverServer
 from sse_app.handover.protocol import LISTENING, LOCK, Along, Successor, UpgradeFailed, along_with
@@ -136,9 +136,10 @@ class Process:
 
     async def _start(self) -> list[socket.socket]:
         """Start, adopt what the process before has left in the store, and return the listening sockets."""
-        await self._app.start()
-        if self._store:
-            self._adopted = find(self._taking, self._store)
+        found = Found(self._store) if self._store else None
+        await self._node.start(found.position if found else None)
+        if found:
+            self._adopted = found.adopt(self._taking)
         return inherited_sockets(self._inherited) or bind(self._settings)
 
     async def _succeed(self, successor: Successor) -> list[socket.socket]:
@@ -149,8 +150,8 @@ class Process:
         built = self._taking.build(state, descriptors)
         state, descriptors = await successor.everything()
         along = along_with(state, descriptors)
-        await self._app.start()
-        if not self._taking.is_at_head(state):
+        await self._node.start(state.position)
+        if not self._node.hub.continues(state.position):
             raise UpgradeFailed("the event log is not where the process before said it was")
         self._adopted = self._taking.adopt(state, descriptors, built)
         if self._store is None:  # until now, a signal ended only this process: the one before served on
