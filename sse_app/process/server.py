@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
 import signal
@@ -25,6 +24,7 @@ from sse_app.handover.sender import Giving
 from sse_app.handover.standby import STAND_IN, close_door, knock, leave_stand_in, open_door, stand_in
 from sse_app.handover.warm import Upgrade, started_as_successor
 from sse_app.process import logs, tuning
+from sse_app.process.garbage_collection import garbage_collection
 from sse_app.process.sockets import addresses, bind, inherited_sockets
 from sse_app.process.systemd import Systemd, inherited_descriptors
 from sse_app.settings.model import Settings
@@ -54,10 +54,10 @@ def run(settings: Settings, reread: Callable[[], Settings]) -> None:
     Raises:
         StateError: the state directory, the event log or the address cannot be used.
     """
-    gc.disable()
-    tuning.prepare()
-    with asyncio.Runner(loop_factory=tuning.loop_factory()) as runner:
-        runner.run(Process(settings, reread).serve())
+    with garbage_collection(False):  # until it has started
+        tuning.prepare()
+        with asyncio.Runner(loop_factory=tuning.loop_factory()) as runner:
+            runner.run(Process(settings, reread).serve())
 
 
 class Process:
@@ -122,15 +122,15 @@ class Process:
             "standing_in" if self._standing_in else "listening",
             extra={"address": addresses(listening), "pid": os.getpid(), "version": VERSION},
         )
-        gc.enable()
-        self._started.set()
-        self._begin(self._after_start)
-        if door is not None:
-            self._begin(lambda: self._stand_in(door))
-        beats = self._systemd.keep_informed(self._status)
-        await self._ended.wait()
-        for beat in beats:
-            beat.stop()
+        with garbage_collection(True):
+            self._started.set()
+            self._begin(self._after_start)
+            if door is not None:
+                self._begin(lambda: self._stand_in(door))
+            beats = self._systemd.keep_informed(self._status)
+            await self._ended.wait()
+            for beat in beats:
+                beat.stop()
 
     # -- starting -------------------------------------------------------------------------------------------
 
@@ -268,15 +268,14 @@ class Process:
 
     async def _hand_over(self, store: Store) -> None:
         """Leave all connections to the next process, and end; come back only if that is not possible."""
-        gc.disable()
         directory = self._node.state.path
-        if (
-            await self._systemd.spares_others()
-            and await leave_stand_in(Upgrade(self._giving, self._along()), directory)
-        ) or await leave(self._giving, store):
-            log.info("handed_over", extra={"streams": len(self._node.hub.streams)})
-            _end_now()
-        gc.enable()
+        with garbage_collection(False):
+            if (
+                await self._systemd.spares_others()
+                and await leave_stand_in(Upgrade(self._giving, self._along()), directory)
+            ) or await leave(self._giving, store):
+                log.info("handed_over", extra={"streams": len(self._node.hub.streams)})
+                _end_now()
 
     async def _drain(self) -> None:
         """End the streams, spread over a while, so that their clients come back spread out."""

@@ -18,7 +18,7 @@ from sse_app.eventlog.base import EventLog, EventsTrimmed, IdempotencyKey, Page,
 from sse_app.eventlog.memory import MemoryEventLog
 from sse_app.eventlog.sqlite.log import SqliteEventLog
 from sse_app.eventlog.sqlite.writer import Commit
-from tests.appender import Appender
+from tests.support.appender import Appender
 
 A, B = ChannelName("a"), ChannelName("b")
 

@@ -1,4 +1,4 @@
-"""Another process that appends to an event log on disk: ``python -m tests.appender FILE CHANNEL PAUSE``.
+"""Another process that appends to an event log on disk: ``python -m tests.support.appender FILE CHANNEL PAUSE``.
 
 It prints the id of each event once it is stored, and ends when its standard input does.
 """
@@ -15,7 +15,7 @@ from sse_app.core.channels import ChannelName
 from sse_app.core.events import NewEvent
 from sse_app.eventlog.sqlite.log import SqliteEventLog
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 
 
 async def append(path: Path, channel: ChannelName, pause: float) -> None:
@@ -46,7 +46,7 @@ class Appender:
     def __init__(self, path: Path, channel: str, pause: float) -> None:
         self.ids: list[str] = []
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.appender", str(path), channel, str(pause)],
+            [sys.executable, "-m", "tests.support.appender", str(path), channel, str(pause)],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
