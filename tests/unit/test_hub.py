@@ -327,10 +327,10 @@ async def test_the_next_process_begins_where_the_hub_was_paused_whatever_others_
         position = await before.pause()
         old.read()
         assert old.numbers() == list(range(1, position.seq + 1))
+        await settled(lambda: other.eventlog.head.seq > position.seq + 10)
         async with process(tmp_path / "e.db") as successor:
             new = Client(successor, (A,))
             new.start = position.seq
-            await other.eventlog.append([e(A)])
             successor.begin(position)
             await successor.reached(position.seq + 20)
             appending = False
