@@ -117,6 +117,9 @@ class MemoryEventLog(EventLog):
         }
 
     async def replay(self, channels: Collection[ChannelName], after: int, until: int, limit: int) -> Page:
+        return self._page(channels, after, until, limit)
+
+    def _page(self, channels: Collection[ChannelName], after: int, until: int, limit: int) -> Page:
         self._trim(self._clock())
         pasts = []
         gap = False
@@ -143,7 +146,7 @@ class MemoryEventLog(EventLog):
 
     async def _following(self, after: int) -> Page:
         await asyncio.sleep(0)  # to read takes no time here, and others have to run
-        page = await self.replay(list(self._channels), after, self._seq, TAIL_EVENTS)
+        page = self._page(self._channels.keys(), after, self._seq, TAIL_EVENTS)
         return without_holes(page, after, lambda: self._seq)
 
     async def close(self) -> None:

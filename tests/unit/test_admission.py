@@ -65,6 +65,7 @@ class Room:
         self.now = NOW
         self.log = Log(Retention(size=KEPT))
         self.hub = Hub(self.log, backlog_limit=1 << 20, retry=1000)
+        self.hub.begin()
         self.keepalive = Keepalive(self.hub, 30)
         self.metrics = Metrics()
         self.admission = Admission(

@@ -60,6 +60,7 @@ class Room:
     def __init__(self, log: Log) -> None:
         self.log = log
         self.hub = Hub(log, backlog_limit=1 << 20, retry=1000)
+        self.hub.begin()
         self.keepalive = Keepalive(self.hub, 30)
         self.pump = Pump(self.hub, self.keepalive)
         self.published: list[ChannelName] = []
