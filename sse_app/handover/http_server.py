@@ -38,7 +38,7 @@ class HandoverServer(StreamServer):
         super().initialize(*args, **options)
         self._requests: dict[HTTP1ServerConnection, HTTP1Connection] = {}
         """Each connection with the request that it reads, answers or waits for."""
-        self._held = False
+        self._paused = False
         self._listening: list[socket.socket] = []
 
     def start_request(
@@ -47,7 +47,7 @@ class HandoverServer(StreamServer):
         """Note which request a connection has come to."""
         if isinstance(server_conn, HTTP1ServerConnection) and isinstance(request_conn, HTTP1Connection):
             self._requests[server_conn] = request_conn
-            if self._held:
+            if self._paused:
                 _hold(server_conn.stream)
         return super().start_request(server_conn, request_conn)
 
@@ -68,18 +68,18 @@ class HandoverServer(StreamServer):
         """The sockets that connections are accepted on, also while the server is held."""
         return self._listening
 
-    def hold(self) -> None:
+    def pause(self) -> None:
         """Accept no connection, and read no further request; connections wait in the kernel."""
-        self._held = True
+        self._paused = True
         self.stop()
         for server_conn, request in self._requests.items():
             if _is_waiting(request):
                 _hold(server_conn.stream)
         self.watch_arrivals(False)
 
-    def let_go_on(self) -> None:
-        """Take up again what `hold` interrupted."""
-        self._held = self._stopped = False
+    def resume(self) -> None:
+        """Take up again what `pause` interrupted."""
+        self._paused = self._stopped = False
         self._sockets.clear()  # Tornado keeps those that it has closed, and would close them again
         for server_conn in self._requests:
             _let_go(server_conn.stream)
