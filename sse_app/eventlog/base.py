@@ -164,7 +164,7 @@ class EventLog(ABC):
 
         Raises:
             EventsTrimmed: some are no longer kept. What came before them in the log may not have been yielded.
-            EventLogUnavailable: they cannot be read; another tail can go on from the last one yielded.
+            EventLogUnavailable: they cannot be read; another tail can begin after the last one yielded.
         """
 
     @abstractmethod

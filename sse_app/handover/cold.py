@@ -74,11 +74,11 @@ class Found:
 
     @property
     def position(self) -> EventId | None:
-        """The position up to which its streams have their events; None where there are none to go on with."""
+        """The position up to which its streams have their events; None where there are none to adopt."""
         return self._state.position if self._state is not None else None
 
     def adopt(self, receiver: HandoverReceiver) -> list[Stream]:
-        """Go on with it, and end connections whose state cannot be read.
+        """Adopt its connections, and end those whose state cannot be read.
 
         Returns:
             The streams that are yet to be watched.

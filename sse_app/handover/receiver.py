@@ -30,7 +30,7 @@ class HandoverReceiver:
 
     Args:
         node: the parts, started.
-        server: where idle connections go on.
+        server: adopts the idle connections.
     """
 
     def __init__(self, node: Node, server: HandoverServer) -> None:
@@ -60,10 +60,10 @@ class HandoverReceiver:
         return any(map(self._node.revocations.covers, stream.subscriber.tokens))
 
     def adopt(self, state: State, descriptors: Sequence[int], built: Sequence[Stream] = ()) -> list[Stream]:
-        """Go on with all connections, and return the streams that are yet to be watched.
+        """Adopt all connections, and return the streams that are yet to be watched.
 
         The hub must have begun at the state's position, unless the log is not the one that the streams have
-        their events from, or lacks some of them: then they are ended, and come back by their last ids.
+        their events from, or lacks some of them: then they are ended, and their clients resume by their last ids.
 
         Args:
             state: what is said of them.

@@ -48,7 +48,7 @@ class Copied:
 
 
 class HandoverSender:
-    """Pauses a server, so that its connections can go on in another process.
+    """Pauses a server, so that another process can adopt its connections.
 
     Args:
         node: whose streams.
@@ -66,7 +66,7 @@ class HandoverSender:
         position is for the next process to deliver.
         """
         hub = self._node.hub
-        # A fan-out to thousands takes a while; as long as it lasts, the server may as well go on.
+        # A fan-out to thousands takes a while; until it ends, the server may as well serve.
         with suppress(TimeoutError):
             async with asyncio.timeout(FANOUT_TIMEOUT):
                 await hub.settled()
@@ -104,15 +104,15 @@ class HandoverSender:
         self._node.hub.resume()
         self._server.resume()
 
-    def quiet_streams(self, ahead: float) -> tuple[Copied, State, list[int]]:
+    def quiet_streams(self, min_lifetime: float) -> tuple[Copied, State, list[int]]:
         """Return the streams that have nothing waiting, and their descriptors; the server may serve meanwhile.
 
         Args:
-            ahead: how many seconds their tokens must still be in force: one that expires may have to be ended
+            min_lifetime: how many seconds their tokens must still be in force: a stream may have to be ended
                 before the handover.
         """
         hub = self._node.hub
-        soon = time.time() + ahead
+        soon = time.time() + min_lifetime
         quiet = [
             stream
             for stream in hub.streams - hub.laggards
@@ -167,5 +167,5 @@ class HandoverSender:
 
 
 def _continues(stream: Stream) -> bool:
-    """Return whether a stream can go on in the next process."""
+    """Return whether the next process can adopt a stream."""
     return stream.connection is not None and not stream.connection.closed and stream.ending is None

@@ -142,7 +142,7 @@ async def run_standby(
             try:
                 await hand_over(sender, attached, ControlChannel(control), sending)
                 return
-            except Exception as error:  # of any kind: the streams go on, and the next process may come
+            except Exception as error:  # of any kind: the streams stay here, and the next process may come
                 log.warning("handover_failed", extra={"detail": str(error)})
         failed += 1
     raise UpgradeFailed(f"no main process has taken over, {failed} have failed")

@@ -1,7 +1,7 @@
 """A process that serves: it starts, listens, reloads, and ends with a graceful restart or by draining.
 
 The listening sockets are its own, or systemd's (socket activation). At a restart or an upgrade every connection
-goes on in the next process (zero downtime).
+stays open and is adopted by the next process (zero downtime).
 """
 
 from __future__ import annotations
@@ -216,7 +216,7 @@ class Server:
         self._systemd.notify("READY=1")
 
     async def _hand_to_successor(self) -> None:
-        """Start a successor, hand everything over to it, and end; go on if it fails."""
+        """Start a successor, hand everything over to it, and end; serve on if it fails."""
         if self._upgrade is not None or self._ending:
             return
         attached = self._attached() + (self._store.descriptors() if self._store else [])

@@ -105,7 +105,7 @@ class Hub:
 
         Args:
             after: the position up to which the streams that are there have their events; where the log does
-                not go on from it, or none is given, the hub begins at the log's head.
+                not continue it, or none is given, the hub begins at the log's head.
         """
         head = self.eventlog.head
         self._head = after.seq if after is not None and self.continues(after) else head.seq
@@ -120,8 +120,8 @@ class Hub:
     async def pause(self) -> EventId:
         """Give no stream any further event, and return the position up to which all have theirs.
 
-        A fan-out under way is finished first. Streams that are still being brought up to the present go on
-        until they have come to that position. Events may be appended to the log all the while.
+        A fan-out under way is finished first. Streams that are still being replayed to are replayed to up to
+        that position. Events may be appended to the log all the while.
         """
         async with self._fanning_out:
             if self._following is not None:
@@ -131,7 +131,7 @@ class Hub:
         return self.head
 
     def resume(self) -> None:
-        """Go on where the hub was paused; what has been appended since comes from the log."""
+        """Follow the log on from where the hub was paused; what has been appended since comes from the log."""
         if self._following is None:
             self._following = asyncio.create_task(self._follow(), name="hub-tail")
 

@@ -247,7 +247,7 @@ class SqliteWriter:
             for channel, new in seqs.items():
                 commit.channels[channel] = self._count(channel, commit.channels[channel], new)
             self._db.execute("COMMIT")
-        except Exception as error:  # of any kind: the publishers must be told, and the thread must go on
+        except Exception as error:  # of any kind: the publishers must be told, and the thread must not end
             self._roll_back()
             self._failed = True
             failure = EventLogUnavailable(f"the event log cannot be written: {error}")
