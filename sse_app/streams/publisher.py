@@ -1,4 +1,4 @@
-"""Publishing: checks what a publisher sends and appends it to the log; for HTTP and Python alike."""
+"""Publishing: from what a publisher says to events in the log; the way in for HTTP and for Python alike."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Publisher:
         """How many appends to the log have begun and not ended."""
 
     def use(self, channels: ChannelPatterns, batch_limit: int) -> None:
-        """Put other settings in force."""
+        """Go on with other settings."""
         self._channels = channels
         self._batch_limit = batch_limit
 
