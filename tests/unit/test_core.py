@@ -21,7 +21,7 @@ from sse_app.core.channels import (
 from sse_app.core.errors import InvalidChannel, InvalidInput
 from sse_app.core.events import RESERVED_TYPES, Event, EventId, new_event
 from sse_app.core.sse import EventParser, chunk, encode
-from sse_app.handlers.json_body import parse_json
+from sse_app.handlers.parsing import parse_json
 from sse_app.streams.replay_cache import RecentEvents
 
 SEGMENT = st.text("abcdefghijklmnopqrstuvwxyz0123456789_-", min_size=1, max_size=64)

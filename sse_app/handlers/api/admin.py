@@ -11,8 +11,7 @@ import orjson
 from sse_app.auth.revocations import Revocation, require_no_token
 from sse_app.core.errors import InvalidInput
 from sse_app.core.events import timestamp
-from sse_app.handlers.base import ApiHandler
-from sse_app.handlers.body import BodyHandler
+from sse_app.handlers.base import ApiHandler, BodyHandler
 from sse_app.handlers.errors import Refusal
 from sse_app.monitoring.connection_table import COLUMNS, FIELDS, Query, list_streams
 from sse_app.streams.publisher import refuse_unknown

@@ -6,7 +6,7 @@ from sse_app.auth.accounts.login import LoggedIn, names_granted
 from sse_app.auth.accounts.passwords import MAX_PASSWORD_LENGTH
 from sse_app.auth.accounts.sessions import RefreshRefused
 from sse_app.core.errors import InvalidInput, TokenRefused
-from sse_app.handlers.body import BodyHandler
+from sse_app.handlers.base import BodyHandler
 from sse_app.handlers.errors import Refusal
 from sse_app.streams.publisher import refuse_unknown
 
@@ -18,14 +18,13 @@ class _SessionHandler(BodyHandler):
     """What the handlers of the refresh cookie share."""
 
     def prepare(self) -> None:
-        """Refuse pages of origins that are not configured: a browser would send them the cookie's effects."""
+        """Refuse a POST from a page of an origin that is not configured: the browser would add the cookie."""
         super().prepare()
-        # Tornado does this by itself only where the whole application asks for it; these may be mounted anywhere.
-        if self.request.method == "POST" and (error := self._check_cross_origin(self.check_trusted_origin)):
-            raise Refusal(403, "forbidden", error)
+        if self.request.method == "POST" and (problem := self.cross_origin_problem()):
+            raise Refusal(403, "forbidden", problem)
 
     def check_trusted_origin(self, origin: str) -> bool:
-        """Let the configured origins in."""
+        """Return whether the origin is among those configured."""
         return origin in self.node.settings.cors_origins
 
     def answer(self, logged_in: LoggedIn, with_cookie: bool) -> None:

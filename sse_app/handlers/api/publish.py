@@ -13,8 +13,7 @@ from sse_app.auth.tokens.claims import Claims
 from sse_app.core.channels import ChannelName, parse_channel
 from sse_app.core.events import Event, EventId, NewEvent
 from sse_app.eventlog.base import IdempotencyKey
-from sse_app.handlers.base import ApiHandler
-from sse_app.handlers.body import BodyHandler
+from sse_app.handlers.base import ApiHandler, BodyHandler
 from sse_app.handlers.errors import Refusal
 from sse_app.handlers.parsing import parse_position
 from sse_app.streams.publisher import refuse_unknown

@@ -10,6 +10,7 @@ from tornado import httputil, web
 from tornado.util import ObjectDict
 
 from sse_app.core.errors import EventLogUnavailable
+from sse_app.core.private_apis import drop_output_transforms, mark_headers_written, replace_response_headers
 from sse_app.core.sse import chunk
 from sse_app.handlers.api.publish import PublishHandler
 from sse_app.node import Node
@@ -50,8 +51,8 @@ class RunningStream(PublishHandler):
     def let_go(self, connection: StreamConnection) -> None:
         """Write to the bare connection from now on, and drop what the request brought along: most of the memory."""
         self.request = StreamRequest(connection)
-        self._headers = _NO_HEADERS
-        self._transforms = []
+        replace_response_headers(self, _NO_HEADERS)
+        drop_output_transforms(self)
         self.ui = _NO_UI
         self.path_args = []
         self.claims = None
@@ -87,10 +88,10 @@ class RunningStream(PublishHandler):
             self.write(stream.take())
             await self.flush()
 
-    def _log(self) -> None:
+    def on_finish(self) -> None:
         """Leave the access line of a stream to its own two lines; what was refused before it began gets one."""
         if not isinstance(self.request, StreamRequest):
-            super()._log()
+            super().on_finish()
 
     def _closed(self, stream: Stream) -> None:
         self.node.hub.leave(stream)
@@ -139,7 +140,7 @@ class AdoptedStreams:
         assert stream.connection is not None
         handler = RunningStream(self._application, StreamRequest(stream.connection), node=self._node)
         handler.let_go(stream.connection)
-        handler._headers_written = True  # by the process before
+        mark_headers_written(handler)
         await handler.run(stream)
         handler.finish()
 

@@ -14,6 +14,7 @@ from sse_app.auth.tokens.issuer import TokenKind
 from sse_app.core.channels import ADMIN_CHANNEL, ChannelName, parse_channels
 from sse_app.core.errors import EventLogUnavailable, TokenRefused
 from sse_app.core.events import EventId, timestamp
+from sse_app.core.private_apis import drop_output_transforms
 from sse_app.core.sse import chunk, encode_event, encode_json
 from sse_app.handlers.api.running import RunningStream, fields_of
 from sse_app.handlers.errors import RETRY_AFTER, Refusal
@@ -155,7 +156,7 @@ class StreamHandler(RunningStream):
             connection = take_over(self.request, self.node.settings, hub.disconnects, stream.woken_by_close)
             stream.attach(connection)
             self._stream_headers()
-            self._transforms = []  # an application around us may have one that compresses
+            drop_output_transforms(self)  # an application around us may have one that compresses
             first = self._first_events(stream, position, after, lost)
             self.write(chunk(first) if chunked else first)
             await self.flush()

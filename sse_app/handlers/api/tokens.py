@@ -10,8 +10,7 @@ from sse_app.auth.tokens.issuer import TokenKind
 from sse_app.auth.tokens.keyring import public_jwk
 from sse_app.core.channels import ChannelName, parse_channel
 from sse_app.core.errors import InvalidInput
-from sse_app.handlers.base import ApiHandler
-from sse_app.handlers.body import BodyHandler
+from sse_app.handlers.base import ApiHandler, BodyHandler
 from sse_app.handlers.errors import RETRY_AFTER, Refusal
 from sse_app.streams.publisher import refuse_unknown
 
