@@ -15,21 +15,25 @@ class RateLimit:
     """
 
     def __init__(self, rate: float) -> None:
-        self._rate = rate
+        self.use(rate)
+
+    def use(self, rate: float) -> None:
+        """Go on with another rate, and full buckets."""
+        self.rate = rate
         self._room = max(rate, 1.0)
         self._full_at: dict[str, float] = {}
         """When each bearer's bucket will be full again."""
 
     def take(self, bearer: str, count: int, now: float) -> float:
         """Take ``count`` at once, and return 0; or take none, and return in how many seconds to ask again."""
-        if not self._rate:
+        if not self.rate:
             return 0.0
         empty_for = max(0.0, self._full_at.get(bearer, now) - now)
-        missing = min(count, self._room) - (self._room - empty_for * self._rate)
+        missing = min(count, self._room) - (self._room - empty_for * self.rate)
         if missing > 1e-9:
-            return missing / self._rate
+            return missing / self.rate
         self._full_at.pop(bearer, None)
-        self._full_at[bearer] = now + empty_for + count / self._rate
+        self._full_at[bearer] = now + empty_for + count / self.rate
         if len(self._full_at) > MAX_ENTRIES:
             del self._full_at[next(iter(self._full_at))]
         return 0.0

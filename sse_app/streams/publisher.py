@@ -11,6 +11,7 @@ from sse_app.core.channels import ChannelName, ChannelPatterns, is_internal, par
 from sse_app.core.errors import InvalidInput, UnknownChannel
 from sse_app.core.events import EventId, NewEvent, new_event, timestamp
 from sse_app.eventlog.base import EventLog, IdempotencyKey
+from sse_app.settings.model import Limits
 
 _MEMBERS = frozenset({"channel", "event", "data", "retry"})
 
@@ -21,20 +22,20 @@ class Publisher:
     Args:
         eventlog: where to.
         channels: those that exist.
-        batch_limit: the most events at a time.
+        limits: how many events a batch may have.
     """
 
-    def __init__(self, eventlog: EventLog, channels: ChannelPatterns, batch_limit: int) -> None:
+    def __init__(self, eventlog: EventLog, channels: ChannelPatterns, limits: Limits) -> None:
         self._eventlog = eventlog
         self._channels = channels
-        self._batch_limit = batch_limit
+        self._batch_limit = limits.batch_events
         self.appending = 0
         """How many appends to the log have begun and not ended."""
 
-    def use(self, channels: ChannelPatterns, batch_limit: int) -> None:
+    def use(self, channels: ChannelPatterns, limits: Limits) -> None:
         """Go on with other settings."""
         self._channels = channels
-        self._batch_limit = batch_limit
+        self._batch_limit = limits.batch_events
 
     async def publish(
         self, channel: str, event: str, data: Mapping[str, Any], *, retry: int | None = None

@@ -123,7 +123,7 @@ class FiguresHandler(ApiHandler):
     def get(self) -> None:
         """Answer with the figures of the last minutes, which the admin channel goes on from."""
         self.admin_claims()
-        self.write_json({"figures": [orjson.Fragment(each) for each in self.node.figures.recent]})
+        self.write_json({"figures": [orjson.Fragment(each) for each in self.node.live_stats.recent]})
 
 
 class AuditHandler(ApiHandler):

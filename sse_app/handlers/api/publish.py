@@ -31,8 +31,8 @@ class _Publishing(BodyHandler):
         """Append the events, at most once for an ``Idempotency-Key`` of this subject."""
         wait = self.node.publish_rate.take(claims.token_id, len(events), time.monotonic())
         if wait:
-            limit = self.node.settings.limits.publish_rate
-            message = f"this token publishes more than {limit:g} events a second, which is the limit"
+            rate = self.node.publish_rate.rate
+            message = f"this token publishes more than {rate:g} events a second, which is the limit"
             raise Refusal(429, "too_many_events", message, Retry_After=str(math.ceil(wait)))
         key = self.request.headers.get("Idempotency-Key")
         idempotency = None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 from sse_app.core.events import EventId
 from sse_app.handlers.base import ApiHandler
 from sse_app.handlers.errors import RETRY_AFTER, Refusal
@@ -41,10 +39,14 @@ class MetricsHandler(ApiHandler):
     def get(self) -> None:
         """Answer in Prometheus' text format."""
         self.require_local()
-        from sse_app.monitoring.prometheus import CONTENT_TYPE, render
+        from sse_app.monitoring.prometheus import CONTENT_TYPE, NodeMetrics
 
+        node = self.node
+        metrics = NodeMetrics(
+            node.hub, node.keepalive, node.eventlog, node.metrics, node.channels, node.lifecycle
+        )
         self.set_header("Content-Type", CONTENT_TYPE)
-        self.write(render(self.node))
+        self.write(metrics.render())
 
 
 class DescriptionHandler(ApiHandler):
@@ -75,7 +77,7 @@ class StatusHandler(ApiHandler):
             {
                 "status": "active",
                 "version": VERSION,
-                "uptime_seconds": round(time.monotonic() - node.started_at, 3),
+                "uptime_seconds": round(node.lifecycle.uptime, 3),
                 "total_connections": len(node.hub.streams),
                 "channels": channels,
             }
