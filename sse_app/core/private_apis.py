@@ -1,38 +1,40 @@
-"""What this package uses although a library keeps it private: one small function for each detail.
+"""What this package uses although a library or program keeps it private: one small function for each detail.
 
-Where a library has a public way, that is taken. What is left stands here and nowhere else, so that a new version of a
-library is checked in one place: ``tests/test_private_apis.py`` names each detail that has gone or changed. Two more
-are beside the only code that knows what they mean: PyJWT's in `sse_app.auth.tokens.jose`.
+Where there is a public way, that is taken. What is left stands here and nowhere else, so that a new version is checked
+in one place: a test names each detail that has gone or means something else.
 
-Nothing is imported here that is not in the standard library: the commands load this module too.
+Only the standard library is imported here: the commands, which must start fast, load this module too.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, TypeVar
+import socket
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from tornado import httputil, web
 
 Handler = TypeVar("Handler", bound="type[web.RequestHandler]")
 
-LOG_METHOD = "_log"
-"""`tornado.web.RequestHandler.finish` calls this method to write Tornado's access line."""
+ACCESS_LINE = "_log"
+"""The method of `tornado.web.RequestHandler` with which ``finish`` writes Tornado's own access line."""
+
+CALLER_FILE = "_srcfile"
+"""The variable of `logging` without which it does not look up the caller of each record."""
 
 
 def without_access_line(handler: Handler) -> Handler:
-    """Keep Tornado from writing an access line for a class of handlers: that line has the query in it, with its token.
+    """Keep Tornado from writing an access line for a class of handlers, which writes one of its own.
 
-    An application's ``log_function`` would do the same publicly, but a handler may be mounted in an application that
-    is not ours.
+    The application's setting ``log_function`` does the same publicly, but an application of others may not have it.
     """
-    setattr(handler, LOG_METHOD, _write_nothing)
+    setattr(handler, ACCESS_LINE, _write_nothing)
     return handler
 
 
 def _write_nothing(handler: web.RequestHandler) -> None:
-    """Take the place of `LOG_METHOD`."""
+    """Take the place of `ACCESS_LINE`."""
 
 
 def drop_output_transforms(handler: web.RequestHandler) -> None:
@@ -41,16 +43,30 @@ def drop_output_transforms(handler: web.RequestHandler) -> None:
 
 
 def replace_response_headers(handler: web.RequestHandler, headers: httputil.HTTPHeaders) -> None:
-    """Replace the response headers that a handler keeps after they were sent: they are memory of each open stream."""
+    """Replace the response headers that a handler keeps after it has sent them: each open stream would hold them."""
     handler._headers = headers
-
-
-def mark_headers_written(handler: web.RequestHandler) -> None:
-    """Tell a handler that the headers of its response were sent already, by another process."""
-    handler._headers_written = True
 
 
 def skip_caller_lookup() -> None:
     """Keep `logging` from looking up file and line of the caller for each record (logging HOWTO, "Optimization")."""
-    module: Any = logging
-    module._srcfile = None
+    setattr(logging, CALLER_FILE, None)
+
+
+def bare_socket(descriptor: int) -> socket.SocketType:
+    """Return a TCP socket as C has it: `socket.socket` adds a dictionary and more, for each of thousands of streams.
+
+    The name is public, that it is the C type is not.
+    """
+    return socket.SocketType(socket.AF_INET, socket.SOCK_STREAM, 0, descriptor)
+
+
+def queued_job(listing: str, unit: str) -> str | None:
+    """Return the type of the job that systemd has queued for a unit, such as ``stop``, or None.
+
+    Args:
+        listing: what ``systemctl list-jobs --no-legend --plain --full`` prints; its columns (number, unit, type,
+            state) are meant for people, but no other answer of ``systemctl`` tells a stop from a restart.
+        unit: with its suffix.
+    """
+    rows = map(str.split, listing.splitlines())
+    return next((row[2] for row in rows if len(row) > 2 and row[1] == unit), None)

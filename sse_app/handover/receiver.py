@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 
+from sse_app.core.private_apis import bare_socket
 from sse_app.core.sse import LAST_CHUNK, chunk, encode_json
 from sse_app.handlers.api.running import AdoptedStreams
 from sse_app.handover.http_server import HandoverServer
@@ -177,7 +178,6 @@ def _close(connection: StreamConnection, _: asyncio.Future[None]) -> None:
 
 
 def _socket(descriptor: int) -> socket.SocketType:
-    """Return a socket as C has it: `socket.socket` adds nothing that a stream needs."""
-    sock = socket.SocketType(socket.AF_INET, socket.SOCK_STREAM, 0, descriptor)
+    sock = bare_socket(descriptor)
     sock.setblocking(False)
     return sock

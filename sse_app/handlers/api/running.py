@@ -10,7 +10,7 @@ from tornado import httputil, web
 from tornado.util import ObjectDict
 
 from sse_app.core.errors import EventLogUnavailable
-from sse_app.core.private_apis import drop_output_transforms, mark_headers_written, replace_response_headers
+from sse_app.core.private_apis import drop_output_transforms, replace_response_headers
 from sse_app.core.sse import chunk
 from sse_app.handlers.api.publish import PublishHandler
 from sse_app.node import Node
@@ -140,7 +140,7 @@ class AdoptedStreams:
         assert stream.connection is not None
         handler = RunningStream(self._application, StreamRequest(stream.connection), node=self._node)
         handler.let_go(stream.connection)
-        mark_headers_written(handler)
+        handler._headers_written = True  # by the process before
         await handler.run(stream)
         handler.finish()
 
