@@ -10,7 +10,7 @@ from sse_app.node import Node
 
 _ALLOWED_HEADERS = "Authorization, Content-Type, Idempotency-Key, Last-Event-ID"
 _SAFE_SITES = ("same-origin", "none")
-"""Values of Sec-Fetch-Site for requests from our own pages, and for those that no page has caused."""
+"""Values of Sec-Fetch-Site for requests from pages of this server, and for those that no page has caused."""
 
 
 class OriginHandler(web.RequestHandler):

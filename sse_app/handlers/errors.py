@@ -20,7 +20,7 @@ from sse_app.core.errors import (
 )
 
 RETRY_AFTER = "5"
-"""Seconds after which a client that met a limit or a closed log may try again."""
+"""Seconds after which a client that met a limit or an unavailable store may try again."""
 
 
 class Refusal(SSEAppError):

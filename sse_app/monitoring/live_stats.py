@@ -89,7 +89,7 @@ class LiveStats:
         self._callback.stop()
 
     def use(self, channels: ChannelPatterns) -> None:
-        """Go on with other channels."""
+        """Show other channels from now on."""
         self._channels = channels
 
     async def tick(self) -> None:

@@ -1,4 +1,4 @@
-"""Why values are no settings: found by converting their parts one by one, so that no error text need be understood."""
+"""Finds why values are refused as settings, by converting their parts one by one: no error text is taken apart."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ class Hub:
         return random.randint(self.retry // 2, self.retry + self.retry // 2)
 
     def use(self, *, backlog_limit: int, retry: int) -> None:
-        """Go on with other settings; streams that are open keep their backlog limit."""
+        """Take other settings; streams that are open keep their backlog limit."""
         self.backlog_limit = backlog_limit
         self.retry = retry
 

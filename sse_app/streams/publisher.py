@@ -1,4 +1,4 @@
-"""Publishing: from what a publisher says to events in the log; the way in for HTTP and for Python alike."""
+"""Publishing: checks events and appends them to the log, for HTTP and for Python alike."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Publisher:
     """Checks events and appends them to the log.
 
     Args:
-        eventlog: where to.
-        channels: those that exist.
+        eventlog: stores the events.
+        channels: those that are configured.
         limits: how many events a batch may have.
     """
 
@@ -33,7 +33,7 @@ class Publisher:
         """How many appends to the log have begun and not ended."""
 
     def use(self, channels: ChannelPatterns, limits: Limits) -> None:
-        """Go on with other settings."""
+        """Take other settings."""
         self._channels = channels
         self._batch_limit = limits.batch_events
 
@@ -43,7 +43,7 @@ class Publisher:
         """Publish one event and return its id once it is durable.
 
         Args:
-            channel: where to.
+            channel: its name.
             event: the event type.
             data: a JSON object; ``channel`` is set in it, and ``timestamp`` where absent.
             retry: a new reconnection time for clients, in milliseconds.
@@ -80,7 +80,7 @@ class Publisher:
         """Refuse a channel that no configured name or pattern covers; none covers the server's own.
 
         Raises:
-            UnknownChannel: it is one.
+            UnknownChannel: the channel is not configured.
         """
         if is_internal(channel) or not self._channels.matches(channel):
             raise UnknownChannel(f"there is no channel {channel}")
@@ -101,7 +101,7 @@ class Publisher:
 
 
 def refuse_unknown(item: Mapping[Any, Any], known: AbstractSet[str], field: str = "") -> None:
-    """Refuse members that mean nothing, rather than drop what a publisher thought would count.
+    """Refuse members that mean nothing: to drop them would hide a publisher's mistake.
 
     Raises:
         InvalidInput: there is one; the text names it.

@@ -45,7 +45,7 @@ class Accounts:
         self.longest = longest
 
     def use(self, auth: Auth) -> None:
-        """Go on with other settings."""
+        """Take other settings."""
         self.longest = auth.longest_lifetime
 
     def add(self, name: str, password: str, grants: Grants) -> None:

@@ -93,7 +93,7 @@ class Login:
         self._checking: set[tuple[str, str]] = set()
 
     def use(self, auth: Auth) -> None:
-        """Go on with other settings."""
+        """Take other settings."""
         self.lifetimes = Lifetimes.of(auth)
         self.own_channels = auth.own_channels
 

@@ -93,7 +93,7 @@ class Sessions:
         self.limits = limits
 
     def use(self, auth: Auth) -> None:
-        """Go on with other settings."""
+        """Take other settings."""
         self.limits = SessionLimits.of(auth)
 
     def open(self, subject: str, since: float) -> Session | None:

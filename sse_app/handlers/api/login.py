@@ -1,4 +1,4 @@
-"""Login, refresh and logout: what makes, continues and ends a session."""
+"""Login, refresh and logout: they begin, continue and end a session."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class _SessionHandler(BodyHandler):
         return origin in self.node.settings.cors_origins
 
     def answer(self, logged_in: LoggedIn, with_cookie: bool) -> None:
-        """Answer with the tokens; the refresh token goes into the cookie, or the body where cookies are not wanted."""
+        """Answer with the tokens; the refresh token goes into the cookie, or into the body if no cookie is wanted."""
         session = logged_in.session
         tokens = {
             "access_token": logged_in.access_token,
@@ -96,7 +96,7 @@ class RefreshHandler(_SessionHandler):
     """``POST /api/v1/auth/refresh``."""
 
     async def post(self) -> None:
-        """Spend a refresh token, and answer with fresh tokens and the next one, in the way it came."""
+        """Spend a refresh token, and answer with fresh tokens and the next one, in cookie or body as it came."""
         token, from_cookie = self.refresh_token(self.optional_object())
         if not token:
             raise TokenRefused("this takes a refresh token, in the cookie or the body", "no refresh token")

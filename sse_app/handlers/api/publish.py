@@ -40,7 +40,7 @@ class _Publishing(BodyHandler):
             if not _KEY.fullmatch(key):
                 raise Refusal(400, "invalid_key", "Idempotency-Key must be 1 to 255 visible ASCII characters")
             digest = hashlib.sha256(self.request.path.encode() + b"\0" + body).digest()
-            # Kept as a hash: nobody knows what clients make their keys of.
+            # Kept as a hash: a client may have made its key of anything, also of a secret.
             idempotency = IdempotencyKey(claims.subject, hashlib.sha256(key.encode()).hexdigest(), digest)
         begun = time.perf_counter()
         ids = await self.node.publisher.append(events, idempotency)
@@ -122,7 +122,7 @@ def require_publish(claims: Claims, channel: ChannelName) -> None:
     """Refuse a publisher whose token does not cover the channel.
 
     Raises:
-        Refusal: it does not.
+        Refusal: the token does not cover it.
     """
     if not claims.grants.may_publish(channel):
         raise Refusal(403, "forbidden", f"the token does not allow to publish to {channel}")

@@ -1,4 +1,4 @@
-"""What operators and load balancers ask: health, readiness, metrics, the public status."""
+"""Health, readiness, metrics and the public status, for operators and load balancers."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from sse_app.version import VERSION
 
 
 class HealthHandler(ApiHandler):
-    """``GET /healthz``: the process is alive and its event loop turns."""
+    """``GET /healthz``: the process is alive and its event loop runs."""
 
     def get(self) -> None:
-        """Say so."""
+        """Answer 200."""
         self.write_json({"status": "ok"})
 
 
@@ -50,7 +50,7 @@ class MetricsHandler(ApiHandler):
 
 
 class DescriptionHandler(ApiHandler):
-    """``GET /openapi.json``: what there is but the streams, as OpenAPI 3.1."""
+    """``GET /openapi.json``: the API, streams aside, as OpenAPI 3.1."""
 
     def get(self) -> None:
         """Answer with the description."""
@@ -59,7 +59,7 @@ class DescriptionHandler(ApiHandler):
 
 
 class StatusHandler(ApiHandler):
-    """``GET /api/v1/sse/status``: figures for everybody, without client ids and the members of patterns."""
+    """``GET /api/v1/sse/status``: figures that are public: no client ids, and no channels of patterns."""
 
     async def get(self) -> None:
         """Answer with the configured channels and how they are used."""
