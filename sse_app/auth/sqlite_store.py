@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from sse_app.core.errors import AuthStoreUnavailable
 from sse_app.storage.sqlite import connect, open_database
 
 APPLICATION_ID = 0x53534541  # "SSEA"
@@ -46,6 +47,15 @@ MIGRATIONS = [
 T = TypeVar("T")
 
 
+@contextmanager
+def _told() -> Iterator[None]:
+    """Raise AuthStoreUnavailable where the database is locked for long, the disk is full, or it is closed."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise AuthStoreUnavailable(str(error)) from error
+
+
 class AuthDatabase:
     """One connection that writes, used by one thread at a time, and one that the event loop may read with.
 
@@ -69,7 +79,7 @@ class AuthDatabase:
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """Write, all or nothing; on the disk when it is left. It blocks: not for the event loop."""
-        with self._lock:
+        with self._lock, _told():
             if self._closed:
                 raise sqlite3.OperationalError("the database is closed")
             self._writing.execute("BEGIN IMMEDIATE")
@@ -82,7 +92,8 @@ class AuthDatabase:
 
     def rows(self, statement: str, values: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
         """Read what is committed; only short reads, for it may be called on the event loop, and there only."""
-        return self._reading.execute(statement, values).fetchall()
+        with _told():
+            return self._reading.execute(statement, values).fetchall()
 
     def changed(self) -> bool:
         """Return whether anything was committed since this was last asked."""
@@ -95,10 +106,10 @@ class AuthDatabase:
         """Do blocking work in the database's own thread.
 
         Raises:
-            sqlite3.OperationalError: the database cannot be used now, or no more.
+            AuthStoreUnavailable: the database cannot be used now, or no more.
         """
         if self._closed:
-            raise sqlite3.OperationalError("the database is closed")
+            raise AuthStoreUnavailable("the database is closed")
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     def close(self) -> None:

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 
 from sse_app.cli.options import settings_of
 from sse_app.core.errors import InvalidInput
+from sse_app.eventlog.factory import event_log_path
 from sse_app.eventlog.sqlite import schema as sqlite_schema
-from sse_app.node import event_log_path
 from sse_app.storage.sqlite import open_database
 from sse_app.storage.state_dir import StateDirectory
 
@@ -19,7 +19,7 @@ from sse_app.storage.state_dir import StateDirectory
 def _database(options: argparse.Namespace) -> Iterator[sqlite3.Connection]:
     settings = settings_of(options)
     state = StateDirectory(settings.state_dir)
-    path = event_log_path(settings, state)
+    path = event_log_path(settings.event_log, state)
     if path is None:
         raise InvalidInput("the event log is in memory: there is nothing to look after")
     if not path.exists():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -57,9 +57,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
     def add(
-        name: str, run: str, help: str, to: argparse._SubParsersAction[argparse.ArgumentParser] = commands
+        name: str, run: str, help: str, to: Callable[..., argparse.ArgumentParser] = commands.add_parser
     ) -> argparse.ArgumentParser:
-        command = to.add_parser(name, help=help, description=help, parents=[everywhere])
+        command = to(name, help=help, description=help, parents=[everywhere])
         command.set_defaults(run=run)
         return command
 
@@ -106,9 +106,12 @@ def _parser() -> argparse.ArgumentParser:
     audit.add_argument("--limit", type=int, default=100, metavar="N", help="how many entries (100)")
     keys = add("keys", "keys:show", "look after the keys that sign tokens")
     key_actions = keys.add_subparsers(metavar="ACTION")
-    add("list", "keys:show", "print the keys, the one that signs first", key_actions)
+    add("list", "keys:show", "print the keys, the one that signs first", key_actions.add_parser)
     rotate = add(
-        "rotate", "keys:rotate", "make a new key, which signs; old ones verify until spent", key_actions
+        "rotate",
+        "keys:rotate",
+        "make a new key, which signs; old ones verify until spent",
+        key_actions.add_parser,
     )
     rotate.add_argument(
         "--algorithm", choices=["HS256", "EdDSA", "ES256", "RS256"], help="default: as the key that signs now"
@@ -122,8 +125,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     eventlog = add("eventlog", "eventlog:show", "look after the event log")
     actions = eventlog.add_subparsers(metavar="ACTION")
-    add("show", "eventlog:show", "print the log's epoch, head and channels", actions)
-    add("new-epoch", "eventlog:new_epoch", "after restoring a backup: make old event ids invalid", actions)
+    add("show", "eventlog:show", "print the log's epoch, head and channels", actions.add_parser)
+    add(
+        "new-epoch",
+        "eventlog:new_epoch",
+        "after restoring a backup: make old event ids invalid",
+        actions.add_parser,
+    )
     return parser
 
 

@@ -59,6 +59,10 @@ class ProviderUnavailable(SSEAppError):
     """The OpenID provider's keys are not known and cannot be fetched just now."""
 
 
+class AuthStoreUnavailable(SSEAppError):
+    """Accounts, sessions, revocations or the audit trail cannot be read or written just now."""
+
+
 class EventLogUnavailable(SSEAppError):
     """The event log cannot be read or written just now; nothing was stored."""
 

@@ -12,6 +12,7 @@ from contextlib import suppress
 from functools import partial
 
 from sse_app.core.framing import FRAMINGS, Framing
+from sse_app.core.private_apis import bare_socket
 from sse_app.core.sse import encode_closing
 from sse_app.handover.http_server import HandoverServer
 from sse_app.handover.message import IDLE, STREAM, Parcel, State, StreamState
@@ -175,7 +176,6 @@ def _close(connection: StreamConnection, _: asyncio.Future[None]) -> None:
 
 
 def _socket(descriptor: int) -> socket.SocketType:
-    """Return a socket as C has it: `socket.socket` adds nothing that a stream needs."""
-    sock = socket.SocketType(socket.AF_INET, socket.SOCK_STREAM, 0, descriptor)
+    sock = bare_socket(descriptor)
     sock.setblocking(False)
     return sock

@@ -145,7 +145,6 @@ class Process:
         """Take over from a process that serves, and return the listening sockets."""
         import_module(_LATER)  # there is time for it
         state, descriptors = await successor.streams()
-        self._node.prepare()
         built = self._taking.build(state, descriptors)
         state, descriptors = await successor.everything()
         along = along_with(state, descriptors)

@@ -54,6 +54,10 @@ class Enforcement:
         self._kicked: set[str] = set()
         self._callback = PeriodicCallback(self._look, INTERVAL * 1000)
 
+    def use(self, keys: Path) -> None:
+        """Look for new keys in another directory."""
+        self._keys = keys
+
     def start(self) -> None:
         """Begin to look."""
         if not self._callback.is_running():
@@ -125,4 +129,4 @@ class Enforcement:
             return
         if keys.signing.id != self._tokens.keys.signing.id:
             self._audit.record("key_rotation", target=keys.signing.id, detail=keys.signing.algorithm)
-        self._tokens.use(keys)
+        self._tokens.use_keys(keys)

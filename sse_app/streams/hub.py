@@ -52,7 +52,7 @@ class Hub:
     when it is finished, so each stream sees the log's order.
 
     Args:
-        eventlog: open.
+        eventlog: open when the hub begins.
         backlog_limit: how many bytes may wait for one stream.
         retry: the reconnection time that streams are told, in milliseconds; it is spread by half of it.
     """
@@ -84,8 +84,7 @@ class Hub:
         self._of_channel: dict[ChannelName, dict[FanoutGroup[Stream], None]] = {}
         self._arrival = asyncio.Event()
         self._empty = asyncio.Event()
-        # The tail begins here, where the head was read, and not at the task's first step: no event falls between.
-        self._tail = asyncio.create_task(self._follow(eventlog.tail()), name="hub-tail")
+        self._tail: asyncio.Task[None] | None = None
 
     @property
     def head(self) -> EventId:
@@ -96,11 +95,18 @@ class Hub:
         """Return a reconnection time in milliseconds, so that clients that leave together come back apart."""
         return random.randint(self.retry // 2, self.retry + self.retry // 2)
 
+    def use(self, *, backlog_limit: int, retry: int) -> None:
+        """Take other settings; streams that are open keep their backlog limit."""
+        self.backlog_limit = backlog_limit
+        self.retry = retry
+
     def begin(self) -> None:
-        """Begin at the head of the log, which has been opened only after the hub was made."""
+        """Follow the log, which is open by now, from its head."""
         head = self.eventlog.head
         self._head = head.seq
         self._replay_cache = ReplayCache(head.epoch, REPLAY_CACHE_BYTES)
+        # The tail begins here, where the head was read, and not at the task's first step: no event falls between.
+        self._tail = asyncio.create_task(self._follow(self.eventlog.tail()), name="hub-tail")
 
     # -- streams come and go --------------------------------------------------------------------------------
 
@@ -304,8 +310,9 @@ class Hub:
 
     async def close(self) -> None:
         """Stop following the log and close every connection that is still open."""
-        self._tail.cancel()
-        await asyncio.wait([self._tail])
+        if self._tail is not None:
+            self._tail.cancel()
+            await asyncio.wait([self._tail])
         for stream in list(self.streams):
             stream.close()
         self.disconnects.close()

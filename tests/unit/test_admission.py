@@ -23,6 +23,7 @@ from sse_app.core.framing import CHUNKED, UNFRAMED
 from sse_app.core.sse import EventParser, ParsedEvent
 from sse_app.eventlog.base import Retention
 from sse_app.eventlog.memory import MemoryEventLog
+from sse_app.settings import model as settings_model
 from sse_app.settings.model import Limits
 from sse_app.streams.admission import Admission, Admitted, Subscription, TurnedAway
 from sse_app.streams.hub import Hub
@@ -65,15 +66,16 @@ class Room:
         self.now = NOW
         self.log = Log(Retention(size=KEPT))
         self.hub = Hub(self.log, backlog_limit=1 << 20, retry=1000)
-        self.keepalive = Keepalive(self.hub, 30)
+        self.keepalive = Keepalive(self.hub, settings_model.Keepalive())
         self.metrics = Metrics()
+        limits = Limits(streams_per_user=2, streams_per_address=3)
         self.admission = Admission(
             self.hub,
             self.keepalive,
-            Publisher(self.log, ChannelPatterns(["a", "b"]), 100),
+            Publisher(self.log, ChannelPatterns(["a", "b"]), limits),
             Tokens(KeyRing.load(keys), issuer="i", audience="a", longest=1e10, clock=lambda: self.now),
             self.metrics,
-            Limits(streams_per_user=2, streams_per_address=3),
+            limits,
             capacity=4,
         )
 
@@ -112,6 +114,7 @@ def keys(tmp_path: Path) -> Path:
 @asynccontextmanager
 async def room_of(keys: Path) -> AsyncIterator[Room]:
     room = Room(keys)
+    room.hub.begin()
     try:
         yield room
     finally:

@@ -17,6 +17,7 @@ from sse_app.core.events import NewEvent
 from sse_app.core.framing import UNFRAMED
 from sse_app.core.sse import EventParser, ParsedEvent
 from sse_app.eventlog.memory import MemoryEventLog
+from sse_app.settings.model import Keepalive as KeepaliveSettings
 from sse_app.streams import hub as hub_module
 from sse_app.streams.connection import StreamConnection
 from sse_app.streams.hub import Hub
@@ -85,6 +86,7 @@ async def opened(
 ) -> AsyncIterator[tuple[Hub, Callable[..., Awaitable[None]]]]:
     log = MemoryEventLog()
     hub = Hub(log, backlog_limit=backlog_limit, retry=1000)
+    hub.begin()
 
     async def publish(*channels: ChannelName, size: int = 10) -> None:
         await log.append([NewEvent(channel, "e", b"x" * size) for channel in channels])
@@ -190,7 +192,7 @@ async def test_a_stream_over_its_backlog_is_ended_with_its_frames_whole() -> Non
 @pytest.mark.gen_test
 async def test_a_stream_that_accepts_nothing_for_two_intervals_is_closed_and_others_are_not() -> None:
     async with opened() as (hub, publish):
-        keepalive = Keepalive(hub, 0.4)
+        keepalive = Keepalive(hub, KeepaliveSettings(ping_interval=0.4))
         keepalive.start()
         stalled, alive = Client(hub, (A,), buffer=4096), Client(hub, (A,))
         for client in (stalled, alive):

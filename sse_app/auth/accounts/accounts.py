@@ -14,6 +14,7 @@ from sse_app.auth.revocations import Revocation, revoke
 from sse_app.auth.sqlite_store import AuthDatabase
 from sse_app.auth.tokens.grants import Grants
 from sse_app.core.errors import InvalidInput
+from sse_app.settings.model import Auth
 
 MIN_PASSWORD_LENGTH = 8
 
@@ -42,6 +43,10 @@ class Accounts:
     def __init__(self, database: AuthDatabase, longest: float) -> None:
         self._database = database
         self.longest = longest
+
+    def use(self, auth: Auth) -> None:
+        """Take other settings."""
+        self.longest = auth.longest_lifetime
 
     def add(self, name: str, password: str, grants: Grants) -> None:
         """Make an account.

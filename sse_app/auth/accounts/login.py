@@ -18,6 +18,7 @@ from sse_app.auth.tokens.grants import Grants
 from sse_app.auth.tokens.issuer import TokenKind, Tokens, jittered
 from sse_app.core.channels import ChannelName, ChannelPatterns, own_patterns
 from sse_app.core.errors import SSEAppError
+from sse_app.settings.model import Auth
 
 
 class LoginThrottled(SSEAppError):
@@ -37,6 +38,11 @@ class Lifetimes(NamedTuple):
 
     access: float
     stream: float
+
+    @classmethod
+    def of(cls, auth: Auth) -> Lifetimes:
+        """Return the lifetimes that settings name."""
+        return cls(auth.access_lifetime, auth.stream_lifetime)
 
 
 class LoggedIn(NamedTuple):
@@ -85,6 +91,11 @@ class Login:
         self.own_channels = tuple(own_channels)
         self._throttle = LoginThrottle()
         self._checking: set[tuple[str, str]] = set()
+
+    def use(self, auth: Auth) -> None:
+        """Take other settings."""
+        self.lifetimes = Lifetimes.of(auth)
+        self.own_channels = auth.own_channels
 
     async def log_in(self, name: str, password: str, address: str) -> LoggedIn | None:
         """Return a new session, or None where name and password do not fit, without telling which.

@@ -12,6 +12,7 @@ from sse_app.auth.revocations import Revocation, Scope, revoke
 from sse_app.auth.sqlite_store import AuthDatabase
 from sse_app.auth.tokens.claims import new_id
 from sse_app.core.errors import SSEAppError
+from sse_app.settings.model import Auth
 
 REFRESH_TOKEN_BYTES = 32
 
@@ -45,6 +46,16 @@ class SessionLimits(NamedTuple):
     absolute: float
     issued: float
     minted: float
+
+    @classmethod
+    def of(cls, auth: Auth) -> SessionLimits:
+        """Return the limits that settings name."""
+        return cls(
+            idle=auth.session_idle,
+            absolute=auth.session_lifetime,
+            issued=max(auth.access_lifetime, auth.stream_lifetime),
+            minted=auth.longest_lifetime,
+        )
 
 
 class Session(NamedTuple):
@@ -80,6 +91,10 @@ class Sessions:
     def __init__(self, database: AuthDatabase, limits: SessionLimits) -> None:
         self._database = database
         self.limits = limits
+
+    def use(self, auth: Auth) -> None:
+        """Take other settings."""
+        self.limits = SessionLimits.of(auth)
 
     def open(self, subject: str, since: float) -> Session | None:
         """Begin a session, and forget those that have run out.

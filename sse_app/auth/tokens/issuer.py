@@ -15,6 +15,7 @@ from sse_app.auth.tokens.grants import Grants
 from sse_app.auth.tokens.key import Key
 from sse_app.auth.tokens.keyring import KeyRing
 from sse_app.core.errors import InvalidChannel, TokenRefused
+from sse_app.settings.model import Auth
 
 MAX_REMEMBERED = 32_768
 """How many verified tokens are remembered, so that coming back costs no second verification."""
@@ -67,7 +68,12 @@ class Tokens:
         self._verified: dict[bytes, tuple[TokenKind, Claims]] = {}
         self._headers: dict[tuple[str, TokenKind], Key] = {}
 
-    def use(self, keys: KeyRing) -> None:
+    def use(self, auth: Auth, keys: KeyRing) -> None:
+        """Go on with other settings and keys; issuer and audience stay as they are."""
+        self.longest = auth.longest_lifetime
+        self.use_keys(keys)
+
+    def use_keys(self, keys: KeyRing) -> None:
         """Go on with other keys; what the old ones have verified is verified anew."""
         self.keys = keys
         self._verified.clear()

@@ -1,0 +1,49 @@
+"""Makes the parts that issue and verify tokens from the settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sse_app.auth.revocations import Revocations
+from sse_app.auth.tokens.issuer import Tokens
+from sse_app.auth.tokens.keyring import KeyRing
+from sse_app.settings.model import OIDC, Auth
+from sse_app.storage.state_dir import StateDirectory
+
+if TYPE_CHECKING:
+    from sse_app.auth.tokens.oidc import Provider
+
+
+def keys_directory(auth: Auth, state: StateDirectory) -> Path:
+    """Return the directory of the keys: the one that the settings name, else one in the state directory."""
+    return Path(auth.keys_dir) if auth.keys_dir else state.keys
+
+
+def issuer_of(auth: Auth, state: StateDirectory, revocations: Revocations | None = None) -> Tokens:
+    """Return the token issuer of a state directory, whose keys are made at the first use.
+
+    Args:
+        auth: names the issuer and the audience, and perhaps the keys' directory.
+        state: where the keys are otherwise.
+        revocations: what is refused; None where tokens are only issued.
+
+    Raises:
+        StateError: the keys cannot be read or made.
+    """
+    return Tokens(
+        KeyRing.load(keys_directory(auth, state)),
+        issuer=auth.issuer,
+        audience=auth.audience,
+        longest=auth.longest_lifetime,
+        revocations=revocations,
+    )
+
+
+def provider_of(oidc: OIDC, auth: Auth) -> Provider | None:
+    """Return the OpenID provider whose tokens are accepted, or None where the settings name none."""
+    if not oidc.issuer:
+        return None
+    from sse_app.auth.tokens.oidc import Provider  # it imports PyJWT, for which a restart has no time
+
+    return Provider(oidc, auth.longest_lifetime)
