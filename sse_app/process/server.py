@@ -145,6 +145,7 @@ class Process:
     async def _succeed(self, successor: Successor) -> list[socket.socket]:
         """Take over from a process that serves, and return the listening sockets."""
         import_module(_LATER)  # there is time for it
+        await self._node.open_auth()
         state, descriptors = await successor.streams()
         built = self._taking.build(state, descriptors)
         state, descriptors = await successor.everything()
