@@ -12,8 +12,7 @@ from enum import Enum
 from sse_app.auth.revocations import Revocations
 from sse_app.auth.tokens.claims import Claims, new_id
 from sse_app.auth.tokens.grants import Grants
-from sse_app.auth.tokens.key import Key
-from sse_app.auth.tokens.keyring import KeyRing
+from sse_app.auth.tokens.keyring import Key, KeyRing
 from sse_app.core.errors import InvalidChannel, TokenRefused
 from sse_app.settings.model import Auth
 
