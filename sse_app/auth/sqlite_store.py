@@ -344,7 +344,7 @@ def _transaction(connection: sqlite3.Connection, work: Callable[[sqlite3.Connect
 
 @contextmanager
 def _translated_errors() -> Iterator[None]:
-    """Raise what befalls the file as `AuthStoreUnavailable`; a mistake in a statement stays what it is."""
+    """Turn an error of the file into `AuthStoreUnavailable`; one of a statement, a mistake, stays what it is."""
     try:
         yield
     except sqlite3.DatabaseError as error:

@@ -138,7 +138,7 @@ class AuthStore(ABC):
     async def spend_refresh_token(
         self, digest: bytes, next_digest: bytes, *, now: float, limits: SessionLimits
     ) -> Continued:
-        """Spend a refresh token, keep the one that comes after it, and return the session that goes on.
+        """Spend a refresh token, keep the one that comes after it, and return the session.
 
         Of several calls with the same token one continues the session. The others find the token spent, and
         end it: a token that comes back was stolen, or the thief was quicker (RFC 9700 §4.14.2).

@@ -160,7 +160,7 @@ class Process:
         successor.serve()
         if not self._standing_in:  # the one before may be slow to end, and must not close the next one's
             close_door(self._node.state.path)
-        self._node.state.hold(next(descriptor for name, descriptor in along if name == LOCK))
+        self._node.state.take_lock(next(descriptor for name, descriptor in along if name == LOCK))
         log.info("succeeded", extra={"streams": len(self._node.hub.streams)})
         theirs = [socket.socket(fileno=descriptor) for name, descriptor in along if name == LISTENING]
         if not (ours := inherited_sockets(self._inherited)):

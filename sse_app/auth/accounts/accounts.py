@@ -66,7 +66,7 @@ class Accounts:
         _require(name, await self._store.set_password(name, hashed, self.longest))
 
     async def set_grants(self, name: str, grants: Grants) -> None:
-        """Change what an account may do; its sessions go on, with fresh tokens that say so.
+        """Change what an account may do; its sessions stay, and a refresh brings tokens that say so.
 
         Raises:
             InvalidInput: there is no such user.
