@@ -9,12 +9,11 @@ from contextlib import suppress
 import msgspec
 
 from sse_app.auth.accounts.accounts import Accounts
-from sse_app.auth.accounts.login import Lifetimes, Login
+from sse_app.auth.accounts.login import Login
 from sse_app.auth.accounts.passwords import PasswordThreads
 from sse_app.auth.accounts.sessions import Sessions
 from sse_app.auth.audit import Audit
 from sse_app.auth.factory import issuer_of, keys_directory, make_auth_store, provider_of
-from sse_app.auth.records import SessionLimits
 from sse_app.auth.revocations import Revocations
 from sse_app.auth.tokens.keyring import KeyRing
 from sse_app.core.channels import ChannelPatterns
@@ -81,15 +80,14 @@ class Node:
         self.provider = provider_of(settings.oidc, auth)
         self.audit = Audit(self.auth_store)
         self.password_threads = PasswordThreads()
-        self.accounts = Accounts(self.auth_store, self.password_threads, auth.longest_lifetime)
-        self.sessions = Sessions(self.auth_store, SessionLimits.of(auth))
+        self.accounts = Accounts(self.auth_store, self.password_threads, auth)
+        self.sessions = Sessions(self.auth_store, auth)
         self.login = Login(
             self.accounts,
             self.sessions,
             self.tokens,
             self.audit,
-            Lifetimes.of(auth),
-            auth.own_channels,
+            auth,
         )
         limits = settings.limits
         self.eventlog = make_event_log(settings.event_log, settings.history, self.state)

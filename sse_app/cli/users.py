@@ -82,7 +82,7 @@ async def _with_accounts(
     async with auth_store(options) as (store, settings):
         threads = PasswordThreads()
         try:
-            done = await work(Accounts(store, threads, settings.auth.longest_lifetime))
+            done = await work(Accounts(store, threads, settings.auth))
         finally:
             threads.close()
         if noted_as:

@@ -24,6 +24,7 @@ from sse_app.auth.tokens.claims import new_id
 from sse_app.auth.tokens.grants import Grants
 from sse_app.auth.tokens.issuer import TokenKind, Tokens
 from sse_app.auth.tokens.keyring import KeyRing
+from sse_app.settings.model import Settings
 from sse_app.storage.state_dir import StateDirectory
 from tests.support.server_process import ServerProcess
 
@@ -134,7 +135,7 @@ class Site:
         await store.open()
         threads = PasswordThreads()
         try:
-            await Accounts(store, threads, 3600).add(name, PASSWORD, grants)
+            await Accounts(store, threads, Settings().auth).add(name, PASSWORD, grants)
         finally:
             threads.close()
             await store.close()

@@ -30,17 +30,17 @@ class Accounts:
     Args:
         store: where they are kept.
         threads: where passwords are hashed.
-        longest: the longest lifetime that a token can have, in seconds.
+        auth: how long a token can last.
     """
 
-    def __init__(self, store: AuthStore, threads: PasswordThreads, longest: float) -> None:
+    def __init__(self, store: AuthStore, threads: PasswordThreads, auth: Auth) -> None:
         self._store = store
         self._threads = threads
-        self.longest = longest
+        self._longest = auth.longest_lifetime
 
     def use(self, auth: Auth) -> None:
-        """Take new settings."""
-        self.longest = auth.longest_lifetime
+        """Take other settings."""
+        self._longest = auth.longest_lifetime
 
     async def add(self, name: str, password: str, grants: Grants) -> None:
         """Make an account.
@@ -63,7 +63,7 @@ class Accounts:
             InvalidInput: there is no such user, or the password will not do.
         """
         hashed = await self._checked_hash(password)
-        _require(name, await self._store.set_password(name, hashed, self.longest))
+        _require(name, await self._store.set_password(name, hashed, self._longest))
 
     async def set_grants(self, name: str, grants: Grants) -> None:
         """Change what an account may do; its sessions stay, and a refresh brings tokens that say so.
@@ -71,7 +71,7 @@ class Accounts:
         Raises:
             InvalidInput: there is no such user.
         """
-        _require(name, await self._store.set_grants(name, grants, self.longest))
+        _require(name, await self._store.set_grants(name, grants, self._longest))
 
     async def disable(self, name: str) -> None:
         """Refuse an account its login, and end its sessions.
@@ -79,7 +79,7 @@ class Accounts:
         Raises:
             InvalidInput: there is no such user.
         """
-        _require(name, await self._store.disable_account(name, self.longest))
+        _require(name, await self._store.disable_account(name, self._longest))
 
     async def enable(self, name: str) -> None:
         """Allow an account its login again.
@@ -95,7 +95,7 @@ class Accounts:
         Raises:
             InvalidInput: there is no such user.
         """
-        _require(name, await self._store.remove_account(name, self.longest))
+        _require(name, await self._store.remove_account(name, self._longest))
 
     async def list(self) -> list[Account]:
         """Return all accounts by name."""

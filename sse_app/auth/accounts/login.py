@@ -33,18 +33,6 @@ class LoginThrottled(SSEAppError):
         self.wait = wait
 
 
-class Lifetimes(NamedTuple):
-    """How long tokens are valid, in seconds."""
-
-    access: float
-    stream: float
-
-    @classmethod
-    def of(cls, auth: Auth) -> Lifetimes:
-        """Return the lifetimes that settings name."""
-        return cls(auth.access_lifetime, auth.stream_lifetime)
-
-
 class LoggedIn(NamedTuple):
     """What a login or a refresh gives: the session, and its tokens with their lifetimes in seconds."""
 
@@ -64,8 +52,7 @@ class Login:
         sessions: what a login begins.
         tokens: the issuer.
         audit: where it is noted.
-        lifetimes: of the tokens.
-        own_channels: templates of the channels that each subject may subscribe to, such as ``user.{sub}.**``.
+        auth: how long tokens last, and which channels are each subject's own.
     """
 
     def __init__(
@@ -74,22 +61,19 @@ class Login:
         sessions: Sessions,
         tokens: Tokens,
         audit: Audit,
-        lifetimes: Lifetimes,
-        own_channels: Iterable[str],
+        auth: Auth,
     ) -> None:
         self._accounts = accounts
         self._sessions = sessions
         self._tokens = tokens
         self._audit = audit
-        self.lifetimes = lifetimes
-        self.own_channels = tuple(own_channels)
+        self._auth = auth
         self._throttle = LoginThrottle()
         self._checking: set[tuple[str, str]] = set()
 
     def use(self, auth: Auth) -> None:
         """Take other settings."""
-        self.lifetimes = Lifetimes.of(auth)
-        self.own_channels = auth.own_channels
+        self._auth = auth
 
     async def log_in(self, name: str, password: str, address: str) -> LoggedIn | None:
         """Return a new session, or None where name and password do not fit, without telling which.
@@ -156,8 +140,8 @@ class Login:
         return await self._sessions.find(refresh_token)
 
     def _logged_in(self, session: Session, account: Account) -> LoggedIn:
-        grants = account.grants.with_subscriptions(own_patterns(self.own_channels, account.name))
-        access, stream = jittered(self.lifetimes.access), jittered(self.lifetimes.stream)
+        grants = account.grants.with_subscriptions(own_patterns(self._auth.own_channels, account.name))
+        access, stream = jittered(self._auth.access_lifetime), jittered(self._auth.stream_lifetime)
 
         def issue(kind: TokenKind, grants: Grants, lifetime: int) -> str:
             return self._tokens.issue(kind, account.name, session.id, grants, lifetime, as_of=session.at)
@@ -179,7 +163,7 @@ class Login:
         It does not outlive the access token, and counts as issued when that was: what revokes the one
         revokes the other. The caller has checked that the channels are granted.
         """
-        lifetime = min(jittered(self.lifetimes.stream), int(claims.expires_at - now))
+        lifetime = min(jittered(self._auth.stream_lifetime), int(claims.expires_at - now))
         grants = claims.grants.only_subscribing(channels)
         token = self._tokens.issue(
             TokenKind.STREAM, claims.subject, claims.session, grants, lifetime, as_of=claims.issued_at

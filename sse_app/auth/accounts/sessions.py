@@ -39,16 +39,16 @@ class Sessions:
 
     Args:
         store: where they are kept.
-        limits: how long they last.
+        auth: how long they last.
     """
 
-    def __init__(self, store: AuthStore, limits: SessionLimits) -> None:
+    def __init__(self, store: AuthStore, auth: Auth) -> None:
         self._store = store
-        self.limits = limits
+        self._limits = SessionLimits.of(auth)
 
     def use(self, auth: Auth) -> None:
-        """Take new settings."""
-        self.limits = SessionLimits.of(auth)
+        """Take other settings."""
+        self._limits = SessionLimits.of(auth)
 
     async def open(self, subject: str, since: float) -> Session | None:
         """Begin a session.
@@ -59,7 +59,7 @@ class Sessions:
                 is worth nothing, and there is no session.
         """
         now = time.time()
-        limits = self.limits
+        limits = self._limits
         session = Session(new_id(), _new_token(), int(min(limits.idle, limits.absolute)), now)
         digest = _digest(session.refresh_token)
         begun = await self._store.begin_session(
@@ -74,7 +74,7 @@ class Sessions:
             RefreshRefused: it does not continue a session; one that was spent before has ended it.
         """
         now = time.time()
-        limits = self.limits
+        limits = self._limits
         following = _new_token()
         continued = await self._store.spend_refresh_token(
             _digest(token), _digest(following), now=now, limits=limits
@@ -88,7 +88,7 @@ class Sessions:
 
     async def end(self, session: str) -> None:
         """End a session and revoke every token issued in it, whether it is in the store or not."""
-        await self._store.end_session(session, self.limits)
+        await self._store.end_session(session, self._limits)
 
 
 def _new_token() -> str:

@@ -70,7 +70,7 @@ class Tokens:
         self._headers: dict[tuple[str, TokenKind], Key] = {}
 
     def use(self, auth: Auth, keys: KeyRing) -> None:
-        """Take new settings and keys; issuer and audience stay as they are."""
+        """Take other settings and keys; issuer and audience stay as they are."""
         self.longest = auth.longest_lifetime
         self.use_keys(keys)
 
