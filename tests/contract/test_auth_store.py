@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import resource
+import re
 import sqlite3
-import subprocess
-import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
 
 import pytest
 
+import sse_app
 from sse_app.auth.audit import Audit
 from sse_app.auth.records import Account, AuditEntry, Continued, Credentials, Revocation, Scope, SessionLimits
 from sse_app.auth.revocations import Revocations
@@ -24,6 +23,7 @@ from sse_app.auth.tokens.claims import Lease
 from sse_app.auth.tokens.grants import Grants
 from sse_app.core.errors import AuthStoreUnavailable, StateError
 from sse_app.storage import sqlite as storage
+from tests.support.databases import disk_full, fill_with_garbage, locked
 
 GRANTS = Grants.of(subscribe=["dashboard", "desk.*"], publish=["alerts"])
 OTHERS = Grants.of(subscribe=["alerts"], admin=True)
@@ -55,42 +55,10 @@ class Sqlite(Implementation):
         return SqliteAuthStore(self.path)
 
     def troubles(self) -> Mapping[str, Callable[[], AbstractContextManager[None]]]:
-        return {"locked by another process": self._locked, "disk full": self._full}
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        script = (
-            "import sqlite3, sys; c = sqlite3.connect(sys.argv[1], isolation_level=None);"
-            "c.execute('BEGIN IMMEDIATE'); print(flush=True); sys.stdin.read()"
-        )
-        with subprocess.Popen(
-            [sys.executable, "-c", script, str(self.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        ) as process:
-            assert process.stdout is not None
-            process.stdout.readline()
-            try:
-                yield
-            finally:
-                process.communicate()
-
-    def fill_with_garbage(self) -> None:
-        """Overwrite the file, in another process: to close it in this one would end its locks."""
-        script = (
-            "import os, pathlib, sys; path = pathlib.Path(sys.argv[1]);"
-            "path.write_bytes(os.urandom(path.stat().st_size))"
-        )
-        subprocess.run([sys.executable, "-c", script, str(self.path)], check=True)
-
-    @contextmanager
-    def _full(self) -> Iterator[None]:
-        """Let no file grow beyond what the log of the database has now (EFBIG in the place of ENOSPC)."""
-        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-        size = self.path.with_name(f"{self.path.name}-wal").stat().st_size
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-        try:
-            yield
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        return {
+            "locked by another process": lambda: locked(self.path),
+            "disk full": lambda: disk_full(self.path),
+        }
 
 
 IMPLEMENTATIONS: list[type[Sqlite]] = [Sqlite]
@@ -737,6 +705,18 @@ async def test_no_login_and_no_refresh_escapes_a_change_that_comes_at_the_same_t
             assert [await one.session_of(digest) for digest in digests] == [None] * 3, outcomes
 
 
+def test_only_what_keeps_something_knows_sqlite() -> None:
+    package = Path(sse_app.__file__).parent
+    knowing = {
+        str(path.relative_to(package))
+        for path in package.rglob("*.py")
+        if re.search(r"^\s*(import|from) sqlite3", path.read_text(), re.MULTILINE)
+    }
+    assert "auth/sqlite_store.py" in knowing
+    others = {path for path in knowing if not path.startswith(("eventlog/", "storage/"))}
+    assert others <= {"auth/sqlite_store.py", "cli/eventlog.py"}
+
+
 # -- the one in a SQLite file -------------------------------------------------------------------------------
 
 
@@ -757,7 +737,7 @@ async def test_a_sqlite_file_replaced_by_garbage_is_unavailable_and_does_not_ope
     async with opened(made) as store:
         await store.add_account(ANN, "hash")
     async with opened(made) as store:
-        made.fill_with_garbage()
+        fill_with_garbage(made.path)
         for call in (
             store.accounts(),
             store.revocations_since(0),
