@@ -46,7 +46,7 @@ class AuthStore(ABC):
 
     @abstractmethod
     async def open(self) -> None:
-        """Begin to use the store; what it needs is made, or migrated forward. Nothing else is called before.
+        """Begin to use the store, which is made, or migrated forward; calls before that raise `AuthStoreUnavailable`.
 
         Raises:
             StateError: it cannot be used, or was written by a newer version of this program.

@@ -36,7 +36,14 @@ SLACK = 60.0
 
 
 class Implementation(ABC):
-    """How a store is made, and what can make it unreachable, for one implementation."""
+    """How a store is made, and what can make it unreachable, for one implementation.
+
+    Args:
+        directory: empty, and the test's own.
+    """
+
+    @abstractmethod
+    def __init__(self, directory: Path) -> None: ...
 
     @abstractmethod
     def store(self) -> AuthStore:
@@ -61,8 +68,11 @@ class Sqlite(Implementation):
         }
 
 
-IMPLEMENTATIONS: list[type[Sqlite]] = [Sqlite]
-TROUBLES = [(Sqlite, "locked by another process"), (Sqlite, "disk full")]
+IMPLEMENTATIONS: list[type[Implementation]] = [Sqlite]
+TROUBLES: list[tuple[type[Implementation], str]] = [
+    (Sqlite, "locked by another process"),
+    (Sqlite, "disk full"),
+]
 
 
 @pytest.fixture(params=IMPLEMENTATIONS, ids=lambda each: each.__name__)
@@ -612,7 +622,11 @@ def test_every_method_that_writes_is_tried() -> None:
 @pytest.mark.parametrize("name", WRITES)
 @pytest.mark.parametrize(("implementation", "trouble"), TROUBLES)
 async def test_where_the_store_cannot_be_reached_nothing_is_half_done(
-    implementation: type[Sqlite], trouble: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    implementation: type[Implementation],
+    trouble: str,
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(storage, "BUSY_TIMEOUT", 0.02)
     made = implementation(tmp_path)
