@@ -17,18 +17,11 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit status.
-
-    0 for success, 1 after an error that was printed in one line, 130 after Ctrl-C. For wrong usage argparse exits
-    with 2.
-
-    Args:
-        arguments: without the program's name; those of the process where absent.
-    """
+    """Run a command and return the exit status: 0, 1 for an error told in one line, 2 for wrong usage."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     options: Any
-    # The systemd unit runs exactly this, and clients wait while it starts. So no parser is built for the other
-    # commands, and no garbage collection runs: a start builds thousands of streams and drops next to nothing.
+    # As the unit does: a server that starts has no time for the flags of twenty other commands, and nothing for the
+    # collector to find, as it only builds what stays, thousands of streams too.
     if words == ["serve"]:
         gc.disable()
         options = SimpleNamespace(run="serve:serve")
@@ -64,12 +57,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
     def add(
-        name: str,
-        run: str,
-        help: str,
-        add_parser: Callable[..., argparse.ArgumentParser] = commands.add_parser,
+        name: str, run: str, help: str, to: Callable[..., argparse.ArgumentParser] = commands.add_parser
     ) -> argparse.ArgumentParser:
-        command = add_parser(name, help=help, description=help, parents=[everywhere])
+        command = to(name, help=help, description=help, parents=[everywhere])
         command.set_defaults(run=run)
         return command
 
