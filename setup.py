@@ -58,7 +58,7 @@ setup(
             "httpx-sse>=0.4",  # a parser that others wrote
             "playwright>=1.50",  # drives a real Chromium
             "schemathesis>=4.32,<5",  # makes up requests from /openapi.json
-            "import-linter>=2.17",  # test_layers.py: imports run one way between the wings
+            "import-linter>=2.17",  # test_layers.py: imports run one way between the layers
             "grimp>=3.20",  # test_layers.py: no import cycles
             "mypy>=1.18",
             "ruff>=0.12",

@@ -1,4 +1,4 @@
-"""Imports run one way: a wing of ``sse_app`` imports only those below it, and no two modules import each other.
+"""Imports run one way: a layer of ``sse_app`` imports only those below it, and no two modules import each other.
 
 The order is in ``pyproject.toml``; ``lint-imports``, run by hand, names the file and line of each violation. Imports
 for types only count as well: a module that cannot be read without another depends on it.
@@ -87,7 +87,7 @@ def _write_package(folder: Path, modules: dict[str, str]) -> None:
     )
 
 
-def test_no_wing_imports_one_above_it() -> None:
+def test_no_layer_imports_one_above_it() -> None:
     status, printed = _lint(ROOT)
     assert status == 0, printed
 
@@ -127,7 +127,7 @@ def test_an_import_upwards_within_a_function_is_refused(tmp_path: Path) -> None:
     assert "sample.lower -> sample.upper (l.2)" in printed
 
 
-def test_a_wing_that_the_order_does_not_name_is_refused(tmp_path: Path) -> None:
+def test_a_layer_that_the_order_does_not_name_is_refused(tmp_path: Path) -> None:
     _write_package(tmp_path, {"upper": "", "lower": "", "annex": ""})
     status, printed = _lint(tmp_path)
     assert status == 1, printed
