@@ -54,6 +54,7 @@ _FILE = re.compile(
 )
 _FOLDER = re.compile(r"(?:[\w.*-]+/)+")
 _PLACE = re.compile(r"(?<![\w./-])(?:sse_app|tests|docs|config|bench|examples|client|scripts)/[\w./*-]*")
+_MODULE = re.compile(r"(?<![\w./-])\w+(?:/\w+)*\.py\b")
 _LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)\s]*)?\)")
 _TEST = re.compile(r"\btest_[a-z0-9_]*[a-z0-9]\b")
 _MAKE = re.compile(r"(?:^|\s)make ([a-z][a-z-]*)")
@@ -119,7 +120,7 @@ def unknown_paths(text: str) -> list[str]:
         and span not in MADE_ELSEWHERE
     ]
     for line in _code_lines(text):
-        named += _PLACE.findall(line)
+        named += {*_PLACE.findall(line), *_MODULE.findall(line)}
     return [name for name in named if not _exists(name) and not _exists(name.rstrip("/") + "/")]
 
 
@@ -221,6 +222,14 @@ def test_every_link_of_a_document_leads_to_a_file(document: str) -> None:
     assert unknown_links(path.parent, path.read_text(encoding="utf-8")) == []
 
 
+def test_the_hook_before_a_commit_runs_a_make_target_and_fetches_nothing() -> None:
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
+    entries = re.findall(r"^ +entry: (.+)$", hooks, re.MULTILINE)
+    assert entries == ["make quick"]
+    assert unknown_targets("\n".join(f"`{entry}`" for entry in entries)) == []
+    assert re.findall(r"^ +- repo: (.+)$", hooks, re.MULTILINE) == ["local"]
+
+
 @pytest.mark.parametrize("words", SEARCHED)
 def test_a_newcomer_finds_the_words_of_the_field(words: str) -> None:
     assert any(words in (ROOT / document).read_text(encoding="utf-8").lower() for document in DOCUMENTS)
@@ -230,8 +239,9 @@ def test_a_newcomer_finds_the_words_of_the_field(words: str) -> None:
     ("check", "wrong", "right"),
     [
         (unknown_paths, "see `streams/no_such.py`", "see `streams/hub.py`"),
-        (unknown_paths, "see `no_such_wing/`", "see `streams/`"),
+        (unknown_paths, "see `no_such/`", "see `streams/`"),
         (unknown_paths, "    sse_app/no_such.py   the hub", "    sse_app/streams/hub.py   the hub"),
+        (unknown_paths, "    streams/no_such.py sends", "    streams/hub.py sends"),
         (unknown_paths, "```\nsse_app/no_such/\n```", "```\nsse_app/streams/\n```"),
         (unknown_tests, "by `test_no_such_thing`", "by `test_documents.py`"),
         (unknown_tests, "by `test_layers.py::test_no_such_thing`", "by `test_an_import_upwards_is_refused`"),
