@@ -1,4 +1,4 @@
-"""Authenticated Server-Sent Events on Tornado: streams that resume without loss, and tokens that only open streams."""
+"""Authenticated Server-Sent Events on Tornado: streams that lose nothing, behind tokens that open nothing else."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -43,7 +43,7 @@ _LATER = {
     "Settings": "sse_app.settings.model",
     "load_settings": "sse_app.settings.loader",
 }
-"""Names that are imported at their first use, so that a program that uses only the client does not load the server."""
+"""What is imported when it is first asked for: whoever wants only the client need not load the server."""
 
 
 def __getattr__(name: str) -> object:
