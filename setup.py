@@ -33,6 +33,7 @@ setup(
     entry_points={"console_scripts": ["sse-app = sse_app.cli.main:main"]},
     install_requires=[
         "tornado>=6.6.1,<6.7",  # the server; 6.5 lacks security fixes, 6.7 may move what connection.py relies on
+        "httptools>=0.6.4",  # reads requests: llhttp 9, which is strict unless told otherwise
         "pyjwt[crypto]>=2.15,<3",  # tokens; earlier ones cannot enforce the length of keys
         "argon2-cffi>=25.1",  # password hashes (argon2id)
         "orjson>=3.10",  # JSON of events, several times faster than the standard library's

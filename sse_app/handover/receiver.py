@@ -14,8 +14,8 @@ from functools import partial
 from sse_app.core.private_apis import bare_socket
 from sse_app.core.sse import LAST_CHUNK, chunk, encode_json
 from sse_app.handlers.api.running import AdoptedStreams
-from sse_app.handover.http_server import HandoverServer
 from sse_app.handover.message import IDLE, STREAM, Parcel, State, StreamState
+from sse_app.http.server import HTTPServer
 from sse_app.node import Node
 from sse_app.streams.connection import StreamConnection
 from sse_app.streams.stream import Replay, Stream
@@ -35,7 +35,7 @@ class Taking:
         streams: where streams go on.
     """
 
-    def __init__(self, node: Node, server: HandoverServer, streams: AdoptedStreams) -> None:
+    def __init__(self, node: Node, server: HTTPServer, streams: AdoptedStreams) -> None:
         self._node = node
         self._server = server
         self._streams = streams
