@@ -88,7 +88,7 @@ def _start_line(head: bytes) -> RequestStartLine:
     except HTTPInputError:
         raise BadRequest("the request line is malformed") from None
     if start_line.version not in ("HTTP/1.1", "HTTP/1.0"):
-        raise BadRequest("only HTTP/1.1 and HTTP/1.0 are spoken here")
+        raise BadRequest("only HTTP/1.1 and HTTP/1.0 are supported")
     return start_line
 
 
