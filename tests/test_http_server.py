@@ -13,7 +13,7 @@ import socket
 import struct
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -249,6 +249,8 @@ async def connected(port: int) -> AsyncIterator[Client]:
         yield Client(reader, writer)
     finally:
         writer.close()
+        with suppress(OSError):  # it was reset
+            await writer.wait_closed()
 
 
 async def a_few_turns() -> None:
@@ -1001,6 +1003,7 @@ async def test_the_answer_is_that_of_tornados_own_server(sent: bytes) -> None:
                 }
                 answers.append((answer.status, headers, answer.body))
     tornados.stop()
+    await tornados.close_all_connections()
     assert answers[0] == answers[1]
 
 

@@ -8,7 +8,7 @@ import re
 import socket
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 from tornado import web
@@ -48,6 +48,8 @@ async def connected(port: int) -> AsyncIterator[tuple[asyncio.StreamReader, asyn
         yield reader, writer
     finally:
         writer.close()
+        with suppress(OSError):  # it was reset
+            await writer.wait_closed()
 
 
 def request(sse: SSEApp, *, version: str = "1.1", more: str = "") -> bytes:
@@ -226,6 +228,7 @@ async def test_a_request_is_answered_as_on_tornados_way(sse: SSEApp, settings: S
         assert (line, headers, body) == (their_line, their_headers, their_body)
     await ours.close_all_connections()
     tornados.stop()
+    await tornados.close_all_connections()
 
 
 @pytest.mark.gen_test
