@@ -115,18 +115,17 @@ class Exchange(httputil.HTTPConnection):
         if carrier is None:
             return _gone()
         method, _, version = self._head.start_line
-        length = headers.get("Content-Length")
         if method == "HEAD" or start_line.code in (204, 304) or start_line.code < 200:
             self._unwritten = 0
-        elif length is not None:
-            self._unwritten = int(length)
+        elif lengths := headers.get_list("Content-Length"):
+            self._unwritten = int(lengths[0])
         elif version == "HTTP/1.1":
             self._chunked = True
             headers["Transfer-Encoding"] = "chunked"
         else:
             self.keep_alive = False
-        if self.keep_alive and "close" in tokens(headers.get("Connection")):
-            self.keep_alive = False
+        for value in headers.get_list("Connection"):
+            self.keep_alive = self.keep_alive and "close" not in tokens(value)
         if not self.keep_alive:
             headers["Connection"] = "close"
         elif version == "HTTP/1.0":

@@ -6,7 +6,7 @@ import re
 from typing import NamedTuple
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
-from tornado.httputil import HTTPHeaders, HTTPInputError, RequestStartLine, parse_request_start_line
+from tornado.httputil import HTTPHeaders, RequestStartLine
 
 from sse_app.http.errors import BadRequest
 
@@ -16,14 +16,16 @@ CHUNKED = -1
 _METHODS = frozenset(
     {b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"PATCH", b"OPTIONS", b"TRACE", b"CONNECT"}
 )
-_TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([\x21-\x7e]+) (HTTP/1\.[01])\r\n")
+"""llhttp takes more spaces than one, and other protocols than HTTP."""
+
 _ABSOLUTE = re.compile(
     r"(?i:https?)://((?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+;=%-]+)(?::[0-9]*)?)((?:[/?][^#]*)?)"
 )
 """Host, port, path and query (RFC 3986 §3); without a user, who would be refused (RFC 9110 §4.2.4)."""
 
 _OVERFLOWING_LENGTH = re.compile(rb"(?i)\r\ncontent-length:[ \t]*[0-9]{19,}[ \t]*\r\n")
-_WHITESPACE = " \t"
+_WHITESPACE = b" \t"
 
 
 class RequestHead(NamedTuple):
@@ -48,10 +50,20 @@ class _Fields:
     """Receives the header fields from the parser."""
 
     def __init__(self) -> None:
-        self.received: list[tuple[bytes, bytes]] = []
+        self.headers = HTTPHeaders()
+        self.first: dict[bytes, bytes] = {}
+        """The first value of each, by its name in lower case."""
+        self.repeated: set[bytes] = set()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.received.append((name, value))
+        key = name.lower()
+        value = value.rstrip(_WHITESPACE)
+        if key not in self.first:
+            self.first[key] = value
+            self.headers[name.decode("ascii")] = value.decode("latin-1")
+        else:
+            self.repeated.add(key)
+            self.headers.add(name.decode("ascii"), value.decode("latin-1"))
 
 
 def parse_head(head: bytes) -> RequestHead:
@@ -63,38 +75,38 @@ def parse_head(head: bytes) -> RequestHead:
     Raises:
         BadRequest: it breaks a rule.
     """
-    start_line = _start_line(head)
-    headers = _headers(head)
-    hosts = headers.get_list("Host")
-    if len(hosts) > 1 or (not hosts and start_line.version == "HTTP/1.1"):
+    match = _REQUEST_LINE.match(head)
+    if match is None:
+        raise BadRequest("the request line is malformed, or that of another protocol than HTTP/1.1 and 1.0")
+    method, target, version = match.groups()
+    fields = _parse(head, method)
+    headers, first, repeated = fields.headers, fields.first, fields.repeated
+    is_current = version == b"HTTP/1.1"
+    if b"host" in repeated or (is_current and b"host" not in first):
         raise BadRequest("a request has exactly one Host header")
-    if not start_line.path.startswith("/"):
-        start_line = _from_absolute(start_line, headers)
-    options = tokens(headers.get("Connection"))
-    keep_alive = "close" not in options if start_line.version == "HTTP/1.1" else "keep-alive" in options
-    expects = start_line.version == "HTTP/1.1" and headers.get("Expect", "").lower() == "100-continue"
-    return RequestHead(start_line, headers, _length(start_line, headers), keep_alive, expects)
+    path = target.decode("ascii")
+    if not path.startswith("/") and path != "*" and method != b"CONNECT":
+        headers["Host"], path = _from_absolute(path)
+    start_line = RequestStartLine(method.decode("ascii"), path, version.decode("ascii"))
+    options = tokens(headers["Connection"]) if b"connection" in first else ()
+    keep_alive = "close" not in options if is_current else "keep-alive" in options
+    length = int(first.get(b"content-length", 0))
+    if b"transfer-encoding" in first:
+        if headers["Transfer-Encoding"].lower() != "chunked" or not is_current:
+            raise BadRequest("the only transfer encoding is chunked, in HTTP/1.1")
+        length = CHUNKED
+    expects_continue = is_current and first.get(b"expect", b"").lower() == b"100-continue"
+    return RequestHead(start_line, headers, length, keep_alive, expects_continue)
 
 
-def tokens(value: str | None) -> list[str]:
+def tokens(value: str) -> list[str]:
     """Return the elements of a header that is a list of tokens, in lower case; such as ``Connection``."""
-    return [token.strip(_WHITESPACE) for token in value.lower().split(",")] if value else []
+    return [token.strip(" \t") for token in value.lower().split(",")]
 
 
-def _start_line(head: bytes) -> RequestStartLine:
-    """Return the request line; llhttp takes more spaces than one, and other protocols than HTTP."""
-    try:
-        start_line = parse_request_start_line(head[: head.index(b"\r\n")].decode("latin-1"))
-    except HTTPInputError:
-        raise BadRequest("the request line is malformed") from None
-    if start_line.version not in ("HTTP/1.1", "HTTP/1.0"):
-        raise BadRequest("only HTTP/1.1 and HTTP/1.0 are supported")
-    return start_line
-
-
-def _headers(head: bytes) -> HTTPHeaders:
-    method = head[: head.index(b" ")]
-    if method not in _METHODS and _TOKEN.fullmatch(method):
+def _parse(head: bytes, method: bytes) -> _Fields:
+    """Return the header fields, with whitespace around their values left out."""
+    if method not in _METHODS:
         # llhttp refuses methods that it does not know; here the application says which ones there are.
         head = b"GET" + head[len(method) :]
     fields = _Fields()
@@ -106,36 +118,13 @@ def _headers(head: bytes) -> HTTPHeaders:
         if _OVERFLOWING_LENGTH.search(head):
             raise BadRequest("the body is too large", 413, "too_large") from None
         raise BadRequest("the request is malformed") from None
-    headers = HTTPHeaders()
-    seen = set()
-    for raw, content in fields.received:
-        name = raw.decode("ascii")
-        value = content.decode("latin-1").rstrip(_WHITESPACE)
-        if (key := name.lower()) in seen:
-            headers.add(name, value)
-        else:
-            seen.add(key)
-            headers[name] = value
-    return headers
+    return fields
 
 
-def _from_absolute(start_line: RequestStartLine, headers: HTTPHeaders) -> RequestStartLine:
-    """Bring a target in absolute form into origin form: a server must accept it (RFC 9112 §3.2.2)."""
-    if start_line.method == "CONNECT" or start_line.path == "*":
-        return start_line
-    match = _ABSOLUTE.fullmatch(start_line.path)
+def _from_absolute(target: str) -> tuple[str, str]:
+    """Return the host and the path of a target in absolute form: a server must accept it (RFC 9112 §3.2.2)."""
+    match = _ABSOLUTE.fullmatch(target)
     if match is None:
         raise BadRequest("the request target is malformed")
     host, path = match.groups()
-    headers["Host"] = host
-    return start_line._replace(path=path if path.startswith("/") else "/" + path)
-
-
-def _length(start_line: RequestStartLine, headers: HTTPHeaders) -> int:
-    """Return the length of the body (RFC 9112 §6.3)."""
-    encoding = headers.get("Transfer-Encoding")
-    if encoding is None:
-        return int(headers.get("Content-Length", "0"))
-    if encoding.lower() != "chunked" or start_line.version == "HTTP/1.0":
-        raise BadRequest("the only transfer encoding is chunked, in HTTP/1.1")
-    return CHUNKED
+    return host, path if path.startswith("/") else "/" + path
