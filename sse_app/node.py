@@ -9,13 +9,12 @@ from contextlib import suppress
 import msgspec
 
 from sse_app.auth.accounts.accounts import Accounts
-from sse_app.auth.accounts.login import Lifetimes, Login
+from sse_app.auth.accounts.login import Login
 from sse_app.auth.accounts.passwords import PasswordThreads
-from sse_app.auth.accounts.sessions import SessionLimits, Sessions
+from sse_app.auth.accounts.sessions import Sessions
 from sse_app.auth.audit import Audit
-from sse_app.auth.factory import issuer_of, keys_directory, provider_of
+from sse_app.auth.factory import issuer_of, keys_directory, make_auth_store, provider_of
 from sse_app.auth.revocations import Revocations
-from sse_app.auth.sqlite_store import AuthDatabase
 from sse_app.auth.tokens.keyring import KeyRing
 from sse_app.core.channels import ChannelPatterns
 from sse_app.core.counters import Metrics
@@ -76,23 +75,21 @@ class Node:
         if locked:
             self.state.lock()
         auth = settings.auth
-        self.auth_database = AuthDatabase(self.state.accounts)
-        self.revocations = Revocations(self.auth_database)
+        self.auth_store = make_auth_store(self.state)
+        self._auth_is_open = False
+        self.revocations = Revocations(self.auth_store)
         self.tokens = issuer_of(auth, self.state, self.revocations)
         self.provider = provider_of(settings.oidc, auth)
-        self.audit = Audit(self.auth_database)
-        self.accounts = Accounts(self.auth_database, auth.longest_lifetime)
-        self.sessions = Sessions(self.auth_database, SessionLimits.of(auth))
+        self.audit = Audit(self.auth_store)
         self.password_threads = PasswordThreads()
+        self.accounts = Accounts(self.auth_store, self.password_threads, auth)
+        self.sessions = Sessions(self.auth_store, auth)
         self.login = Login(
-            self.auth_database,
             self.accounts,
             self.sessions,
-            self.password_threads,
             self.tokens,
             self.audit,
-            Lifetimes.of(auth),
-            auth.own_channels,
+            auth,
         )
         limits = settings.limits
         self.eventlog = make_event_log(settings.event_log, settings.history, self.state)
@@ -108,12 +105,13 @@ class Node:
             self.publisher,
             self.tokens,
             self.metrics,
+            self.lifecycle,
             limits,
             _stream_capacity(limits),
         )
         self.enforcement = Enforcement(
             self.hub,
-            self.auth_database,
+            self.auth_store,
             self.revocations,
             self.tokens,
             keys_directory(auth, self.state),
@@ -133,12 +131,26 @@ class Node:
         """Whether it is ending its streams in order to stop."""
         return self.lifecycle.draining
 
-    async def start(self) -> None:
-        """Open the event log and begin to serve.
+    async def open_auth(self) -> None:
+        """Open the store of auth and learn what is revoked, unless that is done.
+
+        `start` does it. A process that takes over streams does it ahead of that, while the other still serves.
 
         Raises:
-            StateError: the event log cannot be used.
+            StateError: the store cannot be used.
         """
+        if not self._auth_is_open:
+            await self.auth_store.open()
+            await self.revocations.learn()
+            self._auth_is_open = True
+
+    async def start(self) -> None:
+        """Open what is stored and begin to serve.
+
+        Raises:
+            StateError: the store of auth or the event log cannot be used.
+        """
+        await self.open_auth()
         await self.eventlog.open()
         self.hub.begin()
         self.keepalive.start()
@@ -185,7 +197,6 @@ class Node:
         """
         self.lifecycle.draining = True
         self.lifecycle.ready = False
-        self.admission.stop()
         await self.hub.drain("shutdown", drain_time)
         with suppress(TimeoutError):
             async with asyncio.timeout(CLOSING_TIMEOUT):
@@ -196,7 +207,7 @@ class Node:
         await self.enforcement.stop()
         await self.eventlog.close()
         self.password_threads.close()
-        self.auth_database.close()
+        await self.auth_store.close()
         self.state.unlock()
 
 

@@ -1,4 +1,4 @@
-"""Makes the parts that issue and verify tokens from the settings."""
+"""Makes the store of auth, and what issues and verifies tokens, from the settings."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sse_app.auth.revocations import Revocations
+from sse_app.auth.sqlite_store import SqliteAuthStore
+from sse_app.auth.store import AuthStore
 from sse_app.auth.tokens.issuer import Tokens
 from sse_app.auth.tokens.keyring import KeyRing
 from sse_app.settings.model import OIDC, Auth
@@ -13,6 +15,11 @@ from sse_app.storage.state_dir import StateDirectory
 
 if TYPE_CHECKING:
     from sse_app.auth.tokens.oidc import Provider
+
+
+def make_auth_store(state: StateDirectory) -> AuthStore:
+    """Return the store of accounts, sessions, revocations and the audit trail, not yet open."""
+    return SqliteAuthStore(state.accounts)
 
 
 def keys_directory(auth: Auth, state: StateDirectory) -> Path:
@@ -44,6 +51,6 @@ def provider_of(oidc: OIDC, auth: Auth) -> Provider | None:
     """Return the OpenID provider whose tokens are accepted, or None where the settings name none."""
     if not oidc.issuer:
         return None
-    from sse_app.auth.tokens.oidc import Provider  # it imports PyJWT, for which a restart has no time
+    from sse_app.auth.tokens.oidc import Provider  # it imports PyJWT, which would slow every restart down
 
     return Provider(oidc, auth.longest_lifetime)

@@ -1,4 +1,4 @@
-"""``eventlog …``: looks after the event log while no server uses it."""
+"""``eventlog …``: shows the event log, and gives it a new epoch while no server uses it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _database(options: argparse.Namespace) -> Iterator[sqlite3.Connection]:
 
 
 def show(options: argparse.Namespace) -> None:
-    """Print the epoch, the head, and each channel with how many events it was given."""
+    """Print the epoch, the head, and each channel with the number of events ever published to it."""
     with _database(options) as database:
         row = database.execute("SELECT epoch FROM log").fetchone()
         head = database.execute("SELECT coalesce(max(last_seq), 0) FROM channels").fetchone()[0]
@@ -44,7 +44,11 @@ def show(options: argparse.Namespace) -> None:
 
 
 def new_epoch(options: argparse.Namespace) -> None:
-    """Give the log another epoch and print it: clients with older ids get a reset instead of wrong events."""
+    """Give the log another epoch and print it: clients with older ids get a reset instead of wrong events.
+
+    Raises:
+        StateError: a server uses the state directory.
+    """
     settings = settings_of(options)
     state = StateDirectory(settings.state_dir)
     state.lock()

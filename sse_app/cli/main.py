@@ -1,4 +1,4 @@
-"""The ``sse-app`` command: what it takes, and which function of `sse_app.cli` does it."""
+"""The ``sse-app`` command: parses the arguments and calls the function of `sse_app.cli` that they ask for."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"sse-app: {error}", file=sys.stderr)
         return 1
     except BrokenPipeError:
-        sys.stderr.close()  # whoever read our output has left: nothing more to say
+        sys.stderr.close()  # the program that read our output has closed the pipe
         return 1
     except KeyboardInterrupt:
         return 130
@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         "start a successor beside the running server, and hand everything over to it",
     )
     _add_users(add("user", "users:show", "manage the accounts that can log in"))
-    token = add("token", "tokens:mint", "mint a token for anybody, and print only it")
+    token = add("token", "tokens:mint", "mint a token for any subject, and print only it")
     token.add_argument("--kind", choices=["access", "stream"], default="access", help="default: access")
     token.add_argument("--subject", default="cli", metavar="S", help="whom it speaks for (default: cli)")
     token.add_argument("--session", metavar="ID", help="the session it belongs to (default: a new one)")
@@ -118,7 +118,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     systemd = add("systemd", "systemd_units:install", "write the units for this installation")
     systemd.add_argument("action", choices=["install"], help="write sse-app.socket and sse-app.service")
-    systemd.add_argument("--user", action="store_true", help="for the user manager of whoever runs this")
+    systemd.add_argument(
+        "--user", action="store_true", help="for the systemd manager of the user who runs this"
+    )
     systemd.add_argument("--run-as", default="sse_app", metavar="USER", help="the service's user (sse_app)")
     systemd.add_argument(
         "--unit-dir", type=Path, metavar="DIR", help="where to (default: where systemd looks)"
@@ -144,7 +146,10 @@ def _settings_flags() -> argparse.ArgumentParser:
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that override settings; absent ones leave no trace, so that they may stand anywhere."""
+    """Add the flags that override settings.
+
+    An absent flag sets no attribute, so a flag before the command is not overwritten by the command's own default.
+    """
     from argparse import SUPPRESS as absent
 
     group = parser.add_argument_group("settings", "override the environment and the settings file")

@@ -16,7 +16,11 @@ from sse_app.storage.state_dir import StateDirectory
 
 
 def mint(options: argparse.Namespace) -> None:
-    """Print a token and nothing else."""
+    """Print a token, and nothing else.
+
+    Raises:
+        InvalidInput: the flags contradict each other or are out of bounds.
+    """
     grants = grants_of(options)
     kind = TokenKind.ACCESS if options.kind == "access" else TokenKind.STREAM
     if kind is TokenKind.STREAM and (grants.publish.texts or grants.admin):

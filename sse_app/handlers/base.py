@@ -245,7 +245,7 @@ class ApiHandler(OriginHandler):
         elif isinstance(value, TokenRefused):
             log.info("token_refused", extra={"detail": value.detail, "address": self.address})
         elif isinstance(value, AuthStoreUnavailable):
-            log.error("accounts_unavailable", extra={"detail": str(value)})
+            log.error("accounts_unavailable", extra={"detail": value.detail})
         elif isinstance(value, EventLogUnavailable):
             level = logging.INFO if self.node.draining else logging.ERROR
             log.log(level, "event_log_unavailable", extra={"detail": str(value)})

@@ -6,7 +6,7 @@ import math
 
 from sse_app.auth.accounts.login import LoginThrottled
 from sse_app.auth.accounts.passwords import TooManyLogins
-from sse_app.auth.accounts.sessions import RefreshRefused
+from sse_app.auth.store import RefreshRefused
 from sse_app.core.errors import (
     AuthStoreUnavailable,
     EventLogUnavailable,

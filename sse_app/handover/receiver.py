@@ -14,8 +14,8 @@ from functools import partial
 from sse_app.core.framing import FRAMINGS, Framing
 from sse_app.core.private_apis import bare_socket
 from sse_app.core.sse import encode_closing
-from sse_app.handover.http_server import HandoverServer
 from sse_app.handover.message import IDLE, STREAM, Parcel, State, StreamState
+from sse_app.http.server import HTTPServer
 from sse_app.node import Node
 from sse_app.streams.connection import StreamConnection
 from sse_app.streams.stream import Replay, Stream
@@ -34,7 +34,7 @@ class Taking:
         server: where idle connections go on.
     """
 
-    def __init__(self, node: Node, server: HandoverServer) -> None:
+    def __init__(self, node: Node, server: HTTPServer) -> None:
         self._node = node
         self._server = server
         self._revoked: list[Stream] = []

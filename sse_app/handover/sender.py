@@ -10,8 +10,8 @@ from contextlib import suppress
 
 from sse_app.core.channels import ChannelName
 from sse_app.core.framing import FRAMINGS
-from sse_app.handover.http_server import HandoverServer
 from sse_app.handover.message import IDLE, STREAM, Parcel, State, StreamState
+from sse_app.http.server import HTTPServer
 from sse_app.node import Node
 from sse_app.streams.stream import Stream
 
@@ -55,7 +55,7 @@ class Giving:
         server: whose connections.
     """
 
-    def __init__(self, node: Node, server: HandoverServer) -> None:
+    def __init__(self, node: Node, server: HTTPServer) -> None:
         self._node = node
         self._server = server
 
@@ -67,7 +67,7 @@ class Giving:
             async with asyncio.timeout(REST_TIMEOUT):
                 await hub.settled()
         log.info("holding", extra={"streams": len(hub.streams)})
-        self._server.hold()
+        self._server.pause()
         begun = time.monotonic()
         turns = 0
         while turns < CALM_TURNS:
@@ -97,7 +97,7 @@ class Giving:
         self._node.hub.disconnects.resume()
         self._node.keepalive.start()
         self._node.enforcement.start()
-        self._server.let_go_on()
+        self._server.resume()
 
     def quiet_streams(self, ahead: float) -> tuple[Copied, State, list[int]]:
         """Return the streams that have nothing waiting, and their descriptors; the server may go on meanwhile.

@@ -20,6 +20,7 @@ from sse_app.core.counters import Metrics
 from sse_app.core.errors import EventLogUnavailable, Forbidden, TokenRefused, TooManyStreams, UnknownChannel
 from sse_app.core.events import EventId, NewEvent
 from sse_app.core.framing import CHUNKED, UNFRAMED
+from sse_app.core.lifecycle import Lifecycle
 from sse_app.core.sse import EventParser, ParsedEvent
 from sse_app.eventlog.base import Retention
 from sse_app.eventlog.memory import MemoryEventLog
@@ -68,6 +69,7 @@ class Room:
         self.hub = Hub(self.log, backlog_limit=1 << 20, retry=1000)
         self.keepalive = Keepalive(self.hub, settings_model.Keepalive())
         self.metrics = Metrics()
+        self.lifecycle = Lifecycle()
         limits = Limits(streams_per_user=2, streams_per_address=3)
         self.admission = Admission(
             self.hub,
@@ -75,6 +77,7 @@ class Room:
             Publisher(self.log, ChannelPatterns(["a", "b"]), limits),
             Tokens(KeyRing.load(keys), issuer="i", audience="a", longest=1e10, clock=lambda: self.now),
             self.metrics,
+            self.lifecycle,
             limits,
             capacity=4,
         )
@@ -218,7 +221,7 @@ async def test_where_the_server_is_full_streams_are_turned_away(keys: Path) -> N
 
 async def test_while_the_server_drains_streams_are_turned_away(keys: Path) -> None:
     async with room_of(keys) as room:
-        room.admission.stop()
+        room.lifecycle.draining = True
         turned_away = await room.admit()
         assert isinstance(turned_away, TurnedAway)
         assert turned_away.reason == "shutdown"
@@ -252,7 +255,7 @@ async def test_the_checks_come_in_the_order_of_the_contract(keys: Path) -> None:
             await room.opened(address=address)
         for user in ("1", "2"):  # here are all of theirs, and the server is full
             await room.opened(user=user)
-        room.admission.stop()
+        room.lifecycle.draining = True
         await room.log.close()
         everything = Grants.of(["**"])
         wrong: dict[str, Any] = {"position": "e-1", "grants": Grants.of(["unknown"])}
@@ -289,7 +292,7 @@ async def test_a_drain_that_begins_while_the_log_is_asked_turns_the_stream_away(
         position = str(await room.publish(A))
 
         async def drain() -> None:
-            room.admission.stop()
+            room.lifecycle.draining = True
 
         room.log.meanwhile = drain
         turned_away = await room.admit(position=position)

@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from sse_app.auth.revocations import Revocation, require_no_token
+from sse_app.auth.records import Revocation, require_no_token
 from sse_app.core.errors import InvalidInput
 from sse_app.core.events import timestamp
 from sse_app.handlers.base import ApiHandler, BodyHandler

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sse_app.auth.accounts.login import LoggedIn, names_granted
 from sse_app.auth.accounts.passwords import MAX_PASSWORD_LENGTH
-from sse_app.auth.accounts.sessions import RefreshRefused
+from sse_app.auth.store import RefreshRefused
 from sse_app.core.errors import InvalidInput, TokenRefused
 from sse_app.handlers.base import BodyHandler
 from sse_app.handlers.errors import Refusal
@@ -107,7 +107,7 @@ class RefreshHandler(_SessionHandler):
                 self.forget_cookie()
             raise
         finally:
-            self.node.enforcement.apply()  # a reused one has ended its session's streams
+            await self.node.enforcement.apply()  # a reused one has ended its session's streams
         self.answer(logged_in, from_cookie)
 
 
@@ -129,7 +129,7 @@ class LogoutHandler(_SessionHandler):
             raise TokenRefused("this takes an access token or a refresh token of a session", "no session")
         for session, subject in sessions:
             await self.node.login.log_out(session, subject, self.address)
-        self.node.enforcement.apply()
+        await self.node.enforcement.apply()
         if self.get_cookie(COOKIE) is not None:
             self.forget_cookie()
         self.set_status(204)
