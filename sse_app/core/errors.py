@@ -63,5 +63,17 @@ class EventLogUnavailable(SSEAppError):
     """The event log cannot be read or written just now; nothing was stored."""
 
 
+class AuthStoreUnavailable(SSEAppError):
+    """Accounts, sessions, revocations and the audit trail cannot be read or written just now; nothing was changed.
+
+    Args:
+        detail: why, for the log.
+    """
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(f"accounts and sessions cannot be read or written just now: {detail}")
+        self.detail = detail
+
+
 class IdempotencyKeyReused(SSEAppError):
     """An idempotency key came back with another body than it came with first."""

@@ -12,9 +12,10 @@ from contextlib import suppress
 from functools import partial
 
 from sse_app.core.framing import FRAMINGS, Framing
+from sse_app.core.private_apis import bare_socket
 from sse_app.core.sse import encode_closing
-from sse_app.handover.http_server import HandoverServer
 from sse_app.handover.message import IDLE, STREAM, PassedDescriptor, State, StreamState
+from sse_app.http.server import HTTPServer
 from sse_app.node import Node
 from sse_app.streams.connection import StreamConnection
 from sse_app.streams.stream import Stream
@@ -33,7 +34,7 @@ class HandoverReceiver:
         server: adopts the idle connections.
     """
 
-    def __init__(self, node: Node, server: HandoverServer) -> None:
+    def __init__(self, node: Node, server: HTTPServer) -> None:
         self._node = node
         self._server = server
         self._revoked: list[Stream] = []
@@ -166,7 +167,6 @@ def _close(connection: StreamConnection, _: asyncio.Future[None]) -> None:
 
 
 def _socket(descriptor: int) -> socket.SocketType:
-    """Return a socket as C has it: `socket.socket` adds nothing that a stream needs."""
-    sock = socket.SocketType(socket.AF_INET, socket.SOCK_STREAM, 0, descriptor)
+    sock = bare_socket(descriptor)
     sock.setblocking(False)
     return sock

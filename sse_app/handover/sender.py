@@ -10,8 +10,8 @@ from contextlib import suppress
 
 from sse_app.core.channels import ChannelName
 from sse_app.core.framing import FRAMINGS
-from sse_app.handover.http_server import HandoverServer
 from sse_app.handover.message import IDLE, STREAM, PassedDescriptor, State, StreamState
+from sse_app.http.server import HTTPServer
 from sse_app.node import Node
 from sse_app.streams.stream import Stream
 
@@ -55,7 +55,7 @@ class HandoverSender:
         server: whose connections.
     """
 
-    def __init__(self, node: Node, server: HandoverServer) -> None:
+    def __init__(self, node: Node, server: HTTPServer) -> None:
         self._node = node
         self._server = server
 

@@ -21,7 +21,6 @@ from sse_app.app import SSEApp
 from sse_app.core.errors import SSEAppError
 from sse_app.handover.cold import Found, leave
 from sse_app.handover.fd_store import RECEIVING, SENDING, Store
-from sse_app.handover.http_server import HandoverServer
 from sse_app.handover.protocol import LISTENING, LOCK, Attached, Successor, UpgradeFailed, attached_to
 from sse_app.handover.receiver import HandoverReceiver
 from sse_app.handover.sender import HandoverSender
@@ -34,11 +33,13 @@ from sse_app.handover.standby import (
     run_standby,
 )
 from sse_app.handover.warm import Upgrade, started_as_successor
+from sse_app.http.server import HTTPServer
 from sse_app.process import logs, tuning
 from sse_app.process.garbage_collection import garbage_collection
 from sse_app.process.sockets import addresses, bind, inherited_sockets
 from sse_app.process.systemd import Systemd, inherited_descriptors
 from sse_app.settings.model import Settings
+from sse_app.streams.connection import tune
 from sse_app.streams.stream import Stream
 from sse_app.version import VERSION
 
@@ -108,11 +109,11 @@ class Server:
         self._app = SSEApp(self._settings, locked=successor is None)
         self._node = self._app.node
         application = self._app.application()
-        self._server = HandoverServer(
+        self._server = HTTPServer(
             application,
-            settings=self._settings,
+            tune=lambda sock: tune(sock, self._settings),
             max_header_size=MAX_HEADER_BYTES,
-            idle_connection_timeout=IDLE_TIMEOUT,
+            idle_timeout=IDLE_TIMEOUT,
             body_timeout=BODY_TIMEOUT,
         )
         self._receiver = HandoverReceiver(self._node, self._server)
@@ -156,8 +157,8 @@ class Server:
     async def _succeed(self, successor: Successor) -> list[socket.socket]:
         """Take over from a process that serves, and return the listening sockets."""
         import_module(_LATER)  # there is time for it
+        await self._node.open_auth()
         state, descriptors = await successor.streams()
-        self._node.prepare()
         built = self._receiver.build(state, descriptors)
         state, descriptors = await successor.everything()
         attached = attached_to(state, descriptors)
@@ -171,7 +172,7 @@ class Server:
         successor.serve()
         if not self._is_standby:  # the one before may be slow to end, and must not close the next one's
             remove_standby_socket(self._node.state.path)
-        self._node.state.hold(next(descriptor for kind, descriptor in attached if kind == LOCK))
+        self._node.state.take_lock(next(descriptor for kind, descriptor in attached if kind == LOCK))
         log.info("succeeded", extra={"streams": len(self._node.hub.streams)})
         theirs = [socket.socket(fileno=descriptor) for kind, descriptor in attached if kind == LISTENING]
         if not (ours := inherited_sockets(self._inherited)):

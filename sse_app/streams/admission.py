@@ -14,6 +14,7 @@ from sse_app.core.counters import Metrics
 from sse_app.core.errors import EventLogUnavailable, Forbidden, TooManyStreams
 from sse_app.core.events import EventId, timestamp
 from sse_app.core.framing import Framing
+from sse_app.core.lifecycle import Lifecycle
 from sse_app.core.sse import encode_closing, encode_event, encode_json
 from sse_app.settings.model import Limits
 from sse_app.streams.hub import Hub
@@ -77,6 +78,7 @@ class Admission:
         publisher: knows the channels.
         tokens: verified the clients' tokens.
         metrics: counts the streams.
+        lifecycle: says whether the node is draining.
         limits: how many streams a user and an address may have.
         capacity: how many streams there may be in all.
     """
@@ -88,6 +90,7 @@ class Admission:
         publisher: Publisher,
         tokens: Tokens,
         metrics: Metrics,
+        lifecycle: Lifecycle,
         limits: Limits,
         capacity: int,
     ) -> None:
@@ -96,17 +99,13 @@ class Admission:
         self._publisher = publisher
         self._tokens = tokens
         self._metrics = metrics
-        self._stopped = False
+        self._lifecycle = lifecycle
         self.use(limits, capacity)
 
     def use(self, limits: Limits, capacity: int) -> None:
         """Put other limits in force for the streams that are opened from now on."""
         self._limits = limits
         self._capacity = capacity
-
-    def stop(self) -> None:
-        """Turn every stream away from now on, because the server shuts down."""
-        self._stopped = True
 
     async def admit(self, claims: Claims, wanted: Subscription) -> Admitted | TurnedAway:
         """Register a stream, or say why it cannot be served just now.
@@ -165,7 +164,7 @@ class Admission:
             raise TooManyStreams(
                 f"this address has {limits.streams_per_address} streams open, which is the limit"
             )
-        if self._stopped:
+        if self._lifecycle.draining:
             return "shutdown"
         full = len(hub.streams) >= self._capacity
         return "unavailable" if full or not hub.eventlog.available else None

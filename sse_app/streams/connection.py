@@ -7,12 +7,14 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import NamedTuple
 
 from tornado import httputil
+from tornado.http1connection import HTTP1Connection
 from tornado.iostream import IOStream, StreamClosedError
 
 from sse_app.core.framing import UNFRAMED, Framing, framing_for
+from sse_app.http.exchange import Exchange
+from sse_app.http.response_head import encode_head
 from sse_app.settings.model import Settings
 from sse_app.streams.disconnects import Disconnects
 
@@ -47,31 +49,25 @@ def take_over(
 ) -> StreamConnection:
     """Return the bare connection of a request that nothing has been written to; it is the request's from now on.
 
+    The request may have come through `sse_app.http` or, where the routes are mounted in another application,
+    through Tornado's own server.
+
     Raises:
         StreamClosedError: the client is gone already.
     """
-    connection = request.connection
-    if not isinstance(connection, StreamConnection):
-        iostream: IOStream = connection.detach()  # type: ignore[union-attr]
-        if iostream.closed():
-            raise StreamClosedError(real_error=iostream.error)
-        iostream.io_loop.remove_handler(iostream.fileno())
-        tune(iostream.socket, settings)
-        connection = StreamConnection(iostream.socket, framing_for(request.version))
-        request.connection = connection
-    elif connection.closed:
-        raise StreamClosedError
-    connection.context = None
+    assert isinstance(request.connection, Exchange | HTTP1Connection)
+    detached = request.connection.detach()
+    if isinstance(detached, IOStream):
+        if detached.closed():
+            raise StreamClosedError(real_error=detached.error)
+        detached.io_loop.remove_handler(detached.fileno())
+        detached = detached.socket
+        tune(detached, settings)
+    connection = StreamConnection(detached, framing_for(request.version))
+    request.connection = connection
     connection.on_close = on_close
     connection.watch(disconnects)
     return connection
-
-
-class Context(NamedTuple):
-    """Where a request comes from: what `tornado.httputil.HTTPServerRequest` asks its connection for."""
-
-    remote_ip: str
-    protocol: str = "http"
 
 
 def _nothing() -> None:
@@ -88,7 +84,6 @@ class StreamConnection(httputil.HTTPConnection):
     Args:
         sock: connected and non-blocking; closed by this object.
         framing: how the bytes stand in the body of the response.
-        context: where the request comes from; needed until the request is read.
     """
 
     __slots__ = (
@@ -97,25 +92,18 @@ class StreamConnection(httputil.HTTPConnection):
         "_fd",
         "_rest",
         "_socket",
-        "context",
         "framing",
         "on_close",
         "progressed_at",
         "send",
     )
 
-    def __init__(
-        self,
-        sock: socket.SocketType,
-        framing: Framing,
-        context: Context | None = None,
-    ) -> None:
+    def __init__(self, sock: socket.SocketType, framing: Framing) -> None:
         self._socket = sock
         self._fd = sock.fileno()
         self.framing = framing
         self.on_close: Callable[[], None] | None = _nothing
         """Called once, when the connection ends, whatever the reason; None from then on."""
-        self.context = context
         self._disconnects: Disconnects | None = None
         self._rest: list[memoryview] | None = None
         self._drained: asyncio.Future[None] | None = None
@@ -198,15 +186,8 @@ class StreamConnection(httputil.HTTPConnection):
         if "Content-Length" in headers:
             self.framing = UNFRAMED
         headers.update(self.framing.headers)
-        lines = [f"HTTP/1.1 {start_line.code} {start_line.reason}"]
-        lines += [f"{name}: {value}" for name, value in headers.get_all()]
-        head = "\r\n".join([*lines, "", ""]).encode("latin-1")
-        if head.count(b"\r") != len(lines) + 1 or head.count(b"\n") != len(lines) + 1:
-            raise ValueError("a header must not contain CR or LF")
+        head = encode_head(start_line, headers)
         return self.write(head + chunk if chunk else head)
-
-    def set_max_body_size(self, size: int) -> None:
-        """A request for a stream has no body."""
 
     def finish(self) -> None:
         """End the body where the socket accepts it, and close."""

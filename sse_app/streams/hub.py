@@ -56,7 +56,7 @@ class Hub:
     when it is finished, so each stream sees the log's order.
 
     Args:
-        eventlog: open.
+        eventlog: open when the hub begins.
         backlog_limit: how many bytes may wait for one stream.
         retry: the reconnection time that streams are told, in milliseconds; it is spread by half of it.
     """
@@ -97,6 +97,11 @@ class Hub:
     def jittered_retry(self) -> int:
         """Return a reconnection time in milliseconds, so that clients that leave together come back apart."""
         return random.randint(self.retry // 2, self.retry + self.retry // 2)
+
+    def use(self, *, backlog_limit: int, retry: int) -> None:
+        """Take other settings; streams that are open keep their backlog limit."""
+        self.backlog_limit = backlog_limit
+        self.retry = retry
 
     # -- following the log ----------------------------------------------------------------------------------
 

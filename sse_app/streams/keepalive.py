@@ -11,6 +11,7 @@ from sse_app.auth.tokens.claims import Lease
 from sse_app.core.events import timestamp
 from sse_app.core.framing import framed
 from sse_app.core.sse import encode_json
+from sse_app.settings import model as settings_model
 from sse_app.streams.hub import Hub
 from sse_app.streams.stream import Stream
 
@@ -29,12 +30,12 @@ class Keepalive:
 
     Args:
         hub: whose streams.
-        interval: seconds between two pings of a stream.
+        settings: how often a stream is pinged; fixed for the life of the process.
     """
 
-    def __init__(self, hub: Hub, interval: float) -> None:
+    def __init__(self, hub: Hub, settings: settings_model.Keepalive) -> None:
         self._hub = hub
-        self._interval = interval
+        self._interval = interval = settings.ping_interval
         self._tick = min(MAX_TICK, interval / 8)
         self._turns: list[set[Stream]] = [set() for _ in range(round(interval / self._tick))]
         self._turn = 0

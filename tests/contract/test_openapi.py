@@ -21,10 +21,10 @@ from tornado import web
 from tornado.routing import URLSpec
 
 from sse_app import Settings, SSEApp
+from sse_app.auth.factory import issuer_of
 from sse_app.auth.tokens.grants import Grants
 from sse_app.auth.tokens.issuer import TokenKind, Tokens
 from sse_app.handlers.site.pages import STATIC
-from sse_app.node import issuer_of
 from sse_app.storage.state_dir import StateDirectory
 from sse_app.version import VERSION
 from tests.support.server_process import ServerProcess
@@ -76,7 +76,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]
     server.start()
     server.command("user", "add", "ann", "--password-stdin", "--subscribe", "**", input="correct horse\n")
     Server.process = server
-    Server.tokens = issuer_of(Settings(state_dir=server.state_dir), StateDirectory(server.state_dir))
+    Server.tokens = issuer_of(Settings().auth, StateDirectory(server.state_dir))
     yield server
     server.stop()
     server.check_log()

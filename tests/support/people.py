@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import socket
 import threading
@@ -17,11 +18,14 @@ import jwt
 import orjson
 
 from sse_app.auth.accounts.accounts import Accounts
-from sse_app.auth.sqlite_store import AuthDatabase
+from sse_app.auth.accounts.passwords import PasswordThreads
+from sse_app.auth.factory import make_auth_store
 from sse_app.auth.tokens.claims import new_id
 from sse_app.auth.tokens.grants import Grants
 from sse_app.auth.tokens.issuer import TokenKind, Tokens
 from sse_app.auth.tokens.keyring import KeyRing
+from sse_app.settings.model import Settings
+from sse_app.storage.state_dir import StateDirectory
 from tests.support.server_process import ServerProcess
 
 DEADLINE = 10.0
@@ -124,11 +128,17 @@ class Site:
 
     def add_user(self, name: str, admin: bool = False) -> None:
         """Make an account as the command does, in a fraction of its time."""
-        database = AuthDatabase(self.server.state_dir / "accounts.db")
+        asyncio.run(self._add_user(name, ALL if admin else GRANTS))
+
+    async def _add_user(self, name: str, grants: Grants) -> None:
+        store = make_auth_store(StateDirectory(self.server.state_dir))
+        await store.open()
+        threads = PasswordThreads()
         try:
-            Accounts(database, 3600).add(name, PASSWORD, GRANTS if not admin else ALL)
+            await Accounts(store, threads, Settings().auth).add(name, PASSWORD, grants)
         finally:
-            database.close()
+            threads.close()
+            await store.close()
 
     def mint(self, kind: TokenKind, subject: str, session: str = "", ttl: float = 600) -> str:
         """Return a token as the ``token`` command mints it, in a fraction of its time."""

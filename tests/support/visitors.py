@@ -10,9 +10,9 @@ from typing import Any, Literal
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page
 
 from sse_app import Settings
+from sse_app.auth.factory import issuer_of
 from sse_app.auth.tokens.grants import Grants
 from sse_app.auth.tokens.issuer import TokenKind
-from sse_app.node import issuer_of
 from sse_app.storage.state_dir import StateDirectory
 from tests.support.browser import PATIENCE
 from tests.support.server_process import ServerProcess
@@ -31,7 +31,7 @@ def people(server: ServerProcess) -> None:
 
 def stream_paths(server: ServerProcess, count: int, users: int = 40) -> list[str]:
     """Return the paths of many streams of several users, each with a client id of its own."""
-    tokens = issuer_of(Settings(state_dir=server.state_dir), StateDirectory(server.state_dir))
+    tokens = issuer_of(Settings().auth, StateDirectory(server.state_dir))
     grants = Grants.of(["alerts"])
     minted = [
         tokens.issue(TokenKind.STREAM, f"user-{n:02}", f"session-{n:02}", grants, 3000) for n in range(users)

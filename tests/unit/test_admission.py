@@ -20,9 +20,11 @@ from sse_app.core.counters import Metrics
 from sse_app.core.errors import EventLogUnavailable, Forbidden, TokenRefused, TooManyStreams, UnknownChannel
 from sse_app.core.events import EventId, NewEvent
 from sse_app.core.framing import CHUNKED, UNFRAMED
+from sse_app.core.lifecycle import Lifecycle
 from sse_app.core.sse import EventParser, ParsedEvent
 from sse_app.eventlog.base import Retention
 from sse_app.eventlog.memory import MemoryEventLog
+from sse_app.settings import model as settings_model
 from sse_app.settings.model import Limits
 from sse_app.streams.admission import Admission, Admitted, Subscription, TurnedAway
 from sse_app.streams.hub import Hub
@@ -65,16 +67,18 @@ class Room:
         self.now = NOW
         self.log = Log(Retention(size=KEPT))
         self.hub = Hub(self.log, backlog_limit=1 << 20, retry=1000)
-        self.hub.begin()
-        self.keepalive = Keepalive(self.hub, 30)
+        self.keepalive = Keepalive(self.hub, settings_model.Keepalive())
         self.metrics = Metrics()
+        self.lifecycle = Lifecycle()
+        limits = Limits(streams_per_user=2, streams_per_address=3)
         self.admission = Admission(
             self.hub,
             self.keepalive,
-            Publisher(self.log, ChannelPatterns(["a", "b"]), 100),
+            Publisher(self.log, ChannelPatterns(["a", "b"]), limits),
             Tokens(KeyRing.load(keys), issuer="i", audience="a", longest=1e10, clock=lambda: self.now),
             self.metrics,
-            Limits(streams_per_user=2, streams_per_address=3),
+            self.lifecycle,
+            limits,
             capacity=4,
         )
 
@@ -113,6 +117,7 @@ def keys(tmp_path: Path) -> Path:
 @asynccontextmanager
 async def room_of(keys: Path) -> AsyncIterator[Room]:
     room = Room(keys)
+    room.hub.begin()
     try:
         yield room
     finally:
@@ -216,7 +221,7 @@ async def test_where_the_server_is_full_streams_are_turned_away(keys: Path) -> N
 
 async def test_while_the_server_drains_streams_are_turned_away(keys: Path) -> None:
     async with room_of(keys) as room:
-        room.admission.stop()
+        room.lifecycle.draining = True
         turned_away = await room.admit()
         assert isinstance(turned_away, TurnedAway)
         assert turned_away.reason == "shutdown"
@@ -250,7 +255,7 @@ async def test_the_checks_come_in_the_order_of_the_contract(keys: Path) -> None:
             await room.opened(address=address)
         for user in ("1", "2"):  # here are all of theirs, and the server is full
             await room.opened(user=user)
-        room.admission.stop()
+        room.lifecycle.draining = True
         await room.log.close()
         everything = Grants.of(["**"])
         wrong: dict[str, Any] = {"position": "e-1", "grants": Grants.of(["unknown"])}
@@ -287,7 +292,7 @@ async def test_a_drain_that_begins_while_the_log_is_asked_turns_the_stream_away(
         position = str(await room.publish(A))
 
         async def drain() -> None:
-            room.admission.stop()
+            room.lifecycle.draining = True
 
         room.log.meanwhile = drain
         turned_away = await room.admit(position=position)

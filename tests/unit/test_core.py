@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 
 import orjson
 import pytest
@@ -23,7 +24,7 @@ from sse_app.core.errors import InvalidChannel, InvalidInput
 from sse_app.core.events import RESERVED_TYPES, Event, EventId, new_event
 from sse_app.core.framing import CHUNKED, FRAMINGS, UNFRAMED, framed, framing_for
 from sse_app.core.sse import EventParser, encode
-from sse_app.handlers.json_body import parse_json
+from sse_app.handlers.parsing import parse_json
 from sse_app.streams.replay_cache import ReplayCache
 
 SEGMENT = st.text("abcdefghijklmnopqrstuvwxyz0123456789_-", min_size=1, max_size=64)
@@ -31,6 +32,8 @@ NAME = st.lists(SEGMENT, min_size=1, max_size=3).map(".".join)
 TYPE = st.from_regex(r"[A-Za-z0-9_.:-]{1,128}", fullmatch=True).filter(
     lambda type: type not in RESERVED_TYPES
 )
+CIRCULAR: list[object] = []
+CIRCULAR.append(CIRCULAR)
 
 
 def parse(stream: bytes, *cuts: int) -> list[tuple[str, str, str]]:
@@ -272,6 +275,22 @@ def test_a_whole_number_is_a_retry_however_json_writes_it() -> None:
 def test_a_bad_retry_is_refused(retry: object) -> None:
     with pytest.raises(InvalidInput, match=r"^retry must be"):
         new_event(ChannelName("a"), "e", {}, retry, now="1970-01-01T00:00:00.000Z")
+
+
+@pytest.mark.parametrize("long", [2**64, -(2**63) - 1, 10**30])
+@pytest.mark.parametrize(
+    "nest", [lambda x: x, lambda x: [x], lambda x: ({"b": x},), lambda x: [[1], {"b": [x]}]]
+)
+def test_integers_beyond_64_bits_are_written_exactly(long: int, nest: Callable[[object], object]) -> None:
+    event = new_event(ChannelName("a"), "e", {"a": nest(long)}, now="1970-01-01T00:00:00.000Z")
+    assert json.loads(event.data)["a"] == json.loads(json.dumps(nest(long)))
+
+
+@pytest.mark.parametrize("long", [1, 2**64])
+@pytest.mark.parametrize("bad", ["\udcff", object(), CIRCULAR])
+def test_data_that_json_cannot_say_is_refused_also_beside_long_integers(long: int, bad: object) -> None:
+    with pytest.raises(InvalidInput, match=r"^data cannot be written as JSON: "):
+        new_event(ChannelName("a"), "e", {"a": long, "b": bad}, now="1970-01-01T00:00:00.000Z")
 
 
 @given(JSON)

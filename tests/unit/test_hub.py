@@ -20,6 +20,7 @@ from sse_app.core.sse import EventParser, ParsedEvent
 from sse_app.eventlog.base import Retention
 from sse_app.eventlog.memory import MemoryEventLog
 from sse_app.eventlog.sqlite.log import SqliteEventLog
+from sse_app.settings.model import Keepalive as KeepaliveSettings
 from sse_app.streams import hub as hub_module
 from sse_app.streams.connection import StreamConnection
 from sse_app.streams.hub import Hub
@@ -194,7 +195,7 @@ async def test_a_stream_over_its_backlog_is_ended_with_its_frames_whole() -> Non
 @pytest.mark.gen_test
 async def test_a_stream_that_accepts_nothing_for_two_intervals_is_closed_and_others_are_not() -> None:
     async with opened() as (hub, publish):
-        keepalive = Keepalive(hub, 0.4)
+        keepalive = Keepalive(hub, KeepaliveSettings(ping_interval=0.4))
         keepalive.start()
         stalled, alive = Client(hub, (A,), buffer=4096), Client(hub, (A,))
         for client in (stalled, alive):

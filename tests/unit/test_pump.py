@@ -17,6 +17,7 @@ from sse_app.core.framing import CHUNKED, UNFRAMED, Framing
 from sse_app.core.sse import EventParser, ParsedEvent
 from sse_app.eventlog.base import Page
 from sse_app.eventlog.memory import MemoryEventLog
+from sse_app.settings import model as settings_model
 from sse_app.streams import hub as hub_module
 from sse_app.streams.connection import StreamConnection
 from sse_app.streams.hub import Hub
@@ -60,8 +61,7 @@ class Room:
     def __init__(self, log: Log) -> None:
         self.log = log
         self.hub = Hub(log, backlog_limit=1 << 20, retry=1000)
-        self.hub.begin()
-        self.keepalive = Keepalive(self.hub, 30)
+        self.keepalive = Keepalive(self.hub, settings_model.Keepalive())
         self.pump = Pump(self.hub, self.keepalive)
         self.published: list[ChannelName] = []
         self.clients: list[Client] = []
@@ -152,6 +152,7 @@ async def opened(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Room]:
     past = [(A, B, C)[n % 3] for n in range(PAST)]
     await log.append([NewEvent(channel, "e", b"x" * 10) for channel in past])
     room = Room(log)
+    room.hub.begin()
     room.published += past
     try:
         yield room

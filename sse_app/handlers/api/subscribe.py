@@ -14,6 +14,7 @@ from sse_app.auth.tokens.issuer import TokenKind
 from sse_app.core.channels import parse_channels
 from sse_app.core.errors import TokenRefused
 from sse_app.core.framing import framing_for
+from sse_app.core.private_apis import drop_output_transforms, replace_response_headers
 from sse_app.handlers.api.publish import PublishHandler
 from sse_app.handlers.errors import Refusal
 from sse_app.handlers.parsing import parse_position
@@ -71,7 +72,7 @@ class StreamHandler(PublishHandler):
             connection = take_over(self.request, node.settings, node.hub.disconnects, stream.woken_by_close)
             stream.attach(connection)
             self._set_stream_headers()
-            self._transforms = []  # an application around this one may have some that compress
+            drop_output_transforms(self)  # an application around this one may have some that compress
             self.write(admitted.first_events)
             await self.flush()
         except BaseException:
@@ -123,13 +124,12 @@ class StreamHandler(PublishHandler):
     def _forget_request(self, connection: StreamConnection) -> None:
         """Write to the bare connection from now on, and drop what the request brought along: most of the memory."""
         self.request = _OpenRequest(connection)
-        self._headers = _NO_HEADERS
-        self._transforms = []
+        replace_response_headers(self, _NO_HEADERS)
         self.ui = _NO_UI
         self.path_args = []
         self.claims = None
 
-    def _log(self) -> None:
+    def on_finish(self) -> None:
         """Write an access line only for what was refused: a stream has its own two lines."""
         if not isinstance(self.request, _OpenRequest):
-            super()._log()
+            super().on_finish()
