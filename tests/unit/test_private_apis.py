@@ -35,7 +35,6 @@ FILES = sorted(
         "__main__.py",
         "core/private_apis.py",
         "handlers/api/running.py",
-        "handover/http_server.py",
     )
 )
 TEXT = "a text that is worth compressing " * 100
