@@ -24,10 +24,12 @@ from sse_app.eventlog.factory import make_event_log
 from sse_app.monitoring.live_stats import LiveStats
 from sse_app.settings.model import Limits, Settings
 from sse_app.storage.state_dir import StateDirectory
+from sse_app.streams.admission import Admission
 from sse_app.streams.enforcement import Enforcement
 from sse_app.streams.hub import Hub
 from sse_app.streams.keepalive import Keepalive
 from sse_app.streams.publisher import Publisher
+from sse_app.streams.pump import Pump
 
 RESERVED_FILES = 256
 """How many of the open files that the system allows are left for other things than streams."""
@@ -95,6 +97,18 @@ class Node:
         self.publish_rate = RateLimit(limits.publish_rate)
         self.hub = Hub(self.eventlog, backlog_limit=limits.backlog_bytes, retry=settings.stream.retry)
         self.keepalive = Keepalive(self.hub, settings.keepalive)
+        self.metrics = Metrics()
+        self.pump = Pump(self.hub, self.keepalive)
+        self.admission = Admission(
+            self.hub,
+            self.keepalive,
+            self.publisher,
+            self.tokens,
+            self.metrics,
+            self.lifecycle,
+            limits,
+            _stream_capacity(limits),
+        )
         self.enforcement = Enforcement(
             self.hub,
             self.auth_store,
@@ -103,10 +117,8 @@ class Node:
             keys_directory(auth, self.state),
             self.audit,
         )
-        self.stream_capacity = _stream_capacity(limits)
         self.opening = InProgress()
         """The streams that are being opened."""
-        self.metrics = Metrics()
         self.live_stats = LiveStats(self.hub, self.eventlog, self.metrics, self.channels, self.lifecycle)
 
     @property
@@ -163,7 +175,6 @@ class Node:
         self.settings = msgspec.structs.replace(settings, **fixed)
         self.channels = channels
         self.provider = provider
-        self.stream_capacity = _stream_capacity(limits)
         self.tokens.use(auth, keys)
         self.accounts.use(auth)
         self.sessions.use(auth)
@@ -172,6 +183,7 @@ class Node:
         self.publisher.use(channels, limits)
         self.publish_rate.use(limits.publish_rate)
         self.hub.use(backlog_limit=limits.backlog_bytes, retry=settings.stream.retry)
+        self.admission.use(limits, _stream_capacity(limits))
         self.live_stats.use(channels)
         return kept
 

@@ -47,6 +47,14 @@ class TokenRefused(SSEAppError):
         self.detail = detail or message
 
 
+class Forbidden(SSEAppError):
+    """A token is valid, but does not allow what was asked."""
+
+
+class TooManyStreams(SSEAppError):
+    """A user or an address has as many streams open as it may; the text says which, and how many."""
+
+
 class ProviderUnavailable(SSEAppError):
     """The OpenID provider's keys are not known and cannot be fetched just now."""
 

@@ -1,15 +1,13 @@
-"""The event stream format and its framing, both ways: pure, no I/O (WHATWG HTML §9.2, RFC 9112 §7.1)."""
+"""The event stream format, both ways: pure, no I/O (WHATWG HTML §9.2)."""
 
 from __future__ import annotations
 
 import re
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import orjson
-
-LAST_CHUNK = b"0\r\n\r\n"
-"""Ends a chunked HTTP/1.1 body."""
 
 _LINE_BREAK = re.compile(rb"\r\n|\r|\n")
 _FORBIDDEN = re.compile(rb"[\r\n\x00]")
@@ -56,9 +54,14 @@ def encode_json(event: str, data: object, *, id: str | None = None, retry: int |
     return encode(orjson.dumps(data), event=event, id=id, retry=retry)
 
 
-def chunk(payload: bytes) -> bytes:
-    """Return ``payload`` as one chunk of a chunked HTTP/1.1 body; it must not be empty, which would end the body."""
-    return b"%x\r\n%b\r\n" % (len(payload), payload)
+def encode_closing(reason: str, retry: int | None) -> bytes:
+    """Return the event with which the server ends a stream.
+
+    Args:
+        reason: for the client, e.g. ``token_expired``.
+        retry: when to come back, in milliseconds; None when the client's token is of no more use.
+    """
+    return encode_json("closing", {"reason": reason, "retry": retry}, retry=retry)
 
 
 class ParsedEvent(NamedTuple):
@@ -74,9 +77,11 @@ class EventParser:
     """Parses an event stream, fed in pieces cut anywhere, as WHATWG HTML §9.2.6 says."""
 
     def __init__(self) -> None:
-        self._rest = b""
-        self._first = True
+        self._first: bytes | None = b""
+        """The first bytes, until it is known whether they are a byte order mark."""
         self._after_cr = False
+        self._begun: list[bytes] = []
+        """The pieces of the line that has not ended yet."""
         self._lines: list[str] = []
         self._type = ""
         self._id = ""
@@ -87,15 +92,20 @@ class EventParser:
         if self._after_cr and piece:
             piece = piece.removeprefix(b"\n")  # the second half of a CRLF cut in two
             self._after_cr = False
-        text = self._rest + piece
-        if self._first:
-            if text in (b"", b"\xef", b"\xef\xbb"):  # perhaps a byte order mark cut in two
-                self._rest = text
+        if self._first is not None:
+            piece = self._first + piece
+            if len(piece) < len(BOM_UTF8) and BOM_UTF8.startswith(piece):
+                self._first = piece
                 return
-            text = text.removeprefix(b"\xef\xbb\xbf")
-            self._first = False
-        self._after_cr = text.endswith(b"\r") or (self._after_cr and not piece)
-        *lines, self._rest = _LINE_BREAK.split(text)
+            piece = piece.removeprefix(BOM_UTF8)
+            self._first = None
+        self._after_cr = piece.endswith(b"\r") or (self._after_cr and not piece)
+        first, *others = _LINE_BREAK.split(piece)
+        self._begun.append(first)
+        if not others:
+            return
+        *lines, rest = [b"".join(self._begun), *others]
+        self._begun = [rest]
         for line in lines:
             event = self._line(line.decode("utf-8", "replace"))
             if event is not None:

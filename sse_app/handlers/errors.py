@@ -10,12 +10,14 @@ from sse_app.auth.store import RefreshRefused
 from sse_app.core.errors import (
     AuthStoreUnavailable,
     EventLogUnavailable,
+    Forbidden,
     IdempotencyKeyReused,
     InvalidChannel,
     InvalidInput,
     ProviderUnavailable,
     SSEAppError,
     TokenRefused,
+    TooManyStreams,
     UnknownChannel,
 )
 
@@ -51,6 +53,10 @@ def refusal_of(error: BaseException | None) -> Refusal | None:
             return Refusal(422, "invalid_input", str(error))
         case TokenRefused():
             return Refusal(401, "invalid_token", str(error), WWW_Authenticate='Bearer error="invalid_token"')
+        case Forbidden():
+            return Refusal(403, "forbidden", str(error))
+        case TooManyStreams():
+            return Refusal(429, "too_many_streams", str(error), Retry_After=RETRY_AFTER)
         case UnknownChannel():
             return Refusal(404, "unknown_channel", str(error))
         case IdempotencyKeyReused():

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from sse_app.core.channels import ChannelName
+from sse_app.core.framing import FRAMINGS
 from sse_app.handover.message import IDLE, STREAM, Parcel, State, StreamState
 from sse_app.http.server import HTTPServer
 from sse_app.node import Node
@@ -131,7 +132,7 @@ class Giving:
         )
         parcels = list(state.parcels)
         for descriptor, half_read in self._server.idle():
-            parcels.append(Parcel(IDLE, False, half_read))
+            parcels.append(Parcel(IDLE, "", half_read))
             descriptors.append(descriptor)
         return state._replace(parcels=parcels), descriptors
 
@@ -140,7 +141,7 @@ class Giving:
         hub = self._node.hub
         laggards = hub.laggards
         channels: dict[tuple[ChannelName, ...], int] = {}
-        quiet = {chunked: Parcel(STREAM, chunked, b"") for chunked in (False, True)}
+        quiet = {framing: Parcel(STREAM, framing.name, b"") for framing in FRAMINGS.values()}
         states, parcels, descriptors = [], [], []
         for stream, place in streams:
             assert stream.connection is not None
@@ -150,7 +151,7 @@ class Giving:
                     stream.number, stream.subscriber, listened, stream.opened_at, stream.retry, stream.replay
                 )
             )
-            parcel = quiet[stream.chunked]
+            parcel = quiet[stream.framing]
             if stream in laggards or place >= 0:
                 parcel = parcel._replace(data=stream.unsent(), place=place)
             if place < 0:

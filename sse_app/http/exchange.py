@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 from tornado import httputil
 from tornado.iostream import StreamClosedError
 
-from sse_app.core.sse import LAST_CHUNK, chunk
+from sse_app.core.framing import CHUNKED
 from sse_app.http.request_head import RequestHead, tokens
 from sse_app.http.response_head import encode_head
 
@@ -121,7 +121,7 @@ class Exchange(httputil.HTTPConnection):
             self._unwritten = int(lengths[0])
         elif version == "HTTP/1.1":
             self._chunked = True
-            headers["Transfer-Encoding"] = "chunked"
+            headers.update(CHUNKED.headers)
         else:
             self.keep_alive = False
         for value in headers.get_list("Connection"):
@@ -157,7 +157,7 @@ class Exchange(httputil.HTTPConnection):
             carrier.close()
             raise httputil.HTTPOutputError(f"{self._unwritten} bytes less than Content-Length were written")
         if self._chunked:
-            carrier.send(LAST_CHUNK)
+            carrier.send(CHUNKED.end)
             if self.over:  # the client is gone
                 return
         self._carrier = None
@@ -182,7 +182,7 @@ class Exchange(httputil.HTTPConnection):
                 assert self._carrier is not None
                 self._carrier.close()
                 raise httputil.HTTPOutputError("more bytes than Content-Length were written")
-        return chunk(content) if self._chunked and content else content
+        return CHUNKED.frame(content) if self._chunked and content else content
 
 
 def _gone() -> asyncio.Future[None]:

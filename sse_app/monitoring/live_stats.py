@@ -12,8 +12,9 @@ from tornado.ioloop import PeriodicCallback
 from sse_app.core.channels import ADMIN_CHANNEL, ChannelPatterns
 from sse_app.core.counters import Metrics, quantile
 from sse_app.core.events import timestamp
+from sse_app.core.framing import framed
 from sse_app.core.lifecycle import Lifecycle
-from sse_app.core.sse import chunk, encode
+from sse_app.core.sse import encode
 from sse_app.eventlog.base import EventLog
 from sse_app.streams.hub import Hub
 from sse_app.version import VERSION
@@ -104,10 +105,9 @@ class LiveStats:
             return
         figures = orjson.dumps(await self._figures(last, self._last))
         self._recent.append(figures)
-        frames = encode(figures, event=EVENT)
-        framed = chunk(frames)
+        event = framed(encode(figures, event=EVENT))
         for stream in self._hub.subscribers(ADMIN_CHANNEL):
-            stream.write(framed if stream.chunked else frames)
+            stream.write(event(stream.framing))
 
     def _count(self, now: float) -> _Counts:
         hub, metrics = self._hub, self._metrics

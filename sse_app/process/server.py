@@ -16,7 +16,6 @@ from typing import Any
 
 from sse_app.app import SSEApp
 from sse_app.core.errors import SSEAppError
-from sse_app.handlers.api.running import AdoptedStreams
 from sse_app.handover.cold import find, leave
 from sse_app.handover.fd_store import RECEIVING, SENDING, Store
 from sse_app.handover.protocol import LISTENING, LOCK, Along, Successor, UpgradeFailed, along_with
@@ -106,7 +105,7 @@ class Process:
             idle_timeout=IDLE_TIMEOUT,
             body_timeout=BODY_TIMEOUT,
         )
-        self._taking = Taking(self._node, self._server, AdoptedStreams(application, self._node))
+        self._taking = Taking(self._node, self._server)
         self._giving = Giving(self._node, self._server)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGHUP, signal.SIGUSR2):
