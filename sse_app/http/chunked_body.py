@@ -24,7 +24,8 @@ class ChunkedBody:
         self.complete = False
         self._content: list[bytes] = []
         self._framing = 0
-        self._parser = HttpRequestParser(self)
+        self._parser: HttpRequestParser | None = HttpRequestParser(self)
+        """None where the body is complete: it refers to this object, and this object to it."""
         self._parser.feed_data(_HEAD)
 
     def feed(self, received: bytes) -> tuple[bytes, bytes]:
@@ -50,11 +51,14 @@ class ChunkedBody:
         return content, received[start:]
 
     def _feed(self, piece: bytes) -> None:
+        assert self._parser is not None
         pieces = len(self._content)
         try:
             self._parser.feed_data(piece)
         except HttpParserError:
             raise BadRequest("the chunked body is malformed") from None
+        if self.complete:
+            self._parser = None
         self._framing = self._framing + len(piece) if len(self._content) == pieces else 0
         if self._framing > MAX_FRAMING:
             raise BadRequest("the framing of the chunked body is too large")

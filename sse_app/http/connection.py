@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import socket
 from collections.abc import Awaitable
 from typing import Protocol
@@ -24,6 +25,7 @@ LINGER_BYTES = 8 * 1024 * 1024
 """How many bytes are read and thrown away after the last response, so that the client gets to read it."""
 
 _HEAD_END = b"\r\n\r\n"
+_EMPTY_LINES = re.compile(rb"\A(?:\r\n)+")
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 log = logging.getLogger(__name__)
@@ -245,8 +247,8 @@ class Connection:
     def _begin(self) -> bool:
         """Begin the next request; return False if its head is not complete yet."""
         buffer = self._buffer
-        while buffer.startswith(b"\r\n"):  # RFC 9112 §2.2
-            self._buffer = buffer = buffer[2:]
+        if buffer.startswith(b"\r\n"):  # RFC 9112 §2.2
+            self._buffer = buffer = _EMPTY_LINES.sub(b"", buffer, count=1)
         end = buffer.find(_HEAD_END) + len(_HEAD_END)
         complete = end >= len(_HEAD_END)
         server = self._server
@@ -394,6 +396,7 @@ class Connection:
         log.info("malformed_request", extra={"detail": str(error), "address": self.context.remote_ip})
         responding = self._exchange is not None and self._exchange.responding
         self._abandon()
+        self._server.waiting.stop(self)
         self._keep_alive = False
         self._incomplete = True
         if not responding:
@@ -418,7 +421,6 @@ class Connection:
             return
         self._buffer = b""
         self._linger = LINGER_BYTES
-        self._server.waiting.stop(self)
         self._server.lingering.start(self)
         try:
             self._socket.shutdown(socket.SHUT_WR)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item", bound=Hashable)
@@ -36,6 +36,9 @@ class Deadlines(Generic[Item]):
     def stop(self, item: Item) -> None:
         """Count for an item no more, if it was counted for."""
         self._since.pop(item, None)
+
+    def __iter__(self) -> Iterator[Item]:
+        return iter(self._since)
 
     def close(self) -> None:
         """Count for none."""

@@ -172,6 +172,7 @@ class Exchange(httputil.HTTPConnection):
         if self._carrier is None:
             raise StreamClosedError
         carrier, self._carrier = self._carrier, None
+        self.close_callback = None
         return carrier.detach()
 
     def _framed(self, content: bytes) -> bytes:

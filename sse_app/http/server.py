@@ -19,12 +19,21 @@ ACCEPTED_AT_ONCE = 64
 """How many connections are accepted before others run."""
 
 ACCEPT_PAUSE = 1.0
-"""Seconds for which none is accepted when there are no descriptors, or no memory, for another one."""
+"""Seconds for which none is accepted where it fails, for lack of descriptors or memory."""
 
 LINGER_TIMEOUT = 2.0
 """Seconds for which a client is given time to read the last response."""
 
-_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_OF_ONE_CONNECTION = frozenset(
+    number
+    for name in (
+        *("ECONNABORTED", "EPERM", "EPROTO", "ENOPROTOOPT", "EOPNOTSUPP"),
+        *("ENETDOWN", "ENETUNREACH", "EHOSTDOWN", "EHOSTUNREACH", "ENONET"),
+    )
+    if (number := getattr(errno, name, None)) is not None
+)
+"""Errors that concern only the connection that would have been accepted (accept(2), "Error handling")."""
+
 _INHERITS_OPTIONS = sys.platform == "linux"
 
 log = logging.getLogger(__name__)
@@ -106,8 +115,9 @@ class HTTPServer:
     @property
     def under_way(self) -> tuple[int, int]:
         """How many requests are being answered, and how many bodies are still being sent by the client."""
-        answering = sum(connection.answering for connection in self._connections)
-        return answering, sum(connection.arriving for connection in self._connections)
+        busy = self._connections.difference(self.waiting)
+        answering = sum(connection.answering for connection in busy)
+        return answering, sum(connection.arriving for connection in busy)
 
     def pause(self) -> None:
         """Accept no connection, and begin no request; those under way are finished."""
@@ -160,10 +170,10 @@ class HTTPServer:
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:
-                if error.errno in _EXHAUSTED:
-                    self._pause_accepting(error)
-                    return
-                continue  # the client is gone already, or the network has something to say (accept(2))
+                if error.errno in _OF_ONE_CONNECTION:
+                    continue
+                self._pause_accepting(error)
+                return
             self._exhaustion_told = False
             sock.setblocking(False)
             if not _INHERITS_OPTIONS and _is_tcp(sock):
@@ -173,7 +183,7 @@ class HTTPServer:
             connection.start()
 
     def _pause_accepting(self, error: OSError) -> None:
-        """Leave new connections to the kernel for a while; else the event loop would try again at once, for ever."""
+        """Leave new connections to the kernel for a while; else the event loop would try again all the time."""
         if not self._exhaustion_told:
             self._exhaustion_told = True
             log.error("accept_failed", extra={"detail": error.strerror})

@@ -377,6 +377,15 @@ async def test_many_pipelined_requests_that_nothing_answers_but_tornado_itself_d
 
 
 @pytest.mark.gen_test
+async def test_many_empty_lines_are_read_over_in_little_time() -> None:
+    async with serving() as (_, port), connected(port) as client:
+        begun = time.thread_time()
+        client.send(b"\r\n" * 2_000_000 + GET)
+        assert (await client.response()).json() == echo()
+        assert time.thread_time() - begun < 5  # one at a time, it takes longer than the client waits
+
+
+@pytest.mark.gen_test
 async def test_a_client_that_sends_ahead_is_read_only_so_far(slow: type[Slow]) -> None:
     async with serving() as (_, port):
         with closing(socket.create_connection(("127.0.0.1", port))) as sock:

@@ -30,11 +30,7 @@ PACKAGE = Path(sse_app.__file__).parent
 FILES = sorted(
     path
     for path in PACKAGE.rglob("*.py")
-    if str(path.relative_to(PACKAGE))
-    not in (
-        "__main__.py",
-        "core/private_apis.py",
-    )
+    if str(path.relative_to(PACKAGE)) not in ("__main__.py", "core/private_apis.py")
 )
 TEXT = "a text that is worth compressing " * 100
 
