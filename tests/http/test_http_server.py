@@ -382,7 +382,7 @@ async def test_many_empty_lines_are_read_over_in_little_time() -> None:
         begun = time.thread_time()
         client.send(b"\r\n" * 2_000_000 + GET)
         assert (await client.response()).json() == echo()
-        assert time.thread_time() - begun < 5  # one at a time, it takes longer than the client waits
+        assert time.thread_time() - begun < 2  # not so if each were taken off by itself, with a copy of the rest
 
 
 @pytest.mark.gen_test
@@ -783,6 +783,9 @@ def with_header(line: bytes, request: bytes = GET) -> bytes:
 
 MALFORMED = {
     "no spaces": b"GET\r\n\r\n",
+    "empty lines in LF first": b"\n" + GET,
+    "empty lines in CR LF and LF first": b"\r\n\n" + GET,
+    "empty lines in CR first": b"\r\n\r\r\n" + GET,
     "no version": GET.replace(b" HTTP/1.1", b""),
     "another version": GET.replace(b"1.1", b"1.2"),
     "HTTP/2": GET.replace(b"1.1", b"2.0"),
