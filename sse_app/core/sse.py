@@ -1,10 +1,8 @@
-"""The event stream format and its framing, both ways: pure, no I/O (WHATWG HTML §9.2, RFC 9112 §7.1)."""
+"""The event stream format and its framing: pure, no I/O (WHATWG HTML §9.2, RFC 9112 §7.1)."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from typing import NamedTuple
 
 import orjson
 
@@ -59,65 +57,3 @@ def encode_json(event: str, data: object, *, id: str | None = None, retry: int |
 def chunk(payload: bytes) -> bytes:
     """Return ``payload`` as one chunk of a chunked HTTP/1.1 body; it must not be empty, which would end the body."""
     return b"%x\r\n%b\r\n" % (len(payload), payload)
-
-
-class ParsedEvent(NamedTuple):
-    """An event as a client sees it. ``id`` is the last event id in force, ``retry`` milliseconds or None."""
-
-    type: str
-    data: str
-    id: str
-    retry: int | None
-
-
-class EventParser:
-    """Parses an event stream, fed in pieces cut anywhere, as WHATWG HTML §9.2.6 says."""
-
-    def __init__(self) -> None:
-        self._rest = b""
-        self._first = True
-        self._after_cr = False
-        self._lines: list[str] = []
-        self._type = ""
-        self._id = ""
-        self.retry: int | None = None
-
-    def feed(self, piece: bytes) -> Iterator[ParsedEvent]:
-        """Yield the events that ``piece`` completes."""
-        if self._after_cr and piece:
-            piece = piece.removeprefix(b"\n")  # the second half of a CRLF cut in two
-            self._after_cr = False
-        text = self._rest + piece
-        if self._first:
-            if text in (b"", b"\xef", b"\xef\xbb"):  # perhaps a byte order mark cut in two
-                self._rest = text
-                return
-            text = text.removeprefix(b"\xef\xbb\xbf")
-            self._first = False
-        self._after_cr = text.endswith(b"\r") or (self._after_cr and not piece)
-        *lines, self._rest = _LINE_BREAK.split(text)
-        for line in lines:
-            event = self._line(line.decode("utf-8", "replace"))
-            if event is not None:
-                yield event
-
-    def _line(self, line: str) -> ParsedEvent | None:
-        if not line:
-            return self._dispatch()
-        name, _, value = line.partition(":")
-        value = value.removeprefix(" ")
-        match name:
-            case "data":
-                self._lines.append(value)
-            case "event":
-                self._type = value
-            case "id" if "\0" not in value:
-                self._id = value
-            case "retry" if value.isascii() and value.isdigit():
-                self.retry = int(value)
-        return None
-
-    def _dispatch(self) -> ParsedEvent | None:
-        lines, self._lines = self._lines, []
-        type, self._type = self._type, ""
-        return ParsedEvent(type or "message", "\n".join(lines), self._id, self.retry) if lines else None

@@ -10,7 +10,6 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.conftest import require
 from tests.support.browser import (
     CHANNEL,
     Chrome,
@@ -20,6 +19,7 @@ from tests.support.browser import (
     publish,
     wait_for_connections,
 )
+from tests.support.programs import require
 from tests.support.server_process import ROOT, ServerProcess
 
 pytestmark = [pytest.mark.browser, pytest.mark.node]

@@ -9,8 +9,8 @@ import pytest
 from playwright.sync_api import Browser, Page
 
 from tests.browser.test_page_realtime import Market
-from tests.conftest import require
 from tests.support.browser import Start
+from tests.support.programs import require
 from tests.support.server_process import ROOT
 from tests.support.visitors import live, people, visitor, wait_for_chart
 

@@ -21,8 +21,8 @@ import pytest
 from httpx_sse import connect_sse
 from playwright.sync_api import Browser, sync_playwright
 
-from tests.conftest import require
 from tests.ops.test_demo import CHROMIUM_FLAGS
+from tests.support.programs import require
 from tests.support.server_process import ServerProcess
 
 CHANNEL = "user.foreign"

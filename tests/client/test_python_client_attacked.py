@@ -17,8 +17,8 @@ import pytest
 
 from sse_app.client import Connected, Event, Publisher, Reset, Stream, StreamEnded, Waiting
 from tests.client.test_python_client import CHANNEL, QUICK, logged_in, run, take
-from tests.support.room import until
 from tests.support.server_process import ROOT, ServerProcess
+from tests.support.waiting import until
 
 Start = Callable[..., ServerProcess]
 

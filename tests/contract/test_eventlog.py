@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from sse_app.eventlog.base import EventLog, IdempotencyKey, Retention
 from sse_app.eventlog.memory import MemoryEventLog
 from sse_app.eventlog.sqlite.log import SqliteEventLog
 from sse_app.eventlog.sqlite.writer import Commit
+from tests.support.waiting import until_async
 
 A, B = ChannelName("a"), ChannelName("b")
 
@@ -46,13 +46,6 @@ async def opened(log: EventLog) -> AsyncIterator[EventLog]:
         yield log
     finally:
         await log.close()
-
-
-async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    deadline = time.monotonic() + 20
-    while not await condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.02)
 
 
 @pytest.mark.gen_test
@@ -142,7 +135,7 @@ async def test_events_beyond_their_age_are_lost(make: Callable[..., EventLog]) -
         async def trimmed() -> bool:
             return await log.lost([A], EventId(first.epoch, 0)) == {A: "history_trimmed"}
 
-        await until(trimmed)
+        await until_async(trimmed, "the log is trimmed")
         assert await log.lost([A], first) == {}
         (second,) = await log.append([new(A)])
         assert [event.seq for event in (await log.replay([A], 0, 99, 99)).events] == [second.seq]
@@ -230,7 +223,7 @@ async def test_a_page_knows_of_a_trim_that_the_event_loop_has_not_heard_of(
         async def written() -> bool:
             return bool(held)
 
-        await until(written)
+        await until_async(written, "the log is written")
         assert await log.lost([A], EventId(log.head.epoch, 0)) == {}
         assert (await log.replay([A], 0, 4, 99)) == ([], False, True)
         committed(held[0])
@@ -255,7 +248,7 @@ async def test_a_full_disk_refuses_appends_and_loses_nothing(tmp_path: Path) -> 
         async def back() -> bool:
             return log.available
 
-        await until(back)  # by itself: the writer probes
+        await until_async(back, "the log is available again")  # by itself: the writer probes
         (id,) = await log.append([new(A)])
         assert id.seq == 2
         assert [event.seq for event in (await log.replay([A], 0, 9, 9)).events] == [1, 2]

@@ -20,14 +20,11 @@ from schemathesis.specs.openapi import checks
 from tornado import web
 from tornado.routing import URLSpec
 
-from sse_app import Settings, SSEApp
-from sse_app.auth.tokens.grants import Grants
-from sse_app.auth.tokens.issuer import TokenKind, Tokens
+from sse_app import SSEApp
 from sse_app.handlers.site.pages import STATIC
-from sse_app.node import issuer_of
-from sse_app.storage.state_dir import StateDirectory
 from sse_app.version import VERSION
 from tests.support.server_process import ServerProcess
+from tests.support.server_process import running as running_server
 
 DESCRIPTION = json.loads((STATIC / "openapi.json").read_bytes())
 SCHEMA = schemathesis.openapi.from_dict(DESCRIPTION)
@@ -58,28 +55,22 @@ class Server:
     """The server that is asked, and a fresh administrator's token for each request: some of them end their own."""
 
     process: ServerProcess
-    tokens: Tokens
 
     @classmethod
     def access_token(cls) -> str:
-        grants = Grants.of(["**"], ["**"], admin=True)
-        return cls.tokens.issue(TokenKind.ACCESS, "admin", f"session-{time.monotonic_ns()}", grants, 600)
+        return cls.process.access_token(subject="admin", admin=True)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    server = ServerProcess(
+    with running_server(
         state_dir=tmp_path_factory.mktemp("openapi") / "state",
         expected=("login_refused", "refresh_reused"),
         TRUSTED_PROXIES=["127.0.0.1/32"],
-    )
-    server.start()
-    server.command("user", "add", "ann", "--password-stdin", "--subscribe", "**", input="correct horse\n")
-    Server.process = server
-    Server.tokens = issuer_of(Settings(state_dir=server.state_dir), StateDirectory(server.state_dir))
-    yield server
-    server.stop()
-    server.check_log()
+    ) as server:
+        server.add_user("ann", "correct horse", subscribe="**")
+        Server.process = server
+        yield server
 
 
 class Administrator:

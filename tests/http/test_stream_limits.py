@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import time
 from contextlib import ExitStack
@@ -12,6 +11,7 @@ import httpx
 import pytest
 
 from tests.support.house import PASSWORDS, House, assert_refused, bearer, mint
+from tests.support.sse_reader import EventStreamReader
 
 pytestmark = pytest.mark.usefixtures("the_log_stays_quiet")
 
@@ -102,17 +102,16 @@ def test_a_stream_ends_when_its_token_does_and_says_so(house: House) -> None:
     expiry = int(time.time()) + 2
     token = mint(house.key, "stream", exp=expiry)
     with house.http.stream("GET", "/api/v1/sse/dashboard", params={"token": token}) as stream:
-        text = "".join(stream.iter_text())
+        body = stream.read()
         ended = time.time()
     assert expiry - 1.5 < ended < expiry + 1.5
-    frames = [frame for frame in text.split("\n\n") if "event:" in frame]
-    connected, closing = (
-        {line.partition(": ")[0]: line.partition(": ")[2] for line in frame.split("\n")} for frame in frames
-    )
-    assert 0 < json.loads(connected["data"])["expires_in"] <= 2
-    assert closing["event"] == "closing"
-    assert json.loads(closing["data"]) == {"reason": "token_expired", "retry": None}
-    assert "id" not in closing
+    reader = EventStreamReader()
+    connected, closing = reader.feed(body)
+    reader.end()
+    assert 0 < connected.json()["expires_in"] <= 2
+    assert closing.type == "closing"
+    assert closing.json() == {"reason": "token_expired", "retry": None}
+    assert closing.id is None
     assert_refused(house.open("dashboard", token), 401)
 
 

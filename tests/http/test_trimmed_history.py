@@ -77,7 +77,7 @@ def test_who_resumes_at_the_edge_of_a_history_being_trimmed_gets_the_next_event_
 ) -> None:
     # Events so large that the past is read from the disk; the server may turn a client away in between.
     room = start_room(HISTORY__SIZE=20, expected=("replay_failed",))
-    ids = [room.publish("dashboard", n, text="x" * 450_000) for n in range(20)]
+    ids = [room.publish("dashboard", n, text="x" * 450_000) for n in range(21)]
     ended = threading.Event()
     gaps: list[tuple[str, str | None]] = []
 
@@ -103,7 +103,7 @@ def test_who_resumes_at_the_edge_of_a_history_being_trimmed_gets_the_next_event_
     with ThreadPoolExecutor() as pool:
         clients = [pool.submit(resume, back) for back in (18, 19, 20)]
         try:
-            for n in range(20, 160):
+            for n in range(21, 160):
                 ids.append(room.publish("dashboard", n, text="x" * 450_000))
         finally:
             ended.set()
@@ -115,7 +115,7 @@ def test_who_resumes_at_the_edge_of_a_history_being_trimmed_gets_the_next_event_
 
 def test_a_history_being_trimmed_is_complete_or_says_that_it_is_not(start_room: Callable[..., Room]) -> None:
     room = start_room(HISTORY__SIZE=20)
-    ids = [room.publish("dashboard", n) for n in range(20)]
+    ids = [room.publish("dashboard", n) for n in range(21)]
     ended = threading.Event()
 
     def ask(back: int) -> Counter[str]:
@@ -135,7 +135,7 @@ def test_a_history_being_trimmed_is_complete_or_says_that_it_is_not(start_room: 
     with ThreadPoolExecutor() as pool:
         clients = [pool.submit(ask, back) for back in (18, 19, 20)]
         try:
-            for n in range(20, 170):
+            for n in range(21, 170):
                 ids.append(room.publish("dashboard", n))
         finally:
             ended.set()

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import ConsoleMessage, sync_playwright
 
-from tests.conftest import require
+from tests.support.programs import require
 from tests.support.server_process import ROOT
 
 CHROMIUM_FLAGS = [

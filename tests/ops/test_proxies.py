@@ -28,7 +28,7 @@ from sse_app.client import (
     Unavailable,
     Waiting,
 )
-from tests.conftest import require
+from tests.support.programs import require
 from tests.support.proxies import (
     PROXIES,
     Certificate,
@@ -38,8 +38,8 @@ from tests.support.proxies import (
     make_certificate,
     nginx,
 )
-from tests.support.room import until
 from tests.support.server_process import ServerProcess
+from tests.support.waiting import until
 
 CHANNEL = "user.proxied"
 TOKEN = re.compile(r"eyJ[\w-]{10,}")

@@ -8,9 +8,9 @@ import httpx
 import pytest
 from playwright.sync_api import sync_playwright
 
-from tests.conftest import require
 from tests.ops.test_demo import CHROMIUM_FLAGS
 from tests.support.people import PASSWORD, Site, bearer, refresh_cookie, site
+from tests.support.programs import require
 
 ORIGIN = "http://desk.example:3020"
 LOGIN = {"username": "ann", "password": PASSWORD}

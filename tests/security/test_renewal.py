@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from sse_app.auth.tokens.issuer import TokenKind
-from tests.support.people import Site, assert_ended, assert_go_on, claims_of, site, until
+from tests.support.people import Site, assert_ended, assert_go_on, claims_of, site
+from tests.support.waiting import until
 
 
 @pytest.fixture(scope="module")

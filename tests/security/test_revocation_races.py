@@ -11,7 +11,8 @@ import httpx
 import pytest
 
 from sse_app.auth.tokens.issuer import TokenKind
-from tests.support.people import Ear, Session, Site, bearer, claims_of, session_of, site, until
+from tests.support.people import Ear, Session, Site, bearer, claims_of, session_of, site
+from tests.support.waiting import until
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ from functools import partial
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
-from tests.conftest import require
 from tests.ops.test_demo import CHROMIUM_FLAGS
 from tests.support.browser import Chrome, Start, serve_pages
+from tests.support.programs import require
 from tests.support.scripted_server import ScriptedServer, scripted_server
 
 

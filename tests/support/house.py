@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ import httpx
 import jwt
 import pytest
 
-from tests.support.server_process import ROOT, ServerProcess
+from tests.support.server_process import ROOT, ServerProcess, running
 
 PASSWORDS = {"ann": "correct horse battery", "bob": "a second secret", "a.b": "dotted secret"}
 CHANNELS = ["dashboard", "alerts", "training", "backtest", "user.**", "desk.**"]
@@ -101,57 +102,39 @@ def bearer(token: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"}
 
 
+@contextmanager
 def start(tmp_path_factory: pytest.TempPathFactory, **settings: object) -> Iterator[House]:
+    """Run a server with accounts."""
     state_dir = tmp_path_factory.mktemp("tokens") / "state"
-    server = ServerProcess(state_dir=state_dir, expected=("login_refused",), CHANNELS=CHANNELS, **settings)
-    server.start()
-    try:
+    with (
+        running(state_dir=state_dir, expected=("login_refused",), CHANNELS=CHANNELS, **settings) as server,
+        httpx.Client(base_url=server.url, timeout=10) as http,
+    ):
         (key,) = (state_dir / "keys").iterdir()
-        with httpx.Client(base_url=server.url, timeout=10) as http:
-            yield House(server, http, key.read_bytes())
-        assert server.stop() == 0
-    finally:
-        server.kill()
-    server.check_log()
+        yield House(server, http, key.read_bytes())
 
 
 @pytest.fixture(scope="session")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    for house in start(tmp_path_factory):
-        add = house.server.command
-        add(
-            *[
-                "user",
-                "add",
-                "ann",
-                "--subscribe",
-                "dashboard,desk.*",
-                "--publish",
-                "alerts",
-                "--password-stdin",
-            ],
-            input=PASSWORDS["ann"] + "\n",
-        )
-        add(
-            *["user", "add", "bob", "--subscribe", "alerts", "--password-stdin"],
-            input=PASSWORDS["bob"] + "\n",
-        )
+    """A server with the accounts ann and bob."""
+    with start(tmp_path_factory) as house:
+        house.server.add_user("ann", PASSWORDS["ann"], subscribe="dashboard,desk.*", publish="alerts")
+        house.server.add_user("bob", PASSWORDS["bob"], subscribe="alerts")
         yield house
 
 
 @pytest.fixture(scope="session")
 def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    yield from start(tmp_path_factory, LIMITS__STREAMS_PER_USER=2, LIMITS__STREAMS_PER_ADDRESS=4)
+    """A server that allows two streams to a user and four to an address."""
+    with start(tmp_path_factory, LIMITS__STREAMS_PER_USER=2, LIMITS__STREAMS_PER_ADDRESS=4) as limited:
+        yield limited
 
 
 @pytest.fixture
 def the_log_stays_quiet(house: House) -> Iterator[None]:
-    before = house.server.log_path.stat().st_size
-    yield
-    with house.server.log_path.open("rb") as log:
-        log.seek(before)
-        new = log.read().decode()
-    assert "Traceback" not in new, new
+    """Fail a test that has brought a traceback or an unexpected warning into the log."""
+    with house.server.log_stays_quiet():
+        yield
 
 
 def assert_refused(answer: httpx.Response, status: int) -> str:

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from tests.conftest import require
+from tests.support.programs import require
 from tests.support.server_process import ROOT
 
 READY = 30.0  # seconds a proxy has to listen in
