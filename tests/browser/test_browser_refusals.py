@@ -28,7 +28,7 @@ def open_on(chrome: Chrome, script: ScriptedServer, **given: Any) -> ClientPage:
 
 def admin(server: ServerProcess) -> httpx.Client:
     """Return an HTTP client that may do what administrators may, to be used in a ``with``."""
-    token = server.command("token", "--subject", "root", "--admin")
+    token = server.access_token(subject="root", admin=True)
     return httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {token}"}, timeout=30)
 
 

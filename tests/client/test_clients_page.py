@@ -34,8 +34,7 @@ def example(heading: str, server: ServerProcess) -> str:
 
 def add_ann(server: ServerProcess) -> ServerProcess:
     """Make the user whom the page speaks of."""
-    grants = ("--subscribe", "dashboard,alerts", "--publish", "alerts")
-    server.command("user", "add", "ann", *grants, "--password-stdin", input="correct horse battery\n")
+    server.add_user("ann", "correct horse battery", subscribe="dashboard,alerts", publish="alerts")
     return server
 
 

@@ -19,9 +19,8 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 from httpx_sse import connect_sse
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser
 
-from tests.ops.test_demo import CHROMIUM_FLAGS
 from tests.support.programs import require
 from tests.support.server_process import ServerProcess
 
@@ -130,15 +129,6 @@ def elsewhere() -> Iterator[str]:
     """The origin of a page that is not the server's."""
     with blank_pages() as port:
         yield f"http://localhost:{port}"
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    """A browser."""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=require("chromium"), args=CHROMIUM_FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

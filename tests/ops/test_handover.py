@@ -12,7 +12,8 @@ import httpx
 import pytest
 
 from tests.support.fleet import Client, assert_all_received
-from tests.support.proxies import bare_nginx, free_port
+from tests.support.ports import reserve_port
+from tests.support.proxies import bare_nginx
 from tests.support.server_process import ROOT
 from tests.support.service import Service
 from tests.support.waiting import until
@@ -81,7 +82,7 @@ def test_streams_of_http_1_0_go_on(service: Service) -> None:
 @pytest.fixture(params=["as configured here", "with its defaults"])
 def nginx_port(request: pytest.FixtureRequest, service: Service, tmp_path: Path) -> Iterator[int]:
     """The port of an nginx in front of the service, which speaks HTTP/1.1 or HTTP/1.0 to it."""
-    port = free_port()
+    port = reserve_port(service)
     if request.param == "with its defaults":
         site = f"access_log off; server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass {service.url}; }} }}"
     else:

@@ -13,7 +13,6 @@ from sse_app.auth.tokens.grants import Grants
 from sse_app.auth.tokens.issuer import TokenKind
 from tests.support.fleet import Fleet, SteadyPublisher
 from tests.support.minting import EVERYTHING, mint
-from tests.support.ports import reserve_port
 from tests.support.programs import require
 from tests.support.systemd_manager import PROGRAM, Manager
 from tests.support.waiting import until
@@ -31,7 +30,7 @@ class Service:
 
     def __init__(self, manager: Manager, **settings: object) -> None:
         self.manager = manager
-        self.port = reserve_port(self)
+        self.port = manager.port
         self.url = f"http://127.0.0.1:{self.port}"
         self.expected: set[str] = set()
         """Events of level warning and above in the server's log that a test brings about."""
@@ -134,10 +133,17 @@ def _indented(code: str) -> str:
     return "".join(f"    {line}\n" for line in code.strip().splitlines())
 
 
-@pytest.fixture
-def manager() -> Iterator[Manager]:
-    """A user manager of whoever runs the tests."""
+@pytest.fixture(scope="session")
+def session_manager() -> Iterator[Manager]:
+    """The one user manager of this run."""
     yield from managed(None)
+
+
+@pytest.fixture
+def manager(session_manager: Manager) -> Iterator[Manager]:
+    """A user manager that knows of no service yet."""
+    yield session_manager
+    session_manager.reset()
 
 
 def managed(user: str | None, program: Sequence[str] = PROGRAM) -> Iterator[Manager]:
