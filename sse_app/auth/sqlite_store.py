@@ -81,7 +81,13 @@ class AuthDatabase:
             self._writing.execute("COMMIT")
 
     def rows(self, statement: str, values: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
-        """Read what is committed; only short reads, for it may be called on the event loop, and there only."""
+        """Read what is committed; only short reads, for it may be called on the event loop, and there only.
+
+        Raises:
+            sqlite3.OperationalError: the database cannot be used now, or no more.
+        """
+        if self._closed:  # a request that was under way when the server ended: unavailable, and no defect
+            raise sqlite3.OperationalError("the database is closed")
         return self._reading.execute(statement, values).fetchall()
 
     def changed(self) -> bool:
