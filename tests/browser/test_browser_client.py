@@ -110,7 +110,9 @@ def test_a_page_on_an_allowed_origin_works_and_on_a_third_origin_it_gets_nothing
     friend.opened()
     with serve_pages() as third:
         token = server.stream_token(CHANNEL)
-        stranger = Chrome(chrome.context, third).open(server, tokens=[token], options={"share": False})
+        stranger = Chrome(chrome.context, third).open(
+            server, tokens=[token], options={"share": False, "reconnectDelay": 50}
+        )
         stranger.wait("log.filter((e) => e.kind === 'reconnect').length >= 3")
         with server.publisher() as publisher:
             friend.has(publish(publisher)[0])

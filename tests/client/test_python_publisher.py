@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from sse_app.client import Publisher, Session
+from sse_app.client import Backoff, Publisher, Session
 from tests.client.test_python_client import CHANNEL, QUICK, logged_in, run, whats_in_the_log
 from tests.support.server_process import ServerProcess
 from tests.support.wire import Wire, answer
@@ -23,7 +23,7 @@ def test_a_lost_answer_never_publishes_twice(start_server: Start) -> None:
     async def test() -> None:
         async with (
             Wire(server.port) as wire,
-            Publisher(wire.url, server.access_token(), backoff=QUICK) as publisher,
+            Publisher(wire.url, server.access_token(), backoff=Backoff(0.02, 0.1)) as publisher,
         ):
             start = await publisher.publish(CHANNEL, "e", {"n": -1})
             turns = 0

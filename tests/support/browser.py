@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -15,6 +14,7 @@ import httpx
 from playwright.sync_api import BrowserContext, Page
 
 from tests.support.server_process import ROOT, ServerProcess
+from tests.support.waiting import until
 
 CHANNEL = "user.tester"
 PATIENCE = 60_000
@@ -140,7 +140,4 @@ def connections(server: ServerProcess) -> int:
 
 def wait_for_connections(server: ServerProcess, count: int) -> None:
     """Wait until the server has so many streams."""
-    deadline = time.monotonic() + PATIENCE / 1000
-    while connections(server) != count:
-        assert time.monotonic() < deadline, connections(server)
-        time.sleep(0.02)
+    until(lambda: connections(server) == count, f"the server has {count} streams")
