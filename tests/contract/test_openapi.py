@@ -22,6 +22,7 @@ from tornado.routing import URLSpec
 from sse_app import SSEApp
 from sse_app.handlers.site.pages import STATIC
 from sse_app.version import VERSION
+from tests.support.people import bearer
 from tests.support.server_process import ServerProcess
 from tests.support.server_process import running as running_server
 from tests.support.waiting import until
@@ -148,10 +149,6 @@ class Asked:
         SCHEMA[path][method].validate_response(answer)
         self.seen.add((method, path, expected))
         return answer
-
-
-def bearer(token: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {token}"}
 
 
 def test_every_good_answer_is_as_described(running: ServerProcess) -> None:

@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from tests.support.fleet import Fleet
+from tests.support.people import bearer
 from tests.support.server_process import ServerProcess
 from tests.support.server_process import running as running_server
 from tests.support.sse_reader import EventStreamReader, ReceivedEvent
@@ -17,10 +18,6 @@ from tests.support.waiting import until
 
 FIGURES = "/api/v1/admin/figures"
 CONNECTIONS = "/api/v1/admin/connections"
-
-
-def bearer(token: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {token}"}
 
 
 class Asking:

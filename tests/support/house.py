@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import base64
 import hmac
-import json
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import httpx
-import jwt
 import pytest
 
-from tests.support.server_process import ROOT, ServerProcess, running
+from tests.support.forging import TYPES as TYPES
+from tests.support.forging import encoded as encoded
+from tests.support.people import Site, serving
+from tests.support.people import bearer as bearer
+from tests.support.people import claims_of as claims_of
+from tests.support.server_process import ROOT, ServerProcess
 
 PASSWORDS = {"ann": "correct horse battery", "bob": "a second secret", "a.b": "dotted secret"}
 CHANNELS = ["dashboard", "alerts", "training", "backtest", "user.**", "desk.**"]
@@ -40,32 +41,19 @@ def mint(key: bytes, kind: str = "access", **claims: object) -> str:
     return sign(key, {"alg": "HS256", "kid": "first", "typ": TYPES[kind]}, merged)
 
 
-TYPES = {"access": "at+jwt", "stream": "stream+jwt"}
-
-
-def encoded(part: object) -> str:
-    raw = part if isinstance(part, bytes) else json.dumps(part).encode()
-    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
-
-
 def sign(key: bytes, header: object, payload: object, algorithm: str = "sha256") -> str:
     """Sign anything whatever as if it were a JWT: a JWT library would refuse most of it."""
     signed = f"{encoded(header)}.{encoded(payload)}"
     return f"{signed}.{encoded(hmac.new(key, signed.encode(), algorithm).digest())}"
 
 
-def claims_of(token: str) -> dict[str, Any]:
-    claims: dict[str, Any] = jwt.decode(token, options={"verify_signature": False})
-    return claims
+class House(Site):
+    """A site whose clients send no token of their own, and whose key forgers may use."""
 
-
-@dataclass
-class House:
-    """A server with accounts, and a client for it that sends no token of its own."""
-
-    server: ServerProcess
-    http: httpx.Client
-    key: bytes
+    def __init__(self, server: ServerProcess) -> None:
+        super().__init__(server)
+        (key,) = (server.state_dir / "keys").iterdir()
+        self.key = key.read_bytes()
 
     def login(self, username: str, password: str | None = None, address: str = "127.0.0.1") -> httpx.Response:
         """Log in; wrong passwords from one address are soon made to wait, so tests with many change it."""
@@ -98,20 +86,11 @@ class House:
         return self.http.get("/api/v1/sse/dashboard/history", headers=bearer(token))
 
 
-def bearer(token: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {token}"}
-
-
 @contextmanager
-def start(tmp_path_factory: pytest.TempPathFactory, **settings: object) -> Iterator[House]:
+def start(tmp_path_factory: pytest.TempPathFactory, **settings: Any) -> Iterator[House]:
     """Run a server with accounts."""
-    state_dir = tmp_path_factory.mktemp("tokens") / "state"
-    with (
-        running(state_dir=state_dir, expected=("login_refused",), CHANNELS=CHANNELS, **settings) as server,
-        httpx.Client(base_url=server.url, timeout=10) as http,
-    ):
-        (key,) = (state_dir / "keys").iterdir()
-        yield House(server, http, key.read_bytes())
+    with serving(House, tmp_path_factory.mktemp("tokens") / "state", CHANNELS=CHANNELS, **settings) as house:
+        yield house
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import jwt
@@ -191,13 +191,21 @@ def session_of(answer: httpx.Response) -> Session:
     )
 
 
+S = TypeVar("S", bound=Site)
+
+
 @contextmanager
-def site(
-    state_dir: Path, *, users: tuple[str, ...] = (), expected: tuple[str, ...] = (), **settings: Any
-) -> Iterator[Site]:
-    """Serve with these accounts, and check the log afterwards."""
+def serving(
+    of: type[S],
+    state_dir: Path,
+    *,
+    users: tuple[str, ...] = (),
+    expected: tuple[str, ...] = (),
+    **settings: Any,
+) -> Iterator[S]:
+    """Serve with these accounts a site of that class, and check the log afterwards."""
     with running(state_dir=state_dir, expected=("login_refused", *expected), **settings) as server:
-        site = Site(server)
+        site = of(server)
         try:
             for user in users:
                 site.add_user(user)
@@ -205,6 +213,13 @@ def site(
         finally:
             site.leave_all()
             site.http.close()
+
+
+@contextmanager
+def site(state_dir: Path, **options: Any) -> Iterator[Site]:
+    """Serve a site; the options are those of `serving`."""
+    with serving(Site, state_dir, **options) as site:
+        yield site
 
 
 def assert_ended(ears: list[Ear], since: float, reason: str) -> None:
