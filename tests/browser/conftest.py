@@ -11,6 +11,7 @@ from tests.support.browser_fixtures import chrome as chrome
 from tests.support.browser_fixtures import script as script
 from tests.support.browser_fixtures import serve as serve
 from tests.support.chromium import connection_to
+from tests.support.npm import built as built
 
 
 @pytest.fixture(scope="package")

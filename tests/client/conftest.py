@@ -4,3 +4,4 @@ from __future__ import annotations
 
 from tests.support.browser_fixtures import chrome as chrome
 from tests.support.browser_fixtures import serve as serve
+from tests.support.npm import built as built

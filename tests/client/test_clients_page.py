@@ -15,11 +15,8 @@ from typing import IO
 import httpx
 import pytest
 
-from tests.browser.test_browser_vue import built, open_vue
-from tests.support.browser import Chrome, Start, wait_for_connections
+from tests.support.browser import Chrome, Start, open_vue, wait_for_connections
 from tests.support.server_process import ROOT, ServerProcess
-
-__all__ = ["built"]
 
 NAMES = "const show = (...all) => log.push({ kind: 'shown', all });"
 

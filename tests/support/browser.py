@@ -112,6 +112,13 @@ class Chrome:
         return ClientPage(self.context.new_page(), self.origin, **given)
 
 
+def open_vue(chrome: Chrome, server: ServerProcess) -> ClientPage:
+    """Open a tab with the Vue composables, on the package as it is built."""
+    tab = chrome.open(server, file="vue.html")
+    tab.wait("window.ready")
+    return tab
+
+
 def publish(client: httpx.Client, count: int = 1, channel: str = CHANNEL, event: str = "tick") -> list[str]:
     """Publish events as one batch, and return their ids."""
     batch = [{"channel": channel, "event": event, "data": {"n": n}} for n in range(count)]
