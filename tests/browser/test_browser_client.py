@@ -34,7 +34,7 @@ def test_kill_and_restart_recovers_with_no_event_missing_and_none_twice(chrome: 
     assert tab.noted("reset") == tab.noted("close") == []
 
 
-LIFETIME = 3
+LIFETIME = 4
 """Seconds for which a token is good here: long enough to be renewed in time on a busy machine."""
 
 

@@ -12,6 +12,7 @@ from playwright.sync_api import Browser, Page
 from tests.support.browser import Start
 from tests.support.server_process import ServerProcess
 from tests.support.visitors import chart, live, people, tab_to, visitor, wait_for_chart
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.browser
 
@@ -164,7 +165,10 @@ def test_a_reload_asks_for_no_password_and_a_logout_ends_every_tab(
             each.wait_for_selector("body[data-view=login]")
         page.reload()
         page.wait_for_selector("body[data-view=login]")
-        assert not any(cookie["name"] == "sse_app_refresh" for cookie in ann.context.cookies())
+        until(
+            lambda: all(cookie["name"] != "sse_app_refresh" for cookie in ann.context.cookies()),
+            "the cookie is gone",
+        )
 
 
 def test_a_login_outlives_its_tokens(chromium: Browser, start_server: Start) -> None:

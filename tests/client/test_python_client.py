@@ -123,7 +123,7 @@ def test_kill_9_under_publishing_loses_nothing_and_doubles_nothing(start_server:
 
 @pytest.mark.slow
 def test_a_token_that_expires_every_few_seconds_is_renewed_on_one_connection(start_server: Start) -> None:
-    server = start_server(AUTH__STREAM_LIFETIME=3, AUTH__ACCESS_LIFETIME=6)
+    server = start_server(AUTH__STREAM_LIFETIME=5, AUTH__ACCESS_LIFETIME=10)
 
     async def test() -> None:
         states: list[Connected | Waiting] = []
@@ -134,7 +134,7 @@ def test_a_token_that_expires_every_few_seconds_is_renewed_on_one_connection(sta
         ):
             await stream.opened()
             ids = []
-            end = time.monotonic() + 7.5  # as many lifetimes as 20 seconds are of a token for 8
+            end = time.monotonic() + 12.5  # two and a half lifetimes of the stream token
             while time.monotonic() < end:
                 ids.append(await publisher.publish(CHANNEL, "e", {}))
                 assert [event.id for event in await take(stream, 1)] == ids[-1:]
