@@ -15,12 +15,25 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Environment :: Web Environment",
+        "Intended Audience :: Developers",
+        "Intended Audience :: System Administrators",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Topic :: Internet :: WWW/HTTP :: HTTP Servers",
+        "Typing :: Typed",
+    ],
+    keywords=["server-sent events", "sse", "eventsource", "tornado", "streaming", "pubsub", "zero downtime"],
     python_requires=">=3.11",
     packages=find_packages(include=["sse_app", "sse_app.*"]),
     package_data={"sse_app": ["static/*", "static/**/*", "cli/units/*", "py.typed"]},
     entry_points={"console_scripts": ["sse-app = sse_app.cli.main:main"]},
     install_requires=[
         "tornado>=6.6.1,<6.7",  # the server; 6.5 lacks security fixes, 6.7 may move what connection.py relies on
+        "httptools>=0.6.4",  # reads requests: llhttp 9, which is strict unless told otherwise
         "pyjwt[crypto]>=2.15,<3",  # tokens; earlier ones cannot enforce the length of keys
         "argon2-cffi>=25.1",  # password hashes (argon2id)
         "orjson>=3.10",  # JSON of events, several times faster than the standard library's
@@ -46,6 +59,8 @@ setup(
             "httpx-sse>=0.4",  # a parser that others wrote
             "playwright>=1.50",  # drives a real Chromium
             "schemathesis>=4.32,<5",  # makes up requests from /openapi.json
+            "import-linter>=2.17",  # test_layers.py: imports run one way between the layers
+            "grimp>=3.20",  # test_layers.py: no import cycles
             "mypy>=1.18",
             "ruff>=0.12",
         ],

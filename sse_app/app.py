@@ -1,4 +1,4 @@
-"""The application: which path leads to which handler, and the way in for those who mount it in their own."""
+"""The application: which path leads to which handler, and the class that other applications mount."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sse_app.settings.model import Settings
 
 
 class SSEApp:
-    """An event stream server to run by itself or to mount in a Tornado application.
+    """An event stream server, to run alone or to mount in another Tornado application.
 
     >>> sse = SSEApp(Settings(state_dir="/var/lib/mine"))
     >>> application = tornado.web.Application([*sse.routes(), ("/", MyHandler)])
@@ -36,7 +36,7 @@ class SSEApp:
         self.node = Node(settings, locked=locked)
 
     async def start(self) -> None:
-        """Open the event log and begin to ping; call it on the event loop, before requests come.
+        """Open the event log and begin to serve; call it on the event loop, before requests come.
 
         Raises:
             StateError: the event log cannot be used.
@@ -44,10 +44,10 @@ class SSEApp:
         await self.node.start()
 
     async def stop(self, drain_time: float = 0.0) -> None:
-        """End all streams so that clients come back elsewhere, and close the event log.
+        """End all streams with ``closing``, so that clients reconnect elsewhere, and close the event log.
 
         Args:
-            drain_time: over how many seconds they are spread, where they are many.
+            drain_time: over how many seconds the ends of many streams are spread.
         """
         await self.node.stop(drain_time)
 
@@ -62,20 +62,20 @@ class SSEApp:
         return await self.node.publisher.publish_batch(events)
 
     def token(self, subject: str, *, subscribe: list[str], lifetime: float = 600) -> str:
-        """Return a stream token for somebody that the application around this one has let in.
+        """Return a stream token for a user whom the application around this one has authenticated.
 
         Args:
-            subject: who it is for.
-            subscribe: patterns of the channels.
+            subject: the user.
+            subscribe: patterns of the channels that it allows.
             lifetime: seconds.
 
         Raises:
-            InvalidChannel: one of them is no pattern.
+            InvalidChannel: one of them is not a pattern.
         """
         return self.node.login.stream_token_for(subject, subscribe, lifetime)
 
     def routes(self) -> list[URLSpec]:
-        """Return the routes of the API: streams, publishing, login, and what operators ask."""
+        """Return the routes of the API: streams, publishing, login, administration, health and metrics."""
         parts = {"node": self.node}
         return [
             URLSpec(r"/api/v1/sse", publish.BatchHandler, parts),
@@ -101,7 +101,7 @@ class SSEApp:
         ]
 
     def application(self) -> web.Application:
-        """Return an application of its own: the API, the pages, and JSON for what is not there."""
+        """Return a complete application: the API, the pages, and a JSON answer for every other path."""
         parts = {"node": self.node}
         return web.Application(
             [

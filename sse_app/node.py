@@ -1,54 +1,48 @@
-"""The parts that handlers work with, made from the settings and wired together."""
+"""A node: the parts of one server, made from the settings and wired together."""
 
 from __future__ import annotations
 
 import asyncio
 import resource
-import time
 from contextlib import suppress
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from sse_app.auth.accounts.accounts import Accounts
-from sse_app.auth.accounts.login import Lifetimes, Login
+from sse_app.auth.accounts.login import Login
 from sse_app.auth.accounts.passwords import PasswordThreads
-from sse_app.auth.accounts.sessions import SessionLimits, Sessions
+from sse_app.auth.accounts.sessions import Sessions
 from sse_app.auth.audit import Audit
+from sse_app.auth.factory import issuer_of, keys_directory, make_auth_store, provider_of
 from sse_app.auth.revocations import Revocations
-from sse_app.auth.sqlite_store import AuthDatabase
-from sse_app.auth.tokens.issuer import Tokens
 from sse_app.auth.tokens.keyring import KeyRing
 from sse_app.core.channels import ChannelPatterns
 from sse_app.core.counters import Metrics
+from sse_app.core.lifecycle import Lifecycle
 from sse_app.core.rate_limit import RateLimit
-from sse_app.eventlog.base import EventLog, Retention
-from sse_app.eventlog.memory import MemoryEventLog
-from sse_app.eventlog.sqlite.log import SqliteEventLog
-from sse_app.monitoring.live_stats import Figures
-from sse_app.settings.model import Settings
+from sse_app.eventlog.factory import make_event_log
+from sse_app.monitoring.live_stats import LiveStats
+from sse_app.settings.model import Limits, Settings
 from sse_app.storage.state_dir import StateDirectory
+from sse_app.streams.admission import Admission
 from sse_app.streams.enforcement import Enforcement
 from sse_app.streams.hub import Hub
 from sse_app.streams.keepalive import Keepalive
 from sse_app.streams.publisher import Publisher
-
-if TYPE_CHECKING:
-    from sse_app.auth.tokens.oidc import Provider
+from sse_app.streams.pump import Pump
 
 RESERVED_FILES = 256
 """How many of the open files that the system allows are left for other things than streams."""
 
-FAREWELL = 1.0
-"""How many seconds streams may take to accept their last bytes at the end."""
+CLOSING_TIMEOUT = 1.0
+"""How many seconds streams may take to accept their ``closing`` when the node stops."""
 
 _FIXED = ("host", "port", "state_dir", "event_log", "keepalive", "history", "socket")
 """Settings that a running server cannot change."""
 
 
 class InProgress:
-    """Counts what is going on: a context manager around each."""
+    """Counts what is under way: a context manager around each."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -61,10 +55,12 @@ class InProgress:
 
 
 class Node:
-    """Everything that lives as long as the server does.
+    """Builds the parts and holds them; each part is given those it works with, and none is given the node.
+
+    What handlers need of the settings, and no part does, they read from `settings`.
 
     Args:
-        settings: what to make it from.
+        settings: what to make the parts from.
         locked: whether to keep other servers out of the state directory.
 
     Raises:
@@ -73,71 +69,94 @@ class Node:
 
     def __init__(self, settings: Settings, *, locked: bool = True) -> None:
         self.settings = settings
-        self.started_at = time.monotonic()
+        self.lifecycle = Lifecycle()
         self.channels = ChannelPatterns(settings.channels)
         self.state = StateDirectory(settings.state_dir)
         if locked:
             self.state.lock()
         auth = settings.auth
-        self.auth_database = AuthDatabase(self.state.accounts)
-        self.revocations = Revocations(self.auth_database)
-        self.tokens = issuer_of(settings, self.state, self.revocations)
-        self.audit = Audit(self.auth_database)
-        self.accounts = Accounts(self.auth_database, auth.longest_lifetime)
-        self.sessions = Sessions(self.auth_database, _session_limits(settings))
+        self.auth_store = make_auth_store(self.state)
+        self._auth_is_open = False
+        self.revocations = Revocations(self.auth_store)
+        self.tokens = issuer_of(auth, self.state, self.revocations)
+        self.provider = provider_of(settings.oidc, auth)
+        self.audit = Audit(self.auth_store)
         self.password_threads = PasswordThreads()
+        self.accounts = Accounts(self.auth_store, self.password_threads, auth)
+        self.sessions = Sessions(self.auth_store, auth)
         self.login = Login(
-            self.auth_database,
             self.accounts,
             self.sessions,
-            self.password_threads,
             self.tokens,
             self.audit,
-            Lifetimes(auth.access_lifetime, auth.stream_lifetime),
-            auth.own_channels,
+            auth,
         )
-        self.provider = _provider(settings)
-        self.publish_rate = RateLimit(settings.limits.publish_rate)
-        self.eventlog = make_event_log(settings, self.state)
-        self.stream_capacity = _stream_capacity(settings)
-        self.opening = InProgress()
-        """The streams that are being opened."""
-        self.ready = False
-        self.draining = False
-
-    def prepare(self) -> None:
-        """Make what streams can be registered with, without the event log; must be called on the event loop."""
-        settings = self.settings
-        self.hub = Hub(
-            self.eventlog, backlog_limit=settings.limits.backlog_bytes, retry=settings.stream.retry
-        )
-        self.keepalive = Keepalive(self.hub, settings.keepalive.ping_interval)
-        self.publisher = Publisher(self.eventlog, self.channels, settings.limits.batch_events)
+        limits = settings.limits
+        self.eventlog = make_event_log(settings.event_log, settings.history, self.state)
+        self.publisher = Publisher(self.eventlog, self.channels, limits)
+        self.publish_rate = RateLimit(limits.publish_rate)
+        self.hub = Hub(self.eventlog, backlog_limit=limits.backlog_bytes, retry=settings.stream.retry)
+        self.keepalive = Keepalive(self.hub, settings.keepalive)
         self.metrics = Metrics()
+        self.pump = Pump(self.hub, self.keepalive)
+        self.admission = Admission(
+            self.hub,
+            self.keepalive,
+            self.publisher,
+            self.tokens,
+            self.metrics,
+            self.lifecycle,
+            limits,
+            _stream_capacity(limits),
+        )
         self.enforcement = Enforcement(
             self.hub,
-            self.auth_database,
+            self.auth_store,
             self.revocations,
             self.tokens,
-            keys_directory(settings, self.state),
+            keys_directory(auth, self.state),
             self.audit,
         )
-        self.figures = Figures(self)
+        self.opening = InProgress()
+        """The streams that are being opened."""
+        self.live_stats = LiveStats(self.hub, self.eventlog, self.metrics, self.channels, self.lifecycle)
 
-    async def start(self) -> None:
-        """Open the event log and begin to serve.
+    @property
+    def ready(self) -> bool:
+        """Whether it has started, and is not stopping."""
+        return self.lifecycle.ready
+
+    @property
+    def draining(self) -> bool:
+        """Whether it is ending its streams in order to stop."""
+        return self.lifecycle.draining
+
+    async def open_auth(self) -> None:
+        """Open the store of auth and learn what is revoked, unless that is done.
+
+        `start` does it. A process that takes over streams does it ahead of that, while the other still serves.
 
         Raises:
-            StateError: the event log cannot be used.
+            StateError: the store cannot be used.
         """
+        if not self._auth_is_open:
+            await self.auth_store.open()
+            await self.revocations.learn()
+            self._auth_is_open = True
+
+    async def start(self) -> None:
+        """Open what is stored and begin to serve.
+
+        Raises:
+            StateError: the store of auth or the event log cannot be used.
+        """
+        await self.open_auth()
         await self.eventlog.open()
-        if not hasattr(self, "hub"):
-            self.prepare()
         self.hub.begin()
         self.keepalive.start()
         self.enforcement.start()
-        self.figures.start()
-        self.ready = True
+        self.live_stats.start()
+        self.lifecycle.ready = True
 
     def reload(self, settings: Settings) -> list[str]:
         """Put settings in force without touching a stream, and return the names of those that need a restart.
@@ -145,102 +164,54 @@ class Node:
         Raises:
             StateError: the keys cannot be used; nothing is changed.
         """
-        kept = [name for name in _FIXED if getattr(settings, name) != getattr(self.settings, name)]
-        keys = KeyRing.load(keys_directory(settings, self.state))
-        self.settings = msgspec.structs.replace(
-            settings, **{name: getattr(self.settings, name) for name in kept}
-        )
-        settings = self.settings
-        auth = settings.auth
-        self.channels = ChannelPatterns(settings.channels)
-        self.tokens.use(keys)
-        self.tokens.longest = auth.longest_lifetime
-        self.accounts.longest = auth.longest_lifetime
-        self.sessions.limits = _session_limits(settings)
-        self.login.lifetimes = Lifetimes(auth.access_lifetime, auth.stream_lifetime)
-        self.login.own_channels = auth.own_channels
-        self.provider = _provider(settings)
-        self.publish_rate = RateLimit(settings.limits.publish_rate)
-        self.publisher.use(self.channels, settings.limits.batch_events)
-        self.hub.backlog_limit = settings.limits.backlog_bytes
-        self.hub.retry = settings.stream.retry
-        self.stream_capacity = _stream_capacity(settings)
+        fixed = {name: getattr(self.settings, name) for name in _FIXED}
+        kept = [name for name, value in fixed.items() if getattr(settings, name) != value]
+        auth, limits = settings.auth, settings.limits
+        # What can fail comes first, so that either all settings are put in force or none.
+        channels = ChannelPatterns(settings.channels)
+        provider = provider_of(settings.oidc, auth)
+        directory = keys_directory(auth, self.state)
+        keys = KeyRing.load(directory)
+        self.settings = msgspec.structs.replace(settings, **fixed)
+        self.channels = channels
+        self.provider = provider
+        self.tokens.use(auth, keys)
+        self.accounts.use(auth)
+        self.sessions.use(auth)
+        self.login.use(auth)
+        self.enforcement.use(directory)
+        self.publisher.use(channels, limits)
+        self.publish_rate.use(limits.publish_rate)
+        self.hub.use(backlog_limit=limits.backlog_bytes, retry=settings.stream.retry)
+        self.admission.use(limits, _stream_capacity(limits))
+        self.live_stats.use(channels)
         return kept
 
     async def stop(self, drain_time: float = 0.0) -> None:
-        """End all streams with ``closing``, write what is queued, and let go of everything.
+        """End all streams with ``closing``, write what is queued, and close everything; also if it never started.
 
-        Publishing goes on until the event log closes, which is last.
+        Publishing goes on until the event log closes.
 
         Args:
             drain_time: over how many seconds the ends of many streams are spread.
         """
-        self.draining = True
-        self.ready = False
-        if hasattr(self, "hub"):
-            await self.hub.drain("shutdown", drain_time)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(FAREWELL):
-                    await self.hub.emptied()
-            self.figures.stop()
-            self.keepalive.stop()
-            await self.hub.close()
-            await self.enforcement.stop()
+        self.lifecycle.draining = True
+        self.lifecycle.ready = False
+        await self.hub.drain("shutdown", drain_time)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLOSING_TIMEOUT):
+                await self.hub.emptied()
+        self.live_stats.stop()
+        self.keepalive.stop()
+        await self.hub.close()
+        await self.enforcement.stop()
         await self.eventlog.close()
         self.password_threads.close()
-        self.auth_database.close()
+        await self.auth_store.close()
         self.state.unlock()
 
 
-def _session_limits(settings: Settings) -> SessionLimits:
-    auth = settings.auth
-    return SessionLimits(
-        idle=auth.session_idle,
-        absolute=auth.session_lifetime,
-        issued=max(auth.access_lifetime, auth.stream_lifetime),
-        minted=auth.longest_lifetime,
-    )
-
-
-def _provider(settings: Settings) -> Provider | None:
-    """Return the OpenID provider, where there is one."""
-    if not settings.oidc.issuer:
-        return None
-    from sse_app.auth.tokens.oidc import Provider  # it brings PyJWT along, for which a restart has no time
-
-    return Provider(settings.oidc, settings.auth.longest_lifetime)
-
-
-def _stream_capacity(settings: Settings) -> int:
+def _stream_capacity(limits: Limits) -> int:
+    """Return how many streams may be open: the limit, or fewer where the system allows fewer open files."""
     open_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return min(settings.limits.streams, max(1, open_files - RESERVED_FILES))
-
-
-def issuer_of(settings: Settings, state: StateDirectory, revocations: Revocations | None = None) -> Tokens:
-    """Return the token issuer of a state directory, whose keys are made at the first use."""
-    return Tokens(
-        KeyRing.load(keys_directory(settings, state)),
-        issuer=settings.auth.issuer,
-        audience=settings.auth.audience,
-        longest=settings.auth.longest_lifetime,
-        revocations=revocations,
-    )
-
-
-def keys_directory(settings: Settings, state: StateDirectory) -> Path:
-    """Return the directory of the keys."""
-    return Path(settings.auth.keys_dir) if settings.auth.keys_dir else state.keys
-
-
-def event_log_path(settings: Settings, state: StateDirectory) -> Path | None:
-    """Return the file of the event log, or None where it is in memory."""
-    if settings.event_log == "memory:":
-        return None
-    return Path(settings.event_log.removeprefix("sqlite:") or state.events)
-
-
-def make_event_log(settings: Settings, state: StateDirectory) -> EventLog:
-    """Return the event log that the settings name, not yet open."""
-    retention = Retention(settings.history.size, settings.history.age)
-    path = event_log_path(settings, state)
-    return MemoryEventLog(retention) if path is None else SqliteEventLog(path, retention)
+    return min(limits.streams, max(1, open_files - RESERVED_FILES))

@@ -1,55 +1,32 @@
-"""The audit trail: who did what to whom, from where; in the log at once, in the database a moment later."""
+"""The audit trail: who did what to whom, from where; in the log at once, in the store a moment later."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import sqlite3
 import time
-from typing import NamedTuple
 
-from sse_app.auth.sqlite_store import AuthDatabase
-
-KEPT = 100_000
-"""How many entries are kept."""
+from sse_app.auth.records import AuditEntry
+from sse_app.auth.store import AuthStore
 
 MAX_WAITING = 1000
 """How many entries may wait to be written; what comes beyond is counted, and the count is an entry."""
 
 MAX_TEXT = 200
+"""How many characters of each text of an entry are kept."""
 
 log = logging.getLogger("sse_app.audit")
-
-
-class AuditEntry(NamedTuple):
-    """An entry of the audit trail; there is no secret in it.
-
-    Args:
-        at: when, in seconds since the epoch.
-        action: what, e.g. ``login``.
-        subject: who did it; empty for somebody unknown.
-        address: from where.
-        target: to whom or what.
-        detail: what else there is to say.
-    """
-
-    at: float
-    action: str
-    subject: str
-    address: str
-    target: str
-    detail: str
 
 
 class Audit:
     """Keeps the audit trail.
 
     Args:
-        database: where to.
+        store: where entries are written.
     """
 
-    def __init__(self, database: AuthDatabase) -> None:
-        self._database = database
+    def __init__(self, store: AuthStore) -> None:
+        self._store = store
         self._waiting: list[AuditEntry] = []
         self._dropped = 0
         self._flushing = asyncio.Lock()
@@ -64,7 +41,7 @@ class Audit:
         detail: str = "",
         level: int = logging.INFO,
     ) -> None:
-        """Note what has happened; it does not block."""
+        """Log what has happened, and have it written by the next `flush`; it does not block."""
         texts = [text[:MAX_TEXT] for text in (subject, address, target, detail)]
         entry = AuditEntry(time.time(), action, *texts)
         fields = {
@@ -77,40 +54,27 @@ class Audit:
             self._dropped += 1
 
     async def flush(self) -> None:
-        """Write what waits; when it returns, what was recorded before is in the database."""
-        async with self._flushing:
-            entries, self._waiting = self._waiting, []
-            if self._dropped:
-                overflow = f"{self._dropped} entries"
-                entries.append(AuditEntry(time.time(), "audit_overflow", "", "", "", overflow))
-                self._dropped = 0
-            if entries:
-                await self._database.run(lambda: self._write(entries))
+        """Write what waits; when it returns, what was recorded before is in the store.
 
-    def _write(self, entries: list[AuditEntry]) -> None:
-        with self._database.transaction() as connection:
-            for entry in entries:
-                write_entry(connection, entry)
+        Raises:
+            AuthStoreUnavailable: it is not, and waits for the next time.
+        """
+        async with self._flushing:
+            entries = self._waiting.copy()
+            dropped = self._dropped
+            if dropped:
+                entries.append(AuditEntry(time.time(), "audit_overflow", "", "", "", f"{dropped} entries"))
+            if entries:
+                await self._store.append_audit(entries)
+                del self._waiting[: len(entries) - bool(dropped)]
+                self._dropped -= dropped
 
     async def entries(self, limit: int, before: int | None = None) -> list[tuple[int, AuditEntry]]:
-        """Return the newest entries with their numbers, newest first.
+        """Return the newest entries with their numbers, newest first, those that still wait among them.
 
         Args:
             limit: how many at the most.
             before: only those with a smaller number.
         """
         await self.flush()
-        rows = self._database.rows(
-            "SELECT number, at, action, subject, address, target, detail FROM audit "
-            "WHERE number < ? ORDER BY number DESC LIMIT ?",
-            (2**62 if before is None else before, limit),
-        )
-        return [(row[0], AuditEntry(*row[1:])) for row in rows]
-
-
-def write_entry(connection: sqlite3.Connection, entry: AuditEntry) -> None:
-    """Write an entry within a transaction, and let go of the oldest."""
-    cursor = connection.execute(
-        "INSERT INTO audit (at, action, subject, address, target, detail) VALUES (?, ?, ?, ?, ?, ?)", entry
-    )
-    connection.execute("DELETE FROM audit WHERE number <= ?", ((cursor.lastrowid or 0) - KEPT,))
+        return await self._store.audit_entries(limit, before)

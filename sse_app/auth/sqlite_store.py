@@ -1,16 +1,29 @@
-"""The database of who may come in: accounts, sessions, revocations and the audit trail, in one file."""
+"""The store of auth in one SQLite file: for one machine, where commands use it beside the server."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import sqlite3
-import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from sse_app.auth.records import (
+    Account,
+    AuditEntry,
+    Continued,
+    Credentials,
+    Revocation,
+    Scope,
+    SessionLimits,
+)
+from sse_app.auth.store import AUDIT_KEPT, AuthStore, RefreshRefused
+from sse_app.auth.tokens.grants import Grants
+from sse_app.core.errors import AuthStoreUnavailable, StateError
 from sse_app.storage.sqlite import connect, open_database
 
 APPLICATION_ID = 0x53534541  # "SSEA"
@@ -46,71 +59,327 @@ MIGRATIONS = [
 T = TypeVar("T")
 
 
-class AuthDatabase:
-    """One connection that writes, used by one thread at a time, and one that the event loop may read with.
+class SqliteAuthStore(AuthStore):
+    """Accounts, sessions, revocations and the audit trail in a SQLite file.
 
-    The command line writes to the same file while the server runs; `changed` notices.
+    One connection writes, in a thread of its own: a write waits for other processes and for the disk. Another
+    one reads, on the event loop: in WAL mode a read waits for no writer, and these are short.
 
     Args:
-        path: the database file.
-
-    Raises:
-        StateError: the database cannot be used.
+        path: the file.
     """
 
     def __init__(self, path: Path) -> None:
-        self._writing = open_database(path, APPLICATION_ID, MIGRATIONS)
-        self._reading = connect(path)
-        self._lock = threading.Lock()
-        self._thread = ThreadPoolExecutor(1, "auth-database")
-        self._version = -1
-        self._closed = False
+        self._path = path
+        self._thread = ThreadPoolExecutor(1, "auth-store")
+        self._writing: sqlite3.Connection | None = None
+        self._reading: sqlite3.Connection | None = None
 
-    @contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Write, all or nothing; on the disk when it is left. It blocks: not for the event loop."""
-        with self._lock:
-            if self._closed:
-                raise sqlite3.OperationalError("the database is closed")
-            self._writing.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._writing
-            except BaseException:
-                self._writing.execute("ROLLBACK")
-                raise
-            self._writing.execute("COMMIT")
+    async def open(self) -> None:
+        """Open the file, and make or migrate its tables."""
+        self._writing, self._reading = await self._in_thread(self._connect)
 
-    def rows(self, statement: str, values: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
-        """Read what is committed; only short reads, for it may be called on the event loop, and there only.
+    async def close(self) -> None:
+        """Finish what was begun, and close the file."""
+        connections, self._writing, self._reading = (self._reading, self._writing), None, None
+        for connection in connections:
+            if connection is not None:
+                await self._in_thread(connection.close)
+        self._thread.shutdown()
 
-        Raises:
-            sqlite3.OperationalError: the database cannot be used now, or no more.
+    # -- accounts -------------------------------------------------------------------------------------------
+
+    async def add_account(self, account: Account, password_hash: str) -> bool:
+        """Insert an account, unless there is a row of its name."""
+        return await self._change(
+            "INSERT INTO accounts (name, password, grants, disabled, created_at) VALUES (?, ?, ?, ?, ?) "
+            "ON CONFLICT (name) DO NOTHING",
+            (
+                account.name,
+                password_hash,
+                json.dumps(account.grants.to_claim()),
+                int(account.disabled),
+                time.time(),
+            ),
+        )
+
+    async def accounts(self) -> list[Account]:
+        """Read all accounts."""
+        return [
+            _account(*row) for row in self._rows("SELECT name, grants, disabled FROM accounts ORDER BY name")
+        ]
+
+    async def credentials(self, name: str) -> Credentials | None:
+        """Read one account."""
+        rows = self._rows("SELECT name, grants, disabled, password FROM accounts WHERE name = ?", (name,))
+        return Credentials(_account(*rows[0][:3]), rows[0][3]) if rows else None
+
+    async def set_password(self, name: str, password_hash: str, longest: float) -> bool:
+        """Change a password."""
+        return await self._change(
+            "UPDATE accounts SET password = ? WHERE name = ?",
+            (password_hash, name),
+            lambda connection: _revoke(connection, Revocation.of_subject(name, longest)),
+        )
+
+    async def replace_password_hash(self, name: str, old: str, new: str) -> None:
+        """Change a hash that is still the old one."""
+        await self._change(
+            "UPDATE accounts SET password = ? WHERE name = ? AND password = ?", (new, name, old)
+        )
+
+    async def set_grants(self, name: str, grants: Grants, longest: float) -> bool:
+        """Change the grants; the sessions stay."""
+        return await self._change(
+            "UPDATE accounts SET grants = ? WHERE name = ?",
+            (json.dumps(grants.to_claim()), name),
+            lambda connection: _write_revocation(connection, Revocation.of_subject(name, longest)),
+        )
+
+    async def disable_account(self, name: str, longest: float) -> bool:
+        """Mark an account as disabled."""
+        return await self._change(
+            "UPDATE accounts SET disabled = 1 WHERE name = ?",
+            (name,),
+            lambda connection: _revoke(connection, Revocation.of_subject(name, longest)),
+        )
+
+    async def enable_account(self, name: str) -> bool:
+        """Take the mark away."""
+        return await self._change("UPDATE accounts SET disabled = 0 WHERE name = ?", (name,))
+
+    async def remove_account(self, name: str, longest: float) -> bool:
+        """Delete an account."""
+        return await self._change(
+            "DELETE FROM accounts WHERE name = ?",
+            (name,),
+            lambda connection: _revoke(connection, Revocation.of_subject(name, longest)),
+        )
+
+    async def _change(
+        self,
+        statement: str,
+        values: tuple[object, ...],
+        and_then: Callable[[sqlite3.Connection], None] = lambda connection: None,
+    ) -> bool:
+        """Change the row of an account, and do what goes with it; return whether there is such a row."""
+
+        def change(connection: sqlite3.Connection) -> bool:
+            if not connection.execute(statement, values).rowcount:
+                return False
+            and_then(connection)
+            return True
+
+        return await self._write(change)
+
+    # -- sessions -------------------------------------------------------------------------------------------
+
+    async def begin_session(
+        self, session: str, subject: str, digest: bytes, *, since: float, now: float, limits: SessionLimits
+    ) -> bool:
+        """Insert a session and its first refresh token; delete the sessions that have run out."""
+
+        def begin(connection: sqlite3.Connection) -> bool:
+            if connection.execute(
+                "SELECT 1 FROM revocations WHERE kind = 'subject' AND value = ? AND issued_until >= ?",
+                (subject, since),
+            ).fetchone():
+                return False
+            connection.execute(
+                "DELETE FROM sessions WHERE expires_at <= ? OR used_at <= ?", (now, now - limits.idle)
+            )
+            connection.execute(
+                "INSERT INTO sessions (id, subject, created_at, used_at, expires_at) VALUES (?, ?, ?, ?, ?)",
+                (session, subject, now, now, now + limits.absolute),
+            )
+            _add_refresh_token(connection, session, digest)
+            return True
+
+        return await self._write(begin)
+
+    async def spend_refresh_token(
+        self, digest: bytes, next_digest: bytes, *, now: float, limits: SessionLimits
+    ) -> Continued:
+        """Mark a refresh token as spent and insert the next, or delete the session.
+
+        Spent ones stay as long as their session does, so that one that comes back is known.
         """
-        if self._closed:  # a request that was under way when the server ended: unavailable, and no defect
-            raise sqlite3.OperationalError("the database is closed")
-        return self._reading.execute(statement, values).fetchall()
 
-    def changed(self) -> bool:
-        """Return whether anything was committed since this was last asked."""
-        version = int(self.rows("PRAGMA data_version")[0][0])
-        changed = version != self._version
-        self._version = version
-        return changed
+        def spend(connection: sqlite3.Connection) -> Continued | RefreshRefused:
+            row = connection.execute(
+                "SELECT session, subject, spent, used_at, expires_at FROM refresh_tokens "
+                "JOIN sessions ON sessions.id = session WHERE digest = ?",
+                (digest,),
+            ).fetchone()
+            if row is None:
+                return RefreshRefused("unknown")
+            session, subject, spent, used_at, expires_at = row
+            account = connection.execute(
+                "SELECT name, grants, disabled FROM accounts WHERE name = ? AND NOT disabled", (subject,)
+            ).fetchone()
+            if spent:
+                refused = "reused"
+            elif now >= min(expires_at, used_at + limits.idle):
+                refused = "expired"
+            elif account is None:
+                refused = "no account"
+            else:
+                connection.execute("UPDATE refresh_tokens SET spent = 1 WHERE digest = ?", (digest,))
+                connection.execute("UPDATE sessions SET used_at = ? WHERE id = ?", (now, session))
+                _add_refresh_token(connection, session, next_digest)
+                return Continued(session, _account(*account), expires_at)
+            _revoke(connection, Revocation.of_session(session, limits.issued))
+            return RefreshRefused(refused, session, subject)
 
-    async def run(self, work: Callable[[], T]) -> T:
-        """Do blocking work in the database's own thread.
+        outcome = await self._write(spend)
+        if isinstance(outcome, RefreshRefused):  # raised here, for an exception in there would undo it
+            raise outcome
+        return outcome
 
-        Raises:
-            sqlite3.OperationalError: the database cannot be used now, or no more.
-        """
-        if self._closed:
-            raise sqlite3.OperationalError("the database is closed")
+    async def session_of(self, digest: bytes) -> tuple[str, str] | None:
+        """Read whose a refresh token is."""
+        rows = self._rows(
+            "SELECT session, subject FROM refresh_tokens JOIN sessions ON sessions.id = session WHERE digest = ?",
+            (digest,),
+        )
+        return (rows[0][0], rows[0][1]) if rows else None
+
+    async def end_session(self, session: str, limits: SessionLimits) -> None:
+        """Delete a session, and insert its revocation."""
+
+        def end(connection: sqlite3.Connection) -> None:
+            known = connection.execute("SELECT 1 FROM sessions WHERE id = ?", (session,)).fetchone()
+            _revoke(connection, Revocation.of_session(session, limits.issued if known else limits.minted))
+
+        await self._write(end)
+
+    # -- revocations ----------------------------------------------------------------------------------------
+
+    async def revoke(self, revocations: Iterable[Revocation]) -> None:
+        """Insert revocations, and delete the sessions concerned."""
+
+        def revoke(connection: sqlite3.Connection) -> None:
+            for revocation in revocations:
+                _revoke(connection, revocation)
+
+        await self._write(revoke)
+
+    async def revocations_since(self, number: int) -> list[tuple[int, Revocation]]:
+        """Read what has been inserted since; numbers are given in the order of the commits."""
+        rows = self._rows(
+            "SELECT number, kind, value, issued_until, forget_at FROM revocations WHERE number > ? "
+            "ORDER BY number",
+            (number,),
+        )
+        return [(row[0], Revocation(Scope(row[1]), *row[2:])) for row in rows]
+
+    # -- the audit trail ------------------------------------------------------------------------------------
+
+    async def append_audit(self, entries: Iterable[AuditEntry]) -> None:
+        """Insert entries, and delete the oldest."""
+
+        def append(connection: sqlite3.Connection) -> None:
+            connection.executemany(
+                "INSERT INTO audit (at, action, subject, address, target, detail) VALUES (?, ?, ?, ?, ?, ?)",
+                entries,
+            )
+            connection.execute(
+                "DELETE FROM audit WHERE number <= (SELECT max(number) FROM audit) - ?", (AUDIT_KEPT,)
+            )
+
+        await self._write(append)
+
+    async def audit_entries(self, limit: int, before: int | None = None) -> list[tuple[int, AuditEntry]]:
+        """Read the newest entries."""
+        rows = self._rows(
+            "SELECT number, at, action, subject, address, target, detail FROM audit "
+            "WHERE number < ? ORDER BY number DESC LIMIT ?",
+            (2**62 if before is None else before, limit),
+        )
+        return [(row[0], AuditEntry(*row[1:])) for row in rows]
+
+    # -- the file -------------------------------------------------------------------------------------------
+
+    def _connect(self) -> tuple[sqlite3.Connection, sqlite3.Connection]:
+        writing = open_database(self._path, APPLICATION_ID, MIGRATIONS)
+        try:
+            return writing, connect(self._path)
+        except sqlite3.Error as error:
+            writing.close()
+            raise StateError(f"cannot open {self._path}: {error}") from error
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
-    def close(self) -> None:
-        """Finish what was begun, and close the file."""
-        self._closed = True
-        self._thread.shutdown()
-        with self._lock:
-            self._reading.close()
-            self._writing.close()
+    async def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Do work in a transaction, all or nothing; when it returns it is on the disk."""
+        connection = _opened(self._writing)
+        return await self._in_thread(lambda: _transaction(connection, work))
+
+    def _rows(self, statement: str, values: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
+        """Read what is committed."""
+        connection = _opened(self._reading)
+        with _translated_errors():
+            return connection.execute(statement, values).fetchall()
+
+
+def _opened(connection: sqlite3.Connection | None) -> sqlite3.Connection:
+    if connection is None:
+        raise AuthStoreUnavailable("it is not open")
+    return connection
+
+
+def _transaction(connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -> T:
+    with _translated_errors():
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            result = work(connection)
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:  # SQLite itself ends it after some errors
+                connection.execute("ROLLBACK")
+            raise
+        return result
+
+
+@contextmanager
+def _translated_errors() -> Iterator[None]:
+    """Turn an error of the file into `AuthStoreUnavailable`; one of a statement, a mistake, stays what it is."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        # "file is not a database" and "disk image is malformed" are plain DatabaseErrors.
+        if isinstance(error, sqlite3.OperationalError) or type(error) is sqlite3.DatabaseError:
+            raise AuthStoreUnavailable(str(error)) from error
+        raise
+
+
+def _account(name: str, grants: str, disabled: int) -> Account:
+    return Account(name, Grants.from_claim(json.loads(grants)), bool(disabled))
+
+
+def _add_refresh_token(connection: sqlite3.Connection, session: str, digest: bytes) -> None:
+    connection.execute("INSERT INTO refresh_tokens (digest, session) VALUES (?, ?)", (digest, session))
+
+
+def _revoke(connection: sqlite3.Connection, revocation: Revocation) -> None:
+    """Write a revocation, and end the sessions that it speaks of."""
+    match revocation.scope:
+        case Scope.SESSION:
+            connection.execute("DELETE FROM sessions WHERE id = ?", (revocation.value,))
+        case Scope.SUBJECT:
+            connection.execute("DELETE FROM sessions WHERE subject = ?", (revocation.value,))
+        case Scope.ALL:
+            connection.execute("DELETE FROM sessions")
+    _write_revocation(connection, revocation)
+
+
+def _write_revocation(connection: sqlite3.Connection, revocation: Revocation) -> None:
+    now = time.time()
+    connection.execute("DELETE FROM revocations WHERE forget_at <= ?", (now,))
+    if revocation.scope in (Scope.SUBJECT, Scope.ALL):
+        revocation = revocation.as_of(now)
+    connection.execute(
+        "INSERT INTO revocations (kind, value, issued_until, forget_at) VALUES (?, ?, ?, ?)",
+        (revocation.scope.value, *revocation[1:]),
+    )

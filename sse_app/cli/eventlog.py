@@ -1,4 +1,4 @@
-"""``eventlog …``: looks after the event log while no server uses it."""
+"""``eventlog …``: shows the event log, and gives it a new epoch while no server uses it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from contextlib import contextmanager
 
 from sse_app.cli.options import settings_of
 from sse_app.core.errors import InvalidInput
+from sse_app.eventlog.factory import event_log_path
 from sse_app.eventlog.sqlite import schema as sqlite_schema
-from sse_app.node import event_log_path
 from sse_app.storage.sqlite import open_database
 from sse_app.storage.state_dir import StateDirectory
 
@@ -19,7 +19,7 @@ from sse_app.storage.state_dir import StateDirectory
 def _database(options: argparse.Namespace) -> Iterator[sqlite3.Connection]:
     settings = settings_of(options)
     state = StateDirectory(settings.state_dir)
-    path = event_log_path(settings, state)
+    path = event_log_path(settings.event_log, state)
     if path is None:
         raise InvalidInput("the event log is in memory: there is nothing to look after")
     if not path.exists():
@@ -32,7 +32,7 @@ def _database(options: argparse.Namespace) -> Iterator[sqlite3.Connection]:
 
 
 def show(options: argparse.Namespace) -> None:
-    """Print the epoch, the head, and each channel with how many events it was given."""
+    """Print the epoch, the head, and each channel with the number of events ever published to it."""
     with _database(options) as database:
         row = database.execute("SELECT epoch FROM log").fetchone()
         head = database.execute("SELECT coalesce(max(last_seq), 0) FROM channels").fetchone()[0]
@@ -44,7 +44,11 @@ def show(options: argparse.Namespace) -> None:
 
 
 def new_epoch(options: argparse.Namespace) -> None:
-    """Give the log another epoch and print it: clients with older ids get a reset instead of wrong events."""
+    """Give the log another epoch and print it: clients with older ids get a reset instead of wrong events.
+
+    Raises:
+        StateError: a server uses the state directory.
+    """
     settings = settings_of(options)
     state = StateDirectory(settings.state_dir)
     state.lock()

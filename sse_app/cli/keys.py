@@ -1,22 +1,23 @@
-"""``keys …``: the keys in the state directory; a running server notices new ones by itself."""
+"""``keys …``: the keys in the state directory; a running server notices new ones."""
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import time
 
+from sse_app.auth.factory import keys_directory
 from sse_app.auth.tokens.keyring import KeyRing
 from sse_app.auth.tokens.keyring import rotate as rotate_keys
-from sse_app.cli.auth_database import auth_database, note
+from sse_app.cli.auth_store import auth_store, note
 from sse_app.cli.options import settings_of
-from sse_app.node import keys_directory
 from sse_app.storage.state_dir import StateDirectory
 
 
 def show(options: argparse.Namespace) -> None:
     """Print the keys, the newest first; what they consist of is not shown."""
     settings = settings_of(options)
-    keys = KeyRing.load(keys_directory(settings, StateDirectory(settings.state_dir)))
+    keys = KeyRing.load(keys_directory(settings.auth, StateDirectory(settings.state_dir)))
     for key in keys:
         use = "signs" if key is keys.signing else "verifies"
         print(f"{key.id} {key.algorithm} {use}")
@@ -24,9 +25,13 @@ def show(options: argparse.Namespace) -> None:
 
 def rotate(options: argparse.Namespace) -> None:
     """Make a new key, and print its id."""
-    with auth_database(options) as (database, settings):
-        directory = keys_directory(settings, StateDirectory(settings.state_dir))
+    print(asyncio.run(_rotate(options)))
+
+
+async def _rotate(options: argparse.Namespace) -> str:
+    async with auth_store(options) as (store, settings):
+        directory = keys_directory(settings.auth, StateDirectory(settings.state_dir))
         algorithm = options.algorithm or KeyRing.load(directory).signing.algorithm
         kid, spent = rotate_keys(directory, algorithm, time.time() - settings.auth.longest_lifetime)
-        note(database, "key_rotation", kid, f"{algorithm}; deleted: {', '.join(spent) or 'none'}")
-    print(kid)
+        await note(store, "key_rotation", kid, f"{algorithm}; deleted: {', '.join(spent) or 'none'}")
+        return kid

@@ -1,10 +1,10 @@
-"""The ``sse-app`` command: what it takes, and which function of `sse_app.cli` does it."""
+"""The ``sse-app`` command: parses the arguments and calls the function of `sse_app.cli` that they ask for."""
 
 from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"sse-app: {error}", file=sys.stderr)
         return 1
     except BrokenPipeError:
-        sys.stderr.close()  # whoever read our output has left: nothing more to say
+        sys.stderr.close()  # the program that read our output has closed the pipe
         return 1
     except KeyboardInterrupt:
         return 130
@@ -57,9 +57,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
     def add(
-        name: str, run: str, help: str, to: argparse._SubParsersAction[argparse.ArgumentParser] = commands
+        name: str, run: str, help: str, to: Callable[..., argparse.ArgumentParser] = commands.add_parser
     ) -> argparse.ArgumentParser:
-        command = to.add_parser(name, help=help, description=help, parents=[everywhere])
+        command = to(name, help=help, description=help, parents=[everywhere])
         command.set_defaults(run=run)
         return command
 
@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         "start a successor beside the running server, and hand everything over to it",
     )
     _add_users(add("user", "users:show", "manage the accounts that can log in"))
-    token = add("token", "tokens:mint", "mint a token for anybody, and print only it")
+    token = add("token", "tokens:mint", "mint a token for any subject, and print only it")
     token.add_argument("--kind", choices=["access", "stream"], default="access", help="default: access")
     token.add_argument("--subject", default="cli", metavar="S", help="whom it speaks for (default: cli)")
     token.add_argument("--session", metavar="ID", help="the session it belongs to (default: a new one)")
@@ -106,24 +106,34 @@ def _parser() -> argparse.ArgumentParser:
     audit.add_argument("--limit", type=int, default=100, metavar="N", help="how many entries (100)")
     keys = add("keys", "keys:show", "look after the keys that sign tokens")
     key_actions = keys.add_subparsers(metavar="ACTION")
-    add("list", "keys:show", "print the keys, the one that signs first", key_actions)
+    add("list", "keys:show", "print the keys, the one that signs first", key_actions.add_parser)
     rotate = add(
-        "rotate", "keys:rotate", "make a new key, which signs; old ones verify until spent", key_actions
+        "rotate",
+        "keys:rotate",
+        "make a new key, which signs; old ones verify until spent",
+        key_actions.add_parser,
     )
     rotate.add_argument(
         "--algorithm", choices=["HS256", "EdDSA", "ES256", "RS256"], help="default: as the key that signs now"
     )
     systemd = add("systemd", "systemd_units:install", "write the units for this installation")
     systemd.add_argument("action", choices=["install"], help="write sse-app.socket and sse-app.service")
-    systemd.add_argument("--user", action="store_true", help="for the user manager of whoever runs this")
+    systemd.add_argument(
+        "--user", action="store_true", help="for the systemd manager of the user who runs this"
+    )
     systemd.add_argument("--run-as", default="sse_app", metavar="USER", help="the service's user (sse_app)")
     systemd.add_argument(
         "--unit-dir", type=Path, metavar="DIR", help="where to (default: where systemd looks)"
     )
     eventlog = add("eventlog", "eventlog:show", "look after the event log")
     actions = eventlog.add_subparsers(metavar="ACTION")
-    add("show", "eventlog:show", "print the log's epoch, head and channels", actions)
-    add("new-epoch", "eventlog:new_epoch", "after restoring a backup: make old event ids invalid", actions)
+    add("show", "eventlog:show", "print the log's epoch, head and channels", actions.add_parser)
+    add(
+        "new-epoch",
+        "eventlog:new_epoch",
+        "after restoring a backup: make old event ids invalid",
+        actions.add_parser,
+    )
     return parser
 
 
@@ -136,7 +146,10 @@ def _settings_flags() -> argparse.ArgumentParser:
 
 
 def _add_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that override settings; absent ones leave no trace, so that they may stand anywhere."""
+    """Add the flags that override settings.
+
+    An absent flag sets no attribute, so a flag before the command is not overwritten by the command's own default.
+    """
     from argparse import SUPPRESS as absent
 
     group = parser.add_argument_group("settings", "override the environment and the settings file")

@@ -1,4 +1,4 @@
-"""From a command's flags to settings and grants."""
+"""Turns the flags of a command into settings and grants."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
     """Return the settings that a command works with.
 
     Raises:
-        SettingsError: one of them is bad.
+        SettingsError: a setting has a bad value, or is unknown.
     """
     flags: dict[str, object] = {
         name: getattr(options, name)
@@ -40,7 +40,7 @@ def grants_of(options: argparse.Namespace) -> Grants:
     """Return the grants of ``--subscribe``, ``--publish`` and ``--admin``.
 
     Raises:
-        InvalidChannel: one of the patterns is none.
+        InvalidChannel: a text is no channel pattern.
     """
     subscribe, publish = (
         [text for text in value.split(",") if text] for value in (options.subscribe, options.publish)

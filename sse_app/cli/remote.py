@@ -1,4 +1,4 @@
-"""``publish`` and ``listen``: talk to a running server as any client does."""
+"""``publish`` and ``listen``: use a running server over HTTP, through `sse_app.client`."""
 
 from __future__ import annotations
 
@@ -22,17 +22,24 @@ if TYPE_CHECKING:
     from sse_app.client.tokens import Token
 
 TOKEN_LIFETIME = 600
+"""How many seconds a token that a command mints for itself is valid."""
 
-PATIENCE = 10.0
-"""Seconds for which ``publish`` tries to reach the server."""
+PUBLISH_TIMEOUT = 10.0
+"""How many seconds ``publish`` tries to reach the server."""
 
 
 class ExtraMissing(SSEAppError):
-    """What a command needs is not installed."""
+    """A command needs packages that are not installed."""
 
 
 def publish(options: argparse.Namespace) -> None:
-    """Publish one event and print its id."""
+    """Publish one event and print its id.
+
+    Raises:
+        ExtraMissing: the extra ``client`` is not installed.
+        InvalidInput: the data is not a JSON object.
+        SSEAppError: the server refused the event, or could not be reached in `PUBLISH_TIMEOUT`.
+    """
     _require_client(options)
     settings = settings_of(options)
     try:
@@ -48,12 +55,16 @@ async def _publish(options: argparse.Namespace, url: str, token: Token, data: ob
 
     if not isinstance(data, dict):
         raise InvalidInput("data must be a JSON object")
-    async with Publisher(url, token, give_up_after=PATIENCE) as publisher:
+    async with Publisher(url, token, give_up_after=PUBLISH_TIMEOUT) as publisher:
         return await publisher.publish(options.channel, options.type, data)
 
 
 def listen(options: argparse.Namespace) -> None:
-    """Print events until Ctrl-C or until the token is of no more use."""
+    """Print events, a JSON object per line, until Ctrl-C or until the server refuses the token.
+
+    Raises:
+        ExtraMissing: the extra ``client`` is not installed.
+    """
     _require_client(options)
     settings = settings_of(options)
     channels = [name for name in options.channels.split(",") if name]
@@ -64,13 +75,13 @@ def listen(options: argparse.Namespace) -> None:
 async def _listen(options: argparse.Namespace, url: str, token: Token) -> None:
     from sse_app.client import Stream
 
-    async with Stream(url, options.channels, token, after=options.after, on_state=_say) as stream:
+    async with Stream(url, options.channels, token, after=options.after, on_state=_report) as stream:
         async for item in stream:
             _print(item)
 
 
-def _say(state: Connected | Waiting) -> None:
-    """Tell people how it stands; what programs read goes to standard output."""
+def _report(state: Connected | Waiting) -> None:
+    """Print the state of the connection to standard error; standard output is for events only."""
     from sse_app.client import Connected
 
     if isinstance(state, Connected):
@@ -90,10 +101,10 @@ def _print(item: Event | Reset) -> None:
 
 
 def _require_client(options: argparse.Namespace) -> None:
-    """Say in one line what is missing.
+    """Check that the extra ``client`` is installed.
 
     Raises:
-        ExtraMissing: something is.
+        ExtraMissing: it is not; the text is one line that names the package.
     """
     try:
         import sse_app.client  # noqa: F401
@@ -118,13 +129,14 @@ def _url(options: argparse.Namespace, settings: Settings) -> str:
 
 
 def _token(options: argparse.Namespace, settings: Settings, kind: TokenKind, grants: Grants) -> Token:
-    """Return the token given, else one minted anew whenever one is wanted, all of one session."""
+    """Return the token that the caller gave, else a function that mints one per call, all of one session."""
     if options.token_stdin:
         return sys.stdin.readline().strip()
     if given := os.environ.get("SSE_APP_TOKEN"):
         return given
     session = secrets.token_urlsafe(12)
-    mint_with_own_keys(settings, kind, "cli", grants, TOKEN_LIFETIME, session)  # what is wrong comes out here
+    # An unusable key is reported now, not at the first connection.
+    mint_with_own_keys(settings, kind, "cli", grants, TOKEN_LIFETIME, session)
 
     async def minted() -> str:
         return mint_with_own_keys(settings, kind, "cli", grants, TOKEN_LIFETIME, session)

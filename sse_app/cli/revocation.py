@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import time
 
-from sse_app.auth.accounts.sessions import revoke_with_sessions
-from sse_app.auth.audit import AuditEntry
-from sse_app.auth.revocations import Revocation, require_no_token
-from sse_app.cli.auth_database import auth_database, note
+from sse_app.auth.records import AuditEntry, Revocation, require_no_token
+from sse_app.cli.auth_store import auth_store, note
 from sse_app.core.errors import InvalidInput
 from sse_app.core.events import timestamp
 from sse_app.settings.model import Settings
@@ -17,11 +16,14 @@ from sse_app.settings.model import Settings
 
 def revoke(options: argparse.Namespace) -> None:
     """Revoke tokens."""
-    with auth_database(options) as (database, settings):
+    asyncio.run(_revoke(options))
+
+
+async def _revoke(options: argparse.Namespace) -> None:
+    async with auth_store(options) as (store, settings):
         revocation = _revocation(options, settings)
-        with database.transaction() as connection:
-            revoke_with_sessions(connection, revocation)
-        note(database, "revocation", revocation.value, revocation.scope.value)
+        await store.revoke([revocation])
+        await note(store, "revocation", revocation.value, revocation.scope.value)
 
 
 def _revocation(options: argparse.Namespace, settings: Settings) -> Revocation:
@@ -42,11 +44,10 @@ def audit(options: argparse.Namespace) -> None:
     """Print the newest entries of the audit trail."""
     if options.limit < 1:
         raise InvalidInput("--limit must be at least 1")
-    with auth_database(options) as (database, _):
-        rows = database.rows(
-            "SELECT at, action, subject, address, target, detail FROM audit ORDER BY number DESC LIMIT ?",
-            (options.limit,),
-        )
-    for row in reversed(rows):
-        entry = AuditEntry(*row)
+    for entry in reversed(asyncio.run(_newest(options))):
         print(json.dumps({**entry._asdict(), "at": timestamp(entry.at)}))
+
+
+async def _newest(options: argparse.Namespace) -> list[AuditEntry]:
+    async with auth_store(options) as (store, _):
+        return [entry for _, entry in await store.audit_entries(options.limit)]

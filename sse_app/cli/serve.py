@@ -1,4 +1,4 @@
-"""``serve``, ``check-config`` and ``upgrade``."""
+"""``serve``, ``check-config`` and ``upgrade``: run a server, check its settings, replace it without downtime."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     import argparse
 
 UPGRADE_TIMEOUT = 60.0
-"""Seconds."""
+"""How many seconds ``upgrade`` waits for the successor."""
 
 
 def serve(options: argparse.Namespace) -> None:
-    """Serve until a signal comes."""
+    """Serve until SIGTERM or SIGINT."""
     from sse_app.process import server
 
     settings = settings_of(options)
@@ -31,7 +31,11 @@ def serve(options: argparse.Namespace) -> None:
 
 
 def upgrade(options: argparse.Namespace) -> None:
-    """Have the server that uses the state directory start its successor and hand everything over to it."""
+    """Have the server that uses the state directory start its successor and hand all connections over to it.
+
+    Raises:
+        StateError: no server uses it, or the successor did not take over within `UPGRADE_TIMEOUT`.
+    """
     settings = settings_of(options)
     holder = StateDirectory(settings.state_dir).holder()
     if holder is None:

@@ -1,4 +1,4 @@
-"""``systemd install``: the units for this installation."""
+"""``systemd install``: writes the socket and service units for this installation (socket activation)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ UNITS = ("sse-app.socket", "sse-app.service")
 
 
 def install(options: argparse.Namespace) -> None:
-    """Write both units, and say what to do next."""
+    """Write both units, and print the command that starts them.
+
+    Raises:
+        StateError: the units cannot be written.
+    """
     settings = settings_of(options)
     config = find_settings_file(getattr(options, "config", None))
     listen = f"[{settings.host}]" if ":" in settings.host else settings.host
@@ -48,12 +52,12 @@ def render(
     """Return the units' texts by their names.
 
     Args:
-        command: starts the server.
-        config: names the settings file, if there is one.
-        listen: the address of the socket.
-        user: whom the service runs as; empty in a user's own manager.
-        calls_out: whether the server itself opens connections.
-        home: whether the program is in somebody's home directory.
+        command: the words of the command that starts the server.
+        config: the ``Environment=`` line that names the settings file; empty without one.
+        listen: the address of the socket, as ``ListenStream=`` takes it.
+        user: the user that the service runs as; empty in a user's own manager.
+        home: whether the program is in a home directory, which the service must then be able to read.
+        calls_out: whether the server opens connections of its own, as it does to an OpenID provider.
     """
     values = {
         "command": " ".join(shlex.quote(word) for word in command),
@@ -75,7 +79,11 @@ def _environment(name: str, value: str) -> str:
 
 
 def _program() -> list[str]:
-    """Return what starts this program: a path that stays the same when the installation behind it is replaced."""
+    """Return the words of the command that starts this program.
+
+    The interpreter's path is kept as it was called, perhaps through a link, so that the unit starts what the link
+    names later.
+    """
     script = Path(sys.argv[0])
     if script.name == "main.py":
         return [sys.executable, str(script.absolute())]

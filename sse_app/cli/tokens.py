@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import argparse
 
+from sse_app.auth.factory import issuer_of
 from sse_app.auth.tokens.claims import new_id
 from sse_app.auth.tokens.grants import Grants
 from sse_app.auth.tokens.issuer import TokenKind
 from sse_app.cli.options import grants_of, settings_of
 from sse_app.core.channels import own_patterns
 from sse_app.core.errors import InvalidInput
-from sse_app.node import issuer_of
 from sse_app.settings.model import Settings
 from sse_app.storage.state_dir import StateDirectory
 
 
 def mint(options: argparse.Namespace) -> None:
-    """Print a token and nothing else."""
+    """Print a token, and nothing else.
+
+    Raises:
+        InvalidInput: the flags contradict each other or are out of bounds.
+    """
     grants = grants_of(options)
     kind = TokenKind.ACCESS if options.kind == "access" else TokenKind.STREAM
     if kind is TokenKind.STREAM and (grants.publish.texts or grants.admin):
@@ -42,5 +46,5 @@ def mint_with_own_keys(
     Raises:
         StateError: they cannot be read.
     """
-    tokens = issuer_of(settings, StateDirectory(settings.state_dir))
+    tokens = issuer_of(settings.auth, StateDirectory(settings.state_dir))
     return tokens.issue(kind, subject, session or new_id(), grants, ttl)

@@ -3,33 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import getpass
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 from sse_app.auth.accounts.accounts import Accounts
-from sse_app.cli.auth_database import auth_database, note
+from sse_app.auth.accounts.passwords import PasswordThreads
+from sse_app.cli.auth_store import auth_store, note
 from sse_app.cli.options import grants_of
 from sse_app.core.errors import InvalidInput
 
-_NOTED = {
-    "users:add": "user_added",
-    "users:passwd": "password_changed",
-    "users:grants": "grants_changed",
-    "users:disable": "user_disabled",
-    "users:enable": "user_enabled",
-    "users:remove": "user_removed",
-}
-
-
-@contextmanager
-def _accounts(options: argparse.Namespace) -> Iterator[Accounts]:
-    """Open the accounts; what is done to one of them is noted in the audit trail."""
-    with auth_database(options) as (database, settings):
-        yield Accounts(database, settings.auth.longest_lifetime)
-        if action := _NOTED.get(options.run):
-            note(database, action, options.name)
+T = TypeVar("T")
 
 
 def show(options: argparse.Namespace) -> None:
@@ -41,53 +27,67 @@ def add(options: argparse.Namespace) -> None:
     """Make an account."""
     granted = grants_of(options)
     password = _password(options)
-    with _accounts(options) as accounts:
-        accounts.add(options.name, password, granted)
+    _change(options, "user_added", lambda accounts: accounts.add(options.name, password, granted))
 
 
 def list(options: argparse.Namespace) -> None:
     """Print the accounts, one a line."""
-    with _accounts(options) as accounts:
-        for account in accounts.list():
-            granted = account.grants
-            words = [account.name]
-            words += [f"subscribe={','.join(granted.subscribe.texts)}"] if granted.subscribe.texts else []
-            words += [f"publish={','.join(granted.publish.texts)}"] if granted.publish.texts else []
-            words += ["admin"] if granted.admin else []
-            words += ["disabled"] if account.disabled else []
-            print(" ".join(words))
+    for account in asyncio.run(_with_accounts(options, lambda accounts: accounts.list())):
+        granted = account.grants
+        words = [account.name]
+        words += [f"subscribe={','.join(granted.subscribe.texts)}"] if granted.subscribe.texts else []
+        words += [f"publish={','.join(granted.publish.texts)}"] if granted.publish.texts else []
+        words += ["admin"] if granted.admin else []
+        words += ["disabled"] if account.disabled else []
+        print(" ".join(words))
 
 
 def passwd(options: argparse.Namespace) -> None:
     """Change a password."""
     password = _password(options)
-    with _accounts(options) as accounts:
-        accounts.set_password(options.name, password)
+    _change(options, "password_changed", lambda accounts: accounts.set_password(options.name, password))
 
 
 def grants(options: argparse.Namespace) -> None:
     """Change what an account may do."""
-    changed = grants_of(options)
-    with _accounts(options) as accounts:
-        accounts.set_grants(options.name, changed)
+    granted = grants_of(options)
+    _change(options, "grants_changed", lambda accounts: accounts.set_grants(options.name, granted))
 
 
 def disable(options: argparse.Namespace) -> None:
     """Refuse an account its login."""
-    with _accounts(options) as accounts:
-        accounts.set_disabled(options.name, True)
+    _change(options, "user_disabled", lambda accounts: accounts.disable(options.name))
 
 
 def enable(options: argparse.Namespace) -> None:
     """Allow an account its login again."""
-    with _accounts(options) as accounts:
-        accounts.set_disabled(options.name, False)
+    _change(options, "user_enabled", lambda accounts: accounts.enable(options.name))
 
 
 def remove(options: argparse.Namespace) -> None:
     """Delete an account."""
-    with _accounts(options) as accounts:
-        accounts.remove(options.name)
+    _change(options, "user_removed", lambda accounts: accounts.remove(options.name))
+
+
+def _change(
+    options: argparse.Namespace, noted_as: str, change: Callable[[Accounts], Awaitable[None]]
+) -> None:
+    """Do something to an account, and note it in the audit trail."""
+    asyncio.run(_with_accounts(options, change, noted_as))
+
+
+async def _with_accounts(
+    options: argparse.Namespace, work: Callable[[Accounts], Awaitable[T]], noted_as: str = ""
+) -> T:
+    async with auth_store(options) as (store, settings):
+        threads = PasswordThreads()
+        try:
+            done = await work(Accounts(store, threads, settings.auth))
+        finally:
+            threads.close()
+        if noted_as:
+            await note(store, noted_as, options.name)
+        return done
 
 
 def _password(options: argparse.Namespace) -> str:

@@ -1,4 +1,4 @@
-"""What is counted for the metrics and nowhere else; the rest is read from the parts when somebody asks."""
+"""Counters for the metrics that no part needs for its own work; the rest is read from the parts at each request."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def quantile(counts: Sequence[int], share: float) -> float | None:
 
 
 class Durations:
-    """How many of some durations were how long, in seconds."""
+    """Counts durations, in seconds, by their length."""
 
     def __init__(self) -> None:
         self.sum = 0.0
@@ -40,7 +40,7 @@ class Durations:
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """How many fell between each two bounds, the first below the first and the last above the last."""
+        """How many lie between each two bounds; the first are below the first bound, the last above the last."""
         return tuple(self._counts)
 
     def cumulated(self) -> list[tuple[str, float]]:
@@ -54,7 +54,7 @@ class Durations:
 
 
 class Metrics:
-    """Counters. Labels are bounded: no client, user or unconfigured channel is among them."""
+    """Counters. Their labels are bounded: no client, user or unconfigured channel is among them."""
 
     def __init__(self) -> None:
         self.requests: Counter[tuple[str, str, int]] = Counter()
@@ -63,6 +63,6 @@ class Metrics:
         """From a publish request to its answer, the commit included."""
         self.streams_opened = 0
         self.streams_resumed = 0
-        """Those of the opened that gave a position: clients that came back."""
+        """How many of these gave a position: clients that reconnected."""
         self.refusals: Counter[str] = Counter()
         """Requests and streams that were refused, by the code of the error or the reason of the ``closing``."""

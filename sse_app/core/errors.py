@@ -47,12 +47,32 @@ class TokenRefused(SSEAppError):
         self.detail = detail or message
 
 
+class Forbidden(SSEAppError):
+    """A token is valid, but does not allow what was asked."""
+
+
+class TooManyStreams(SSEAppError):
+    """A user or an address has as many streams open as it may; the text says which, and how many."""
+
+
 class ProviderUnavailable(SSEAppError):
     """The OpenID provider's keys are not known and cannot be fetched just now."""
 
 
 class EventLogUnavailable(SSEAppError):
     """The event log cannot be read or written just now; nothing was stored."""
+
+
+class AuthStoreUnavailable(SSEAppError):
+    """Accounts, sessions, revocations and the audit trail cannot be read or written just now; nothing was changed.
+
+    Args:
+        detail: why, for the log.
+    """
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(f"accounts and sessions cannot be read or written just now: {detail}")
+        self.detail = detail
 
 
 class IdempotencyKeyReused(SSEAppError):

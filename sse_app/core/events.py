@@ -117,6 +117,24 @@ def _encode(data: dict[str, Any], field: str) -> bytes:
     try:
         return orjson.dumps(data)
     except orjson.JSONEncodeError as error:
-        if "64-bit" in str(error):  # JSON sets no bound to numbers: the standard library writes them exactly
+        reason: Exception = error
+    if _has_long_integer(data):  # JSON sets no bound to numbers: the standard library writes them exactly
+        try:
             return json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
-        raise InvalidInput(f"{field}data cannot be written as JSON: {error}", f"{field}data") from None
+        except (TypeError, ValueError, RecursionError) as error:
+            reason = error
+    raise InvalidInput(f"{field}data cannot be written as JSON: {reason}", f"{field}data")
+
+
+def _has_long_integer(data: object) -> bool:
+    """Return whether a value has an integer beyond 64 bits in it, which orjson does not write."""
+    found, waiting = set[int](), [data]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, int):
+            if not -(2**63) <= value < 2**64:
+                return True
+        elif isinstance(value, (dict, list, tuple)) and id(value) not in found:
+            found.add(id(value))  # a value may contain itself
+            waiting += value.values() if isinstance(value, dict) else value
+    return False

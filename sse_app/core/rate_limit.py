@@ -1,4 +1,4 @@
-"""How fast one bearer may do something: pure, with the time handed in."""
+"""A limit on how many things each caller may do a second. Pure: the caller passes the time."""
 
 from __future__ import annotations
 
@@ -6,30 +6,34 @@ MAX_ENTRIES = 10_000
 
 
 class RateLimit:
-    """A token bucket for each of many bearers: so many a second, with a second's worth at once.
+    """A token bucket for each caller, which holds what the rate allows in one second.
 
-    Something larger than the bucket passes when the bucket is full, and is paid off afterwards.
+    A request for more than the bucket holds passes when the bucket is full, and delays the ones after it.
 
     Args:
         rate: how many a second; 0 is no limit.
     """
 
     def __init__(self, rate: float) -> None:
-        self._rate = rate
+        self.use(rate)
+
+    def use(self, rate: float) -> None:
+        """Take another rate, and begin with full buckets."""
+        self.rate = rate
         self._room = max(rate, 1.0)
         self._full_at: dict[str, float] = {}
-        """When each bearer's bucket will be full again."""
+        """When each caller's bucket will be full again."""
 
-    def take(self, bearer: str, count: int, now: float) -> float:
+    def take(self, caller: str, count: int, now: float) -> float:
         """Take ``count`` at once, and return 0; or take none, and return in how many seconds to ask again."""
-        if not self._rate:
+        if not self.rate:
             return 0.0
-        empty_for = max(0.0, self._full_at.get(bearer, now) - now)
-        missing = min(count, self._room) - (self._room - empty_for * self._rate)
+        empty_for = max(0.0, self._full_at.get(caller, now) - now)
+        missing = min(count, self._room) - (self._room - empty_for * self.rate)
         if missing > 1e-9:
-            return missing / self._rate
-        self._full_at.pop(bearer, None)
-        self._full_at[bearer] = now + empty_for + count / self._rate
+            return missing / self.rate
+        self._full_at.pop(caller, None)
+        self._full_at[caller] = now + empty_for + count / self.rate
         if len(self._full_at) > MAX_ENTRIES:
             del self._full_at[next(iter(self._full_at))]
         return 0.0

@@ -1,13 +1,10 @@
-"""The event stream format and its framing: pure, no I/O (WHATWG HTML §9.2, RFC 9112 §7.1)."""
+"""The event stream format: pure, no I/O (WHATWG HTML §9.2)."""
 
 from __future__ import annotations
 
 import re
 
 import orjson
-
-LAST_CHUNK = b"0\r\n\r\n"
-"""Ends a chunked HTTP/1.1 body."""
 
 _LINE_BREAK = re.compile(rb"\r\n|\r|\n")
 _FORBIDDEN = re.compile(rb"[\r\n\x00]")
@@ -54,6 +51,11 @@ def encode_json(event: str, data: object, *, id: str | None = None, retry: int |
     return encode(orjson.dumps(data), event=event, id=id, retry=retry)
 
 
-def chunk(payload: bytes) -> bytes:
-    """Return ``payload`` as one chunk of a chunked HTTP/1.1 body; it must not be empty, which would end the body."""
-    return b"%x\r\n%b\r\n" % (len(payload), payload)
+def encode_closing(reason: str, retry: int | None) -> bytes:
+    """Return the event with which the server ends a stream.
+
+    Args:
+        reason: for the client, e.g. ``token_expired``.
+        retry: when to come back, in milliseconds; None when the client's token is of no more use.
+    """
+    return encode_json("closing", {"reason": reason, "retry": retry}, retry=retry)

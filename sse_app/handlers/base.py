@@ -1,10 +1,9 @@
-"""What all handlers share: errors as JSON, CORS, bearer tokens, bodies, and an access line without secrets."""
+"""What all handlers share: errors as JSON, CORS, bearer tokens, request bodies, and an access line without secrets."""
 
 from __future__ import annotations
 
 import logging
 import re
-import sqlite3
 import sys
 from collections.abc import Awaitable
 from http import HTTPStatus
@@ -16,17 +15,23 @@ from tornado.iostream import StreamClosedError
 
 from sse_app.auth.tokens.claims import Claims
 from sse_app.auth.tokens.issuer import TokenKind
-from sse_app.core.errors import EventLogUnavailable, TokenRefused
+from sse_app.core.errors import AuthStoreUnavailable, EventLogUnavailable, TokenRefused
+from sse_app.core.private_apis import without_access_line
+from sse_app.core.redaction import loggable_path
 from sse_app.handlers.client_address import client_address, is_in
 from sse_app.handlers.cors import OriginHandler
 from sse_app.handlers.errors import Refusal, refusal_of
+from sse_app.handlers.parsing import parse_json
 from sse_app.node import Node
-from sse_app.process.logs import loggable_path
 
 DRAINED_BODIES = 64
-"""How many times the largest body is read and thrown away of a body that is larger."""
+"""A body that is too large is read and thrown away up to this many times the limit; a larger one is cut off."""
 
 MAX_LENGTH_DIGITS = 18
+"""How many digits of a Content-Length are read as a number; a longer one is too large in any case."""
+
+CLIENT_CLOSED = 499
+"""The status in the access line of a request whose client left before the answer (nginx's number for it)."""
 
 access_log = logging.getLogger("sse_app.access")
 log = logging.getLogger(__name__)
@@ -34,6 +39,7 @@ log = logging.getLogger(__name__)
 _BEARER = re.compile(r"(?i:bearer) +([A-Za-z0-9._~+/=-]+) *")
 
 
+@without_access_line
 @web.stream_request_body
 class ApiHandler(OriginHandler):
     """The base of all handlers."""
@@ -43,21 +49,26 @@ class ApiHandler(OriginHandler):
     keeps_body = False
 
     def initialize(self, node: Node) -> None:
-        """Take the parts that the handler works with."""
+        """Take the node whose parts the handler works with."""
         self.node = node
+        # The query may hold a token. Its arguments are parsed; what logs the request from here on finds only the path.
+        self.request.uri = loggable_path(self.request.path)
+        self.request.query = ""
         self._pieces: list[bytes] = []
         self._size = 0
         self._too_large = False
 
     def set_default_headers(self) -> None:
-        """Keep answers out of caches, and browsers from guessing what they are."""
+        """Keep answers out of caches, and browsers from guessing content types."""
         self.set_header("Cache-Control", "no-store")
         self.set_header("X-Content-Type-Options", "nosniff")
         self.set_header("Referrer-Policy", "no-referrer")
         self.clear_header("Server")
 
+    # -- the body -------------------------------------------------------------------------------------------
+
     def prepare(self) -> Awaitable[None] | None:
-        """Refuse a body that says it is too large before it comes."""
+        """Refuse a body whose Content-Length is over the limit before it is read."""
         self.allow_origin()
         self.request.connection.set_max_body_size(sys.maxsize)  # type: ignore[union-attr]
         length = self.request.headers.get("Content-Length", "")
@@ -66,13 +77,19 @@ class ApiHandler(OriginHandler):
             if len(length) > MAX_LENGTH_DIGITS or int(length) > DRAINED_BODIES * limit:
                 raise self._size_refusal()
             if int(length) > limit:
-                if "Expect" in self.request.headers:  # the client waits for our word before it sends the body
+                if (
+                    "Expect" in self.request.headers
+                ):  # the client waits for an answer before it sends the body
                     raise self._size_refusal()
                 self._refuse_size()
         return None
 
     def data_received(self, chunk: bytes) -> None:
-        """Keep a piece of the body, if anybody wants it; past the limit nothing is kept."""
+        """Keep a piece of the body if the handler uses bodies; of one that is over the limit nothing is kept.
+
+        Raises:
+            StreamClosedError: the body is so large that the connection is closed instead of read to its end.
+        """
         self._size += len(chunk)
         limit = self.node.settings.limits.body_bytes
         if self._size > limit and not self._too_large:
@@ -89,12 +106,10 @@ class ApiHandler(OriginHandler):
         return Refusal(413, "too_large", f"a body has at most {limit} bytes", Connection="close")
 
     def _refuse_size(self) -> None:
-        """Answer 413 now, and go on reading: closing on a client that is still sending would reset its
+        """Answer 413 now, and go on reading: to close on a client that is still sending would reset its
         connection, and it would not see the answer."""
         self._too_large = True
-        refusal = self._size_refusal()
-        self._write_refusal(refusal)
-        self.set_header("Content-Length", sum(len(piece) for piece in self._write_buffer))
+        self._write_refusal(self._size_refusal())
         self.flush()
 
     # -- authorisation --------------------------------------------------------------------------------------
@@ -114,7 +129,7 @@ class ApiHandler(OriginHandler):
         return match[1]
 
     def access_claims(self) -> Claims:
-        """Return what the access token of the request says: only the header carries it.
+        """Return the claims of the request's access token, which only the Authorization header may carry.
 
         Raises:
             TokenRefused: there is none, or it is not valid.
@@ -123,7 +138,7 @@ class ApiHandler(OriginHandler):
         return self.claims
 
     def admin_claims(self) -> Claims:
-        """Return what the access token of an administrator says.
+        """Return the claims of an administrator's access token.
 
         Raises:
             TokenRefused: there is none, or it is not valid.
@@ -145,13 +160,13 @@ class ApiHandler(OriginHandler):
 
     @property
     def came_directly(self) -> bool:
-        """Whether nothing speaks of a proxy that is not trusted, so that `address` is the client's own."""
+        """Whether no header names a proxy that is not trusted, so that `address` is the client's own."""
         if is_in(self.request.remote_ip or "", self.node.settings.trusted_proxies):
             return True
         return not any(name in self.request.headers for name in ("X-Forwarded-For", "Forwarded", "X-Real-Ip"))
 
     def require_local(self) -> None:
-        """Let in only who may read the metrics.
+        """Refuse a client that may not read the metrics.
 
         Raises:
             Refusal: the address is not among ``metrics.allow``, or the request came through a proxy.
@@ -163,7 +178,7 @@ class ApiHandler(OriginHandler):
         """Return a whole number of the query.
 
         Raises:
-            Refusal: it is none, or out of range.
+            Refusal: it is not a whole number, or out of range.
         """
         text = self.get_query_argument(name, str(default), strip=False)
         if not (text.isascii() and text.isdigit() and len(text) < 17 and least <= int(text) <= most):
@@ -174,18 +189,32 @@ class ApiHandler(OriginHandler):
 
     def write_json(self, value: object, status: int = 200) -> None:
         """Answer with JSON."""
+        body = orjson.dumps(value)
         self.set_status(status)
         self.set_header("Content-Type", "application/json")
-        self.write(orjson.dumps(value))
+        self.set_header("Content-Length", len(body))
+        self.write(body)
 
     def compute_etag(self) -> str | None:
-        """Nothing here is cached, so no answer is hashed."""
+        """Return None: answers are not cached, so none is hashed."""
         return None
+
+    def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
+        """Answer an error of this package with its own status, and any other with the one given."""
+        error = kwargs.get("exc_info", (None, None, None))[1]
+        if self._too_large:
+            self.finish()  # the answer is out already, and no second one can follow
+        elif isinstance(error, StreamClosedError):
+            self.set_status(CLIENT_CLOSED, "Client Closed Request")
+            self.finish()  # nothing can be sent; this ends the request and writes its access line
+        else:
+            refusal = refusal_of(error)
+            super().send_error(status_code if refusal is None else refusal.status, **kwargs)
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """Answer any error as ``{"error": {"code", "message"}}``."""
         error = kwargs.get("exc_info", (None, None, None))[1]
-        refusal = refusal_of(error) if error is not None else None
+        refusal = refusal_of(error)
         if refusal is None:
             phrase = HTTPStatus(status_code).phrase
             reason = getattr(error, "log_message", None) if status_code < 500 else None
@@ -201,41 +230,27 @@ class ApiHandler(OriginHandler):
             self.set_header(name, value)
         self.write_json({"error": {"code": refusal.code, "message": str(refusal)}}, refusal.status)
 
-    def _handle_request_exception(self, e: BaseException) -> None:
-        """Answer our own errors without Tornado's logging them as uncaught."""
-        if self._too_large and not self._finished:
-            self.finish()  # it is answered, whatever else is wrong with it
-            return
-        if isinstance(e, StreamClosedError):
-            self.set_status(499, "Client Closed Request")  # nobody is there to answer
-            self._finished = True
-            self._log()
-            return
-        refusal = refusal_of(e)
-        if refusal is None or self._finished:
-            super()._handle_request_exception(e)
-            return
-        if isinstance(e, TokenRefused):
-            log.info("token_refused", extra={"detail": e.detail, "address": self.address})
-        elif isinstance(e, sqlite3.OperationalError):
-            log.error("accounts_unavailable", extra={"detail": str(e)})
-        elif isinstance(e, EventLogUnavailable):
-            level = logging.INFO if self.node.draining else logging.ERROR
-            log.log(level, "event_log_unavailable", extra={"detail": str(e)})
-        self.send_error(refusal.status, exc_info=(type(e), e, e.__traceback__))
-
-    # -- logs: the URI may hold a token, so nothing of it but the path is ever logged ------------------------
-
-    def _request_summary(self) -> str:
-        return f"{self.request.method} {loggable_path(self.request.path)} ({self.address})"
+    # -- logs -----------------------------------------------------------------------------------------------
 
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
-        """Log an error that nobody expected, without the request's headers and arguments."""
-        if isinstance(value, web.HTTPError):
-            return  # the access line says it all
-        log.error("uncaught: %s", self._request_summary(), exc_info=(typ, value, tb))
+        """Log an error: one of this package by what it means to operators, an unexpected one with its traceback.
 
-    def _log(self) -> None:
+        Neither line has the request's headers and arguments in it.
+        """
+        if isinstance(value, (web.HTTPError, StreamClosedError)) or self._too_large:
+            return  # the access line says all there is to say
+        if refusal_of(value) is None:
+            request = f"{self.request.method} {self.request.uri} ({self.address})"
+            log.error("uncaught: %s", request, exc_info=(typ, value, tb))
+        elif isinstance(value, TokenRefused):
+            log.info("token_refused", extra={"detail": value.detail, "address": self.address})
+        elif isinstance(value, AuthStoreUnavailable):
+            log.error("accounts_unavailable", extra={"detail": value.detail})
+        elif isinstance(value, EventLogUnavailable):
+            level = logging.INFO if self.node.draining else logging.ERROR
+            log.log(level, "event_log_unavailable", extra={"detail": str(value)})
+
+    def on_finish(self) -> None:
         """Write the access line, and count the request."""
         status = self.get_status()
         method = self.request.method or ""
@@ -245,7 +260,7 @@ class ApiHandler(OriginHandler):
         if access_log.isEnabledFor(level):
             fields: dict[str, object] = {
                 "method": method,
-                "path": loggable_path(self.request.path),
+                "path": self.request.uri,
                 "status": status,
                 "ms": round(self.request.request_time() * 1000, 2),
                 "address": self.address,
@@ -257,15 +272,45 @@ class ApiHandler(OriginHandler):
             access_log.log(level, "request", extra=fields)
 
     def access_level(self, status: int) -> int:
-        """Return the log level of the access line: routine successes are for debugging, a 500 is our mistake."""
+        """Return the log level of the access line: DEBUG for a success, ERROR for a 500, else INFO."""
         return logging.DEBUG if status < 400 else logging.ERROR if status == 500 else logging.INFO
 
 
+class BodyHandler(ApiHandler):
+    """The base of handlers that take a JSON body, up to the configured size."""
+
+    keeps_body = True
+
+    def body(self) -> bytes:
+        """Return the body.
+
+        Raises:
+            Refusal: it has a Content-Encoding.
+        """
+        if self.request.headers.get("Content-Encoding", "identity").lower() != "identity":
+            raise Refusal(415, "unsupported_encoding", "a body must not have a Content-Encoding")
+        return b"".join(self._pieces)
+
+    def json_object(self, body: bytes | None = None) -> dict[str, Any]:
+        """Return the body as a JSON object.
+
+        Raises:
+            Refusal: it is not JSON, or not an object.
+        """
+        try:
+            value = parse_json(self.body() if body is None else body)
+        except ValueError as error:
+            raise Refusal(400, "invalid_json", f"the body is not JSON: {error}") from None
+        if not isinstance(value, dict):
+            raise Refusal(422, "invalid_input", "the body must be a JSON object")
+        return value
+
+
 class NotFoundHandler(ApiHandler):
-    """Answers for every path that nothing else is at."""
+    """Answers 404 for every path that no other handler is mounted at."""
 
     def get(self) -> None:
-        """Say that nothing is here."""
+        """Refuse with ``not_found``."""
         raise Refusal(404, "not_found", "there is nothing here")
 
     head = post = put = patch = delete = get

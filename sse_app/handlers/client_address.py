@@ -1,4 +1,4 @@
-"""Where a request comes from when reverse proxies stand in between."""
+"""The address of the client that a request comes from, also behind reverse proxies."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ Networks = Sequence[Network]
 
 
 def parsed_address(address: str) -> IPv4Address | IPv6Address:
-    """Return an address; an IPv4 one that came over a socket for both families is told as what it is.
+    """Return an address; an IPv4 one that is mapped to IPv6 (RFC 4291 §2.5.5.2) as the IPv4 one.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the text is not an IP address.
     """
     parsed = ip_address(address)
     return (parsed.ipv4_mapped or parsed) if isinstance(parsed, IPv6Address) else parsed
@@ -32,8 +32,8 @@ def is_in(address: str, networks: Networks) -> bool:
 def client_address(peer: str, forwarded: Sequence[str], trusted: Networks) -> str:
     """Return the address of the client behind trusted proxies.
 
-    Each proxy adds to the right whom it heard it from; so the first from the right that is no trusted proxy
-    is the client, and what stands left of it is only what the client claims.
+    Each proxy adds the address of its peer on the right. So the first from the right that is not a trusted
+    proxy is the client, and what stands left of it is only what the client claims.
 
     Args:
         peer: the connection's other end.
@@ -47,5 +47,5 @@ def client_address(peer: str, forwarded: Sequence[str], trusted: Networks) -> st
         try:
             address = str(parsed_address(claimed.strip()))
         except ValueError:
-            break  # a proxy that says something else is believed no further
+            break  # what is not an address cannot be trusted, nor what stands left of it
     return address

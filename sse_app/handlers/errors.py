@@ -1,26 +1,28 @@
-"""How errors of ours are answered over HTTP."""
+"""How the errors of this package are answered over HTTP."""
 
 from __future__ import annotations
 
 import math
-import sqlite3
 
 from sse_app.auth.accounts.login import LoginThrottled
 from sse_app.auth.accounts.passwords import TooManyLogins
-from sse_app.auth.accounts.sessions import RefreshRefused
+from sse_app.auth.store import RefreshRefused
 from sse_app.core.errors import (
+    AuthStoreUnavailable,
     EventLogUnavailable,
+    Forbidden,
     IdempotencyKeyReused,
     InvalidChannel,
     InvalidInput,
     ProviderUnavailable,
     SSEAppError,
     TokenRefused,
+    TooManyStreams,
     UnknownChannel,
 )
 
 RETRY_AFTER = "5"
-"""Seconds after which a client that met a limit or a closed log may try again."""
+"""Seconds after which a client that met a limit or an unavailable store may try again."""
 
 
 class Refusal(SSEAppError):
@@ -40,8 +42,8 @@ class Refusal(SSEAppError):
         self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
 
 
-def refusal_of(error: BaseException) -> Refusal | None:
-    """Return how an error of ours is answered over HTTP: the one place that decides it."""
+def refusal_of(error: BaseException | None) -> Refusal | None:
+    """Return how an error of this package is answered over HTTP, or None for another: this one place decides."""
     match error:
         case Refusal():
             return error
@@ -51,6 +53,10 @@ def refusal_of(error: BaseException) -> Refusal | None:
             return Refusal(422, "invalid_input", str(error))
         case TokenRefused():
             return Refusal(401, "invalid_token", str(error), WWW_Authenticate='Bearer error="invalid_token"')
+        case Forbidden():
+            return Refusal(403, "forbidden", str(error))
+        case TooManyStreams():
+            return Refusal(429, "too_many_streams", str(error), Retry_After=RETRY_AFTER)
         case UnknownChannel():
             return Refusal(404, "unknown_channel", str(error))
         case IdempotencyKeyReused():
@@ -63,7 +69,7 @@ def refusal_of(error: BaseException) -> Refusal | None:
             return Refusal(503, "busy", str(error), Retry_After=RETRY_AFTER)
         case ProviderUnavailable():
             return Refusal(503, "provider_unavailable", str(error), Retry_After=RETRY_AFTER)
-        case sqlite3.OperationalError():  # accounts and sessions: locked by somebody for long, or a full disk
+        case AuthStoreUnavailable():
             return Refusal(503, "unavailable", "this cannot be done just now", Retry_After=RETRY_AFTER)
         case EventLogUnavailable():
             message = "the event log is not available just now"

@@ -1,23 +1,30 @@
-"""The position a client resumes from, as it stands in a request."""
+"""What clients send, parsed: JSON, and the position that a client resumes from."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import orjson
 
 from sse_app.handlers.errors import Refusal
 
-MAX_BYTES = 128
+MAX_POSITION_BYTES = 128
+MAX_INTEGER_DIGITS = 4000
 
 _CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
+_DIGITS_TO_ZERO = bytes(0x30 if 0x30 <= byte <= 0x39 else byte for byte in range(256))
+_LONG_NUMBER = b"0" * 18
 
 
 def parse_position(values: Sequence[bytes], name: str) -> str | None:
-    """Return the position as text, or None where there is none; whether it is an id is not asked here.
+    """Return the position as text, or None where there is none; it need not be the id of an event.
 
     Args:
         values: the raw bytes of each time it was given; Tornado's own accessors would strip them.
-        name: what it is called, for the error's text.
+        name: the parameter or header, for the error's text.
 
     Raises:
         Refusal: it is given twice, has control characters, or over 128 bytes.
@@ -25,8 +32,33 @@ def parse_position(values: Sequence[bytes], name: str) -> str | None:
     if len(values) > 1:
         raise Refusal(400, "invalid_position", f"{name} is given more than once")
     raw = values[0] if values else b""
-    if len(raw) > MAX_BYTES or _CONTROL.search(raw):
+    if len(raw) > MAX_POSITION_BYTES or _CONTROL.search(raw):
         raise Refusal(
-            400, "invalid_position", f"{name} must have at most {MAX_BYTES} bytes and no control characters"
+            400,
+            "invalid_position",
+            f"{name} must have at most {MAX_POSITION_BYTES} bytes and no control characters",
         )
     return raw.decode("utf-8", "replace") or None
+
+
+def parse_json(body: bytes) -> Any:
+    """Return the value of a JSON text in UTF-8; integers up to 4,000 digits keep every digit.
+
+    Raises:
+        ValueError: it is not JSON; the text says where.
+    """
+    value = orjson.loads(body)
+    if _LONG_NUMBER not in body.translate(_DIGITS_TO_ZERO):
+        return value
+    # orjson rounds integers beyond 64 bits to floats. What it accepted the standard library reads too.
+    return json.loads(body, parse_int=_integer, parse_constant=_refuse)
+
+
+def _integer(text: str) -> int:
+    if len(text) > MAX_INTEGER_DIGITS:
+        raise ValueError(f"a number of {len(text)} digits is too long")
+    return int(text)
+
+
+def _refuse(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no JSON")

@@ -5,13 +5,24 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Sequence
+from typing import Protocol
 
 from sse_app.handover.fd_passing import Arrival, IncompleteHandover, channel, empty, send
-from sse_app.process.systemd import Systemd
 
 SENDING, RECEIVING = "handover-sending", "handover-receiving"
 
 log = logging.getLogger(__name__)
+
+
+class ServiceManager(Protocol):
+    """What keeps file descriptors from one process to the next: systemd, through `sse_app.process.systemd`."""
+
+    @property
+    def present(self) -> bool:
+        """Whether there is one."""
+
+    def notify(self, *assignments: str, descriptors: Sequence[int] = ()) -> None:
+        """Send assignments and file descriptors to it (sd_notify(3))."""
 
 
 class Store:
@@ -27,7 +38,7 @@ class Store:
         sending.setblocking(False)
 
     @classmethod
-    def of(cls, inherited: Sequence[tuple[str, int]], systemd: Systemd) -> Store | None:
+    def of(cls, inherited: Sequence[tuple[str, int]], systemd: ServiceManager) -> Store | None:
         """Return the store that the process before used, or a new one; None without systemd."""
         by_name = dict(inherited)
         if SENDING in by_name and RECEIVING in by_name:

@@ -15,9 +15,10 @@ import msgspec
 
 from sse_app.core.channels import ChannelName, parse_channel
 from sse_app.core.errors import SSEAppError
+from sse_app.core.framing import CHUNKED, FRAMINGS, UNFRAMED
 from sse_app.streams.stream import Replay, Subscriber
 
-FORMAT = 2
+FORMAT = 3
 """The version of the state behind the envelope: raised with every change of what is in it."""
 
 STREAM = "stream"
@@ -36,13 +37,13 @@ class Parcel(NamedTuple):
 
     Args:
         kind: `STREAM`, `IDLE`, or the name of something else that goes along.
-        chunked: how the body of a stream is framed.
+        framing: the name of a stream's framing; perhaps one that only a newer version knows. Empty of others.
         data: of a stream what is still to be sent, of an idle connection what was read of the next request.
         place: where its socket is among those that came with the text before; -1 where it comes with this one.
     """
 
     kind: str
-    chunked: bool
+    framing: str
     data: bytes
     place: int = -1
 
@@ -87,11 +88,14 @@ class State(NamedTuple):
 
 
 class _Envelope(msgspec.Struct):
-    """The envelope as it is written: of parcels their kind, chunked, bytes, place, and how many are alike."""
+    """The envelope as it is written: of parcels their kind, framing, bytes, place, and how many are alike.
+
+    Up to format 2 there were two framings, and it said whether the body is chunked.
+    """
 
     format: int
     bytes: int
-    parcels: list[tuple[str, bool, int, int, int]]
+    parcels: Sequence[tuple[str, str | bool, int, int, int]]
     gone: list[int]
 
 
@@ -112,7 +116,7 @@ _decode_body = msgspec.json.Decoder(_Body).decode
 def encode(state: State) -> bytes:
     """Return the text that `decode` reads."""
     body = _encode(_Body(state.epoch, state.head, list(state.channels), list(state.streams)))
-    heads = ((kind, chunked, len(data), place) for kind, chunked, data, place in state.parcels)
+    heads = ((kind, framing, len(data), place) for kind, framing, data, place in state.parcels)
     parcels = [(*head, len(list(alike))) for head, alike in groupby(heads)]
     envelope = _encode(_Envelope(FORMAT, len(body), parcels, list(state.gone)))
     return b"".join([envelope, b"\n", body, *(parcel.data for parcel in state.parcels if parcel.data)])
@@ -151,12 +155,14 @@ def decode(text: bytes) -> Envelope:
         envelope = _decode_envelope(first)
         start = envelope.bytes
         parcels = []
-        for kind, chunked, length, place, alike in envelope.parcels:
+        for kind, framing, length, place, alike in envelope.parcels:
+            if isinstance(framing, bool):
+                framing = (CHUNKED if framing else UNFRAMED).name
             if not length:
-                parcels += [Parcel(kind, chunked, b"", place)] * alike
+                parcels += [Parcel(kind, framing, b"", place)] * alike
                 continue
             for _ in range(alike):
-                parcels.append(Parcel(kind, chunked, rest[start : start + length], place))
+                parcels.append(Parcel(kind, framing, rest[start : start + length], place))
                 start += length
         if start != len(rest):
             raise ValueError("its length is wrong")
@@ -172,4 +178,6 @@ def _state(body: _Body, parcels: Sequence[Parcel], gone: Sequence[int]) -> State
     others = len(parcels) - len(body.streams)
     if [parcel.kind == STREAM for parcel in parcels] != [True] * len(body.streams) + [False] * others:
         raise ValueError("streams and parcels do not agree")
+    if not all(parcel.framing in FRAMINGS for parcel in parcels[: len(body.streams)]):
+        raise ValueError("the framing of a stream is unknown")
     return State(body.epoch, body.head, channels, body.streams, parcels, gone)

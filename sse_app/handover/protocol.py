@@ -127,7 +127,7 @@ async def hand_over(giving: Giving, along: Along, conversation: Conversation, se
         if giving.publishing:  # two processes must not write to the log
             raise UpgradeFailed("the event log did not end its work")
         state, descriptors = giving.everything(copied)
-        parcels = [*state.parcels, *(Parcel(name, False, b"") for name, _ in along)]
+        parcels = [*state.parcels, *(Parcel(name, "", b"") for name, _ in along)]
         everything = encode(state._replace(parcels=parcels))
         send(sending, everything, [*descriptors, *(descriptor for _, descriptor in along)])
         conversation.say("handed over")

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 
-from sse_app.core.sse import LAST_CHUNK, chunk, encode_json
-from sse_app.handlers.api.running import AdoptedStreams
-from sse_app.handover.http_server import HandoverServer
+from sse_app.core.framing import FRAMINGS, Framing
+from sse_app.core.private_apis import bare_socket
+from sse_app.core.sse import encode_closing
 from sse_app.handover.message import IDLE, STREAM, Parcel, State, StreamState
+from sse_app.http.server import HTTPServer
 from sse_app.node import Node
 from sse_app.streams.connection import StreamConnection
 from sse_app.streams.stream import Replay, Stream
@@ -31,13 +32,11 @@ class Taking:
     Args:
         node: the parts, started.
         server: where idle connections go on.
-        streams: where streams go on.
     """
 
-    def __init__(self, node: Node, server: HandoverServer, streams: AdoptedStreams) -> None:
+    def __init__(self, node: Node, server: HTTPServer) -> None:
         self._node = node
         self._server = server
-        self._streams = streams
         self._revoked: list[Stream] = []
         """What was built ahead, and is to be ended when the handover comes."""
 
@@ -49,10 +48,10 @@ class Taking:
         built = []
         for stream_state, parcel, descriptor in zip(state.streams, state.parcels, descriptors, strict=True):
             stream = self._register(
-                state, stream_state, StreamConnection(_socket(descriptor), parcel.chunked)
+                state, stream_state, StreamConnection(_socket(descriptor), FRAMINGS[parcel.framing])
             )
             self._watch(stream)
-            self._streams.go_on(stream)
+            self._node.pump.adopt(stream)
             if self._is_revoked(stream):
                 self._revoked.append(stream)
             built.append(stream)
@@ -81,7 +80,7 @@ class Taking:
         behind = Replay(state.head) if state.head != hub.head.seq else None
         for stream_state, parcel in zip(state.streams, state.parcels, strict=False):  # others come after
             if parcel.place < 0:
-                connection = StreamConnection(_socket(next(arrived)), parcel.chunked)
+                connection = StreamConnection(_socket(next(arrived)), FRAMINGS[parcel.framing])
             else:
                 connection = self._withdraw(left.pop(parcel.place))
                 if connection.closed:
@@ -95,7 +94,7 @@ class Taking:
                 stream.end("revoked", None)
             elif not continuable:
                 stream.end("unavailable", hub.jittered_retry())
-            self._streams.go_on(stream)
+            self._node.pump.adopt(stream)
             adopted.append(stream)
         for parcel, descriptor in zip(state.parcels[len(state.streams) :], arrived, strict=True):
             if parcel.kind == IDLE:
@@ -134,18 +133,18 @@ class Taking:
     def refuse(self, parcels: Sequence[Parcel], descriptors: Sequence[int]) -> None:
         """End connections whose state cannot be read: streams with ``closing``, so that they come back."""
         for parcel, descriptor in zip(parcels, descriptors, strict=True):
-            if parcel.kind == STREAM:
-                connection = StreamConnection(_socket(descriptor), parcel.chunked)
+            framing = FRAMINGS.get(parcel.framing) if parcel.kind == STREAM else None
+            if framing is not None:
+                connection = StreamConnection(_socket(descriptor), framing)
                 # A slow client has all of it in the end; one that reads nothing is closed by the user timeout.
-                sent = connection.write(parcel.data + self._farewell(parcel.chunked))
+                sent = connection.write(parcel.data + self._closing(framing))
                 sent.add_done_callback(partial(_close, connection))
             else:
                 os.close(descriptor)
 
-    def _farewell(self, chunked: bool) -> bytes:
-        retry = self._node.hub.jittered_retry()
-        closing = encode_json("closing", {"reason": "shutdown", "retry": retry}, retry=retry)
-        return chunk(closing) + LAST_CHUNK if chunked else closing
+    def _closing(self, framing: Framing) -> bytes:
+        closing = encode_closing("shutdown", self._node.hub.jittered_retry())
+        return framing.frame(closing) + framing.end
 
     def is_at_head(self, state: State) -> bool:
         """Return whether quiet streams have every event that the log has."""
@@ -160,7 +159,7 @@ class Taking:
         stream = self._node.hub.register(
             stream_state.subscriber,
             state.channels[stream_state.channels],
-            chunked=connection.chunked,
+            framing=connection.framing,
             number=stream_state.number,
         )
         stream.adopted = True
@@ -177,7 +176,6 @@ def _close(connection: StreamConnection, _: asyncio.Future[None]) -> None:
 
 
 def _socket(descriptor: int) -> socket.SocketType:
-    """Return a socket as C has it: `socket.socket` adds nothing that a stream needs."""
-    sock = socket.SocketType(socket.AF_INET, socket.SOCK_STREAM, 0, descriptor)
+    sock = bare_socket(descriptor)
     sock.setblocking(False)
     return sock

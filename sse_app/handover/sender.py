@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from sse_app.core.channels import ChannelName
-from sse_app.handover.http_server import HandoverServer
+from sse_app.core.framing import FRAMINGS
 from sse_app.handover.message import IDLE, STREAM, Parcel, State, StreamState
+from sse_app.http.server import HTTPServer
 from sse_app.node import Node
 from sse_app.streams.stream import Stream
 
@@ -54,7 +55,7 @@ class Giving:
         server: whose connections.
     """
 
-    def __init__(self, node: Node, server: HandoverServer) -> None:
+    def __init__(self, node: Node, server: HTTPServer) -> None:
         self._node = node
         self._server = server
 
@@ -66,7 +67,7 @@ class Giving:
             async with asyncio.timeout(REST_TIMEOUT):
                 await hub.settled()
         log.info("holding", extra={"streams": len(hub.streams)})
-        self._server.hold()
+        self._server.pause()
         begun = time.monotonic()
         turns = 0
         while turns < CALM_TURNS:
@@ -96,7 +97,7 @@ class Giving:
         self._node.hub.disconnects.resume()
         self._node.keepalive.start()
         self._node.enforcement.start()
-        self._server.let_go_on()
+        self._server.resume()
 
     def quiet_streams(self, ahead: float) -> tuple[Copied, State, list[int]]:
         """Return the streams that have nothing waiting, and their descriptors; the server may go on meanwhile.
@@ -131,7 +132,7 @@ class Giving:
         )
         parcels = list(state.parcels)
         for descriptor, half_read in self._server.idle():
-            parcels.append(Parcel(IDLE, False, half_read))
+            parcels.append(Parcel(IDLE, "", half_read))
             descriptors.append(descriptor)
         return state._replace(parcels=parcels), descriptors
 
@@ -140,7 +141,7 @@ class Giving:
         hub = self._node.hub
         laggards = hub.laggards
         channels: dict[tuple[ChannelName, ...], int] = {}
-        quiet = {chunked: Parcel(STREAM, chunked, b"") for chunked in (False, True)}
+        quiet = {framing: Parcel(STREAM, framing.name, b"") for framing in FRAMINGS.values()}
         states, parcels, descriptors = [], [], []
         for stream, place in streams:
             assert stream.connection is not None
@@ -150,7 +151,7 @@ class Giving:
                     stream.number, stream.subscriber, listened, stream.opened_at, stream.retry, stream.replay
                 )
             )
-            parcel = quiet[stream.chunked]
+            parcel = quiet[stream.framing]
             if stream in laggards or place >= 0:
                 parcel = parcel._replace(data=stream.unsent(), place=place)
             if place < 0:

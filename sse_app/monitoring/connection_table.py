@@ -1,4 +1,4 @@
-"""The open streams as a table: searched, sorted and cut into pages, in slices so that others run in between."""
+"""The open streams as a table: searched, sorted and cut into pages, in slices between which other tasks run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sse_app.streams.hub import Hub
 from sse_app.streams.stream import Stream
 
 SLICE = 512
-"""How many streams are looked at before others run: about a millisecond."""
+"""How many streams are looked at before other tasks run: about a millisecond."""
 
 _ID = b"\nid: "
 _number = attrgetter("number")
@@ -23,11 +23,11 @@ FIELDS: dict[str, Callable[[Stream], str]] = {
     "channels": lambda stream: ",".join(stream.channels),
     "address": lambda stream: stream.subscriber.address,
 }
-"""What can be searched, by the name of its column."""
+"""How each column that can be searched is read."""
 
 
 class Query(NamedTuple):
-    """What to show.
+    """Which rows of the table to show.
 
     Args:
         search: a text that one of the fields contains, whatever its case; empty for all streams.
@@ -46,7 +46,7 @@ class Query(NamedTuple):
 
 
 class Place:
-    """Where streams stand in the log, given its head."""
+    """Computes the positions of streams in the log from its head."""
 
     def __init__(self, head: EventId) -> None:
         self._head = head
@@ -76,11 +76,11 @@ COLUMNS: dict[str, Key] = {
     "backlog_bytes": lambda stream, place: stream.backlog_bytes,
     "adopted": lambda stream, place: stream.adopted,
 }
-"""What the table can be sorted by; streams that are alike stay in the order in which they were opened."""
+"""How each column is sorted; streams with equal values stay in the order in which they were opened."""
 
 
 async def list_streams(hub: Hub, query: Query) -> tuple[int, list[dict[str, Any]]]:
-    """Return how many streams there are that fit, and a page of them."""
+    """Return how many streams match, and a page of them."""
     place = Place(hub.head)
     streams = list(hub.streams)
     streams.sort(key=_number)
@@ -138,7 +138,7 @@ def _rows(streams: Iterable[Stream], place: Place) -> Iterable[dict[str, Any]]:
 
 
 def _first_seq(waiting: bytes) -> int | None:
-    """Return the number of the first event that waits as a whole."""
+    """Return the ``seq`` of the first event that waits as a whole, or None."""
     _, found, rest = (b"\n" + waiting).partition(_ID)
     digits = rest.partition(b"\n")[0].rpartition(b"-")[2]
     return int(digits) if found and digits.isdigit() else None

@@ -1,40 +1,41 @@
-"""The server's figures, once a second, for all administrators who look on; nothing is done while nobody does."""
+"""Live statistics of the node, once a second, on the admin channel; nothing is computed while it has no stream."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 from tornado.ioloop import PeriodicCallback
 
-from sse_app.core.channels import ADMIN_CHANNEL
-from sse_app.core.counters import quantile
+from sse_app.core.channels import ADMIN_CHANNEL, ChannelPatterns
+from sse_app.core.counters import Metrics, quantile
 from sse_app.core.events import timestamp
-from sse_app.core.sse import chunk, encode
+from sse_app.core.framing import framed
+from sse_app.core.lifecycle import Lifecycle
+from sse_app.core.sse import encode
+from sse_app.eventlog.base import EventLog
+from sse_app.streams.hub import Hub
 from sse_app.version import VERSION
 
-if TYPE_CHECKING:
-    from sse_app.node import Node
-
 EVENT = "figures"
-"""The type of the events; they have no ids, for they are not in the log and nothing is missed without them."""
+"""The type of the events. They have no ids: they are not in the log, and a client misses nothing without them."""
 
 INTERVAL = 1.0
-"""Seconds between two sets of figures."""
+"""Seconds between two events."""
 
 KEPT = 300
-"""How many sets of figures are kept, for who comes later."""
+"""How many events are kept for administrators who come later."""
 
 LINGER = 10.0
-"""For how many seconds figures are still taken when nobody listens any more: whoever reconnects finds no hole."""
+"""For how many seconds they are still computed after the last stream ended: a client that reconnects finds no gap."""
 
 PRECISION = 3
 
 
 class _Counts(NamedTuple):
-    """Counters at one moment: rates are what is between two."""
+    """Counters at one moment; a rate is the difference of two, divided by the time between."""
 
     at: float
     cpu: float
@@ -47,15 +48,27 @@ class _Counts(NamedTuple):
     fan_out: tuple[int, ...]
 
 
-class Figures:
-    """Takes the figures once for all streams on the admin channel and writes them to each, as pings are.
+class LiveStats:
+    """Computes the statistics once for all streams on the admin channel and writes them to each, as pings are.
+
+    Only counters are read, and the streams that are behind.
 
     Args:
-        node: whose figures; only counters are read, and the streams that are behind.
+        hub: whose streams are counted, and written to.
+        eventlog: whose head and availability are shown, and how many events each channel has.
+        metrics: the counters of requests.
+        channels: those that are configured.
+        lifecycle: since when the node exists, and whether it is draining.
     """
 
-    def __init__(self, node: Node) -> None:
-        self._node = node
+    def __init__(
+        self, hub: Hub, eventlog: EventLog, metrics: Metrics, channels: ChannelPatterns, lifecycle: Lifecycle
+    ) -> None:
+        self._hub = hub
+        self._eventlog = eventlog
+        self._metrics = metrics
+        self._channels = channels
+        self._lifecycle = lifecycle
         self._started_at = timestamp(time.time())
         self._number = 0
         self._last = self._count(time.monotonic())
@@ -65,20 +78,24 @@ class Figures:
 
     @property
     def recent(self) -> list[bytes]:
-        """The last sets of figures as JSON, the oldest first; where nobody looked on for a while some are missing."""
+        """The last events as JSON, the oldest first, with gaps where the admin channel had no stream."""
         return list(self._recent)
 
     def start(self) -> None:
-        """Begin to look whether anybody listens."""
+        """Begin to look for streams on the admin channel."""
         self._callback.start()
 
     def stop(self) -> None:
-        """Take no more."""
+        """Compute no more."""
         self._callback.stop()
 
+    def use(self, channels: ChannelPatterns) -> None:
+        """Show other channels from now on."""
+        self._channels = channels
+
     async def tick(self) -> None:
-        """Take the figures and send them, if anybody listens."""
-        subscribers = self._node.hub.subscribers(ADMIN_CHANNEL)
+        """Compute the statistics and send them, if the admin channel has a stream or had one a moment ago."""
+        subscribers = self._hub.subscribers(ADMIN_CHANNEL)
         now = time.monotonic()
         last, self._last = self._last, self._count(now)
         self._number += 1
@@ -88,13 +105,12 @@ class Figures:
             return
         figures = orjson.dumps(await self._figures(last, self._last))
         self._recent.append(figures)
-        frames = encode(figures, event=EVENT)
-        framed = chunk(frames)
-        for stream in self._node.hub.subscribers(ADMIN_CHANNEL):
-            stream.write(framed if stream.chunked else frames)
+        event = framed(encode(figures, event=EVENT))
+        for stream in self._hub.subscribers(ADMIN_CHANNEL):
+            stream.write(event(stream.framing))
 
     def _count(self, now: float) -> _Counts:
-        hub, metrics = self._node.hub, self._node.metrics
+        hub, metrics = self._hub, self._metrics
         return _Counts(
             now,
             time.process_time(),
@@ -108,8 +124,7 @@ class Figures:
         )
 
     async def _figures(self, last: _Counts, this: _Counts) -> dict[str, Any]:
-        node = self._node
-        hub, metrics = node.hub, node.metrics
+        hub, metrics = self._hub, self._metrics
         seconds = this.at - last.at
 
         def rate(name: str) -> float:
@@ -122,15 +137,15 @@ class Figures:
             "version": VERSION,
             "started_at": self._started_at,
             "number": self._number,
-            "uptime_seconds": round(time.monotonic() - node.started_at, PRECISION),
-            "draining": node.draining,
+            "uptime_seconds": round(self._lifecycle.uptime, PRECISION),
+            "draining": self._lifecycle.draining,
             "streams": len(hub.streams),
             "users": len(hub.streams_of_subject),
             "addresses": len(hub.streams_of_address),
             "streams_behind": len(hub.laggards),
             "backlog_bytes": sum(stream.backlog_bytes for stream in hub.laggards),
             "log_head": str(hub.head),
-            "log_available": node.eventlog.available,
+            "log_available": self._eventlog.available,
             "cpu": rate("cpu"),
             "deliveries_per_second": rate("deliveries"),
             "publishes_per_second": rate("events"),
@@ -144,21 +159,20 @@ class Figures:
             "reconnects": metrics.streams_resumed,
             "refusals": dict(sorted(metrics.refusals.items())),
             "endings": dict(sorted(hub.endings.items())),
-            "channels": await self._channels(),
+            "channels": await self._channel_rows(),
         }
 
-    async def _channels(self) -> list[dict[str, Any]]:
+    async def _channel_rows(self) -> list[dict[str, Any]]:
         """Return the channels that are configured by name; those of patterns may be as many as there are users."""
-        node = self._node
         rows = []
-        for name in node.channels.names:
-            published, _ = await node.eventlog.published(name)
-            streams = node.hub.streams_on_channel[name]
+        for name in self._channels.names:
+            published, _ = await self._eventlog.published(name)
+            streams = self._hub.streams_on_channel[name]
             rows.append({"channel": name, "streams": streams, "events": published})
         return rows
 
 
 def _latency(last: tuple[int, ...], this: tuple[int, ...]) -> dict[str, float | None]:
-    """Return upper bounds of the median and the 99th percentile since the last look; None where nothing was."""
+    """Return upper bounds of the median and the 99th percentile, in seconds; None where nothing was counted."""
     counts = [now - before for now, before in zip(this, last, strict=True)]
     return {"p50": quantile(counts, 0.5), "p99": quantile(counts, 0.99)}

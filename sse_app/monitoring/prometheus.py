@@ -1,10 +1,11 @@
-"""The metrics in Prometheus' text format; its library is imported when somebody asks for the first time."""
+"""The metrics in Prometheus' text format.
+
+This module is imported at the first request for them: its library takes as long to load as a restart may last.
+"""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from prometheus_client import CONTENT_TYPE_LATEST as CONTENT_TYPE
 from prometheus_client import CollectorRegistry
@@ -14,41 +15,56 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-if TYPE_CHECKING:
-    from sse_app.node import Node
+from sse_app.core.channels import ChannelPatterns
+from sse_app.core.counters import Metrics
+from sse_app.core.lifecycle import Lifecycle
+from sse_app.eventlog.base import EventLog
+from sse_app.streams.hub import Hub
+from sse_app.streams.keepalive import Keepalive
 
-__all__ = ["CONTENT_TYPE", "render"]
-
-
-def render(node: Node) -> bytes:
-    """Return all metrics of a server."""
-    registry = CollectorRegistry()
-    registry.register(_Parts(node))
-    ProcessCollector(registry=registry)
-    return generate_latest(registry)
+__all__ = ["CONTENT_TYPE", "NodeMetrics"]
 
 
-class _Parts(Collector):
-    """Reads the counters that the parts keep anyway."""
+class NodeMetrics(Collector):
+    """The metrics of a node, read from the counters that its parts keep anyway."""
 
-    def __init__(self, node: Node) -> None:
-        self._node = node
+    def __init__(
+        self,
+        hub: Hub,
+        keepalive: Keepalive,
+        eventlog: EventLog,
+        metrics: Metrics,
+        channels: ChannelPatterns,
+        lifecycle: Lifecycle,
+    ) -> None:
+        self._hub = hub
+        self._keepalive = keepalive
+        self._eventlog = eventlog
+        self._metrics = metrics
+        self._channels = channels
+        self._lifecycle = lifecycle
+
+    def render(self) -> bytes:
+        """Return all metrics of the node and its process."""
+        registry = CollectorRegistry()
+        registry.register(self)
+        ProcessCollector(registry=registry)
+        return generate_latest(registry)
 
     def describe(self) -> list[Metric]:
+        """Return nothing: the registry need not know the names before the first `collect`."""
         return []
 
     def collect(self) -> Iterator[Metric]:
-        node = self._node
-        hub = node.hub
-        yield GaugeMetricFamily(
-            "sse_app_uptime_seconds", "Time since the start.", time.monotonic() - node.started_at
-        )
-        yield GaugeMetricFamily("sse_app_ready", "Whether the server is ready.", float(node.ready))
+        """Yield each metric with its value of this moment."""
+        hub = self._hub
+        yield GaugeMetricFamily("sse_app_uptime_seconds", "Time since the start.", self._lifecycle.uptime)
+        yield GaugeMetricFamily("sse_app_ready", "Whether the server is ready.", float(self._lifecycle.ready))
         yield GaugeMetricFamily("sse_app_streams", "Open streams.", len(hub.streams))
         on_channel = GaugeMetricFamily(
             "sse_app_channel_streams", "Open streams on a configured channel.", labels=["channel"]
         )
-        for name in node.channels.names:
+        for name in self._channels.names:
             on_channel.add_metric([name], hub.streams_on_channel[name])
         yield on_channel
         yield GaugeMetricFamily("sse_app_streams_behind", "Streams with bytes waiting.", len(hub.laggards))
@@ -61,7 +77,7 @@ class _Parts(Collector):
         yield CounterMetricFamily(
             "sse_app_deliveries", "Events times the streams they went to.", hub.deliveries
         )
-        yield CounterMetricFamily("sse_app_pings", "Pings sent.", node.keepalive.pings)
+        yield CounterMetricFamily("sse_app_pings", "Pings sent.", self._keepalive.pings)
         endings = CounterMetricFamily("sse_app_stream_ends", "Streams ended, by reason.", labels=["reason"])
         for reason, count in sorted(hub.endings.items()):
             endings.add_metric([reason], count)
@@ -69,10 +85,10 @@ class _Parts(Collector):
         requests = CounterMetricFamily(
             "sse_app_requests", "Requests answered, streams aside.", labels=["handler", "method", "status"]
         )
-        for (handler, method, status), count in sorted(node.metrics.requests.items()):
+        for (handler, method, status), count in sorted(self._metrics.requests.items()):
             requests.add_metric([handler, method, str(status)], count)
         yield requests
-        seconds = node.metrics.publish_seconds
+        seconds = self._metrics.publish_seconds
         yield HistogramMetricFamily(
             "sse_app_publish_seconds",
             "Time from a publish request to its answer, the commit included.",
@@ -81,5 +97,5 @@ class _Parts(Collector):
         )
         yield GaugeMetricFamily("sse_app_log_head", "Number of the last event of the log.", hub.head.seq)
         yield GaugeMetricFamily(
-            "sse_app_log_available", "Whether the event log can be used.", float(node.eventlog.available)
+            "sse_app_log_available", "Whether the event log can be used.", float(self._eventlog.available)
         )

@@ -1,39 +1,24 @@
-"""Structured logs: one line an event, on standard error, with nothing in it that opens a door.
+"""Structured logs: one line for each log event, on standard error, without tokens.
 
-The rest of the package logs through the standard library, the fields as ``extra``; so whoever mounts it in
-an application of their own has it in their logs. The formatters are written here because a line is made for
-every stream that opens and closes: in a reconnect storm they are a good part of the work.
+The rest of the package logs through the standard library, with the fields as ``extra``, so an application that
+mounts it finds these events in its own logs. The formatters are written here, without a logging library, because
+each stream that opens or closes is a line: in a reconnect storm the formatting is a good part of the work.
 """
 
 from __future__ import annotations
 
 import logging
-import re
 import sys
 from typing import Any, Literal
-from urllib.parse import unquote
 
 import orjson
 
 from sse_app.core.events import timestamp
+from sse_app.core.private_apis import skip_caller_lookup
+from sse_app.core.redaction import redact
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
-_SECRETS = re.compile(r"eyJ[\w-]{5,}(?:\.[\w.-]*)?|(?<=token=)[^&\s\"'\\]+|(?<=Bearer )[^\s\"'\\]+")
-_SIGNS = ("eyJ", "token=", "Bearer ")
 _COLOURS = {"WARNING": "\x1b[33m", "ERROR": "\x1b[31m", "CRITICAL": "\x1b[31;1m"}
-
-
-def redact(text: str) -> str:
-    """Return the text without what looks like a token: the last line of defence, not the first."""
-    if any(sign in text for sign in _SIGNS):  # much quicker than the expression, and hardly ever so
-        return _SECRETS.sub("[redacted]", text)
-    return text
-
-
-def loggable_path(path: str) -> str:
-    """Return the path of a request for a log line; one in which somebody put a token, even encoded, is left out."""
-    decoded = unquote(path)
-    return path if redact(decoded) == decoded else "[redacted]"
 
 
 def configure(level: str, format: Literal["auto", "console", "json"]) -> None:
@@ -51,9 +36,9 @@ def configure(level: str, format: Literal["auto", "console", "json"]) -> None:
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     logging.getLogger("asyncio").setLevel(logging.WARNING)
-    # What no line shows need not be gathered for each (logging HOWTO, "Optimization").
+    # What no line shows need not be collected for each record (logging HOWTO, "Optimization").
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    logging._srcfile = None
+    skip_caller_lookup()
 
 
 def set_level(level: str) -> None:
@@ -67,7 +52,7 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
 
 
 class JSONFormatter(logging.Formatter):
-    """A JSON object a line."""
+    """Formats each record as a JSON object on one line."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
@@ -84,7 +69,7 @@ class JSONFormatter(logging.Formatter):
 
 
 class ConsoleFormatter(logging.Formatter):
-    """A line for people: time, level where it is worth a look, event, fields."""
+    """Formats each record as a line for people: time, level, event, fields."""
 
     def __init__(self, colours: bool) -> None:
         super().__init__()
@@ -94,7 +79,7 @@ class ConsoleFormatter(logging.Formatter):
         """Return the line, and the traceback below it where there is one."""
         head = f"{timestamp(record.created)[11:23]}  {record.levelname.lower():7}  {record.getMessage()}"
         line = "  ".join([head, *(f"{name}={value}" for name, value in _fields(record).items())])
-        line = line if line.isprintable() else ascii(line)[1:-1]  # nobody else writes lines of their own here
+        line = line if line.isprintable() else ascii(line)[1:-1]  # a field must not forge a line of its own
         if record.exc_info:
             line += "\n" + self.formatException(record.exc_info)
         colour = _COLOURS.get(record.levelname) if self._colours else None

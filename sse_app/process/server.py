@@ -16,19 +16,19 @@ from typing import Any
 
 from sse_app.app import SSEApp
 from sse_app.core.errors import SSEAppError
-from sse_app.handlers.api.running import AdoptedStreams
 from sse_app.handover.cold import find, leave
 from sse_app.handover.fd_store import RECEIVING, SENDING, Store
-from sse_app.handover.http_server import HandoverServer
 from sse_app.handover.protocol import LISTENING, LOCK, Along, Successor, UpgradeFailed, along_with
 from sse_app.handover.receiver import Taking
 from sse_app.handover.sender import Giving
 from sse_app.handover.standby import STAND_IN, close_door, knock, leave_stand_in, open_door, stand_in
 from sse_app.handover.warm import Upgrade, started_as_successor
+from sse_app.http.server import HTTPServer
 from sse_app.process import logs, tuning
 from sse_app.process.sockets import addresses, bind, inherited_sockets
 from sse_app.process.systemd import Systemd, inherited_descriptors
 from sse_app.settings.model import Settings
+from sse_app.streams.connection import tune
 from sse_app.streams.stream import Stream
 from sse_app.version import VERSION
 
@@ -98,14 +98,14 @@ class Process:
         self._app = SSEApp(self._settings, locked=successor is None)
         self._node = self._app.node
         application = self._app.application()
-        self._server = HandoverServer(
+        self._server = HTTPServer(
             application,
-            settings=self._settings,
+            tune=lambda sock: tune(sock, self._settings),
             max_header_size=MAX_HEADER_BYTES,
-            idle_connection_timeout=IDLE_TIMEOUT,
+            idle_timeout=IDLE_TIMEOUT,
             body_timeout=BODY_TIMEOUT,
         )
-        self._taking = Taking(self._node, self._server, AdoptedStreams(application, self._node))
+        self._taking = Taking(self._node, self._server)
         self._giving = Giving(self._node, self._server)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGHUP, signal.SIGUSR2):
@@ -145,8 +145,8 @@ class Process:
     async def _succeed(self, successor: Successor) -> list[socket.socket]:
         """Take over from a process that serves, and return the listening sockets."""
         import_module(_LATER)  # there is time for it
+        await self._node.open_auth()
         state, descriptors = await successor.streams()
-        self._node.prepare()
         built = self._taking.build(state, descriptors)
         state, descriptors = await successor.everything()
         along = along_with(state, descriptors)
@@ -160,7 +160,7 @@ class Process:
         successor.serve()
         if not self._standing_in:  # the one before may be slow to end, and must not close the next one's
             close_door(self._node.state.path)
-        self._node.state.hold(next(descriptor for name, descriptor in along if name == LOCK))
+        self._node.state.take_lock(next(descriptor for name, descriptor in along if name == LOCK))
         log.info("succeeded", extra={"streams": len(self._node.hub.streams)})
         theirs = [socket.socket(fileno=descriptor) for name, descriptor in along if name == LISTENING]
         if not (ours := inherited_sockets(self._inherited)):

@@ -12,6 +12,8 @@ from contextlib import suppress
 
 from tornado.ioloop import PeriodicCallback
 
+from sse_app.core.private_apis import queued_job
+
 FIRST_INHERITED = 3
 """The first file descriptor that systemd passes (SD_LISTEN_FDS_START)."""
 
@@ -94,10 +96,7 @@ class Systemd:
         At SIGTERM the two look the same, but after a stop it empties the file descriptor store.
         """
         jobs = await self._ask("list-jobs", "--no-legend", "--plain", "--full")
-        return any(
-            len(words) > 2 and words[1] == self._unit and words[2] == "stop"
-            for words in map(str.split, jobs.splitlines())
-        )
+        return queued_job(jobs, self._unit) == "stop"
 
     async def has_stopped(self) -> bool:
         """Return whether the unit is neither there nor about to be; no answer counts as about to be."""

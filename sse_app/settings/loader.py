@@ -15,7 +15,7 @@ ENV_PREFIX = "SSE_APP_"
 OTHER_VARIABLES = frozenset(
     {"SSE_APP_CONFIG", "SSE_APP_URL", "SSE_APP_TOKEN", "SSE_APP_SUCCESSOR", "SSE_APP_STAND_IN"}
 )
-"""Variables with our prefix that are no settings: they speak to commands."""
+"""Variables with our prefix that are not settings: commands and processes of this package read them."""
 
 DEFAULT_FILES = (Path("config/sse_app.toml"), Path("/etc/sse_app/sse_app.toml"))
 
@@ -56,7 +56,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _environment() -> dict[str, Any]:
-    """Return what the environment says; a section's variable comes before those of single settings in it."""
+    """Return the settings in the environment; single settings override the variable of their whole section."""
     values: dict[str, Any] = {}
     for variable in sorted(os.environ):
         if not variable.startswith(ENV_PREFIX) or variable in OTHER_VARIABLES:

@@ -5,15 +5,14 @@ msgspec checks them: pydantic takes ten times as long to load, longer than all t
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
 from sse_app.core.errors import SettingsError
+from sse_app.settings.explain import find_problem, parse
 from sse_app.settings.types import EventLogURL, Network, Origin, Pattern, PublicPattern
 
 
@@ -22,20 +21,12 @@ class _Checked(msgspec.StructMeta):
 
     def __call__(cls, /, **values: Any) -> Any:
         try:
-            return msgspec.convert(values, cls, strict=False, dec_hook=_parse)
-        except msgspec.ValidationError as error:
-            raise SettingsError(_one_line(error, values, cls)) from None
+            try:
+                return msgspec.convert(values, cls, strict=False, dec_hook=parse)
+            except msgspec.ValidationError:
+                raise SettingsError(str(find_problem(values, cls))) from None
         except UnicodeEncodeError as error:  # as from a variable of the environment
             raise SettingsError(f"bad value for a setting: {error.object!r} is not UTF-8") from None
-
-
-def _parse(kind: type, value: object) -> object:
-    """Return a value of a type that msgspec does not know."""
-    if isinstance(value, kind):
-        return value
-    if not isinstance(value, str):
-        raise ValueError(f"expected str, got {type(value).__name__}")
-    return kind(value)
 
 
 class Section(msgspec.Struct, metaclass=_Checked, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -173,37 +164,3 @@ def plain(settings: Section) -> dict[str, Any]:
     """Return settings as values that JSON has."""
     values: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(settings, enc_hook=str))
     return values
-
-
-_UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
-_WORDS = {"object": "a table", "array": "a list"}
-
-
-def _one_line(error: msgspec.ValidationError, values: Mapping[str, Any], kind: type) -> str:
-    """Return which setting is bad and why, from msgspec's text: ``what is wrong - at `$.where```."""
-    message, _, where = str(error).partition(" - at `$")
-    name = where.rstrip("`").lstrip(".")
-    if unknown := _UNKNOWN.fullmatch(message):
-        return f"unknown setting: {name and name + '.'}{repr(unknown[1])[1:-1] or '(no name)'}"
-    if message.startswith("Invalid enum value"):
-        message = f"must be one of {', '.join(_allowed(name, kind))}"
-    message = re.sub(r"`(\w+)`", lambda word: _WORDS.get(word[1], word[1]), message)
-    return (
-        f"bad value for the setting {name}: {message[0].lower()}{message[1:]} (got {_value(values, name)!r})"
-    )
-
-
-def _value(values: Any, name: str) -> object:
-    """Return what stands at a name such as ``limits.streams`` or ``channels[0]``; msgspec says no keys of tables."""
-    for key in re.findall(r"[^.\[\]]+|\.\.\.", name):
-        if isinstance(values, (list, tuple)):
-            values = values[int(key)]
-        elif isinstance(values, Mapping):
-            values = values.get(key, values)
-    return values
-
-
-def _allowed(name: str, kind: type) -> tuple[str, ...]:
-    for part in name.split("."):
-        kind = get_type_hints(kind)[part]
-    return get_args(kind)

@@ -1,4 +1,4 @@
-"""What settings are made of beside numbers and plain text: each checks its text when it is made."""
+"""The types of settings that are neither numbers nor plain text: each checks its text when it is made."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class _Pattern(str):
     """A channel pattern, in which ``{sub}`` may stand for a user's name.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the text is not a pattern.
     """
 
     def __new__(cls, text: str) -> Self:
@@ -29,7 +29,7 @@ class _PublicPattern(_Pattern):
     """A pattern of channels that are not the server's own.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the text is not such a pattern.
     """
 
     def __new__(cls, text: str) -> Self:
@@ -43,7 +43,7 @@ class _Origin(str):
     """An origin as browsers name it (RFC 6454 §6.2).
 
     Raises:
-        ValueError: it is none.
+        ValueError: the text is not an origin.
     """
 
     def __new__(cls, text: str) -> Self:
@@ -56,10 +56,10 @@ class _Origin(str):
 
 
 class _EventLogURL(str):
-    """Where the event log is.
+    """Where the event log is kept.
 
     Raises:
-        ValueError: that is nowhere.
+        ValueError: the text names no kind of event log that there is.
     """
 
     def __new__(cls, text: str) -> Self:
@@ -78,7 +78,7 @@ class Network:
         text: such as ``10.0.0.0/8``.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the text is not a network.
     """
 
     __slots__ = ("_network",)
@@ -103,7 +103,7 @@ class Network:
         return str(self._network)
 
 
-if TYPE_CHECKING:  # whoever makes settings in Python writes plain text
+if TYPE_CHECKING:  # a program that makes settings writes plain text
     Pattern = str
     PublicPattern = str
     Origin = str

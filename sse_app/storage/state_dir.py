@@ -61,10 +61,10 @@ class StateDirectory:
             raise StateError(
                 f"the state directory {self.path} is in use by another server (process {holder or 'unknown'})"
             ) from None
-        self.hold(descriptor)
+        self.take_lock(descriptor)
 
-    def hold(self, descriptor: int) -> None:
-        """Go on with a lock that another process has taken, and say whose it is now."""
+    def take_lock(self, descriptor: int) -> None:
+        """Take over a lock that another process has passed on, and write down whose it is now."""
         os.set_inheritable(descriptor, False)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
@@ -72,7 +72,7 @@ class StateDirectory:
 
     @property
     def lock_descriptor(self) -> int:
-        """The descriptor of the lock, whose holder it is passed to holds it too."""
+        """The descriptor of the lock; a process that it is passed to has the lock too."""
         assert self._lock is not None
         return self._lock
 

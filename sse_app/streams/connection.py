@@ -7,12 +7,14 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import NamedTuple
 
 from tornado import httputil
+from tornado.http1connection import HTTP1Connection
 from tornado.iostream import IOStream, StreamClosedError
 
-from sse_app.core.sse import LAST_CHUNK
+from sse_app.core.framing import UNFRAMED, Framing, framing_for
+from sse_app.http.exchange import Exchange
+from sse_app.http.response_head import encode_head
 from sse_app.settings.model import Settings
 from sse_app.streams.disconnects import Disconnects
 
@@ -47,31 +49,25 @@ def take_over(
 ) -> StreamConnection:
     """Return the bare connection of a request that nothing has been written to; it is the request's from now on.
 
+    The request may have come through `sse_app.http` or, where the routes are mounted in another application,
+    through Tornado's own server.
+
     Raises:
         StreamClosedError: the client is gone already.
     """
-    connection = request.connection
-    if not isinstance(connection, StreamConnection):
-        iostream: IOStream = connection.detach()  # type: ignore[union-attr]
-        if iostream.closed():
-            raise StreamClosedError(real_error=iostream.error)
-        iostream.io_loop.remove_handler(iostream.fileno())
-        tune(iostream.socket, settings)
-        connection = StreamConnection(iostream.socket, request.version != "HTTP/1.0")
-        request.connection = connection
-    elif connection.closed:
-        raise StreamClosedError
-    connection.context = None
+    assert isinstance(request.connection, Exchange | HTTP1Connection)
+    detached = request.connection.detach()
+    if isinstance(detached, IOStream):
+        if detached.closed():
+            raise StreamClosedError(real_error=detached.error)
+        detached.io_loop.remove_handler(detached.fileno())
+        detached = detached.socket
+        tune(detached, settings)
+    connection = StreamConnection(detached, framing_for(request.version))
+    request.connection = connection
     connection.on_close = on_close
     connection.watch(disconnects)
     return connection
-
-
-class Context(NamedTuple):
-    """Where a request comes from: what `tornado.httputil.HTTPServerRequest` asks its connection for."""
-
-    remote_ip: str
-    protocol: str = "http"
 
 
 def _nothing() -> None:
@@ -79,16 +75,15 @@ def _nothing() -> None:
 
 
 class StreamConnection(httputil.HTTPConnection):
-    """Stands in for Tornado's connection behind a stream's handler, which goes on with ``write`` and ``flush``.
+    """Replaces Tornado's connection behind a stream's handler, whose ``write`` and ``flush`` end here.
 
     It takes the place of an IOStream and an HTTP1Connection, which hold much more memory, and gives the hub
-    the bare ``send`` of the socket. What it is given are wire bytes, framed already. A client that is gone is no
-    error here: writing to it does nothing, and ``on_close`` has been called.
+    the bare ``send`` of the socket. It takes wire bytes, framed already. A client that is gone is no error here:
+    writing to it does nothing, and ``on_close`` has been called.
 
     Args:
         sock: connected and non-blocking; closed by this object.
-        chunked: whether the body is chunked (HTTP/1.1) or ended by closing (HTTP/1.0).
-        context: where the request comes from; asked for by nobody once it is read.
+        framing: how the bytes stand in the body of the response.
     """
 
     __slots__ = (
@@ -97,25 +92,18 @@ class StreamConnection(httputil.HTTPConnection):
         "_fd",
         "_rest",
         "_socket",
-        "chunked",
-        "context",
+        "framing",
         "on_close",
         "progressed_at",
         "send",
     )
 
-    def __init__(
-        self,
-        sock: socket.SocketType,
-        chunked: bool,
-        context: Context | None = None,
-    ) -> None:
+    def __init__(self, sock: socket.SocketType, framing: Framing) -> None:
         self._socket = sock
         self._fd = sock.fileno()
-        self.chunked = chunked
+        self.framing = framing
         self.on_close: Callable[[], None] | None = _nothing
-        """Called once, when the connection ends for whatever reason; None from then on."""
-        self.context = context
+        """Called once, when the connection ends, whatever the reason; None from then on."""
         self._disconnects: Disconnects | None = None
         self._rest: list[memoryview] | None = None
         self._drained: asyncio.Future[None] | None = None
@@ -124,13 +112,13 @@ class StreamConnection(httputil.HTTPConnection):
         """When bytes last went out, or had to wait (`time.monotonic`); only kept while some wait."""
 
     def watch(self, disconnects: Disconnects) -> None:
-        """Notice from now on when the client goes; not only when something is sent to it."""
+        """Notice a disconnect from now on also while nothing is sent."""
         if not self.closed:
             self._disconnects = disconnects
             disconnects.watch(self._fd, self)
 
     def unwatch(self) -> None:
-        """Notice no more when the client goes."""
+        """Stop watching for a disconnect."""
         if self._disconnects is not None:
             self._disconnects.forget(self._fd)
             self._disconnects = None
@@ -155,12 +143,12 @@ class StreamConnection(httputil.HTTPConnection):
         return list(self._rest or ())
 
     def leave_rest(self, chunk: bytes, sent: int) -> None:
-        """Take over what the socket did not accept of a chunk that somebody else sent."""
+        """Queue what the socket did not accept of a chunk that the hub, or an earlier process, has sent in part."""
         if not self.closed:
             self._queue(memoryview(chunk)[sent:])
 
     def write(self, chunk: bytes) -> asyncio.Future[None]:
-        """Send wire bytes; the future resolves when the socket has accepted all of them, or has closed."""
+        """Send wire bytes, and return what `flush` returns."""
         if chunk and not self.closed:
             sent = 0
             if not self._rest:
@@ -172,6 +160,10 @@ class StreamConnection(httputil.HTTPConnection):
                     self.close()
             if sent != len(chunk) and not self.closed:
                 self._queue(memoryview(chunk)[sent:])
+        return self.flush()
+
+    def flush(self) -> asyncio.Future[None]:
+        """Return a future that resolves when the socket has accepted all that was written, or has closed."""
         if self._drained is None:
             self._drained = asyncio.get_running_loop().create_future()
             if not self._rest:
@@ -191,31 +183,24 @@ class StreamConnection(httputil.HTTPConnection):
         """
         assert isinstance(start_line, httputil.ResponseStartLine)
         headers["Connection"] = "close"
-        self.chunked = self.chunked and "Content-Length" not in headers
-        if self.chunked:
-            headers["Transfer-Encoding"] = "chunked"
-        lines = [f"HTTP/1.1 {start_line.code} {start_line.reason}"]
-        lines += [f"{name}: {value}" for name, value in headers.get_all()]
-        head = "\r\n".join([*lines, "", ""]).encode("latin-1")
-        if head.count(b"\r") != len(lines) + 1 or head.count(b"\n") != len(lines) + 1:
-            raise ValueError("a header must not contain CR or LF")
+        if "Content-Length" in headers:
+            self.framing = UNFRAMED
+        headers.update(self.framing.headers)
+        head = encode_head(start_line, headers)
         return self.write(head + chunk if chunk else head)
-
-    def set_max_body_size(self, size: int) -> None:
-        """A request for a stream has no body."""
 
     def finish(self) -> None:
         """End the body where the socket accepts it, and close."""
-        if self.chunked and not self._rest and not self.closed:
-            with suppress(OSError):  # it is closed next, whatever becomes of the last five bytes
-                self.send(LAST_CHUNK)
+        if self.framing.end and not self._rest and not self.closed:
+            with suppress(OSError):  # it is closed next, whatever becomes of the last bytes
+                self.send(self.framing.end)
         self.close()
 
     def set_close_callback(self, callback: Callable[[], None] | None) -> None:
         """Tornado clears its callback when it finishes a response; ours stays until the close."""
 
     def close(self) -> None:
-        """Close the socket, and say so once."""
+        """Close the socket and call ``on_close``; harmless the second time."""
         if self.on_close is None:
             return
         on_close, self.on_close = self.on_close, None

@@ -1,4 +1,4 @@
-"""Notices that clients leave: one epoll for the sockets of all streams, which the event loop watches as one."""
+"""Disconnect detection: one epoll for the sockets of all streams, which the event loop watches as one descriptor."""
 
 from __future__ import annotations
 
@@ -6,37 +6,37 @@ import asyncio
 import select
 from typing import Protocol
 
-MOST = 256
-"""How many are looked at before others run."""
+SOCKETS_PER_POLL = 256
+"""How many sockets are looked at before the event loop runs other callbacks."""
 
 _EPOLL = hasattr(select, "epoll")
 
 
-class Readable(Protocol):
-    """Something that wants to know when its socket has something to read."""
+class Watched(Protocol):
+    """The owner of a socket that is watched."""
 
     def readable(self) -> None:
-        """Read it."""
+        """Read from the socket, or notice that it has ended."""
 
 
 class Disconnects:
-    """Calls ``readable`` of whoever's socket has something to read: of a stream's client that is mostly its end.
+    """Calls ``readable`` of a socket's owner when there is something to read: on a stream, mostly the end.
 
-    To watch a socket, an event loop keeps a handle, a callback and its arguments for each, and takes five times
-    as long; here it is an entry in a dictionary. Systems without epoll do it the event loop's way.
+    An event loop keeps a handle, a callback and its arguments for each socket, and takes five times as long;
+    here a socket is an entry in a dictionary. On systems without epoll the event loop watches each socket.
     """
 
     def __init__(self) -> None:
         self._epoll: select.epoll | None = None
-        self._watched: dict[int, Readable] = {}
+        self._watched: dict[int, Watched] = {}
         self._suspended = False
 
-    def watch(self, fd: int, who: Readable) -> None:
+    def watch(self, fd: int, owner: Watched) -> None:
         """Watch a socket, on the running event loop."""
         if not _EPOLL:
-            asyncio.get_running_loop().add_reader(fd, who.readable)
+            asyncio.get_running_loop().add_reader(fd, owner.readable)
             return
-        self._watched[fd] = who
+        self._watched[fd] = owner
         if self._suspended:
             return
         if self._epoll is None:
@@ -45,16 +45,17 @@ class Disconnects:
         self._epoll.register(fd, select.EPOLLIN)
 
     def forget(self, fd: int) -> None:
-        """Watch a socket no more; before it is closed, for its number may be another one's then."""
+        """Stop watching a socket; call this before it is closed, for its number may be another one's then."""
         if not _EPOLL:
             asyncio.get_running_loop().remove_reader(fd)
         elif self._watched.pop(fd, None) is not None and self._epoll is not None:
             self._epoll.unregister(fd)
 
     def suspend(self) -> None:
-        """Let go of all sockets for a while; what the kernel has to do for that is not left to the process's end.
+        """Stop watching all sockets until `resume`; those that are added meanwhile are watched from then on.
 
-        Those that come meanwhile are watched from `resume` on.
+        A process that hands its streams over does this ahead: for many sockets the kernel takes a while, and at
+        the end of the process the successor would wait for it.
         """
         self._suspended = True
         if self._epoll is not None:
@@ -63,20 +64,20 @@ class Disconnects:
             self._epoll = None
 
     def resume(self) -> None:
-        """Watch again whom `suspend` let go of."""
+        """Watch the sockets again after `suspend`."""
         if self._suspended:
             self._suspended = False
-            for fd, who in list(self._watched.items()):
-                self.watch(fd, who)
+            for fd, owner in list(self._watched.items()):
+                self.watch(fd, owner)
 
     def close(self) -> None:
-        """Let go of the event loop; nobody is watched any more."""
+        """Stop watching for good."""
         self.suspend()
         self._suspended = False
         self._watched.clear()
 
     def _look(self) -> None:
         assert self._epoll is not None
-        for fd, _ in self._epoll.poll(0, MOST):
-            if (who := self._watched.get(fd)) is not None:  # one that came before may have ended it
-                who.readable()
+        for fd, _ in self._epoll.poll(0, SOCKETS_PER_POLL):
+            if (owner := self._watched.get(fd)) is not None:  # the callback of another may have ended it
+                owner.readable()

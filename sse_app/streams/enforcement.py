@@ -1,24 +1,25 @@
-"""What has been decided about tokens and keys, here or on the command line, put in force on the running server."""
+"""Puts in force on the running server what is decided about tokens and keys, in this process or another."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from pathlib import Path
 
 from tornado.ioloop import PeriodicCallback
 
-from sse_app.auth.accounts.sessions import revoke_with_sessions
 from sse_app.auth.audit import Audit
-from sse_app.auth.revocations import Revocation, Revocations
-from sse_app.auth.sqlite_store import AuthDatabase
+from sse_app.auth.records import Revocation
+from sse_app.auth.revocations import Revocations
+from sse_app.auth.store import AuthStore
 from sse_app.auth.tokens.issuer import Tokens
 from sse_app.auth.tokens.keyring import KeyRing
-from sse_app.core.errors import StateError
+from sse_app.core.errors import AuthStoreUnavailable, StateError
 from sse_app.streams.hub import Hub
 from sse_app.streams.stream import Stream
 
 INTERVAL = 0.25
-"""Seconds between two looks at the database and the keys."""
+"""Seconds between two looks at the store and the keys."""
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ class Enforcement:
 
     Args:
         hub: whose streams end.
-        database: where revocations come from.
+        store: where revocations are written.
         revocations: what is in force.
         tokens: verified with the keys.
         keys: the directory of the keys.
@@ -38,21 +39,27 @@ class Enforcement:
     def __init__(
         self,
         hub: Hub,
-        database: AuthDatabase,
+        store: AuthStore,
         revocations: Revocations,
         tokens: Tokens,
         keys: Path,
         audit: Audit,
     ) -> None:
-        self._database = database
+        self._hub = hub
+        self._store = store
         self._revocations = revocations
         self._tokens = tokens
         self._keys = keys
         self._keys_changed_at = -1  # they are read once more, for what changed while the server started
         self._audit = audit
-        self._hub = hub
         self._kicked: set[str] = set()
+        self._available = True
+        self._looking = asyncio.Lock()
         self._callback = PeriodicCallback(self._look, INTERVAL * 1000)
+
+    def use(self, keys: Path) -> None:
+        """Look for new keys in another directory."""
+        self._keys = keys
 
     def start(self) -> None:
         """Begin to look."""
@@ -60,30 +67,36 @@ class Enforcement:
             self._callback.start()
 
     async def stop(self) -> None:
-        """Look no more, and write what waits."""
+        """Stop looking, and write the audit entries that wait."""
         self._callback.stop()
-        await self._audit.flush()
+        async with self._looking:
+            try:
+                await self._audit.flush()
+            except AuthStoreUnavailable as error:
+                self._report(error)
 
     async def revoke(self, *revocations: Revocation) -> int:
-        """Revoke tokens, end their sessions and streams, and return how many streams those were."""
+        """Revoke tokens, end their sessions and streams, and return how many streams those were.
+
+        Raises:
+            AuthStoreUnavailable: the revocations cannot be written; nothing is revoked.
+        """
         concerned = sum(
             any(
                 revocation.concerns(token) for revocation in revocations for token in stream.subscriber.tokens
             )
             for stream in self._hub.streams
         )
-
-        def write() -> None:
-            with self._database.transaction() as connection:
-                for revocation in revocations:
-                    revoke_with_sessions(connection, revocation)
-
-        await self._database.run(write)
-        self.apply()
+        await self._store.revoke(revocations)
+        await self.apply()
         return concerned
 
     async def kick(self, stream: Stream) -> int:
-        """Revoke the tokens that a stream can come back with, end all streams with them, and return how many."""
+        """Revoke the tokens that a stream can come back with, end all streams with them, and return how many.
+
+        Raises:
+            AuthStoreUnavailable: the revocations cannot be written; no stream is ended.
+        """
         tokens = stream.subscriber.tokens
         ids = {token.token_id for token in tokens}
         self._kicked |= ids
@@ -94,10 +107,13 @@ class Enforcement:
         finally:
             self._kicked -= ids
 
-    def apply(self) -> None:
-        """Learn what has been revoked, and end the streams concerned: also those renewed since, as they were
-        opened with it."""
-        if self._revocations.learn():
+    async def apply(self) -> None:
+        """Learn what has been revoked, and end the streams opened or renewed with such tokens.
+
+        Raises:
+            AuthStoreUnavailable: the revocations cannot be read.
+        """
+        if await self._revocations.learn():
             for stream in list(self._hub.streams):
                 tokens = stream.subscriber.tokens
                 if any(self._revocations.covers(token) for token in tokens):
@@ -105,19 +121,33 @@ class Enforcement:
                     stream.end("kicked" if kicked else "revoked", None)
 
     async def _look(self) -> None:
-        if self._database.changed():
-            self.apply()
+        async with self._looking:
+            self._look_at_keys()
+            try:
+                await self.apply()
+                await self._audit.flush()
+            except AuthStoreUnavailable as error:
+                self._report(error)
+            else:
+                self._available = True
+
+    def _report(self, error: AuthStoreUnavailable) -> None:
+        """Log that the store cannot be reached, once until it can: the next look tries again."""
+        if self._available:
+            log.error("accounts_unavailable", extra={"detail": error.detail})
+        self._available = False
+
+    def _look_at_keys(self) -> None:
         try:
             changed_at = self._keys.stat().st_mtime_ns
         except OSError:
-            changed_at = 0  # taken away: that is told once, and the keys from before go on
+            changed_at = 0  # taken away: that is logged once, and the keys from before stay in use
         if changed_at != self._keys_changed_at:
             self._keys_changed_at = changed_at
-            self.reload_keys()
-        await self._audit.flush()
+            self._reload_keys()
 
-    def reload_keys(self) -> None:
-        """Go on with the keys that are in the directory now; if one is bad, with those from before."""
+    def _reload_keys(self) -> None:
+        """Use the keys that are in the directory now; if one is bad, those from before."""
         try:
             keys = KeyRing.load(self._keys, create=False)
         except StateError as error:
@@ -125,4 +155,4 @@ class Enforcement:
             return
         if keys.signing.id != self._tokens.keys.signing.id:
             self._audit.record("key_rotation", target=keys.signing.id, detail=keys.signing.algorithm)
-        self._tokens.use(keys)
+        self._tokens.use_keys(keys)

@@ -1,14 +1,31 @@
-"""The streams that listen to the same channels, as one flat table that a fan-out walks."""
+"""The streams on the same channels, as one flat table that a fan-out walks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Any, Generic, Protocol, TypeVar
 
 from sse_app.core.channels import ChannelName
+from sse_app.core.framing import Framing
 
-if TYPE_CHECKING:
-    from sse_app.streams.stream import Stream
+
+class Member(Protocol):
+    """What a group knows of a stream."""
+
+    group: FanoutGroup[Any] | None
+    slot: int
+
+    def enqueue(self, frames: bytes) -> int:
+        """Queue frames, and return how many bytes that took: all of them."""
+
+    def fall_behind(self, frames: bytes, sent: int) -> None:
+        """Queue what the socket did not accept of the frames, and take no bytes directly until that is written."""
+
+    def close(self) -> None:
+        """Close the connection."""
+
+
+Stream = TypeVar("Stream", bound=Member)
 
 
 def _discard(frames: bytes) -> int:
@@ -16,22 +33,26 @@ def _discard(frames: bytes) -> int:
     return len(frames)
 
 
-class Audience:
+class FanoutGroup(Generic[Stream]):
     """A table with a slot for each stream: the function that takes its bytes.
 
-    That is the bare ``socket.send`` of a stream that is ready, and `Stream.enqueue` of one that is behind, so
+    That is the bare ``socket.send`` of a stream that is ready, and `Member.enqueue` of one that is behind, so
     the hot loop asks nothing and touches little memory: at 10,000 streams cache misses are what it costs.
-    The streams share their channels, so they share the bytes also where several channels' events go out
-    together, in log order.
+    The streams share their channels and their framing, so they share the bytes also where events of several
+    channels go out together, in log order.
 
-    Slots do not move while a fan-out is under way: who leaves leaves a hole, and who comes is put at the end.
+    Slots do not move during a fan-out: a stream that leaves leaves a hole, and one that comes is put at the end.
+
+    Args:
+        channels: those of each stream.
+        framing: that of each stream.
     """
 
-    __slots__ = ("channels", "chunked", "holes", "sends", "streams")
+    __slots__ = ("channels", "framing", "holes", "sends", "streams")
 
-    def __init__(self, channels: frozenset[ChannelName], chunked: bool) -> None:
+    def __init__(self, channels: frozenset[ChannelName], framing: Framing) -> None:
         self.channels = channels
-        self.chunked = chunked
+        self.framing = framing
         self.sends: list[Callable[[bytes], int]] = []
         self.streams: list[Stream | None] = []
         self.holes = 0
@@ -42,7 +63,7 @@ class Audience:
 
     def add(self, stream: Stream) -> None:
         """Give the stream a slot; it starts as one that is behind."""
-        stream.audience = self
+        stream.group = self
         stream.slot = len(self.sends)
         self.sends.append(stream.enqueue)
         self.streams.append(stream)
@@ -52,7 +73,7 @@ class Audience:
         self.sends[stream.slot] = _discard
         self.streams[stream.slot] = None
         self.holes += 1
-        stream.audience = None
+        stream.group = None
         stream.slot = -1
 
     def close_holes(self) -> None:
@@ -67,7 +88,7 @@ class Audience:
             stream.slot = slot
 
     def send(self, frames: bytes, start: int, stop: int) -> None:
-        """Send the frames to the slots from ``start`` to ``stop``; who does not take all of them falls behind."""
+        """Send the frames to the slots from ``start`` to ``stop``; a stream that does not take all falls behind."""
         size = len(frames)
         short: list[tuple[int, int]] = []
         failed: list[int] = []

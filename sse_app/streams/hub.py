@@ -1,4 +1,4 @@
-"""Who listens to what: registers streams, fans events out to them, and takes them up to the present."""
+"""The hub: registers streams, fans events out to those that have joined, and reads the past for the others."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from sse_app.core.channels import ChannelName
 from sse_app.core.counters import Durations
 from sse_app.core.errors import EventLogUnavailable
 from sse_app.core.events import Event, EventId
-from sse_app.core.sse import chunk
+from sse_app.core.framing import Framing
 from sse_app.eventlog.base import EventLog
 from sse_app.streams.disconnects import Disconnects
-from sse_app.streams.fanout import Audience
-from sse_app.streams.replay_cache import RecentEvents
+from sse_app.streams.fanout import FanoutGroup
+from sse_app.streams.replay_cache import ReplayCache
 from sse_app.streams.stream import Stream, Subscriber
 
-SLICE = 128
-"""How many streams a fan-out serves before it lets others run: about a millisecond.
+FANOUT_SLICE = 128
+"""How many streams a fan-out serves before the event loop runs other callbacks: about a millisecond.
 
-A request takes the event loop some five rounds until it is answered, and waits for a slice in each.
+A request takes some five rounds of the event loop until it is answered, and waits for a slice in each.
 """
 
-PAGE_EVENTS = 500
+REPLAY_PAGE_EVENTS = 500
 """How many events a replay reads from the log at a time."""
 
-RECENT_BYTES = 8 * 1024 * 1024
+REPLAY_CACHE_BYTES = 8 * 1024 * 1024
 """How much of the log's end is kept encoded in memory."""
 
 DRAIN_RATE = 200
@@ -45,14 +45,14 @@ log = logging.getLogger(__name__)
 
 
 class Hub:
-    """Brings what the log's tail yields to the streams.
+    """Sends what the log's tail yields to the streams.
 
-    An event is encoded once; its bytes are shared by all streams of an `Audience`. A fan-out to many
+    An event is encoded once; its bytes are shared by all streams of a `FanoutGroup`. A fan-out to many
     streams goes in slices, so that logins, publishes and pings are answered in between; the next one begins
-    when it is through, so each stream sees the log's order.
+    when it is finished, so each stream sees the log's order.
 
     Args:
-        eventlog: open.
+        eventlog: open when the hub begins.
         backlog_limit: how many bytes may wait for one stream.
         retry: the reconnection time that streams are told, in milliseconds; it is spread by half of it.
     """
@@ -68,10 +68,10 @@ class Hub:
         self.events_fanned_out = 0
         self.deliveries = 0
         self.fan_out_seconds = Durations()
-        """From an event's arrival from the log to its handing over to the last stream."""
+        """From an event's arrival from the log until the last stream has been given it."""
         self.endings: Counter[str] = Counter()
         self.disconnects = Disconnects()
-        """Tells when clients go."""
+        """Notices when clients disconnect."""
         # Streams are numbered on from the time, in microseconds, so that no number means another one later.
         self._numbers = count(time.time_ns() // 1000)
         self.backlog_limit = backlog_limit
@@ -79,13 +79,12 @@ class Hub:
         self._head = eventlog.head.seq
         self._at_rest = asyncio.Event()
         self._at_rest.set()
-        self._recent = RecentEvents(eventlog.head.epoch, RECENT_BYTES)
-        self._audiences: dict[tuple[frozenset[ChannelName], bool], Audience] = {}
-        self._of_channel: dict[ChannelName, dict[Audience, None]] = {}
+        self._replay_cache = ReplayCache(eventlog.head.epoch, REPLAY_CACHE_BYTES)
+        self._groups: dict[tuple[frozenset[ChannelName], Framing], FanoutGroup[Stream]] = {}
+        self._of_channel: dict[ChannelName, dict[FanoutGroup[Stream], None]] = {}
         self._arrival = asyncio.Event()
         self._empty = asyncio.Event()
-        # The tail begins here, where the head was read, and not at the task's first step: no event falls between.
-        self._tail = asyncio.create_task(self._follow(eventlog.tail()), name="hub-tail")
+        self._tail: asyncio.Task[None] | None = None
 
     @property
     def head(self) -> EventId:
@@ -93,14 +92,21 @@ class Hub:
         return EventId(self.eventlog.head.epoch, self._head)
 
     def jittered_retry(self) -> int:
-        """Return a reconnection time in milliseconds, so that clients who leave together come back apart."""
+        """Return a reconnection time in milliseconds, so that clients that leave together come back apart."""
         return random.randint(self.retry // 2, self.retry + self.retry // 2)
 
+    def use(self, *, backlog_limit: int, retry: int) -> None:
+        """Take other settings; streams that are open keep their backlog limit."""
+        self.backlog_limit = backlog_limit
+        self.retry = retry
+
     def begin(self) -> None:
-        """Begin at the head of the log, which has been opened only after the hub was made."""
+        """Follow the log, which is open by now, from its head."""
         head = self.eventlog.head
         self._head = head.seq
-        self._recent = RecentEvents(head.epoch, RECENT_BYTES)
+        self._replay_cache = ReplayCache(head.epoch, REPLAY_CACHE_BYTES)
+        # The tail begins here, where the head was read, and not at the task's first step: no event falls between.
+        self._tail = asyncio.create_task(self._follow(self.eventlog.tail()), name="hub-tail")
 
     # -- streams come and go --------------------------------------------------------------------------------
 
@@ -109,22 +115,22 @@ class Hub:
         subscriber: Subscriber,
         channels: tuple[ChannelName, ...],
         *,
-        chunked: bool,
+        framing: Framing,
         number: int | None = None,
     ) -> Stream:
-        """Count a new stream in; it is told nothing until it joins.
+        """Register a new stream; it is given no events until it joins.
 
         Args:
-            subscriber: who listens.
-            channels: what to.
-            chunked: whether the body is chunked.
+            subscriber: whose stream it is.
+            channels: in the order asked for.
+            framing: how its bytes stand in the body of the response.
             number: of a stream that an earlier process numbered.
         """
         stream = Stream(
             next(self._numbers) if number is None else number,
             subscriber,
             channels,
-            chunked=chunked,
+            framing=framing,
             backlog_limit=self.backlog_limit,
             laggards=self.laggards,
         )
@@ -141,16 +147,16 @@ class Hub:
 
     def join(self, stream: Stream) -> None:
         """Give the stream every event from now on; it must have been brought up to `head`."""
-        key = (frozenset(stream.channels), stream.chunked)
-        audience = self._audiences.get(key)
-        if audience is None:
-            audience = self._audiences[key] = Audience(*key)
-            for channel in audience.channels:
-                self._of_channel.setdefault(channel, {})[audience] = None
-        audience.add(stream)
+        key = (frozenset(stream.channels), stream.framing)
+        group = self._groups.get(key)
+        if group is None:
+            group = self._groups[key] = FanoutGroup(*key)
+            for channel in group.channels:
+                self._of_channel.setdefault(channel, {})[group] = None
+        group.add(stream)
 
     def leave(self, stream: Stream) -> None:
-        """Count a stream out; harmless the second time."""
+        """Forget a stream that has ended, and count its end; harmless the second time."""
         if stream in self.streams:
             self.endings[stream.ending or "client"] += 1
             self.withdraw(stream)
@@ -168,16 +174,16 @@ class Hub:
             _count_out(self.streams_on_channel, channel)
         if not self.streams:
             self._empty.set()
-        if (audience := stream.audience) is not None:
-            audience.remove(stream)
-            if not len(audience):
-                self._forget(audience)
+        if (group := stream.group) is not None:
+            group.remove(stream)
+            if not len(group):
+                self._forget(group)
 
-    def _forget(self, audience: Audience) -> None:
-        self._audiences.pop((audience.channels, audience.chunked), None)
-        for channel in audience.channels:
+    def _forget(self, group: FanoutGroup[Stream]) -> None:
+        self._groups.pop((group.channels, group.framing), None)
+        for channel in group.channels:
             of_channel = self._of_channel[channel]
-            of_channel.pop(audience, None)
+            of_channel.pop(group, None)
             if not of_channel:
                 del self._of_channel[channel]
 
@@ -211,16 +217,16 @@ class Hub:
         Not more than a page at a time; with it comes the ``seq`` that the next page follows.
 
         Raises:
-            EventLogUnavailable: the log cannot be read, or has let go of events that follow ``after``.
+            EventLogUnavailable: the log cannot be read, or no longer keeps events that follow ``after``.
         """
         wanted = frozenset(channels)
-        recent = self._recent.between(after, until, wanted)
+        recent = self._replay_cache.between(after, until, wanted)
         if recent is not None:
             return recent
-        page = await self.eventlog.replay(wanted, after, until, PAGE_EVENTS)
+        page = await self.eventlog.replay(wanted, after, until, REPLAY_PAGE_EVENTS)
         if page.gap:
             raise EventLogUnavailable("the history was trimmed while it was being replayed")
-        encoded = b"".join(self._recent.encode(event) for event in page.events)
+        encoded = b"".join(self._replay_cache.encode(event) for event in page.events)
         return encoded, page.events[-1].seq if page.more else until
 
     async def reached(self, seq: int) -> None:
@@ -247,7 +253,7 @@ class Hub:
         """Send events that follow the last ones to every stream that listens to their channels."""
         begun = time.perf_counter()
         self._at_rest.clear()
-        self._recent.add(events)
+        self._replay_cache.add(events)
         self._head = events[-1].seq
         self.events_fanned_out += len(events)
         arrival, self._arrival = self._arrival, asyncio.Event()
@@ -258,40 +264,38 @@ class Hub:
             self._at_rest.set()
         self.fan_out_seconds.observe(time.perf_counter() - begun)
 
-    async def _serve(self, plan: list[tuple[Audience, bytes, int]]) -> None:
+    async def _serve(self, plan: list[tuple[FanoutGroup[Stream], bytes, int]]) -> None:
         served = 0
-        for audience, frames, slots in plan:
+        for group, frames, slots in plan:
             start = 0
             while start < slots:
-                stop = min(slots, start + SLICE - served)
-                audience.send(frames, start, stop)
+                stop = min(slots, start + FANOUT_SLICE - served)
+                group.send(frames, start, stop)
                 served += stop - start
                 start = stop
-                if served >= SLICE:
+                if served >= FANOUT_SLICE:
                     served = 0
                     await asyncio.sleep(0)
 
-    def _plan(self, events: list[Event]) -> Iterator[tuple[Audience, bytes, int]]:
-        """Yield which audience gets which bytes, and how many slots it has: who joins later has them already."""
-        encode = cache(self._recent.encode)  # once, for all audiences
+    def _plan(self, events: list[Event]) -> Iterator[tuple[FanoutGroup[Stream], bytes, int]]:
+        """Yield which group gets which bytes, and how many slots it has: streams that join later have them already."""
+        encode = cache(self._replay_cache.encode)  # once, for all groups
         by_channel: dict[ChannelName, list[int]] = {}
         for number, event in enumerate(events):
             by_channel.setdefault(event.channel, []).append(number)
-        audiences = {
-            audience: None for channel in by_channel for audience in self._of_channel.get(channel, ())
-        }
+        groups = {group: None for channel in by_channel for group in self._of_channel.get(channel, ())}
         published_to = frozenset(by_channel)
-        joined: dict[tuple[frozenset[ChannelName], bool], bytes] = {}
-        for audience in audiences:
-            audience.close_holes()
-            heard = published_to if len(published_to) == 1 else published_to & audience.channels
-            key = (heard, audience.chunked)
+        joined: dict[tuple[frozenset[ChannelName], Framing], bytes] = {}
+        for group in groups:
+            group.close_holes()
+            heard = published_to if len(published_to) == 1 else published_to & group.channels
+            key = (heard, group.framing)
             if (frames := joined.get(key)) is None:
                 numbers = sorted(number for channel in heard for number in by_channel[channel])
                 payload = b"".join([encode(events[number]) for number in numbers])
-                frames = joined[key] = chunk(payload) if audience.chunked else payload
-            self.deliveries += len(audience) * sum(len(by_channel[channel]) for channel in heard)
-            yield audience, frames, len(audience.sends)
+                frames = joined[key] = group.framing.frame(payload)
+            self.deliveries += len(group) * sum(len(by_channel[channel]) for channel in heard)
+            yield group, frames, len(group.sends)
 
     # -- the server's own channel ---------------------------------------------------------------------------
 
@@ -299,15 +303,16 @@ class Hub:
         """Return the streams on a channel that have joined the present."""
         return [
             stream
-            for audience in self._of_channel.get(channel, ())
-            for stream in audience.streams
+            for group in self._of_channel.get(channel, ())
+            for stream in group.streams
             if stream is not None
         ]
 
     async def close(self) -> None:
         """Stop following the log and close every connection that is still open."""
-        self._tail.cancel()
-        await asyncio.wait([self._tail])
+        if self._tail is not None:
+            self._tail.cancel()
+            await asyncio.wait([self._tail])
         for stream in list(self.streams):
             stream.close()
         self.disconnects.close()

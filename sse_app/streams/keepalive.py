@@ -9,14 +9,16 @@ from tornado.ioloop import PeriodicCallback
 
 from sse_app.auth.tokens.claims import Lease
 from sse_app.core.events import timestamp
-from sse_app.core.sse import chunk, encode_json
+from sse_app.core.framing import framed
+from sse_app.core.sse import encode_json
+from sse_app.settings import model as settings_model
 from sse_app.streams.hub import Hub
 from sse_app.streams.stream import Stream
 
 MAX_TICK = 0.25
 """The longest time between two steps of the sweep, in seconds."""
 
-FAREWELL = 5.0
+CLOSING_TIMEOUT = 5.0
 """How long a stream that is being ended may take to accept its ``closing``, in seconds."""
 
 
@@ -28,12 +30,12 @@ class Keepalive:
 
     Args:
         hub: whose streams.
-        interval: seconds between two pings of a stream.
+        settings: how often a stream is pinged; fixed for the life of the process.
     """
 
-    def __init__(self, hub: Hub, interval: float) -> None:
+    def __init__(self, hub: Hub, settings: settings_model.Keepalive) -> None:
         self._hub = hub
-        self._interval = interval
+        self._interval = interval = settings.ping_interval
         self._tick = min(MAX_TICK, interval / 8)
         self._turns: list[set[Stream]] = [set() for _ in range(round(interval / self._tick))]
         self._turn = 0
@@ -48,7 +50,7 @@ class Keepalive:
             self._callback.start()
 
     def stop(self) -> None:
-        """Sweep no more."""
+        """Stop sweeping."""
         self._callback.stop()
 
     def watch(self, stream: Stream) -> None:
@@ -64,7 +66,7 @@ class Keepalive:
         self._expect_no_expiry(stream)
 
     def renew(self, stream: Stream, lease: Lease) -> None:
-        """Let a stream go on with a fresh token, to its expiry."""
+        """Extend a stream to the expiry of a fresh token."""
         self._expect_no_expiry(stream)
         stream.subscriber = stream.subscriber.renewed(lease, time.time())
         self._expect_expiry(stream)
@@ -86,7 +88,7 @@ class Keepalive:
                 del self._expiring[second]
 
     def sweep(self) -> None:
-        """Do what is due in this tick."""
+        """End the streams whose tokens have expired, close the dead ones, and ping those whose turn it is."""
         self._end_expired(time.time())
         self._reap(time.monotonic())
         self._ping()
@@ -99,7 +101,7 @@ class Keepalive:
 
     def _reap(self, now: float) -> None:
         stalled = now - 2 * self._interval + 2 * self._tick
-        leaving = now - min(FAREWELL, 2 * self._interval)
+        leaving = now - min(CLOSING_TIMEOUT, 2 * self._interval)
         for stream in list(self._hub.laggards):
             if stream.stalled_since < (stalled if stream.ending is None else leaving):
                 stream.ending = stream.ending or "stalled"
@@ -110,8 +112,7 @@ class Keepalive:
         turn = self._turns[self._turn]
         if not turn:
             return
-        ping = encode_json("ping", {"timestamp": timestamp(time.time())})
-        framed = chunk(ping)
+        ping = framed(encode_json("ping", {"timestamp": timestamp(time.time())}))
         for stream in turn:
-            stream.write(framed if stream.chunked else ping)
+            stream.write(ping(stream.framing))
         self.pings += len(turn)

@@ -1,4 +1,4 @@
-"""Publishing: from what a publisher says to events in the log; the way in for HTTP and for Python alike."""
+"""Publishing: checks events and appends them to the log, for HTTP and for Python alike."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from sse_app.core.channels import ChannelName, ChannelPatterns, is_internal, par
 from sse_app.core.errors import InvalidInput, UnknownChannel
 from sse_app.core.events import EventId, NewEvent, new_event, timestamp
 from sse_app.eventlog.base import EventLog, IdempotencyKey
+from sse_app.settings.model import Limits
 
 _MEMBERS = frozenset({"channel", "event", "data", "retry"})
 
@@ -19,22 +20,22 @@ class Publisher:
     """Checks events and appends them to the log.
 
     Args:
-        eventlog: where to.
-        channels: those that exist.
-        batch_limit: the most events at a time.
+        eventlog: stores the events.
+        channels: those that are configured.
+        limits: how many events a batch may have.
     """
 
-    def __init__(self, eventlog: EventLog, channels: ChannelPatterns, batch_limit: int) -> None:
+    def __init__(self, eventlog: EventLog, channels: ChannelPatterns, limits: Limits) -> None:
         self._eventlog = eventlog
         self._channels = channels
-        self._batch_limit = batch_limit
+        self._batch_limit = limits.batch_events
         self.appending = 0
         """How many appends to the log have begun and not ended."""
 
-    def use(self, channels: ChannelPatterns, batch_limit: int) -> None:
-        """Go on with other settings."""
+    def use(self, channels: ChannelPatterns, limits: Limits) -> None:
+        """Take other settings."""
         self._channels = channels
-        self._batch_limit = batch_limit
+        self._batch_limit = limits.batch_events
 
     async def publish(
         self, channel: str, event: str, data: Mapping[str, Any], *, retry: int | None = None
@@ -42,7 +43,7 @@ class Publisher:
         """Publish one event and return its id once it is durable.
 
         Args:
-            channel: where to.
+            channel: its name.
             event: the event type.
             data: a JSON object; ``channel`` is set in it, and ``timestamp`` where absent.
             retry: a new reconnection time for clients, in milliseconds.
@@ -79,7 +80,7 @@ class Publisher:
         """Refuse a channel that no configured name or pattern covers; none covers the server's own.
 
         Raises:
-            UnknownChannel: it is one.
+            UnknownChannel: the channel is not configured.
         """
         if is_internal(channel) or not self._channels.matches(channel):
             raise UnknownChannel(f"there is no channel {channel}")
@@ -100,7 +101,7 @@ class Publisher:
 
 
 def refuse_unknown(item: Mapping[Any, Any], known: AbstractSet[str], field: str = "") -> None:
-    """Refuse members that mean nothing, rather than drop what a publisher thought would count.
+    """Refuse members that mean nothing: to drop them would hide a publisher's mistake.
 
     Raises:
         InvalidInput: there is one; the text names it.

@@ -1,4 +1,4 @@
-"""The last events of the log in their wire form, so that clients who come right back do not read the disk."""
+"""The last events of the log, kept in memory, so that clients that come right back cause no reads from disk."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from sse_app.core.events import Event
 from sse_app.core.sse import encode_event
 
 MAX_ANSWERS = 64
-OVERHEAD = 256
+EVENT_OVERHEAD_BYTES = 256
 """About how many bytes an event takes in memory besides its data."""
 
-PIECE_BYTES = 64 * 1024
-"""How much a client who comes back is sent at a time: what a stalled one can hold on to."""
+ANSWER_BYTES = 64 * 1024
+"""About how many bytes a replay is given at a time: as much as a stalled client can keep in memory."""
 
 
-class RecentEvents:
-    """A ring of events without a gap between them, encoded when somebody asks.
+class ReplayCache:
+    """A ring of events without a gap between them, encoded when they are asked for.
 
     Args:
         epoch: the log's, for the events' ids.
@@ -34,11 +34,11 @@ class RecentEvents:
 
     def add(self, events: list[Event]) -> None:
         """Keep events that follow the last one."""
-        self._answers.clear()  # nobody will ask for the past as it was
+        self._answers.clear()  # the next question is about a longer past
         self._ring.extend(events)
-        self._bytes += sum([len(event.data) for event in events]) + OVERHEAD * len(events)
+        self._bytes += sum([len(event.data) for event in events]) + EVENT_OVERHEAD_BYTES * len(events)
         while self._bytes > self._max_bytes:
-            self._bytes -= len(self._ring.popleft().data) + OVERHEAD
+            self._bytes -= len(self._ring.popleft().data) + EVENT_OVERHEAD_BYTES
 
     def encode(self, event: Event) -> bytes:
         """Return an event of the log in the event stream format."""
@@ -46,9 +46,9 @@ class RecentEvents:
         return encode_event(id, event.type.encode(), event.data, event.retry)
 
     def between(self, after: int, until: int, channels: frozenset[ChannelName]) -> tuple[bytes, int] | None:
-        """Return the channels' first events with ``after < seq <= until``, and the ``seq`` to go on from.
+        """Return the channels' first events with ``after < seq <= until``, and the ``seq`` that the next ones follow.
 
-        About `PIECE_BYTES` at a time. None where the ring begins later. Clients who lost their connections
+        About `ANSWER_BYTES` at a time. None where the ring begins later. Clients that lost their connections
         together ask for the same, so the last answers are kept.
         """
         if not self._ring or self._ring[0].seq > after + 1:
@@ -71,6 +71,6 @@ class RecentEvents:
                 encoded = self.encode(event)
                 found.append(encoded)
                 size += len(encoded)
-                if size >= PIECE_BYTES:
+                if size >= ANSWER_BYTES:
                     return b"".join(found), event.seq
         return b"".join(found), until

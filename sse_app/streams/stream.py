@@ -1,4 +1,4 @@
-"""One client's stream: who listens to what, and what waits to be written to it."""
+"""One client's stream: whose it is, its channels, and what waits to be written to it."""
 
 from __future__ import annotations
 
@@ -6,22 +6,21 @@ import asyncio
 import math
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from sse_app.auth.tokens.claims import Lease
 from sse_app.core.channels import ChannelName
-from sse_app.core.sse import chunk, encode_json
+from sse_app.core.framing import Framing
+from sse_app.core.sse import encode_closing
+from sse_app.streams.connection import StreamConnection
+from sse_app.streams.fanout import FanoutGroup
 
-if TYPE_CHECKING:
-    from sse_app.streams.connection import StreamConnection
-    from sse_app.streams.fanout import Audience
-
-PIECE_BYTES = 64 * 1024
+FLUSH_BYTES = 64 * 1024
 """How much a flush takes at a time, so that a long backlog shows progress."""
 
 
 class Subscriber(NamedTuple):
-    """Who listens, and where the connection came from.
+    """Whose stream it is, and where its connection came from.
 
     Args:
         client_id: the client's label.
@@ -50,11 +49,11 @@ class Subscriber(NamedTuple):
 
 
 class Replay(NamedTuple):
-    """How far a stream is that is still being brought up to the present.
+    """How far a stream has come that is still being brought up to the present.
 
     Args:
         after: the ``seq`` up to which it has its events.
-        lost: the channels that could not be continued: they go on from ``lost_until``.
+        lost: the channels that could not be continued: they continue from ``lost_until``.
         lost_until: what was the head when they were reset.
     """
 
@@ -71,9 +70,9 @@ class Stream:
 
     Args:
         number: tells it from all others, also of earlier processes.
-        subscriber: who listens.
-        channels: what to, in the order asked for.
-        chunked: whether the body is chunked (HTTP/1.1).
+        subscriber: whose stream it is.
+        channels: in the order asked for.
+        framing: how its bytes stand in the body of the response.
         backlog_limit: how many bytes may wait before the stream is ended as ``slow_consumer``.
         laggards: where the stream enters itself while it is behind.
     """
@@ -86,12 +85,12 @@ class Stream:
         "_resume",
         "_waiter",
         "adopted",
-        "audience",
         "channels",
-        "chunked",
         "connection",
         "ending",
         "ending_at",
+        "framing",
+        "group",
         "number",
         "opened_at",
         "ping_turn",
@@ -107,17 +106,17 @@ class Stream:
         subscriber: Subscriber,
         channels: tuple[ChannelName, ...],
         *,
-        chunked: bool,
+        framing: Framing,
         backlog_limit: int,
         laggards: set[Stream],
     ) -> None:
         self.number = number
         self.subscriber = subscriber
         self.channels = channels
-        self.chunked = chunked
+        self.framing = framing
         self.opened_at = time.time()
         self.connection: StreamConnection | None = None
-        self.audience: Audience | None = None
+        self.group: FanoutGroup[Stream] | None = None
         self.slot = -1
         self.ping_turn = -1
         self.ending: str | None = None
@@ -146,7 +145,7 @@ class Stream:
 
     @property
     def stalled_since(self) -> float:
-        """When bytes last went out while some were waiting, or the farewell began (`time.monotonic`)."""
+        """When bytes last went out while some were waiting, or ``closing`` was queued (`time.monotonic`)."""
         if self.ending is not None:
             return self.ending_at
         return self.connection.progressed_at if self.connection and self.connection.unsent_bytes else math.inf
@@ -158,11 +157,11 @@ class Stream:
 
     def write(self, frames: bytes) -> None:
         """Write whole frames, framed for this stream, now or when their turn comes."""
-        if self.audience is None:
+        if self.group is None:
             self.enqueue(frames)
             return
         try:
-            sent = self.audience.sends[self.slot](frames)
+            sent = self.group.sends[self.slot](frames)
         except BlockingIOError:
             sent = 0
         except OSError:
@@ -172,7 +171,7 @@ class Stream:
             self.fall_behind(frames, sent)
 
     def enqueue(self, frames: bytes) -> int:
-        """Take frames in the socket's place while the stream is behind, and say that all were taken."""
+        """Queue frames while the stream is behind, and return their size, as a socket that takes all of them does."""
         if self.ending is None:
             if self._pending_bytes and self.backlog_bytes > self._backlog_limit:
                 self.end("slow_consumer", self.retry)
@@ -184,7 +183,7 @@ class Stream:
         """Leave the ready state: the socket accepted only ``sent`` bytes of the frames."""
         assert self.connection is not None
         self.connection.leave_rest(frames, sent)
-        self._step_back()
+        self._fall_back()
         self._wake()
 
     def end(self, reason: str, retry: int | None) -> None:
@@ -200,9 +199,18 @@ class Stream:
         self.ending_at = time.monotonic()
         self._pending = None
         self._pending_bytes = 0
-        self._step_back()
-        closing = encode_json("closing", {"reason": reason, "retry": retry}, retry=retry)
-        self._push(chunk(closing) if self.chunked else closing)
+        self._fall_back()
+        self._push(self.framing.frame(encode_closing(reason, retry)))
+
+    def log_fields(self, **more: object) -> dict[str, object]:
+        """Return what a log line says of the stream."""
+        return {
+            "client_id": self.subscriber.client_id,
+            "subject": self.subscriber.lease.subject,
+            "channels": ",".join(self.channels),
+            "address": self.subscriber.address,
+            **more,
+        }
 
     def close(self) -> None:
         """Close the connection at once."""
@@ -210,25 +218,23 @@ class Stream:
             self.connection.close()
 
     def woken_by_close(self) -> None:
-        """Let the flush loop see that the connection has ended; a handover finds it among the laggards."""
+        """Wake the flush loop because the connection has ended; until it runs, the stream is among the laggards,
+        where a handover looks for what has changed."""
         if self._waiter is not None or self._resume is not None:
             self._laggards.add(self)
         self._wake()
 
     def unsent(self) -> bytes:
-        """Return whatever is still to be written, the rest of a frame first."""
+        """Return all that is still to be written, the rest of a frame first."""
         rest = self.connection.unsent() if self.connection else []
         return b"".join([*rest, *(self._pending or ())])
 
     def park(self, resume: Callable[[Stream], None]) -> None:
-        """Stand in for a flush loop that is parked: make the stream ready, and call ``resume`` once it is not.
+        """Make the stream ready without a flush loop, and call ``resume`` once there is something to write.
 
         Only for a stream that has joined, and has nothing to write.
         """
-        assert self.connection is not None
-        assert self.audience is not None
-        self.audience.sends[self.slot] = self.connection.send
-        self._laggards.discard(self)
+        self._make_ready()
         self._resume = resume
 
     def behind(self) -> asyncio.Future[bool]:
@@ -243,23 +249,21 @@ class Stream:
         if self.connection.closed or waiting or self.ending is not None:
             waiter.set_result(waiting and not self.connection.closed)
             return waiter
-        if self.audience is not None:
-            self.audience.sends[self.slot] = self.connection.send
-        self._laggards.discard(self)
+        self._make_ready()
         self._waiter = waiter
         return waiter
 
     def take(self) -> bytes:
-        """Return what waits, as one piece of about `PIECE_BYTES` at the most."""
+        """Return what waits, as one piece of about `FLUSH_BYTES` at the most."""
         pending = self._pending
         if not pending:
             return b""
-        if self._pending_bytes <= PIECE_BYTES or len(pending) == 1:
+        if self._pending_bytes <= FLUSH_BYTES or len(pending) == 1:
             self._pending = None
             self._pending_bytes = 0
             return pending[0] if len(pending) == 1 else b"".join(pending)
         count = size = 0
-        while count < len(pending) and (not count or size + len(pending[count]) <= PIECE_BYTES):
+        while count < len(pending) and (not count or size + len(pending[count]) <= FLUSH_BYTES):
             size += len(pending[count])
             count += 1
         piece = b"".join(pending[:count])
@@ -275,10 +279,16 @@ class Stream:
         self._laggards.add(self)
         self._wake()
 
-    def _step_back(self) -> None:
+    def _make_ready(self) -> None:
+        assert self.connection is not None
+        assert self.group is not None
+        self.group.sends[self.slot] = self.connection.send
+        self._laggards.discard(self)
+
+    def _fall_back(self) -> None:
         self._laggards.add(self)
-        if self.audience is not None:
-            self.audience.sends[self.slot] = self.enqueue
+        if self.group is not None:
+            self.group.sends[self.slot] = self.enqueue
 
     def _wake(self) -> None:
         resume, self._resume = self._resume, None

@@ -1,4 +1,4 @@
-"""The short way in for streams: the same answers as on Tornado's own, and sockets with the same options."""
+"""How streams come in: the same answers as on Tornado's own server, and sockets with the same options."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 import socket
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 from tornado import web
@@ -16,8 +16,8 @@ from tornado.httpserver import HTTPServer
 from tornado.testing import bind_unused_port
 
 from sse_app import Settings, SSEApp
-from sse_app.process import http_server as arrival
-from sse_app.process.http_server import StreamServer
+from sse_app.http.server import HTTPServer as OurServer
+from sse_app.streams.connection import tune
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the options are Linux's")
 
@@ -28,7 +28,7 @@ def app(sse: SSEApp) -> web.Application:
     return web.Application([*sse.routes()], compress_response=True)
 
 
-def open_server(sse: SSEApp, settings: Settings, *, inherited: bool = False) -> tuple[StreamServer, int]:
+def open_server(sse: SSEApp, settings: Settings, *, inherited: bool = False) -> tuple[OurServer, int]:
     """Serve the application on a port of its own."""
     bound, port = bind_unused_port()
     if inherited:  # as systemd passes it: nothing but a file descriptor
@@ -36,7 +36,7 @@ def open_server(sse: SSEApp, settings: Settings, *, inherited: bool = False) -> 
         bound.close()
         bound = socket.socket(fileno=descriptor)
         bound.setblocking(False)
-    server = StreamServer(sse.application(), settings=settings)
+    server = OurServer(sse.application(), tune=lambda sock: tune(sock, settings))
     server.add_sockets([bound])
     return server, port
 
@@ -48,6 +48,8 @@ async def connected(port: int) -> AsyncIterator[tuple[asyncio.StreamReader, asyn
         yield reader, writer
     finally:
         writer.close()
+        with suppress(OSError):  # it was reset
+            await writer.wait_closed()
 
 
 def request(sse: SSEApp, *, version: str = "1.1", more: str = "") -> bytes:
@@ -97,7 +99,7 @@ async def test_a_streams_socket_has_its_options_whichever_way_it_came(
             wanted = wanted[20:]
         writer.write(wanted)
         assert_tuned(await settled_stream(sse, reader), settings)
-    server.stop()
+    await server.close_all_connections()
 
 
 @linux
@@ -168,6 +170,15 @@ HEADS = {
     ),
     "a known position": lambda good: good.replace(b"\r\n\r\n", b"\r\nLast-Event-ID: abc-0\r\n\r\n"),
 }
+OTHERWISE = {
+    "lines end in LF": 400,  # RFC 9112 §2.2 allows to take LF for CRLF; a proxy that does not would see another request
+    "one line ends in LF": 400,
+    "LF LF before the end": 400,
+    "bytes beyond ASCII in the line": 400,  # no URI has any (RFC 3986 §2)
+    "absolute": 200,  # must be accepted (RFC 9112 §3.2.2)
+    "wants to continue": 200,  # there is no body to continue with (RFC 9110 §10.1.1)
+}
+"""What is answered otherwise than by Tornado, and with which status."""
 _VARYING = re.compile(rb"(?m)^(?:Date|Connection):.*\r\n")
 _LENGTH = re.compile(rb"Content-Length: .*")  # of the status, whose uptime has more or fewer digits
 
@@ -207,16 +218,23 @@ async def test_a_request_is_answered_as_on_tornados_way(sse: SSEApp, settings: S
         headers, their_headers = (
             {h for h in each if not _LENGTH.match(h)} for each in (headers, their_headers)
         )
-    assert (line, headers, body) == (their_line, their_headers, their_body)
-    ours.stop()
+    if name in OTHERWISE:
+        assert line.startswith(b"HTTP/1.1 %d " % OTHERWISE[name])
+        assert line != their_line
+    elif their_line == b"HTTP/1.1 400 Bad Request" and not their_body:
+        assert line == their_line
+        assert body == b'{"error":{"code":"bad_request","message"'  # theirs says nothing
+    else:
+        assert (line, headers, body) == (their_line, their_headers, their_body)
+    await ours.close_all_connections()
     tornados.stop()
+    await tornados.close_all_connections()
 
 
 @pytest.mark.gen_test
-async def test_who_is_silent_for_a_while_is_answered_all_the_same(
-    sse: SSEApp, settings: Settings, monkeypatch: pytest.MonkeyPatch
+async def test_a_client_that_is_silent_for_a_while_is_answered_all_the_same(
+    sse: SSEApp, settings: Settings
 ) -> None:
-    monkeypatch.setattr(arrival, "PATIENCE", 0.02)
     server, port = open_server(sse, settings)
     async with connected(port) as (first, writer), connected(port) as (second, another):
         await asyncio.sleep(0.1)
@@ -226,25 +244,26 @@ async def test_who_is_silent_for_a_while_is_answered_all_the_same(
             await second.readexactly(len(b'{"status":"ok"}'))
         writer.write(request(sse))
         await settled_stream(sse, first)
-    server.stop()
+    await server.close_all_connections()
 
 
 @pytest.mark.gen_test
-async def test_who_is_silent_is_cut_off_at_the_end(sse: SSEApp, settings: Settings) -> None:
+async def test_a_client_that_is_silent_is_cut_off_at_the_end(sse: SSEApp, settings: Settings) -> None:
     server, port = open_server(sse, settings)
     async with connected(port) as (reader, _):
         await asyncio.sleep(0.05)
-        server.stop()
         await server.close_all_connections()
         assert await asyncio.wait_for(reader.read(), 20) == b""
 
 
 @pytest.mark.gen_test
-async def test_who_comes_and_goes_without_a_word_leaves_nothing(sse: SSEApp, settings: Settings) -> None:
+async def test_a_client_that_comes_and_goes_without_a_word_leaves_nothing(
+    sse: SSEApp, settings: Settings
+) -> None:
     server, port = open_server(sse, settings)
     for _ in range(3):
         async with connected(port):
             pass
     await asyncio.sleep(0.05)
+    assert list(server.idle()) == []
     await asyncio.wait_for(server.close_all_connections(), 5)
-    server.stop()

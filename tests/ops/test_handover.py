@@ -182,6 +182,23 @@ def test_a_state_of_another_format_is_not_misread_and_its_streams_end_with_closi
     cold.fleet.open(5, cold.stream_path())
 
 
+def test_streams_of_a_framing_that_the_next_process_does_not_know_are_closed_and_the_others_end_with_closing(
+    cold: Service,
+) -> None:
+    chunked = cold.fleet.open(20, cold.stream_path())
+    plain = cold.fleet.open(5, cold.stream_path(), http="1.0")
+    cold.inject("import sse_app.core.framing as framing\ndel framing.FRAMINGS['unframed']")
+    cold.expected = {"handover_refused"}
+    cold.restart()
+    until(lambda: len(cold.fleet.ended) == 25, "the streams have ended")
+    assert set(cold.fleet.ended) == {"end of file"}
+    for client in chunked:
+        assert b'event: closing\ndata: {"reason":"shutdown"' in client.body()
+        assert client.received.endswith(b"0\r\n\r\n")
+    assert not any(b"event: closing" in client.body() for client in plain)
+    cold.fleet.open(5, cold.stream_path())
+
+
 def test_a_connection_made_in_the_pause_is_answered_not_refused(service: Service) -> None:
     statuses = []
     restarting = subprocess.Popen(

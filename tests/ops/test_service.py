@@ -13,8 +13,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from sse_app.core.private_apis import queued_job
 from tests.support.server_process import ROOT
 from tests.support.service import Service
+from tests.support.systemd_manager import Manager
 from tests.support.waiting import until
 
 STREAMS = 1000
@@ -92,6 +94,24 @@ def test_while_it_drains_it_is_not_ready_and_listens_no_more(service: Service) -
 def _refused(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def test_systemctl_lists_the_jobs_of_units_in_the_columns_that_are_read(manager: Manager) -> None:
+    units = manager.directory / "config/systemd/user"
+    units.mkdir(parents=True, exist_ok=True)
+    service = "[Service]\nType=oneshot\nExecStart=true\nExecStop=sleep 60\nRemainAfterExit=yes\n"
+    (units / "slow.service").write_text(service)
+    manager.systemctl("daemon-reload")
+    listing = ("list-jobs", "--no-legend", "--plain", "--full")
+    manager.systemctl("start", "slow.service")
+    assert queued_job(manager.systemctl(*listing).stdout, "slow.service") is None
+    for verb in ("restart", "stop"):
+        manager.systemctl(verb, "--no-block", "slow.service")
+        told = manager.systemctl(*listing).stdout
+        assert queued_job(told, "slow.service") == verb, (
+            f"systemctl list-jobs has other columns now: {told!r}"
+        )
+    manager.systemctl("kill", "--signal=KILL", "slow.service", check=False)
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])

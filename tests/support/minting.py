@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from sse_app.auth.accounts.accounts import Accounts
-from sse_app.auth.sqlite_store import AuthDatabase
+from sse_app.auth.accounts.passwords import PasswordThreads
+from sse_app.auth.factory import make_auth_store
 from sse_app.auth.tokens.claims import new_id
 from sse_app.auth.tokens.grants import Grants
 from sse_app.auth.tokens.issuer import TokenKind, Tokens
 from sse_app.auth.tokens.keyring import KeyRing
 from sse_app.core.channels import own_patterns
 from sse_app.settings.model import Settings
+from sse_app.storage.state_dir import StateDirectory
 
 EVERYTHING = Grants.of(subscribe=["**"], publish=["**"], admin=True)
 
@@ -46,8 +50,16 @@ def split(channels: str | Iterable[str]) -> list[str]:
 
 def add_account(state_dir: Path, name: str, password: str, grants: Grants) -> None:
     """Make an account, as ``sse-app user add`` does."""
-    database = AuthDatabase(state_dir / "accounts.db")
+    with ThreadPoolExecutor(1) as thread:  # the caller's own may have an event loop that runs
+        thread.submit(asyncio.run, _add_account(state_dir, name, password, grants)).result()
+
+
+async def _add_account(state_dir: Path, name: str, password: str, grants: Grants) -> None:
+    store = make_auth_store(StateDirectory(state_dir))
+    await store.open()
+    threads = PasswordThreads()
     try:
-        Accounts(database, Settings().auth.longest_lifetime).add(name, password, grants)
+        await Accounts(store, threads, Settings().auth).add(name, password, grants)
     finally:
-        database.close()
+        threads.close()
+        await store.close()

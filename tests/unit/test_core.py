@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable
 
 import orjson
 import pytest
@@ -20,9 +22,10 @@ from sse_app.core.channels import (
 )
 from sse_app.core.errors import InvalidChannel, InvalidInput
 from sse_app.core.events import RESERVED_TYPES, Event, EventId, new_event
-from sse_app.core.sse import chunk, encode
-from sse_app.handlers.json_body import parse_json
-from sse_app.streams.replay_cache import RecentEvents
+from sse_app.core.framing import CHUNKED, FRAMINGS, UNFRAMED, framed, framing_for
+from sse_app.core.sse import encode
+from sse_app.handlers.parsing import parse_json
+from sse_app.streams.replay_cache import ReplayCache
 from tests.support.sse_reader import EventStreamReader
 
 SEGMENT = st.text("abcdefghijklmnopqrstuvwxyz0123456789_-", min_size=1, max_size=64)
@@ -30,6 +33,8 @@ NAME = st.lists(SEGMENT, min_size=1, max_size=3).map(".".join)
 TYPE = st.from_regex(r"[A-Za-z0-9_.:-]{1,128}", fullmatch=True).filter(
     lambda type: type not in RESERVED_TYPES
 )
+CIRCULAR: list[object] = []
+CIRCULAR.append(CIRCULAR)
 
 
 def parse(stream: bytes, *cuts: int) -> list[tuple[str, str, str]]:
@@ -217,10 +222,37 @@ def test_the_parser_does_what_the_standard_says_wherever_the_stream_is_cut(
     assert parse(encoded, *range(1, len(encoded))) == events
 
 
+def test_a_long_event_takes_the_parser_time_in_proportion_to_its_length() -> None:
+    parser = EventStreamReader()
+    pieces = [b"data: ", *[b"x" * 4096] * 4096, b"\n\n"]
+    begun = time.process_time()
+    (event,) = [event for piece in pieces for event in parser.feed(piece)]
+    assert len(event.data) == 4096 * 4096
+    assert (
+        time.process_time() - begun < 10
+    )  # it is a tenth of a second; a parser that looks back takes minutes
+
+
 @given(st.binary(min_size=1, max_size=300))
 def test_a_chunk_says_its_length(payload: bytes) -> None:
-    size, _, rest = chunk(payload).partition(b"\r\n")
+    size, _, rest = CHUNKED.frame(payload).partition(b"\r\n")
     assert (int(size, 16), rest) == (len(payload), payload + b"\r\n")
+
+
+@pytest.mark.parametrize(
+    ("http_version", "body"), [("HTTP/1.1", b"3\r\nabc\r\n0\r\n\r\n"), ("HTTP/1.0", b"abc")]
+)
+def test_a_body_is_framed_as_the_clients_http_version_understands(http_version: str, body: bytes) -> None:
+    framing = framing_for(http_version)
+    assert framing.frame(b"abc") + framing.end == body
+    assert FRAMINGS[framing.name] is framing
+    assert framing.headers == ({"Transfer-Encoding": "chunked"} if http_version == "HTTP/1.1" else {})
+
+
+def test_a_payload_is_framed_once_for_all_streams_of_a_framing() -> None:
+    ping = framed(b"abc")
+    assert ping(CHUNKED) is ping(CHUNKED)
+    assert ping(UNFRAMED) == b"abc"
 
 
 @pytest.mark.parametrize("type", [*sorted(RESERVED_TYPES), "", "a b", "a\n", "ä", "a" * 129, None, 1])
@@ -246,6 +278,22 @@ def test_a_bad_retry_is_refused(retry: object) -> None:
         new_event(ChannelName("a"), "e", {}, retry, now="1970-01-01T00:00:00.000Z")
 
 
+@pytest.mark.parametrize("long", [2**64, -(2**63) - 1, 10**30])
+@pytest.mark.parametrize(
+    "nest", [lambda x: x, lambda x: [x], lambda x: ({"b": x},), lambda x: [[1], {"b": [x]}]]
+)
+def test_integers_beyond_64_bits_are_written_exactly(long: int, nest: Callable[[object], object]) -> None:
+    event = new_event(ChannelName("a"), "e", {"a": nest(long)}, now="1970-01-01T00:00:00.000Z")
+    assert json.loads(event.data)["a"] == json.loads(json.dumps(nest(long)))
+
+
+@pytest.mark.parametrize("long", [1, 2**64])
+@pytest.mark.parametrize("bad", ["\udcff", object(), CIRCULAR])
+def test_data_that_json_cannot_say_is_refused_also_beside_long_integers(long: int, bad: object) -> None:
+    with pytest.raises(InvalidInput, match=r"^data cannot be written as JSON: "):
+        new_event(ChannelName("a"), "e", {"a": long, "b": bad}, now="1970-01-01T00:00:00.000Z")
+
+
 @given(JSON)
 def test_json_from_outside_keeps_every_digit(value: object) -> None:
     assert parse_json(json.dumps(value).encode()) == value
@@ -260,7 +308,7 @@ def test_what_is_no_json_is_refused(body: bytes) -> None:
 
 
 def test_recent_events_know_where_they_begin() -> None:
-    recent = RecentEvents("e", max_bytes=4000)
+    recent = ReplayCache("e", max_bytes=4000)
     only_a, both = frozenset({ChannelName("a")}), frozenset({ChannelName("a"), ChannelName("b")})
     assert recent.between(0, 0, only_a) is None
     events = [Event(seq, ChannelName("a" if seq % 2 else "b"), "t", b"{}") for seq in range(1, 30)]
@@ -278,7 +326,7 @@ def test_recent_events_know_where_they_begin() -> None:
 
 
 def test_a_long_past_comes_in_pieces() -> None:
-    recent = RecentEvents("e", max_bytes=10**7)
+    recent = ReplayCache("e", max_bytes=10**7)
     channel = ChannelName("a")
     events = [Event(seq, channel, "t", b"x" * 10_000) for seq in range(1, 31)]
     recent.add(events)

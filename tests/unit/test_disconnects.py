@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from sse_app.streams import disconnects as module
-from sse_app.streams.disconnects import MOST, Disconnects
+from sse_app.streams.disconnects import SOCKETS_PER_POLL, Disconnects
 from tests.support.waiting import until_async
 
 
@@ -164,7 +164,7 @@ async def test_one_that_takes_the_number_of_another_is_itself() -> None:
 @pytest.mark.gen_test
 async def test_many_that_go_at_once_are_all_noticed_and_others_run_in_between() -> None:
     disconnects = Disconnects()
-    watched = [Watched(disconnects) for _ in range(MOST + 50)]
+    watched = [Watched(disconnects) for _ in range(SOCKETS_PER_POLL + 50)]
     turns: list[int] = []
     for one in watched:
         one.peer.close()
@@ -172,7 +172,9 @@ async def test_many_that_go_at_once_are_all_noticed_and_others_run_in_between() 
         await asyncio.sleep(0)
         turns.append(sum(one.ended for one in watched))
     if module._EPOLL:
-        assert max(after - before for before, after in zip([0, *turns], turns, strict=False)) <= MOST
+        assert (
+            max(after - before for before, after in zip([0, *turns], turns, strict=False)) <= SOCKETS_PER_POLL
+        )
     assert all(one.noticed == 1 for one in watched)
     disconnects.close()
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from sse_app.auth.tokens.claims import Lease
 from sse_app.core.channels import ChannelName
+from sse_app.core.framing import CHUNKED, FRAMINGS, UNFRAMED
 from sse_app.handover.message import (
     FORMAT,
     IDLE,
@@ -42,10 +43,9 @@ LEASE = st.builds(Lease, TEXT, TEXT, TEXT, TIME, TIME)
 LISTENER = st.builds(Subscriber, TEXT, LEASE, TEXT, st.lists(LEASE, max_size=2).map(tuple))
 REPLAY = st.none() | st.builds(Replay, SEQ, st.just(()) | CHANNELS, SEQ)
 PLACE = st.integers(-1, 5)
-STREAM_PARCEL = st.builds(Parcel, st.just(STREAM), st.booleans(), st.just(b"") | DATA, PLACE)
-OTHER_PARCEL = st.builds(
-    Parcel, st.sampled_from([IDLE, "listening", "lock"]), st.booleans(), DATA, st.just(-1)
-)
+FRAMING = st.sampled_from(sorted(FRAMINGS))
+STREAM_PARCEL = st.builds(Parcel, st.just(STREAM), FRAMING, st.just(b"") | DATA, PLACE)
+OTHER_PARCEL = st.builds(Parcel, st.sampled_from([IDLE, "listening", "lock"]), st.just(""), DATA, st.just(-1))
 CHANNELS_TABLE = st.lists(CHANNELS, min_size=1, max_size=4)
 
 
@@ -74,7 +74,7 @@ def parts(draw: st.DrawFn) -> Parts:
     channels = draw(CHANNELS_TABLE)
     streams = draw(st.lists(stream_states(len(channels)), max_size=6))
     copied = State(
-        draw(TEXT), draw(SEQ), channels, streams, [Parcel(STREAM, draw(st.booleans()), b"") for _ in streams]
+        draw(TEXT), draw(SEQ), channels, streams, [Parcel(STREAM, draw(FRAMING), b"") for _ in streams]
     )
     fates = [draw(st.sampled_from(["unchanged", "gone", "changed"])) for _ in streams]
 
@@ -184,6 +184,24 @@ def test_whose_connections_they_are_can_be_told_whatever_the_format(
             foreign.open()
 
 
+def test_a_framing_of_another_version_leaves_the_other_connections_known() -> None:
+    parcels = [Parcel(STREAM, "gzip", b"12"), Parcel(STREAM, CHUNKED.name, b"3")]
+    envelope = carried(a_state(-1, -1)._replace(parcels=parcels))
+    assert envelope.parcels == parcels
+
+
+def test_an_envelope_of_format_2_says_whether_bodies_are_chunked() -> None:
+    head = {"format": 2, "bytes": 4, "parcels": [["stream", True, 2, -1, 2], ["stream", False, 1, -1, 1]]}
+    envelope = decode(json.dumps(head | {"gone": []}).encode() + b"\nbody" + b"11223")
+    assert envelope.parcels == [
+        Parcel(STREAM, CHUNKED.name, b"11"),
+        Parcel(STREAM, CHUNKED.name, b"22"),
+        Parcel(STREAM, UNFRAMED.name, b"3"),
+    ]
+    with pytest.raises(UnreadableState, match="is of format 2"):
+        envelope.open()
+
+
 @given(states(), DATA)
 def test_a_body_that_is_none_is_refused_and_the_parcels_are_known(state: State, body: bytes) -> None:
     envelope = decode(of_another_format(encode(state), FORMAT, body))
@@ -224,7 +242,7 @@ def a_state(*places: int, gone: Sequence[int] = ()) -> State:
     """Return a state with a stream for each of its parcels' places."""
     subscriber = Subscriber("c", Lease("s", "i", "t", 0, 2e9), "x")
     stream = StreamState(1, subscriber, 0, 0.0, 1000, None)
-    parcels = [Parcel(STREAM, True, b"", place) for place in places]
+    parcels = [Parcel(STREAM, CHUNKED.name, b"", place) for place in places]
     return State("e", 1, [(ChannelName("a"),)], [stream] * len(places), parcels, gone)
 
 
@@ -270,7 +288,10 @@ def test_a_part_that_refers_to_another_is_nothing_without_it() -> None:
         pytest.param(a_state(-1)._replace(channels=[(ChannelName("NO"),)]), id="a channel has no name"),
         pytest.param(a_state(-1)._replace(parcels=[]), id="more streams than parcels"),
         pytest.param(a_state(-1)._replace(streams=[]), id="more parcels than streams"),
-        pytest.param(a_state(-1)._replace(parcels=[Parcel(IDLE, False, b"")]), id="a stream is none"),
+        pytest.param(a_state(-1)._replace(parcels=[Parcel(IDLE, "", b"")]), id="a stream is none"),
+        pytest.param(
+            a_state(-1)._replace(parcels=[Parcel(STREAM, "gzip", b"")]), id="a framing of another version"
+        ),
     ],
 )
 def test_a_state_whose_pieces_do_not_agree_is_refused(broken: State) -> None:

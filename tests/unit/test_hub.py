@@ -14,7 +14,9 @@ import pytest
 from sse_app.auth.tokens.claims import Lease
 from sse_app.core.channels import ChannelName
 from sse_app.core.events import NewEvent
+from sse_app.core.framing import UNFRAMED
 from sse_app.eventlog.memory import MemoryEventLog
+from sse_app.settings.model import Keepalive as KeepaliveSettings
 from sse_app.streams import hub as hub_module
 from sse_app.streams.connection import StreamConnection
 from sse_app.streams.hub import Hub
@@ -40,9 +42,9 @@ class Client:
         self.channels = channels
         self.start = hub.head.seq
         self.stream = hub.register(
-            Subscriber("c", Lease("s", "i", "t", 0, 2e9), "x"), channels, chunked=False
+            Subscriber("c", Lease("s", "i", "t", 0, 2e9), "x"), channels, framing=UNFRAMED
         )
-        self.connection = StreamConnection(ours, False)
+        self.connection = StreamConnection(ours, UNFRAMED)
         self.connection.on_close = self.stream.woken_by_close
         self.connection.watch(hub.disconnects)
         self.stream.attach(self.connection)
@@ -85,6 +87,7 @@ async def opened(
 ) -> AsyncIterator[tuple[Hub, Callable[..., Awaitable[None]]]]:
     log = MemoryEventLog()
     hub = Hub(log, backlog_limit=backlog_limit, retry=1000)
+    hub.begin()
 
     async def publish(*channels: ChannelName, size: int = 10) -> None:
         await log.append([NewEvent(channel, "e", b"x" * size) for channel in channels])
@@ -102,7 +105,7 @@ async def opened(
 async def test_each_stream_has_every_event_of_its_channels_once_and_in_order(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub_module, "SLICE", 3)  # so that much happens in the middle of a fan-out
+    monkeypatch.setattr(hub_module, "FANOUT_SLICE", 3)  # so that much happens in the middle of a fan-out
     chance = random.Random(seed)
     async with opened() as (hub, publish):
         everyone: list[Client] = []
@@ -147,7 +150,7 @@ async def test_each_stream_has_every_event_of_its_channels_once_and_in_order(
             client.leave()
         await until_async(lambda: not hub.streams, "the streams have ended")
         assert not hub.laggards
-        assert not hub._audiences
+        assert not hub._groups
         assert not hub._of_channel
         assert not hub.streams_on_channel
         assert not hub.streams_of_subject
@@ -183,7 +186,7 @@ async def test_a_stream_over_its_backlog_is_ended_with_its_frames_whole() -> Non
 @pytest.mark.gen_test
 async def test_a_stream_that_accepts_nothing_for_two_intervals_is_closed_and_others_are_not() -> None:
     async with opened() as (hub, publish):
-        keepalive = Keepalive(hub, 0.4)
+        keepalive = Keepalive(hub, KeepaliveSettings(ping_interval=0.4))
         keepalive.start()
         stalled, alive = Client(hub, (A,), buffer=4096), Client(hub, (A,))
         for client in (stalled, alive):
@@ -211,7 +214,7 @@ async def test_a_stream_that_accepts_nothing_for_two_intervals_is_closed_and_oth
 
 @pytest.mark.gen_test
 async def test_a_large_fan_out_lets_others_run_in_between(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub_module, "SLICE", 10)
+    monkeypatch.setattr(hub_module, "FANOUT_SLICE", 10)
     async with opened() as (hub, publish):
         clients = [Client(hub, (A,)) for _ in range(100)]
         await asyncio.sleep(0.01)

@@ -2,48 +2,47 @@
 
 from __future__ import annotations
 
-import json
 import re
-import sqlite3
-import time
-from typing import NamedTuple
 
-from sse_app.auth.accounts.passwords import MAX_PASSWORD_LENGTH, hash_password, needs_rehash, verify_password
-from sse_app.auth.accounts.sessions import end_sessions_of
-from sse_app.auth.revocations import Revocation, revoke
-from sse_app.auth.sqlite_store import AuthDatabase
+from sse_app.auth.accounts.passwords import (
+    MAX_PASSWORD_LENGTH,
+    PasswordThreads,
+    check_password,
+    hash_password,
+)
+from sse_app.auth.records import Account
+from sse_app.auth.store import AuthStore
 from sse_app.auth.tokens.grants import Grants
 from sse_app.core.errors import InvalidInput
+from sse_app.settings.model import Auth
 
 MIN_PASSWORD_LENGTH = 8
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}")
 
 
-class Account(NamedTuple):
-    """An account, without its password."""
-
-    name: str
-    grants: Grants
-    disabled: bool
-
-
 class Accounts:
-    """Reads and changes accounts. Its calls block; they may come from any thread.
+    """Reads and changes accounts.
 
-    Whatever makes an account less than it was is in force at once, also on open streams: its sessions end
-    and its tokens are revoked in the same transaction.
+    What takes something away from an account is in force at once, also on open streams: the store ends its
+    sessions and revokes its tokens in the same transaction.
 
     Args:
-        database: where they are kept.
-        longest: the longest lifetime that a token can have, in seconds.
+        store: where they are kept.
+        threads: where passwords are hashed.
+        auth: how long a token can last.
     """
 
-    def __init__(self, database: AuthDatabase, longest: float) -> None:
-        self._database = database
-        self.longest = longest
+    def __init__(self, store: AuthStore, threads: PasswordThreads, auth: Auth) -> None:
+        self._store = store
+        self._threads = threads
+        self._longest = auth.longest_lifetime
 
-    def add(self, name: str, password: str, grants: Grants) -> None:
+    def use(self, auth: Auth) -> None:
+        """Take other settings."""
+        self._longest = auth.longest_lifetime
+
+    async def add(self, name: str, password: str, grants: Grants) -> None:
         """Make an account.
 
         Raises:
@@ -53,107 +52,85 @@ class Accounts:
             raise InvalidInput(
                 "a user name is letters, digits and _ . @ -, at most 64, and begins with a letter or digit"
             )
-        row = (name, _checked_hash(password), json.dumps(grants.to_claim()), time.time())
-        try:
-            with self._database.transaction() as connection:
-                connection.execute(
-                    "INSERT INTO accounts (name, password, grants, created_at) VALUES (?, ?, ?, ?)", row
-                )
-        except sqlite3.IntegrityError:
-            raise InvalidInput(f"user {name} exists already") from None
+        hashed = await self._checked_hash(password)
+        if not await self._store.add_account(Account(name, grants, disabled=False), hashed):
+            raise InvalidInput(f"user {name} exists already")
 
-    def set_password(self, name: str, password: str) -> None:
+    async def set_password(self, name: str, password: str) -> None:
         """Change a password, and end what the old one began.
 
         Raises:
             InvalidInput: there is no such user, or the password will not do.
         """
-        hashed = _checked_hash(password)
-        with self._database.transaction() as connection:
-            _change(connection, name, "UPDATE accounts SET password = ? WHERE name = ?", (hashed, name))
-            end_sessions_of(connection, name, self.longest)
+        hashed = await self._checked_hash(password)
+        _require(name, await self._store.set_password(name, hashed, self._longest))
 
-    def set_grants(self, name: str, grants: Grants) -> None:
-        """Change what an account may do; its sessions go on, with fresh tokens that say so.
+    async def set_grants(self, name: str, grants: Grants) -> None:
+        """Change what an account may do; its sessions stay, and a refresh brings tokens that say so.
 
         Raises:
             InvalidInput: there is no such user.
         """
-        claim = json.dumps(grants.to_claim())
-        with self._database.transaction() as connection:
-            _change(connection, name, "UPDATE accounts SET grants = ? WHERE name = ?", (claim, name))
-            revoke(connection, Revocation.of_subject(name, self.longest))
+        _require(name, await self._store.set_grants(name, grants, self._longest))
 
-    def set_disabled(self, name: str, disabled: bool) -> None:
-        """Refuse an account its login and end its sessions, or allow it to log in again.
+    async def disable(self, name: str) -> None:
+        """Refuse an account its login, and end its sessions.
 
         Raises:
             InvalidInput: there is no such user.
         """
-        with self._database.transaction() as connection:
-            _change(
-                connection, name, "UPDATE accounts SET disabled = ? WHERE name = ?", (int(disabled), name)
-            )
-            if disabled:
-                end_sessions_of(connection, name, self.longest)
+        _require(name, await self._store.disable_account(name, self._longest))
 
-    def remove(self, name: str) -> None:
+    async def enable(self, name: str) -> None:
+        """Allow an account its login again.
+
+        Raises:
+            InvalidInput: there is no such user.
+        """
+        _require(name, await self._store.enable_account(name))
+
+    async def remove(self, name: str) -> None:
         """Delete an account and end its sessions.
 
         Raises:
             InvalidInput: there is no such user.
         """
-        with self._database.transaction() as connection:
-            _change(connection, name, "DELETE FROM accounts WHERE name = ?", (name,))
-            end_sessions_of(connection, name, self.longest)
+        _require(name, await self._store.remove_account(name, self._longest))
 
-    def list(self) -> list[Account]:
+    async def list(self) -> list[Account]:
         """Return all accounts by name."""
-        with self._database.transaction() as connection:
-            rows = connection.execute("SELECT name, grants, disabled FROM accounts ORDER BY name").fetchall()
-        return [_account(*row) for row in rows]
+        return await self._store.accounts()
 
-    def find(self, name: str) -> Account | None:
+    async def find(self, name: str) -> Account | None:
         """Return an account, or None."""
-        with self._database.transaction() as connection:
-            row = connection.execute(
-                "SELECT name, grants, disabled FROM accounts WHERE name = ?", (name,)
-            ).fetchone()
-        return _account(*row) if row else None
+        found = await self._store.credentials(name)
+        return None if found is None else found.account
 
-    def authenticate(self, name: str, password: str) -> Account | None:
+    async def authenticate(self, name: str, password: str) -> Account | None:
         """Return the account if the password is right and it is not disabled.
 
         An unknown name, a wrong password and a disabled account take the same time. A hash of older
         parameters is replaced.
+
+        Raises:
+            TooManyLogins: too many others are being checked.
         """
-        with self._database.transaction() as connection:
-            row = connection.execute(
-                "SELECT name, grants, disabled, password FROM accounts WHERE name = ?", (name,)
-            ).fetchone()
-        right = verify_password(password, row[3] if row else None)
-        if not row or not right or row[2]:
+        found = await self._store.credentials(name)
+        hashed = None if found is None else found.password_hash
+        enabled = found is not None and not found.account.disabled
+        right, renewed = await self._threads.run(lambda: check_password(password, hashed, renew=enabled))
+        if found is None or not enabled or not right:
             return None
-        if needs_rehash(row[3]):
-            rehashed = hash_password(password)
-            with self._database.transaction() as connection:  # unless it was changed in between
-                connection.execute(
-                    "UPDATE accounts SET password = ? WHERE name = ? AND password = ?",
-                    (rehashed, name, row[3]),
-                )
-        return _account(*row[:3])
+        if renewed is not None:
+            await self._store.replace_password_hash(name, found.password_hash, renewed)
+        return found.account
+
+    async def _checked_hash(self, password: str) -> str:
+        if not MIN_PASSWORD_LENGTH <= len(password) <= MAX_PASSWORD_LENGTH:
+            raise InvalidInput(f"a password has {MIN_PASSWORD_LENGTH} to {MAX_PASSWORD_LENGTH} characters")
+        return await self._threads.run(lambda: hash_password(password))
 
 
-def _change(connection: sqlite3.Connection, name: str, statement: str, values: tuple[object, ...]) -> None:
-    if not connection.execute(statement, values).rowcount:
+def _require(name: str, known: bool) -> None:
+    if not known:
         raise InvalidInput(f"there is no user {name!a}")
-
-
-def _account(name: str, grants: str, disabled: int) -> Account:
-    return Account(name, Grants.from_claim(json.loads(grants)), bool(disabled))
-
-
-def _checked_hash(password: str) -> str:
-    if not MIN_PASSWORD_LENGTH <= len(password) <= MAX_PASSWORD_LENGTH:
-        raise InvalidInput(f"a password has {MIN_PASSWORD_LENGTH} to {MAX_PASSWORD_LENGTH} characters")
-    return hash_password(password)

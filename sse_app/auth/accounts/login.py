@@ -1,4 +1,4 @@
-"""Login: from a name and a password to a session and its tokens, and what becomes of it."""
+"""Login: from a name and a password to a session and its tokens, and on to its refreshes and its end."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ import time
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from sse_app.auth.accounts.accounts import Account, Accounts
-from sse_app.auth.accounts.passwords import PasswordThreads
-from sse_app.auth.accounts.sessions import RefreshRefused, Session, Sessions
+from sse_app.auth.accounts.accounts import Accounts
+from sse_app.auth.accounts.sessions import Session, Sessions
 from sse_app.auth.accounts.throttle import LoginThrottle, network_of
 from sse_app.auth.audit import Audit
-from sse_app.auth.sqlite_store import AuthDatabase
+from sse_app.auth.records import Account
+from sse_app.auth.store import RefreshRefused
 from sse_app.auth.tokens.claims import Claims, new_id
 from sse_app.auth.tokens.grants import Grants
 from sse_app.auth.tokens.issuer import TokenKind, Tokens, jittered
 from sse_app.core.channels import ChannelName, ChannelPatterns, own_patterns
 from sse_app.core.errors import SSEAppError
+from sse_app.settings.model import Auth
 
 
 class LoginThrottled(SSEAppError):
-    """Too many wrong passwords, or another one is just being checked.
+    """There were too many wrong passwords, or another one is just being checked.
 
     Args:
         wait: seconds until the next try.
@@ -30,13 +31,6 @@ class LoginThrottled(SSEAppError):
     def __init__(self, wait: float) -> None:
         super().__init__("too many attempts to log in: wait before the next one")
         self.wait = wait
-
-
-class Lifetimes(NamedTuple):
-    """How long tokens are valid, in seconds."""
-
-    access: float
-    stream: float
 
 
 class LoggedIn(NamedTuple):
@@ -51,40 +45,35 @@ class LoggedIn(NamedTuple):
 
 
 class Login:
-    """Checks passwords and refresh tokens, and issues tokens for those who have the right one.
+    """Checks passwords and refresh tokens, and issues tokens to a client that has the right one.
 
     Args:
-        database: where accounts and sessions are.
-        accounts: who can log in.
+        accounts: that can log in.
         sessions: what a login begins.
-        threads: where passwords are hashed.
         tokens: the issuer.
         audit: where it is noted.
-        lifetimes: of the tokens.
-        own_channels: templates of the channels that are everybody's own, such as ``user.{sub}.**``.
+        auth: how long tokens last, and which channels are each subject's own.
     """
 
     def __init__(
         self,
-        database: AuthDatabase,
         accounts: Accounts,
         sessions: Sessions,
-        threads: PasswordThreads,
         tokens: Tokens,
         audit: Audit,
-        lifetimes: Lifetimes,
-        own_channels: Iterable[str],
+        auth: Auth,
     ) -> None:
-        self._database = database
         self._accounts = accounts
         self._sessions = sessions
-        self._threads = threads
         self._tokens = tokens
         self._audit = audit
-        self.lifetimes = lifetimes
-        self.own_channels = tuple(own_channels)
+        self._auth = auth
         self._throttle = LoginThrottle()
         self._checking: set[tuple[str, str]] = set()
+
+    def use(self, auth: Auth) -> None:
+        """Take other settings."""
+        self._auth = auth
 
     async def log_in(self, name: str, password: str, address: str) -> LoggedIn | None:
         """Return a new session, or None where name and password do not fit, without telling which.
@@ -100,16 +89,15 @@ class Login:
         self._checking.add(attempt)
         since = time.time()
         try:
-            account = await self._threads.run(lambda: self._accounts.authenticate(name, password))
+            account = await self._accounts.authenticate(name, password)
         finally:
             self._checking.discard(attempt)
         session = None
         if account is not None:
-            name = account.name
-            session = await self._database.run(lambda: self._sessions.open(name, since))
+            session = await self._sessions.open(account.name, since)
         if account is None or session is None:
             self._throttle.failed(name, address, time.monotonic())
-            known = await self._database.run(lambda: self._accounts.find(name))
+            known = await self._accounts.find(name)
             # What is no account's name may be a password, typed into the wrong field: it is not kept.
             target, detail = (name, "") if known else ("", "unknown user")
             self._audit.record(
@@ -127,7 +115,7 @@ class Login:
             RefreshRefused: the refresh token is no good; one that was spent before has ended its session.
         """
         try:
-            session, account = await self._database.run(lambda: self._refresh(token))
+            session, account = await self._sessions.refresh(token)
         except RefreshRefused as error:
             reused = error.reason == "reused"
             self._audit.record(
@@ -139,28 +127,21 @@ class Login:
                 level=logging.WARNING if reused else logging.INFO,
             )
             raise
-        self._audit.record("refresh", subject=session.subject, address=address, target=session.id)
+        self._audit.record("refresh", subject=account.name, address=address, target=session.id)
         return self._logged_in(session, account)
-
-    def _refresh(self, token: str) -> tuple[Session, Account]:
-        session = self._sessions.refresh(token)
-        account = self._accounts.find(session.subject)
-        if account is None:  # removed this very moment
-            raise RefreshRefused("no account", session.id, session.subject)
-        return session, account
 
     async def log_out(self, session: str, subject: str, address: str) -> None:
         """End a session, its tokens and, a moment later, its streams."""
-        await self._database.run(lambda: self._sessions.end(session))
+        await self._sessions.end(session)
         self._audit.record("logout", subject=subject, address=address, target=session)
 
     async def session_of(self, refresh_token: str) -> tuple[str, str] | None:
         """Return session and subject of a refresh token, or None."""
-        return await self._database.run(lambda: self._sessions.find(refresh_token))
+        return await self._sessions.find(refresh_token)
 
     def _logged_in(self, session: Session, account: Account) -> LoggedIn:
-        grants = account.grants.with_subscriptions(own_patterns(self.own_channels, account.name))
-        access, stream = jittered(self.lifetimes.access), jittered(self.lifetimes.stream)
+        grants = account.grants.with_subscriptions(own_patterns(self._auth.own_channels, account.name))
+        access, stream = jittered(self._auth.access_lifetime), jittered(self._auth.stream_lifetime)
 
         def issue(kind: TokenKind, grants: Grants, lifetime: int) -> str:
             return self._tokens.issue(kind, account.name, session.id, grants, lifetime, as_of=session.at)
@@ -182,7 +163,7 @@ class Login:
         It does not outlive the access token, and counts as issued when that was: what revokes the one
         revokes the other. The caller has checked that the channels are granted.
         """
-        lifetime = min(jittered(self.lifetimes.stream), int(claims.expires_at - now))
+        lifetime = min(jittered(self._auth.stream_lifetime), int(claims.expires_at - now))
         grants = claims.grants.only_subscribing(channels)
         token = self._tokens.issue(
             TokenKind.STREAM, claims.subject, claims.session, grants, lifetime, as_of=claims.issued_at
@@ -190,7 +171,7 @@ class Login:
         return token, lifetime
 
     def stream_token_for(self, subject: str, subscribe: Iterable[str], lifetime: float) -> str:
-        """Return a stream token for somebody without an account here.
+        """Return a stream token for a subject that needs no account here.
 
         Raises:
             InvalidChannel: one of the patterns is none.

@@ -33,15 +33,16 @@ class TooManyLogins(SSEAppError):
 
 @cache
 def _hasher() -> PasswordHasher:
-    """Return argon2id at OWASP's parameters: 19 MiB, 2 passes. Imported when first needed: a restart has no time."""
+    """Return argon2id at OWASP's parameters: 19 MiB, 2 passes. Imported when first needed: it slows a restart down."""
     from argon2 import PasswordHasher
 
     return PasswordHasher(time_cost=2, memory_cost=19_456, parallelism=1)
 
 
 @cache
-def _nobody() -> str:
-    return _hasher().hash("nobody has this password")
+def _unmatched() -> str:
+    """Return a hash to check a password against where there is none."""
+    return _hasher().hash("no account has this password")
 
 
 def hash_password(password: str) -> str:
@@ -49,20 +50,23 @@ def hash_password(password: str) -> str:
     return _hasher().hash(password)
 
 
-def verify_password(password: str, hashed: str | None) -> bool:
-    """Return whether the password fits; where there is no hash, False after the same amount of work."""
-    nobody, hasher = _nobody(), _hasher()
+def check_password(password: str, hashed: str | None, *, renew: bool) -> tuple[bool, str | None]:
+    """Return whether a password fits, and a new hash of it where the old one has other parameters than today's.
+
+    Args:
+        password: what was typed.
+        hashed: what it must fit; where there is no hash it does not, after the same amount of work.
+        renew: whether a new hash is wanted.
+    """
+    unmatched, hasher = _unmatched(), _hasher()
     from argon2.exceptions import InvalidHashError, VerificationError
 
     try:
-        return hasher.verify(hashed or nobody, password) and hashed is not None
+        right = hasher.verify(hashed or unmatched, password) and hashed is not None
     except (VerificationError, InvalidHashError):
-        return False
-
-
-def needs_rehash(hashed: str) -> bool:
-    """Return whether a hash was made with other parameters than those of today."""
-    return _hasher().check_needs_rehash(hashed)
+        return False, None
+    outdated = right and renew and hashed is not None and hasher.check_needs_rehash(hashed)
+    return right, hasher.hash(password) if outdated else None
 
 
 class PasswordThreads:
@@ -96,10 +100,10 @@ class PasswordThreads:
     async def warm_up(self) -> None:
         """Make the first login as quick as the others."""
         with suppress(TooManyLogins):  # or the server ends before that
-            await self.run(_nobody)
+            await self.run(_unmatched)
 
     def close(self) -> None:
-        """Let go of the threads; who still waits is refused."""
+        """Stop the threads; logins that still wait are refused."""
         self._closed = True
         self._executor.shutdown(wait=False, cancel_futures=True)
 

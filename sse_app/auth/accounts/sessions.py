@@ -4,47 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-import sqlite3
 import time
 from typing import NamedTuple
 
-from sse_app.auth.revocations import Revocation, Scope, revoke
-from sse_app.auth.sqlite_store import AuthDatabase
+from sse_app.auth.records import Account, SessionLimits
+from sse_app.auth.store import AuthStore
 from sse_app.auth.tokens.claims import new_id
-from sse_app.core.errors import SSEAppError
+from sse_app.settings.model import Auth
 
 REFRESH_TOKEN_BYTES = 32
-
-
-class RefreshRefused(SSEAppError):
-    """A refresh token is unknown, spent or too old; whoever has it must log in again.
-
-    Args:
-        reason: ``unknown``, ``reused``, ``expired`` or ``no account``, for the audit trail.
-        session, subject: whose it was, where that is known.
-    """
-
-    def __init__(self, reason: str, session: str = "", subject: str = "") -> None:
-        super().__init__("the refresh token is not valid: log in again")
-        self.reason = reason
-        self.session = session
-        self.subject = subject
-
-
-class SessionLimits(NamedTuple):
-    """How long a session lasts, in seconds.
-
-    Args:
-        idle: without a refresh.
-        absolute: at all.
-        issued: the longest that a token issued in it by login or refresh can be in force.
-        minted: the longest that any token can be in force, also one that was minted for a session of its own.
-    """
-
-    idle: float
-    absolute: float
-    issued: float
-    minted: float
 
 
 class Session(NamedTuple):
@@ -52,7 +20,6 @@ class Session(NamedTuple):
 
     Args:
         id: the ``sid`` of its tokens.
-        subject: whose it is.
         refresh_token: works once.
         lifetime: of the refresh token, in seconds.
         at: when it was opened or refreshed; tokens are issued as of then, so that a revocation that comes
@@ -60,29 +27,31 @@ class Session(NamedTuple):
     """
 
     id: str
-    subject: str
     refresh_token: str
     lifetime: int
     at: float
 
 
 class Sessions:
-    """Opens, continues and ends sessions. Its calls block.
+    """Opens, continues and ends sessions.
 
-    What is in the database is the hash of a refresh token, never the token. Spent ones stay as long as their
-    session does: one that comes back was stolen, or its thief was quicker, so the session ends for both.
+    The store is given the digests of refresh tokens, never a token.
 
     Args:
-        database: where they are kept.
-        limits: how long they last.
+        store: where they are kept.
+        auth: how long they last.
     """
 
-    def __init__(self, database: AuthDatabase, limits: SessionLimits) -> None:
-        self._database = database
-        self.limits = limits
+    def __init__(self, store: AuthStore, auth: Auth) -> None:
+        self._store = store
+        self._limits = SessionLimits.of(auth)
 
-    def open(self, subject: str, since: float) -> Session | None:
-        """Begin a session, and forget those that have run out.
+    def use(self, auth: Auth) -> None:
+        """Take other settings."""
+        self._limits = SessionLimits.of(auth)
+
+    async def open(self, subject: str, since: float) -> Session | None:
+        """Begin a session.
 
         Args:
             subject: whose.
@@ -90,107 +59,40 @@ class Sessions:
                 is worth nothing, and there is no session.
         """
         now = time.time()
-        id = new_id()
-        with self._database.transaction() as connection:
-            if connection.execute(
-                "SELECT 1 FROM revocations WHERE kind = 'subject' AND value = ? AND issued_until >= ?",
-                (subject, since),
-            ).fetchone():
-                return None
-            connection.execute(
-                "DELETE FROM sessions WHERE expires_at <= ? OR used_at <= ?", (now, now - self.limits.idle)
-            )
-            connection.execute(
-                "INSERT INTO sessions (id, subject, created_at, used_at, expires_at) VALUES (?, ?, ?, ?, ?)",
-                (id, subject, now, now, now + self.limits.absolute),
-            )
-            return self._continue(connection, id, subject, now + self.limits.absolute, now)
+        limits = self._limits
+        session = Session(new_id(), _new_token(), int(min(limits.idle, limits.absolute)), now)
+        digest = _digest(session.refresh_token)
+        begun = await self._store.begin_session(
+            session.id, subject, digest, since=since, now=now, limits=limits
+        )
+        return session if begun else None
 
-    def refresh(self, token: str) -> Session:
-        """Spend a refresh token, and return its session with the next one.
+    async def refresh(self, token: str) -> tuple[Session, Account]:
+        """Spend a refresh token, and return its session with the next one, and whose it is.
 
         Raises:
             RefreshRefused: it does not continue a session; one that was spent before has ended it.
         """
         now = time.time()
-        refused = None
-        with self._database.transaction() as connection:
-            row = connection.execute(
-                "SELECT session, subject, spent, used_at, expires_at FROM refresh_tokens "
-                "JOIN sessions ON sessions.id = session WHERE digest = ?",
-                (_digest(token),),
-            ).fetchone()
-            if row is None:
-                raise RefreshRefused("unknown")
-            session, subject, spent, used_at, expires_at = row
-            if spent:
-                refused = "reused"
-            elif now >= min(expires_at, used_at + self.limits.idle):
-                refused = "expired"
-            elif not connection.execute(
-                "SELECT 1 FROM accounts WHERE name = ? AND NOT disabled", (subject,)
-            ).fetchone():
-                refused = "no account"
-            if refused is None:
-                connection.execute("UPDATE refresh_tokens SET spent = 1 WHERE digest = ?", (_digest(token),))
-                connection.execute("UPDATE sessions SET used_at = ? WHERE id = ?", (now, session))
-                return self._continue(connection, session, subject, expires_at, now)
-            self._end(connection, session)  # committed, which an exception here would undo
-        raise RefreshRefused(refused, session, subject)
+        limits = self._limits
+        following = _new_token()
+        continued = await self._store.spend_refresh_token(
+            _digest(token), _digest(following), now=now, limits=limits
+        )
+        lifetime = int(min(limits.idle, continued.expires_at - now))
+        return Session(continued.session, following, lifetime, now), continued.account
 
-    def find(self, token: str) -> tuple[str, str] | None:
+    async def find(self, token: str) -> tuple[str, str] | None:
         """Return session and subject of a refresh token, also a spent one, or None."""
-        with self._database.transaction() as connection:
-            row = connection.execute(
-                "SELECT session, subject FROM refresh_tokens JOIN sessions ON sessions.id = session "
-                "WHERE digest = ?",
-                (_digest(token),),
-            ).fetchone()
-        return None if row is None else (row[0], row[1])
+        return await self._store.session_of(_digest(token))
 
-    def end(self, session: str) -> None:
-        """End a session and revoke every token issued in it, whether it is in the database or not."""
-        with self._database.transaction() as connection:
-            self._end(connection, session)
-
-    def _end(self, connection: sqlite3.Connection, session: str) -> None:
-        known = connection.execute("DELETE FROM sessions WHERE id = ?", (session,)).rowcount
-        longest = self.limits.issued if known else self.limits.minted
-        revoke(connection, Revocation.of_session(session, longest))
-
-    def _continue(
-        self, connection: sqlite3.Connection, id: str, subject: str, expires_at: float, now: float
-    ) -> Session:
-        token = secrets.token_urlsafe(REFRESH_TOKEN_BYTES)
-        connection.execute("INSERT INTO refresh_tokens (digest, session) VALUES (?, ?)", (_digest(token), id))
-        return Session(id, subject, token, int(min(self.limits.idle, expires_at - now)), now)
+    async def end(self, session: str) -> None:
+        """End a session and revoke every token issued in it, whether it is in the store or not."""
+        await self._store.end_session(session, self._limits)
 
 
-def end_sessions_of(connection: sqlite3.Connection, subject: str, longest: float) -> None:
-    """End all sessions of a subject within a transaction, and revoke what it has been issued until now.
-
-    Args:
-        longest: the longest lifetime that a token can have, in seconds.
-    """
-    connection.execute("DELETE FROM sessions WHERE subject = ?", (subject,))
-    revoke(connection, Revocation.of_subject(subject, longest))
-
-
-def revoke_with_sessions(connection: sqlite3.Connection, revocation: Revocation) -> None:
-    """Write a revocation within a transaction, and end the sessions it speaks of.
-
-    A refresh token from before would else bring fresh tokens, which no revocation knows.
-    """
-    match revocation.scope:
-        case Scope.SESSION:
-            connection.execute("DELETE FROM sessions WHERE id = ?", (revocation.value,))
-        case Scope.SUBJECT:
-            connection.execute("DELETE FROM sessions WHERE subject = ?", (revocation.value,))
-        case Scope.ALL:
-            connection.execute("DELETE FROM sessions")
-    if revocation.scope in (Scope.SUBJECT, Scope.ALL):  # also what was issued while this waited for its turn
-        revocation = revocation._replace(issued_until=max(revocation.issued_until, time.time()))
-    revoke(connection, revocation)
+def _new_token() -> str:
+    return secrets.token_urlsafe(REFRESH_TOKEN_BYTES)
 
 
 def _digest(token: str) -> bytes:

@@ -3,6 +3,10 @@
 A stranger must neither guess nor lock the right user out. So what grows is the delay of one address with one
 account; another address is not made to wait for what this one did. A stranger with many addresses has one
 try from each while an account is under attack, and the limit of each address over all accounts.
+
+The counts stay in the memory of the process and not in the store: each attempt is decided before anything
+else is done for it, and a flood of wrong passwords must not become a flood of writes. Nodes that share accounts
+count each for itself, so that a guesser has the free tries once with each of them, and a restart forgets.
 """
 
 from __future__ import annotations
@@ -38,7 +42,7 @@ class _Failures(msgspec.Struct):
 
 
 class LoginThrottle:
-    """Remembers wrong passwords for a quarter of an hour, in memory."""
+    """Counts wrong passwords until a quarter of an hour has passed without one."""
 
     def __init__(self) -> None:
         self._failures: dict[Key, _Failures] = {}

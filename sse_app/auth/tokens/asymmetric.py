@@ -6,15 +6,13 @@ Loading cryptography takes a sixth of the time in which a server starts.
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 import jwt
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from jwt.algorithms import get_default_algorithms
-
-from sse_app.auth.tokens.key import Key
 
 RSA_BITS = 2048
 """RFC 7518 §3.3."""
@@ -24,7 +22,15 @@ _UNUSABLE = (TypeError, RuntimeError, UnsupportedAlgorithm, jwt.PyJWTError)
 """What the libraries raise beside ValueError, whatever a file holds; a RecursionError is a RuntimeError."""
 
 
-def key_of_pem(id: str, content: bytes) -> Key:
+class Material(NamedTuple):
+    """What a key consists of: its one algorithm, what verifies, and what signs (None in a public key)."""
+
+    algorithm: str
+    verifying: Any
+    signing: Any
+
+
+def key_of_pem(content: bytes) -> Material:
     """Return the private or public key of a PEM file.
 
     Raises:
@@ -32,14 +38,14 @@ def key_of_pem(id: str, content: bytes) -> Key:
     """
     try:
         if b"PRIVATE KEY" in content:
-            return _key(id, serialization.load_pem_private_key(content, None))
-        return _key(id, serialization.load_pem_public_key(content))
+            return _material(serialization.load_pem_private_key(content, None))
+        return _material(serialization.load_pem_public_key(content))
     except _UNUSABLE as error:
         raise ValueError(str(error) or type(error).__name__) from error
 
 
-def key_of_jwk(id: str, content: bytes) -> Key:
-    """Return the key of a JWK (RFC 7517), which may be a secret; its own ``kid`` comes before the one given.
+def key_of_jwk(content: bytes) -> tuple[str | None, Material]:
+    """Return the ``kid`` of a JWK (RFC 7517), where it has one, and the key, which may be a secret.
 
     Raises:
         ValueError: it is none that can be used.
@@ -48,20 +54,20 @@ def key_of_jwk(id: str, content: bytes) -> Key:
         jwk = json.loads(content)
         if not isinstance(jwk, dict):
             raise ValueError("it is no JSON object")
-        id = jwk.get("kid", id)
-        if not isinstance(id, str) or not id:
+        kid = jwk.get("kid")
+        if "kid" in jwk and not (isinstance(kid, str) and kid):
             raise ValueError("its kid is no text")
         parsed = jwt.PyJWK(jwk).key
     except _UNUSABLE as error:
         raise ValueError(str(error) or type(error).__name__) from error
-    key = Key(id, "HS256", parsed, parsed) if isinstance(parsed, bytes) else _key(id, parsed)
-    if jwk.get("alg", key.algorithm) != key.algorithm:
-        raise ValueError(f"its algorithm must be {key.algorithm}")
-    return key
+    material = Material("HS256", parsed, parsed) if isinstance(parsed, bytes) else _material(parsed)
+    if jwk.get("alg", material.algorithm) != material.algorithm:
+        raise ValueError(f"its algorithm must be {material.algorithm}")
+    return kid, material
 
 
 def refuse_public_key(secret: bytes) -> None:
-    """Refuse a key file's text as a secret: a public one everybody has (RFC 8725 §2.1).
+    """Refuse a key file's text as a secret: a public key is known to all (RFC 8725 §2.1).
 
     Raises:
         ValueError: it is one.
@@ -88,23 +94,23 @@ def new_pem(algorithm: str) -> bytes:
     return pem
 
 
-def to_jwk(key: Key) -> dict[str, Any]:
-    """Return the public half of a key as a JWK (RFC 7517)."""
-    public: dict[str, Any] = get_default_algorithms()[key.algorithm].to_jwk(key.verifying, as_dict=True)
-    return {**public, "kid": key.id, "alg": key.algorithm, "use": "sig", "key_ops": ["verify"]}
+def to_jwk(algorithm: str, public: Any) -> dict[str, Any]:
+    """Return a public key as a JWK (RFC 7517), without its id."""
+    jwk: dict[str, Any] = get_default_algorithms()[algorithm].to_jwk(public, as_dict=True)
+    return jwk
 
 
-def _key(id: str, key: Any) -> Key:
+def _material(key: Any) -> Material:
     """Return a key with the one algorithm that goes with its type."""
     public = key.public_key() if hasattr(key, "public_key") else key
     private = key if public is not key else None
     match public:
         case ed25519.Ed25519PublicKey():
-            return Key(id, "EdDSA", public, private)
+            return Material("EdDSA", public, private)
         case ec.EllipticCurvePublicKey(curve=ec.SECP256R1()):
-            return Key(id, "ES256", public, private)
+            return Material("ES256", public, private)
         case rsa.RSAPublicKey(key_size=bits) if bits < RSA_BITS:
             raise ValueError(f"it is too weak, with fewer than {RSA_BITS} bits")
         case rsa.RSAPublicKey():
-            return Key(id, "RS256", public, private)
+            return Material("RS256", public, private)
     raise ValueError("only Ed25519, P-256 and RSA keys are supported")

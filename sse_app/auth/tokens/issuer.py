@@ -12,14 +12,16 @@ from enum import Enum
 from sse_app.auth.revocations import Revocations
 from sse_app.auth.tokens.claims import Claims, new_id
 from sse_app.auth.tokens.grants import Grants
-from sse_app.auth.tokens.key import Key
-from sse_app.auth.tokens.keyring import KeyRing
+from sse_app.auth.tokens.keyring import Key, KeyRing
 from sse_app.core.errors import InvalidChannel, TokenRefused
+from sse_app.settings.model import Auth
 
 MAX_REMEMBERED = 32_768
-"""How many verified tokens are remembered, so that coming back costs no second verification."""
+"""How many verified tokens are remembered, so that a client that returns costs no second verification."""
 
 MAX_HEADERS = 64
+"""How many headers of verified tokens are remembered: few, as there is one for each key and kind."""
+
 JITTER = 0.1
 """By which part of it a login's lifetimes are shortened at random, so that they do not all end together."""
 
@@ -44,7 +46,7 @@ class Tokens:
         issuer: the ``iss`` claim.
         audience: the ``aud`` claim.
         longest: the longest lifetime that is accepted, in seconds.
-        revocations: what is refused although it is in force; None where nobody asks.
+        revocations: what is refused although it is in force; None where nothing is asked of them, as for minting alone.
         clock: the time in seconds since the epoch.
     """
 
@@ -67,8 +69,13 @@ class Tokens:
         self._verified: dict[bytes, tuple[TokenKind, Claims]] = {}
         self._headers: dict[tuple[str, TokenKind], Key] = {}
 
-    def use(self, keys: KeyRing) -> None:
-        """Go on with other keys; what the old ones have verified is verified anew."""
+    def use(self, auth: Auth, keys: KeyRing) -> None:
+        """Take other settings and keys; issuer and audience stay as they are."""
+        self.longest = auth.longest_lifetime
+        self.use_keys(keys)
+
+    def use_keys(self, keys: KeyRing) -> None:
+        """Issue and verify with other keys; tokens that the old ones have verified are verified again."""
         self.keys = keys
         self._verified.clear()
         self._headers.clear()
@@ -112,7 +119,7 @@ class Tokens:
         from sse_app.auth.tokens import jose
 
         token = jose.encode(payload, key.signing, key.algorithm, headers)
-        self._remember(token, _digest(token), kind, claims, key)  # it will come back in a moment
+        self._remember(token, _digest(token), kind, claims, key)  # the client is about to use it
         return token
 
     def verify(self, token: str, kind: TokenKind) -> Claims:
@@ -204,5 +211,5 @@ def jittered(lifetime: float) -> int:
 
 
 def _digest(token: str) -> bytes:
-    """Return what a token is remembered by: not the token itself, which would open doors to whoever reads memory."""
+    """Return what a token is remembered by: its digest, which is of no use to a thief who reads the memory."""
     return hashlib.sha256(token.encode()).digest()

@@ -8,13 +8,32 @@ import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from sse_app.auth.tokens.key import Key
 from sse_app.core.errors import StateError
 
 SECRET_BYTES = 32
 """RFC 7518 §3.2: an HS256 key has at least the 256 bits of the hash."""
+
+
+class Key(NamedTuple):
+    """A key with its id and the one algorithm it is used with (RFC 8725 §3.1).
+
+    Args:
+        id: its ``kid``.
+        algorithm: ``HS256``, ``EdDSA``, ``ES256`` or ``RS256``.
+        verifying: what verifies; for HS256 the secret.
+        signing: what signs; None where only the public half is here.
+    """
+
+    id: str
+    algorithm: str
+    verifying: Any
+    signing: Any
+
+    def __repr__(self) -> str:
+        """Return what may be shown of it: never what signs."""
+        return f"Key(id={self.id!r}, algorithm={self.algorithm!r})"
 
 
 class KeyRing:
@@ -96,7 +115,8 @@ def public_jwk(key: Key) -> dict[str, Any] | None:
         return None
     from sse_app.auth.tokens.asymmetric import to_jwk
 
-    return to_jwk(key)
+    public = to_jwk(key.algorithm, key.verifying)
+    return {**public, "kid": key.id, "alg": key.algorithm, "use": "sig", "key_ops": ["verify"]}
 
 
 def _new_key(algorithm: str) -> bytes:
@@ -116,9 +136,10 @@ def _read(file: Path) -> Key:
 
         match file.suffix:
             case ".pem":
-                return key_of_pem(file.stem, content)
+                return Key(file.stem, *key_of_pem(content))
             case ".jwk":
-                return _checked(key_of_jwk(file.stem, content))
+                kid, material = key_of_jwk(content)
+                return _checked(Key(kid or file.stem, *material))
         raise ValueError("a key file ends in .hs256, .pem or .jwk")
     except ValueError as error:
         reason = str(error) or type(error).__name__

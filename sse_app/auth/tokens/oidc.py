@@ -24,12 +24,13 @@ ALGORITHMS = ("RS256", "PS256", "ES256", "EdDSA")
 TYPES = (None, "jwt", "at+jwt", "application/at+jwt")
 """RFC 9068 §2.1, and what older providers write."""
 
-TIMEOUT = 5.0
-MAX_BYTES = 512 * 1024
-FRESH = 3600.0
-"""Seconds after which the keys are fetched again, before anybody misses one."""
-PAUSE = 10.0
-"""The least time between two fetches, in seconds, whatever key ids strangers make up."""
+FETCH_TIMEOUT = 5.0
+"""Seconds that the provider may take to answer."""
+MAX_KEY_SET_BYTES = 512 * 1024
+FETCH_AGAIN_AFTER = 3600.0
+"""Seconds after which the keys are fetched again, before one is missed."""
+FETCH_INTERVAL = 10.0
+"""The least time between two fetches, in seconds, whatever key ids are made up."""
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ class Provider:
 
         Raises:
             TokenRefused: it is not valid, or is not for us.
-            ProviderUnavailable: nobody can say.
+            ProviderUnavailable: its keys are not known and cannot be fetched.
         """
         try:
             header = header_of(token.partition(".")[0])
@@ -138,7 +139,7 @@ class Provider:
             return None
         now = time.monotonic()
         missing = kid not in self._keys
-        if (missing or now - self._fetched_at > FRESH) and now - self._asked_at >= PAUSE:
+        if (missing or now - self._fetched_at > FETCH_AGAIN_AFTER) and now - self._asked_at >= FETCH_INTERVAL:
             self._asked_at = now
             self._fetching = asyncio.create_task(self._fetch(), name="provider-keys")
         if missing and self._fetching is not None:
@@ -149,15 +150,15 @@ class Provider:
 
     async def _fetch(self) -> None:
         """Fetch the keys; when that fails, those that are known stay."""
-        from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest  # nobody else needs it
+        from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest  # needed only here
 
-        client = AsyncHTTPClient(force_instance=True, max_body_size=MAX_BYTES)
+        client = AsyncHTTPClient(force_instance=True, max_body_size=MAX_KEY_SET_BYTES)
         try:
             answer = await client.fetch(
                 HTTPRequest(
                     self._settings.jwks_url,
-                    connect_timeout=TIMEOUT,
-                    request_timeout=TIMEOUT,
+                    connect_timeout=FETCH_TIMEOUT,
+                    request_timeout=FETCH_TIMEOUT,
                     follow_redirects=False,
                     headers={"Accept": "application/json"},
                 )
@@ -183,7 +184,7 @@ def _usable_keys(document: object) -> dict[str | None, jwt.PyJWK]:
         if isinstance(jwk, dict) and jwk.get("use", "sig") == "sig":
             try:
                 key = jwt.PyJWK(jwk)
-            except Exception:  # whatever a key is made of: of a kind that nobody here uses, or none at all
+            except Exception:  # of a kind that is not used here, or no key: the libraries raise anything
                 continue
             if key.algorithm_name in ALGORITHMS and isinstance(key.key_id, str | None):
                 keys[key.key_id] = key

@@ -1,4 +1,4 @@
-"""What administrators may do: look at connections, kick, revoke, read the audit trail."""
+"""Administration: look at connections, kick, revoke, read live statistics and the audit trail."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from typing import Any
 
 import orjson
 
-from sse_app.auth.revocations import Revocation, require_no_token
+from sse_app.auth.records import Revocation, require_no_token
 from sse_app.core.errors import InvalidInput
 from sse_app.core.events import timestamp
-from sse_app.handlers.base import ApiHandler
-from sse_app.handlers.body import BodyHandler
+from sse_app.handlers.base import ApiHandler, BodyHandler
 from sse_app.handlers.errors import Refusal
 from sse_app.monitoring.connection_table import COLUMNS, FIELDS, Query, list_streams
 from sse_app.streams.publisher import refuse_unknown
@@ -26,7 +25,7 @@ class KickHandler(ApiHandler):
     """``POST /api/v1/admin/connections/{connection}/kick``."""
 
     async def post(self, connection: str) -> None:
-        """End a connection and revoke its token, or a native client would be back at once."""
+        """End a connection and revoke its tokens: else a native client would reconnect at once."""
         admin = self.admin_claims()
         stream = next((stream for stream in self.node.hub.streams if str(stream.number) == connection), None)
         if stream is None:
@@ -85,7 +84,7 @@ class ConnectionsHandler(ApiHandler):
     """``GET /api/v1/admin/connections``."""
 
     async def get(self) -> None:
-        """Answer with a page of the open streams that fit the search, sorted by one of their columns."""
+        """Answer with a page of the open streams that match the search, sorted by one of the columns."""
         self.admin_claims()
         query = Query(
             search=self._search(),
@@ -108,7 +107,7 @@ class ConnectionsHandler(ApiHandler):
         """Return a word of the query.
 
         Raises:
-            Refusal: it is none of those known.
+            Refusal: it is not among those known.
         """
         text = self.get_query_argument(name, None, strip=False)
         if text is None:
@@ -122,16 +121,16 @@ class FiguresHandler(ApiHandler):
     """``GET /api/v1/admin/figures``."""
 
     def get(self) -> None:
-        """Answer with the figures of the last minutes, which the admin channel goes on from."""
+        """Answer with the figures of the last minutes; the admin channel continues them."""
         self.admin_claims()
-        self.write_json({"figures": [orjson.Fragment(each) for each in self.node.figures.recent]})
+        self.write_json({"figures": [orjson.Fragment(each) for each in self.node.live_stats.recent]})
 
 
 class AuditHandler(ApiHandler):
     """``GET /api/v1/admin/audit``."""
 
     async def get(self) -> None:
-        """Answer with the newest entries, newest first; ``before`` pages on."""
+        """Answer with the newest entries, newest first; ``before`` asks for older ones."""
         self.admin_claims()
         limit, before = (
             self.number("limit", AUDIT_LIMIT, 1, AUDIT_MAX),

@@ -1,12 +1,12 @@
-"""Login, refresh and logout: what makes, continues and ends a session."""
+"""Login, refresh and logout: they begin, continue and end a session."""
 
 from __future__ import annotations
 
 from sse_app.auth.accounts.login import LoggedIn, names_granted
 from sse_app.auth.accounts.passwords import MAX_PASSWORD_LENGTH
-from sse_app.auth.accounts.sessions import RefreshRefused
+from sse_app.auth.store import RefreshRefused
 from sse_app.core.errors import InvalidInput, TokenRefused
-from sse_app.handlers.body import BodyHandler
+from sse_app.handlers.base import BodyHandler
 from sse_app.handlers.errors import Refusal
 from sse_app.streams.publisher import refuse_unknown
 
@@ -18,18 +18,17 @@ class _SessionHandler(BodyHandler):
     """What the handlers of the refresh cookie share."""
 
     def prepare(self) -> None:
-        """Refuse pages of origins that are not configured: a browser would send them the cookie's effects."""
+        """Refuse a POST from a page of an origin that is not configured: the browser would add the cookie."""
         super().prepare()
-        # Tornado does this by itself only where the whole application asks for it; these may be mounted anywhere.
-        if self.request.method == "POST" and (error := self._check_cross_origin(self.check_trusted_origin)):
-            raise Refusal(403, "forbidden", error)
+        if self.request.method == "POST" and (problem := self.cross_origin_problem()):
+            raise Refusal(403, "forbidden", problem)
 
     def check_trusted_origin(self, origin: str) -> bool:
-        """Let the configured origins in."""
+        """Return whether the origin is among those configured."""
         return origin in self.node.settings.cors_origins
 
     def answer(self, logged_in: LoggedIn, with_cookie: bool) -> None:
-        """Answer with the tokens; the refresh token goes into the cookie, or the body where cookies are not wanted."""
+        """Answer with the tokens; the refresh token goes into the cookie, or into the body if no cookie is wanted."""
         session = logged_in.session
         tokens = {
             "access_token": logged_in.access_token,
@@ -97,7 +96,7 @@ class RefreshHandler(_SessionHandler):
     """``POST /api/v1/auth/refresh``."""
 
     async def post(self) -> None:
-        """Spend a refresh token, and answer with fresh tokens and the next one, in the way it came."""
+        """Spend a refresh token, and answer with fresh tokens and the next one, in cookie or body as it came."""
         token, from_cookie = self.refresh_token(self.optional_object())
         if not token:
             raise TokenRefused("this takes a refresh token, in the cookie or the body", "no refresh token")
@@ -108,7 +107,7 @@ class RefreshHandler(_SessionHandler):
                 self.forget_cookie()
             raise
         finally:
-            self.node.enforcement.apply()  # a reused one has ended its session's streams
+            await self.node.enforcement.apply()  # a reused one has ended its session's streams
         self.answer(logged_in, from_cookie)
 
 
@@ -130,7 +129,7 @@ class LogoutHandler(_SessionHandler):
             raise TokenRefused("this takes an access token or a refresh token of a session", "no session")
         for session, subject in sessions:
             await self.node.login.log_out(session, subject, self.address)
-        self.node.enforcement.apply()
+        await self.node.enforcement.apply()
         if self.get_cookie(COOKIE) is not None:
             self.forget_cookie()
         self.set_status(204)

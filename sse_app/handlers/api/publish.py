@@ -13,8 +13,7 @@ from sse_app.auth.tokens.claims import Claims
 from sse_app.core.channels import ChannelName, parse_channel
 from sse_app.core.events import Event, EventId, NewEvent
 from sse_app.eventlog.base import IdempotencyKey
-from sse_app.handlers.base import ApiHandler
-from sse_app.handlers.body import BodyHandler
+from sse_app.handlers.base import ApiHandler, BodyHandler
 from sse_app.handlers.errors import Refusal
 from sse_app.handlers.parsing import parse_position
 from sse_app.streams.publisher import refuse_unknown
@@ -32,8 +31,8 @@ class _Publishing(BodyHandler):
         """Append the events, at most once for an ``Idempotency-Key`` of this subject."""
         wait = self.node.publish_rate.take(claims.token_id, len(events), time.monotonic())
         if wait:
-            limit = self.node.settings.limits.publish_rate
-            message = f"this token publishes more than {limit:g} events a second, which is the limit"
+            rate = self.node.publish_rate.rate
+            message = f"this token publishes more than {rate:g} events a second, which is the limit"
             raise Refusal(429, "too_many_events", message, Retry_After=str(math.ceil(wait)))
         key = self.request.headers.get("Idempotency-Key")
         idempotency = None
@@ -41,7 +40,7 @@ class _Publishing(BodyHandler):
             if not _KEY.fullmatch(key):
                 raise Refusal(400, "invalid_key", "Idempotency-Key must be 1 to 255 visible ASCII characters")
             digest = hashlib.sha256(self.request.path.encode() + b"\0" + body).digest()
-            # Kept as a hash: nobody knows what clients make their keys of.
+            # Kept as a hash: a client may have made its key of anything, also of a secret.
             idempotency = IdempotencyKey(claims.subject, hashlib.sha256(key.encode()).hexdigest(), digest)
         begun = time.perf_counter()
         ids = await self.node.publisher.append(events, idempotency)
@@ -123,7 +122,7 @@ def require_publish(claims: Claims, channel: ChannelName) -> None:
     """Refuse a publisher whose token does not cover the channel.
 
     Raises:
-        Refusal: it does not.
+        Refusal: the token does not cover it.
     """
     if not claims.grants.may_publish(channel):
         raise Refusal(403, "forbidden", f"the token does not allow to publish to {channel}")

@@ -1,35 +1,46 @@
-"""How a stream opens: ``GET /api/v1/sse/{channels}``, from the request to its first events."""
+"""``GET /api/v1/sse/{channels}``: the HTTP of a stream; `streams.admission` and `streams.pump` do the rest."""
 
 from __future__ import annotations
 
 import logging
 import re
 import secrets
-import time
 
-import orjson
+from tornado import httputil
+from tornado.util import ObjectDict
 
 from sse_app.auth.tokens.claims import Claims
 from sse_app.auth.tokens.issuer import TokenKind
-from sse_app.core.channels import ADMIN_CHANNEL, ChannelName, parse_channels
-from sse_app.core.errors import EventLogUnavailable, TokenRefused
-from sse_app.core.events import EventId, timestamp
-from sse_app.core.sse import chunk, encode_event, encode_json
-from sse_app.handlers.api.running import RunningStream, fields_of
-from sse_app.handlers.errors import RETRY_AFTER, Refusal
+from sse_app.core.channels import parse_channels
+from sse_app.core.errors import TokenRefused
+from sse_app.core.framing import framing_for
+from sse_app.core.private_apis import drop_output_transforms, replace_response_headers
+from sse_app.handlers.api.publish import PublishHandler
+from sse_app.handlers.errors import Refusal
 from sse_app.handlers.parsing import parse_position
-from sse_app.streams.connection import take_over
-from sse_app.streams.stream import Replay, Stream, Subscriber
+from sse_app.streams.admission import Subscription, TurnedAway
+from sse_app.streams.connection import StreamConnection, take_over
+from sse_app.streams.stream import Stream
 
 log = logging.getLogger(__name__)
 
-UNREADABLE = EventId("unreadable", 0)
-"""Stands for a position that is no event id: in its form, and of no log's epoch."""
-
 _CLIENT_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_NO_HEADERS = httputil.HTTPHeaders()
+_NO_UI = ObjectDict()
 
 
-class StreamHandler(RunningStream):
+class _OpenRequest(httputil.HTTPServerRequest):
+    """What a handler needs of its request once the stream is open: where it writes to."""
+
+    method = "GET"
+    path = "stream"
+    remote_ip = ""
+
+    def __init__(self, connection: StreamConnection) -> None:
+        self.connection = connection
+
+
+class StreamHandler(PublishHandler):
     """Opens a stream, and keeps it open.
 
     Publishing to a channel is at the same path, so its ``post`` is inherited.
@@ -41,36 +52,36 @@ class StreamHandler(RunningStream):
             stream = await self._open(names)
         if stream is not None:
             del names  # an idle stream holds no more than it needs
-            await self.run(stream)
-
-    # -- opening --------------------------------------------------------------------------------------------
+            await self.node.pump.run(stream, self)
 
     async def _open(self, names: str) -> Stream | None:
-        """Check the request, register the stream and send its first events; None where it is turned away."""
-        limits = self.node.settings.limits
-        channels = parse_channels(names, limits.channels_per_stream)
+        """Return the stream with its first events sent, or None where it was turned away."""
+        node = self.node
+        channels = parse_channels(names, node.settings.limits.channels_per_stream)
         self.client_id = self._client_id()
         position = self._position()
-        claims = self._claims()
-        self._authorise(claims, channels)
-        self._limit(claims)
-        if (reason := self._cannot_serve()) is not None:
-            await self._turn_away(reason)
+        wanted = Subscription(
+            self.client_id, channels, position, self.address, framing_for(self.request.version)
+        )
+        admitted = await node.admission.admit(self._stream_claims(), wanted)
+        if isinstance(admitted, TurnedAway):
+            await self._turn_away(admitted)
             return None
+        stream = admitted.stream
         try:
-            after, lost = await self._where(channels, position)
-        except EventLogUnavailable:
-            await self._turn_away("unavailable")
-            return None
-        return await self._begin(claims, channels, position, after, lost)
-
-    def _cannot_serve(self) -> str | None:
-        """Return why no stream can be served just now, or None."""
-        node = self.node
-        if node.draining:
-            return "shutdown"
-        full = len(node.hub.streams) >= node.stream_capacity
-        return "unavailable" if full or not node.eventlog.available else None
+            connection = take_over(self.request, node.settings, node.hub.disconnects, stream.woken_by_close)
+            stream.attach(connection)
+            self._set_stream_headers()
+            drop_output_transforms(self)  # an application around this one may have some that compress
+            self.write(admitted.first_events)
+            await self.flush()
+        except BaseException:
+            node.admission.abandon(stream)
+            raise
+        self._forget_request(connection)
+        if log.isEnabledFor(logging.DEBUG):  # its end is logged in any case
+            log.debug("stream_opened", extra=stream.log_fields(resumed=admitted.recovered))
+        return stream
 
     def _client_id(self) -> str:
         values = self.request.arguments.get("client_id", [])
@@ -89,123 +100,36 @@ class StreamHandler(RunningStream):
         query = parse_position(self.request.arguments.get("last_event_id", []), "last_event_id")
         return parse_position([b",".join(header)], "Last-Event-ID") or query
 
-    def _claims(self) -> Claims:
+    def _stream_claims(self) -> Claims:
         tokens = self.request.arguments.get("token", [])
         if len(tokens) != 1:
             raise TokenRefused("this takes one stream token in the query: ?token=…", f"{len(tokens)} tokens")
         self.claims = self.node.tokens.verify(tokens[0].decode("latin-1"), TokenKind.STREAM)
         return self.claims
 
-    def _authorise(self, claims: Claims, channels: tuple[ChannelName, ...]) -> None:
-        for channel in channels:
-            if not claims.grants.may_subscribe(channel):
-                raise Refusal(403, "forbidden", f"the token does not allow to subscribe to {channel}")
-        for channel in channels:
-            if channel != ADMIN_CHANNEL:
-                self.node.publisher.require_known(channel)
-
-    def _limit(self, claims: Claims) -> None:
-        limits = self.node.settings.limits
-        hub = self.node.hub
-        if len(hub.streams_of_subject.get(claims.subject, ())) >= limits.streams_per_user:
-            message = f"this user has {limits.streams_per_user} streams open, which is the limit"
-            raise Refusal(429, "too_many_streams", message, Retry_After=RETRY_AFTER)
-        if hub.streams_of_address[self.address] >= limits.streams_per_address:
-            message = f"this address has {limits.streams_per_address} streams open, which is the limit"
-            raise Refusal(429, "too_many_streams", message, Retry_After=RETRY_AFTER)
-
-    async def _where(
-        self, channels: tuple[ChannelName, ...], position: str | None
-    ) -> tuple[EventId, dict[ChannelName, str]]:
-        """Return from where to go on, and which channels cannot, each with the reason."""
-        hub = self.node.hub
-        if position is None:
-            return hub.head, {}
-        after = EventId.parse(position)
-        lost = (
-            dict.fromkeys(channels, "position_unreadable")
-            if after is None
-            else await self.node.eventlog.lost(channels, after)
-        )
-        if after is None or len(lost) == len(channels):
-            return hub.head, lost
-        await hub.reached(after.seq)
-        return after, lost
-
-    async def _begin(
-        self,
-        claims: Claims,
-        channels: tuple[ChannelName, ...],
-        position: str | None,
-        after: EventId,
-        lost: dict[ChannelName, str],
-    ) -> Stream:
-        """Register the stream, send the headers and the first events, and take over the connection."""
-        assert self.client_id is not None
-        hub = self.node.hub
-        chunked = self.request.version != "HTTP/1.0"
-        subscriber = Subscriber(self.client_id, claims.lease, self.address)
-        stream = hub.register(subscriber, channels, chunked=chunked)
-        self.node.metrics.streams_opened += 1
-        self.node.metrics.streams_resumed += position is not None
-        try:
-            self.node.tokens.require_in_force(claims)  # from here on a revocation finds the stream
-            stream.retry = hub.jittered_retry()
-            stream.replay = Replay(after.seq, tuple(lost), hub.head.seq if lost else 0)
-            connection = take_over(self.request, self.node.settings, hub.disconnects, stream.woken_by_close)
-            stream.attach(connection)
-            self._stream_headers()
-            self._transforms = []  # an application around us may have one that compresses
-            first = self._first_events(stream, position, after, lost)
-            self.write(chunk(first) if chunked else first)
-            await self.flush()
-            self.let_go(connection)
-            self.node.keepalive.watch(stream)
-        except BaseException:
-            hub.leave(stream)
-            raise
-        if log.isEnabledFor(logging.DEBUG):  # its end is told in any case
-            log.debug("stream_opened", extra=fields_of(stream, resumed=position is not None and not lost))
-        return stream
-
-    def _stream_headers(self) -> None:
+    def _set_stream_headers(self) -> None:
         self.set_header("Content-Type", "text/event-stream")
         self.set_header("Cache-Control", "no-store, no-transform")
         self.set_header("X-Accel-Buffering", "no")
 
-    def _first_events(
-        self, stream: Stream, position: str | None, after: EventId, lost: dict[ChannelName, str]
-    ) -> bytes:
-        """Return ``connected`` and what ``reset`` there is.
-
-        The id is the position asked for, also where it is lost: a client that is cut off in between comes
-        back with it, and is told again.
-        """
-        subscriber = stream.subscriber
-        now = time.time()
-        connected = {
-            "client_id": subscriber.client_id,
-            "channel": stream.channels[0],
-            "channels": stream.channels,
-            "message": f"connected to {', '.join(stream.channels)}",
-            "recovered": position is not None and not lost,
-            "retry": stream.retry,
-            "expires_in": max(0, int(subscriber.lease.expires_at - now)),
-            "timestamp": timestamp(now),
-        }
-        id = after if position is None else EventId.parse(position) or UNREADABLE
-        first = encode_event(str(id).encode(), b"connected", orjson.dumps(connected), stream.retry)
-        return first + b"".join(
-            encode_json("reset", {"channel": channel, "reason": reason}) for channel, reason in lost.items()
-        )
-
-    async def _turn_away(self, reason: str) -> None:
-        """Answer a stream that cannot be served just now: a native client gives up on any status but 200."""
-        self.node.metrics.refusals[reason] += 1
-        retry = self.node.hub.jittered_retry()
-        self._stream_headers()
+    async def _turn_away(self, turned_away: TurnedAway) -> None:
+        """Answer with ``closing`` and 200: a native client gives up for good on any other status."""
+        self._set_stream_headers()
         self.set_header("Connection", "close")
         # Else Tornado promises HTTP/1.0 clients a second response.
         self.request.headers.pop("Connection", None)
-        self.write(encode_json("closing", {"reason": reason, "retry": retry}, retry=retry))
+        self.write(turned_away.closing)
         await self.finish()
+
+    def _forget_request(self, connection: StreamConnection) -> None:
+        """Write to the bare connection from now on, and drop what the request brought along: most of the memory."""
+        self.request = _OpenRequest(connection)
+        replace_response_headers(self, _NO_HEADERS)
+        self.ui = _NO_UI
+        self.path_args = []
+        self.claims = None
+
+    def on_finish(self) -> None:
+        """Write an access line only for what was refused: a stream has its own two lines."""
+        if not isinstance(self.request, _OpenRequest):
+            super().on_finish()

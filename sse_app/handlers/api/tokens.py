@@ -1,4 +1,4 @@
-"""What becomes of tokens once somebody has one: narrowed, looked at, renewed; and the keys to verify them with."""
+"""Tokens after login: narrowed, looked at, renewed; and the public keys that verify them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from sse_app.auth.tokens.issuer import TokenKind
 from sse_app.auth.tokens.keyring import public_jwk
 from sse_app.core.channels import ChannelName, parse_channel
 from sse_app.core.errors import InvalidInput
-from sse_app.handlers.base import ApiHandler
-from sse_app.handlers.body import BodyHandler
+from sse_app.handlers.base import ApiHandler, BodyHandler
 from sse_app.handlers.errors import RETRY_AFTER, Refusal
 from sse_app.streams.publisher import refuse_unknown
 
 MAX_EARLIER = 32
-"""How many tokens that are still in force a stream may have lived on before: a kick revokes them all."""
+"""With how many tokens that are still in force a stream may have been opened and renewed: a kick revokes all."""
 
 
 class StreamTokenHandler(BodyHandler):
@@ -36,7 +35,7 @@ class StreamTokenHandler(BodyHandler):
         self.write_json({"stream_token": token, "stream_expires_in": lifetime})
 
     async def _claims(self) -> Claims:
-        """Return what the access token says; it is ours, or the OpenID provider's."""
+        """Return the claims of the access token, which this server or the OpenID provider has issued."""
         provider = self.node.provider
         token = self.bearer_token()
         if provider is None or not provider.issued(token):
@@ -64,7 +63,7 @@ class MeHandler(ApiHandler):
     """``GET /api/v1/auth/me``."""
 
     def get(self) -> None:
-        """Answer with what the access token says."""
+        """Answer with the claims of the access token."""
         claims = self.access_claims()
         self.write_json(
             {
@@ -78,7 +77,7 @@ class MeHandler(ApiHandler):
 
 
 class RenewHandler(ApiHandler):
-    """``POST /api/v1/sse/connections/{client_id}/renew``: open streams go on with a fresh stream token."""
+    """``POST /api/v1/sse/connections/{client_id}/renew``: open streams continue with a fresh stream token."""
 
     def post(self, client_id: str) -> None:
         """Renew the token's own streams with that client id, all or none."""
@@ -111,7 +110,7 @@ class KeySetHandler(ApiHandler):
     """``GET /.well-known/jwks.json``: the public keys (RFC 7517 §5); secrets are not among them."""
 
     def get(self) -> None:
-        """Answer with the keys that others can verify our tokens with."""
+        """Answer with the keys that other servers can verify the tokens with."""
         keys = [jwk for key in self.node.tokens.keys if (jwk := public_jwk(key)) is not None]
         self.set_header("Cache-Control", "public, max-age=300")
         self.write_json({"keys": keys})

@@ -1,1 +1,1 @@
-"""The handlers of the pages, and of what operators and load balancers ask."""
+"""The handlers of the pages, and of health, readiness, metrics and the public status."""

@@ -1,8 +1,6 @@
-"""What operators and load balancers ask: health, readiness, metrics, the public status."""
+"""Health, readiness, metrics and the public status, for operators and load balancers."""
 
 from __future__ import annotations
-
-import time
 
 from sse_app.core.events import EventId
 from sse_app.handlers.base import ApiHandler
@@ -12,10 +10,10 @@ from sse_app.version import VERSION
 
 
 class HealthHandler(ApiHandler):
-    """``GET /healthz``: the process is alive and its event loop turns."""
+    """``GET /healthz``: the process is alive and its event loop runs."""
 
     def get(self) -> None:
-        """Say so."""
+        """Answer 200."""
         self.write_json({"status": "ok"})
 
 
@@ -41,14 +39,18 @@ class MetricsHandler(ApiHandler):
     def get(self) -> None:
         """Answer in Prometheus' text format."""
         self.require_local()
-        from sse_app.monitoring.prometheus import CONTENT_TYPE, render
+        from sse_app.monitoring.prometheus import CONTENT_TYPE, NodeMetrics
 
+        node = self.node
+        metrics = NodeMetrics(
+            node.hub, node.keepalive, node.eventlog, node.metrics, node.channels, node.lifecycle
+        )
         self.set_header("Content-Type", CONTENT_TYPE)
-        self.write(render(self.node))
+        self.write(metrics.render())
 
 
 class DescriptionHandler(ApiHandler):
-    """``GET /openapi.json``: what there is but the streams, as OpenAPI 3.1."""
+    """``GET /openapi.json``: the API, streams aside, as OpenAPI 3.1."""
 
     def get(self) -> None:
         """Answer with the description."""
@@ -57,7 +59,7 @@ class DescriptionHandler(ApiHandler):
 
 
 class StatusHandler(ApiHandler):
-    """``GET /api/v1/sse/status``: figures for everybody, without client ids and the members of patterns."""
+    """``GET /api/v1/sse/status``: figures that are public: no client ids, and no channels of patterns."""
 
     async def get(self) -> None:
         """Answer with the configured channels and how they are used."""
@@ -75,7 +77,7 @@ class StatusHandler(ApiHandler):
             {
                 "status": "active",
                 "version": VERSION,
-                "uptime_seconds": round(time.monotonic() - node.started_at, 3),
+                "uptime_seconds": round(node.lifecycle.uptime, 3),
                 "total_connections": len(node.hub.streams),
                 "channels": channels,
             }

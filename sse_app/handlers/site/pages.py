@@ -18,10 +18,10 @@ _POLICY = (
 
 
 class _PageHeaders(ApiHandler):
-    """Headers of everything that a browser shows."""
+    """Sets the headers of everything that a browser shows."""
 
     def set_default_headers(self) -> None:
-        """Let a page load nothing from elsewhere, and nobody frame it."""
+        """Keep a page from loading anything from other origins, and other pages from framing it."""
         super().set_default_headers()
         self.set_header("Content-Security-Policy", _POLICY)
         self.set_header("X-Frame-Options", "DENY")
@@ -29,10 +29,10 @@ class _PageHeaders(ApiHandler):
 
 
 class PageHandler(_PageHeaders):
-    """``GET /`` and ``GET /admin``: the pages, for anybody; what they show takes a login."""
+    """``GET /`` and ``GET /admin``: the pages, which are public; what they show takes a login."""
 
     def initialize(self, node: Node, file: str) -> None:  # type: ignore[override]
-        """Take the parts, and the page's file."""
+        """Take the node, and the page's file."""
         super().initialize(node)
         self._file = file
 
@@ -46,12 +46,12 @@ class StaticHandler(_PageHeaders, web.StaticFileHandler):
     """``GET /static/…``: modules, styles and pictures."""
 
     def initialize(self, node: Node) -> None:  # type: ignore[override]
-        """Take the parts, and serve the package's own files."""
+        """Take the node, and serve the package's own files."""
         _PageHeaders.initialize(self, node)
         web.StaticFileHandler.initialize(self, str(STATIC))
 
     def parse_url_path(self, url_path: str) -> str:
-        """Answer 404 for what can be no file's name."""
+        """Answer 404 for a text that cannot be the name of a file."""
         if "\0" in url_path:
             raise web.HTTPError(404)
         return web.StaticFileHandler.parse_url_path(self, url_path)

@@ -1,0 +1,56 @@
+"""Makes the store of auth, and what issues and verifies tokens, from the settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sse_app.auth.revocations import Revocations
+from sse_app.auth.sqlite_store import SqliteAuthStore
+from sse_app.auth.store import AuthStore
+from sse_app.auth.tokens.issuer import Tokens
+from sse_app.auth.tokens.keyring import KeyRing
+from sse_app.settings.model import OIDC, Auth
+from sse_app.storage.state_dir import StateDirectory
+
+if TYPE_CHECKING:
+    from sse_app.auth.tokens.oidc import Provider
+
+
+def make_auth_store(state: StateDirectory) -> AuthStore:
+    """Return the store of accounts, sessions, revocations and the audit trail, not yet open."""
+    return SqliteAuthStore(state.accounts)
+
+
+def keys_directory(auth: Auth, state: StateDirectory) -> Path:
+    """Return the directory of the keys: the one that the settings name, else one in the state directory."""
+    return Path(auth.keys_dir) if auth.keys_dir else state.keys
+
+
+def issuer_of(auth: Auth, state: StateDirectory, revocations: Revocations | None = None) -> Tokens:
+    """Return the token issuer of a state directory, whose keys are made at the first use.
+
+    Args:
+        auth: names the issuer and the audience, and perhaps the keys' directory.
+        state: where the keys are otherwise.
+        revocations: what is refused; None where tokens are only issued.
+
+    Raises:
+        StateError: the keys cannot be read or made.
+    """
+    return Tokens(
+        KeyRing.load(keys_directory(auth, state)),
+        issuer=auth.issuer,
+        audience=auth.audience,
+        longest=auth.longest_lifetime,
+        revocations=revocations,
+    )
+
+
+def provider_of(oidc: OIDC, auth: Auth) -> Provider | None:
+    """Return the OpenID provider whose tokens are accepted, or None where the settings name none."""
+    if not oidc.issuer:
+        return None
+    from sse_app.auth.tokens.oidc import Provider  # it imports PyJWT, which would slow every restart down
+
+    return Provider(oidc, auth.longest_lifetime)

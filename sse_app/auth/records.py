@@ -1,0 +1,162 @@
+"""What auth keeps, as plain values: accounts, sessions, revocations, and entries of the audit trail."""
+
+from __future__ import annotations
+
+import time
+from enum import Enum
+from typing import NamedTuple
+
+from sse_app.auth.tokens.claims import Claims, Lease
+from sse_app.auth.tokens.grants import Grants
+from sse_app.core.errors import InvalidInput
+from sse_app.settings.model import Auth
+
+NEVER = 2.0**50
+"""An issuing time that no token has: what is revoked until then is revoked whenever it was issued."""
+
+
+class Account(NamedTuple):
+    """An account, without its password."""
+
+    name: str
+    grants: Grants
+    disabled: bool
+
+
+class Credentials(NamedTuple):
+    """An account, and the argon2id hash that its password must fit."""
+
+    account: Account
+    password_hash: str
+
+
+class SessionLimits(NamedTuple):
+    """How long a session lasts, in seconds.
+
+    Args:
+        idle: without a refresh.
+        absolute: at all.
+        issued: the longest that a token issued in it by login or refresh can be in force.
+        minted: the longest that any token can be in force, also one that was minted for a session of its own.
+    """
+
+    idle: float
+    absolute: float
+    issued: float
+    minted: float
+
+    @classmethod
+    def of(cls, auth: Auth) -> SessionLimits:
+        """Return the limits that settings name."""
+        return cls(
+            idle=auth.session_idle,
+            absolute=auth.session_lifetime,
+            issued=max(auth.access_lifetime, auth.stream_lifetime),
+            minted=auth.longest_lifetime,
+        )
+
+
+class Continued(NamedTuple):
+    """A session that a refresh token has continued.
+
+    Args:
+        session: its id.
+        account: whose it is, with the grants of today.
+        expires_at: when it ends however often it is refreshed, in seconds since the epoch.
+    """
+
+    session: str
+    account: Account
+    expires_at: float
+
+
+class Scope(Enum):
+    """What a revocation speaks of."""
+
+    TOKEN = "token"
+    SESSION = "session"
+    SUBJECT = "subject"
+    ALL = "all"
+
+
+class Revocation(NamedTuple):
+    """Tokens that are no longer accepted.
+
+    Args:
+        scope: by what they are told apart.
+        value: the ``jti``, ``sid`` or ``sub``; empty for all tokens.
+        issued_until: those issued up to then are meant, in seconds since the epoch.
+        forget_at: when the last of them has expired.
+    """
+
+    scope: Scope
+    value: str
+    issued_until: float
+    forget_at: float
+
+    def concerns(self, claims: Claims | Lease) -> bool:
+        """Return whether a token with these claims is meant."""
+        value = {
+            Scope.TOKEN: claims.token_id,
+            Scope.SESSION: claims.session,
+            Scope.SUBJECT: claims.subject,
+            Scope.ALL: "",
+        }[self.scope]
+        return value == self.value and claims.issued_at <= self.issued_until
+
+    def as_of(self, now: float) -> Revocation:
+        """Return what is to be written at a time: what was issued while the writer waited is meant too."""
+        delay = max(0.0, now - self.issued_until)
+        return self._replace(issued_until=self.issued_until + delay, forget_at=self.forget_at + delay)
+
+    @classmethod
+    def of_token(cls, token_id: str, expires_at: float) -> Revocation:
+        """Revoke one token."""
+        return cls(Scope.TOKEN, token_id, NEVER, expires_at)
+
+    @classmethod
+    def of_session(cls, session: str, longest: float) -> Revocation:
+        """Revoke every token of a session; ``longest`` is the longest lifetime one of them can have, in seconds."""
+        return cls(Scope.SESSION, session, NEVER, time.time() + longest)
+
+    @classmethod
+    def of_subject(cls, subject: str, longest: float) -> Revocation:
+        """Revoke what a subject has been issued until now; a later login is another matter."""
+        now = time.time()
+        return cls(Scope.SUBJECT, subject, now, now + longest)
+
+    @classmethod
+    def of_everything(cls, longest: float) -> Revocation:
+        """Revoke every token issued until now."""
+        now = time.time()
+        return cls(Scope.ALL, "", now, now + longest)
+
+
+def require_no_token(value: str, field: str) -> None:
+    """Refuse a token where its id is asked for: it would revoke nothing, and be kept in the clear.
+
+    Raises:
+        InvalidInput: it has the form of a token.
+    """
+    if value.count(".") == 2 and value.startswith("eyJ"):
+        raise InvalidInput(f"{field} is a whole token; give one of its claims: jti, sid or sub", field)
+
+
+class AuditEntry(NamedTuple):
+    """An entry of the audit trail; there is no secret in it.
+
+    Args:
+        at: when, in seconds since the epoch.
+        action: what, e.g. ``login``.
+        subject: who did it; empty where that is not known.
+        address: from where.
+        target: to whom or what.
+        detail: what else there is to say.
+    """
+
+    at: float
+    action: str
+    subject: str
+    address: str
+    target: str
+    detail: str

@@ -1,0 +1,44 @@
+"""The store of accounts as commands use it, beside a running server or without one."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from sse_app.auth.factory import make_auth_store
+from sse_app.auth.records import AuditEntry
+from sse_app.auth.store import AuthStore
+from sse_app.cli.options import settings_of
+from sse_app.settings.model import Settings
+from sse_app.storage.state_dir import StateDirectory
+
+
+@asynccontextmanager
+async def auth_store(options: argparse.Namespace) -> AsyncIterator[tuple[AuthStore, Settings]]:
+    """Open the store that the settings name, and yield it with the settings.
+
+    Raises:
+        SettingsError, StateError: it cannot be used.
+    """
+    settings = settings_of(options)
+    store = make_auth_store(StateDirectory(settings.state_dir))
+    await store.open()
+    try:
+        yield store, settings
+    finally:
+        await store.close()
+
+
+async def note(store: AuthStore, action: str, target: str, detail: str = "") -> None:
+    """Write to the audit trail what was done on the command line, and by whom."""
+    await store.append_audit([AuditEntry(time.time(), action, f"cli:{_user()}", "", target, detail)])
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return "unknown"  # a container may run under a number without a name

@@ -1,0 +1,34 @@
+"""Makes the event log that the settings name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sse_app.eventlog.base import EventLog, Retention
+from sse_app.eventlog.memory import MemoryEventLog
+from sse_app.eventlog.sqlite.log import SqliteEventLog
+from sse_app.settings.model import History
+from sse_app.storage.state_dir import StateDirectory
+
+
+def event_log_path(url: str, state: StateDirectory) -> Path | None:
+    """Return the file of an event log, or None where it is in memory.
+
+    Args:
+        url: the setting ``event_log``.
+        state: holds the file unless the URL names one.
+    """
+    return None if url == "memory:" else Path(url.removeprefix("sqlite:") or state.events)
+
+
+def make_event_log(url: str, history: History, state: StateDirectory) -> EventLog:
+    """Return the event log that a URL names, not yet open.
+
+    Args:
+        url: the setting ``event_log``.
+        history: how much of each channel it keeps.
+        state: holds its file unless the URL names one.
+    """
+    retention = Retention(history.size, history.age)
+    path = event_log_path(url, state)
+    return MemoryEventLog(retention) if path is None else SqliteEventLog(path, retention)

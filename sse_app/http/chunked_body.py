@@ -1,0 +1,82 @@
+"""A chunked body as it arrives, decoded by llhttp (RFC 9112 §7.1)."""
+
+from __future__ import annotations
+
+from httptools import HttpParserError, HttpRequestParser
+
+from sse_app.http.errors import BadRequest
+
+MAX_FRAMING = 32 * 1024
+"""How many bytes may come in a row that belong to no content: sizes, extensions, trailers."""
+
+_HEAD = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+_END = b"\r\n\r\n"
+
+
+class ChunkedBody:
+    """Decodes one body. Extensions and trailers are read over.
+
+    A chunked message always ends in an empty line, so the parser is fed up to one at a time: it never sees any
+    of the next message, which would have to be brought back from it.
+    """
+
+    def __init__(self) -> None:
+        self.complete = False
+        self._content: list[bytes] = []
+        self._framing = 0
+        self._parser: HttpRequestParser | None = HttpRequestParser(self)
+        """None where the body is complete: it refers to this object, and this object to it."""
+        self._parser.feed_data(_HEAD)
+
+    def feed(self, received: bytes) -> tuple[bytes, bytes]:
+        """Decode what has been received; return the content, and the bytes that are yet to be fed.
+
+        These are what follows the body, or a few bytes that more is needed to understand.
+
+        Raises:
+            BadRequest: it breaks a rule.
+        """
+        start = 0
+        while not self.complete and start < len(received):
+            end = received.find(_END, start)
+            if end >= 0:
+                end += len(_END)
+            else:
+                end = len(received) - _begun(received)
+                if end <= start:
+                    break
+            self._feed(received[start:end])
+            start = end
+        content, self._content = b"".join(self._content), []
+        return content, received[start:]
+
+    def _feed(self, piece: bytes) -> None:
+        assert self._parser is not None
+        pieces = len(self._content)
+        try:
+            self._parser.feed_data(piece)
+        except HttpParserError:
+            raise BadRequest("the chunked body is malformed") from None
+        if self.complete:
+            self._parser = None
+        self._framing = self._framing + len(piece) if len(self._content) == pieces else 0
+        if self._framing > MAX_FRAMING:
+            raise BadRequest("the framing of the chunked body is too large")
+
+    # -- called by the parser -------------------------------------------------------------------------------
+
+    def on_body(self, content: bytes) -> None:
+        """Keep a piece of the content."""
+        self._content.append(content)
+
+    def on_message_complete(self) -> None:
+        """Note the end of the body."""
+        self.complete = True
+
+
+def _begun(received: bytes) -> int:
+    """Return how many bytes at the end may begin an empty line."""
+    for size in (3, 2, 1):
+        if received.endswith(_END[:size]):
+            return size
+    return 0

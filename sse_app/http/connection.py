@@ -1,0 +1,474 @@
+"""One client's connection: requests come in, one at a time are handed to the application, and answers go out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import socket
+from collections.abc import Awaitable
+from typing import Protocol
+
+from tornado import httputil
+from tornado.iostream import StreamClosedError
+
+from sse_app.http.chunked_body import ChunkedBody
+from sse_app.http.deadlines import Deadlines
+from sse_app.http.errors import BadRequest
+from sse_app.http.exchange import Context, Exchange, failed
+from sse_app.http.request_head import CHUNKED, parse_head
+
+READ_AHEAD = 64 * 1024
+"""How many bytes are read at once, and about how many are kept while there is no use for them yet."""
+
+LINGER_BYTES = 8 * 1024 * 1024
+"""How many bytes are read and thrown away after the last response, so that the client gets to read it."""
+
+_HEAD_END = b"\r\n\r\n"
+_EMPTY_LINES = re.compile(rb"\A(?:\r\n)+")
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+log = logging.getLogger(__name__)
+
+
+class Surroundings(Protocol):
+    """What connections have in common: the server that they belong to."""
+
+    delegate: httputil.HTTPServerConnectionDelegate
+    loop: asyncio.AbstractEventLoop
+    sent: asyncio.Future[None]
+    """Done: the future of all writes that the socket accepts at once."""
+    received: memoryview
+    """Where sockets are read into."""
+    paused: bool
+    """Whether no further request is begun."""
+    max_header_size: int
+    max_body_size: int
+    waiting: Deadlines[Connection]
+    """Those that wait for the head of a request to be complete."""
+    receiving: Deadlines[Connection]
+    """Those that wait for a body to be complete."""
+    lingering: Deadlines[Connection]
+    """Those that wait for the client to have read the last response."""
+
+    def forget(self, connection: Connection) -> None:
+        """Take note that a connection has ended, or is the server's no more."""
+
+
+class Connection:
+    """Reads requests from a socket, in order, each when the one before it has been answered.
+
+    Handlers see it through an `Exchange` for each request. Nothing here waits: the event loop calls when the
+    socket can be read or written, and handlers when they have an answer.
+
+    Args:
+        server: what it belongs to.
+        sock: connected and non-blocking; closed by this object.
+        context: where requests come from.
+        carried: bytes that another process has read from the socket.
+    """
+
+    __slots__ = (
+        "_awaited",
+        "_body",
+        "_buffer",
+        "_delegate",
+        "_drained",
+        "_ended",
+        "_ending",
+        "_exchange",
+        "_expects_continue",
+        "_fd",
+        "_incomplete",
+        "_keep_alive",
+        "_linger",
+        "_reading",
+        "_server",
+        "_socket",
+        "_unasked",
+        "_unsent",
+        "context",
+    )
+
+    def __init__(
+        self, server: Surroundings, sock: socket.socket, context: Context, carried: bytes = b""
+    ) -> None:
+        self.context = context
+        self._server = server
+        self._socket: socket.socket | None = sock
+        self._fd = sock.fileno()
+        self._buffer = carried
+        """What has been received and not been used yet."""
+        self._reading = False
+        """Whether the event loop calls when there is something to read."""
+        self._ended = False
+        """Whether the client has said that it sends no more; it may still want an answer."""
+        self._exchange: Exchange | None = None
+        """The request that is being received or answered."""
+        self._delegate: httputil.HTTPMessageDelegate | None = None
+        """Who takes the body, until it is complete."""
+        self._body: int | ChunkedBody = 0
+        """How many bytes of the body are still to come, or what decodes it."""
+        self._incomplete = False
+        """Whether some of the body is still to come."""
+        self._unasked = False
+        """Whether the application has not been ready for the body yet."""
+        self._expects_continue = False
+        self._awaited: asyncio.Future[None] | None = None
+        """What the application wants waited for before it is given more of the body."""
+        self._unsent: list[memoryview] = []
+        self._drained: asyncio.Future[None] | None = None
+        self._ending = False
+        """Whether the response is complete, and its last bytes wait for the socket."""
+        self._keep_alive = True
+        self._linger = -1
+        """How many bytes may yet be thrown away; negative until the last response is sent."""
+        server.waiting.start(self)
+
+    def start(self) -> None:
+        """Read the first request; mostly it is there already, and need not be waited for."""
+        if not self._buffer:
+            self._read()
+        if self.closed:
+            return
+        self._go_on()
+        if (
+            self._exchange is not None
+        ):  # a stream detaches the socket in the next turn: spare it the registration
+            self._server.loop.call_soon(self.watch)
+        else:
+            self.watch()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the socket is closed, or given away."""
+        return self._socket is None
+
+    @property
+    def arriving(self) -> bool:
+        """Whether a request has begun to be handled whose body is not complete yet."""
+        return self._delegate is not None
+
+    @property
+    def answering(self) -> bool:
+        """Whether a complete request waits for its response, or for the last bytes of it to be sent."""
+        return self._ending or (self._exchange is not None and self._delegate is None)
+
+    @property
+    def descriptor(self) -> int:
+        """The file descriptor of the socket."""
+        return self._fd
+
+    @property
+    def half_read(self) -> bytes | None:
+        """What has been read of the next request, where there is none under way; else None."""
+        under_way = self.closed or self.arriving or self.answering or self._linger >= 0
+        return None if under_way else self._buffer
+
+    def watch(self) -> None:
+        """Have the event loop call when there is something to read, as far as it is wanted now."""
+        if self._socket is None:
+            return
+        wanted = (
+            not self._ended
+            and len(self._buffer) < READ_AHEAD
+            and not (self._server.paused and self.half_read is not None)
+        )
+        if wanted != self._reading:
+            self._reading = wanted
+            if wanted:
+                self._server.loop.add_reader(self._fd, self._readable)
+            else:
+                self._server.loop.remove_reader(self._fd)
+
+    def resume(self) -> None:
+        """Go on after a pause of the server."""
+        self._go_on()
+        self.watch()
+
+    # -- reading --------------------------------------------------------------------------------------------
+
+    def _readable(self) -> None:
+        self._read()
+        if not self.closed and self._linger < 0:
+            self._go_on()
+            self.watch()
+
+    def _read(self) -> None:
+        """Add to the buffer what the socket has."""
+        assert self._socket is not None
+        received = self._server.received
+        try:
+            size = self._socket.recv_into(received)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            self.close()
+            return
+        if self._linger >= 0:
+            self._linger -= size
+            if size == 0 or self._linger < 0:
+                self.close()
+        elif size == 0:
+            self._ended = True
+        elif self._buffer:
+            self._buffer += received[:size]
+        else:
+            self._buffer = bytes(received[:size])
+
+    def _go_on(self) -> None:
+        """Use what has been received, as far as it can be used now."""
+        try:
+            self._use_received()
+        except (BadRequest, httputil.HTTPInputError) as error:
+            self._refuse(error if isinstance(error, BadRequest) else BadRequest("the request is malformed"))
+        except (StreamClosedError, asyncio.CancelledError):  # the application wants no more of the body
+            self.close()
+        except Exception:
+            log.exception("uncaught")
+            self.close()
+        begun_later = self._server.paused and self._buffer  # by this process or the next one
+        if self._ended and self._awaited is None and not self.answering and not begun_later:
+            self.close()
+
+    def _use_received(self) -> None:
+        if self._awaited is not None:
+            if not self._awaited.done():
+                return
+            awaited, self._awaited = self._awaited, None
+            awaited.result()
+        while self._socket is not None and self._awaited is None and self._linger < 0 and not self._ending:
+            if self._exchange is None:
+                if self._server.paused or not self._begin():
+                    return
+            elif self._delegate is None or not self._receive(self._exchange, self._delegate):
+                return
+
+    def _begin(self) -> bool:
+        """Begin the next request; return False if its head is not complete yet."""
+        buffer = self._buffer
+        if buffer.startswith(b"\r\n"):  # RFC 9112 §2.2
+            self._buffer = buffer = _EMPTY_LINES.sub(b"", buffer, count=1)
+        end = buffer.find(_HEAD_END) + len(_HEAD_END)
+        complete = end >= len(_HEAD_END)
+        server = self._server
+        if (end if complete else len(buffer)) > server.max_header_size:
+            raise BadRequest("the headers are too large", 431, "headers_too_large")
+        if not complete:
+            if buffer.count(b"\n") != buffer.count(b"\r\n"):
+                raise BadRequest("lines end in CR and LF")
+            return False
+        head = parse_head(buffer[:end])
+        self._buffer = buffer[end:]
+        server.waiting.stop(self)
+        self._exchange = exchange = Exchange(self, head, server.max_body_size)
+        self._incomplete = head.length != 0
+        delegate = server.delegate.start_request(self, exchange)
+        ready = delegate.headers_received(head.start_line, head.headers)
+        if self._exchange is not exchange:  # answered already, or detached
+            return True
+        if head.length == 0:  # there is nothing that the application would have to be ready for
+            delegate.finish()
+            return True
+        self._delegate = delegate
+        self._body = ChunkedBody() if head.length == CHUNKED else head.length
+        self._unasked = True
+        self._expects_continue = head.expects_continue
+        server.receiving.start(self)
+        if ready is not None:
+            self._wait_for(ready)
+        return True
+
+    def _receive(self, exchange: Exchange, delegate: httputil.HTTPMessageDelegate) -> bool:
+        """Hand on what has come of the body; return whether there may be more to do."""
+        if self._unasked:
+            self._unasked = False
+            if isinstance(self._body, int) and self._body > exchange.max_body_size:
+                raise BadRequest("the body is too large", 413, "too_large")
+            if self._expects_continue and not (exchange.responding or self._buffer):
+                self.send(_CONTINUE)
+                return not self.closed
+        if isinstance(self._body, int):
+            content, self._buffer = self._buffer[: self._body], self._buffer[self._body :]
+            self._body -= len(content)
+            self._incomplete = self._body > 0
+        else:
+            content, self._buffer = self._body.feed(self._buffer)
+            self._incomplete = not self._body.complete
+            exchange.max_body_size -= len(content)
+            if exchange.max_body_size < 0:
+                raise BadRequest("the body is too large", 413, "too_large")
+        if content and (done := delegate.data_received(content)) is not None:
+            self._wait_for(done)
+            return True
+        if not self._incomplete and self._exchange is exchange:
+            self._delegate = None
+            self._server.receiving.stop(self)
+            delegate.finish()
+        return False
+
+    def _wait_for(self, awaitable: Awaitable[None]) -> None:
+        """Use nothing more until something is done that the application wants waited for."""
+        future = asyncio.ensure_future(awaitable)
+        if future.done():
+            future.result()
+        else:
+            self._awaited = future
+            future.add_done_callback(self._waited)
+
+    def _waited(self, future: asyncio.Future[None]) -> None:
+        if self._awaited is future:  # else the request has ended meanwhile
+            self._go_on()
+            self.watch()
+
+    # -- writing --------------------------------------------------------------------------------------------
+
+    def send(self, data: bytes) -> asyncio.Future[None]:
+        """Send bytes; the future resolves when the socket has accepted them, or fails when the client is gone."""
+        if self._socket is None:
+            return failed(self._server.loop.create_future())
+        sent = 0
+        if not self._unsent:
+            try:
+                sent = self._socket.send(data)
+            except (BlockingIOError, InterruptedError):
+                pass
+            except OSError:
+                self.close()
+                return failed(self._server.loop.create_future())
+            if sent == len(data):
+                return self._server.sent
+            self._server.loop.add_writer(self._fd, self._writable)
+        self._unsent.append(memoryview(data)[sent:])
+        if self._drained is None:
+            self._drained = self._server.loop.create_future()
+        return self._drained
+
+    def _writable(self) -> None:
+        assert self._socket is not None
+        try:
+            while self._unsent:
+                sent = self._socket.send(self._unsent[0])
+                if sent != len(self._unsent[0]):
+                    self._unsent[0] = self._unsent[0][sent:]
+                    return
+                del self._unsent[0]
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            self.close()
+            return
+        self._server.loop.remove_writer(self._fd)
+        drained, self._drained = self._drained, None
+        if drained is not None and not drained.done():
+            drained.set_result(None)
+        if self._ending:
+            self._ending = False
+            self._end()
+
+    # -- ending ---------------------------------------------------------------------------------------------
+
+    def answered(self, keep_alive: bool) -> None:
+        """Take note that the response is complete: go on to the next request, or end."""
+        self._exchange = self._delegate = self._awaited = None
+        # Who has been answered before all of the body came may go on sending it, or not: what follows is unclear.
+        self._keep_alive = keep_alive and not self._incomplete
+        self._server.receiving.stop(self)
+        if self._unsent:
+            self._ending = True
+        else:
+            self._end()
+
+    def _end(self) -> None:
+        """Go on to the next request when a response has been sent, or end."""
+        if not self._keep_alive:
+            self._hang_up()
+            return
+        server = self._server
+        server.waiting.start(self)
+        if (self._buffer or self._ended) and not server.paused:
+            server.loop.call_soon(self.resume)
+        else:
+            self.watch()
+
+    def _refuse(self, error: BadRequest) -> None:
+        """Answer a request that cannot be read, unless the answer has begun; and end."""
+        log.info("malformed_request", extra={"detail": str(error), "address": self.context.remote_ip})
+        responding = self._exchange is not None and self._exchange.responding
+        self._abandon()
+        self._server.waiting.stop(self)
+        self._keep_alive = False
+        self._incomplete = True
+        if not responding:
+            self.send(error.response())
+        if self._unsent:
+            self._ending = True
+        else:
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        """End after the last response, so that the client gets to read it.
+
+        To close a socket that has unread input resets the connection, and the response is lost on its way
+        (RFC 9112 §9.6). So what the client still sends is read for a while.
+        """
+        if not (self._incomplete or self._buffer or self._ended or self.closed):
+            self._read()
+        if self._socket is None:
+            return
+        if self._ended or not (self._incomplete or self._buffer):
+            self.close()
+            return
+        self._buffer = b""
+        self._linger = LINGER_BYTES
+        self._server.lingering.start(self)
+        try:
+            self._socket.shutdown(socket.SHUT_WR)
+        except OSError:
+            self.close()
+        self.watch()
+
+    def detach(self) -> socket.socket:
+        """Give the socket away; what has been read and not used is dropped."""
+        assert self._socket is not None
+        assert not self._unsent
+        sock = self._socket
+        self._exchange = self._delegate = self._awaited = None
+        self._leave()
+        return sock
+
+    def close(self) -> None:
+        """Close the socket, and tell whom it concerns."""
+        if self._socket is None:
+            return
+        if self._unsent:
+            self._unsent.clear()
+            self._server.loop.remove_writer(self._fd)
+        sock = self._socket
+        self._leave()
+        sock.close()
+        if self._drained is not None and not self._drained.done():
+            failed(self._drained)
+        self._abandon()
+
+    def _leave(self) -> None:
+        """Take leave of the event loop and the server."""
+        if self._reading:
+            self._reading = False
+            self._server.loop.remove_reader(self._fd)
+        self._socket = None
+        for deadlines in (self._server.waiting, self._server.receiving, self._server.lingering):
+            deadlines.stop(self)
+        self._server.forget(self)
+
+    def _abandon(self) -> None:
+        """Tell the application that no response is wanted any more."""
+        exchange, delegate = self._exchange, self._delegate
+        self._exchange = self._delegate = self._awaited = None
+        self._server.receiving.stop(self)
+        if exchange is None:
+            return
+        exchange.end()
+        told = exchange.close_callback if delegate is None else delegate.on_connection_close
+        if told is not None:  # in a turn of its own: it may be the handler's write that has brought us here
+            self._server.loop.call_soon(told)

@@ -1,0 +1,213 @@
+"""The HTTP server: accepts connections, keeps their timeouts, and can pause for a handover."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import socket
+import sys
+from collections.abc import Callable, Iterable, Iterator
+
+from tornado import httputil
+
+from sse_app.http.connection import READ_AHEAD, Connection
+from sse_app.http.deadlines import Deadlines
+from sse_app.http.exchange import Context
+
+ACCEPTED_AT_ONCE = 64
+"""How many connections are accepted before others run."""
+
+ACCEPT_PAUSE = 1.0
+"""Seconds for which none is accepted where it fails, for lack of descriptors or memory."""
+
+LINGER_TIMEOUT = 2.0
+"""Seconds for which a client is given time to read the last response."""
+
+_OF_ONE_CONNECTION = frozenset(
+    number
+    for name in (
+        *("ECONNABORTED", "EPERM", "EPROTO", "ENOPROTOOPT", "EOPNOTSUPP"),
+        *("ENETDOWN", "ENETUNREACH", "EHOSTDOWN", "EHOSTUNREACH", "ENONET"),
+    )
+    if (number := getattr(errno, name, None)) is not None
+)
+"""Errors that concern only the connection that would have been accepted (accept(2), "Error handling")."""
+
+_INHERITS_OPTIONS = sys.platform == "linux"
+
+log = logging.getLogger(__name__)
+
+
+class HTTPServer:
+    """Serves a Tornado application over HTTP/1.1 and 1.0, without TLS.
+
+    The sockets are bare, so that a handler can take one over, and another process all of them.
+
+    Args:
+        delegate: the application.
+        tune: sets the options of a TCP socket: of listening ones, from which others inherit them on Linux.
+        max_header_size: bytes.
+        max_body_size: bytes, where a handler sets no limit of its own.
+        idle_timeout: how many seconds the head of a request may take, from the connection's beginning or the
+            response before.
+        body_timeout: how many seconds a body may take.
+    """
+
+    def __init__(
+        self,
+        delegate: httputil.HTTPServerConnectionDelegate,
+        *,
+        tune: Callable[[socket.socket], None] = lambda sock: None,
+        max_header_size: int = 32 * 1024,
+        max_body_size: int = 1024 * 1024,
+        idle_timeout: float = 75.0,
+        body_timeout: float = 60.0,
+    ) -> None:
+        self.delegate = delegate
+        self.max_header_size = max_header_size
+        self.max_body_size = max_body_size
+        self.loop = asyncio.get_running_loop()
+        self.sent = self.loop.create_future()
+        self.sent.set_result(None)
+        self.received = memoryview(bytearray(READ_AHEAD))
+        self.paused = False
+        self.waiting = Deadlines(idle_timeout, Connection.close)
+        self.receiving = Deadlines(body_timeout, Connection.close)
+        self.lingering = Deadlines(LINGER_TIMEOUT, Connection.close)
+        self._tune = tune
+        self._connections: set[Connection] = set()
+        self._listening: list[socket.socket] = []
+        self._exhausted: asyncio.TimerHandle | None = None
+        """Runs while no connection can be accepted."""
+        self._exhaustion_told = False
+
+    def add_sockets(self, sockets: Iterable[socket.socket]) -> None:
+        """Accept connections on listening, non-blocking sockets, which are the server's from now on."""
+        for listening in sockets:
+            if _is_tcp(listening):
+                self._tune(listening)
+            self._listening.append(listening)
+            if not self.paused:
+                self.loop.add_reader(listening.fileno(), self._accept, listening)
+
+    def forget(self, connection: Connection) -> None:
+        """Take note that a connection has ended, or is the server's no more."""
+        self._connections.discard(connection)
+        self.delegate.on_close(connection)
+
+    async def close_all_connections(self) -> None:
+        """Close all connections, and stop accepting; requests under way are cut off."""
+        self.close_listening()
+        for connection in list(self._connections):
+            connection.close()
+        for deadlines in (self.waiting, self.receiving, self.lingering):
+            deadlines.close()
+        await asyncio.sleep(0)  # until those who handle the requests know
+
+    # -- for a handover -------------------------------------------------------------------------------------
+
+    @property
+    def listening(self) -> list[socket.socket]:
+        """The sockets that connections are accepted on, also while the server is paused."""
+        return list(self._listening)
+
+    @property
+    def under_way(self) -> tuple[int, int]:
+        """How many requests are being answered, and how many bodies are still being sent by the client."""
+        busy = self._connections.difference(self.waiting)
+        answering = sum(connection.answering for connection in busy)
+        return answering, sum(connection.arriving for connection in busy)
+
+    def pause(self) -> None:
+        """Accept no connection, and begin no request; those under way are finished."""
+        self.paused = True
+        self._stop_accepting()
+        for connection in self._connections:
+            connection.watch()
+
+    def resume(self) -> None:
+        """Take up again what `pause` interrupted."""
+        self.paused = False
+        self._start_accepting()
+        for connection in list(self._connections):
+            connection.resume()
+
+    def close_listening(self) -> None:
+        """Close the listening sockets, so that connections are refused unless another process has them too."""
+        self._stop_accepting()
+        for listening in self._listening:
+            listening.close()
+        self._listening.clear()
+
+    def idle(self) -> Iterator[tuple[int, bytes]]:
+        """Yield the descriptor of each connection between two requests, with what was read of the next one."""
+        for connection in self._connections:
+            if (half_read := connection.half_read) is not None:
+                yield connection.descriptor, half_read
+
+    def adopt(self, sock: socket.socket, carried: bytes) -> None:
+        """Go on with a connection that another process has had.
+
+        Args:
+            sock: the server's from now on.
+            carried: what that process has read of the next request.
+
+        Raises:
+            OSError: the connection has ended meanwhile.
+        """
+        sock.setblocking(False)
+        connection = Connection(self, sock, _context(sock, sock.getpeername()), carried)
+        self._connections.add(connection)
+        self.loop.call_soon(connection.resume)
+
+    # -- accepting ------------------------------------------------------------------------------------------
+
+    def _accept(self, listening: socket.socket) -> None:
+        for _ in range(ACCEPTED_AT_ONCE):
+            try:
+                sock, address = listening.accept()
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                if error.errno in _OF_ONE_CONNECTION:
+                    continue
+                self._pause_accepting(error)
+                return
+            self._exhaustion_told = False
+            sock.setblocking(False)
+            if not _INHERITS_OPTIONS and _is_tcp(sock):
+                self._tune(sock)
+            connection = Connection(self, sock, _context(sock, address))
+            self._connections.add(connection)
+            connection.start()
+
+    def _pause_accepting(self, error: OSError) -> None:
+        """Leave new connections to the kernel for a while; else the event loop would try again all the time."""
+        if not self._exhaustion_told:
+            self._exhaustion_told = True
+            log.error("accept_failed", extra={"detail": error.strerror})
+        self._stop_accepting()
+        self._exhausted = self.loop.call_later(ACCEPT_PAUSE, self._start_accepting)
+
+    def _start_accepting(self) -> None:
+        self._stop_accepting()
+        if not self.paused:
+            for listening in self._listening:
+                self.loop.add_reader(listening.fileno(), self._accept, listening)
+
+    def _stop_accepting(self) -> None:
+        if self._exhausted is not None:
+            self._exhausted.cancel()
+            self._exhausted = None
+        for listening in self._listening:
+            self.loop.remove_reader(listening.fileno())
+
+
+def _is_tcp(sock: socket.socket) -> bool:
+    return sock.family in (socket.AF_INET, socket.AF_INET6)
+
+
+def _context(sock: socket.socket, address: tuple[str, int]) -> Context:
+    """Return where requests of a connection come from; a Unix socket has no address that says it."""
+    return Context(address[0] if _is_tcp(sock) else "0.0.0.0")

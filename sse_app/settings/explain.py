@@ -1,0 +1,112 @@
+"""Finds why values are refused as settings, by converting their parts one by one: no error text is taken apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+
+import msgspec
+
+
+class Problem(NamedTuple):
+    """What is wrong with a setting.
+
+    Args:
+        name: the setting, such as ``limits.streams`` or ``channels[0]``.
+        reason: a phrase; empty where the name is unknown.
+        value: what was given.
+    """
+
+    name: str
+    reason: str
+    value: object
+
+    def __str__(self) -> str:
+        if not self.reason:
+            return f"unknown setting: {self.name}"
+        reason = f"{self.reason[0].lower()}{self.reason[1:]}"
+        return f"bad value for the setting {self.name}: {reason} (got {self.value!r})"
+
+
+def parse(kind: type, value: object) -> object:
+    """Return a value of a type that msgspec does not know, for its ``dec_hook``.
+
+    Raises:
+        ValueError: it cannot be made from this value.
+    """
+    if isinstance(value, kind):
+        return value
+    if not isinstance(value, str):
+        raise ValueError(f"expected str, got {type(value).__name__}")
+    return kind(value)
+
+
+def find_problem(value: object, kind: Any, name: str = "") -> Problem | None:
+    """Return what is wrong with the first part of a value that is not of its type, or None.
+
+    Args:
+        value: to be converted to ``kind``.
+        kind: a type that settings have.
+        name: where the value stands; empty for the settings themselves.
+
+    Raises:
+        UnicodeEncodeError: a text is not UTF-8.
+    """
+    try:
+        msgspec.convert(value, kind, strict=False, dec_hook=parse)
+    except msgspec.ValidationError as error:
+        reason = str(error).replace("`", "")
+    else:
+        return None
+    bare = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+    origin = get_origin(bare) or bare
+    if origin is Literal:
+        return Problem(name, f"must be one of {', '.join(get_args(bare))}", value)
+    if origin is tuple:
+        return _problem_in_list(value, get_args(bare)[0], name)
+    if origin is dict:
+        return _problem_in_table(value, get_args(bare)[1], name)
+    if issubclass(origin, msgspec.Struct):
+        return _problem_in_section(value, origin, name, reason)
+    if origin in (int, float, str) and isinstance(value, (Mapping, list, tuple)):
+        reason = f"expected {origin.__name__}, got {_kind_of(value)}"
+    return Problem(name, reason, value)
+
+
+def _problem_in_list(value: object, item: Any, name: str) -> Problem | None:
+    if not isinstance(value, (list, tuple)):
+        return Problem(name, f"expected a list, got {_kind_of(value)}", value)
+    problems = (find_problem(element, item, f"{name}[{place}]") for place, element in enumerate(value))
+    return next(filter(None, problems), None)
+
+
+def _problem_in_table(value: object, item: Any, name: str) -> Problem | None:
+    if not isinstance(value, Mapping):
+        return Problem(name, f"expected a table, got {_kind_of(value)}", value)
+    for inner in value.values():
+        if problem := find_problem(inner, item, f"{name}[...]"):
+            return problem._replace(value=value) if problem.reason else problem
+    return None
+
+
+def _problem_in_section(
+    value: object, section: type[msgspec.Struct], name: str, reason: str
+) -> Problem | None:
+    if not isinstance(value, Mapping):
+        return Problem(name, f"expected a table, got {_kind_of(value)}", value)
+    kinds = get_type_hints(section, include_extras=True)
+    for key, inner in value.items():
+        inner_name = f"{name}.{key}" if name else key
+        if key not in kinds:
+            return Problem(f"{name and name + '.'}{repr(str(key))[1:-1] or '(no name)'}", "", inner)
+        if problem := find_problem(inner, kinds[key], inner_name):
+            return problem
+    return Problem(name, reason, value)  # each is good: it is their combination
+
+
+def _kind_of(value: object) -> str:
+    if isinstance(value, Mapping):
+        return "a table"
+    if isinstance(value, (list, tuple)):
+        return "a list"
+    return "null" if value is None else type(value).__name__

@@ -1,0 +1,238 @@
+"""How a stream begins: whether it may be opened and can be served, from which position, and with which events."""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+import orjson
+
+from sse_app.auth.tokens.claims import Claims
+from sse_app.auth.tokens.issuer import Tokens
+from sse_app.core.channels import ADMIN_CHANNEL, ChannelName
+from sse_app.core.counters import Metrics
+from sse_app.core.errors import EventLogUnavailable, Forbidden, TooManyStreams
+from sse_app.core.events import EventId, timestamp
+from sse_app.core.framing import Framing
+from sse_app.core.lifecycle import Lifecycle
+from sse_app.core.sse import encode_closing, encode_event, encode_json
+from sse_app.settings.model import Limits
+from sse_app.streams.hub import Hub
+from sse_app.streams.keepalive import Keepalive
+from sse_app.streams.publisher import Publisher
+from sse_app.streams.stream import Replay, Stream, Subscriber
+
+UNREADABLE = EventId("unreadable", 0)
+"""Stands for a position that is no event id: in its form, and of no log's epoch."""
+
+
+class Subscription(NamedTuple):
+    """What a client asks for.
+
+    Args:
+        client_id: the client's label.
+        channels: in the order asked for, each once.
+        position: the id of the last event that the client has, as it says it; None for a new stream.
+        address: the client's.
+        framing: how the stream's bytes stand in the body of the response.
+    """
+
+    client_id: str
+    channels: tuple[ChannelName, ...]
+    position: str | None
+    address: str
+    framing: Framing
+
+
+class Admitted(NamedTuple):
+    """A registered stream, and the wire bytes that it begins with.
+
+    ``recovered`` says whether it continues from a position of the client's on every channel.
+    """
+
+    stream: Stream
+    first_events: bytes
+    recovered: bool
+
+
+class TurnedAway(NamedTuple):
+    """A stream that cannot be served just now: why, and the ``closing`` event for the client, not framed."""
+
+    reason: str
+    closing: bytes
+
+
+class _Start(NamedTuple):
+    """From which event on a stream has its events, and which channels cannot be continued there, with reasons."""
+
+    after: EventId
+    lost: dict[ChannelName, str]
+
+
+class Admission:
+    """Decides about streams and registers them. It works for any transport: nothing here is about HTTP.
+
+    Args:
+        hub: registers the streams; its event log says where they begin.
+        keepalive: pings them.
+        publisher: knows the channels.
+        tokens: verified the clients' tokens.
+        metrics: counts the streams.
+        lifecycle: says whether the node is draining.
+        limits: how many streams a user and an address may have.
+        capacity: how many streams there may be in all.
+    """
+
+    def __init__(
+        self,
+        hub: Hub,
+        keepalive: Keepalive,
+        publisher: Publisher,
+        tokens: Tokens,
+        metrics: Metrics,
+        lifecycle: Lifecycle,
+        limits: Limits,
+        capacity: int,
+    ) -> None:
+        self._hub = hub
+        self._keepalive = keepalive
+        self._publisher = publisher
+        self._tokens = tokens
+        self._metrics = metrics
+        self._lifecycle = lifecycle
+        self.use(limits, capacity)
+
+    def use(self, limits: Limits, capacity: int) -> None:
+        """Put other limits in force for the streams that are opened from now on."""
+        self._limits = limits
+        self._capacity = capacity
+
+    async def admit(self, claims: Claims, wanted: Subscription) -> Admitted | TurnedAway:
+        """Register a stream, or say why it cannot be served just now.
+
+        The checks come in the order of the errors below; only then is the event log asked. The caller attaches
+        a connection to the stream, writes the first events and runs it with the `Pump`; where that fails it
+        calls `abandon`.
+
+        Args:
+            claims: of a verified stream token.
+            wanted: what the client asks for.
+
+        Raises:
+            Forbidden: the token does not grant a channel.
+            UnknownChannel: no configured name or pattern covers a channel.
+            TooManyStreams: the user or the address has as many as it may.
+            TokenRefused: the token has been revoked or has expired since it was verified.
+        """
+        self._authorise(claims, wanted.channels)
+        if (reason := self._unavailable(claims, wanted)) is not None:
+            return self._turn_away(reason)
+        try:
+            start = await self._start(wanted)
+        except EventLogUnavailable:
+            return self._turn_away("unavailable")
+        # Others may have been admitted, and the server may have begun to drain, while the log was asked.
+        if (reason := self._unavailable(claims, wanted)) is not None:
+            return self._turn_away(reason)
+        # The stream is registered in the same step of the event loop, so a later revocation finds it.
+        self._tokens.require_in_force(claims)
+        return self._register(claims, wanted, start)
+
+    def abandon(self, stream: Stream) -> None:
+        """Forget an admitted stream whose client is gone before the pump runs it."""
+        self._hub.leave(stream)
+        self._keepalive.forget(stream)
+
+    def _authorise(self, claims: Claims, channels: tuple[ChannelName, ...]) -> None:
+        for channel in channels:
+            if not claims.grants.may_subscribe(channel):
+                raise Forbidden(f"the token does not allow to subscribe to {channel}")
+        for channel in channels:
+            if channel != ADMIN_CHANNEL:
+                self._publisher.require_known(channel)
+
+    def _unavailable(self, claims: Claims, wanted: Subscription) -> str | None:
+        """Return why no stream can be served just now, or None.
+
+        Raises:
+            TooManyStreams: this user or this address has as many as it may.
+        """
+        limits, hub = self._limits, self._hub
+        if len(hub.streams_of_subject.get(claims.subject, ())) >= limits.streams_per_user:
+            raise TooManyStreams(f"this user has {limits.streams_per_user} streams open, which is the limit")
+        if hub.streams_of_address[wanted.address] >= limits.streams_per_address:
+            raise TooManyStreams(
+                f"this address has {limits.streams_per_address} streams open, which is the limit"
+            )
+        if self._lifecycle.draining:
+            return "shutdown"
+        full = len(hub.streams) >= self._capacity
+        return "unavailable" if full or not hub.eventlog.available else None
+
+    def _turn_away(self, reason: str) -> TurnedAway:
+        self._metrics.refusals[reason] += 1
+        return TurnedAway(reason, encode_closing(reason, self._hub.jittered_retry()))
+
+    async def _start(self, wanted: Subscription) -> _Start:
+        """Return where the stream begins: at the position, or at the head where no channel can be continued.
+
+        Raises:
+            EventLogUnavailable: the log cannot be asked just now.
+        """
+        hub = self._hub
+        if wanted.position is None:
+            return _Start(hub.head, {})
+        after = EventId.parse(wanted.position)
+        if after is None:
+            return _Start(hub.head, dict.fromkeys(wanted.channels, "position_unreadable"))
+        lost = await hub.eventlog.lost(wanted.channels, after)
+        if len(lost) == len(wanted.channels):
+            return _Start(hub.head, lost)
+        await hub.reached(after.seq)
+        return _Start(after, lost)
+
+    def _register(self, claims: Claims, wanted: Subscription, start: _Start) -> Admitted:
+        hub = self._hub
+        subscriber = Subscriber(wanted.client_id, claims.lease, wanted.address)
+        stream = hub.register(subscriber, wanted.channels, framing=wanted.framing)
+        stream.retry = hub.jittered_retry()
+        stream.replay = Replay(start.after.seq, tuple(start.lost), hub.head.seq if start.lost else 0)
+        self._keepalive.watch(stream)
+        resumed = wanted.position is not None
+        self._metrics.streams_opened += 1
+        self._metrics.streams_resumed += resumed
+        recovered = resumed and not start.lost
+        first_events = _connected(stream, _id_of(wanted, start), recovered, time.time()) + _resets(start.lost)
+        return Admitted(stream, wanted.framing.frame(first_events), recovered)
+
+
+def _id_of(wanted: Subscription, start: _Start) -> EventId:
+    """Return the id of ``connected``.
+
+    It is the position asked for, also where that is lost: a client that is cut off before its first event comes
+    back with it, and is told again.
+    """
+    return start.after if wanted.position is None else EventId.parse(wanted.position) or UNREADABLE
+
+
+def _connected(stream: Stream, id: EventId, recovered: bool, now: float) -> bytes:
+    """Return the event ``connected`` (its members are part of the API)."""
+    subscriber = stream.subscriber
+    data = {
+        "client_id": subscriber.client_id,
+        "channel": stream.channels[0],
+        "channels": stream.channels,
+        "message": f"connected to {', '.join(stream.channels)}",
+        "recovered": recovered,
+        "retry": stream.retry,
+        "expires_in": max(0, int(subscriber.lease.expires_at - now)),
+        "timestamp": timestamp(now),
+    }
+    return encode_event(str(id).encode(), b"connected", orjson.dumps(data), stream.retry)
+
+
+def _resets(lost: dict[ChannelName, str]) -> bytes:
+    """Return a ``reset`` for each channel that cannot be continued."""
+    return b"".join(
+        encode_json("reset", {"channel": channel, "reason": reason}) for channel, reason in lost.items()
+    )

@@ -1,0 +1,119 @@
+"""The flush loop of a stream: from its position through the past to the present, and on until it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable
+from typing import Protocol
+
+from sse_app.core.errors import EventLogUnavailable
+from sse_app.streams.hub import Hub
+from sse_app.streams.keepalive import Keepalive
+from sse_app.streams.stream import Stream
+
+log = logging.getLogger(__name__)
+
+
+class Writer(Protocol):
+    """Where the bytes of a stream go: the handler of its request, or its bare connection."""
+
+    def write(self, chunk: bytes, /) -> object:
+        """Take wire bytes."""
+
+    def flush(self) -> Awaitable[None]:
+        """Wait until the socket has accepted what was written, or has closed."""
+
+
+class Pump:
+    """Writes streams: replays what follows their positions, joins them to the present, and writes what waits.
+
+    At every await, events up to ``replay.after`` have been written or queued, the rest is still in the log.
+    So a stream can be handed to another process, or be cut off, at any of them.
+
+    Args:
+        hub: has the events.
+        keepalive: pings the streams.
+    """
+
+    def __init__(self, hub: Hub, keepalive: Keepalive) -> None:
+        self._hub = hub
+        self._keepalive = keepalive
+        self._adopted: set[asyncio.Task[None]] = set()
+
+    async def run(self, stream: Stream, writer: Writer) -> None:
+        """Write a stream until its client goes or it is ended; then hub and keepalive forget it.
+
+        Args:
+            stream: registered and attached to its connection, its first events written.
+            writer: writes to that connection.
+        """
+        try:
+            await self._catch_up(stream, writer)
+            while await stream.behind():  # while this waits, the hub writes to the socket directly
+                writer.write(stream.take())
+                await writer.flush()
+        finally:
+            self._hub.leave(stream)
+            self._keepalive.forget(stream)
+            seconds = round(time.time() - stream.opened_at, 3)
+            log.info(
+                "stream_closed", extra=stream.log_fields(reason=stream.ending or "client", seconds=seconds)
+            )
+
+    def adopt(self, stream: Stream) -> None:
+        """Run a stream of an earlier process, which has no request here.
+
+        A stream at the head with nothing to write gets a task only once it falls behind: until then the hub
+        sends to its socket, so ten thousand are adopted in little time.
+        """
+        if stream.ending is None and not stream.closed and stream.replay is None:
+            self._hub.join(stream)
+            if not stream.backlog_bytes:
+                stream.park(self._start)
+                return
+        self._start(stream)
+
+    def _start(self, stream: Stream) -> None:
+        task = asyncio.create_task(self._run_adopted(stream))
+        self._adopted.add(task)  # the event loop keeps no task alive
+        task.add_done_callback(self._adopted.discard)
+
+    async def _run_adopted(self, stream: Stream) -> None:
+        connection = stream.connection
+        assert connection is not None
+        try:
+            await self.run(stream, connection)
+        finally:
+            connection.finish()
+
+    async def _catch_up(self, stream: Stream, writer: Writer) -> None:
+        """Replay what follows the position until the stream is at the head, and join it there.
+
+        The last look at the head and the joining happen in one step of the event loop. So there is no gap
+        between the past and the present, and no event is sent twice, whatever is published meanwhile.
+        """
+        hub = self._hub
+        while stream.replay is not None and not stream.closed and stream.ending is None:
+            after, lost, lost_until = stream.replay
+            goal = hub.head.seq
+            if after >= goal:
+                stream.replay = None
+                hub.join(stream)
+                return
+            channels = stream.channels
+            if after < lost_until:  # the lost ones begin at what was the head at their reset
+                channels = tuple(channel for channel in channels if channel not in lost)
+                goal = lost_until
+            try:
+                past, after = await hub.past(channels, after, goal)
+            except EventLogUnavailable as error:
+                log.warning("replay_failed", extra=stream.log_fields(detail=str(error)))
+                stream.end("unavailable", hub.jittered_retry())
+                return
+            stream.replay = stream.replay._replace(after=after)
+            if past:
+                writer.write(stream.framing.frame(past))
+            writer.write(stream.take())
+            await writer.flush()

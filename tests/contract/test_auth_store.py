@@ -1,0 +1,791 @@
+"""What every store of accounts, sessions, revocations and the audit trail does, tried on each implementation."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sqlite3
+import time
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+import sse_app
+from sse_app.auth.audit import Audit
+from sse_app.auth.records import Account, AuditEntry, Continued, Credentials, Revocation, Scope, SessionLimits
+from sse_app.auth.revocations import Revocations
+from sse_app.auth.sqlite_store import SqliteAuthStore
+from sse_app.auth.store import AUDIT_KEPT, AuthStore, RefreshRefused
+from sse_app.auth.tokens.claims import Lease
+from sse_app.auth.tokens.grants import Grants
+from sse_app.core.errors import AuthStoreUnavailable, StateError
+from sse_app.storage import sqlite as storage
+from tests.support.databases import disk_full, fill_with_garbage, locked
+
+GRANTS = Grants.of(subscribe=["dashboard", "desk.*"], publish=["alerts"])
+OTHERS = Grants.of(subscribe=["alerts"], admin=True)
+ANN = Account("ann", GRANTS, disabled=False)
+BEN = Account("ben", OTHERS, disabled=False)
+LIMITS = SessionLimits(idle=100.0, absolute=1000.0, issued=60.0, minted=5000.0)
+LONGEST = 3600.0
+SLACK = 60.0
+"""By how many seconds a time that the store writes may differ from one that a test expects."""
+
+
+class Implementation(ABC):
+    """How a store is made, and what can make it unreachable, for one implementation.
+
+    Args:
+        directory: empty, and the test's own.
+    """
+
+    @abstractmethod
+    def __init__(self, directory: Path) -> None: ...
+
+    @abstractmethod
+    def store(self) -> AuthStore:
+        """Return one more store over the same data, not yet open, as another process has it."""
+
+    @abstractmethod
+    def troubles(self) -> Mapping[str, Callable[[], AbstractContextManager[None]]]:
+        """Return what keeps an open store from writing for as long as a context lasts, by name."""
+
+
+class Sqlite(Implementation):
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "accounts.db"
+
+    def store(self) -> AuthStore:
+        return SqliteAuthStore(self.path)
+
+    def troubles(self) -> Mapping[str, Callable[[], AbstractContextManager[None]]]:
+        return {
+            "locked by another process": lambda: locked(self.path),
+            "disk full": lambda: disk_full(self.path),
+        }
+
+
+IMPLEMENTATIONS: list[type[Implementation]] = [Sqlite]
+TROUBLES: list[tuple[type[Implementation], str]] = [
+    (Sqlite, "locked by another process"),
+    (Sqlite, "disk full"),
+]
+
+
+@pytest.fixture(params=IMPLEMENTATIONS, ids=lambda each: each.__name__)
+def made(request: pytest.FixtureRequest, tmp_path: Path) -> Implementation:
+    implementation: Implementation = request.param(tmp_path)
+    return implementation
+
+
+@asynccontextmanager
+async def opened(made: Implementation) -> AsyncIterator[AuthStore]:
+    store = made.store()
+    await store.open()
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+@asynccontextmanager
+async def two(made: Implementation) -> AsyncIterator[tuple[AuthStore, AuthStore]]:
+    async with opened(made) as one, opened(made) as other:
+        yield one, other
+
+
+async def begin(
+    store: AuthStore, session: str = "s", subject: str = "ann", digest: bytes = b"1", now: float = 0.0
+) -> bool:
+    now = now or time.time()
+    return await store.begin_session(session, subject, digest, since=now, now=now, limits=LIMITS)
+
+
+async def spend(store: AuthStore, digest: bytes, next_digest: bytes, now: float = 0.0) -> Continued:
+    return await store.spend_refresh_token(digest, next_digest, now=now or time.time(), limits=LIMITS)
+
+
+async def refusal(work: Awaitable[Continued]) -> RefreshRefused:
+    with pytest.raises(RefreshRefused) as refused:
+        await work
+    return refused.value
+
+
+async def revoked(store: AuthStore) -> list[Revocation]:
+    return [revocation for _, revocation in await store.revocations_since(0)]
+
+
+def entry(detail: str = "") -> AuditEntry:
+    return AuditEntry(1234.5, "tried", "ann", "192.0.2.1", "target", detail)
+
+
+async def everything(store: AuthStore) -> object:
+    """Return all that can be asked of a store with ``ann``, and the session ``s`` of the token ``1``."""
+    return (
+        await store.accounts(),
+        [await store.credentials(name) for name in ("ann", "ben")],
+        [await store.session_of(digest) for digest in (b"1", b"2", b"3")],
+        await store.revocations_since(0),
+        await store.audit_entries(10**6),
+    )
+
+
+# -- opening and closing ------------------------------------------------------------------------------------
+
+
+@pytest.mark.gen_test
+async def test_what_is_written_is_there_when_the_store_is_opened_again(made: Implementation) -> None:
+    async with opened(made) as store:
+        await store.add_account(ANN, "hash")
+        await begin(store)
+        await store.revoke([Revocation.of_token("t", time.time() + 60)])
+        await store.append_audit([entry()])
+        before = await everything(store)
+    async with opened(made) as store:
+        assert await everything(store) == before
+
+
+@pytest.mark.gen_test
+async def test_a_store_that_is_not_open_or_no_longer_refuses_every_call(made: Implementation) -> None:
+    store = made.store()
+    for _ in range(2):
+        for call in WRITES.values():
+            with pytest.raises(AuthStoreUnavailable):
+                await call(store)
+        for read in (store.accounts(), store.revocations_since(0), store.audit_entries(1)):
+            with pytest.raises(AuthStoreUnavailable):
+                await read
+        with pytest.raises(AuthStoreUnavailable):
+            await store.credentials("ann")
+        with pytest.raises(AuthStoreUnavailable):
+            await store.session_of(b"1")
+        store = made.store()
+        await store.open()
+        await store.close()
+        await store.close()
+
+
+@pytest.mark.gen_test
+async def test_a_store_that_was_never_open_can_be_closed(made: Implementation) -> None:
+    await made.store().close()
+
+
+@pytest.mark.gen_test
+async def test_closing_finishes_what_was_begun(made: Implementation) -> None:
+    store = made.store()
+    await store.open()
+    writes = [asyncio.ensure_future(store.append_audit([entry(str(n))])) for n in range(20)]
+    await asyncio.sleep(0)
+    await store.close()
+    await asyncio.gather(*writes)
+    async with opened(made) as store:
+        assert len(await store.audit_entries(100)) == 20
+
+
+# -- accounts -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gen_test
+async def test_accounts_are_kept_with_their_grants_and_listed_by_name(made: Implementation) -> None:
+    async with opened(made) as store:
+        assert await store.accounts() == []
+        assert await store.add_account(BEN, "of ben")
+        assert await store.add_account(ANN, "of ann")
+        assert await store.accounts() == [ANN, BEN]
+        assert await store.credentials("ann") == Credentials(ANN, "of ann")
+        assert await store.credentials("ANN") is None
+
+
+@pytest.mark.gen_test
+async def test_a_name_that_is_taken_changes_nothing(made: Implementation) -> None:
+    async with opened(made) as store:
+        assert await store.add_account(ANN, "first")
+        assert not await store.add_account(Account("ann", OTHERS, disabled=True), "second")
+        assert await store.credentials("ann") == Credentials(ANN, "first")
+
+
+async def change_password(store: AuthStore, name: str) -> bool:
+    return await store.set_password(name, "new", LONGEST)
+
+
+async def disable(store: AuthStore, name: str) -> bool:
+    return await store.disable_account(name, LONGEST)
+
+
+async def remove(store: AuthStore, name: str) -> bool:
+    return await store.remove_account(name, LONGEST)
+
+
+async def change_grants(store: AuthStore, name: str) -> bool:
+    return await store.set_grants(name, OTHERS, LONGEST)
+
+
+@pytest.mark.gen_test
+@pytest.mark.parametrize(
+    ("change", "left"),
+    [
+        (change_password, Credentials(ANN, "new")),
+        (disable, Credentials(ANN._replace(disabled=True), "hash")),
+        (remove, None),
+    ],
+)
+async def test_what_is_taken_from_an_account_ends_its_sessions_and_tokens_and_no_others(
+    made: Implementation, change: Callable[[AuthStore, str], Awaitable[bool]], left: Credentials | None
+) -> None:
+    async with opened(made) as store:
+        await store.add_account(ANN, "hash")
+        await store.add_account(BEN, "hash")
+        await begin(store, "s1", "ann", b"1")
+        await begin(store, "s2", "ann", b"2")
+        await begin(store, "s3", "ben", b"3")
+        before = time.time()
+        assert await change(store, "ann")
+        assert await store.credentials("ann") == left
+        assert await store.credentials("ben") == Credentials(BEN, "hash")
+        assert [await store.session_of(digest) for digest in (b"1", b"2", b"3")] == [
+            None,
+            None,
+            ("s3", "ben"),
+        ]
+        (revocation,) = await revoked(store)
+        assert (revocation.scope, revocation.value) == (Scope.SUBJECT, "ann")
+        assert before <= revocation.issued_until <= before + SLACK
+        assert revocation.forget_at == pytest.approx(revocation.issued_until + LONGEST, abs=1)
+
+
+@pytest.mark.gen_test
+async def test_other_grants_revoke_the_tokens_and_leave_the_sessions(made: Implementation) -> None:
+    async with opened(made) as store:
+        await store.add_account(ANN, "hash")
+        await begin(store)
+        assert await change_grants(store, "ann")
+        assert await store.credentials("ann") == Credentials(ANN._replace(grants=OTHERS), "hash")
+        assert [(each.scope, each.value) for each in await revoked(store)] == [(Scope.SUBJECT, "ann")]
+        assert (await spend(store, b"1", b"2")).account.grants == OTHERS
+
+
+@pytest.mark.gen_test
+async def test_an_account_that_is_enabled_again_has_what_it_had(made: Implementation) -> None:
+    async with opened(made) as store:
+        await store.add_account(ANN, "hash")
+        await disable(store, "ann")
+        assert await store.enable_account("ann")
+        assert await store.credentials("ann") == Credentials(ANN, "hash")
+        assert len(await revoked(store)) == 1
+
+
+@pytest.mark.gen_test
+async def test_no_account_is_changed_that_is_not_there(made: Implementation) -> None:
+    async with opened(made) as store:
+        for change in (change_password, change_grants, disable, remove):
+            assert not await change(store, "ann")
+        assert not await store.enable_account("ann")
+        await store.replace_password_hash("ann", "old", "new")
+        assert await store.accounts() == []
+        assert await revoked(store) == []
+
+
+@pytest.mark.gen_test
+async def test_a_hash_is_replaced_unless_the_password_has_changed_meanwhile(made: Implementation) -> None:
+    async with opened(made) as store:
+        await store.add_account(ANN, "old")
+        await store.add_account(BEN, "old")
+        await begin(store)
+        await store.replace_password_hash("ann", "old", "renewed")
+        await store.replace_password_hash("ann", "old", "lost")
+        assert await store.credentials("ann") == Credentials(ANN, "renewed")
+        assert await store.credentials("ben") == Credentials(BEN, "old")
+        assert await store.session_of(b"1") == ("s", "ann")
+        assert await revoked(store) == []
+
+
+# -- sessions -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gen_test
+async def test_a_refresh_token_continues_its_session_once(made: Implementation) -> None:
+    async with opened(made) as store:
+        await store.add_account(ANN, "hash")
+        now = time.time()
+        assert await begin(store, now=now)
+        assert await spend(store, b"1", b"2", now + 1) == Continued("s", ANN, now + LIMITS.absolute)
+        assert await spend(store, b"2", b"3", now + 2) == Continued("s", ANN, now + LIMITS.absolute)
+        assert [await store.session_of(digest) for digest in (b"1", b"2", b"3", b"4")] == [
+            ("s", "ann"),
+            ("s", "ann"),
+            ("s", "ann"),
+            None,
+        ]
+        assert await revoked(store) == []
+
+
+@pytest.mark.gen_test
+async def test_a_token_that_comes_back_ends_its_session_for_good(made: Implementation) -> None:
+    async with opened(made) as store:
+        await store.add_account(ANN, "hash")
+        await begin(store)
+        await begin(store, "other", "ann", b"other")
+        await spend(store, b"1", b"2")
+        refused = await refusal(spend(store, b"1", b"3"))
+        assert (refused.reason, refused.session, refused.subject) == ("reused", "s", "ann")
+        assert [await store.session_of(digest) for digest in (b"1", b"2", b"3")] == [None] * 3
+        assert await store.session_of(b"other") == ("other", "ann")
+        (revocation,) = await revoked(store)
+        assert (revocation.scope, revocation.value) == (Scope.SESSION, "s")
+        assert revocation.forget_at == pytest.approx(time.time() + LIMITS.issued, abs=SLACK / 2)
+        assert (await refusal(spend(store, b"2", b"4"))).reason == "unknown"
+        assert len(await revoked(store)) == 1
+
+
+@pytest.mark.gen_test
+async def test_a_token_that_is_not_known_does_nothing(made: Implementation) -> None:
+    async with opened(made) as store:
+        await store.add_account(ANN, "hash")
+        await begin(store)
+        before = await everything(store)
+        refused = await refusal(spend(store, b"?", b"3"))
+        assert (refused.reason, refused.session, refused.subject) == ("unknown", "", "")
+        assert await everything(store) == before
+
+
+@pytest.mark.gen_test
+@pytest.mark.parametrize(
+    ("refreshed_after", "then_after"), [((), 100), ((99, 99, 99), 100), ((90,) * 11, 10)]
+)
+async def test_a_session_runs_out_when_it_is_idle_or_old(
+    made: Implementation, refreshed_after: tuple[int, ...], then_after: int
+) -> None:
+    async with opened(made) as store:
+        await store.add_account(ANN, "hash")
+        now = time.time()
+        await begin(store, digest=b"0", now=now)
+        for number, seconds in enumerate(refreshed_after):
+            now += seconds
+            await spend(store, b"%d" % number, b"%d" % (number + 1), now)
+        last = b"%d" % len(refreshed_after)
+        refused = await refusal(spend(store, last, b"next", now + then_after))
+        assert (refused.reason, refused.session, refused.subject) == ("expired", "s", "ann")
+        assert await store.session_of(last) is None
+        assert [each.scope for each in await revoked(store)] == [Scope.SESSION]
+
+
+@pytest.mark.gen_test
+@pytest.mark.parametrize("gone", [False, True])
+async def test_a_session_without_an_account_that_may_log_in_is_ended(
+    made: Implementation, gone: bool
+) -> None:
+    async with opened(made) as store:
+        await store.add_account(ANN._replace(disabled=True), "hash")
+        await begin(store, subject="nameless" if gone else "ann")
+        assert (await refusal(spend(store, b"1", b"2"))).reason == "no account"
+        assert await store.session_of(b"1") is None
+        assert [each.scope for each in await revoked(store)] == [Scope.SESSION]
+
+
+@pytest.mark.gen_test
+async def test_a_new_session_drops_those_that_have_run_out(made: Implementation) -> None:
+    async with opened(made) as store:
+        now = time.time()
+        await begin(store, "idle", "ann", b"1", now - LIMITS.idle)
+        await begin(store, "open", "ann", b"2", now - LIMITS.idle + 1)
+        await begin(store, "new", "ben", b"3", now)
+        assert [await store.session_of(digest) for digest in (b"1", b"2", b"3")] == [
+            None,
+            ("open", "ann"),
+            ("new", "ben"),
+        ]
+        assert await revoked(store) == []
+
+
+@pytest.mark.gen_test
+async def test_a_password_that_was_checked_before_a_revocation_begins_no_session(
+    made: Implementation,
+) -> None:
+    async with opened(made) as store:
+        since = time.time()
+        await store.revoke([Revocation.of_subject("ann", LONGEST)])
+        assert not await store.begin_session("s", "ann", b"1", since=since, now=since, limits=LIMITS)
+        assert await store.session_of(b"1") is None
+        assert await store.begin_session("o", "ben", b"2", since=since, now=since, limits=LIMITS)
+        later = (await revoked(store))[0].issued_until + 0.001
+        assert await store.begin_session("t", "ann", b"3", since=later, now=later, limits=LIMITS)
+
+
+@pytest.mark.gen_test
+async def test_a_session_is_ended_for_as_long_as_its_tokens_can_last(made: Implementation) -> None:
+    async with opened(made) as store:
+        await begin(store)
+        await store.end_session("s", LIMITS)
+        await store.end_session("minted", LIMITS)
+        assert await store.session_of(b"1") is None
+        ours, minted = await revoked(store)
+        assert (ours.scope, ours.value, minted.scope, minted.value) == (
+            Scope.SESSION,
+            "s",
+            Scope.SESSION,
+            "minted",
+        )
+        assert ours.forget_at == pytest.approx(time.time() + LIMITS.issued, abs=SLACK / 2)
+        assert minted.forget_at == pytest.approx(time.time() + LIMITS.minted, abs=SLACK / 2)
+
+
+# -- revocations --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gen_test
+@pytest.mark.parametrize(
+    ("revocation", "left"),
+    [
+        (Revocation.of_token("t", 2.0**40), {"s1", "s2", "s3"}),
+        (Revocation.of_session("s1", LONGEST), {"s2", "s3"}),
+        (Revocation.of_subject("ann", LONGEST), {"s3"}),
+        (Revocation.of_everything(LONGEST), set()),
+    ],
+    ids=lambda each: each.scope.value if isinstance(each, Revocation) else "",
+)
+async def test_a_revocation_ends_the_sessions_it_speaks_of(
+    made: Implementation, revocation: Revocation, left: set[str]
+) -> None:
+    async with opened(made) as store:
+        for session, subject, digest in (("s1", "ann", b"1"), ("s2", "ann", b"2"), ("s3", "ben", b"3")):
+            await begin(store, session, subject, digest)
+        await store.revoke([revocation])
+        found = [await store.session_of(digest) for digest in (b"1", b"2", b"3")]
+        assert {each[0] for each in found if each} == left
+        (written,) = await revoked(store)
+        assert written[:2] == revocation[:2]
+        assert written.issued_until >= revocation.issued_until
+
+
+@pytest.mark.gen_test
+async def test_what_was_issued_while_a_revocation_waited_is_meant_too(made: Implementation) -> None:
+    async with opened(made) as store:
+        made_before = time.time() - 30
+        waited = [
+            Revocation(Scope.SUBJECT, "ann", made_before, made_before + LONGEST),
+            Revocation(Scope.ALL, "", made_before, made_before + LONGEST),
+        ]
+        called = time.time()
+        await store.revoke(waited)
+        for written in await revoked(store):
+            assert called <= written.issued_until <= called + SLACK
+            assert written.forget_at == pytest.approx(written.issued_until + LONGEST, abs=0.001)
+
+
+@pytest.mark.gen_test
+async def test_revocations_are_told_once_to_each_in_the_order_in_which_they_came(
+    made: Implementation,
+) -> None:
+    async with two(made) as (one, other):
+        expiry = time.time() + 60
+        for number in range(4):
+            await (one, other)[number % 2].revoke([Revocation.of_token(f"t{number}", expiry)])
+        all = await one.revocations_since(0)
+        assert all == await other.revocations_since(0)
+        assert [each.value for _, each in all] == ["t0", "t1", "t2", "t3"]
+        numbers = [number for number, _ in all]
+        assert numbers == sorted(set(numbers))
+        assert await one.revocations_since(numbers[1]) == all[2:]
+        assert await one.revocations_since(numbers[-1]) == []
+        await other.revoke([Revocation.of_token("t4", expiry)])
+        assert [each.value for _, each in await one.revocations_since(numbers[-1])] == ["t4"]
+
+
+@pytest.mark.gen_test
+async def test_a_reader_who_asks_while_others_revoke_misses_none(made: Implementation) -> None:
+    async with two(made) as (one, other), opened(made) as reader:
+        expiry = time.time() + 60
+
+        async def write(store: AuthStore, name: str) -> None:
+            for number in range(40):
+                await store.revoke([Revocation.of_token(f"{name}{number}", expiry)])
+
+        writing = asyncio.gather(write(one, "a"), write(other, "b"))
+        seen = 0
+        told = []
+        while not writing.done():
+            for number, revocation in await reader.revocations_since(seen):
+                seen = number
+                told.append(revocation.value)
+            await asyncio.sleep(0)
+        await writing
+        told += [revocation.value for _, revocation in await reader.revocations_since(seen)]
+        assert len(told) == 80
+        assert told == [each.value for each in await revoked(reader)]
+
+
+@pytest.mark.gen_test
+async def test_what_is_spent_is_dropped_and_its_number_not_given_again(made: Implementation) -> None:
+    async with opened(made) as store:
+        await store.revoke([Revocation.of_token("kept", time.time() + 60)])
+        await store.revoke([Revocation.of_token("spent", time.time() + 0.05)])
+        last = (await store.revocations_since(0))[-1][0]
+        await asyncio.sleep(0.06)
+        await store.revoke([Revocation.of_token("new", time.time() + 60)])
+        assert [each.value for each in await revoked(store)] == ["kept", "new"]
+        assert [each.value for _, each in await store.revocations_since(last)] == ["new"]
+
+
+@pytest.mark.gen_test
+async def test_revocations_in_memory_answer_as_the_store_was_told(made: Implementation) -> None:
+    async with two(made) as (one, other):
+        revocations = Revocations(one)
+        now = time.time()
+        lease = Lease("ann", "s", "t", now, now + 600)
+        assert not await revocations.learn()
+        assert not revocations.covers(lease)
+        await other.revoke([Revocation.of_subject("ann", LONGEST), Revocation.of_token("u", now + 60)])
+        assert not revocations.covers(lease)
+        assert await revocations.learn()
+        assert revocations.covers(lease)
+        assert not revocations.covers(lease._replace(subject="ben"))
+        assert revocations.covers(lease._replace(subject="ben", token_id="u"))
+        assert not revocations.covers(lease._replace(issued_at=time.time() + 1))
+        assert not await revocations.learn()
+        assert len(revocations) == 2
+
+
+# -- the audit trail ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.gen_test
+async def test_audit_entries_come_newest_first_and_in_pages(made: Implementation) -> None:
+    async with opened(made) as store:
+        assert await store.audit_entries(10) == []
+        await store.append_audit([entry("0"), entry("1")])
+        await store.append_audit([entry("2")])
+        found = await store.audit_entries(2)
+        assert [each for _, each in found] == [entry("2"), entry("1")]
+        assert [each for _, each in await store.audit_entries(10, found[-1][0])] == [entry("0")]
+
+
+@pytest.mark.gen_test
+async def test_the_oldest_entries_are_dropped(made: Implementation) -> None:
+    async with opened(made) as store:
+        await store.append_audit(entry(str(number)) for number in range(AUDIT_KEPT))
+        await store.append_audit([entry("one more"), entry("and one")])
+        found = await store.audit_entries(10**6)
+        assert len(found) == AUDIT_KEPT
+        assert [found[0][1].detail, found[-1][1].detail] == ["and one", "2"]
+
+
+# -- all or nothing -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.gen_test
+async def test_of_several_revocations_or_entries_all_are_written_or_none(made: Implementation) -> None:
+    async with opened(made) as store:
+        await begin(store)
+        before = await everything(store)
+
+        def revocations() -> Iterator[Revocation]:
+            yield Revocation.of_subject("ann", LONGEST)
+            raise LookupError
+
+        def entries() -> Iterator[AuditEntry]:
+            yield entry()
+            raise LookupError
+
+        with pytest.raises(LookupError):
+            await store.revoke(revocations())
+        with pytest.raises(LookupError):
+            await store.append_audit(entries())
+        assert await everything(store) == before
+        await store.append_audit([entry()])  # nothing is left open
+
+
+WRITES: dict[str, Callable[[AuthStore], Awaitable[object]]] = {
+    "add_account": lambda store: store.add_account(BEN, "hash"),
+    "set_password": lambda store: store.set_password("ann", "new", LONGEST),
+    "replace_password_hash": lambda store: store.replace_password_hash("ann", "hash", "new"),
+    "set_grants": lambda store: store.set_grants("ann", OTHERS, LONGEST),
+    "disable_account": lambda store: store.disable_account("ann", LONGEST),
+    "enable_account": lambda store: store.enable_account("ann"),
+    "remove_account": lambda store: store.remove_account("ann", LONGEST),
+    "begin_session": lambda store: begin(store, "t", "ann", b"2"),
+    "spend_refresh_token": lambda store: spend(store, b"1", b"2"),
+    "end_session": lambda store: store.end_session("s", LIMITS),
+    "revoke": lambda store: store.revoke([Revocation.of_everything(LONGEST)]),
+    "append_audit": lambda store: store.append_audit([entry("2"), entry("3")]),
+}
+
+
+def test_every_method_that_writes_is_tried() -> None:
+    read = {"open", "close", "accounts", "credentials", "session_of", "revocations_since", "audit_entries"}
+    assert AuthStore.__abstractmethods__ - read == WRITES.keys()
+
+
+@pytest.mark.gen_test
+@pytest.mark.parametrize("name", WRITES)
+@pytest.mark.parametrize(("implementation", "trouble"), TROUBLES)
+async def test_where_the_store_cannot_be_reached_nothing_is_half_done(
+    implementation: type[Implementation],
+    trouble: str,
+    name: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(storage, "BUSY_TIMEOUT", 0.02)
+    made = implementation(tmp_path)
+    async with opened(made) as store:
+        await store.add_account(ANN._replace(disabled=name == "enable_account"), "hash")
+        await begin(store)
+        await store.append_audit([entry("1")])
+        before = await everything(store)
+        with made.troubles()[trouble]():
+            for _ in range(2):
+                with pytest.raises(AuthStoreUnavailable) as unavailable:
+                    await WRITES[name](store)
+                assert unavailable.value.detail
+                assert await everything(store) == before
+        assert await everything(store) == before
+        await WRITES[name](store)  # it is as if nothing had been
+        assert await everything(store) != before
+
+
+@pytest.mark.gen_test
+async def test_audit_entries_that_cannot_be_written_wait_for_the_next_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "BUSY_TIMEOUT", 0.02)
+    made = Sqlite(tmp_path)
+    async with opened(made) as store:
+        audit = Audit(store)
+        with made.troubles()["locked by another process"]():
+            audit.record("tried", detail="0")
+            with pytest.raises(AuthStoreUnavailable):
+                await audit.flush()
+            audit.record("tried", detail="1")
+        assert [each.detail for _, each in await audit.entries(10)] == ["1", "0"]
+        assert len(await audit.entries(10)) == 2
+
+
+# -- at the same time ---------------------------------------------------------------------------------------
+
+ROUNDS = 20
+
+
+@pytest.mark.gen_test
+async def test_of_two_refreshes_with_one_token_one_wins_and_the_other_ends_the_session(
+    made: Implementation,
+) -> None:
+    async with two(made) as (one, other):
+        await one.add_account(ANN, "hash")
+        for number in range(ROUNDS):
+            session, first = f"s{number}", b"first %d" % number
+            following = [b"a %d" % number, b"b %d" % number]
+            await begin(one, session, "ann", first)
+            outcomes = await asyncio.gather(
+                spend(one, first, following[0]), spend(other, first, following[1]), return_exceptions=True
+            )
+            (refused,) = [each for each in outcomes if isinstance(each, RefreshRefused)]
+            assert len([each for each in outcomes if isinstance(each, Continued)]) == 1
+            assert (refused.reason, refused.session) == ("reused", session)
+            assert [await one.session_of(digest) for digest in (first, *following)] == [None] * 3
+        assert len(await revoked(one)) == ROUNDS
+
+
+@pytest.mark.gen_test
+async def test_of_two_who_take_a_name_one_gets_it(made: Implementation) -> None:
+    async with two(made) as (one, other):
+        for number in range(ROUNDS):
+            account = Account(f"user{number}", GRANTS, disabled=False)
+            added = await asyncio.gather(one.add_account(account, "one"), other.add_account(account, "other"))
+            assert sorted(added) == [False, True]
+            assert await one.credentials(account.name) == Credentials(account, ("one", "other")[added[1]])
+
+
+@pytest.mark.gen_test
+@pytest.mark.parametrize("change", [change_password, disable, remove])
+async def test_no_login_and_no_refresh_escapes_a_change_that_comes_at_the_same_time(
+    made: Implementation, change: Callable[[AuthStore, str], Awaitable[bool]]
+) -> None:
+    async with two(made) as (one, other):
+        for number in range(ROUNDS):
+            name = f"user{number}"
+            digests = [b"%s %d" % (which, number) for which in (b"new", b"open", b"next")]
+            await one.add_account(Account(name, GRANTS, disabled=False), "hash")
+            await begin(one, f"open {number}", name, digests[1])
+            outcomes = await asyncio.gather(
+                begin(one, f"new {number}", name, digests[0]),
+                spend(one, digests[1], digests[2]),
+                change(other, name),
+                return_exceptions=True,
+            )
+            assert outcomes[2] is True
+            assert [await one.session_of(digest) for digest in digests] == [None] * 3, outcomes
+
+
+def test_only_what_keeps_something_knows_sqlite() -> None:
+    package = Path(sse_app.__file__).parent
+    knowing = {
+        str(path.relative_to(package))
+        for path in package.rglob("*.py")
+        if re.search(r"^\s*(import|from) sqlite3", path.read_text(), re.MULTILINE)
+    }
+    assert "auth/sqlite_store.py" in knowing
+    others = {path for path in knowing if not path.startswith(("eventlog/", "storage/"))}
+    assert others <= {"auth/sqlite_store.py", "cli/eventlog.py"}
+
+
+# -- the one in a SQLite file -------------------------------------------------------------------------------
+
+
+@pytest.mark.gen_test
+async def test_a_sqlite_file_that_another_process_writes_to_is_read_without_waiting(tmp_path: Path) -> None:
+    made = Sqlite(tmp_path)
+    async with opened(made) as store:
+        await store.add_account(ANN, "hash")
+        with made.troubles()["locked by another process"]():
+            begun = time.monotonic()
+            await everything(store)
+            assert time.monotonic() - begun < storage.BUSY_TIMEOUT / 2
+
+
+@pytest.mark.gen_test
+async def test_a_sqlite_file_replaced_by_garbage_is_unavailable_and_does_not_open(tmp_path: Path) -> None:
+    made = Sqlite(tmp_path)
+    async with opened(made) as store:
+        await store.add_account(ANN, "hash")
+    async with opened(made) as store:
+        fill_with_garbage(made.path)
+        for call in (
+            store.accounts(),
+            store.revocations_since(0),
+            *(write(store) for write in WRITES.values()),
+        ):
+            with pytest.raises(AuthStoreUnavailable):
+                await call
+    with pytest.raises(StateError, match="cannot open"):
+        await made.store().open()
+
+
+@pytest.mark.gen_test
+async def test_a_sqlite_file_of_another_kind_or_a_newer_schema_does_not_open(tmp_path: Path) -> None:
+    made = Sqlite(tmp_path)
+    async with opened(made):
+        pass
+    for pragma, reason in (
+        ("user_version = 99", "schema version 99"),
+        ("application_id = 7", "of this kind"),
+    ):
+        with sqlite3.connect(made.path) as database:
+            (before,) = database.execute(f"PRAGMA {pragma.split()[0]}").fetchone()
+            database.execute(f"PRAGMA {pragma}")
+        database.close()
+        with pytest.raises(StateError, match=reason):
+            await made.store().open()
+        with sqlite3.connect(made.path) as database:
+            database.execute(f"PRAGMA {pragma.split()[0]} = {before}")
+        database.close()
+    async with opened(made) as store:
+        assert await store.accounts() == []
+
+
+@pytest.mark.gen_test
+async def test_a_sqlite_file_in_a_directory_that_is_not_there_does_not_open(tmp_path: Path) -> None:
+    with pytest.raises(StateError, match="No such file"):
+        await Sqlite(tmp_path / "absent").store().open()

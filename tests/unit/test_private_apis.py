@@ -1,0 +1,236 @@
+"""What libraries keep private is still there and means what `sse_app.core.private_apis` takes it for.
+
+A failure here comes with a new version of a library: its message names the detail, and where it is used.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import logging
+import socket
+from collections.abc import Iterator
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import pytest
+import tornado
+from tornado import httputil, web
+from tornado.httpclient import HTTPResponse
+
+import sse_app
+from sse_app.core import private_apis
+from sse_app.core.private_apis import ACCESS_LINE, CALLER_FILE
+
+TORNADO = f"Tornado {tornado.version}"
+PACKAGE = Path(sse_app.__file__).parent
+FILES = sorted(
+    path
+    for path in PACKAGE.rglob("*.py")
+    if str(path.relative_to(PACKAGE)) not in ("__main__.py", "core/private_apis.py")
+)
+TEXT = "a text that is worth compressing " * 100
+
+
+class Compressed(web.RequestHandler):
+    """Answers as the application says."""
+
+    def get(self) -> None:
+        """Write a long text."""
+        self.write(TEXT)
+
+
+@private_apis.without_access_line
+class Plain(Compressed):
+    """Answers with the text as it is, and with no access line of Tornado's."""
+
+    def get(self) -> None:
+        """Write a long text."""
+        private_apis.drop_output_transforms(self)
+        super().get()
+
+
+class OtherHeaders(web.RequestHandler):
+    """Answers with headers put in the place of its own."""
+
+    def get(self) -> None:
+        """Set a header after the headers were replaced."""
+        private_apis.replace_response_headers(self, httputil.HTTPHeaders({"X-Replaced": "yes"}))
+        self.set_header("X-Set", "yes")
+
+
+@pytest.fixture
+def app() -> web.Application:
+    """An application that compresses, and logs as Tornado does by default."""
+    handlers = [("/compressed", Compressed), ("/plain", Plain), ("/other", OtherHeaders)]
+    return web.Application(handlers, compress_response=True)
+
+
+async def fetch(http_client: Any, url: str) -> HTTPResponse:
+    response: HTTPResponse = await http_client.fetch(
+        url, headers={"Accept-Encoding": "gzip"}, decompress_response=False
+    )
+    return response
+
+
+@pytest.mark.gen_test
+async def test_tornado_writes_its_access_line_in_the_method_that_is_replaced(
+    http_client: Any, http_server: Any, base_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "tornado.access")
+    assert callable(getattr(web.RequestHandler, ACCESS_LINE, None)), (
+        f"{TORNADO} has lost RequestHandler.{ACCESS_LINE}, which without_access_line replaces for all handlers"
+    )
+    await fetch(http_client, base_url + "/compressed?token=secret")
+    assert [record.name for record in caplog.records] == ["tornado.access"]
+    caplog.clear()
+    await fetch(http_client, base_url + "/plain?token=secret")
+    assert not caplog.records, (
+        f"{TORNADO} does not write its access line in RequestHandler.{ACCESS_LINE} any more: "
+        "handlers that are mounted in another application are logged twice (without_access_line)"
+    )
+
+
+@pytest.mark.gen_test
+async def test_tornado_applies_the_transforms_that_are_dropped(
+    http_client: Any, http_server: Any, base_url: str
+) -> None:
+    compressed = await fetch(http_client, base_url + "/compressed")
+    assert compressed.headers["Content-Encoding"] == "gzip"
+    plain = await fetch(http_client, base_url + "/plain")
+    assert "Content-Encoding" not in plain.headers, (
+        f"{TORNADO} takes no notice of RequestHandler._transforms any more: streams are compressed where the "
+        "application around them has compress_response (drop_output_transforms)"
+    )
+    assert plain.body == TEXT.encode()
+
+
+@pytest.mark.gen_test
+async def test_tornado_keeps_response_headers_in_the_attribute_that_is_replaced(
+    http_client: Any, http_server: Any, base_url: str
+) -> None:
+    headers = (await fetch(http_client, base_url + "/other")).headers
+    assert headers.get("X-Replaced") == headers.get("X-Set") == "yes", (
+        f"{TORNADO} does not keep a response's headers in RequestHandler._headers any more: "
+        "each open stream holds its own (replace_response_headers)"
+    )
+
+
+@pytest.fixture
+def caller_file() -> Iterator[None]:
+    """Restore what `logging` needs to look up callers."""
+    before = getattr(logging, CALLER_FILE, None)
+    yield
+    setattr(logging, CALLER_FILE, before)
+
+
+def test_logging_looks_up_no_caller_without_the_variable(
+    caller_file: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert isinstance(getattr(logging, CALLER_FILE, None), str), f"logging has lost {CALLER_FILE}"
+    caplog.set_level(logging.INFO)
+    logging.getLogger("x").info("with")
+    private_apis.skip_caller_lookup()
+    logging.getLogger("x").info("without")
+    assert [record.lineno > 0 for record in caplog.records] == [True, False], (
+        f"logging looks up callers although {CALLER_FILE} is None (skip_caller_lookup, for every log line)"
+    )
+
+
+def test_the_type_of_bare_sockets_is_the_one_of_c() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        bare = private_apis.bare_socket(ours.detach())
+        try:
+            assert not isinstance(bare, socket.socket), (
+                "socket.SocketType is not C's type any more: adopted streams take more memory (bare_socket)"
+            )
+            bare.setblocking(False)
+            assert bare.send(b"x") == 1
+            assert theirs.recv(1) == b"x"
+        finally:
+            bare.close()
+
+
+def test_a_job_is_found_among_those_of_other_units() -> None:
+    listing = "12 a.service start running\n7 b.service stop waiting\n\n9 ab.service restart waiting\n"
+    assert private_apis.queued_job(listing, "b.service") == "stop"
+    assert private_apis.queued_job(listing, "ab.service") == "restart"
+    assert private_apis.queued_job(listing, "c.service") is None
+    assert private_apis.queued_job("No jobs running.\n", "running.") is None
+
+
+PUBLIC = {"os._exit"}
+"""Public in spite of its name."""
+
+NAMED_TUPLE = {"_replace", "_asdict", "_make", "_fields"}
+"""Public too (`collections.namedtuple`)."""
+
+
+def test_no_other_module_touches_what_others_keep_private() -> None:
+    foreign = [
+        f"{path.relative_to(PACKAGE)}:{node.lineno}: {ast.unparse(node)}"
+        for path in FILES
+        for node, own in _private_attributes(path)
+        if node.attr not in own and ast.unparse(node) not in PUBLIC
+    ]
+    assert not foreign
+
+
+def _private_attributes(path: Path) -> Iterator[tuple[ast.Attribute, set[str]]]:
+    """Yield each private attribute that a file reads of something, and the private names of its own."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    own = NAMED_TUPLE | {name for node in nodes if (name := _defined(node)) is not None}
+    for node in nodes:
+        if isinstance(node, ast.Attribute) and _is_private(node.attr) and not _is_self(node.value):
+            yield node, own
+
+
+def test_no_class_uses_or_hides_what_a_base_of_others_keeps_private() -> None:
+    found = []
+    for path in FILES:
+        module = import_module(
+            ".".join((PACKAGE.name, *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(
+                ".__init__"
+            )
+        )
+        for cls in vars(module).values():
+            if isinstance(cls, type) and cls.__module__ == module.__name__:
+                others = [base for base in cls.__mro__ if not base.__module__.startswith(PACKAGE.name)]
+                theirs = {name for base in others for name in _in_source(base) | set(dir(base))}
+                found += [f"{cls}: {name}" for name in _in_source(cls) & theirs if _is_private(name)]
+    assert not found
+
+
+@cache
+def _in_source(cls: type) -> set[str]:
+    """Return what a class defines, and what its methods use of ``self`` or ``super()``."""
+    try:
+        tree = ast.parse(dedent(inspect.getsource(cls)))
+    except (OSError, TypeError):  # it is written in C
+        return set()
+    used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and _is_self(node.value)}
+    return used | {name for node in ast.walk(tree) if (name := _defined(node)) is not None}
+
+
+def _defined(node: ast.AST) -> str | None:
+    """Return the name that a statement gives to something of this package."""
+    match node:
+        case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+            return name
+        case ast.AnnAssign(target=ast.Name(id=name)):
+            return name
+        case ast.Attribute(value=ast.Name(id="self"), attr=name, ctx=ast.Store()):
+            return name
+    return None
+
+
+def _is_private(name: str) -> bool:
+    return name.startswith("_") and not name.endswith("_")
+
+
+def _is_self(node: ast.expr) -> bool:
+    return ast.unparse(node) in ("self", "cls", "super()")
