@@ -14,7 +14,6 @@ from sse_app.core.channels import ChannelName
 from sse_app.core.errors import EventLogUnavailable
 from sse_app.core.events import NewEvent
 from sse_app.core.framing import CHUNKED, UNFRAMED, Framing
-from sse_app.core.sse import EventParser, ParsedEvent
 from sse_app.eventlog.base import Page
 from sse_app.eventlog.memory import MemoryEventLog
 from sse_app.settings import model as settings_model
@@ -24,6 +23,7 @@ from sse_app.streams.hub import Hub
 from sse_app.streams.keepalive import Keepalive
 from sse_app.streams.pump import Pump, Writer
 from sse_app.streams.stream import Replay, Subscriber
+from tests.support.sse_reader import ReceivedEvent, read_events
 
 A, B, C = ChannelName("a"), ChannelName("b"), ChannelName("c")
 PAST = 10
@@ -101,24 +101,28 @@ class Client:
         self.eof = False
         room.clients.append(self)
 
-    def read(self) -> list[ParsedEvent]:
-        """Return all events that have arrived so far."""
+    def receive(self) -> None:
+        """Take what has arrived."""
         try:
             while piece := self.socket.recv(1 << 20):
                 self.raw += piece
             self.eof = True
         except BlockingIOError:
             pass
-        return list(EventParser().feed(self.raw))
+
+    def read(self) -> list[ReceivedEvent]:
+        """Return all events that have arrived so far."""
+        self.receive()
+        return read_events(self.raw)
 
     def has_ended(self) -> bool:
         """Return whether the connection has been closed from the other end."""
-        self.read()
+        self.receive()
         return self.eof
 
     def numbers(self) -> list[int]:
         """Return the numbers of the events that have arrived."""
-        return [int(event.id.partition("-")[2]) for event in self.read() if event.type == "e"]
+        return [int(event.last_id.partition("-")[2]) for event in self.read() if event.type == "e"]
 
 
 class RequestWriter:
@@ -337,7 +341,7 @@ async def test_a_replay_is_framed_as_the_stream_is(framing: Framing, monkeypatch
         await settled(lambda: client.stream.replay is None)
         client.stream.end("shutdown", None)
         await running
-        client.read()
+        client.receive()
         body, payload = client.raw, b""
         if framing is CHUNKED:
             while (size := int(body[: body.index(b"\r\n")], 16)) != 0:
@@ -348,7 +352,7 @@ async def test_a_replay_is_framed_as_the_stream_is(framing: Framing, monkeypatch
             assert body == CHUNKED.end
         else:
             payload = body
-        events = list(EventParser().feed(payload))
+        events = read_events(payload)
         assert [event.type for event in events] == ["e"] * PAST + ["closing"]
 
 
