@@ -130,14 +130,14 @@ class Bench:
         time.sleep(0.2)
 
     def without_stand_in(self) -> None:
-        """Have the unit let no stand-in live, so that restarts are cold."""
+        """Have the unit let no standby live, so that restarts are cold."""
         (self._manager.drop_ins / "cold.conf").write_text("[Service]\nKillMode=mixed\n")
         self._manager.systemctl("daemon-reload")
 
     def pauses(self) -> Sample:
         """Return how long the last change's pauses were, in milliseconds, by the service's own log.
 
-        A restart with a stand-in has two: until the stand-in serves, and until the next main process does.
+        A restart with a standby has two: until the standby serves, and until the next main process does.
         """
         held = 0.0
         pauses: list[float] = []

@@ -12,13 +12,13 @@ _TITLES = {
     "undisturbed": "nothing happens",
     "restart": "`systemctl restart`",
     "upgrade": "`sse-app upgrade`",
-    "cold": "`systemctl restart` without a stand-in (`KillMode=mixed`)",
+    "cold": "`systemctl restart` without a standby (`KillMode=mixed`)",
 }
 _WHAT = """\
 {streams:,.0f} streams, each with a user and a token of its own, on the service as `sse-app systemd install` \
 writes it, under a real systemd user manager, with the SQLite log and uvloop; {rate:.0f} events a second are \
 published all the while. The pause is the time in which nothing is served: from the moment the last event of the \
-old process is out, to READY of the new one; a restart has two, until the stand-in serves and until the next main \
+old process is out, to READY of the new one; a restart has two, until the standby serves and until the next main \
 process does, and this is their sum. The longest wait is that of any client between two of its reads, beside the \
 same over as long a time in which nothing happens: events are {apart:.0f} ms apart. Each figure is the median, with \
 the highest in brackets; then streams closed, events lost, events received twice, and publishes that had to be sent \

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -10,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from sse_app.process.garbage_collection import garbage_collection
 from sse_app.version import VERSION
 
 if TYPE_CHECKING:
@@ -19,14 +19,15 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return the exit status: 0, 1 for an error told in one line, 2 for wrong usage."""
     words = sys.argv[1:] if arguments is None else list(arguments)
-    options: Any
     # As the unit does: a server that starts has no time for the flags of twenty other commands, and nothing for the
-    # collector to find, as it only builds what stays, thousands of streams too.
+    # collector to find, as it only builds what stays, thousands of streams too. It collects once it has started.
     if words == ["serve"]:
-        gc.disable()
-        options = SimpleNamespace(run="serve:serve")
-    else:
-        options = _parser().parse_args(words)
+        with garbage_collection(False):
+            return _run(SimpleNamespace(run="serve:serve"))
+    return _run(_parser().parse_args(words))
+
+
+def _run(options: Any) -> int:
     from sse_app.core.errors import SSEAppError  # after --help and --version, which need nothing else
 
     try:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
 from typing import NamedTuple
 
 from sse_app.core.channels import ChannelName
+from sse_app.core.errors import SSEAppError
 from sse_app.core.events import Event, EventId, NewEvent
 
 IDEMPOTENCY_AGE = 86_400.0
@@ -43,6 +44,37 @@ class Page(NamedTuple):
     gap: bool
 
 
+class EventsTrimmed(SSEAppError):
+    """Events that a tail has not yielded yet are no longer kept.
+
+    Args:
+        head: the ``seq`` of the last event in the log: where another tail can begin.
+    """
+
+    def __init__(self, head: int) -> None:
+        super().__init__("events were trimmed before they were read from the log's tail")
+        self.head = head
+
+
+def without_holes(page: Page, after: int, head: Callable[[], int]) -> Page:
+    """Return a page of all channels' events after a position, in which none is missing.
+
+    Every event takes the next ``seq``, so one that is not there has been trimmed.
+
+    Args:
+        page: the events.
+        after: the position.
+        head: returns the head of the log, of the moment of the page.
+
+    Raises:
+        EventsTrimmed: one is missing.
+    """
+    events = page.events
+    if events[-1].seq != after + len(events) if events else head() > after:
+        raise EventsTrimmed(head())
+    return page
+
+
 def first_page(events: Iterator[Event], limit: int, *, gap: bool = False) -> Page:
     """Take a page from events in log order (or from the end, against it)."""
     taken: list[Event] = []
@@ -57,6 +89,10 @@ def first_page(events: Iterator[Event], limit: int, *, gap: bool = False) -> Pag
 
 class EventLog(ABC):
     """Appends events, replays them, and yields them as they come.
+
+    Several processes may append to one log; each learns of the others' commits a little later. What a process
+    remembers of the log may therefore lag behind it, but never contradicts it: `head` and what `tail` has
+    yielded are in the log, and `lost`, `replay` and `latest` also know what this process has not heard of.
 
     Every method raises `EventLogUnavailable` while the log cannot be reached; nothing is stored then.
     What `tail` yields is what a node sends to its clients, in log order, so one node on SQLite and
@@ -75,7 +111,7 @@ class EventLog(ABC):
 
     @abstractmethod
     async def open(self) -> None:
-        """Open the log for use.
+        """Open the log for use; `head` is then the head of the log.
 
         Raises:
             StateError: it cannot be used at all, e.g. it was written by a newer version.
@@ -94,8 +130,10 @@ class EventLog(ABC):
     async def lost(self, channels: Collection[ChannelName], position: EventId) -> dict[ChannelName, str]:
         """Return the channels that cannot be continued from the position without a gap, each with the reason.
 
-        The reasons are ``log_replaced`` (another epoch), ``position_ahead`` (of the head) and
-        ``history_trimmed`` (an event of that channel after the position is no longer kept).
+        The reasons are ``log_replaced`` (another epoch), ``position_ahead`` (of the log's head, which is read
+        from the log where the position is ahead of what this process knows) and ``history_trimmed`` (an event
+        of that channel after the position is no longer kept). A position that is not ahead is at or behind
+        `head` from then on.
         """
 
     @abstractmethod
@@ -114,9 +152,21 @@ class EventLog(ABC):
         """Return how many events the channel was ever given, and the ``seq`` of its last one (0: none)."""
 
     @abstractmethod
-    def tail(self) -> AsyncIterator[list[Event]]:
-        """Yield the events that come after `open`, in log order; those that wait together come together."""
+    def tail(self, after: int) -> AsyncGenerator[list[Event], None]:
+        """Yield every event with ``seq > after``, in log order: what the log has already, then what comes.
+
+        None is left out and none comes twice, whichever process appended it. Events that wait together come
+        together, in pieces of a bounded size. Appends in this process wait while what a tail has not yielded
+        yet is much.
+
+        Args:
+            after: a position at or behind the head.
+
+        Raises:
+            EventsTrimmed: some are no longer kept. What came before them in the log may not have been yielded.
+            EventLogUnavailable: they cannot be read; another tail can begin after the last one yielded.
+        """
 
     @abstractmethod
     async def close(self) -> None:
-        """Finish what was begun and let go of the log; further appends raise `EventLogUnavailable`."""
+        """Finish what was begun and release the log; further appends raise `EventLogUnavailable`."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from bisect import bisect_right
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from heapq import merge
 
 import msgspec
@@ -14,8 +15,19 @@ import msgspec
 from sse_app.core.channels import ChannelName
 from sse_app.core.errors import EventLogUnavailable, IdempotencyKeyReused
 from sse_app.core.events import Event, EventId, NewEvent
-from sse_app.eventlog.base import IDEMPOTENCY_AGE, EventLog, IdempotencyKey, Page, Retention, first_page
+from sse_app.eventlog.base import (
+    IDEMPOTENCY_AGE,
+    EventLog,
+    IdempotencyKey,
+    Page,
+    Retention,
+    first_page,
+    without_holes,
+)
 from sse_app.eventlog.tail import Tails
+
+TAIL_EVENTS = 500
+"""How many events the tail reads at a time."""
 
 
 class _Channel(msgspec.Struct):
@@ -41,7 +53,7 @@ class MemoryEventLog(EventLog):
         self._open = True
         self._channels: dict[ChannelName, _Channel] = {}
         self._answers: OrderedDict[tuple[str, str], tuple[float, bytes, list[EventId]]] = OrderedDict()
-        self._tails = Tails()
+        self._tails = Tails(self._following)
 
     @property
     def head(self) -> EventId:
@@ -105,6 +117,9 @@ class MemoryEventLog(EventLog):
         }
 
     async def replay(self, channels: Collection[ChannelName], after: int, until: int, limit: int) -> Page:
+        return self._page(channels, after, until, limit)
+
+    def _page(self, channels: Collection[ChannelName], after: int, until: int, limit: int) -> Page:
         self._trim(self._clock())
         pasts = []
         gap = False
@@ -126,8 +141,13 @@ class MemoryEventLog(EventLog):
         known = self._channels.get(channel)
         return (known.published, known.last_seq) if known else (0, 0)
 
-    def tail(self) -> AsyncIterator[list[Event]]:
-        return self._tails.follow()
+    def tail(self, after: int) -> AsyncGenerator[list[Event], None]:
+        return self._tails.follow(after)
+
+    async def _following(self, after: int) -> Page:
+        await asyncio.sleep(0)  # to read takes no time here, and others have to run
+        page = self._page(self._channels.keys(), after, self._seq, TAIL_EVENTS)
+        return without_holes(page, after, lambda: self._seq)
 
     async def close(self) -> None:
         self._open = False

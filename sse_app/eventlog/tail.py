@@ -1,11 +1,12 @@
-"""The way from a commit to whoever follows the log in the same process."""
+"""The way from a commit to those that follow the log in the same process."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 
 from sse_app.core.events import Event
+from sse_app.eventlog.base import Page
 
 MAX_WAITING_BYTES = 8 * 1024 * 1024
 """With more than this committed but not yet taken by a follower, appends wait: fan-out sets the pace."""
@@ -15,10 +16,21 @@ MAX_PIECE_BYTES = 256 * 1024
 
 
 class Tails:
-    """Hands committed events to each follower in order, and holds appends back while one lags far behind."""
+    """Brings the log's events to each follower in order, and holds appends back while one lags far behind.
 
-    def __init__(self) -> None:
-        self._tails: set[_Tail] = set()
+    What this process commits is handed on without being read back. Where that does not follow directly on
+    what a follower has, since it began in the past or another process has appended in between, the follower
+    reads the log until it has all that is there.
+
+    Args:
+        read: returns the first events of the log after a position, with none left out.
+    """
+
+    def __init__(self, read: Callable[[int], Awaitable[Page]]) -> None:
+        self._read = read
+        self._followers: set[_Follower] = set()
+        self._head = 0
+        """The last event that was published or that `grown_to` has told of."""
         self._room = asyncio.Event()
         self._room.set()
 
@@ -27,61 +39,106 @@ class Tails:
         await self._room.wait()
 
     def publish(self, events: list[Event]) -> None:
-        """Give events that are committed to every follower."""
-        for tail in self._tails:
-            tail.put(events)
-            if tail.waiting_bytes > MAX_WAITING_BYTES:
+        """Give every follower events that this process has committed."""
+        self._head = events[-1].seq
+        for follower in self._followers:
+            follower.put(events)
+            if follower.waiting_bytes > MAX_WAITING_BYTES:
                 self._room.clear()
 
-    def follow(self) -> AsyncIterator[list[Event]]:
-        """Yield what is published from now on, what waits together as one list."""
-        tail = _Tail()  # registered at the call, not at the first step: nothing in between is missed
-        self._tails.add(tail)
-        return self._steps(tail)
+    def grown_to(self, head: int) -> None:
+        """Tell every follower how far the log goes, where this process has not published all that is there."""
+        self._head = head
+        for follower in self._followers:
+            follower.miss(head)
 
-    async def _steps(self, tail: _Tail) -> AsyncIterator[list[Event]]:
+    async def follow(self, after: int) -> AsyncGenerator[list[Event], None]:
+        """Yield every event after a position; those that wait together come as one list."""
+        follower = _Follower(after, behind=after < self._head)
+        self._followers.add(follower)
         try:
             while True:
-                events = await tail.take()
+                events = await follower.take(self._read)
                 if not self._room.is_set():
                     self._set_room()
-                yield events
+                if events:
+                    yield events
         finally:
-            self._tails.discard(tail)
+            self._followers.discard(follower)
             self._set_room()
 
     def _set_room(self) -> None:
-        if all(tail.waiting_bytes <= MAX_WAITING_BYTES for tail in self._tails):
+        if all(follower.waiting_bytes <= MAX_WAITING_BYTES for follower in self._followers):
             self._room.set()
         else:
             self._room.clear()
 
 
-class _Tail:
-    """One follower's waiting events."""
+class _Follower:
+    """One follower's waiting events.
 
-    def __init__(self) -> None:
+    At every await the events up to ``_last`` have been taken or wait here, the rest is still in the log; and
+    the follower knows of that rest (``_behind``) as soon as its process does.
+    """
+
+    def __init__(self, after: int, *, behind: bool) -> None:
         self.waiting_bytes = 0
+        """What the follower is behind what its process has committed, in bytes of data."""
+        self._last = after
+        self._behind = behind
+        self._missed = False
+        """Whether the log has grown since it was last read."""
         self._waiting: list[Event] = []
         self._wake = asyncio.Event()
+        if behind:
+            self._wake.set()
 
     def put(self, events: list[Event]) -> None:
-        self._waiting.extend(events)
+        last = events[-1].seq
+        if last <= self._last:  # read from the log already
+            return
+        if self._behind or events[0].seq != self._last + 1:
+            self.miss(last)
+        else:
+            self._waiting.extend(events)
+            self._last = last
         self.waiting_bytes += sum([len(event.data) for event in events])
         self._wake.set()
 
-    async def take(self) -> list[Event]:
+    def miss(self, head: int) -> None:
+        if head > self._last:
+            self._behind = self._missed = True
+            self._wake.set()
+
+    async def take(self, read: Callable[[int], Awaitable[Page]]) -> list[Event]:
         await self._wake.wait()
+        if not self._waiting:
+            return await self._take_from_log(read)
         if self.waiting_bytes <= MAX_PIECE_BYTES:
             piece, self._waiting, self.waiting_bytes = self._waiting, [], 0
         else:
             count = size = 0
-            while not count or (count < len(self._waiting) and size < MAX_PIECE_BYTES):
+            while count < len(self._waiting) and (not count or size < MAX_PIECE_BYTES):
                 size += len(self._waiting[count].data)
                 count += 1
             piece = self._waiting[:count]
             del self._waiting[:count]
             self.waiting_bytes -= size
-        if not self._waiting:
-            self._wake.clear()
+        self._park()
         return piece
+
+    async def _take_from_log(self, read: Callable[[int], Awaitable[Page]]) -> list[Event]:
+        self._missed = False
+        page = await read(self._last)
+        if page.events:
+            self._last = page.events[-1].seq
+        if not page.more and not self._missed:
+            # All that this process knew of when it began to read was read, and nothing was committed since.
+            self._behind = False
+            self.waiting_bytes = 0
+            self._park()
+        return page.events
+
+    def _park(self) -> None:
+        if not self._waiting and not self._behind:
+            self._wake.clear()

@@ -26,7 +26,7 @@ _SPACE = socket.CMSG_SPACE(SOCKETS_A_MESSAGE * array.array("i").itemsize)
 
 
 class IncompleteHandover(SSEAppError):
-    """What arrived is not whole: whoever sent it died over it, or this process may not hold so many files."""
+    """What arrived is not whole: its sender died over it, or this process may not hold so many files."""
 
 
 def channel() -> tuple[socket.socket, socket.socket]:
@@ -36,7 +36,7 @@ def channel() -> tuple[socket.socket, socket.socket]:
         with suppress(OSError):
             sending.setsockopt(socket.SOL_SOCKET, size, _BUFFER)
             break
-    sending.setblocking(False)  # whoever does not receive is not waited for
+    sending.setblocking(False)  # a receiver that is slow is not waited for
     return sending, receiving
 
 
@@ -45,7 +45,7 @@ def send(to: socket.socket, text: bytes, descriptors: Sequence[int], *, last: bo
 
     Args:
         to: the sending end.
-        text: what to say.
+        text: the message.
         descriptors: of the sockets.
         last: whether the handover is whole with it.
 
@@ -120,7 +120,7 @@ class Arrival:
                 raise IncompleteHandover("the other end is gone")
 
     def take(self) -> None:
-        """Take it out of the queue: it is ours now."""
+        """Take it out of the queue: only this process has it now."""
         for _ in range(self._messages):
             _discard(self._receiving)
 
@@ -133,14 +133,14 @@ class Arrival:
 
 
 def empty(receiving: socket.socket) -> None:
-    """Take out and close whatever lies in a queue."""
+    """Take out and close all that lies in a queue."""
     with suppress(BlockingIOError):
         while _discard(receiving):
             pass
 
 
 def _discard(receiving: socket.socket) -> bytes:
-    """Take out a message; whoever does not ask for the sockets in it has the kernel close them."""
+    """Take out a message; the kernel closes the sockets in it that are not asked for."""
     return receiving.recv(_MESSAGE_BYTES, socket.MSG_DONTWAIT)
 
 

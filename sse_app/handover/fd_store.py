@@ -1,4 +1,4 @@
-"""The pair of sockets that systemd keeps for us from one process to the next, and what lies in it."""
+"""The pair of sockets in systemd's file descriptor store, and what one process leaves in it for the next."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ServiceManager(Protocol):
 
 
 class Store:
-    """Both ends of the pair. Both are in systemd's store, so at the end of a process nothing is left to tell it.
+    """Both ends of the pair. Both are in systemd's store, so at its end a process has nothing to tell systemd.
 
     Args:
         sending, receiving: the ends.
@@ -60,7 +60,7 @@ class Store:
         send(self.sending, text, descriptors, last=last)
 
     def clear(self) -> None:
-        """Leave nothing after all."""
+        """Take out what has been left."""
         empty(self.receiving)
 
     def look(self) -> Arrival | None:

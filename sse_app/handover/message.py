@@ -1,7 +1,7 @@
 """What one process tells the next of its connections: pure, no I/O.
 
-The text begins with an envelope whose form never changes: which connections there are, how each is framed,
-and how many bytes belong to it. So a process that does not understand the state behind it, because another
+The text begins with a header whose form never changes: which connections there are, how each is framed, and
+how many bytes belong to it. So a process that does not understand the state behind it, because another
 version of the program wrote it, can still end each stream properly.
 """
 
@@ -15,28 +15,29 @@ import msgspec
 
 from sse_app.core.channels import ChannelName, parse_channel
 from sse_app.core.errors import SSEAppError
+from sse_app.core.events import EventId
 from sse_app.core.framing import CHUNKED, FRAMINGS, UNFRAMED
 from sse_app.streams.stream import Replay, Subscriber
 
 FORMAT = 3
-"""The version of the state behind the envelope: raised with every change of what is in it."""
+"""The version of the state behind the header: raised with every change of what is in it."""
 
 STREAM = "stream"
-"""A parcel with a stream's connection."""
+"""The kind of a stream's connection."""
 
 IDLE = "idle"
-"""A parcel with a connection between two requests."""
+"""The kind of a connection between two requests."""
 
 
 class UnreadableState(SSEAppError):
     """A state is of a format that this program does not know, or is broken."""
 
 
-class Parcel(NamedTuple):
-    """A connection in the envelope.
+class PassedDescriptor(NamedTuple):
+    """What the header says of a descriptor that is passed, mostly a connection's.
 
     Args:
-        kind: `STREAM`, `IDLE`, or the name of something else that goes along.
+        kind: `STREAM`, `IDLE`, or that of something else that is passed beside the connections.
         framing: the name of a stream's framing; perhaps one that only a newer version knows. Empty of others.
         data: of a stream what is still to be sent, of an idle connection what was read of the next request.
         place: where its socket is among those that came with the text before; -1 where it comes with this one.
@@ -49,7 +50,7 @@ class Parcel(NamedTuple):
 
 
 class StreamState(msgspec.Struct, array_like=True, frozen=True):
-    """What is to be known of a stream, beside its parcel.
+    """What is to be known of a stream, beside what the header says.
 
     Args:
         number: tells it from all others.
@@ -72,10 +73,11 @@ class State(NamedTuple):
     """All that one process leaves to the next.
 
     Args:
-        epoch, head: the position up to which every stream has its events, unless it is being replayed to.
+        epoch, head: the position up to which every stream has its events, unless it is being replayed to. The
+            log may have gone on since.
         channels: what streams listen to; many share theirs.
-        streams: in the order of their parcels.
-        parcels: the streams', then the others.
+        streams: in the order of their descriptors.
+        passed: the descriptors: the streams', then the others.
         gone: the places of streams that came with the text before, and have ended since.
     """
 
@@ -83,19 +85,24 @@ class State(NamedTuple):
     head: int
     channels: Sequence[tuple[ChannelName, ...]]
     streams: Sequence[StreamState]
-    parcels: Sequence[Parcel]
+    passed: Sequence[PassedDescriptor]
     gone: Sequence[int] = ()
 
+    @property
+    def position(self) -> EventId:
+        """Where the next process begins to deliver events."""
+        return EventId(self.epoch, self.head)
 
-class _Envelope(msgspec.Struct):
-    """The envelope as it is written: of parcels their kind, framing, bytes, place, and how many are alike.
+
+class _Header(msgspec.Struct):
+    """The header as it is written: of descriptors their kind, framing, bytes, place, and how many are alike.
 
     Up to format 2 there were two framings, and it said whether the body is chunked.
     """
 
     format: int
     bytes: int
-    parcels: Sequence[tuple[str, str | bool, int, int, int]]
+    passed: Sequence[tuple[str, str | bool, int, int, int]] = msgspec.field(name="parcels")
     gone: list[int]
 
 
@@ -109,28 +116,28 @@ class _Body(msgspec.Struct):
 
 
 _encode = msgspec.json.Encoder().encode
-_decode_envelope = msgspec.json.Decoder(_Envelope).decode
+_decode_header = msgspec.json.Decoder(_Header).decode
 _decode_body = msgspec.json.Decoder(_Body).decode
 
 
 def encode(state: State) -> bytes:
     """Return the text that `decode` reads."""
     body = _encode(_Body(state.epoch, state.head, list(state.channels), list(state.streams)))
-    heads = ((kind, framing, len(data), place) for kind, framing, data, place in state.parcels)
-    parcels = [(*head, len(list(alike))) for head, alike in groupby(heads)]
-    envelope = _encode(_Envelope(FORMAT, len(body), parcels, list(state.gone)))
-    return b"".join([envelope, b"\n", body, *(parcel.data for parcel in state.parcels if parcel.data)])
+    heads = ((kind, framing, len(data), place) for kind, framing, data, place in state.passed)
+    passed = [(*head, len(list(alike))) for head, alike in groupby(heads)]
+    header = _encode(_Header(FORMAT, len(body), passed, list(state.gone)))
+    return b"".join([header, b"\n", body, *(one.data for one in state.passed if one.data)])
 
 
-class Envelope(NamedTuple):
-    """What can be told of a text whatever its format: the parcels; and the state behind, yet to be read."""
+class Message(NamedTuple):
+    """A text of which the header has been read, whatever the format; the state behind it is yet to be read."""
 
     format: int
-    parcels: list[Parcel]
+    passed: list[PassedDescriptor]
     gone: list[int]
     body: bytes
 
-    def open(self) -> State:
+    def state(self) -> State:
         """Return the state.
 
         Raises:
@@ -139,45 +146,45 @@ class Envelope(NamedTuple):
         if self.format != FORMAT:
             raise UnreadableState(f"the handover is of format {self.format}; this program knows {FORMAT}")
         try:
-            return _state(_decode_body(self.body), self.parcels, self.gone)
+            return _state(_decode_body(self.body), self.passed, self.gone)
         except (ValueError, SSEAppError) as error:
             raise UnreadableState(f"the handover is broken: {error}") from error
 
 
-def decode(text: bytes) -> Envelope:
-    """Return the envelope of a text.
+def decode(text: bytes) -> Message:
+    """Return a text with its header read.
 
     Raises:
-        UnreadableState: it has none.
+        UnreadableState: it has no header.
     """
     first, _, rest = text.partition(b"\n")
     try:
-        envelope = _decode_envelope(first)
-        start = envelope.bytes
-        parcels = []
-        for kind, framing, length, place, alike in envelope.parcels:
+        header = _decode_header(first)
+        start = header.bytes
+        passed = []
+        for kind, framing, length, place, alike in header.passed:
             if isinstance(framing, bool):
                 framing = (CHUNKED if framing else UNFRAMED).name
             if not length:
-                parcels += [Parcel(kind, framing, b"", place)] * alike
+                passed += [PassedDescriptor(kind, framing, b"", place)] * alike
                 continue
             for _ in range(alike):
-                parcels.append(Parcel(kind, framing, rest[start : start + length], place))
+                passed.append(PassedDescriptor(kind, framing, rest[start : start + length], place))
                 start += length
         if start != len(rest):
             raise ValueError("its length is wrong")
-        return Envelope(envelope.format, parcels, envelope.gone, rest[: envelope.bytes])
+        return Message(header.format, passed, header.gone, rest[: header.bytes])
     except ValueError as error:
         raise UnreadableState(f"the handover has no envelope: {error}") from error
 
 
-def _state(body: _Body, parcels: Sequence[Parcel], gone: Sequence[int]) -> State:
+def _state(body: _Body, passed: Sequence[PassedDescriptor], gone: Sequence[int]) -> State:
     channels = [tuple(map(parse_channel, names)) for names in body.channels]
     if not all(0 <= stream.channels < len(channels) for stream in body.streams):
         raise ValueError("the channels of a stream are missing")
-    others = len(parcels) - len(body.streams)
-    if [parcel.kind == STREAM for parcel in parcels] != [True] * len(body.streams) + [False] * others:
-        raise ValueError("streams and parcels do not agree")
-    if not all(parcel.framing in FRAMINGS for parcel in parcels[: len(body.streams)]):
+    others = len(passed) - len(body.streams)
+    if [one.kind == STREAM for one in passed] != [True] * len(body.streams) + [False] * others:
+        raise ValueError("streams and descriptors do not agree")
+    if not all(one.framing in FRAMINGS for one in passed[: len(body.streams)]):
         raise ValueError("the framing of a stream is unknown")
-    return State(body.epoch, body.head, channels, body.streams, parcels, gone)
+    return State(body.epoch, body.head, channels, body.streams, passed, gone)

@@ -1,15 +1,18 @@
-"""A warm handover: both ends of the conversation between a process that serves and the one that takes over.
+"""A warm handover, for upgrades with zero downtime: both ends of the exchange between a process and its successor.
 
     process                               successor
                                           imports, reads the settings          "ready"
     copies of the quiet streams    →      builds them                          "built"
-    holds still; what has changed
-    and all others, listening
-    sockets, store, lock           →      opens the log, adopts the others     "serving"
+    pauses at a position in the log;
+    what has changed and all other
+    connections, listening sockets,
+    store, lock                    →      opens the log, adopts the others     "serving"
     "go"                           →      knows that there is no way back
-    tells systemd, "told", ends    →      sends to the streams, accepts connections
+    tells systemd, "told", ends    →      sends events after the position,
+                                          accepts connections
 
-Until "go" the process can go on as if nothing had been, and does when the successor fails; so the successor
+Other processes may append to the log all the while: what follows the position is sent by the successor.
+Until "go" the process can resume as if nothing had been, and does when the successor fails; so the successor
 has not sent a byte to any stream before.
 """
 
@@ -21,49 +24,55 @@ from contextlib import suppress
 
 from sse_app.core.errors import SSEAppError
 from sse_app.handover.fd_passing import Arrival, send
-from sse_app.handover.message import Envelope, Parcel, State, decode, encode
-from sse_app.handover.sender import Giving
+from sse_app.handover.message import IDLE, STREAM, Message, PassedDescriptor, State, decode, encode
+from sse_app.handover.sender import HandoverSender
 
 LISTENING, LOCK = "listening", "lock"
-"""Parcels that go with the connections."""
+"""Kinds of attached descriptors."""
 
-Along = list[tuple[str, int]]
-"""Names and descriptors of such parcels."""
+Attached = list[tuple[str, int]]
+"""Kinds and numbers of the descriptors that are passed beside the connections."""
 
 START_TIMEOUT = 60.0
-TAKE_TIMEOUT = 10.0
-"""How long the successor may take to start and to take over, in seconds."""
+"""How long the successor may take until it is ready, and until it has built the copied streams, in seconds."""
 
-AHEAD = 120.0
-"""A stream whose token expires within so many seconds is not copied ahead."""
+TAKEOVER_TIMEOUT = 10.0
+"""How long the successor may take from then until it serves, in seconds: no event is delivered meanwhile."""
 
-TELL_TIMEOUT = 1.0
-"""How long the process before may take to tell systemd who is the main process now, in seconds."""
+COPY_MIN_LIFETIME = 120.0
+"""A stream whose token expires within so many seconds is not copied before the pause."""
+
+TOLD_TIMEOUT = 1.0
+"""How long the process before may take to tell systemd which one is the main process now, in seconds."""
 
 
 class UpgradeFailed(SSEAppError):
     """The successor did not take over; the text says where it stopped."""
 
 
-class Conversation:
-    """Short words from one process to the other."""
+class ControlChannel:
+    """The socket over which the two processes tell each other how far they are, in single words.
+
+    Args:
+        sock: a connected Unix socket that keeps messages apart.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         sock.setblocking(False)
 
-    def say(self, word: str) -> None:
-        """Say a word.
+    def send(self, word: str) -> None:
+        """Send a word.
 
         Raises:
-            UpgradeFailed: there is nobody to hear it.
+            UpgradeFailed: the other process has ended.
         """
         try:
             self._socket.send(word.encode())
         except OSError as error:
             raise UpgradeFailed(f"the other process ended before it heard {word!r}: {error}") from None
 
-    async def hear(self, word: str, within: float) -> None:
+    async def receive(self, word: str, within: float) -> None:
         """Wait for a word for so many seconds.
 
         Raises:
@@ -71,122 +80,128 @@ class Conversation:
         """
         try:
             async with asyncio.timeout(within):
-                heard = await asyncio.get_running_loop().sock_recv(self._socket, 64)
+                received = await asyncio.get_running_loop().sock_recv(self._socket, 64)
         except TimeoutError:
             raise UpgradeFailed(f"{word!r} did not come within {within:g} s") from None
         except OSError as error:
             raise UpgradeFailed(f"{word!r} did not come: {error}") from None
-        _expect(word, heard)
+        _expect(word, received)
 
-    def hear_standing_still(self, word: str, within: float) -> None:
-        """Wait for a word without a turn of the event loop.
+    def receive_blocking(self, word: str, within: float) -> None:
+        """Wait for a word for so many seconds, while the event loop stands still.
 
         Raises:
             UpgradeFailed: it did not come.
         """
         self._socket.settimeout(within)
         try:
-            heard = self._socket.recv(64)
+            received = self._socket.recv(64)
         except OSError as error:
             raise UpgradeFailed(f"{word!r} did not come: {error}") from None
-        _expect(word, heard)
+        finally:
+            self._socket.setblocking(False)
+        _expect(word, received)
 
-    def end(self) -> None:
-        """Say nothing more, and hear nothing more: whoever waits for a word waits in vain."""
+    def shut_down(self) -> None:
+        """Have whatever either process sends or waits for from now on fail."""
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
+        """Close the socket."""
         self._socket.close()
 
 
-def _expect(word: str, heard: bytes) -> None:
-    if heard.decode() != word:
+def _expect(word: str, received: bytes) -> None:
+    if received.decode() != word:
         raise UpgradeFailed(f"the other process ended before {word!r}")
 
 
-async def hand_over(giving: Giving, along: Along, conversation: Conversation, sending: socket.socket) -> None:
+async def hand_over(
+    sender: HandoverSender, attached: Attached, control: ControlChannel, sending: socket.socket
+) -> None:
     """Bring a successor to where it serves; this process must end then, at once.
 
     Args:
-        giving: what is handed over.
-        along: what goes along: listening sockets, lock, store.
-        conversation: with the successor.
-        sending: where streams and sockets are sent to.
+        sender: says what is handed over.
+        attached: what is passed beside the connections: listening sockets, lock, store.
+        control: to the successor.
+        sending: where the messages and their sockets are sent.
 
     Raises:
-        UpgradeFailed: it does not, and this process serves on.
+        UpgradeFailed: the successor does not serve, and this process has resumed.
     """
-    await conversation.hear("ready", START_TIMEOUT)
-    copied, state, descriptors = giving.quiet_streams(AHEAD)
+    await control.receive("ready", START_TIMEOUT)
+    copied, state, descriptors = sender.quiet_streams(COPY_MIN_LIFETIME)
     send(sending, encode(state), descriptors)
-    conversation.say("copied")
-    await conversation.hear("built", START_TIMEOUT)
+    control.send("copied")
+    await control.receive("built", START_TIMEOUT)
     try:
-        await giving.hold()
-        if giving.publishing:  # two processes must not write to the log
+        await sender.pause()
+        if sender.publishing:  # it would be cut off, and not know whether its events are in the log
             raise UpgradeFailed("the event log did not end its work")
-        state, descriptors = giving.everything(copied)
-        parcels = [*state.parcels, *(Parcel(name, "", b"") for name, _ in along)]
-        everything = encode(state._replace(parcels=parcels))
-        send(sending, everything, [*descriptors, *(descriptor for _, descriptor in along)])
-        conversation.say("handed over")
-        await conversation.hear("serving", TAKE_TIMEOUT)
-        conversation.say("go")
+        state, descriptors = sender.everything(copied)
+        passed = [*state.passed, *(PassedDescriptor(kind, "", b"") for kind, _ in attached)]
+        everything = encode(state._replace(passed=passed))
+        send(sending, everything, [*descriptors, *(descriptor for _, descriptor in attached)])
+        control.send("handed over")
+        # The event loop stands still meanwhile: a turn of it could send bytes that the successor sends too.
+        control.receive_blocking("serving", TAKEOVER_TIMEOUT)
+        control.send("go")
     except BaseException:
-        giving.let_go_on()
+        sender.resume()
         raise
 
 
 class Successor:
-    """The end of the one who takes over.
+    """The successor's end of the exchange.
 
     Args:
-        conversation, receiving: its ends of the two channels.
+        control, receiving: its ends of the two channels.
     """
 
-    def __init__(self, conversation: socket.socket, receiving: socket.socket) -> None:
-        self._conversation = Conversation(conversation)
+    def __init__(self, control: socket.socket, receiving: socket.socket) -> None:
+        self._control = ControlChannel(control)
         self._receiving = receiving
 
     async def streams(self) -> tuple[State, list[int]]:
-        """Say that this process is ready, and return the streams that were copied ahead, with their sockets."""
-        self._conversation.say("ready")
-        await self._conversation.hear("copied", START_TIMEOUT)
-        envelope, descriptors = self._take()
-        return envelope.open(), descriptors
+        """Say that this process is ready, and return the streams that are copied before the pause."""
+        self._control.send("ready")
+        await self._control.receive("copied", START_TIMEOUT)
+        message, descriptors = self._take()
+        return message.state(), descriptors
 
     async def everything(self) -> tuple[State, list[int]]:
-        """Say that the streams are built, and return the state in which all came to a standstill."""
-        self._conversation.say("built")
-        await self._conversation.hear("handed over", START_TIMEOUT)
-        envelope, descriptors = self._take()
-        return envelope.open(), descriptors
+        """Say that the streams are built, and return the state in which the process before has paused."""
+        self._control.send("built")
+        await self._control.receive("handed over", START_TIMEOUT)
+        message, descriptors = self._take()
+        return message.state(), descriptors
 
     def serve(self) -> None:
-        """Say that this process serves, and wait until the one before has let go.
+        """Say that this process serves, and wait until the one before knows it.
 
-        The event loop stands still meanwhile: as long as the other one may go on, nothing is sent to a stream.
+        The event loop stands still meanwhile: as long as the other one may resume, nothing is sent to a stream.
         """
-        self._conversation.say("serving")
-        self._conversation.hear_standing_still("go", TAKE_TIMEOUT)
+        self._control.send("serving")
+        self._control.receive_blocking("go", TAKEOVER_TIMEOUT)
         with suppress(UpgradeFailed):  # systemd listens to the main process only
-            self._conversation.hear_standing_still("told", TELL_TIMEOUT)
-        self._conversation.close()
+            self._control.receive_blocking("told", TOLD_TIMEOUT)
+        self._control.close()
         self._receiving.close()
 
-    def _take(self) -> tuple[Envelope, list[int]]:
+    def _take(self) -> tuple[Message, list[int]]:
         arrival = Arrival(self._receiving)
         arrival.take()
         ((text, descriptors),) = arrival.parts
         return decode(text), descriptors
 
 
-def along_with(state: State, descriptors: list[int]) -> Along:
-    """Return name and descriptor of what came along with the connections."""
-    attached = [parcel.kind for parcel in state.parcels if parcel.place < 0]
+def attached_to(state: State, descriptors: list[int]) -> Attached:
+    """Return kind and number of the descriptors that were passed beside the connections."""
+    arrived = [passed.kind for passed in state.passed if passed.place < 0]
     return [
         (kind, descriptor)
-        for kind, descriptor in zip(attached, descriptors, strict=True)
-        if kind not in ("stream", "idle")
+        for kind, descriptor in zip(arrived, descriptors, strict=True)
+        if kind not in (STREAM, IDLE)
     ]

@@ -1,4 +1,4 @@
-"""A handover in one or two parts as one: streams that were copied ahead, and what has changed until all stood still.
+"""A handover in one or two parts as one: streams that were copied before the pause, and what has changed until it.
 
 Pure, no I/O.
 """
@@ -9,41 +9,39 @@ from collections.abc import Sequence
 
 import msgspec
 
-from sse_app.handover.message import Envelope, Parcel, State, UnreadableState
+from sse_app.handover.message import Message, PassedDescriptor, State, UnreadableState
 
 
-class Whole:
+class Reassembly:
     """All connections that are handed over, whatever the format of their state.
 
     Args:
-        parts: the envelopes in their order, each with the descriptors of the sockets that came with it.
+        parts: the messages in their order, each with the descriptors of the sockets that came with it.
 
     Raises:
         UnreadableState: they do not go together.
     """
 
-    def __init__(self, parts: Sequence[tuple[Envelope, Sequence[int]]]) -> None:
+    def __init__(self, parts: Sequence[tuple[Message, Sequence[int]]]) -> None:
         *before, (self._rest, sockets) = parts
-        self._copied: Envelope | None = None
+        self._copied: Message | None = None
         copied_sockets: Sequence[int] = ()
         if before:
             self._copied, copied_sockets = before[-1]
         self._unchanged = _unchanged(len(copied_sockets), self._rest)
         arrived = iter(sockets)
-        self.parcels: list[Parcel] = []
-        """Those copied ahead of which nothing more is said, then the others."""
+        self.passed: list[PassedDescriptor] = []
+        """The descriptors: first the copied ones of which nothing more is said, then the others."""
         if self._copied is not None:
-            if len(self._copied.parcels) != len(copied_sockets):
+            if len(self._copied.passed) != len(copied_sockets):
                 raise UnreadableState("the handover is broken: sockets are missing")
-            self.parcels += [self._copied.parcels[place] for place in self._unchanged]
-        self.parcels += [
-            parcel if parcel.place < 0 else parcel._replace(place=-1) for parcel in self._rest.parcels
-        ]
+            self.passed += [self._copied.passed[place] for place in self._unchanged]
+        self.passed += [one if one.place < 0 else one._replace(place=-1) for one in self._rest.passed]
         self.descriptors = [copied_sockets[place] for place in self._unchanged]
-        """Of the parcels' sockets."""
+        """Their numbers."""
         try:
             self.descriptors += [
-                next(arrived) if place < 0 else copied_sockets[place] for *_, place in self._rest.parcels
+                next(arrived) if place < 0 else copied_sockets[place] for *_, place in self._rest.passed
             ]
         except StopIteration:
             raise UnreadableState("the handover is broken: sockets are missing") from None
@@ -52,25 +50,25 @@ class Whole:
         self.ended = [copied_sockets[place] for place in self._rest.gone]
         """Descriptors of connections that have ended since they were copied."""
 
-    def open(self) -> State:
+    def state(self) -> State:
         """Return the state of them all.
 
         Raises:
             UnreadableState: another version of the program wrote it, or it is broken.
         """
-        rest = self._rest.open()
+        rest = self._rest.state()
         if self._copied is None:
             return rest
-        copied = self._copied.open()
+        copied = self._copied.state()
         shift = len(copied.channels)
         told = [msgspec.structs.replace(one, channels=one.channels + shift) for one in rest.streams]
         streams = [*(copied.streams[place] for place in self._unchanged), *told]
-        return State(rest.epoch, rest.head, [*copied.channels, *rest.channels], streams, self.parcels)
+        return State(rest.epoch, rest.head, [*copied.channels, *rest.channels], streams, self.passed)
 
 
-def _unchanged(copied: int, rest: Envelope) -> list[int]:
+def _unchanged(copied: int, rest: Message) -> list[int]:
     """Return the places of copied connections that have neither ended nor changed."""
-    told = [*rest.gone, *(place for *_, place in rest.parcels if place >= 0)]
+    told = [*rest.gone, *(place for *_, place in rest.passed if place >= 0)]
     left = set(range(copied))
     for place in told:
         if place not in left:

@@ -1,4 +1,4 @@
-"""A successor that is started beside the running process, and takes over warm."""
+"""An upgrade with zero downtime: a successor is started beside the running process, and takes over warm."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from sse_app.handover.fd_passing import channel
-from sse_app.handover.protocol import Along, Conversation, Successor, UpgradeFailed, hand_over
-from sse_app.handover.sender import Giving
+from sse_app.handover.protocol import Attached, ControlChannel, Successor, UpgradeFailed, hand_over
+from sse_app.handover.sender import HandoverSender
 
 ENVIRONMENT = "SSE_APP_SUCCESSOR"
 """Names the successor's file descriptors: its ends of the two channels."""
@@ -23,22 +23,22 @@ class Upgrade:
     """Starts a successor and hands everything over to it.
 
     Args:
-        giving: what is handed over.
-        along: what goes along: listening sockets, lock, store.
+        sender: says what is handed over.
+        attached: what is passed beside the connections: listening sockets, lock, store.
     """
 
-    def __init__(self, giving: Giving, along: Along) -> None:
-        self._giving = giving
-        self._along = along
+    def __init__(self, sender: HandoverSender, attached: Attached) -> None:
+        self._sender = sender
+        self._attached = attached
         ours, self._theirs = channel()
-        self._conversation = Conversation(ours)
+        self._control = ControlChannel(ours)
 
     async def run(self, *, without: Sequence[str] = (), **variables: str) -> int:
         """Bring the successor to where it serves, and return its process id; this process must end then, at once.
 
         Args:
             without: variables of the environment that it does not get.
-            variables: what it gets beside the others.
+            variables: what it gets besides.
 
         Raises:
             UpgradeFailed: it does not serve, and this process serves on.
@@ -56,7 +56,7 @@ class Upgrade:
             self._theirs.close()
             receiving.close()
         try:
-            await hand_over(self._giving, self._along, self._conversation, sending)
+            await hand_over(self._sender, self._attached, self._control, sending)
         except Exception as error:
             with suppress(ProcessLookupError):
                 os.kill(successor, signal.SIGKILL)
@@ -65,30 +65,30 @@ class Upgrade:
             sending.close()
         return successor
 
-    def told(self) -> None:
-        """Let the successor know that systemd knows it."""
+    def confirm(self) -> None:
+        """Tell the successor that systemd knows it as the main process."""
         with suppress(UpgradeFailed):
-            self._conversation.say("told")
+            self._control.send("told")
 
     def give_up(self) -> None:
-        """Have `run` fail: this process has been asked for something else."""
-        self._conversation.end()
+        """Have `run` fail: this process has been asked to end meanwhile, or the successor takes too long."""
+        self._control.shut_down()
 
 
 def started_as_successor() -> Successor | None:
-    """Return the successor's end, if this process was started as one."""
+    """Return the successor's end of the exchange, if this process was started as one."""
     descriptors = os.environ.pop(ENVIRONMENT, "")
     if not descriptors:
         return None
-    conversation, receiving = (socket.socket(fileno=int(one)) for one in descriptors.split(","))
-    return Successor(conversation, receiving)
+    control, receiving = (socket.socket(fileno=int(one)) for one in descriptors.split(","))
+    return Successor(control, receiving)
 
 
 async def _spawn(descriptors: list[int], environment: dict[str, str]) -> int:
     """Start this program once more, and return the process id.
 
-    It is nobody's child but the service manager's, for which a main process that is not its own would be a
-    stranger: it would not wait for it at the next stop. So a shell starts it, and ends.
+    It has to become a child of the service manager, which at the next stop would not wait for a main process
+    that is none of its own children. So a shell starts it, and ends.
     """
     command = ["/bin/sh", "-c", '"$@" >&2 & echo $!', "sh", *sys.orig_argv]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import socket
 from collections.abc import Awaitable
 from typing import Protocol
@@ -25,7 +24,6 @@ LINGER_BYTES = 8 * 1024 * 1024
 """How many bytes are read and thrown away after the last response, so that the client gets to read it."""
 
 _HEAD_END = b"\r\n\r\n"
-_EMPTY_LINES = re.compile(rb"\A(?:\r\n)+")
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 log = logging.getLogger(__name__)
@@ -126,18 +124,15 @@ class Connection:
         server.waiting.start(self)
 
     def start(self) -> None:
-        """Read the first request; mostly it is there already, and need not be waited for."""
-        if not self._buffer:
-            self._read()
+        """Read the first request; often it is there already, and need not be waited for."""
+        self._read()
         if self.closed:
             return
         self._go_on()
-        if (
-            self._exchange is not None
-        ):  # a stream detaches the socket in the next turn: spare it the registration
-            self._server.loop.call_soon(self.watch)
-        else:
+        if self._exchange is None:
             self.watch()
+        else:  # a stream detaches the socket in the next turn of the event loop, and needs no watching until then
+            self._server.loop.call_soon(self.watch)
 
     @property
     def closed(self) -> bool:
@@ -248,7 +243,9 @@ class Connection:
         """Begin the next request; return False if its head is not complete yet."""
         buffer = self._buffer
         if buffer.startswith(b"\r\n"):  # RFC 9112 §2.2
-            self._buffer = buffer = _EMPTY_LINES.sub(b"", buffer, count=1)
+            lines = (len(buffer) - len(buffer.lstrip(b"\r\n"))) // 2
+            if buffer.startswith(b"\r\n" * lines):  # else what follows is malformed
+                self._buffer = buffer = buffer[2 * lines :]
         end = buffer.find(_HEAD_END) + len(_HEAD_END)
         complete = end >= len(_HEAD_END)
         server = self._server

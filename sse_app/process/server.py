@@ -1,9 +1,12 @@
-"""A process that serves: starts, listens, reloads, and ends by handing its streams over or draining."""
+"""A process that serves: it starts, listens, reloads, and ends with a graceful restart or by draining.
+
+The listening sockets are its own, or systemd's (socket activation). At a restart or an upgrade every connection
+stays open and is adopted by the next process (zero downtime).
+"""
 
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
 import signal
@@ -16,15 +19,23 @@ from typing import Any
 
 from sse_app.app import SSEApp
 from sse_app.core.errors import SSEAppError
-from sse_app.handover.cold import find, leave
+from sse_app.handover.cold import Found, leave
 from sse_app.handover.fd_store import RECEIVING, SENDING, Store
-from sse_app.handover.protocol import LISTENING, LOCK, Along, Successor, UpgradeFailed, along_with
-from sse_app.handover.receiver import Taking
-from sse_app.handover.sender import Giving
-from sse_app.handover.standby import STAND_IN, close_door, knock, leave_stand_in, open_door, stand_in
+from sse_app.handover.protocol import LISTENING, LOCK, Attached, Successor, UpgradeFailed, attached_to
+from sse_app.handover.receiver import HandoverReceiver
+from sse_app.handover.sender import HandoverSender
+from sse_app.handover.standby import ENVIRONMENT as STANDBY_ENVIRONMENT
+from sse_app.handover.standby import (
+    bind_standby_socket,
+    connect_standby,
+    hand_over_to_standby,
+    remove_standby_socket,
+    run_standby,
+)
 from sse_app.handover.warm import Upgrade, started_as_successor
 from sse_app.http.server import HTTPServer
 from sse_app.process import logs, tuning
+from sse_app.process.garbage_collection import garbage_collection
 from sse_app.process.sockets import addresses, bind, inherited_sockets
 from sse_app.process.systemd import Systemd, inherited_descriptors
 from sse_app.settings.model import Settings
@@ -34,7 +45,7 @@ from sse_app.version import VERSION
 
 MAX_HEADER_BYTES = 32 * 1024
 _LATER = "sse_app.auth.tokens.jose"
-"""What is slow to load, and needed only when somebody comes with a token."""
+"""A module that is slow to load, and needed only when the first token comes."""
 
 IDLE_TIMEOUT = 75.0
 """How long a connection may take to send a request's headers, in seconds."""
@@ -55,13 +66,13 @@ def run(settings: Settings, reread: Callable[[], Settings]) -> None:
     Raises:
         StateError: the state directory, the event log or the address cannot be used.
     """
-    gc.disable()
-    tuning.prepare()
-    with asyncio.Runner(loop_factory=tuning.loop_factory()) as runner:
-        runner.run(Process(settings, reread).serve())
+    with garbage_collection(False):  # until it has started
+        tuning.prepare()
+        with asyncio.Runner(loop_factory=tuning.loop_factory()) as runner:
+            runner.run(Server(settings, reread).serve())
 
 
-class Process:
+class Server:
     """One process of the server, from its start to its end.
 
     Args:
@@ -73,7 +84,7 @@ class Process:
         self._settings = settings
         self._reread = reread
         self._systemd = Systemd()
-        self._standing_in = os.environ.pop(STAND_IN, "") != ""
+        self._is_standby = os.environ.pop(STANDBY_ENVIRONMENT, "") != ""
         self._store: Store | None = None
         self._ended = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -84,7 +95,7 @@ class Process:
         """Set unless an upgrade is under way."""
         self._upgraded.set()
         self._adopted: list[Stream] = []
-        """Streams of the process before that are to be settled."""
+        """Streams of the process before that are yet to be watched."""
 
     async def serve(self) -> None:
         """Start, serve, and end."""
@@ -94,7 +105,7 @@ class Process:
         if successor is None:
             self._listen_for_the_end()
             self._store = Store.of(inherited, self._systemd)
-            successor = knock(self._settings.state_dir) if self._systemd.knows_unit else None
+            successor = connect_standby(self._settings.state_dir) if self._systemd.knows_unit else None
         self._app = SSEApp(self._settings, locked=successor is None)
         self._node = self._app.node
         application = self._app.application()
@@ -105,41 +116,45 @@ class Process:
             idle_timeout=IDLE_TIMEOUT,
             body_timeout=BODY_TIMEOUT,
         )
-        self._taking = Taking(self._node, self._server)
-        self._giving = Giving(self._node, self._server)
+        node = self._node
+        self._receiver = HandoverReceiver(node.hub, node.pump, node.keepalive, node.revocations, self._server)
+        self._sender = HandoverSender(
+            node.hub, node.keepalive, node.enforcement, node.publisher, node.opening, self._server
+        )
         loop = asyncio.get_running_loop()
         for number in (signal.SIGHUP, signal.SIGUSR2):
             loop.add_signal_handler(number, _too_early, number)
-        door = open_door(self._node.state.path) if self._standing_in else None
+        standby_socket = bind_standby_socket(self._node.state.path) if self._is_standby else None
         listening = await (self._start() if successor is None else self._succeed(successor))
-        if not self._standing_in:
+        if not self._is_standby:
             loop.add_signal_handler(signal.SIGHUP, self._begin, self._reload)
             loop.add_signal_handler(signal.SIGUSR2, self._begin, self._hand_to_successor)
-        # Listening comes last: whoever connects is served.
+        # Listening comes last: a client that connects is served.
         self._server.add_sockets(listening)
         # The beat begins here: upgrades that follow each other quickly would else be taken for one hung process.
         self._systemd.notify("READY=1", "WATCHDOG=1", self._status())
         log.info(
-            "standing_in" if self._standing_in else "listening",
+            "standing_in" if self._is_standby else "listening",
             extra={"address": addresses(listening), "pid": os.getpid(), "version": VERSION},
         )
-        gc.enable()
-        self._started.set()
-        self._begin(self._after_start)
-        if door is not None:
-            self._begin(lambda: self._stand_in(door))
-        beats = self._systemd.keep_informed(self._status)
-        await self._ended.wait()
-        for beat in beats:
-            beat.stop()
+        with garbage_collection(True):
+            self._started.set()
+            self._begin(self._after_start)
+            if standby_socket is not None:
+                self._begin(lambda: self._run_as_standby(standby_socket))
+            beats = self._systemd.keep_informed(self._status)
+            await self._ended.wait()
+            for beat in beats:
+                beat.stop()
 
     # -- starting -------------------------------------------------------------------------------------------
 
     async def _start(self) -> list[socket.socket]:
         """Start, adopt what the process before has left in the store, and return the listening sockets."""
-        await self._app.start()
-        if self._store:
-            self._adopted = find(self._taking, self._store)
+        found = Found(self._store) if self._store else None
+        await self._node.start(found.position if found else None)
+        if found:
+            self._adopted = found.adopt(self._receiver)
         return inherited_sockets(self._inherited) or bind(self._settings)
 
     async def _succeed(self, successor: Successor) -> list[socket.socket]:
@@ -147,22 +162,22 @@ class Process:
         import_module(_LATER)  # there is time for it
         await self._node.open_auth()
         state, descriptors = await successor.streams()
-        built = self._taking.build(state, descriptors)
+        built = self._receiver.build(state, descriptors)
         state, descriptors = await successor.everything()
-        along = along_with(state, descriptors)
-        await self._app.start()
-        if not self._taking.is_at_head(state):
+        attached = attached_to(state, descriptors)
+        await self._node.start(state.position)
+        if not self._node.hub.continues(state.position):
             raise UpgradeFailed("the event log is not where the process before said it was")
-        self._adopted = self._taking.adopt(state, descriptors, built)
+        self._adopted = self._receiver.adopt(state, descriptors, built)
         if self._store is None:  # until now, a signal ended only this process: the one before served on
             self._listen_for_the_end()
-            self._store = Store.of(along, self._systemd)
+            self._store = Store.of(attached, self._systemd)
         successor.serve()
-        if not self._standing_in:  # the one before may be slow to end, and must not close the next one's
-            close_door(self._node.state.path)
-        self._node.state.take_lock(next(descriptor for name, descriptor in along if name == LOCK))
+        if not self._is_standby:  # the one before may be slow to end, and must not close the next one's
+            remove_standby_socket(self._node.state.path)
+        self._node.state.take_lock(next(descriptor for kind, descriptor in attached if kind == LOCK))
         log.info("succeeded", extra={"streams": len(self._node.hub.streams)})
-        theirs = [socket.socket(fileno=descriptor) for name, descriptor in along if name == LISTENING]
+        theirs = [socket.socket(fileno=descriptor) for kind, descriptor in attached if kind == LISTENING]
         if not (ours := inherited_sockets(self._inherited)):
             return theirs
         for sock in theirs:
@@ -172,10 +187,10 @@ class Process:
     # -- running --------------------------------------------------------------------------------------------
 
     async def _after_start(self) -> None:
-        """Do what can wait, that first which somebody may wait for: the next publish brings a token."""
+        """Do what can wait; the module for tokens comes first, for the next publisher waits for it."""
         await asyncio.to_thread(import_module, _LATER)
         adopted, self._adopted = self._adopted, []
-        await self._taking.settle(adopted)
+        await self._receiver.watch(adopted)
         await self._node.password_threads.warm_up()
 
     def _begin(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -205,11 +220,11 @@ class Process:
         self._systemd.notify("READY=1")
 
     async def _hand_to_successor(self) -> None:
-        """Start a successor, hand everything over to it, and end; go on if it fails."""
+        """Start a successor, hand everything over to it, and end; serve on if it fails."""
         if self._upgrade is not None or self._ending:
             return
-        along = self._along() + (self._store.descriptors() if self._store else [])
-        self._upgrade = Upgrade(self._giving, along)
+        attached = self._attached() + (self._store.descriptors() if self._store else [])
+        self._upgrade = Upgrade(self._sender, attached)
         self._upgraded.clear()
         try:
             successor = await self._upgrade.run()
@@ -218,24 +233,24 @@ class Process:
         else:
             self._systemd.notify(f"MAINPID={successor}")
             log.info("upgraded", extra={"successor": successor})
-            self._upgrade.told()
+            self._upgrade.confirm()
             _end_now()
         finally:
             self._upgrade = None
             self._upgraded.set()
 
-    def _along(self) -> Along:
-        """Return what goes along in a warm handover."""
-        along = [(LISTENING, sock.fileno()) for sock in self._server.listening]
-        return [*along, (LOCK, self._node.state.lock_descriptor)]
+    def _attached(self) -> Attached:
+        """Return the descriptors that a warm handover passes beside the connections."""
+        attached = [(LISTENING, sock.fileno()) for sock in self._server.listening]
+        return [*attached, (LOCK, self._node.state.lock_descriptor)]
 
-    async def _stand_in(self, door: socket.socket) -> None:
+    async def _run_as_standby(self, listening: socket.socket) -> None:
         """Serve only until the next main process has taken over."""
         try:
-            await stand_in(self._giving, self._along(), door, self._systemd.has_stopped)
+            await run_standby(self._sender, self._attached(), listening, self._systemd.has_stopped)
         except UpgradeFailed as error:
             log.warning("stand_in_alone", extra={"detail": str(error)})
-            close_door(self._node.state.path)
+            remove_standby_socket(self._node.state.path)
             os.kill(os.getpid(), signal.SIGTERM)
             return
         _end_now()
@@ -268,15 +283,14 @@ class Process:
 
     async def _hand_over(self, store: Store) -> None:
         """Leave all connections to the next process, and end; come back only if that is not possible."""
-        gc.disable()
         directory = self._node.state.path
-        if (
-            await self._systemd.spares_others()
-            and await leave_stand_in(Upgrade(self._giving, self._along()), directory)
-        ) or await leave(self._giving, store):
-            log.info("handed_over", extra={"streams": len(self._node.hub.streams)})
-            _end_now()
-        gc.enable()
+        with garbage_collection(False):
+            if (
+                await self._systemd.spares_others()
+                and await hand_over_to_standby(Upgrade(self._sender, self._attached()), directory)
+            ) or await leave(self._sender, store):
+                log.info("handed_over", extra={"streams": len(self._node.hub.streams)})
+                _end_now()
 
     async def _drain(self) -> None:
         """End the streams, spread over a while, so that their clients come back spread out."""
@@ -289,12 +303,12 @@ class Process:
 
 
 def _too_early(number: int) -> None:
-    """Leave a signal be that has nothing to do yet; by default it would end the process."""
+    """Ignore a signal that comes before the server can act on it; by default it would end the process."""
     log.info("signal_ignored", extra={"signal": signal.Signals(number).name})
 
 
 def _end_now() -> None:
-    """End without ceremony: what is open belongs to another process now, and closing it here would disturb it."""
+    """End at once: what is open belongs to another process now, and to close it here would disturb that one."""
     logging.shutdown()
     sys.stdout.flush()
     os._exit(0)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import fcntl
-import gc
 import os
 import resource
 import sys
 from contextlib import suppress
+
+from sse_app.process.garbage_collection import collect_seldom
 
 SWITCH_INTERVAL = 0.001
 """Seconds; see `sys.setswitchinterval`."""
@@ -23,7 +24,7 @@ LARGE_BLOCK = 128 * 1024
 
 def prepare() -> None:
     """Prepare the process for a server with many streams."""
-    _tune_garbage_collection()
+    collect_seldom()
     _give_large_memory_back()
     _raise_file_limit()
     _make_room_for_files()
@@ -39,16 +40,6 @@ def loop_factory() -> type[asyncio.AbstractEventLoop] | None:
         return None
     loop: type[asyncio.AbstractEventLoop] = uvloop.Loop
     return loop
-
-
-def _tune_garbage_collection() -> None:
-    """Collect cycles seldom, and never look at what is there from the start.
-
-    Requests leave cycles, which the young generations catch; streams hold none, so that a full collection
-    over ten thousand of them, tens of milliseconds in which nothing else happens, finds nothing.
-    """
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 100)
 
 
 def _give_large_memory_back() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from sse_app.core.errors import StateError
@@ -28,7 +29,10 @@ def open_database(path: Path, application_id: int, migrations: Sequence[str]) ->
         StateError: the file cannot be opened, is no database of this kind, or is of a newer version.
     """
     try:
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        # Only a new file is opened here: to close one that this process has open in SQLite would drop the locks
+        # that SQLite holds on it, and another process could then take it for its own (fcntl(2)).
+        with suppress(FileExistsError):
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         connection = connect(path)
     except (OSError, sqlite3.Error) as error:
         raise StateError(f"cannot open {path}: {error}") from error

@@ -7,7 +7,8 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import aclosing
 from functools import cache
 from itertools import count
 from typing import TypeVar
@@ -17,7 +18,7 @@ from sse_app.core.counters import Durations
 from sse_app.core.errors import EventLogUnavailable
 from sse_app.core.events import Event, EventId
 from sse_app.core.framing import Framing
-from sse_app.eventlog.base import EventLog
+from sse_app.eventlog.base import EventLog, EventsTrimmed
 from sse_app.streams.disconnects import Disconnects
 from sse_app.streams.fanout import FanoutGroup
 from sse_app.streams.replay_cache import ReplayCache
@@ -34,6 +35,9 @@ REPLAY_PAGE_EVENTS = 500
 
 REPLAY_CACHE_BYTES = 8 * 1024 * 1024
 """How much of the log's end is kept encoded in memory."""
+
+RETRY_INTERVAL = 1.0
+"""After how many seconds a tail that could not be read is read again."""
 
 DRAIN_RATE = 200
 DRAIN_STEP = 0.02
@@ -77,14 +81,13 @@ class Hub:
         self.backlog_limit = backlog_limit
         self.retry = retry
         self._head = eventlog.head.seq
-        self._at_rest = asyncio.Event()
-        self._at_rest.set()
+        self._fanning_out = asyncio.Lock()
         self._replay_cache = ReplayCache(eventlog.head.epoch, REPLAY_CACHE_BYTES)
         self._groups: dict[tuple[frozenset[ChannelName], Framing], FanoutGroup[Stream]] = {}
         self._of_channel: dict[ChannelName, dict[FanoutGroup[Stream], None]] = {}
         self._arrival = asyncio.Event()
         self._empty = asyncio.Event()
-        self._tail: asyncio.Task[None] | None = None
+        self._following: asyncio.Task[None] | None = None
 
     @property
     def head(self) -> EventId:
@@ -100,13 +103,70 @@ class Hub:
         self.backlog_limit = backlog_limit
         self.retry = retry
 
-    def begin(self) -> None:
-        """Follow the log, which is open by now, from its head."""
+    # -- following the log ----------------------------------------------------------------------------------
+
+    def begin(self, after: EventId | None = None) -> None:
+        """Follow the log, which must be open by now; every stream that has joined is given what comes.
+
+        Args:
+            after: the position up to which the streams that are there have their events; where the log does
+                not continue it, or none is given, the hub begins at the log's head.
+        """
         head = self.eventlog.head
-        self._head = head.seq
+        self._head = after.seq if after is not None and self.continues(after) else head.seq
         self._replay_cache = ReplayCache(head.epoch, REPLAY_CACHE_BYTES)
-        # The tail begins here, where the head was read, and not at the task's first step: no event falls between.
-        self._tail = asyncio.create_task(self._follow(self.eventlog.tail()), name="hub-tail")
+        self.resume()
+
+    def continues(self, position: EventId) -> bool:
+        """Return whether the log is the one that a position is of, and has come as far."""
+        head = self.eventlog.head
+        return position.epoch == head.epoch and position.seq <= head.seq
+
+    async def pause(self) -> EventId:
+        """Give no stream any further event, and return the position up to which all have theirs.
+
+        A fan-out under way is finished first. Streams that are still being replayed to are replayed to up to
+        that position. Events may be appended to the log all the while.
+        """
+        async with self._fanning_out:
+            if self._following is not None:
+                self._following.cancel()
+                await asyncio.wait([self._following])
+                self._following = None
+        return self.head
+
+    def resume(self) -> None:
+        """Follow the log on from where the hub was paused; what has been appended since comes from the log."""
+        if self._following is None:
+            self._following = asyncio.create_task(self._follow(), name="hub-tail")
+
+    async def _follow(self) -> None:
+        while True:
+            try:
+                async with aclosing(self.eventlog.tail(self._head)) as tail:
+                    async for events in tail:
+                        await self._bring(events)
+            except EventsTrimmed as error:  # another process publishes faster than this one reads
+                log.error("events_trimmed", extra={"detail": str(error)})
+                self._advance(error.head)
+                self._replay_cache = ReplayCache(self.eventlog.head.epoch, REPLAY_CACHE_BYTES)
+                self.end_all("unavailable")
+            except EventLogUnavailable as error:
+                log.warning("event_log_unavailable", extra={"detail": str(error)})
+                await asyncio.sleep(RETRY_INTERVAL)
+
+    async def _bring(self, events: list[Event]) -> None:
+        try:
+            async with self._fanning_out:
+                await self.fan_out(events)
+        except Exception:
+            log.exception("a fan-out failed; every stream is ended so that none has a silent gap")
+            self.end_all("unavailable")
+
+    def _advance(self, head: int) -> None:
+        self._head = head
+        arrival, self._arrival = self._arrival, asyncio.Event()
+        arrival.set()
 
     # -- streams come and go --------------------------------------------------------------------------------
 
@@ -236,32 +296,19 @@ class Hub:
 
     # -- fan-out --------------------------------------------------------------------------------------------
 
-    async def _follow(self, tail: AsyncIterator[list[Event]]) -> None:
-        async for events in tail:
-            try:
-                await self.fan_out(events)
-            except Exception:
-                log.exception("a fan-out failed; every stream is ended so that none has a silent gap")
-                self.end_all("unavailable")
-
     async def settled(self) -> None:
-        """Wait until every stream has been given all that the log has; nothing new may be published meanwhile."""
+        """Wait until every stream has been given all that the log had at the call, and no fan-out is under way."""
         await self.reached(self.eventlog.head.seq)
-        await self._at_rest.wait()
+        async with self._fanning_out:
+            pass
 
     async def fan_out(self, events: list[Event]) -> None:
         """Send events that follow the last ones to every stream that listens to their channels."""
         begun = time.perf_counter()
-        self._at_rest.clear()
         self._replay_cache.add(events)
-        self._head = events[-1].seq
+        self._advance(events[-1].seq)
         self.events_fanned_out += len(events)
-        arrival, self._arrival = self._arrival, asyncio.Event()
-        arrival.set()
-        try:
-            await self._serve(list(self._plan(events)))
-        finally:
-            self._at_rest.set()
+        await self._serve(list(self._plan(events)))
         self.fan_out_seconds.observe(time.perf_counter() - begun)
 
     async def _serve(self, plan: list[tuple[FanoutGroup[Stream], bytes, int]]) -> None:
@@ -310,9 +357,10 @@ class Hub:
 
     async def close(self) -> None:
         """Stop following the log and close every connection that is still open."""
-        if self._tail is not None:
-            self._tail.cancel()
-            await asyncio.wait([self._tail])
+        if self._following is not None:
+            self._following.cancel()
+            await asyncio.wait([self._following])
+            self._following = None
         for stream in list(self.streams):
             stream.close()
         self.disconnects.close()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Sequence
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -13,10 +13,11 @@ import pytest
 from sse_app.core.channels import ChannelName
 from sse_app.core.errors import EventLogUnavailable, IdempotencyKeyReused, StateError
 from sse_app.core.events import Event, EventId, NewEvent
-from sse_app.eventlog.base import EventLog, IdempotencyKey, Retention
+from sse_app.eventlog.base import EventLog, EventsTrimmed, IdempotencyKey, Page, Retention
 from sse_app.eventlog.memory import MemoryEventLog
 from sse_app.eventlog.sqlite.log import SqliteEventLog
 from sse_app.eventlog.sqlite.writer import Commit
+from tests.support.appender import Appender
 from tests.support.waiting import until_async
 
 A, B = ChannelName("a"), ChannelName("b")
@@ -26,15 +27,63 @@ def new(channel: ChannelName, text: str = "{}") -> NewEvent:
     return NewEvent(channel, "t", text.encode())
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+class SharedEventLog(EventLog):
+    """Two logs on one file, as two processes have them: each appends in turn, and only the first is read.
+
+    Args:
+        path: the database file.
+        retention: of both.
+    """
+
+    def __init__(self, path: Path, retention: Retention) -> None:
+        self.first = SqliteEventLog(path, retention)
+        self.second = SqliteEventLog(path, retention)
+        self._appends = 0
+
+    @property
+    def head(self) -> EventId:
+        return max(self.first.head, self.second.head)
+
+    @property
+    def available(self) -> bool:
+        return self.first.available and self.second.available
+
+    async def open(self) -> None:
+        await self.first.open()
+        await self.second.open()
+
+    async def append(self, events: Sequence[NewEvent], key: IdempotencyKey | None = None) -> list[EventId]:
+        self._appends += 1
+        return await (self.first, self.second)[self._appends % 2].append(events, key)
+
+    async def lost(self, channels: Collection[ChannelName], position: EventId) -> dict[ChannelName, str]:
+        return await self.first.lost(channels, position)
+
+    async def replay(self, channels: Collection[ChannelName], after: int, until: int, limit: int) -> Page:
+        return await self.first.replay(channels, after, until, limit)
+
+    async def latest(self, channel: ChannelName, limit: int) -> list[Event]:
+        return await self.first.latest(channel, limit)
+
+    async def published(self, channel: ChannelName) -> tuple[int, int]:
+        return await self.first.published(channel)
+
+    def tail(self, after: int) -> AsyncGenerator[list[Event], None]:
+        return self.first.tail(after)
+
+    async def close(self) -> None:
+        await self.first.close()
+        await self.second.close()
+
+
+@pytest.fixture(params=["memory", "sqlite", "sqlite, shared"])
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., EventLog]:
     def make(size: int = 10_000, age: float = 86_400.0) -> EventLog:
         retention = Retention(size, age)
-        return (
-            MemoryEventLog(retention)
-            if request.param == "memory"
-            else SqliteEventLog(tmp_path / "e.db", retention)
-        )
+        if request.param == "memory":
+            return MemoryEventLog(retention)
+        made = SqliteEventLog if request.param == "sqlite" else SharedEventLog
+        return made(tmp_path / "e.db", retention)
 
     return make
 
@@ -46,6 +95,14 @@ async def opened(log: EventLog) -> AsyncIterator[EventLog]:
         yield log
     finally:
         await log.close()
+
+
+async def take(tail: AsyncGenerator[list[Event], None], last: int) -> list[int]:
+    """Return the numbers of a tail's events up to the last one that is asked for."""
+    seen: list[int] = []
+    while not seen or seen[-1] < last:
+        seen += [event.seq for event in await asyncio.wait_for(anext(tail), 20)]
+    return seen
 
 
 @pytest.mark.gen_test
@@ -89,7 +146,7 @@ async def test_what_is_appended_together_by_many_is_stored_once_and_in_order(
     make: Callable[..., EventLog],
 ) -> None:
     async with opened(make()) as log:
-        tail = log.tail()
+        tail = log.tail(0)
         ids = await asyncio.gather(
             *(log.append([new(A, f'{{"n":{n},"m":{m}}}') for m in range(3)]) for n in range(50))
         )
@@ -170,7 +227,7 @@ async def test_a_closed_log_refuses_appends(make: Callable[..., EventLog]) -> No
 @pytest.mark.gen_test
 async def test_a_follower_that_lags_holds_appends_back(make: Callable[..., EventLog]) -> None:
     async with opened(make()) as log:
-        tail = log.tail()
+        tail = log.tail(0)
         big = "x" * 1_000_000
         appends = asyncio.gather(*(log.append([new(A, big)]) for _ in range(4)))
         await appends
@@ -180,6 +237,144 @@ async def test_a_follower_that_lags_holds_appends_back(make: Callable[..., Event
             seen += len(await anext(tail))
         await asyncio.gather(*more)
         assert log.head.seq == 24
+
+
+@pytest.mark.gen_test
+async def test_appends_wait_while_a_follower_at_the_head_takes_nothing(make: Callable[..., EventLog]) -> None:
+    log = make()
+    if isinstance(log, SharedEventLog):  # only what a process appends itself waits for its followers
+        log._appends = 1
+    async with opened(log):
+        await log.append([new(A)])
+        async with aclosing(log.tail(0)) as tail:
+            assert await take(tail, 1) == [1]
+            big = "x" * 1_000_000
+            done = 0
+
+            async def publish() -> None:
+                nonlocal done
+                target = log.first if isinstance(log, SharedEventLog) else log
+                for _ in range(20):
+                    await target.append([new(A, big)])
+                    done += 1
+
+            publishing = asyncio.create_task(publish())
+
+            async def held() -> bool:
+                return done >= 8
+
+            await until_async(held, "the appended events are held back")
+            await asyncio.sleep(0.1)
+            assert done <= 10
+            assert await take(tail, 21) == list(range(2, 22))
+            await publishing
+
+
+@pytest.mark.gen_test
+async def test_a_tail_begins_in_the_past_and_joins_the_present_while_others_append(
+    make: Callable[..., EventLog],
+) -> None:
+    async with opened(make()) as log:
+        await log.append([new(A)] * 700)  # more than is read at a time
+        appending = True
+
+        async def append() -> None:
+            while appending:
+                await log.append([new(A), new(B)])
+                await asyncio.sleep(0)
+
+        async def follow(after: int) -> list[int]:
+            async with aclosing(log.tail(after)) as tail:
+                return await take(tail, 2000)
+
+        appends = [asyncio.create_task(append()) for _ in range(2)]
+        followers = []
+        for after in (0, 5, 699, 700):
+            followers.append((after, asyncio.create_task(follow(after))))
+            await asyncio.sleep(0.02)
+        followers.append((log.head.seq, asyncio.create_task(follow(log.head.seq))))
+        for after, follower in followers:
+            seen = await follower
+            assert seen == list(range(after + 1, seen[-1] + 1))
+        appending = False
+        await asyncio.gather(*appends)
+
+
+@pytest.mark.gen_test
+async def test_a_tail_that_is_stopped_anywhere_goes_on_from_its_last_event(
+    make: Callable[..., EventLog],
+) -> None:
+    async with opened(make()) as log:
+        seen: list[int] = []
+
+        async def follow() -> None:
+            async with aclosing(log.tail(len(seen))) as tail:
+                async for events in tail:
+                    seen.extend(event.seq for event in events)
+
+        for round in range(30):
+            following = asyncio.create_task(follow())
+            await log.append([new(A)] * 3)
+            for _ in range(round % 7):
+                await asyncio.sleep(0)
+            await log.append([new(B)])
+            following.cancel()
+            await asyncio.wait([following])
+            assert seen == list(range(1, len(seen) + 1))
+        following = asyncio.create_task(follow())
+
+        async def complete() -> bool:
+            return len(seen) >= 120
+
+        await until_async(complete, "all events have come")
+        following.cancel()
+        await asyncio.wait([following])
+        assert seen == list(range(1, 121))
+
+
+@pytest.mark.gen_test
+async def test_a_tail_with_nothing_after_its_position_waits_for_the_next_event(
+    make: Callable[..., EventLog],
+) -> None:
+    async with opened(make()) as log:
+        await log.append([new(A)] * 3)
+        async with aclosing(log.tail(3)) as tail:
+            coming = asyncio.create_task(anext(tail))
+            await asyncio.sleep(0.3)
+            assert not coming.done()
+            await log.append([new(B)])
+            assert [event.seq for event in await asyncio.wait_for(coming, 20)] == [4]
+
+
+@pytest.mark.gen_test
+async def test_a_tail_does_not_pass_over_events_that_are_no_longer_kept(
+    make: Callable[..., EventLog],
+) -> None:
+    async with opened(make(size=5)) as log:
+        await log.append([new(B)])
+        for _ in range(40):
+            await log.append([new(A)])
+        for after in (0, 1, 10):
+            with pytest.raises(EventsTrimmed) as trimmed:
+                await anext(log.tail(after))
+            assert trimmed.value.head == 41
+        async with aclosing(log.tail(trimmed.value.head)) as tail:
+            await log.append([new(A)])
+            assert await take(tail, 42) == [42]
+
+
+@pytest.mark.gen_test
+async def test_a_tail_of_which_nothing_is_kept_says_so(make: Callable[..., EventLog]) -> None:
+    async with opened(make(age=0.5)) as log:
+        (first, last) = await log.append([new(A), new(B)])
+
+        async def trimmed() -> bool:
+            return len(await log.lost([A, B], EventId(first.epoch, 0))) == 2
+
+        await until_async(trimmed, "the log is trimmed")
+        with pytest.raises(EventsTrimmed) as error:
+            await anext(log.tail(0))
+        assert error.value.head == last.seq
 
 
 @pytest.mark.gen_test
@@ -266,3 +461,135 @@ async def test_another_kind_of_database_is_refused_by_name(tmp_path: Path) -> No
             path.write_bytes(content)
         with pytest.raises(StateError, match=str(path)):
             await SqliteEventLog(path).open()
+
+
+@asynccontextmanager
+async def two_processes(
+    path: Path, retention: Retention
+) -> AsyncIterator[tuple[SqliteEventLog, SqliteEventLog]]:
+    """Open a file twice."""
+    async with (
+        opened(SqliteEventLog(path, retention)) as one,
+        opened(SqliteEventLog(path, retention)) as other,
+    ):
+        assert isinstance(one, SqliteEventLog)
+        assert isinstance(other, SqliteEventLog)
+        yield one, other
+
+
+@pytest.mark.gen_test
+async def test_a_position_ahead_of_what_a_process_knows_is_looked_up_in_the_log(tmp_path: Path) -> None:
+    async with two_processes(tmp_path / "e.db", Retention()) as (one, other):
+        await one.append([new(A)])
+        position = (await other.append([new(A), new(B)]))[0]
+        assert one.head.seq == 1  # as far as it knows
+        assert await one.lost([A, B], position) == {}
+        assert one.head.seq == 3
+        ahead = EventId(position.epoch, 4)
+        assert await one.lost([A, B], ahead) == {A: "position_ahead", B: "position_ahead"}
+
+
+@pytest.mark.gen_test
+async def test_what_another_process_trims_is_lost_here_too(tmp_path: Path) -> None:
+    async with two_processes(tmp_path / "e.db", Retention(size=4)) as (one, other):
+        (first,) = await one.append([new(A)])
+        last = (await other.append([new(A)] * 8))[-1]
+        assert await one.lost([A], last) == {}
+        await other.append([new(A)] * 4)
+        assert await one.lost([A], first) == {A: "history_trimmed"}
+        assert await one.lost([A], last) == {}
+        assert await one.published(A) == (13, 13)
+
+
+@pytest.mark.gen_test
+async def test_what_is_read_is_not_limited_to_what_this_process_remembers(tmp_path: Path) -> None:
+    async with two_processes(tmp_path / "e.db", Retention()) as (one, other):
+        await other.append([new(A), new(B)])
+        assert one.head.seq == 0
+        assert [event.seq for event in (await one.replay([A, B], 0, 99, 99)).events] == [1, 2]
+        assert [event.seq for event in await one.latest(B, 9)] == [2]
+
+
+@pytest.mark.gen_test
+async def test_two_processes_keep_exactly_the_size_of_a_channel(tmp_path: Path) -> None:
+    async with two_processes(tmp_path / "e.db", Retention(size=6)) as (one, other):
+        for n in range(20):
+            await (one, other)[n % 2].append([new(A)] * (1 + n % 3))
+        last = one.head.seq if one.head.seq > other.head.seq else other.head.seq
+        for log in (one, other):
+            page = await log.replay([A], 0, last, 99)
+            assert [event.seq for event in page.events] == list(range(last - 5, last + 1))
+            assert await log.published(A) == (last, last)
+
+
+@pytest.mark.gen_test
+async def test_events_of_another_process_are_followed_without_an_append_of_one_s_own(tmp_path: Path) -> None:
+    async with two_processes(tmp_path / "e.db", Retention()) as (one, other):
+        async with aclosing(one.tail(0)) as tail:
+            for n in range(1, 6):
+                await other.append([new(A)])
+                assert await take(tail, n) == [n]
+        assert one.head.seq == 5
+
+
+@pytest.mark.gen_test
+async def test_a_process_that_is_alone_reads_nothing_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(SqliteEventLog(tmp_path / "e.db")) as log:
+        await log.append([new(A)])
+        async with aclosing(log.tail(1)) as tail:
+            monkeypatch.delattr(SqliteEventLog, "_read")  # from here on to read fails
+            coming = asyncio.create_task(anext(tail))
+            await asyncio.sleep(0)
+            for n in range(2, 50):
+                await log.append([new(A)])
+                assert [event.seq for event in await asyncio.wait_for(coming, 20)] == [n]
+                coming = asyncio.create_task(anext(tail))
+                await asyncio.sleep(0)
+            assert await log.lost([A], EventId(log.head.epoch, 1)) == {}
+            assert await log.replay([A], 49, 49, 9) == ([], False, False)
+            coming.cancel()
+            await asyncio.wait([coming])
+
+
+@pytest.mark.gen_test(timeout=60)
+@pytest.mark.parametrize("killed", [False, True])
+async def test_events_of_another_process_come_once_and_in_order_among_one_s_own(
+    tmp_path: Path, killed: bool
+) -> None:
+    async with opened(SqliteEventLog(tmp_path / "e.db")) as log:
+        mine = [(await log.append([new(A)]))[0].seq]
+        appender = Appender(tmp_path / "e.db", "b", 0.001)
+        try:
+            async with aclosing(log.tail(0)) as tail:
+                seen = []
+                while len(appender.ids) < 100:
+                    mine += [id.seq for id in await log.append([new(A), new(A)])]
+                    seen += await anext(tail)
+                if killed:
+                    appender.kill()
+                else:
+                    await asyncio.to_thread(appender.stop)
+                (last,) = await log.append([new(A)])
+                while seen[-1].seq < last.seq:
+                    seen += await anext(tail)
+        finally:
+            appender.kill()
+        assert [event.seq for event in seen] == list(range(1, last.seq + 1))
+        assert [event.seq for event in seen if event.channel == A] == [*mine, last.seq]
+        theirs = [event.seq for event in seen if event.channel == B]
+        acknowledged = [int(id.rpartition("-")[2]) for id in appender.ids]
+        assert theirs[: len(acknowledged)] == acknowledged
+        assert len(theirs) <= len(acknowledged) + killed
+
+
+@pytest.mark.gen_test
+async def test_processes_that_make_a_log_at_once_agree_on_its_epoch(tmp_path: Path) -> None:
+    for round in range(10):
+        one, other = (SqliteEventLog(tmp_path / f"{round}.db") for _ in range(2))
+        await one.open()
+        await other.open()
+        assert one.head.epoch == other.head.epoch
+        await one.close()
+        await other.close()

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import random
+import re
 import resource
 import socket
 import struct
@@ -376,7 +377,7 @@ async def test_many_empty_lines_are_read_over_in_little_time() -> None:
         begun = time.thread_time()
         client.send(b"\r\n" * 2_000_000 + GET)
         assert (await client.response()).json() == echo()
-        assert time.thread_time() - begun < 5  # one at a time, it takes longer than the client waits
+        assert time.thread_time() - begun < 2  # longer if each costs a copy of the rest
 
 
 @pytest.mark.gen_test
@@ -779,6 +780,9 @@ def with_header(line: bytes, request: bytes = GET) -> bytes:
 
 MALFORMED = {
     "no spaces": b"GET\r\n\r\n",
+    "empty lines in LF first": b"\n" + GET,
+    "empty lines in CR LF and LF first": b"\r\n\n" + GET,
+    "empty lines in CR first": b"\r\n\r\r\n" + GET,
     "no version": GET.replace(b" HTTP/1.1", b""),
     "another version": GET.replace(b"1.1", b"1.2"),
     "HTTP/2": GET.replace(b"1.1", b"2.0"),
@@ -1010,6 +1014,47 @@ async def test_the_answer_is_that_of_tornados_own_server(sent: bytes) -> None:
     tornados.stop()
     await tornados.close_all_connections()
     assert answers[0] == answers[1]
+
+
+@pytest.mark.gen_test(timeout=60)
+async def test_whatever_is_changed_in_requests_is_answered_or_refused_and_no_error_of_ours() -> None:
+    chance = random.Random(9112)
+    requests = [
+        *PIPELINE,
+        HEAD,
+        with_header(b"Connection: close"),
+        with_header(b"Expect: 100-continue", POST),
+    ]
+    pieces = [
+        b"\r\n",
+        b"\n",
+        b"\r",
+        b" ",
+        b":",
+        b"\0",
+        b"0\r\n\r\n",
+        b"Content-Length: 1\r\n",
+        b"chunked",
+        b"\xff",
+        b"9",
+    ]
+    async with serving() as (server, port):
+        for _ in range(400):
+            sent = bytearray(b"".join(chance.choices(requests, k=chance.randint(1, 3))))
+            for _ in range(chance.randint(1, 3)):
+                at = chance.randrange(len(sent))
+                sent[at : at + chance.choice([0, 0, 1, 2])] = chance.choice(pieces)
+            async with connected(port) as client:
+                cut = chance.randrange(len(sent))
+                client.send(bytes(sent[:cut]))
+                await asyncio.sleep(0)
+                client.send(bytes(sent[cut:]))
+                client.writer.write_eof()
+                answer = await asyncio.wait_for(client.reader.read(), 5)
+            statuses = set(re.findall(rb"(?:^|[}\n])HTTP/1\.1 ([0-9]+) ", answer))
+            assert statuses <= {b"100", b"200", b"400", b"404", b"405", b"413"}, (bytes(sent), answer)
+        await until(lambda: not list(server.idle()))
+        assert server.under_way == (0, 0)
 
 
 # -- the last response is read ----------------------------------------------------------------------------------

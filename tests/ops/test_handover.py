@@ -1,4 +1,4 @@
-"""A restart that no client notices, under a real systemd: with a stand-in, and cold, as where there can be none."""
+"""A restart that no client notices, under a real systemd: with a standby, and cold, as where there can be none."""
 
 from __future__ import annotations
 

@@ -15,21 +15,21 @@ from tests.support.service import Service
 from tests.support.systemd_manager import Manager
 from tests.support.waiting import until
 
-DIE_HOLDING = """
-import sse_app.handover.sender as giving
-hold = giving.Giving.hold
+DIE_PAUSING = """
+from sse_app.handover.sender import HandoverSender
+pause = HandoverSender.pause
 async def die(self):
     if os.path.exists({flag!r}):
         os.remove({flag!r})
         os.kill(os.getpid(), 9)
-    await hold(self)
-giving.Giving.hold = die
+    await pause(self)
+HandoverSender.pause = die
 """
 
 
 def test_a_process_that_dies_amid_a_handover_leaves_nothing_half_said(cold: Service, tmp_path: Path) -> None:
     flag = tmp_path / "die"
-    cold.inject(DIE_HOLDING.format(flag=str(flag)))
+    cold.inject(DIE_PAUSING.format(flag=str(flag)))
     cold.restart()
     clients = cold.fleet.open(50, cold.stream_path())
     publisher = cold.publisher()

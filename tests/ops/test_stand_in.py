@@ -1,4 +1,4 @@
-"""A stand-in serves while a restarted server loads: what becomes of its streams when something goes wrong."""
+"""A standby serves while a restarted server loads: what becomes of its streams when something goes wrong."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ if left and 'SSE_APP_SUCCESSOR' not in os.environ:
 
 
 def restart(service: Service) -> None:
-    """Ask for a restart, and come back when the stand-in serves."""
+    """Ask for a restart, and come back when the standby serves."""
     before = len(service.logged("standing_in"))
     service.manager.systemctl("restart", "--no-block", "sse-app.service")
     service.wait_for_log("standing_in", before + 1)
 
 
-def stand_in(service: Service) -> int:
-    """Return the process id of the last stand-in."""
+def standby(service: Service) -> int:
+    """Return the process id of the last standby."""
     return int(str(service.logged("standing_in")[-1]["pid"]))
 
 
 def test_it_is_gone_when_the_restart_is_over(service: Service) -> None:
     service.fleet.open(STREAMS, service.stream_path())
     service.restart()
-    until(lambda: not Path(f"/proc/{stand_in(service)}").exists(), "the stand-in has gone")
+    until(lambda: not Path(f"/proc/{standby(service)}").exists(), "the stand-in has gone")
     assert len(service.logged("standing_in")) == 1
     assert not (service.manager.state_dir / "stand-in").exists()
 
@@ -80,7 +80,7 @@ def test_it_serves_on_while_the_next_process_cannot_start(service: Service) -> N
 
 
 def test_nobody_takes_over_and_it_ends_its_streams(service: Service) -> None:
-    service.inject("import sse_app.handover.standby as stand_in\nstand_in.PATIENCE = 1.0")
+    service.inject("from sse_app.handover import standby\nstandby.TAKEOVER_DEADLINE = 1.0")
     service.restart()
     clients = service.fleet.open(STREAMS, service.stream_path())
     service.configure("bad", "ExecStartPre=/bin/false")
@@ -90,7 +90,7 @@ def test_nobody_takes_over_and_it_ends_its_streams(service: Service) -> None:
     for client in clients:
         assert client.ended == "end of file"
         assert b'event: closing\ndata: {"reason":"shutdown"' in client.body()
-    until(lambda: not Path(f"/proc/{stand_in(service)}").exists(), "the stand-in has gone")
+    until(lambda: not Path(f"/proc/{standby(service)}").exists(), "the stand-in has gone")
     service.configure("bad", "")
     service.wait_for_log("listening", 3)
     service.fleet.open(STREAMS, service.stream_path())
@@ -102,7 +102,7 @@ def test_it_is_killed_and_nothing_acknowledged_is_lost(service: Service) -> None
     service.configure("late", "ExecStartPre=/bin/sleep 1")
     restart(service)
     ids += service.publish(20)
-    os.kill(stand_in(service), signal.SIGKILL)
+    os.kill(standby(service), signal.SIGKILL)
     until(lambda: all(client.ended for client in clients), "the streams have ended")
     service.wait_for_log("listening", 2)
     (back,) = service.fleet.open(1, f"{service.stream_path()}&last_event_id={ids[4]}")
@@ -119,7 +119,7 @@ def test_a_stop_in_the_middle_of_a_restart_ends_the_streams(service: Service) ->
     service.manager.systemctl("stop", "sse-app.service", "sse-app.socket")
     until(lambda: all(client.ended for client in clients), "the streams have ended")
     assert {client.ended for client in clients} == {"end of file"}
-    until(lambda: not Path(f"/proc/{stand_in(service)}").exists(), "the stand-in has gone", seconds=10)
+    until(lambda: not Path(f"/proc/{standby(service)}").exists(), "the stand-in has gone", seconds=10)
 
 
 def test_a_successor_that_cannot_be_started_leaves_the_cold_way(service: Service) -> None:
@@ -143,8 +143,9 @@ def test_a_successor_that_cannot_be_started_leaves_the_cold_way(service: Service
 
 def test_one_that_hangs_is_given_up(service: Service) -> None:
     service.inject(
-        "import sse_app.handover.standby as stand_in, time\n"
-        "stand_in.START_TIMEOUT = 1.0\n"
+        "import time\n"
+        "from sse_app.handover import standby\n"
+        "standby.START_TIMEOUT = 1.0\n"
         "if 'SSE_APP_STAND_IN' in os.environ:\n"
         "    time.sleep(60)"
     )

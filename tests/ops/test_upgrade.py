@@ -48,15 +48,15 @@ if point == 'started':
 elif point == 'adopted':
     sys.addaudithook(at_adoption)
 elif point:
-    from sse_app.handover.protocol import Conversation
-    say = Conversation.say
-    def say_and_die(self, word):
+    from sse_app.handover.protocol import ControlChannel
+    send = ControlChannel.send
+    def send_and_die(self, word):
         if word == point == 'serving':
             self._socket.shutdown(0)  # it hears nothing more: so much is sure when it is told to go
-        say(self, word)
+        send(self, word)
         if word == point:
             die()
-    Conversation.say = say_and_die
+    ControlChannel.send = send_and_die
 """
 
 

@@ -181,7 +181,7 @@ def service(start_service: Callable[..., Service]) -> Service:
 
 @pytest.fixture
 def cold(start_service: Callable[..., Service]) -> Service:
-    """The server as a unit that lets no stand-in live."""
+    """The server as a unit that lets no standby live."""
     service = start_service()
     service.configure("cold", "KillMode=mixed")
     return service

@@ -18,15 +18,15 @@ from sse_app.handover.message import (
     FORMAT,
     IDLE,
     STREAM,
-    Envelope,
-    Parcel,
+    Message,
+    PassedDescriptor,
     State,
     StreamState,
     UnreadableState,
     decode,
     encode,
 )
-from sse_app.handover.reassembly import Whole
+from sse_app.handover.reassembly import Reassembly
 from sse_app.streams.stream import Replay, Subscriber
 
 SEQ = st.integers(0, 2**53)
@@ -40,25 +40,27 @@ CHANNELS = st.lists(
     unique=True,
 ).map(tuple)
 LEASE = st.builds(Lease, TEXT, TEXT, TEXT, TIME, TIME)
-LISTENER = st.builds(Subscriber, TEXT, LEASE, TEXT, st.lists(LEASE, max_size=2).map(tuple))
+SUBSCRIBER = st.builds(Subscriber, TEXT, LEASE, TEXT, st.lists(LEASE, max_size=2).map(tuple))
 REPLAY = st.none() | st.builds(Replay, SEQ, st.just(()) | CHANNELS, SEQ)
 PLACE = st.integers(-1, 5)
 FRAMING = st.sampled_from(sorted(FRAMINGS))
-STREAM_PARCEL = st.builds(Parcel, st.just(STREAM), FRAMING, st.just(b"") | DATA, PLACE)
-OTHER_PARCEL = st.builds(Parcel, st.sampled_from([IDLE, "listening", "lock"]), st.just(""), DATA, st.just(-1))
+PASSED_STREAM = st.builds(PassedDescriptor, st.just(STREAM), FRAMING, st.just(b"") | DATA, PLACE)
+PASSED_OTHER = st.builds(
+    PassedDescriptor, st.sampled_from([IDLE, "listening", "lock"]), st.just(""), DATA, st.just(-1)
+)
 CHANNELS_TABLE = st.lists(CHANNELS, min_size=1, max_size=4)
 
 
 def stream_states(channels: int) -> st.SearchStrategy[StreamState]:
-    return st.builds(StreamState, SEQ, LISTENER, st.integers(0, channels - 1), TIME, SEQ, REPLAY)
+    return st.builds(StreamState, SEQ, SUBSCRIBER, st.integers(0, channels - 1), TIME, SEQ, REPLAY)
 
 
 @st.composite
 def states(draw: st.DrawFn) -> State:
     channels = draw(CHANNELS_TABLE)
     streams = draw(st.lists(stream_states(len(channels)), max_size=5))
-    parcels = [draw(STREAM_PARCEL) for _ in streams] + draw(st.lists(OTHER_PARCEL, max_size=4))
-    return State(draw(TEXT), draw(SEQ), channels, streams, parcels, draw(st.lists(SEQ, max_size=4)))
+    passed = [draw(PASSED_STREAM) for _ in streams] + draw(st.lists(PASSED_OTHER, max_size=4))
+    return State(draw(TEXT), draw(SEQ), channels, streams, passed, draw(st.lists(SEQ, max_size=4)))
 
 
 class Parts(NamedTuple):
@@ -74,7 +76,11 @@ def parts(draw: st.DrawFn) -> Parts:
     channels = draw(CHANNELS_TABLE)
     streams = draw(st.lists(stream_states(len(channels)), max_size=6))
     copied = State(
-        draw(TEXT), draw(SEQ), channels, streams, [Parcel(STREAM, draw(FRAMING), b"") for _ in streams]
+        draw(TEXT),
+        draw(SEQ),
+        channels,
+        streams,
+        [PassedDescriptor(STREAM, draw(FRAMING), b"") for _ in streams],
     )
     fates = [draw(st.sampled_from(["unchanged", "gone", "changed"])) for _ in streams]
 
@@ -83,25 +89,25 @@ def parts(draw: st.DrawFn) -> Parts:
 
     told = draw(st.permutations([*places("changed"), *[-1] * draw(st.integers(0, 3))]))
     later = draw(CHANNELS_TABLE)
-    parcels = [draw(STREAM_PARCEL)._replace(place=place) for place in told]
+    passed = [draw(PASSED_STREAM)._replace(place=place) for place in told]
     rest = State(
         draw(TEXT),
         draw(SEQ),
         later,
         [draw(stream_states(len(later))) for _ in told],
-        parcels + draw(st.lists(OTHER_PARCEL, max_size=3)),
+        passed + draw(st.lists(PASSED_OTHER, max_size=3)),
         draw(st.permutations(places("gone"))),
     )
     return Parts(copied, rest, places("unchanged"))
 
 
-def carried(state: State) -> Envelope:
+def carried(state: State) -> Message:
     return decode(encode(state))
 
 
 def sockets(state: State, first: int) -> list[int]:
-    """Return made-up descriptors for those parcels of a state that come with one."""
-    return [first + number for number in range(sum(parcel.place < 0 for parcel in state.parcels))]
+    """Return made-up descriptors for those passed of a state that come with one."""
+    return [first + number for number in range(sum(one.place < 0 for one in state.passed))]
 
 
 def spelt_out(state: State) -> list[tuple[object, ...]]:
@@ -114,45 +120,45 @@ def spelt_out(state: State) -> list[tuple[object, ...]]:
 
 @given(states())
 def test_a_state_comes_back_as_it_was(state: State) -> None:
-    assert carried(state).open() == state
+    assert carried(state).state() == state
 
 
 @given(parts())
 def test_streams_that_were_copied_and_what_has_changed_since_are_one_whole(parts: Parts) -> None:
     copied, rest, unchanged = parts
     first, second = sockets(copied, 100), sockets(rest, 200)
-    whole = Whole([(carried(copied), first), (carried(rest), second)])
+    whole = Reassembly([(carried(copied), first), (carried(rest), second)])
 
     arrived = iter(second)
     assert whole.descriptors == [first[place] for place in unchanged] + [
-        next(arrived) if parcel.place < 0 else first[parcel.place] for parcel in rest.parcels
+        next(arrived) if one.place < 0 else first[one.place] for one in rest.passed
     ]
     assert whole.ended == [first[place] for place in rest.gone]
     assert sorted(whole.descriptors + whole.ended) == first + second
 
-    parcels = [copied.parcels[place] for place in unchanged]
-    parcels += [parcel._replace(place=-1) for parcel in rest.parcels]
-    assert whole.parcels == parcels
-    state = whole.open()
-    assert (state.epoch, state.head, state.parcels, state.gone) == (rest.epoch, rest.head, parcels, ())
+    passed = [copied.passed[place] for place in unchanged]
+    passed += [one._replace(place=-1) for one in rest.passed]
+    assert whole.passed == passed
+    state = whole.state()
+    assert (state.epoch, state.head, state.passed, state.gone) == (rest.epoch, rest.head, passed, ())
     before = spelt_out(copied)
     assert spelt_out(state) == [before[place] for place in unchanged] + spelt_out(rest)
 
 
 @given(states())
 def test_a_handover_in_one_part_is_whole_as_it_is(state: State) -> None:
-    alone = state._replace(parcels=[parcel._replace(place=-1) for parcel in state.parcels], gone=[])
-    whole = Whole([(carried(alone), sockets(alone, 100))])
-    assert (whole.open(), whole.parcels, whole.ended) == (alone, alone.parcels, [])
+    alone = state._replace(passed=[one._replace(place=-1) for one in state.passed], gone=[])
+    whole = Reassembly([(carried(alone), sockets(alone, 100))])
+    assert (whole.state(), whole.passed, whole.ended) == (alone, alone.passed, [])
     assert whole.descriptors == sockets(alone, 100)
 
 
 def of_another_format(text: bytes, format: int, body: bytes) -> bytes:
-    """Return a text with another state behind its envelope."""
+    """Return a text with another state behind its header."""
     head, _, rest = text.partition(b"\n")
-    envelope = json.loads(head)
-    data = rest[envelope["bytes"] :]
-    return json.dumps(envelope | {"format": format, "bytes": len(body)}).encode() + b"\n" + body + data
+    header = json.loads(head)
+    data = rest[header["bytes"] :]
+    return json.dumps(header | {"format": format, "bytes": len(body)}).encode() + b"\n" + body + data
 
 
 @given(
@@ -173,41 +179,41 @@ def test_whose_connections_they_are_can_be_told_whatever_the_format(
         )
     ]
     for readable, foreign in (
-        (Whole(mine), Whole(theirs)),
-        (Whole(mine), Whole([mine[0], theirs[1]])),
-        (Whole(mine), Whole([theirs[0], mine[1]])),
+        (Reassembly(mine), Reassembly(theirs)),
+        (Reassembly(mine), Reassembly([mine[0], theirs[1]])),
+        (Reassembly(mine), Reassembly([theirs[0], mine[1]])),
     ):
-        assert foreign.parcels == readable.parcels
+        assert foreign.passed == readable.passed
         assert foreign.descriptors == readable.descriptors
         assert foreign.ended == readable.ended
         with pytest.raises(UnreadableState, match="is of format"):
-            foreign.open()
+            foreign.state()
 
 
 def test_a_framing_of_another_version_leaves_the_other_connections_known() -> None:
-    parcels = [Parcel(STREAM, "gzip", b"12"), Parcel(STREAM, CHUNKED.name, b"3")]
-    envelope = carried(a_state(-1, -1)._replace(parcels=parcels))
-    assert envelope.parcels == parcels
+    passed = [PassedDescriptor(STREAM, "gzip", b"12"), PassedDescriptor(STREAM, CHUNKED.name, b"3")]
+    message = carried(a_state(-1, -1)._replace(passed=passed))
+    assert message.passed == passed
 
 
 def test_an_envelope_of_format_2_says_whether_bodies_are_chunked() -> None:
     head = {"format": 2, "bytes": 4, "parcels": [["stream", True, 2, -1, 2], ["stream", False, 1, -1, 1]]}
-    envelope = decode(json.dumps(head | {"gone": []}).encode() + b"\nbody" + b"11223")
-    assert envelope.parcels == [
-        Parcel(STREAM, CHUNKED.name, b"11"),
-        Parcel(STREAM, CHUNKED.name, b"22"),
-        Parcel(STREAM, UNFRAMED.name, b"3"),
+    message = decode(json.dumps(head | {"gone": []}).encode() + b"\nbody" + b"11223")
+    assert message.passed == [
+        PassedDescriptor(STREAM, CHUNKED.name, b"11"),
+        PassedDescriptor(STREAM, CHUNKED.name, b"22"),
+        PassedDescriptor(STREAM, UNFRAMED.name, b"3"),
     ]
     with pytest.raises(UnreadableState, match="is of format 2"):
-        envelope.open()
+        message.state()
 
 
 @given(states(), DATA)
 def test_a_body_that_is_none_is_refused_and_the_parcels_are_known(state: State, body: bytes) -> None:
-    envelope = decode(of_another_format(encode(state), FORMAT, body))
-    assert envelope.parcels == state.parcels
+    message = decode(of_another_format(encode(state), FORMAT, body))
+    assert message.passed == state.passed
     with pytest.raises(UnreadableState, match="is broken"):
-        envelope.open()
+        message.state()
 
 
 @given(states(), st.data())
@@ -229,7 +235,7 @@ def test_a_text_with_other_bytes_in_it_is_read_or_refused(state: State, data: st
     for _ in range(data.draw(st.integers(1, 3))):
         text[data.draw(st.integers(0, len(text) - 1))] = data.draw(st.integers(0, 255))
     with suppress(UnreadableState):
-        decode(bytes(text)).open()
+        decode(bytes(text)).state()
 
 
 @given(st.binary(max_size=200))
@@ -239,11 +245,11 @@ def test_bytes_that_are_no_text_are_refused(text: bytes) -> None:
 
 
 def a_state(*places: int, gone: Sequence[int] = ()) -> State:
-    """Return a state with a stream for each of its parcels' places."""
+    """Return a state with a stream for each of its passed' places."""
     subscriber = Subscriber("c", Lease("s", "i", "t", 0, 2e9), "x")
     stream = StreamState(1, subscriber, 0, 0.0, 1000, None)
-    parcels = [Parcel(STREAM, CHUNKED.name, b"", place) for place in places]
-    return State("e", 1, [(ChannelName("a"),)], [stream] * len(places), parcels, gone)
+    passed = [PassedDescriptor(STREAM, CHUNKED.name, b"", place) for place in places]
+    return State("e", 1, [(ChannelName("a"),)], [stream] * len(places), passed, gone)
 
 
 @pytest.mark.parametrize(
@@ -261,24 +267,24 @@ def a_state(*places: int, gone: Sequence[int] = ()) -> State:
 )
 def test_parts_that_do_not_go_together_are_refused(rest: State, arrived: list[int]) -> None:
     with pytest.raises(UnreadableState, match="missing"):
-        Whole([(carried(a_state(-1, -1)), [100, 101]), (carried(rest), arrived)])
+        Reassembly([(carried(a_state(-1, -1)), [100, 101]), (carried(rest), arrived)])
 
 
 @pytest.mark.parametrize("first", [[100], [100, 101, 102]])
 def test_copied_streams_and_their_sockets_must_be_as_many(first: list[int]) -> None:
     with pytest.raises(UnreadableState, match="sockets are missing"):
-        Whole([(carried(a_state(-1, -1)), first), (carried(a_state()), [])])
+        Reassembly([(carried(a_state(-1, -1)), first), (carried(a_state()), [])])
 
 
 def test_sockets_that_belong_to_no_connection_are_refused() -> None:
     with pytest.raises(UnreadableState, match="more sockets"):
-        Whole([(carried(a_state(-1)), [100, 101])])
+        Reassembly([(carried(a_state(-1)), [100, 101])])
 
 
 def test_a_part_that_refers_to_another_is_nothing_without_it() -> None:
     for rest in (a_state(0), a_state(gone=[0])):
         with pytest.raises(UnreadableState, match="missing"):
-            Whole([(carried(rest), [])])
+            Reassembly([(carried(rest), [])])
 
 
 @pytest.mark.parametrize(
@@ -286,14 +292,15 @@ def test_a_part_that_refers_to_another_is_nothing_without_it() -> None:
     [
         pytest.param(a_state(-1)._replace(channels=[]), id="channels are missing"),
         pytest.param(a_state(-1)._replace(channels=[(ChannelName("NO"),)]), id="a channel has no name"),
-        pytest.param(a_state(-1)._replace(parcels=[]), id="more streams than parcels"),
-        pytest.param(a_state(-1)._replace(streams=[]), id="more parcels than streams"),
-        pytest.param(a_state(-1)._replace(parcels=[Parcel(IDLE, "", b"")]), id="a stream is none"),
+        pytest.param(a_state(-1)._replace(passed=[]), id="more streams than passed"),
+        pytest.param(a_state(-1)._replace(streams=[]), id="more passed than streams"),
+        pytest.param(a_state(-1)._replace(passed=[PassedDescriptor(IDLE, "", b"")]), id="a stream is none"),
         pytest.param(
-            a_state(-1)._replace(parcels=[Parcel(STREAM, "gzip", b"")]), id="a framing of another version"
+            a_state(-1)._replace(passed=[PassedDescriptor(STREAM, "gzip", b"")]),
+            id="a framing of another version",
         ),
     ],
 )
 def test_a_state_whose_pieces_do_not_agree_is_refused(broken: State) -> None:
     with pytest.raises(UnreadableState, match="is broken"):
-        carried(broken).open()
+        carried(broken).state()

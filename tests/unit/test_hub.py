@@ -8,14 +8,17 @@ import random
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 
 from sse_app.auth.tokens.claims import Lease
 from sse_app.core.channels import ChannelName
-from sse_app.core.events import NewEvent
+from sse_app.core.events import EventId, NewEvent
 from sse_app.core.framing import UNFRAMED
+from sse_app.eventlog.base import Retention
 from sse_app.eventlog.memory import MemoryEventLog
+from sse_app.eventlog.sqlite.log import SqliteEventLog
 from sse_app.settings.model import Keepalive as KeepaliveSettings
 from sse_app.streams import hub as hub_module
 from sse_app.streams.connection import StreamConnection
@@ -248,3 +251,185 @@ async def test_streams_that_end_leave_nothing_behind_not_even_for_the_garbage_co
             assert sum(isinstance(thing, Stream | StreamConnection) for thing in gc.get_objects()) == 0
         finally:
             gc.enable()
+
+
+@asynccontextmanager
+async def process(path: Path) -> AsyncIterator[Hub]:
+    """One of several processes on one log: a log of its own on the file, and a hub that does not follow it yet."""
+    log = SqliteEventLog(path)
+    await log.open()
+    hub = Hub(log, backlog_limit=1 << 20, retry=1000)
+    try:
+        yield hub
+    finally:
+        hub.end_all("shutdown")
+        await asyncio.wait_for(hub.close(), 5)
+        await log.close()
+
+
+def e(channel: ChannelName) -> NewEvent:
+    return NewEvent(channel, "e", b"{}")
+
+
+@pytest.mark.gen_test
+async def test_a_paused_hub_sends_nothing_that_others_append_until_it_goes_on(tmp_path: Path) -> None:
+    async with process(tmp_path / "e.db") as hub, process(tmp_path / "e.db") as other:
+        hub.begin()
+        client = Client(hub, (A, B))
+        await asyncio.sleep(0)
+        await other.eventlog.append([e(A)])
+        await hub.eventlog.append([e(B)])
+        await hub.reached(2)
+        position = await hub.pause()
+        assert position.seq == 2
+        for _ in range(3):
+            await other.eventlog.append([e(A)])
+            await hub.eventlog.append([e(B)])
+        await hub.eventlog.lost([], (await other.eventlog.append([e(A)]))[0])  # it knows of them
+        assert hub.eventlog.head.seq == 9
+        await asyncio.sleep(0.3)
+        client.read()
+        assert client.numbers() == [1, 2]
+        assert hub.head == position
+        hub.resume()
+
+        def complete() -> bool:
+            client.read()
+            return len(client.numbers()) >= 9
+
+        await until_async(complete, "all events have come")
+        await hub.settled()
+        client.read()
+        assert client.numbers() == list(range(1, 10))
+        client.leave()
+
+
+@pytest.mark.gen_test
+async def test_the_next_process_begins_where_the_hub_was_paused_whatever_others_have_appended(
+    tmp_path: Path,
+) -> None:
+    async with process(tmp_path / "e.db") as before, process(tmp_path / "e.db") as other:
+        appending = True
+
+        async def append() -> None:
+            while appending:
+                await other.eventlog.append([e(A)])
+
+        appends = asyncio.create_task(append())
+        before.begin()
+        old = Client(before, (A,))
+        await before.reached(20)
+        position = await before.pause()
+        old.read()
+        assert old.numbers() == list(range(1, position.seq + 1))
+        await until_async(lambda: other.eventlog.head.seq > position.seq + 10, "others have appended more")
+        async with process(tmp_path / "e.db") as successor:
+            new = Client(successor, (A,))
+            new.start = position.seq
+            successor.begin(position)
+            await successor.reached(position.seq + 20)
+            appending = False
+            await appends
+            (last,) = await other.eventlog.append([e(A)])
+            await successor.reached(last.seq)
+            await successor.settled()
+            new.read()
+            old.read()
+            assert new.numbers() == list(range(position.seq + 1, last.seq + 1))
+            assert old.numbers() == list(range(1, position.seq + 1))
+            new.leave()
+        old.leave()
+
+
+@pytest.mark.gen_test
+async def test_a_pause_lets_the_fan_out_under_way_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_module, "FANOUT_SLICE", 10)
+    async with opened() as (hub, publish):
+        clients = [Client(hub, (A,)) for _ in range(100)]
+        await asyncio.sleep(0.01)
+        await publish(A)
+        await hub.reached(1)
+        await publish(A)
+        position = await hub.pause()
+        assert position.seq == 1
+        for client in clients:
+            client.read()
+            assert client.numbers() == [1]
+        hub.resume()
+        await hub.reached(2)
+        await hub.settled()
+        for client in clients:
+            client.read()
+            assert client.numbers() == [1, 2]
+            client.leave()
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.gen_test(timeout=60)
+async def test_pauses_at_any_time_lose_and_repeat_nothing(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_module, "FANOUT_SLICE", 3)
+    chance = random.Random(seed)
+    async with opened() as (hub, publish):
+        clients = [Client(hub, (A, B)) for _ in range(10)]
+        published = 0
+        for _ in range(200):
+            await publish(*chance.choices([A, B], k=3))
+            published += 3
+            for _ in range(chance.randrange(5)):
+                await asyncio.sleep(0)
+            if chance.random() < 0.5:
+                position = await hub.pause()
+                for client in clients:
+                    client.read()
+                    assert client.numbers() == list(range(1, position.seq + 1))
+                hub.resume()
+        await hub.reached(published)
+        await hub.settled()
+        for client in clients:
+            client.read()
+            assert client.numbers() == list(range(1, published + 1))
+            client.leave()
+
+
+@pytest.mark.gen_test
+async def test_a_hub_begins_at_the_head_where_the_log_does_not_go_on_from_a_position(tmp_path: Path) -> None:
+    async with process(tmp_path / "e.db") as hub:
+        (head,) = await hub.eventlog.append([e(A)])
+        for position in (EventId("other", 0), EventId(head.epoch, 2)):
+            assert not hub.continues(position)
+            hub.begin(position)
+            assert hub.head == head
+            await hub.pause()
+
+
+@pytest.mark.expects_logs("events_trimmed")
+@pytest.mark.gen_test
+async def test_streams_end_where_events_were_trimmed_before_the_hub_had_read_them() -> None:
+    log = MemoryEventLog(Retention(size=5))
+    hub = Hub(log, backlog_limit=1 << 20, retry=1000)
+    hub.begin()
+    client = Client(hub, (A,))
+    await asyncio.sleep(0)
+    await hub.pause()
+    await log.append([e(A)] * 20)
+    hub.resume()
+
+    def ended() -> bool:
+        client.read()
+        return client.eof
+
+    await until_async(ended, "the stream has ended")
+    assert client.numbers() == []
+    assert [event.type for event in client.received] == ["closing"]
+    assert '"unavailable"' in client.received[0].data
+    assert hub.head.seq == 20
+    later = Client(hub, (A,))
+    await log.append([e(A)])
+    await hub.reached(21)
+    await hub.settled()
+    later.read()
+    assert later.numbers() == [21]
+    for one in (client, later):
+        one.leave()
+    await hub.close()
+    await log.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from heapq import merge
 from pathlib import Path
@@ -13,13 +13,16 @@ from typing import Literal, TypeVar
 from sse_app.core.channels import ChannelName
 from sse_app.core.errors import EventLogUnavailable
 from sse_app.core.events import Event, EventId, NewEvent
-from sse_app.eventlog.base import EventLog, IdempotencyKey, Page, Retention, first_page
+from sse_app.eventlog.base import EventLog, IdempotencyKey, Page, Retention, first_page, without_holes
 from sse_app.eventlog.sqlite.schema import ChannelState
-from sse_app.eventlog.sqlite.writer import Commit, SqliteWriter
+from sse_app.eventlog.sqlite.writer import Commit, Growth, Report, SqliteWriter
 from sse_app.eventlog.tail import Tails
 from sse_app.storage.sqlite import connect
 
 MAX_SEQ = 2**63 - 1
+
+TAIL_EVENTS = 500
+"""How many events the tail reads at a time."""
 
 T = TypeVar("T")
 
@@ -27,21 +30,26 @@ T = TypeVar("T")
 class SqliteEventLog(EventLog):
     """Keeps events in a SQLite file; an append is durable (``synchronous=FULL``) before its ids are returned.
 
-    The writer thread owns the truth; what the event loop knows of it (`head`, each channel's state) is what
-    has been committed and reported, so nobody is told of an event that a crash could still take back.
+    What the event loop knows of the log (`head`, each channel's state) is what the writer thread has reported
+    after it was committed, so no client is told of an event that a crash could still take back.
+
+    Other processes may append to the same file. What they commit is noticed at once where this process appends
+    too, and else within a fraction of a second; the tail then reads it from the file.
 
     Args:
-        path: the database file.
+        path: the database file; it may be opened several times in a process only by objects of this class.
         retention: how much of each channel is kept.
     """
 
     def __init__(self, path: Path, retention: Retention | None = None) -> None:
         self._path = path
         self._retention = retention or Retention()
-        self._tails = Tails()
+        self._tails = Tails(self._following)
         self._epoch = ""
         self._seq = 0
         self._channels: dict[ChannelName, ChannelState] = {}
+        self._shared = False
+        """Whether another process has been seen to append."""
         self._available = False
         self._writer: SqliteWriter | None = None
 
@@ -55,20 +63,42 @@ class SqliteEventLog(EventLog):
 
     async def open(self) -> None:
         loop = asyncio.get_running_loop()
-        writer = SqliteWriter(self._path, self._retention, lambda commit: self._report(loop, commit))
+        writer = SqliteWriter(self._path, self._retention, lambda report: self._report(loop, report))
         self._epoch, self._seq, self._channels = writer.start()
+        self._tails.grown_to(self._seq)
         self._writer = writer
         self._reader = connect(self._path)
         self._cursors: list[sqlite3.Cursor] = []
         self._reading = ThreadPoolExecutor(1, "eventlog-reader")
         self._available = True
 
-    def _report(self, loop: asyncio.AbstractEventLoop, commit: Commit) -> None:
+    def _report(self, loop: asyncio.AbstractEventLoop, report: Report) -> None:
+        """Hand on what the writer thread reports; it comes to the event loop in the same order."""
         try:
-            loop.call_soon_threadsafe(self._committed, commit)
+            if isinstance(report, Commit):
+                loop.call_soon_threadsafe(self._committed, report)
+            elif isinstance(report, Growth):
+                loop.call_soon_threadsafe(self._grown, report)
+            else:
+                loop.call_soon_threadsafe(_resolve, report.future, report.failure)
         except RuntimeError:
-            if not loop.is_closed():  # the loop is gone, and whoever waited for the commit with it
+            if not loop.is_closed():  # the loop is gone, and with it all that waited for the report
                 raise
+
+    def _grown(self, growth: Growth) -> None:
+        """Take over what other processes have done."""
+        self._shared = True
+        self._channels.update(growth.channels)
+        self._seq = growth.head
+        self._tails.grown_to(growth.head)
+
+    async def _look(self) -> None:
+        """Have what other processes have committed reported."""
+        if self._writer is None:
+            raise EventLogUnavailable("the event log is closed")
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._writer.look(future)
+        await future
 
     def _committed(self, commit: Commit) -> None:
         """Take over what the writer thread has done, on the event loop."""
@@ -78,7 +108,7 @@ class SqliteEventLog(EventLog):
             self._seq = commit.events[-1].seq
             self._tails.publish(commit.events)
         for future, outcome in commit.outcomes:
-            if future.done():  # the publisher gave up waiting; its events stand all the same
+            if future.done():  # the publisher gave up waiting; its events are in the log all the same
                 continue
             if isinstance(outcome, Exception):
                 future.set_exception(outcome)
@@ -96,30 +126,27 @@ class SqliteEventLog(EventLog):
     async def lost(self, channels: Collection[ChannelName], position: EventId) -> dict[ChannelName, str]:
         if position.epoch != self._epoch:
             return dict.fromkeys(channels, "log_replaced")
+        if self._shared or position.seq > self._seq:
+            await self._look()
         if position.seq > self._seq:
             return dict.fromkeys(channels, "position_ahead")
         known = ((name, self._channels.get(name)) for name in channels)
         return {name: "history_trimmed" for name, state in known if state and position.seq < state.trimmed}
 
     async def replay(self, channels: Collection[ChannelName], after: int, until: int, limit: int) -> Page:
-        wanted = [
-            (name, state.id)
-            for name in channels
-            if (state := self._channels.get(name)) is not None and state.last_seq > after
-        ]
-        return (
-            await self._read(lambda: self._page(wanted, after, until, limit))
-            if wanted
-            else Page([], False, False)
-        )
+        wanted = list(channels)
+        if until <= self._seq:  # what this process remembers is complete so far
+            wanted = [
+                name
+                for name in wanted
+                if (state := self._channels.get(name)) is not None and state.last_seq > after
+            ]
+        if not wanted:
+            return Page([], False, False)
+        return await self._read(lambda: self._page(wanted, after, until, limit))
 
     async def latest(self, channel: ChannelName, limit: int) -> list[Event]:
-        state = self._channels.get(channel)
-        if state is None:
-            return []
-        page = await self._read(
-            lambda: first_page(self._select(channel, state.id, 0, MAX_SEQ, "DESC", limit), limit)
-        )
+        page = await self._read(lambda: self._page([channel], 0, MAX_SEQ, limit, "DESC"))
         return page.events[::-1]
 
     async def _read(self, work: Callable[[], T]) -> T:
@@ -141,15 +168,24 @@ class SqliteEventLog(EventLog):
             self._cursors.clear()
             self._reader.execute("COMMIT")
 
-    def _page(self, channels: list[tuple[ChannelName, int]], after: int, until: int, limit: int) -> Page:
+    def _page(
+        self,
+        channels: list[ChannelName],
+        after: int,
+        until: int,
+        limit: int,
+        order: Literal["ASC", "DESC"] = "ASC",
+    ) -> Page:
         """Merge the channels' events, each read in order by the index, so that no query sorts or scans."""
-        gap = any(after < self._trimmed(id) for _, id in channels)
-        pasts = [self._select(name, id, after, until, "ASC", limit + 1) for name, id in channels]
+        gap = False
+        pasts = []
+        for name in channels:
+            row = self._reader.execute("SELECT id, trimmed FROM channels WHERE name = ?", (name,)).fetchone()
+            if row is not None:
+                id, trimmed = row
+                gap = gap or after < trimmed
+                pasts.append(self._select(name, id, max(after, trimmed), until, order, limit + 1))
         return first_page(merge(*pasts), limit, gap=gap)
-
-    def _trimmed(self, id: int) -> int:
-        """Return the ``seq`` of a channel's last event that is no longer kept, as of the snapshot."""
-        return int(self._reader.execute("SELECT trimmed FROM channels WHERE id = ?", (id,)).fetchone()[0])
 
     def _select(
         self, name: ChannelName, id: int, after: int, until: int, order: Literal["ASC", "DESC"], limit: int
@@ -157,17 +193,38 @@ class SqliteEventLog(EventLog):
         rows = self._reader.execute(
             "SELECT seq, type, data, retry FROM events WHERE channel = ? AND seq > ? AND seq <= ? "
             f"ORDER BY seq {order} LIMIT ?",
-            (id, max(after, self._trimmed(id)), until, limit),
+            (id, after, until, limit),
         )
         self._cursors.append(rows)
         return (Event(seq, name, type, data, retry) for seq, type, data, retry in rows)
 
     async def published(self, channel: ChannelName) -> tuple[int, int]:
+        if self._shared:
+            await self._look()
         state = self._channels.get(channel)
         return (state.published, state.last_seq) if state else (0, 0)
 
-    def tail(self) -> AsyncIterator[list[Event]]:
-        return self._tails.follow()
+    def tail(self, after: int) -> AsyncGenerator[list[Event], None]:
+        return self._tails.follow(after)
+
+    async def _following(self, after: int) -> Page:
+        return await self._read(lambda: self._page_of_all(after))
+
+    def _page_of_all(self, after: int) -> Page:
+        """Return the first events after a position, of all channels."""
+        rows = self._reader.execute(
+            "SELECT seq, name, type, data, retry FROM events CROSS JOIN channels ON channels.id = channel "
+            "WHERE seq > ? ORDER BY seq LIMIT ?",
+            (after, TAIL_EVENTS + 1),
+        )
+        self._cursors.append(rows)
+        return without_holes(
+            first_page((Event(*row) for row in rows), TAIL_EVENTS), after, self._head_in_file
+        )
+
+    def _head_in_file(self) -> int:
+        (head,) = self._reader.execute("SELECT max(last_seq) FROM channels").fetchone()
+        return head or 0
 
     async def close(self) -> None:
         if self._writer is not None:
@@ -177,3 +234,12 @@ class SqliteEventLog(EventLog):
             await loop.run_in_executor(self._reading, self._reader.close)
             self._reading.shutdown()
         self._available = False
+
+
+def _resolve(future: asyncio.Future[None], failure: Exception | None) -> None:
+    if future.done():  # its task was cancelled
+        return
+    if failure is None:
+        future.set_result(None)
+    else:
+        future.set_exception(failure)

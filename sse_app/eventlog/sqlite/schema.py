@@ -42,12 +42,23 @@ class ChannelState(NamedTuple):
     trimmed: int
 
 
+def epoch_of(connection: sqlite3.Connection) -> str:
+    """Return the log's epoch, which a new log is given here; two processes that open it at once agree on one."""
+    connection.execute("BEGIN IMMEDIATE")
+    row = connection.execute("SELECT epoch FROM log").fetchone()
+    epoch = str(row[0]) if row else secrets.token_hex(4)
+    if not row:
+        connection.execute("INSERT INTO log (epoch) VALUES (?)", (epoch,))
+    connection.execute("COMMIT")
+    return epoch
+
+
 def new_epoch(connection: sqlite3.Connection) -> str:
     """Give the log another epoch, so that no id of the old one is taken for an event of the new, and return it."""
     epoch = secrets.token_hex(4)
     connection.execute("BEGIN IMMEDIATE")
     connection.execute("DELETE FROM log")
-    connection.execute("INSERT INTO log VALUES (?)", (epoch,))
+    connection.execute("INSERT INTO log (epoch) VALUES (?)", (epoch,))
     connection.execute("COMMIT")
     return epoch
 
@@ -55,4 +66,6 @@ def new_epoch(connection: sqlite3.Connection) -> str:
 @cache
 def insertion(rows: int) -> str:
     """Return the statement that inserts so many events."""
-    return "INSERT INTO events VALUES " + ", ".join(["(?, ?, ?, ?, ?, ?)"] * rows)
+    return "INSERT INTO events (seq, channel, type, data, retry, at) VALUES " + ", ".join(
+        ["(?, ?, ?, ?, ?, ?)"] * rows
+    )

@@ -1,4 +1,8 @@
-"""The thread that writes the SQLite event log: takes what waits, commits it as one, reports it."""
+"""The thread that writes the SQLite event log: takes what waits, commits it as one, reports it.
+
+Other processes may write to the same file. What this one remembers of the log holds as long as no other process has
+committed, which ``PRAGMA data_version`` tells: it is asked in every transaction, and every `LOOK_INTERVAL`.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ import sqlite3
 import threading
 import time
 from array import array
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +20,7 @@ from typing import NamedTuple
 import msgspec
 
 from sse_app.core.channels import ChannelName
-from sse_app.core.errors import EventLogUnavailable, IdempotencyKeyReused
+from sse_app.core.errors import EventLogUnavailable, IdempotencyKeyReused, StateError
 from sse_app.core.events import Event, EventId, NewEvent
 from sse_app.eventlog.base import IDEMPOTENCY_AGE, IdempotencyKey, Retention
 from sse_app.eventlog.sqlite.schema import (
@@ -24,14 +29,16 @@ from sse_app.eventlog.sqlite.schema import (
     INSERT_SIZES,
     MIGRATIONS,
     ChannelState,
+    epoch_of,
     insertion,
-    new_epoch,
 )
 from sse_app.storage.sqlite import open_database
 
 MAX_EVENTS_PER_COMMIT = 2_000
 PROBE_INTERVAL = 1.0
-"""How often a log that failed is tried again while nobody publishes, in seconds."""
+"""How often a log that failed is tried again while nothing is published, in seconds."""
+LOOK_INTERVAL = 0.2
+"""How often the file is looked at for what other processes have committed, in seconds."""
 ERASE_STEP = 2_000
 """How many expired events one transaction erases, so that publishers do not wait long behind it."""
 
@@ -45,6 +52,27 @@ class Commit(msgspec.Struct):
     failure: Exception | None = None
 
 
+class Growth(NamedTuple):
+    """What other processes have done to the log: its head, and the channels as they are now, where they changed."""
+
+    head: int
+    channels: dict[ChannelName, ChannelState]
+
+
+class Looked(NamedTuple):
+    """The end of a look at the file that was asked for: all that others had committed has been reported."""
+
+    future: asyncio.Future[None]
+    failure: Exception | None
+
+
+Report = Commit | Growth | Looked
+
+
+class _Look(NamedTuple):
+    future: asyncio.Future[None]
+
+
 class _Append(NamedTuple):
     events: Sequence[NewEvent]
     key: IdempotencyKey | None
@@ -52,22 +80,27 @@ class _Append(NamedTuple):
 
 
 class SqliteWriter:
-    """Owns the one connection that writes, in a thread of its own.
+    """Owns the one connection of this process that writes, in a thread of its own.
 
     Args:
         path: the database file.
         retention: how much of each channel is kept.
-        report: called in the writer's thread with each `Commit`.
+        report: called in the writer's thread with all that happens to the log, in log order.
     """
 
-    def __init__(self, path: Path, retention: Retention, report: Callable[[Commit], None]) -> None:
+    def __init__(self, path: Path, retention: Retention, report: Callable[[Report], None]) -> None:
         self._path = path
         self._retention = retention
         self._report = report
-        self._waiting: queue.SimpleQueue[_Append | None] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[_Append | _Look | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="eventlog-writer", daemon=True)
         self._expiry_interval = min(max(retention.age / 20, 0.1), 30.0)
+        self._data_version = -1
+        """As of which the following hold: while it stays the same, no other connection has committed; -1 at first."""
+        self._head = 0
+        self._channels: dict[ChannelName, ChannelState] = {}
         self._seqs: dict[ChannelName, array[int]] = {}
+        """The numbers of the kept events of the channels that this process has appended to."""
         self._last_at = 0.0
         self._failed = False
 
@@ -78,15 +111,14 @@ class SqliteWriter:
             StateError: the database cannot be used.
         """
         self._db = open_database(self._path, APPLICATION_ID, MIGRATIONS)
-        row = self._db.execute("SELECT epoch FROM log").fetchone()
-        epoch = row[0] if row else new_epoch(self._db)
-        self._channels: dict[ChannelName, ChannelState] = {
-            ChannelName(name): ChannelState(*state)
-            for name, *state in self._db.execute(
-                "SELECT name, id, published, last_seq, trimmed FROM channels"
-            )
-        }
-        self._head = max((state.last_seq for state in self._channels.values()), default=0)
+        try:
+            epoch = epoch_of(self._db)
+            self._db.execute("BEGIN")
+            self._catch_up()
+            self._db.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._db.close()
+            raise StateError(f"cannot read {self._path}: {error}") from error
         self._thread.start()
         return epoch, self._head, dict(self._channels)
 
@@ -95,6 +127,10 @@ class SqliteWriter:
     ) -> None:
         """Queue events; the outcome for ``future`` is part of a later report."""
         self._waiting.put(_Append(events, key, future))
+
+    def look(self, future: asyncio.Future[None]) -> None:
+        """Have the file looked at for what other processes have committed; `Looked` is reported at the end."""
+        self._waiting.put(_Look(future))
 
     def stop(self) -> None:
         """Write what is queued, end the thread, and close the database."""
@@ -105,36 +141,95 @@ class SqliteWriter:
         due_at = time.monotonic()
         while True:
             try:
-                first = self._waiting.get(timeout=max(0.0, due_at - time.monotonic()))
+                first = self._waiting.get(timeout=min(LOOK_INTERVAL, max(0.0, due_at - time.monotonic())))
             except queue.Empty:
-                due_at = time.monotonic() + self._look_after()
-                continue
-            appends, stopping = self._gather(first)
-            if appends:
-                self._report(self._commit(appends))
-                if self._failed:
-                    due_at = min(due_at, time.monotonic() + PROBE_INTERVAL)
-            if stopping:
-                self._db.close()
-                return
+                self._look()
+            else:
+                appends, looks, stopping = self._gather(first)
+                if appends:
+                    self._report(self._commit(appends))
+                    if self._failed:
+                        due_at = min(due_at, time.monotonic() + PROBE_INTERVAL)
+                if looks:
+                    failure = self._look()
+                    for future in looks:
+                        self._report(Looked(future, failure))
+                if stopping:
+                    self._db.close()
+                    return
             if time.monotonic() >= due_at:
                 due_at = time.monotonic() + self._look_after()
 
-    def _gather(self, first: _Append | None) -> tuple[list[_Append], bool]:
+    def _gather(
+        self, first: _Append | _Look | None
+    ) -> tuple[list[_Append], list[asyncio.Future[None]], bool]:
         """Return what waits, as far as one commit should carry it, and whether the end was asked for."""
         appends: list[_Append] = []
+        looks: list[asyncio.Future[None]] = []
         count = 0
         item = first
         while item is not None:
-            appends.append(item)
-            count += len(item.events)
-            if count >= MAX_EVENTS_PER_COMMIT:
-                return appends, False
+            if isinstance(item, _Look):
+                looks.append(item.future)
+            else:
+                appends.append(item)
+                count += len(item.events)
+                if count >= MAX_EVENTS_PER_COMMIT:
+                    return appends, looks, False
             try:
                 item = self._waiting.get_nowait()
             except queue.Empty:
-                return appends, False
-        return appends, True
+                return appends, looks, False
+        return appends, looks, True
+
+    def _look(self) -> Exception | None:
+        """Report what other processes have committed; return the error where the file cannot be read."""
+        try:
+            self._db.execute("BEGIN")
+            self._catch_up()
+            self._db.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._roll_back()
+            return EventLogUnavailable(f"the event log cannot be read: {error}")
+        return None
+
+    def _catch_up(self) -> None:
+        """Read anew what is remembered of the log, if another process has committed, and report it.
+
+        Only within a transaction, on whose end the report does not depend: what it says is committed.
+        """
+        (version,) = self._db.execute("PRAGMA data_version").fetchone()
+        if version == self._data_version:
+            return
+        changed: dict[ChannelName, ChannelState] = {}
+        for name, *columns in self._db.execute("SELECT name, id, published, last_seq, trimmed FROM channels"):
+            state = ChannelState(*columns)
+            if state != self._channels.get(name):
+                changed[ChannelName(name)] = state
+        seqs = {name: self._kept(name, state) for name, state in changed.items() if name in self._seqs}
+        (last_at,) = self._db.execute(
+            "SELECT max(at) FROM (SELECT at FROM events ORDER BY seq DESC LIMIT 1)"
+        ).fetchone()
+        # Nothing has been changed so far that an error could leave half done.
+        self._last_at = max(self._last_at, last_at or 0.0)
+        self._seqs.update(seqs)
+        self._channels.update(changed)
+        self._head = max((state.last_seq for state in self._channels.values()), default=0)
+        first, self._data_version = self._data_version == -1, version
+        if not first:
+            self._report(Growth(self._head, changed))
+
+    def _kept(self, name: ChannelName, state: ChannelState) -> array[int]:
+        """Return the numbers of a channel's kept events, of which this process remembers those up to a point."""
+        known = self._channels.get(name)
+        seqs = self._seqs[name][:]
+        rows = self._db.execute(
+            "SELECT seq FROM events WHERE channel = ? AND seq > ? ORDER BY seq",
+            (state.id, max(known.last_seq if known else 0, state.trimmed)),
+        )
+        seqs.extend([seq for (seq,) in rows])
+        del seqs[: bisect_right(seqs, state.trimmed)]
+        return seqs
 
     def _commit(self, appends: list[_Append]) -> Commit:
         """Store the appends in one transaction: all of them are durable when this returns, or none is."""
@@ -142,6 +237,7 @@ class SqliteWriter:
         seqs: dict[ChannelName, array[int]] = {}
         try:
             self._db.execute("BEGIN IMMEDIATE")
+            self._catch_up()
             now = self._last_at = max(time.time(), self._last_at)
             for events, key, future in appends:
                 commit.outcomes.append((future, self._store(events, key, now, commit)))
@@ -151,9 +247,7 @@ class SqliteWriter:
             for channel, new in seqs.items():
                 commit.channels[channel] = self._count(channel, commit.channels[channel], new)
             self._db.execute("COMMIT")
-        except (
-            Exception
-        ) as error:  # whatever it is, the publishers must hear of it, and the thread must go on
+        except Exception as error:  # of any kind: the publishers must be told, and the thread must not end
             self._roll_back()
             self._failed = True
             failure = EventLogUnavailable(f"the event log cannot be written: {error}")
@@ -188,7 +282,8 @@ class SqliteWriter:
                     return IdempotencyKeyReused("this Idempotency-Key was used with another request")
                 return range(known_first, known_first + count)
             self._db.execute(
-                "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO answers (subject, key, digest, first_seq, count, at) "
+                "VALUES (?, ?, ?, ?, ?, ?)",
                 (key.subject, key.key, key.digest, first, len(events), now),
             )
         for seq, event in enumerate(events, first):
@@ -200,7 +295,7 @@ class SqliteWriter:
     def _insert(self, commit: Commit, now: float) -> None:
         """Insert the events, many with one statement.
 
-        SQLite lets go of the interpreter's lock for each statement, and getting it back from a busy event loop
+        SQLite releases the interpreter's lock for each statement, and to take it back from a busy event loop
         can take milliseconds. The statements are of a few sizes only, so that they stay prepared.
         """
         parameters: list[object] = []
@@ -217,7 +312,9 @@ class SqliteWriter:
         """Return a channel's state, making its row and reading its kept ``seq`` numbers at its first event."""
         state = self._channels.get(name)
         if state is None:
-            id = self._db.execute("INSERT INTO channels VALUES (NULL, ?, 0, 0, 0)", (name,)).lastrowid
+            id = self._db.execute(
+                "INSERT INTO channels (name, published, last_seq, trimmed) VALUES (?, 0, 0, 0)", (name,)
+            ).lastrowid
             assert id is not None
             state = ChannelState(id, 0, 0, 0)
         if name not in self._seqs:
@@ -279,6 +376,7 @@ class SqliteWriter:
         last = {channel: seq for seq, channel in rows}
         changed: dict[ChannelName, ChannelState] = {}
         self._db.execute("BEGIN IMMEDIATE")
+        self._catch_up()
         self._db.execute("DELETE FROM events WHERE seq <= ?", (rows[-1][0],))
         for name, state in self._channels.items():
             if last.get(state.id, 0) > state.trimmed:

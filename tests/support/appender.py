@@ -1,0 +1,85 @@
+"""Another process that appends to an event log on disk: ``python -m tests.support.appender FILE CHANNEL PAUSE``.
+
+It prints the id of each event once it is stored, and ends when its standard input does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+from sse_app.core.channels import ChannelName
+from sse_app.core.events import NewEvent
+from sse_app.eventlog.sqlite.log import SqliteEventLog
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+async def append(path: Path, channel: ChannelName, pause: float) -> None:
+    """Append one event after another until standard input ends."""
+    log = SqliteEventLog(path)
+    await log.open()
+    ended = asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+    number = 0
+    try:
+        while not ended.done():
+            number += 1
+            (id,) = await log.append([NewEvent(channel, "e", b'{"appended": %d}' % number)])
+            print(id, flush=True)
+            await asyncio.sleep(pause)
+    finally:
+        await log.close()
+
+
+class Appender:
+    """Runs the process, and collects the ids of what it appends.
+
+    Args:
+        path: the event log's database.
+        channel: where the events go.
+        pause: seconds between two.
+    """
+
+    def __init__(self, path: Path, channel: str, pause: float) -> None:
+        self.ids: list[str] = []
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.support.appender", str(path), channel, str(pause)],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._thread = threading.Thread(target=self._read, name="appender", daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        self.ids.extend(line.strip() for line in iter(self.process.stdout.readline, ""))
+
+    def stop(self) -> list[str]:
+        """Have the process end, and return the ids of all that it has appended, in their order."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        assert self.process.wait(30) == 0
+        self._end()
+        return self.ids
+
+    def kill(self) -> None:
+        """End the process as a power cut would, where it still runs; `ids` are those that it acknowledged."""
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        self._end()
+
+    def _end(self) -> None:
+        self._thread.join()
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe is not None
+            pipe.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(append(Path(sys.argv[1]), ChannelName(sys.argv[2]), float(sys.argv[3])))
