@@ -7,8 +7,7 @@ import random
 import pytest
 from playwright.sync_api import Error
 
-from tests.browser.test_browser_tabs import publishing
-from tests.support.browser import CHANNEL, Chrome, ClientPage, Start, connections
+from tests.support.browser import CHANNEL, Chrome, ClientPage, Start, connections, publishing
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
 import pytest
 from playwright.sync_api import Error
 
-from tests.support.browser import CHANNEL, Chrome, ClientPage, Start, connections, log_of, publish
+from tests.support.browser import CHANNEL, Chrome, ClientPage, Start, connections, log_of, publish, publishing
 from tests.support.server_process import ServerProcess
 
 pytestmark = pytest.mark.browser
@@ -38,27 +35,6 @@ def take_leader(tabs: list[ClientPage]) -> ClientPage:
     (leader,) = [tab for tab in tabs if tab.run(LEADS)]
     tabs.remove(leader)
     return leader
-
-
-@contextmanager
-def publishing(server: ServerProcess) -> Iterator[list[str]]:
-    """Publish an event every 20 ms meanwhile, and at the end a last one; the list has their ids."""
-    ids: list[str] = []
-    over = threading.Event()
-
-    def run() -> None:
-        with server.publisher() as publisher:
-            while not over.wait(0.02):
-                ids.extend(publish(publisher))
-            ids.extend(publish(publisher))
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield ids
-    finally:
-        over.set()
-        thread.join()
 
 
 def longest_silence(tabs: list[ClientPage]) -> float:

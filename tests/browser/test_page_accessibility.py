@@ -7,10 +7,9 @@ from typing import Literal
 import pytest
 from playwright.sync_api import Browser, Page
 
-from tests.browser.test_page_realtime import Market
 from tests.support.browser import Start
 from tests.support.npm import installed_modules
-from tests.support.visitors import live, people, visitor, wait_for_chart
+from tests.support.visitors import Market, live, people, visitor, wait_for_chart
 
 pytestmark = [pytest.mark.browser, pytest.mark.node]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from typing import Any
 
 import httpx
@@ -11,66 +10,10 @@ from playwright.sync_api import Browser, Page
 
 from tests.support.browser import Start
 from tests.support.server_process import ServerProcess
-from tests.support.visitors import chart, live, people, tab_to, visitor, wait_for_chart
+from tests.support.visitors import Market, chart, live, people, tab_to, visitor, wait_for_chart
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.browser
-
-
-class Market:
-    """Publishes what the panels show: days, one after the other, and how far the runs are."""
-
-    def __init__(self, server: ServerProcess) -> None:
-        self._server = server
-        self._token = server.access_token()
-        self.days = 0
-
-    def publish(self, *events: dict[str, Any]) -> None:
-        headers = {"Authorization": f"Bearer {self._token}"}
-        url = f"{self._server.url}/api/v1/sse"
-        httpx.post(url, json={"events": events}, headers=headers, timeout=30).raise_for_status()
-
-    def trade(self, days: int) -> str:
-        """Publish days of the portfolio, and return the last one's date."""
-        for _ in range(days):
-            self.days += 1
-            metrics = {
-                "date": self.date,
-                "total_value": 1e6 + self.days,
-                "drawdown": 0.1,
-                "daily_return": 0.01,
-            }
-            data = {"update_type": "metrics", "data": metrics}
-            self.publish({"channel": "dashboard", "event": "dashboard_update", "data": data})
-        return self.date
-
-    @property
-    def date(self) -> str:
-        return str(datetime.date(2020, 1, 1) + datetime.timedelta(days=self.days))
-
-    def alert(self, severity: str = "high") -> None:
-        data = {"severity": severity, "message": "limit", "alert_type": "drawdown_breach"}
-        self.publish({"channel": "alerts", "event": "risk_alert", "data": data})
-
-    def run(self, progress: float) -> None:
-        """Publish how far a training and a backtest are."""
-        metrics, results = (
-            {"loss": 0.5, "accuracy": 0.6},
-            {"total_return": 0.1, "sharpe_ratio": 1, "max_drawdown": 0.2},
-        )
-        common = {"progress": progress, "status": "running", "message": "going on"}
-        self.publish(
-            {
-                "channel": "training",
-                "event": "training_progress",
-                "data": {"task_id": "t", "metrics": metrics, **common},
-            },
-            {
-                "channel": "backtest",
-                "event": "backtest_progress",
-                "data": {"backtest_id": "b", "results": results, **common},
-            },
-        )
 
 
 def figure(page: Page, name: str) -> str:

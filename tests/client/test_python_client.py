@@ -4,77 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from sse_app.client import (
-    Backoff,
     Connected,
     Event,
     Forbidden,
     NotFound,
     Publisher,
     Refused,
-    Session,
     Stream,
     Unauthorized,
     Waiting,
 )
+from tests.support.python_client import CHANNEL, QUICK, logged_in, run, take, whats_in_the_log
 from tests.support.server_process import ServerProcess
 from tests.support.wire import Wire, answer
 
 Start = Callable[..., ServerProcess]
-CHANNEL = "user.python"
-DEADLINE = 120.0  # seconds after which a test stops waiting
-QUICK = Backoff(0.1, 0.5)
-
-
-def run(test: Coroutine[Any, Any, None]) -> None:
-    """Run a test in an event loop, and see that it leaves nothing behind."""
-
-    async def bounded() -> None:
-        async with asyncio.timeout(DEADLINE):
-            await test
-        left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        assert left == [], "tasks were left"
-
-    files = len(os.listdir("/proc/self/fd"))
-    asyncio.run(bounded())
-    assert len(os.listdir("/proc/self/fd")) <= files, "connections were left"
-
-
-async def take(stream: Stream, count: int) -> list[Event]:
-    """Return the next events; there must be no reset among them."""
-    items = [await anext(stream) for _ in range(count)]
-    assert all(isinstance(item, Event) for item in items), items
-    return [item for item in items if isinstance(item, Event)]
-
-
-def whats_in_the_log(server: ServerProcess, after: str) -> list[tuple[str, int]]:
-    """Return id and number of the channel's events after an id, as the server's history has them."""
-    found: list[tuple[str, int]] = []
-    with server.publisher() as http:
-        while True:
-            page = http.get(f"/api/v1/sse/{CHANNEL}/history", params={"after": after, "limit": 1000}).json()
-            assert page["complete"]
-            if not page["events"]:
-                return found
-            found += [(event["id"], event["data"]["n"]) for event in page["events"]]
-            after = found[-1][0]
-
-
-@asynccontextmanager
-async def logged_in(server: ServerProcess) -> AsyncIterator[Session]:
-    """A session of an account that may publish to the channel and listen to it."""
-    server.add_user("ann", "correct horse battery", subscribe=CHANNEL, publish=CHANNEL)
-    async with Session(server.url, "ann", "correct horse battery") as session:
-        yield session
 
 
 @pytest.mark.slow

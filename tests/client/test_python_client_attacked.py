@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from sse_app.client import Connected, Event, Publisher, Reset, Stream, StreamEnded, Waiting
-from tests.client.test_python_client import CHANNEL, QUICK, logged_in, run, take
+from tests.support.python_client import CHANNEL, QUICK, logged_in, run, take
 from tests.support.server_process import ROOT, ServerProcess
 from tests.support.waiting import until
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from sse_app.client import Backoff, Publisher, Session
-from tests.client.test_python_client import CHANNEL, QUICK, logged_in, run, whats_in_the_log
+from tests.support.python_client import CHANNEL, QUICK, logged_in, run, whats_in_the_log
 from tests.support.server_process import ServerProcess
 from tests.support.wire import Wire, answer
 

@@ -14,8 +14,7 @@ from pathlib import Path
 from sse_app.core.channels import ChannelName
 from sse_app.core.events import NewEvent
 from sse_app.eventlog.sqlite.log import SqliteEventLog
-
-ROOT = Path(__file__).parent.parent.parent
+from tests.support.server_process import ROOT
 
 
 async def append(path: Path, channel: ChannelName, pause: float) -> None:

@@ -127,6 +127,27 @@ def publish(client: httpx.Client, count: int = 1, channel: str = CHANNEL, event:
     return list(answer.json()["ids"])
 
 
+@contextmanager
+def publishing(server: ServerProcess) -> Iterator[list[str]]:
+    """Publish an event every 20 ms meanwhile, and at the end a last one; the list has their ids."""
+    ids: list[str] = []
+    over = threading.Event()
+
+    def run() -> None:
+        with server.publisher() as publisher:
+            while not over.wait(0.02):
+                ids.extend(publish(publisher))
+            ids.extend(publish(publisher))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield ids
+    finally:
+        over.set()
+        thread.join()
+
+
 def log_of(client: httpx.Client, channel: str = CHANNEL) -> list[str]:
     """Return the ids of all events of a channel that the server's log has."""
     url = f"/api/v1/sse/{channel}/history?limit=1000"

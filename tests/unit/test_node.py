@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,6 +14,7 @@ from sse_app.core.channels import ChannelName
 from sse_app.core.errors import StateError, UnknownChannel
 from sse_app.node import Node
 from sse_app.settings.model import Auth, History, Limits, Settings, StreamSettings
+from tests.support.waiting import until_async
 
 
 @pytest.fixture
@@ -118,7 +118,4 @@ async def test_after_a_reload_new_keys_are_looked_for_where_the_settings_say(
         auth = Auth(keys_dir=str(elsewhere))
         node.reload(Settings(state_dir=tmp_path / "state", event_log="memory:", channels=("old",), auth=auth))
         kid, _ = rotate(elsewhere, "EdDSA", time.time() - auth.longest_lifetime)
-        deadline = time.monotonic() + 10
-        while node.tokens.keys.signing.id != kid:
-            assert time.monotonic() < deadline, "the node does not notice the new key"
-            await asyncio.sleep(0.01)
+        await until_async(lambda: node.tokens.keys.signing.id == kid, "the node notices the new key")
