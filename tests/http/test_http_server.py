@@ -382,7 +382,9 @@ async def test_many_empty_lines_are_read_over_in_little_time() -> None:
         begun = time.thread_time()
         client.send(b"\r\n" * 2_000_000 + GET)
         assert (await client.response()).json() == echo()
-        assert time.thread_time() - begun < 2  # not so if each were taken off by itself, with a copy of the rest
+        assert (
+            time.thread_time() - begun < 2
+        )  # not so if each were taken off by itself, with a copy of the rest
 
 
 @pytest.mark.gen_test
