@@ -1,15 +1,21 @@
-# The two commands are `make run` and `make test`; the others are for those who work on the code.
+# The two commands are `make run` and `make test`; the others are for those who work on the code: `make quick` is what
+# one runs while writing.
 
 PYTHON ?= python3
 BIN := .venv/bin
+PROCESSES ?= 3
 
-.PHONY: run test test-long check bench bench-handover clean
+.PHONY: run test quick test-long check bench bench-handover clean
 
 run: .venv/installed
 	@$(BIN)/python -m examples.market
 
+# More processes than processors: half of the time the tests wait, for timeouts, restarts and each other.
 test: .venv/installed check
-	@$(BIN)/python -m pytest --numprocesses=2
+	@$(BIN)/python -m pytest --numprocesses=$(PROCESSES)
+
+quick: .venv/installed check
+	@$(BIN)/python -m pytest --numprocesses=2 tests/unit
 
 # What takes minutes, nearly all of them spent waiting; `make test` leaves it out.
 test-long: .venv/installed

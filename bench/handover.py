@@ -29,8 +29,9 @@ from sse_app.auth.tokens.keyring import KeyRing
 from sse_app.core.channels import ChannelPatterns
 from sse_app.settings.model import Settings
 from sse_app.version import VERSION
-from tests.support.fleet import SteadyPublisher, wait_until
+from tests.support.fleet import SteadyPublisher
 from tests.support.systemd_manager import Manager
+from tests.support.waiting import until
 
 CHANNEL = "dashboard"
 DEADLINE = 120.0
@@ -88,7 +89,7 @@ class Bench:
         """
         time.sleep(2)  # let things settle
         published = len(self._publisher.ids)
-        wait_until(lambda: len(self._publisher.ids) > published, DEADLINE)
+        until(lambda: len(self._publisher.ids) > published, "more events are acknowledged", DEADLINE)
         time.sleep(0.4 / self._rate)  # between two events, all of which have arrived
         published, again = len(self._publisher.ids), len(self._publisher.retried)
         self.client.reset()
@@ -99,7 +100,7 @@ class Bench:
         time.sleep(AFTERWARDS)
         after = machine_time()
         events = len(self._publisher.ids) - published
-        wait_until(lambda: self.client.ask("stats")["fewest"] >= events, DEADLINE)
+        until(lambda: self.client.ask("stats")["fewest"] >= events, "every client has every event", DEADLINE)
         seen = self.client.ask("stats")
         total, _, stolen = (now - then for now, then in zip(after, before, strict=True))
         return {
@@ -125,7 +126,7 @@ class Bench:
         """Have a warm successor take over."""
         before = self._manager.main_pid
         self._manager.systemctl("kill", "--signal=USR2", "--kill-who=main", "sse-app.service")
-        wait_until(lambda: self._manager.main_pid not in (0, before), DEADLINE)
+        until(lambda: self._manager.main_pid not in (0, before), "another process serves", DEADLINE)
         time.sleep(0.2)
 
     def without_stand_in(self) -> None:

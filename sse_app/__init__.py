@@ -43,7 +43,7 @@ _LATER = {
     "Settings": "sse_app.settings.model",
     "load_settings": "sse_app.settings.loader",
 }
-"""What is imported when it is first asked for: whoever wants only the client need not load the server."""
+"""What is imported at its first use: a program that uses only the client does not load the server."""
 
 
 def __getattr__(name: str) -> object:

@@ -17,7 +17,7 @@ from sse_app.auth.factory import issuer_of, keys_directory, make_auth_store, pro
 from sse_app.auth.revocations import Revocations
 from sse_app.auth.tokens.keyring import KeyRing
 from sse_app.core.channels import ChannelPatterns
-from sse_app.core.counters import Metrics
+from sse_app.core.counters import InProgress, Metrics
 from sse_app.core.events import EventId
 from sse_app.core.lifecycle import Lifecycle
 from sse_app.core.rate_limit import RateLimit
@@ -40,19 +40,6 @@ CLOSING_TIMEOUT = 1.0
 
 _FIXED = ("host", "port", "state_dir", "event_log", "keepalive", "history", "socket")
 """Settings that a running server cannot change."""
-
-
-class InProgress:
-    """Counts what is under way: a context manager around each."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def __enter__(self) -> None:
-        self.count += 1
-
-    def __exit__(self, *exception: object) -> None:
-        self.count -= 1
 
 
 class Node:

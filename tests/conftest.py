@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from tornado import web
 from tornado.ioloop import IOLoop
 
 from sse_app import Settings, SSEApp
+from tests.support.chromium import chromium_server, connection_to
 from tests.support.hostility import target as target
 from tests.support.hostility import (
     the_log_stays_quiet_and_the_server_alive as the_log_stays_quiet_and_the_server_alive,
@@ -23,6 +23,13 @@ from tests.support.house import house as house
 from tests.support.house import limited as limited
 from tests.support.house import the_log_stays_quiet as the_log_stays_quiet
 from tests.support.server_process import ServerProcess
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+# httpx reads all certificates of the machine for each client, 30 ms: no test speaks to a host that has one of them.
+os.environ.pop("SSL_CERT_FILE", None)
+os.environ["SSL_CERT_DIR"] = str(Path(__file__).parent)
 
 # Else the first to ask for the main thread's event loop gets one made, which nobody closes: pytest-tornado asks.
 asyncio.set_event_loop(None)
@@ -102,12 +109,15 @@ def server(start_server: Callable[..., ServerProcess]) -> ServerProcess:
     return start_server()
 
 
-def require(program: str) -> str:
-    """Return where a program is; without it the test is skipped, and in CI it fails."""
-    path = shutil.which(program)
-    if path is None:
-        message = f"{program} is not installed"
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
-    return path
+@pytest.fixture(scope="session")
+def chromium_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Where the one Chromium of this run can be connected to."""
+    with chromium_server(tmp_path_factory.mktemp("chromium")) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def chromium(chromium_address: str) -> Iterator[Browser]:
+    """The one Chromium; while a module is connected to it, no event loop can run in its tests' thread."""
+    with connection_to(chromium_address) as browser:
+        yield browser

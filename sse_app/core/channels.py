@@ -51,7 +51,7 @@ def parse_channels(text: str, limit: int) -> tuple[ChannelName, ...]:
 
 
 def is_internal(channel: str) -> bool:
-    """Return whether a channel is the server's own: nobody publishes there, and only administrators read it."""
+    """Return whether a channel is the server's own: no client publishes there, and only administrators read it."""
     return channel.partition(".")[0] == _INTERNAL
 
 

@@ -1,4 +1,4 @@
-"""Counters for the metrics that no part needs for its own work; the rest is read from the parts at each request."""
+"""Counters: of durations, of what is under way, and those that are kept for the metrics alone."""
 
 from __future__ import annotations
 
@@ -51,6 +51,19 @@ class Durations:
             total += count
             buckets.append((bound, float(total)))
         return buckets
+
+
+class InProgress:
+    """Counts what is under way: a context manager around each."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __enter__(self) -> None:
+        self.count += 1
+
+    def __exit__(self, *exception: object) -> None:
+        self.count -= 1
 
 
 class Metrics:

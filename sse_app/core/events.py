@@ -80,7 +80,7 @@ def new_event(
     """Return a checked event, its data encoded with ``channel`` set and ``timestamp`` added where absent.
 
     Args:
-        channel: where it goes; it overrides what the data says, so that nobody poses as another channel.
+        channel: where it goes; it overrides what the data says: no event may pose as another channel's.
         type: the event type, ``[A-Za-z0-9_.:-]{1,128}`` and none of `RESERVED_TYPES`.
         data: a JSON object.
         retry: the client's new reconnection time in milliseconds, or None.

@@ -11,13 +11,16 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 
+from sse_app.auth.revocations import Revocations
 from sse_app.core.framing import FRAMINGS, Framing
 from sse_app.core.private_apis import bare_socket
 from sse_app.core.sse import encode_closing
 from sse_app.handover.message import IDLE, STREAM, PassedDescriptor, State, StreamState
 from sse_app.http.server import HTTPServer
-from sse_app.node import Node
 from sse_app.streams.connection import StreamConnection
+from sse_app.streams.hub import Hub
+from sse_app.streams.keepalive import Keepalive
+from sse_app.streams.pump import Pump
 from sse_app.streams.stream import Stream
 
 WATCH_SLICE = 128
@@ -30,12 +33,20 @@ class HandoverReceiver:
     """Adopts connections.
 
     Args:
-        node: the parts, started.
+        hub: registers the streams.
+        pump: runs them.
+        keepalive: pings them, and ends them when their tokens expire.
+        revocations: whose tokens end them.
         server: adopts the idle connections.
     """
 
-    def __init__(self, node: Node, server: HTTPServer) -> None:
-        self._node = node
+    def __init__(
+        self, hub: Hub, pump: Pump, keepalive: Keepalive, revocations: Revocations, server: HTTPServer
+    ) -> None:
+        self._hub = hub
+        self._pump = pump
+        self._keepalive = keepalive
+        self._revocations = revocations
         self._server = server
         self._revoked: list[Stream] = []
         """What was built before the pause, and is to be ended when the process before has paused."""
@@ -51,14 +62,14 @@ class HandoverReceiver:
                 state, stream_state, StreamConnection(_socket(descriptor), FRAMINGS[passed.framing])
             )
             self._watch(stream)
-            self._node.pump.adopt(stream)
+            self._pump.adopt(stream)
             if self._is_revoked(stream):
                 self._revoked.append(stream)
             built.append(stream)
         return built
 
     def _is_revoked(self, stream: Stream) -> bool:
-        return any(map(self._node.revocations.covers, stream.subscriber.tokens))
+        return any(map(self._revocations.covers, stream.subscriber.tokens))
 
     def adopt(self, state: State, descriptors: Sequence[int], built: Sequence[Stream] = ()) -> list[Stream]:
         """Adopt all connections, and return the streams that are yet to be watched.
@@ -77,8 +88,8 @@ class HandoverReceiver:
             left.pop(place).close()
         arrived = iter(descriptors)
         adopted = []
-        hub = self._node.hub
-        revocable = len(self._node.revocations) > 0
+        hub = self._hub
+        revocable = len(self._revocations) > 0
         continues = hub.continues(state.position)
         for stream_state, passed in zip(state.streams, state.passed, strict=False):  # others come after
             if passed.place < 0:
@@ -94,7 +105,7 @@ class HandoverReceiver:
                 stream.end("revoked", None)
             elif not continues:
                 stream.end("unavailable", hub.jittered_retry())
-            self._node.pump.adopt(stream)
+            self._pump.adopt(stream)
             adopted.append(stream)
         for passed, descriptor in zip(state.passed[len(state.streams) :], arrived, strict=True):
             if passed.kind == IDLE:
@@ -118,15 +129,15 @@ class HandoverReceiver:
 
     def _watch(self, stream: Stream) -> None:
         assert stream.connection is not None
-        stream.connection.watch(self._node.hub.disconnects)
-        self._node.keepalive.watch(stream)  # ends it where its token has expired
+        stream.connection.watch(self._hub.disconnects)
+        self._keepalive.watch(stream)  # ends it where its token has expired
 
     def _withdraw(self, stream: Stream) -> StreamConnection:
         """Undo what was built before the pause, and return the connection."""
         assert stream.connection is not None
-        self._node.keepalive.forget(stream)
-        if stream in self._node.hub.streams:  # else its client has gone meanwhile
-            self._node.hub.withdraw(stream)
+        self._keepalive.forget(stream)
+        if stream in self._hub.streams:  # else its client has gone meanwhile
+            self._hub.withdraw(stream)
         stream.connection.unwatch()
         return stream.connection
 
@@ -143,11 +154,11 @@ class HandoverReceiver:
                 os.close(descriptor)
 
     def _closing(self, framing: Framing) -> bytes:
-        closing = encode_closing("shutdown", self._node.hub.jittered_retry())
+        closing = encode_closing("shutdown", self._hub.jittered_retry())
         return framing.frame(closing) + framing.end
 
     def _register(self, state: State, stream_state: StreamState, connection: StreamConnection) -> Stream:
-        stream = self._node.hub.register(
+        stream = self._hub.register(
             stream_state.subscriber,
             state.channels[stream_state.channels],
             framing=connection.framing,

@@ -9,10 +9,14 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from sse_app.core.channels import ChannelName
+from sse_app.core.counters import InProgress
 from sse_app.core.framing import FRAMINGS
 from sse_app.handover.message import IDLE, STREAM, PassedDescriptor, State, StreamState
 from sse_app.http.server import HTTPServer
-from sse_app.node import Node
+from sse_app.streams.enforcement import Enforcement
+from sse_app.streams.hub import Hub
+from sse_app.streams.keepalive import Keepalive
+from sse_app.streams.publisher import Publisher
 from sse_app.streams.stream import Stream
 
 REQUESTS_TIMEOUT = 2.0
@@ -51,12 +55,28 @@ class HandoverSender:
     """Pauses a server, so that another process can adopt its connections.
 
     Args:
-        node: whose streams.
-        server: whose connections.
+        hub: whose streams are handed over.
+        keepalive: is stopped meanwhile.
+        enforcement: is stopped meanwhile.
+        publisher: whose appends to the log end first.
+        opening: the streams that are being opened.
+        server: whose connections are handed over.
     """
 
-    def __init__(self, node: Node, server: HTTPServer) -> None:
-        self._node = node
+    def __init__(
+        self,
+        hub: Hub,
+        keepalive: Keepalive,
+        enforcement: Enforcement,
+        publisher: Publisher,
+        opening: InProgress,
+        server: HTTPServer,
+    ) -> None:
+        self._hub = hub
+        self._keepalive = keepalive
+        self._enforcement = enforcement
+        self._publisher = publisher
+        self._opening = opening
         self._server = server
 
     async def pause(self) -> None:
@@ -65,7 +85,7 @@ class HandoverSender:
         What `everything` then says stays true, also while other processes append: what they append after the
         position is for the next process to deliver.
         """
-        hub = self._node.hub
+        hub = self._hub
         # A fan-out to thousands takes a while; until it ends, the server may as well serve.
         with suppress(TimeoutError):
             async with asyncio.timeout(FANOUT_TIMEOUT):
@@ -79,29 +99,29 @@ class HandoverSender:
             passed = time.monotonic() - begun
             if passed > REQUESTS_TIMEOUT:
                 break
-            calm = not (answered or self._node.opening.count or (arriving and passed < UPLOADS_TIMEOUT))
+            calm = not (answered or self._opening.count or (arriving and passed < UPLOADS_TIMEOUT))
             turns = turns + 1 if calm else 0
             await asyncio.sleep(0 if calm else 0.001)
         await hub.pause()
-        self._node.keepalive.stop()
-        await self._node.enforcement.stop()
+        self._keepalive.stop()
+        await self._enforcement.stop()
         log.info("held", extra={"seconds": round(time.monotonic() - begun, 3)})
 
     def forget_disconnects(self) -> None:
         """Leave it to the next process to notice when clients go: to stop watching all sockets takes a while."""
-        self._node.hub.disconnects.suspend()
+        self._hub.disconnects.suspend()
 
     @property
     def publishing(self) -> bool:
         """Whether a publisher still waits for its answer, although the server is paused."""
-        return self._node.publisher.appending > 0
+        return self._publisher.appending > 0
 
     def resume(self) -> None:
         """Take up everything again: there is no successor after all."""
-        self._node.hub.disconnects.resume()
-        self._node.keepalive.start()
-        self._node.enforcement.start()
-        self._node.hub.resume()
+        self._hub.disconnects.resume()
+        self._keepalive.start()
+        self._enforcement.start()
+        self._hub.resume()
         self._server.resume()
 
     def quiet_streams(self, min_lifetime: float) -> tuple[Copied, State, list[int]]:
@@ -111,7 +131,7 @@ class HandoverSender:
             min_lifetime: how many seconds their tokens must still be in force: a stream may have to be ended
                 before the handover.
         """
-        hub = self._node.hub
+        hub = self._hub
         soon = time.time() + min_lifetime
         quiet = [
             stream
@@ -126,7 +146,7 @@ class HandoverSender:
         Args:
             copied: the streams that the receiver has as quiet ones; of these only what has changed is said.
         """
-        hub = self._node.hub
+        hub = self._hub
         places = copied.places
         going_on = {stream for stream in hub.laggards if _continues(stream)}
         gone = (places.keys() - hub.streams) | ((hub.laggards - going_on) & places.keys())
@@ -143,7 +163,7 @@ class HandoverSender:
 
     def _state(self, streams: Sequence[tuple[Stream, int]], gone: Sequence[int]) -> tuple[State, list[int]]:
         """Return what is said of streams, each with its place among those that the receiver has, or -1."""
-        hub = self._node.hub
+        hub = self._hub
         laggards = hub.laggards
         channels: dict[tuple[ChannelName, ...], int] = {}
         quiet = {framing: PassedDescriptor(STREAM, framing.name, b"") for framing in FRAMINGS.values()}

@@ -124,18 +124,15 @@ class Connection:
         server.waiting.start(self)
 
     def start(self) -> None:
-        """Read the first request; mostly it is there already, and need not be waited for."""
-        if not self._buffer:
-            self._read()
+        """Read the first request; often it is there already, and need not be waited for."""
+        self._read()
         if self.closed:
             return
         self._go_on()
-        if (
-            self._exchange is not None
-        ):  # a stream detaches the socket in the next turn: spare it the registration
-            self._server.loop.call_soon(self.watch)
-        else:
+        if self._exchange is None:
             self.watch()
+        else:  # a stream detaches the socket in the next turn of the event loop, and needs no watching until then
+            self._server.loop.call_soon(self.watch)
 
     @property
     def closed(self) -> bool:

@@ -116,8 +116,11 @@ class Server:
             idle_timeout=IDLE_TIMEOUT,
             body_timeout=BODY_TIMEOUT,
         )
-        self._receiver = HandoverReceiver(self._node, self._server)
-        self._sender = HandoverSender(self._node, self._server)
+        node = self._node
+        self._receiver = HandoverReceiver(node.hub, node.pump, node.keepalive, node.revocations, self._server)
+        self._sender = HandoverSender(
+            node.hub, node.keepalive, node.enforcement, node.publisher, node.opening, self._server
+        )
         loop = asyncio.get_running_loop()
         for number in (signal.SIGHUP, signal.SIGUSR2):
             loop.add_signal_handler(number, _too_early, number)

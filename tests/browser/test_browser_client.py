@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable
 
 import httpx
 import pytest
 
 from tests.support.browser import CHANNEL, Chrome, Start, log_of, publish, serve_pages
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.browser
 
@@ -32,39 +34,45 @@ def test_kill_and_restart_recovers_with_no_event_missing_and_none_twice(chrome: 
     assert tab.noted("reset") == tab.noted("close") == []
 
 
-def stream_for(seconds: float, publisher: httpx.Client) -> str:
-    """Publish an event every now and then for so long, and return the last id."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        last = publish(publisher)[-1]
-        time.sleep(0.05)
-    return last
+LIFETIME = 4
+"""Seconds for which a token is good here: long enough to be renewed in time on a busy machine."""
+
+
+def publish_until(condition: Callable[[], bool], what: str, publisher: httpx.Client) -> str:
+    """Publish an event every now and then until a condition is true, and return the last id."""
+    ids: list[str] = []
+
+    def published() -> bool:
+        ids.extend(publish(publisher))
+        return condition()
+
+    until(published, what, pause=0.05)
+    return ids[-1]
 
 
 @pytest.mark.slow
-def test_a_token_that_expires_every_5_seconds_is_renewed_on_one_connection(
+def test_a_token_that_expires_every_few_seconds_is_renewed_on_one_connection(
     chrome: Chrome, serve: Start
 ) -> None:
-    server = serve(AUTH__STREAM_LIFETIME=5)
+    server = serve(AUTH__STREAM_LIFETIME=LIFETIME)
     tab = chrome.open(server, options={"share": False})
     tab.opened()
     with server.publisher() as publisher:
-        last = stream_for(60, publisher)
+        last = publish_until(lambda: tab.run("tokenCalls") >= 10, "ten tokens were asked for", publisher)
         tab.has(last)
         assert tab.ids() == log_of(publisher)
     assert [len(tab.noted(kind)) for kind in ("open", "reconnect", "close")] == [1, 0, 0]
-    assert tab.run("tokenCalls") >= 10
 
 
 @pytest.mark.slow
 def test_with_renewal_refused_it_reconnects_and_never_loses_an_event(chrome: Chrome, serve: Start) -> None:
-    server = serve(AUTH__STREAM_LIFETIME=5)
+    server = serve(AUTH__STREAM_LIFETIME=LIFETIME)
     # Each token is of another session than the one before, so the server knows no stream that it could renew.
     access = [server.access_token(), server.access_token()]
     tab = chrome.open(server, access=access, options={"share": False})
     tab.opened()
     with server.publisher() as publisher:
-        last = stream_for(30, publisher)
+        last = publish_until(lambda: len(tab.noted("open")) >= 6, "six connections were opened", publisher)
         tab.has(last)
         assert tab.ids() == log_of(publisher)
     assert len(tab.noted("open")) >= 6
@@ -102,7 +110,9 @@ def test_a_page_on_an_allowed_origin_works_and_on_a_third_origin_it_gets_nothing
     friend.opened()
     with serve_pages() as third:
         token = server.stream_token(CHANNEL)
-        stranger = Chrome(chrome.context, third).open(server, tokens=[token], options={"share": False})
+        stranger = Chrome(chrome.context, third).open(
+            server, tokens=[token], options={"share": False, "reconnectDelay": 50}
+        )
         stranger.wait("log.filter((e) => e.kind === 'reconnect').length >= 3")
         with server.publisher() as publisher:
             friend.has(publish(publisher)[0])

@@ -18,6 +18,9 @@ ALONE = {"share": False, "reconnectDelay": 50}
 FAR = 0.999
 """A Math.random at the far end of the jitter."""
 
+LATE = 1.5
+"""Seconds by which a request may come later than its time, on a machine that has much else to do."""
+
 
 def open_on(chrome: Chrome, script: ScriptedServer, **given: Any) -> ClientPage:
     """Open a tab with a client of its own connection to the scripted server."""
@@ -28,7 +31,7 @@ def open_on(chrome: Chrome, script: ScriptedServer, **given: Any) -> ClientPage:
 
 def admin(server: ServerProcess) -> httpx.Client:
     """Return an HTTP client that may do what administrators may, to be used in a ``with``."""
-    token = server.command("token", "--subject", "root", "--admin")
+    token = server.access_token(subject="root", admin=True)
     return httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {token}"}, timeout=30)
 
 
@@ -39,8 +42,11 @@ def test_the_backoff_doubles_up_to_its_limit_seen_from_outside(
     tab = open_on(chrome, script, options={"reconnectDelay": 100, "maxReconnectDelay": 1000}, random=FAR)
     tab.wait("log.length >= 7")
     gaps = [after.at - before.at for before, after in pairwise(script.asked)]
-    for gap, least in zip(gaps[:6], (0.1, 0.2, 0.4, 0.8, 1.0, 1.0), strict=True):
-        assert 0.99 * least <= gap < least + 0.6
+    wanted = (0.1, 0.2, 0.4, 0.8, 1.0, 1.0)
+    for gap, least in zip(gaps[:6], wanted, strict=True):
+        assert 0.99 * least <= gap < least + LATE
+    delays = [entry["delay"] / 1000 for entry in tab.noted("reconnect")]
+    assert delays[:6] == pytest.approx([FAR * delay for delay in wanted])
     print("gaps", [round(gap, 2) for gap in gaps])
 
 
@@ -105,7 +111,7 @@ def test_it_waits_as_long_as_retry_after_says(chrome: Chrome, script: ScriptedSe
     tab = open_on(chrome, script)
     tab.opened()
     first, second = script.streams()
-    assert 2.0 <= second.at - first.at < 2.5 + 0.6
+    assert 2.0 <= second.at - first.at < 2.5 + LATE
     assert tab.noted("reconnect")[0]["reason"] == f"status {status}"
 
 
@@ -135,7 +141,7 @@ def test_closing_says_when_to_come_back(chrome: Chrome, script: ScriptedServer) 
     tab = open_on(chrome, script)
     tab.opened(2)
     first, second = script.streams()
-    assert 1.5 <= second.at - first.at < 1.5 + 0.6
+    assert 1.5 <= second.at - first.at < 1.5 + LATE
     assert tab.noted("reconnect")[0]["reason"] == "shutdown"
 
 
@@ -202,7 +208,7 @@ def test_a_token_that_ends_is_replaced_at_once(chrome: Chrome, script: ScriptedS
     tab = open_on(chrome, script, options={"reconnectDelay": 5000})
     tab.opened(2)
     first, second = script.streams()
-    assert second.at - first.at < 1.2 + 0.6
+    assert second.at - first.at < 1.2 + LATE
     assert second.query == {"token": "two", "client_id": first.query["client_id"], "last_event_id": "e-1"}
 
 

@@ -4,48 +4,23 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.conftest import require
 from tests.support.browser import (
     CHANNEL,
     Chrome,
-    ClientPage,
     Start,
     connections,
+    open_vue,
     publish,
     wait_for_connections,
 )
-from tests.support.server_process import ROOT, ServerProcess
+from tests.support.npm import CLIENT, npm
 
 pytestmark = [pytest.mark.browser, pytest.mark.node]
-
-CLIENT = ROOT / "client"
-
-
-@pytest.fixture(scope="module")
-def built() -> str:
-    """What the build of the package prints, after ``npm ci``."""
-    npm = require("npm")
-    if not (CLIENT / "node_modules/vue").exists():
-        npm_run(npm, "ci", "--no-audit", "--no-fund")
-    return npm_run(npm, "run", "build")
-
-
-def npm_run(*command: str) -> str:
-    done = subprocess.run(command, cwd=CLIENT, capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def open_vue(chrome: Chrome, server: ServerProcess) -> ClientPage:
-    tab = chrome.open(server, file="vue.html")
-    tab.wait("window.ready")
-    return tab
 
 
 def batch(publisher: httpx.Client, *events: tuple[str, str, dict[str, Any]]) -> list[str]:
@@ -61,7 +36,7 @@ def test_the_core_is_under_4096_bytes_minified_and_gzipped(built: str) -> None:
 
 
 def test_the_type_declarations_fit_what_the_examples_do(built: str) -> None:
-    npm_run(require("npm"), "run", "types")
+    npm("run", "types")
 
 
 def test_the_lock_names_no_registry_but_npms(built: str) -> None:

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import subprocess
 from typing import Literal
 
 import pytest
 from playwright.sync_api import Browser, Page
 
 from tests.browser.test_page_realtime import Market
-from tests.conftest import require
 from tests.support.browser import Start
-from tests.support.server_process import ROOT
+from tests.support.npm import installed_modules
 from tests.support.visitors import live, people, visitor, wait_for_chart
 
 pytestmark = [pytest.mark.browser, pytest.mark.node]
 
-CLIENT = ROOT / "client"
 SIZES = [{"width": 1440, "height": 900}, {"width": 390, "height": 844}]
 
 
 @pytest.fixture(scope="module")
 def axe() -> str:
     """The source of axe-core, of the version in the lock."""
-    source = CLIENT / "node_modules/axe-core/axe.min.js"
-    if not source.exists():
-        subprocess.run([require("npm"), "ci", "--no-audit", "--no-fund"], cwd=CLIENT, check=True, timeout=120)
-    return source.read_text()
+    return (installed_modules() / "axe-core/axe.min.js").read_text()
 
 
 def check(page: Page, axe: str, what: str) -> None:

@@ -13,7 +13,7 @@ import pytest
 from playwright.sync_api import Browser, Page
 
 from tests.support.browser import Start
-from tests.support.fleet import Fleet, wait_until
+from tests.support.fleet import Fleet
 from tests.support.server_process import ServerProcess
 from tests.support.visitors import (
     PASSWORD,
@@ -25,6 +25,7 @@ from tests.support.visitors import (
     visitor,
     wait_for_chart,
 )
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.browser
 
@@ -132,7 +133,7 @@ def test_kick_and_revoke_act_within_a_second_by_keyboard_and_are_in_the_trail(
         tab_to(page, "Kick")
         begun = time.monotonic()
         page.keyboard.press("Enter")
-        wait_until(lambda: fleet.clients[42].ended is not None)
+        until(lambda: fleet.clients[42].ended is not None, "the stream has ended")
         assert time.monotonic() - begun < 1
         assert b'"reason":"kicked"' in fleet.clients[42].received
         first_entry(page, "kick")
@@ -148,7 +149,7 @@ def test_kick_and_revoke_act_within_a_second_by_keyboard_and_are_in_the_trail(
         tab_to(page, "Revoke")
         begun = time.monotonic()
         page.keyboard.press("Enter")
-        wait_until(lambda: all(fleet.clients[n].ended for n in (7, 47)))
+        until(lambda: all(fleet.clients[n].ended for n in (7, 47)), "the streams have ended")
         assert time.monotonic() - begun < 1
         first_entry(page, "revocation")
         first_entry(page, "user-07")
@@ -170,7 +171,7 @@ def test_a_session_is_revoked_by_its_id(chromium: Browser, start_server: Start) 
         page.wait_for_selector("dialog[open]")
         tab_to(page, "Revoke")
         page.keyboard.press("Enter")
-        wait_until(lambda: len(fleet.ended) == 2)
+        until(lambda: len(fleet.ended) == 2, "the streams have ended")
         first_entry(page, "session-00")
 
 

@@ -12,6 +12,7 @@ from playwright.sync_api import Browser, Page
 from tests.support.browser import Start
 from tests.support.server_process import ServerProcess
 from tests.support.visitors import chart, live, people, tab_to, visitor, wait_for_chart
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.browser
 
@@ -135,7 +136,7 @@ def test_what_was_missed_is_replayed_and_counted(chromium: Browser, start_server
         # The page cannot reach the server, which goes on: what it publishes meanwhile is missed.
         ann.context.route("**/*", lambda route: route.abort())
         connections = f"{server.url}/api/v1/admin/connections"
-        admin = {"Authorization": f"Bearer {server.command('token', '--subject', 'a', '--admin')}"}
+        admin = {"Authorization": f"Bearer {server.access_token(subject='a', admin=True)}"}
         (stream,) = httpx.get(connections, headers=admin).json()["connections"]
         httpx.post(f"{connections}/{stream['connection']}/kick", headers=admin).raise_for_status()
         page.wait_for_selector('#connection[data-state="reconnecting"]')
@@ -164,15 +165,18 @@ def test_a_reload_asks_for_no_password_and_a_logout_ends_every_tab(
             each.wait_for_selector("body[data-view=login]")
         page.reload()
         page.wait_for_selector("body[data-view=login]")
-        assert not any(cookie["name"] == "sse_app_refresh" for cookie in ann.context.cookies())
+        until(
+            lambda: all(cookie["name"] != "sse_app_refresh" for cookie in ann.context.cookies()),
+            "the cookie is gone",
+        )
 
 
 def test_a_login_outlives_its_tokens(chromium: Browser, start_server: Start) -> None:
-    server, market = start(start_server, AUTH__ACCESS_LIFETIME=4, AUTH__STREAM_LIFETIME=3)
+    server, market = start(start_server, AUTH__ACCESS_LIFETIME=3, AUTH__STREAM_LIFETIME=2)
     with visitor(chromium, server) as ann:
         page = ann.open("/", "ann")
         live(page)
-        deadline = page.evaluate("performance.now()") + 12_000  # three lifetimes of the access token
+        deadline = page.evaluate("performance.now()") + 9_000  # three lifetimes of the access token
         while page.evaluate("performance.now()") < deadline:
             wait_for_chart(page, "value", 0, market.trade(1))
         assert page.get_attribute("body", "data-view") == "live"

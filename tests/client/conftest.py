@@ -3,5 +3,5 @@
 from __future__ import annotations
 
 from tests.support.browser_fixtures import chrome as chrome
-from tests.support.browser_fixtures import chromium as chromium
 from tests.support.browser_fixtures import serve as serve
+from tests.support.npm import built as built

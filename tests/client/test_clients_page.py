@@ -15,11 +15,8 @@ from typing import IO
 import httpx
 import pytest
 
-from tests.browser.test_browser_vue import built, open_vue
-from tests.support.browser import Chrome, Start, wait_for_connections
+from tests.support.browser import Chrome, Start, open_vue, wait_for_connections
 from tests.support.server_process import ROOT, ServerProcess
-
-__all__ = ["built"]
 
 NAMES = "const show = (...all) => log.push({ kind: 'shown', all });"
 
@@ -34,8 +31,7 @@ def example(heading: str, server: ServerProcess) -> str:
 
 def add_ann(server: ServerProcess) -> ServerProcess:
     """Make the user whom the page speaks of."""
-    grants = ("--subscribe", "dashboard,alerts", "--publish", "alerts")
-    server.command("user", "add", "ann", *grants, "--password-stdin", input="correct horse battery\n")
+    server.add_user("ann", "correct horse battery", subscribe="dashboard,alerts", publish="alerts")
     return server
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -12,17 +11,16 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice, pairwise
-from pathlib import Path
-from subprocess import PIPE, Popen, run
+from subprocess import PIPE, Popen
 from typing import Any, NamedTuple
 
 import httpx
 import pytest
 from httpx_sse import connect_sse
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser
 
-from tests.conftest import require
-from tests.ops.test_demo import CHROMIUM_FLAGS
+from tests.support.npm import installed_package
+from tests.support.programs import require
 from tests.support.server_process import ServerProcess
 
 CHANNEL = "user.foreign"
@@ -80,13 +78,8 @@ def by_httpx(stack: ExitStack, url: str, _types: list[str]) -> Iterator[Heard]:
 
 def by_node(stack: ExitStack, url: str, types: list[str]) -> Iterator[Heard]:
     """Listen with npm's eventsource, installed once for all runs."""
-    node, npm = require("node"), require("npm")
-    folder = Path(tempfile.gettempdir()) / f"sse-app-tests-eventsource-{EVENTSOURCE}"
-    if not (folder / "listen.mjs").exists():  # it is written last
-        quietly = ["--no-audit", "--no-fund", "--silent"]
-        install = [npm, "install", *quietly, "--prefix", str(folder), f"eventsource@{EVENTSOURCE}"]
-        done = run(install, capture_output=True, text=True, timeout=60, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
+    node = require("node")
+    folder = installed_package("eventsource", EVENTSOURCE)
     (folder / "listen.mjs").write_text(IN_NODE)
     command = [node, "listen.mjs", json.dumps([url, types])]
     process = stack.enter_context(Popen(command, cwd=folder, stdout=PIPE, encoding="utf-8"))
@@ -130,15 +123,6 @@ def elsewhere() -> Iterator[str]:
     """The origin of a page that is not the server's."""
     with blank_pages() as port:
         yield f"http://localhost:{port}"
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    """A browser."""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=require("chromium"), args=CHROMIUM_FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

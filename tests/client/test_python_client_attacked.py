@@ -17,8 +17,8 @@ import pytest
 
 from sse_app.client import Connected, Event, Publisher, Reset, Stream, StreamEnded, Waiting
 from tests.client.test_python_client import CHANNEL, QUICK, logged_in, run, take
-from tests.support.room import until
 from tests.support.server_process import ROOT, ServerProcess
+from tests.support.waiting import until
 
 Start = Callable[..., ServerProcess]
 
@@ -152,7 +152,7 @@ def test_it_ends_cleanly_in_every_state(start_server: Start) -> None:
 
 def test_who_is_kicked_stays_away(start_server: Start) -> None:
     server = start_server()
-    admin = server.command("token", "--subject", "root", "--admin")
+    admin = server.access_token(subject="root", admin=True)
 
     async def tokens() -> str:
         return await asyncio.to_thread(server.stream_token, CHANNEL)
@@ -220,8 +220,7 @@ def test_the_client_needs_nothing_of_the_server_and_says_what_it_needs(program: 
 
 def test_the_lines_of_the_readme_run_as_they_stand(start_server: Start) -> None:
     server = start_server()
-    grants = ("--subscribe", "dashboard,alerts", "--publish", "alerts")
-    server.command("user", "add", "ann", *grants, "--password-stdin", input="correct horse battery\n")
+    server.add_user("ann", "correct horse battery", subscribe="dashboard,alerts", publish="alerts")
     readme = (ROOT / "README.md").read_text()
     block = readme[readme.index("    import asyncio\n    from sse_app.client") :]
     program = textwrap.dedent(block[: block.index("asyncio.run(main())") + len("asyncio.run(main())")])

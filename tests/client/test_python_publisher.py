@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from sse_app.client import Publisher, Session
+from sse_app.client import Backoff, Publisher, Session
 from tests.client.test_python_client import CHANNEL, QUICK, logged_in, run, whats_in_the_log
 from tests.support.server_process import ServerProcess
 from tests.support.wire import Wire, answer
@@ -23,7 +23,7 @@ def test_a_lost_answer_never_publishes_twice(start_server: Start) -> None:
     async def test() -> None:
         async with (
             Wire(server.port) as wire,
-            Publisher(wire.url, server.access_token(), backoff=QUICK) as publisher,
+            Publisher(wire.url, server.access_token(), backoff=Backoff(0.02, 0.1)) as publisher,
         ):
             start = await publisher.publish(CHANNEL, "e", {"n": -1})
             turns = 0
@@ -137,7 +137,7 @@ def test_a_publisher_waits_as_long_as_429_and_503_ask(start_server: Start) -> No
 
 @pytest.mark.slow
 def test_a_refresh_token_is_never_used_twice_whatever_happens_to_the_answer(start_server: Start) -> None:
-    server = start_server(AUTH__ACCESS_LIFETIME=4, expected=("refresh", "login"))
+    server = start_server(AUTH__ACCESS_LIFETIME=2, expected=("refresh", "login"))
 
     async def test() -> None:
         async with (
@@ -147,11 +147,15 @@ def test_a_refresh_token_is_never_used_twice_whatever_happens_to_the_answer(star
         ):
             tokens = {*await asyncio.gather(*(session.access_token() for _ in range(20)))}
             assert len(tokens) == 1
-            await asyncio.sleep(3.2)
+            await asyncio.sleep(
+                1.6
+            )  # three quarters of the token's life, after which it is renewed, and some
             tokens |= {*await asyncio.gather(*(session.access_token() for _ in range(20)))}
             assert len(tokens) == 2
             assert [line.split()[1].rpartition("/")[2] for line in wire.requests].count("login") == 1
-            await asyncio.sleep(3.2)
+            await asyncio.sleep(
+                1.6
+            )  # three quarters of the token's life, after which it is renewed, and some
             wire.swallow = lambda: True
             with pytest.raises(Exception, match="cannot reach the server"):
                 await session.access_token()

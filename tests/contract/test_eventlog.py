@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Sequence
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from sse_app.eventlog.memory import MemoryEventLog
 from sse_app.eventlog.sqlite.log import SqliteEventLog
 from sse_app.eventlog.sqlite.writer import Commit
 from tests.support.appender import Appender
+from tests.support.waiting import until_async
 
 A, B = ChannelName("a"), ChannelName("b")
 
@@ -95,13 +95,6 @@ async def opened(log: EventLog) -> AsyncIterator[EventLog]:
         yield log
     finally:
         await log.close()
-
-
-async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    deadline = time.monotonic() + 20
-    while not await condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.02)
 
 
 async def take(tail: AsyncGenerator[list[Event], None], last: int) -> list[int]:
@@ -199,7 +192,7 @@ async def test_events_beyond_their_age_are_lost(make: Callable[..., EventLog]) -
         async def trimmed() -> bool:
             return await log.lost([A], EventId(first.epoch, 0)) == {A: "history_trimmed"}
 
-        await until(trimmed)
+        await until_async(trimmed, "the log is trimmed")
         assert await log.lost([A], first) == {}
         (second,) = await log.append([new(A)])
         assert [event.seq for event in (await log.replay([A], 0, 99, 99)).events] == [second.seq]
@@ -270,7 +263,7 @@ async def test_appends_wait_while_a_follower_at_the_head_takes_nothing(make: Cal
             async def held() -> bool:
                 return done >= 8
 
-            await until(held)
+            await until_async(held, "the appended events are held back")
             await asyncio.sleep(0.1)
             assert done <= 10
             assert await take(tail, 21) == list(range(2, 22))
@@ -333,7 +326,7 @@ async def test_a_tail_that_is_stopped_anywhere_goes_on_from_its_last_event(
         async def complete() -> bool:
             return len(seen) >= 120
 
-        await until(complete)
+        await until_async(complete, "all events have come")
         following.cancel()
         await asyncio.wait([following])
         assert seen == list(range(1, 121))
@@ -378,7 +371,7 @@ async def test_a_tail_of_which_nothing_is_kept_says_so(make: Callable[..., Event
         async def trimmed() -> bool:
             return len(await log.lost([A, B], EventId(first.epoch, 0))) == 2
 
-        await until(trimmed)
+        await until_async(trimmed, "the log is trimmed")
         with pytest.raises(EventsTrimmed) as error:
             await anext(log.tail(0))
         assert error.value.head == last.seq
@@ -425,7 +418,7 @@ async def test_a_page_knows_of_a_trim_that_the_event_loop_has_not_heard_of(
         async def written() -> bool:
             return bool(held)
 
-        await until(written)
+        await until_async(written, "the log is written")
         assert await log.lost([A], EventId(log.head.epoch, 0)) == {}
         assert (await log.replay([A], 0, 4, 99)) == ([], False, True)
         committed(held[0])
@@ -450,7 +443,7 @@ async def test_a_full_disk_refuses_appends_and_loses_nothing(tmp_path: Path) -> 
         async def back() -> bool:
             return log.available
 
-        await until(back)  # by itself: the writer probes
+        await until_async(back, "the log is available again")  # by itself: the writer probes
         (id,) = await log.append([new(A)])
         assert id.seq == 2
         assert [event.seq for event in (await log.replay([A], 0, 9, 9)).events] == [1, 2]

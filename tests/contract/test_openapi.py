@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.cookies
 import json
 import re
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,14 +19,13 @@ from schemathesis.specs.openapi import checks
 from tornado import web
 from tornado.routing import URLSpec
 
-from sse_app import Settings, SSEApp
-from sse_app.auth.factory import issuer_of
-from sse_app.auth.tokens.grants import Grants
-from sse_app.auth.tokens.issuer import TokenKind, Tokens
+from sse_app import SSEApp
 from sse_app.handlers.site.pages import STATIC
-from sse_app.storage.state_dir import StateDirectory
 from sse_app.version import VERSION
+from tests.support.people import bearer
 from tests.support.server_process import ServerProcess
+from tests.support.server_process import running as running_server
+from tests.support.waiting import until
 
 DESCRIPTION = json.loads((STATIC / "openapi.json").read_bytes())
 SCHEMA = schemathesis.openapi.from_dict(DESCRIPTION)
@@ -58,28 +56,22 @@ class Server:
     """The server that is asked, and a fresh administrator's token for each request: some of them end their own."""
 
     process: ServerProcess
-    tokens: Tokens
 
     @classmethod
     def access_token(cls) -> str:
-        grants = Grants.of(["**"], ["**"], admin=True)
-        return cls.tokens.issue(TokenKind.ACCESS, "admin", f"session-{time.monotonic_ns()}", grants, 600)
+        return cls.process.access_token(subject="admin", admin=True)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    server = ServerProcess(
+    with running_server(
         state_dir=tmp_path_factory.mktemp("openapi") / "state",
         expected=("login_refused", "refresh_reused"),
         TRUSTED_PROXIES=["127.0.0.1/32"],
-    )
-    server.start()
-    server.command("user", "add", "ann", "--password-stdin", "--subscribe", "**", input="correct horse\n")
-    Server.process = server
-    Server.tokens = issuer_of(Settings().auth, StateDirectory(server.state_dir))
-    yield server
-    server.stop()
-    server.check_log()
+    ) as server:
+        server.add_user("ann", "correct horse", subscribe="**")
+        Server.process = server
+        yield server
 
 
 class Administrator:
@@ -159,10 +151,6 @@ class Asked:
         return answer
 
 
-def bearer(token: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {token}"}
-
-
 def test_every_good_answer_is_as_described(running: ServerProcess) -> None:
     ask, admin = Asked(running), bearer(Server.access_token())
     event = {"event": "e", "data": {"n": 1}}
@@ -207,10 +195,10 @@ def test_every_good_answer_is_as_described(running: ServerProcess) -> None:
 
     for algorithm in ("EdDSA", "ES256", "RS256"):
         running.command("keys", "rotate", "--algorithm", algorithm)
-    deadline = time.monotonic() + 10
-    while len(ask("GET", "/.well-known/jwks.json", 200).json()["keys"]) < 3:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(
+        lambda: len(ask("GET", "/.well-known/jwks.json", 200).json()["keys"]) >= 3,
+        "the new keys are published",
+    )
     assert ask("GET", "/openapi.json", 200).json() == DESCRIPTION
     for path in ("/healthz", "/readyz", "/metrics"):
         ask("GET", path, 200)

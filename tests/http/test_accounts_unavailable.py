@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -20,10 +19,10 @@ from sse_app.auth.tokens.issuer import TokenKind
 from sse_app.core.errors import AuthStoreUnavailable
 from sse_app.storage import sqlite as storage
 from tests.support.databases import disk_full, locked
+from tests.support.waiting import until_async
 
 PASSWORD = "correct horse battery"
 GRANTS = Grants.of(subscribe=["alerts"], publish=["alerts"])
-DEADLINE = 10.0
 
 
 @pytest.fixture
@@ -35,13 +34,6 @@ def sse(io_loop: IOLoop, settings: Settings, monkeypatch: pytest.MonkeyPatch) ->
     io_loop.run_sync(lambda: app.node.accounts.add("ann", PASSWORD, GRANTS))
     yield app
     io_loop.run_sync(app.stop)
-
-
-async def until(condition: Callable[[], Awaitable[bool]], what: str) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not await condition():
-        assert time.monotonic() < deadline, what
-        await asyncio.sleep(0.02)
 
 
 @pytest.mark.gen_test
@@ -109,10 +101,10 @@ async def test_that_the_audit_trail_cannot_be_written_is_logged_once_and_nothing
 
         with locked(sse.node.state.accounts), caplog.at_level(logging.ERROR):
             sse.node.audit.record("tried", detail=str(times))
-            await until(logged, "it is logged")
+            await until_async(logged, "it is logged")
             await asyncio.sleep(1.0)  # it is tried four times meanwhile
             assert told() == times
-        await until(caught_up, "the entry is written")
+        await until_async(caught_up, "the entry is written")
     assert await written() == ["2", "1"]
     assert told() == 2
 

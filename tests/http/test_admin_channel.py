@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,25 +9,23 @@ import httpx
 import pytest
 
 from tests.support.fleet import Fleet
+from tests.support.people import bearer
 from tests.support.server_process import ServerProcess
+from tests.support.server_process import running as running_server
+from tests.support.sse_reader import EventStreamReader, ReceivedEvent
 from tests.support.visitors import stream_paths
+from tests.support.waiting import until
 
 FIGURES = "/api/v1/admin/figures"
 CONNECTIONS = "/api/v1/admin/connections"
-
-
-def bearer(token: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {token}"}
 
 
 class Asking:
     """A client of the API with an access token."""
 
     def __init__(self, server: ServerProcess, *, admin: bool) -> None:
-        flags = ("--admin",) if admin else ()
-        wide = ("--subscribe", "**", "--publish", "**")
         self.server = server
-        self.token = server.command("token", "--subject", "boss" if admin else "ann", *wide, *flags)
+        self.token = server.access_token(subject="boss" if admin else "ann", admin=admin)
 
     def get(self, path: str, **query: Any) -> httpx.Response:
         return httpx.get(f"{self.server.url}{path}", headers=bearer(self.token), params=query, timeout=30)
@@ -47,13 +43,9 @@ class Asking:
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    server = ServerProcess(
-        state_dir=tmp_path_factory.mktemp("admin") / "state", LIMITS__STREAMS_PER_USER=5000
-    )
-    server.start()
-    yield server
-    server.stop()
-    server.check_log()
+    state_dir = tmp_path_factory.mktemp("admin") / "state"
+    with running_server(state_dir=state_dir, LIMITS__STREAMS_PER_USER=5000) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
@@ -68,42 +60,36 @@ def ann(running: ServerProcess) -> Asking:
 
 def figures_of(
     asking: Asking, count: int, channels: str = "sse_app.admin", **query: str
-) -> list[dict[str, str]]:
-    """Return the first figures that come on a stream, as fields of the event stream format."""
+) -> list[ReceivedEvent]:
+    """Return the first figures that come on a stream."""
     token = asking.stream_token(*channels.split(",")).raise_for_status().json()["stream_token"]
-    found: list[dict[str, str]] = []
-    fields: dict[str, str] = {}
+    found: list[ReceivedEvent] = []
+    reader = EventStreamReader()
     with httpx.stream("GET", asking.server.stream_url(channels, token, **query), timeout=30) as stream:
-        for line in stream.iter_lines():
-            if not line:
-                if fields.get("event") == "figures":
-                    found.append(fields)
-                fields = {}
-                if len(found) == count:
-                    return found
-            else:
-                name, _, value = line.partition(": ")
-                fields[name] = value
+        for piece in stream.iter_bytes():
+            found += [event for event in reader.feed(piece) if event.type == "figures"]
+            if len(found) >= count:
+                return found[:count]
     raise AssertionError("the stream ended")
 
 
 def test_figures_come_every_second_without_ids_and_are_in_no_log(boss: Asking) -> None:
     first, second = figures_of(boss, 2)
-    assert set(first) == set(second) == {"event", "data"}
-    assert json.loads(second["data"])["number"] == json.loads(first["data"])["number"] + 1
-    assert json.loads(first["data"])["streams"] >= 1
+    assert all((each.id, each.retry) == (None, None) for each in (first, second))
+    assert second.json()["number"] == first.json()["number"] + 1
+    assert first.json()["streams"] >= 1
     assert boss.get("/api/v1/sse/sse_app.admin/history").status_code == 404
 
 
 def test_figures_are_kept_for_who_comes_later_and_are_the_same_for_all(boss: Asking) -> None:
-    came = [json.loads(each["data"]) for each in figures_of(boss, 2)]
+    came = [each.json() for each in figures_of(boss, 2)]
     kept = boss.get(FIGURES).raise_for_status().json()["figures"]
     assert all(each in kept for each in came)
 
 
 def test_figures_come_along_with_events_of_other_channels(boss: Asking) -> None:
     (figures,) = figures_of(boss, 1, "alerts,sse_app.admin")
-    rows = json.loads(figures["data"])["channels"]
+    rows = figures.json()["channels"]
     assert {row["channel"]: row["streams"] for row in rows}["alerts"] >= 1
 
 
@@ -133,9 +119,9 @@ def test_nobody_publishes_there_and_the_public_does_not_hear_of_it(boss: Asking)
 
 
 def test_refusals_and_reconnects_are_counted(boss: Asking, ann: Asking) -> None:
-    before = json.loads(figures_of(boss, 1)[0]["data"])
+    before = figures_of(boss, 1)[0].json()
     assert ann.get(CONNECTIONS).status_code == 403
-    after = json.loads(figures_of(boss, 1, last_event_id=before["log_head"])[0]["data"])
+    after = figures_of(boss, 1, last_event_id=before["log_head"])[0].json()
     assert after["refusals"]["forbidden"] == before["refusals"].get("forbidden", 0) + 1
     assert after["reconnects"] == before["reconnects"] + 1
 
@@ -170,10 +156,17 @@ def test_a_stream_that_does_not_read_shows_how_far_it_is_behind(boss: Asking) ->
         (client,) = fleet.open(1, path)
         fleet.pause(client)
         event = {"channel": "alerts", "event": "e", "data": {"text": "x" * 50_000}}
-        deadline = time.monotonic() + 30
-        while not (row := boss.rows(search="desk-00000", sort="lag_events", order="desc")[0])["lag_events"]:
-            assert time.monotonic() < deadline
-            ids = boss.post("/api/v1/sse", {"events": [event] * 10}).raise_for_status().json()["ids"]
+        ids: list[str] = []
+        rows: list[dict[str, Any]] = []
+
+        def behind() -> bool:
+            rows[:] = boss.rows(search="desk-00000", sort="lag_events", order="desc")
+            if not rows[0]["lag_events"]:
+                ids[:] = boss.post("/api/v1/sse", {"events": [event] * 10}).raise_for_status().json()["ids"]
+            return bool(rows[0]["lag_events"])
+
+        until(behind, "the stream is behind", pause=0)
+        row = rows[0]
         assert row["backlog_bytes"] > 50_000
         last, head = (int(id.rpartition("-")[2]) for id in (row["last_event_id"], ids[-1]))
         assert head - row["lag_events"] <= last + 1 <= head

@@ -16,8 +16,8 @@ from tornado.httpclient import AsyncHTTPClient
 from tornado.ioloop import IOLoop
 
 from sse_app import InvalidInput, Settings, SSEApp, StateError, UnknownChannel
-from sse_app.core.sse import EventParser
 from tests.support.server_process import ROOT
+from tests.support.sse_reader import EventStreamReader
 
 
 class Hello(web.RequestHandler):
@@ -46,10 +46,10 @@ async def test_events_published_from_python_reach_a_stream_of_the_surrounding_ap
     async with httpx.AsyncClient() as client:
         url = f"{base_url}/api/v1/sse/alerts?token={token}&last_event_id={first.epoch}-0"
         async with client.stream("GET", url) as response:
-            parser = EventParser()
+            parser = EventStreamReader()
             events = []
             async for piece in response.aiter_bytes():
-                events += list(parser.feed(piece))
+                events += parser.feed(piece)
                 if len(events) == 4:
                     break
     assert [event.type for event in events] == ["connected", "risk_alert", "e", "e"]

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import httpx
 import pytest
 
-from tests.support.room import Room, first, listen, numbers, sequence, take, until
+from tests.support.room import Room, first, listen, numbers, sequence, take
+from tests.support.waiting import until
 
 
 def test_a_position_older_than_the_history_brings_a_reset_and_then_live_events(

@@ -15,22 +15,21 @@ from pathlib import Path
 import httpx
 import pytest
 
-from sse_app.core.sse import EventParser
-from tests.conftest import require
+from tests.support.programs import require, unavailable
 from tests.support.server_process import ServerProcess
+from tests.support.sse_reader import EventStreamReader
+from tests.support.waiting import until
 
-INTERVAL = 4.0
+INTERVAL = 2.0
 """The ping interval of these servers, in seconds."""
 
 Start = Callable[..., ServerProcess]
 
 
-def wait_for(condition: Callable[[], bool], seconds: float) -> float:
+def seconds_until(condition: Callable[[], bool], what: str) -> float:
     """Wait until the condition holds, and return how long that took."""
     begun = time.monotonic()
-    while not condition():
-        assert time.monotonic() - begun < seconds, "waited in vain"
-        time.sleep(0.02)
+    until(condition, what)
     return time.monotonic() - begun
 
 
@@ -64,12 +63,12 @@ class RawStream:
         self.socket.connect((host, port))
         # HTTP/1.0: the body is not chunked, so that it can be parsed as it comes.
         self.socket.sendall(f"GET {path} HTTP/1.0\r\nHost: x\r\n\r\n".encode())
-        self.parser = EventParser()
+        self.parser = EventStreamReader()
         head = b""
         while b"\r\n\r\n" not in head:
             head += self.socket.recv(1024)
         assert b" 200 " in head.partition(b"\r\n")[0]
-        self.events = list(self.parser.feed(head.partition(b"\r\n\r\n")[2]))
+        self.events = self.parser.feed(head.partition(b"\r\n\r\n")[2])
 
     def read(self, size: int = 65_536) -> bool:
         """Read a piece; return False at the end."""
@@ -81,7 +80,7 @@ class RawStream:
         return bool(piece)
 
     def numbers(self) -> list[int]:
-        return [int(event.id.partition("-")[2]) for event in self.events if event.type == "big"]
+        return [int(event.last_id.partition("-")[2]) for event in self.events if event.type == "big"]
 
 
 @dataclass
@@ -98,9 +97,7 @@ def network() -> Iterator[Network]:
     """A network namespace with one link to ours, made for this test and gone after it."""
     ip = require("ip")
     if os.geteuid() != 0:
-        if os.environ.get("CI"):
-            pytest.fail("network namespaces need root")
-        pytest.skip("network namespaces need root")
+        unavailable("network namespaces need root")
     name = f"sse{uuid.uuid4().hex[:8]}"
     subnet = f"10.213.{secrets.randbelow(256)}"
     net = Network(name, f"{subnet}.1", f"{name}a")
@@ -157,7 +154,7 @@ def test_a_client_that_vanishes_without_a_fin_is_reaped_within_two_ping_interval
         # From here on everything that is sent to the clients is dropped, and they send nothing: no FIN, no RST.
         drop = ["ip", "-n", network.name, "link", "set", f"{network.name}b", "down"]
         subprocess.run(drop, check=True, timeout=10)
-        took = wait_for(lambda: streams(server) == 0, 10 * INTERVAL)
+        took = seconds_until(lambda: streams(server) == 0, "the streams are ended")
         assert took <= 2 * INTERVAL + 0.3
     finally:
         for client in clients:
@@ -181,9 +178,9 @@ def test_a_client_that_stops_reading_is_ended_and_its_memory_given_back(start_se
         stalled = RawStream("127.0.0.1", server.port, path, buffer=4096)
         try:
             publish(30)  # 15 MB, of which the socket takes less than one
-            took = wait_for(lambda: streams(server) == 0, 10 * INTERVAL)
+            took = seconds_until(lambda: streams(server) == 0, "the streams are ended")
             assert took <= 2 * INTERVAL + 0.3
-            wait_for(lambda: memory(server) < before + 4_000, 10)
+            until(lambda: memory(server) < before + 4_000, "the memory is given back", 10)
         finally:
             stalled.socket.close()
 
@@ -228,20 +225,20 @@ def test_a_stream_over_its_backlog_is_ended_and_resumes_completely(start_server:
 
 @pytest.mark.slow
 def test_a_client_that_reads_slowly_but_steadily_is_not_ended(start_server: Start) -> None:
-    server = start_server(KEEPALIVE__PING_INTERVAL=2, LIMITS__BACKLOG_BYTES=8_000_000)
+    server = start_server(KEEPALIVE__PING_INTERVAL=1, LIMITS__BACKLOG_BYTES=8_000_000)
     path = f"/api/v1/sse/dashboard?token={server.stream_token('dashboard')}"
     slow = RawStream("127.0.0.1", server.port, path, buffer=4096)
     try:
         with server.publisher() as publisher:
-            for _ in range(12):
+            for _ in range(8):
                 event = {"event": "big", "data": {"x": "x" * 50_000}}
                 publisher.post("/api/v1/sse/dashboard", json=event).raise_for_status()
         begun = time.monotonic()
-        while slow.numbers()[-1:] != [12]:
+        while slow.numbers()[-1:] != [8]:
             assert slow.read(8192)
             time.sleep(0.06)  # at most 136 KB a second, where the server could send a thousand times that
-        assert time.monotonic() - begun > 4.0  # longer than two ping intervals
-        assert slow.numbers() == list(range(1, 13))
+        assert time.monotonic() - begun > 2.0  # longer than two ping intervals
+        assert slow.numbers() == list(range(1, 9))
         assert streams(server) == 1
     finally:
         slow.socket.close()

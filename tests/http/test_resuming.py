@@ -22,8 +22,8 @@ from tests.support.room import (
     publish_stubbornly,
     sequence,
     take,
-    until,
 )
+from tests.support.waiting import until
 
 
 def follow(room: Room, channels: str, position: str, *, seed: int, by: str = "header") -> list[Frame]:

@@ -28,8 +28,8 @@ from tests.support.room import (
     publish_stubbornly,
     sequence,
     take,
-    until,
 )
+from tests.support.waiting import until
 
 
 def test_a_ping_is_a_named_event_without_an_id_and_comes_in_every_interval(room: Room) -> None:
@@ -166,7 +166,7 @@ def test_a_channel_asked_for_twice_sends_its_events_once(room: Room) -> None:
     with answer, answer.stream("GET", room.url(f"{channel},{channel}")) as response:
         if response.status_code == 400:
             return
-        frames = frames_of(response.iter_lines())
+        frames = frames_of(response.iter_bytes())
         assert first(frames).data["channels"] == [channel]
         room.publish_batch([(channel, 1), (channel, 2)])
         assert numbers(take(frames, 2)) == [1, 2]
@@ -226,11 +226,11 @@ def test_a_client_of_http_1_0_gets_the_same_bytes_unframed(room: Room) -> None:
     target = room.url(channel).removeprefix(room.server.url)
     with socket.create_connection(("127.0.0.1", room.server.port), timeout=DEADLINE) as client:
         client.sendall(f"GET {target} HTTP/1.0\r\nLast-Event-ID: {position}\r\n\r\n".encode())
-        with client.makefile("r", encoding="utf-8", newline="") as file:
-            assert file.readline().split()[1] == "200"
-            headers = [line.lower() for line in iter(file.readline, "\r\n")]
-            assert not any(line.startswith("transfer-encoding") for line in headers)
-            frames = frames_of(line.rstrip("\n") for line in file)
+        with client.makefile("rb") as file:
+            assert file.readline().split()[1] == b"200"
+            headers = [line.lower() for line in iter(file.readline, b"\r\n")]
+            assert not any(line.startswith(b"transfer-encoding") for line in headers)
+            frames = frames_of(file)
             assert first(frames).id == position
             assert [frame.id for frame in take(frames, 1)] == [missed]
             live = room.publish(channel, 2)

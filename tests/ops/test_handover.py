@@ -11,10 +11,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.support.fleet import Client, assert_all_received, wait_until
-from tests.support.proxies import bare_nginx, free_port
+from tests.support.fleet import Client, assert_all_received
+from tests.support.ports import reserve_port
+from tests.support.proxies import bare_nginx
 from tests.support.server_process import ROOT
 from tests.support.service import Service
+from tests.support.waiting import until
 
 STREAMS = 1000
 
@@ -56,7 +58,7 @@ def test_a_stream_in_the_middle_of_a_long_replay_goes_on_with_it(service: Servic
     ids = service.publish(3000, size=1000)
     path = f"{service.stream_path(client_id='late')}&last_event_id={ids[0]}"
     late = Client(service.port, path, receive_buffer=4096)
-    wait_until(lambda: bool(service.logged("stream_opened")))
+    until(lambda: bool(service.logged("stream_opened")), "the stream is logged")
     service.restart()
     ids += service.publish(100, size=1000)
     service.upgrade()
@@ -80,7 +82,7 @@ def test_streams_of_http_1_0_go_on(service: Service) -> None:
 @pytest.fixture(params=["as configured here", "with its defaults"])
 def nginx_port(request: pytest.FixtureRequest, service: Service, tmp_path: Path) -> Iterator[int]:
     """The port of an nginx in front of the service, which speaks HTTP/1.1 or HTTP/1.0 to it."""
-    port = free_port()
+    port = reserve_port(service)
     if request.param == "with its defaults":
         site = f"access_log off; server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass {service.url}; }} }}"
     else:
@@ -108,17 +110,17 @@ def test_streams_through_nginx_go_on(service: Service, nginx_port: int) -> None:
 
 
 def test_streams_whose_token_expires_or_is_revoked_in_the_pause_end(service: Service) -> None:
-    (expiring,) = service.fleet.open(1, service.stream_path("--ttl", "5", client_id="expiring"))
+    (expiring,) = service.fleet.open(1, service.stream_path(ttl=3, client_id="expiring"))
     opened_at = time.monotonic()
-    (revoked,) = service.fleet.open(1, service.stream_path("--subject", "eve", client_id="revoked"))
-    (staying,) = service.fleet.open(1, service.stream_path("--subject", "ann", client_id="staying"))
+    (revoked,) = service.fleet.open(1, service.stream_path(subject="eve", client_id="revoked"))
+    (staying,) = service.fleet.open(1, service.stream_path(subject="ann", client_id="staying"))
     service.signal("STOP")
     service.command("revoke", "--subject", "eve")
     # Until the first token has expired, which nobody can end while the process stands still.
-    time.sleep(max(0.0, opened_at + 6 - time.monotonic()))
+    until(lambda: time.monotonic() > opened_at + 4, "the token has expired")
     service.signal("CONT")
     service.restart()
-    wait_until(lambda: len(service.fleet.ended) == 2)
+    until(lambda: len(service.fleet.ended) == 2, "the streams have ended")
     assert b'"reason":"token_expired"' in expiring.body()
     assert b'"reason":"revoked"' in revoked.body()
     assert staying.ended is None
@@ -157,7 +159,7 @@ def test_a_crash_while_adopting_twice_loses_no_stream(cold: Service, tmp_path: P
         "    sys.addaudithook(crash)\n"
     )
     cold.manager.systemctl("restart", "sse-app.service", check=False)
-    wait_until(lambda: cold.manager.show("ActiveState") == "active")
+    until(lambda: cold.manager.show("ActiveState") == "active", "the service is active")
     assert crashes.read_text() == "0"
     publisher = cold.publisher()
     cold.settle(publisher)
@@ -171,7 +173,7 @@ def test_a_state_of_another_format_is_not_misread_and_its_streams_end_with_closi
     cold.inject("import sse_app.handover.message as state\nstate.FORMAT += 1")
     cold.expected = {"handover_refused"}
     cold.restart()
-    wait_until(lambda: len(cold.fleet.ended) == 25)
+    until(lambda: len(cold.fleet.ended) == 25, "the streams have ended")
     assert set(cold.fleet.ended) == {"end of file"}
     for client in chunked + plain:
         assert client.body().endswith(b"}\n\n")
@@ -188,7 +190,7 @@ def test_streams_of_a_framing_that_the_next_process_does_not_know_are_closed_and
     cold.inject("import sse_app.core.framing as framing\ndel framing.FRAMINGS['unframed']")
     cold.expected = {"handover_refused"}
     cold.restart()
-    wait_until(lambda: len(cold.fleet.ended) == 25)
+    until(lambda: len(cold.fleet.ended) == 25, "the streams have ended")
     assert set(cold.fleet.ended) == {"end of file"}
     for client in chunked:
         assert b'event: closing\ndata: {"reason":"shutdown"' in client.body()
@@ -236,7 +238,7 @@ def test_a_publisher_that_sends_its_body_slowly_does_not_keep_the_others_waiting
             f"POST /api/v1/sse/dashboard HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n"
             'Content-Length: 1000\r\n\r\n{"event": '.encode()
         )
-        wait_until(lambda: httpx.get(f"{service.url}/healthz").status_code == 200)
+        until(lambda: httpx.get(f"{service.url}/healthz").status_code == 200, "the server answers")
         publisher = service.publisher()
         service.settle(publisher)
         begun = time.monotonic()
@@ -254,9 +256,9 @@ def test_a_store_that_lacks_an_end_is_replaced(cold: Service) -> None:
     cold.restart()  # the old store is whole
     clients = cold.fleet.open(5, cold.stream_path())
     cold.manager.systemctl("stop", "sse-app.service")
-    wait_until(lambda: len(cold.fleet.ended) == 10)
+    until(lambda: len(cold.fleet.ended) == 10, "the streams have ended")
     cold.manager.systemctl("start", "sse-app.service")  # only one end fits
     clients = cold.fleet.open(5, cold.stream_path())
     cold.manager.systemctl("restart", "sse-app.service")
-    wait_until(lambda: all(client.ended for client in clients))
+    until(lambda: all(client.ended for client in clients), "the streams have ended")
     cold.fleet.open(5, cold.stream_path())

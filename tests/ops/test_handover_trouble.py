@@ -10,9 +10,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.support.fleet import Client, assert_all_received, wait_until
+from tests.support.fleet import Client, assert_all_received
 from tests.support.service import Service
 from tests.support.systemd_manager import Manager
+from tests.support.waiting import until
 
 DIE_PAUSING = """
 from sse_app.handover.sender import HandoverSender
@@ -36,7 +37,7 @@ def test_a_process_that_dies_amid_a_handover_leaves_nothing_half_said(cold: Serv
     flag.touch()
     cold.restart()
     assert not flag.exists()
-    wait_until(lambda: len(cold.fleet.ended) == len(clients))
+    until(lambda: len(cold.fleet.ended) == len(clients), "the streams have ended")
     assert set(cold.fleet.ended) == {"end of file"}
     assert [line["detail"] for line in cold.logged("handover_lost")] == ["the handover has no end"]
     cold.expected = {"handover_lost"}
@@ -48,7 +49,7 @@ def test_a_process_that_dies_amid_a_handover_leaves_nothing_half_said(cold: Serv
     cold.settle(publisher)
     ids = publisher.stop()
     for before, after in zip(clients, again, strict=False):
-        wait_until(lambda after=after: ids[-1].encode() in after.received[-4096:])  # type: ignore[misc]
+        until(lambda after=after: ids[-1].encode() in after.received[-4096:], "the event has come")  # type: ignore[misc]
         assert before.ids() + after.ids() == ids
         assert after.ended is None
 
@@ -58,7 +59,7 @@ def read_to_the_end(client: Client) -> None:
         client.read()
         return client.ended is not None
 
-    wait_until(ended, pause=0.001)
+    until(ended, "the streams have ended", pause=0.001)
 
 
 @pytest.mark.parametrize("http", ["1.1", "1.0"])
@@ -127,13 +128,13 @@ def test_a_restart_while_the_disk_is_full_keeps_the_streams_and_refuses_events_u
         return answer.status_code
 
     full = fill_up(small_disk)
-    wait_until(lambda: publish(100_000) == 503, pause=0)
+    until(lambda: publish(100_000) == 503, "the disk is full", pause=0)
     service.restart()
     assert publish(100_000) == 503
     assert httpx.get(f"{service.url}/healthz", timeout=30).status_code == 200
     assert not service.fleet.ended
     full.unlink()
-    wait_until(lambda: publish() == 201)
+    until(lambda: publish() == 201, "there is room again")
     service.restart()
     assert publish() == 201
     assert_all_received(clients, ids)

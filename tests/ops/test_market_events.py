@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -24,6 +23,7 @@ from examples.market.risk import SEVERITIES
 from sse_app.client import Backoff, ClientError, Forbidden, Publisher, Refused, Session, Unauthorized
 from tests.support.market_data import BARS, EVENTS, MARKET
 from tests.support.server_process import ROOT
+from tests.support.waiting import until
 
 # The events
 
@@ -241,8 +241,10 @@ def test_the_publisher_fills_all_channels_and_ends_cleanly_on_a_signal() -> None
             stderr=subprocess.PIPE,
         )
         with publisher:
-            while len({event["channel"] for event in server.log}) < 4 and publisher.poll() is None:
-                time.sleep(0.01)
+            until(
+                lambda: len({event["channel"] for event in server.log}) == 4 or publisher.poll() is not None,
+                "all channels have events",
+            )
             publisher.send_signal(signal.SIGTERM)
             _, printed = publisher.communicate(timeout=10)
     assert (publisher.returncode, printed) == (0, b"")

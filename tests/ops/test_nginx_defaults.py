@@ -11,7 +11,8 @@ import httpx
 
 from sse_app.client import Event, Publisher, Reset, Stream
 from tests.ops.test_proxies import CHANNEL, DEADLINE, next_event
-from tests.support.proxies import bare_nginx, free_port
+from tests.support.ports import reserve_port
+from tests.support.proxies import bare_nginx
 from tests.support.server_process import ServerProcess
 
 
@@ -19,7 +20,7 @@ def test_nginx_with_its_defaults_which_speak_http_1_0_to_the_server_passes_a_cor
     start_server: Callable[..., ServerProcess], tmp_path: Path
 ) -> None:
     server = start_server(KEEPALIVE__PING_INTERVAL=0.5)
-    url = f"http://127.0.0.1:{free_port()}"
+    url = f"http://127.0.0.1:{reserve_port(server)}"
     listen = url.removeprefix("http://")
     folder = tmp_path / "proxy"
     folder.mkdir()

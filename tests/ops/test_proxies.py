@@ -28,18 +28,18 @@ from sse_app.client import (
     Unavailable,
     Waiting,
 )
-from tests.conftest import require
+from tests.support.ports import reserved_port
+from tests.support.programs import require
 from tests.support.proxies import (
     PROXIES,
     Certificate,
     Proxy,
     connections_to,
-    free_port,
     make_certificate,
     nginx,
 )
-from tests.support.room import until
 from tests.support.server_process import ServerProcess
+from tests.support.waiting import until
 
 CHANNEL = "user.proxied"
 TOKEN = re.compile(r"eyJ[\w-]{10,}")
@@ -263,7 +263,7 @@ def test_a_certificate_that_proves_nothing_is_told_at_once_and_not_tried_again(
                 await publisher.publish(CHANNEL, "tick", {})
         assert states == []
 
-    with nginx(free_port(), certificate, tmp_path) as proxy:
+    with reserved_port() as nothing, nginx(nothing, certificate, tmp_path) as proxy:
         asyncio.run(asyncio.wait_for(test(proxy.url), DEADLINE))
 
 

@@ -14,10 +14,10 @@ import httpx
 import pytest
 
 from sse_app.core.private_apis import queued_job
-from tests.support.fleet import wait_until
 from tests.support.server_process import ROOT
 from tests.support.service import Service
 from tests.support.systemd_manager import Manager
+from tests.support.waiting import until
 
 STREAMS = 1000
 
@@ -25,17 +25,17 @@ STREAMS = 1000
 def test_after_kill_9_systemd_starts_it_again_and_clients_resume_by_id(service: Service) -> None:
     clients = service.fleet.open(20, service.stream_path())
     publisher = service.publisher()
-    wait_until(lambda: len(publisher.ids) > 20)
+    until(lambda: len(publisher.ids) > 20, "more events are acknowledged")
     os.kill(service.manager.main_pid, signal.SIGKILL)
-    wait_until(lambda: len(service.fleet.ended) == len(clients))
+    until(lambda: len(service.fleet.ended) == len(clients), "the streams have ended")
     seen = len(publisher.ids)
-    wait_until(lambda: len(publisher.ids) > seen + 5)
+    until(lambda: len(publisher.ids) > seen + 5, "more events are acknowledged")
     ids = publisher.stop()
     path = service.stream_path()
     for client in clients[:5]:
         had = client.ids()
         again = service.fleet.open(1, f"{path}&last_event_id={had[-1]}")[0]
-        wait_until(lambda again=again: ids[-1].encode() in again.received)  # type: ignore[misc]
+        until(lambda again=again: ids[-1].encode() in again.received, "the event has come")  # type: ignore[misc]
         assert had + again.ids() == ids
 
 
@@ -46,8 +46,8 @@ def test_a_hung_event_loop_is_killed_by_the_watchdog_and_comes_back(service: Ser
     service.fleet.open(5, service.stream_path())
     before = service.manager.main_pid
     os.kill(before, signal.SIGUSR1)  # from now on the loop does not turn; the other threads do
-    wait_until(lambda: service.manager.main_pid not in (0, before))
-    wait_until(lambda: service.manager.show("ActiveState") == "active")
+    until(lambda: service.manager.main_pid not in (0, before), "another process serves")
+    until(lambda: service.manager.show("ActiveState") == "active", "the service is active")
     assert service.manager.show("NRestarts") == "1"
     service.fleet.open(5, service.stream_path())
 
@@ -55,7 +55,7 @@ def test_a_hung_event_loop_is_killed_by_the_watchdog_and_comes_back(service: Ser
 def test_stop_drains_and_ends_within_its_deadline(service: Service) -> None:
     clients = service.fleet.open(STREAMS, service.stream_path())
     service.manager.systemctl("stop", "sse-app.service")
-    wait_until(lambda: len(service.fleet.ended) == len(clients))
+    until(lambda: len(service.fleet.ended) == len(clients), "the streams have ended")
     assert service.fleet.ended == ["end of file"] * len(clients)
     retries = []
     for client in clients:
@@ -82,12 +82,12 @@ def test_while_it_drains_it_is_not_ready_and_listens_no_more(service: Service) -
             env=service.manager.environment,
             stderr=subprocess.DEVNULL,
         )
-        wait_until(lambda: http.get("/readyz").status_code == 503)
+        until(lambda: http.get("/readyz").status_code == 503, "the server says that it is not ready")
         assert http.get("/readyz").json()["error"]["code"] == "draining"
         assert len(service.fleet.ended) < len(clients)
-        wait_until(lambda: _refused(service.port))
+        until(lambda: _refused(service.port), "connections are refused")
     assert stopping.wait(60) == 0
-    wait_until(lambda: len(service.fleet.ended) == len(clients) + 1)
+    until(lambda: len(service.fleet.ended) == len(clients) + 1, "the streams have ended")
     assert b'"reason":"shutdown"' in staying.body()
 
 
@@ -130,7 +130,7 @@ def test_a_second_signal_ends_it_at_once(service: Service, name: str) -> None:
     service.wait_for_log("stopping", before["stopping"] + 1)
     assert Path(f"/proc/{pid}").exists()
     os.kill(pid, number)
-    wait_until(lambda: not Path(f"/proc/{pid}").exists(), deadline=3)
+    until(lambda: not Path(f"/proc/{pid}").exists(), "the process has gone", seconds=3)
     assert len(service.logged("stopped")) == before["stopped"]
 
 
@@ -152,12 +152,12 @@ def test_reload_brings_a_new_channel_and_a_bad_file_changes_nothing(service: Ser
         config.write_text(bad)
         refused = len(service.logged("reload_refused"))
         service.manager.systemctl("reload", "sse-app.service")
-        wait_until(lambda refused=refused: len(service.logged("reload_refused")) > refused)  # type: ignore[misc]
+        service.wait_for_log("reload_refused", refused + 1)
         assert publish() == 404
     service.expected = {"reload_refused"}
     config.write_text(good + 'channels = ["dashboard", "fresh"]\n')
     service.manager.systemctl("reload", "sse-app.service")
-    wait_until(lambda: bool(service.logged("reloaded")))
+    until(lambda: bool(service.logged("reloaded")), "the reload is logged")
     assert publish() == 201
     assert not service.fleet.ended
     assert all(b"closing" not in client.body() for client in clients)
@@ -197,7 +197,7 @@ def test_reload_puts_every_live_setting_in_force(service: Service) -> None:
     assert get("/metrics").status_code == 403
     reload('[log]\nlevel = "debug"')
     get("/healthz")
-    wait_until(lambda: '"level":"debug"' in service.manager.server_log.read_text())
+    until(lambda: '"level":"debug"' in service.manager.server_log.read_text(), "the log level is in force")
     reload("[stream]\nretry = 77777")
     (told,) = service.fleet.open(1, service.stream_path())
     retry = int(told.body().partition(b"retry: ")[2].partition(b"\n")[0])

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.support.appender import Appender
-from tests.support.fleet import SteadyPublisher, assert_all_received, wait_until
+from tests.support.fleet import SteadyPublisher, assert_all_received
 from tests.support.room import sequence
 from tests.support.service import Service
+from tests.support.waiting import until
 
 STREAMS = 200
 
@@ -19,7 +20,7 @@ def appender(service: Service) -> Iterator[Appender]:
     """A process beside the server that appends all the while."""
     appender = Appender(service.manager.state_dir / "events.db", "dashboard", 0.002)
     try:
-        wait_until(lambda: len(appender.ids) > 5)
+        until(lambda: len(appender.ids) > 5, "others append")
         yield appender
     finally:
         appender.kill()
@@ -35,7 +36,7 @@ def in_log_order(publisher: SteadyPublisher, appender: Appender) -> list[str]:
 def grow(appender: Appender, events: int = 20) -> None:
     """Wait until so many further events are in the log."""
     goal = len(appender.ids) + events
-    wait_until(lambda: len(appender.ids) >= goal)
+    until(lambda: len(appender.ids) >= goal, "others have appended more")
 
 
 def from_the_first_event(service: Service, appender: Appender) -> str:

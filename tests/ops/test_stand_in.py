@@ -9,8 +9,9 @@ from pathlib import Path
 
 import httpx
 
-from tests.support.fleet import assert_all_received, wait_until
+from tests.support.fleet import assert_all_received
 from tests.support.service import Service
+from tests.support.waiting import until
 
 STREAMS = 50
 
@@ -41,7 +42,7 @@ def standby(service: Service) -> int:
 def test_it_is_gone_when_the_restart_is_over(service: Service) -> None:
     service.fleet.open(STREAMS, service.stream_path())
     service.restart()
-    wait_until(lambda: not Path(f"/proc/{standby(service)}").exists())
+    until(lambda: not Path(f"/proc/{standby(service)}").exists(), "the stand-in has gone")
     assert len(service.logged("standing_in")) == 1
     assert not (service.manager.state_dir / "stand-in").exists()
 
@@ -85,11 +86,11 @@ def test_nobody_takes_over_and_it_ends_its_streams(service: Service) -> None:
     service.configure("bad", "ExecStartPre=/bin/false")
     service.expected = {"stand_in_alone"}
     restart(service)
-    wait_until(lambda: all(client.ended for client in clients))
+    until(lambda: all(client.ended for client in clients), "the streams have ended")
     for client in clients:
         assert client.ended == "end of file"
         assert b'event: closing\ndata: {"reason":"shutdown"' in client.body()
-    wait_until(lambda: not Path(f"/proc/{standby(service)}").exists())
+    until(lambda: not Path(f"/proc/{standby(service)}").exists(), "the stand-in has gone")
     service.configure("bad", "")
     service.wait_for_log("listening", 3)
     service.fleet.open(STREAMS, service.stream_path())
@@ -102,10 +103,10 @@ def test_it_is_killed_and_nothing_acknowledged_is_lost(service: Service) -> None
     restart(service)
     ids += service.publish(20)
     os.kill(standby(service), signal.SIGKILL)
-    wait_until(lambda: all(client.ended for client in clients))
+    until(lambda: all(client.ended for client in clients), "the streams have ended")
     service.wait_for_log("listening", 2)
     (back,) = service.fleet.open(1, f"{service.stream_path()}&last_event_id={ids[4]}")
-    wait_until(lambda: back.ids() == ids[5:])
+    until(lambda: back.ids() == ids[5:], "the missed events have come")
 
 
 def test_a_stop_in_the_middle_of_a_restart_ends_the_streams(service: Service) -> None:
@@ -116,9 +117,9 @@ def test_a_stop_in_the_middle_of_a_restart_ends_the_streams(service: Service) ->
     service.expected = {"stand_in_alone"}
     restart(service)
     service.manager.systemctl("stop", "sse-app.service", "sse-app.socket")
-    wait_until(lambda: all(client.ended for client in clients))
+    until(lambda: all(client.ended for client in clients), "the streams have ended")
     assert {client.ended for client in clients} == {"end of file"}
-    wait_until(lambda: not Path(f"/proc/{standby(service)}").exists(), deadline=10)
+    until(lambda: not Path(f"/proc/{standby(service)}").exists(), "the stand-in has gone", seconds=10)
 
 
 def test_a_successor_that_cannot_be_started_leaves_the_cold_way(service: Service) -> None:
@@ -164,7 +165,7 @@ def test_restarts_on_each_other_s_heels_lose_nothing(service: Service) -> None:
     for _ in range(6):
         service.manager.systemctl("restart", "--no-block", "sse-app.service")
         service.settle(publisher, 10)
-    wait_until(lambda: service.manager.show("ActiveState") == "active")
+    until(lambda: service.manager.show("ActiveState") == "active", "the service is active")
     service.settle(publisher)
     assert_all_received(clients, publisher.stop())
     assert not service.fleet.ended

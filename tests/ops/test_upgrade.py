@@ -12,9 +12,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.support.fleet import Client, assert_all_received, wait_until
+from tests.support.fleet import Client, assert_all_received
 from tests.support.installation import install
 from tests.support.service import Service, managed
+from tests.support.waiting import until
 
 STREAMS = 1000
 
@@ -146,7 +147,7 @@ def test_two_upgrades_at_once_are_one(service: Service) -> None:
     before = service.manager.main_pid
     for _ in range(3):
         os.kill(before, signal.SIGUSR2)
-    wait_until(lambda: service.manager.main_pid not in (0, before))
+    until(lambda: service.manager.main_pid not in (0, before), "another process serves")
     service.settle(publisher, 30)
     assert len(service.logged("upgraded")) == 1
     assert_all_received(clients, publisher.stop())
@@ -179,7 +180,7 @@ def test_signals_in_the_middle_of_restarts_and_upgrades_do_no_harm(service: Serv
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(before, number)
         service.settle(publisher, 3)
-    wait_until(lambda: service.manager.show("ActiveState") == "active")
+    until(lambda: service.manager.show("ActiveState") == "active", "the service is active")
     service.expected = {"upgrade_failed"} if service.logged("upgrade_failed") else set()
     assert_all_received(clients, publisher.stop())
     assert not service.fleet.ended

@@ -13,7 +13,8 @@ import httpx
 import pytest
 
 from sse_app.auth.tokens.issuer import TokenKind
-from tests.support.people import PASSWORD, Site, bearer, site, until
+from tests.support.people import PASSWORD, Site, bearer, site
+from tests.support.waiting import until
 
 
 @pytest.fixture(scope="module")

@@ -105,7 +105,7 @@ def test_a_retry_comes_through_as_a_field_of_the_event(target: Target) -> None:
     with target.stream("user.goodretry") as stream:
         stream.next("connected")
         target.publish("user.goodretry", {"event": "e", "data": {}, "retry": 5000})
-        assert stream.next("e").retry == "5000"
+        assert stream.next("e").retry == 5000
 
 
 # Batches

@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.support.hostility import MIB, Answer, Target, assert_refused, request, strict_json
+from tests.support.hostility import MIB, Answer, Target, assert_refused, request
+from tests.support.sse_reader import strict_json
 
 pytestmark = pytest.mark.usefixtures("the_log_stays_quiet_and_the_server_alive")
 

@@ -17,8 +17,9 @@ from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, r
 
 from sse_app.auth.tokens.issuer import TokenKind
 from tests.support.forging import private_pem
-from tests.support.people import Site, assert_go_on, site, until
+from tests.support.people import Site, assert_go_on, site
 from tests.support.server_process import ROOT
+from tests.support.waiting import until
 
 ALGORITHMS = ["EdDSA", "ES256", "RS256", "HS256"]
 

@@ -15,7 +15,8 @@ import httpx
 import pytest
 
 from tests.support.forging import encoded
-from tests.support.people import PASSWORD, Site, bearer, refresh_cookie, site, until
+from tests.support.people import PASSWORD, Site, bearer, refresh_cookie, site
+from tests.support.waiting import until
 
 REQUESTS = 1000
 

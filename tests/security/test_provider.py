@@ -11,7 +11,8 @@ from cryptography.hazmat.primitives import serialization
 
 from tests.support.forging import encoded, sign
 from tests.support.openid import ISSUER, Issuer, served
-from tests.support.people import Site, bearer, claims_of, until
+from tests.support.people import Site, bearer, claims_of
+from tests.support.waiting import until
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import pytest
 
 from sse_app.auth.tokens.issuer import TokenKind
 from tests.support.openid import Issuer, served
-from tests.support.people import until
+from tests.support.waiting import until
 
 
 @pytest.fixture

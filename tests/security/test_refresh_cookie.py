@@ -6,10 +6,8 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Browser
 
-from tests.conftest import require
-from tests.ops.test_demo import CHROMIUM_FLAGS
 from tests.support.people import PASSWORD, Site, bearer, refresh_cookie, site
 
 ORIGIN = "http://desk.example:3020"
@@ -147,42 +145,39 @@ def test_the_cookie_opens_nothing_else(desk: Site) -> None:
 
 
 @pytest.mark.browser
-def test_a_real_browser_keeps_the_cookie_out_of_scripts_refreshes_with_it_and_drops_it(desk: Site) -> None:
+def test_a_real_browser_keeps_the_cookie_out_of_scripts_refreshes_with_it_and_drops_it(
+    desk: Site, chromium: Browser
+) -> None:
     ask = """async ([path, body]) => {
         const answer = await fetch(`/api/v1/auth/${path}`, {method: "POST", body, credentials: "include"});
         return [answer.status, await answer.text(), document.cookie];
     }"""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=require("chromium"), args=CHROMIUM_FLAGS)
-        try:
-            context = browser.new_context()
-            page = context.new_page()
-            page.goto(f"http://localhost:{desk.server.port}/")
-            body = f'{{"username": "ann", "password": "{PASSWORD}"}}'
-            status, _, visible = page.evaluate(ask, ["login", body])
-            assert (status, visible) == (200, "")
-            (first,) = context.cookies()
-            assert (first.get("httpOnly"), first.get("secure"), first.get("sameSite")) == (
-                True,
-                True,
-                "Strict",
-            )
-            assert first.get("path") == "/api/v1/auth"
-            status, text, _ = page.evaluate(ask, ["refresh", None])
-            assert status == 200
-            access = httpx.Response(200, text=text).json()["access_token"]
-            assert desk.me(access) == 200
-            (second,) = context.cookies()
-            assert second.get("value") != first.get("value")
-            other = context.new_page()  # another origin: another site, to a browser
-            other.goto(f"http://127.0.0.1:{desk.server.port}/")
-            status, _, _ = other.evaluate(ask, ["logout", None])
-            assert status == 401
-            assert desk.me(access) == 200
-            status, _, _ = page.evaluate(ask, ["logout", None])
-            assert status == 204
-            assert context.cookies() == []
-            assert desk.me(access) == 401
-        finally:
-            browser.close()
+    with chromium.new_context() as context:
+        page = context.new_page()
+        page.goto(f"http://localhost:{desk.server.port}/")
+        body = f'{{"username": "ann", "password": "{PASSWORD}"}}'
+        status, _, visible = page.evaluate(ask, ["login", body])
+        assert (status, visible) == (200, "")
+        (first,) = context.cookies()
+        assert (first.get("httpOnly"), first.get("secure"), first.get("sameSite")) == (
+            True,
+            True,
+            "Strict",
+        )
+        assert first.get("path") == "/api/v1/auth"
+        status, text, _ = page.evaluate(ask, ["refresh", None])
+        assert status == 200
+        access = httpx.Response(200, text=text).json()["access_token"]
+        assert desk.me(access) == 200
+        (second,) = context.cookies()
+        assert second.get("value") != first.get("value")
+        other = context.new_page()  # another origin: another site, to a browser
+        other.goto(f"http://127.0.0.1:{desk.server.port}/")
+        status, _, _ = other.evaluate(ask, ["logout", None])
+        assert status == 401
+        assert desk.me(access) == 200
+        status, _, _ = page.evaluate(ask, ["logout", None])
+        assert status == 204
+        assert context.cookies() == []
+        assert desk.me(access) == 401
     assert desk.http.get("/api/v1/auth/me", headers=bearer("x")).status_code == 401

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from sse_app.auth.tokens.issuer import TokenKind
-from tests.support.people import Site, assert_ended, assert_go_on, claims_of, site, until
+from tests.support.people import Site, assert_ended, assert_go_on, claims_of, site
+from tests.support.waiting import until
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def nobody_stays(desk: Site) -> Iterator[None]:
 def test_a_renewed_stream_lives_past_its_first_expiry_on_the_same_connection(desk: Site) -> None:
     first = desk.mint(TokenKind.STREAM, "ann", "s1", ttl=2)
     ear, left_alone = desk.hear(first, client_id="tab"), desk.hear(first, client_id="other")
-    answer = desk.renew(desk.mint(TokenKind.STREAM, "ann", "s1", ttl=5), "tab")
+    answer = desk.renew(desk.mint(TokenKind.STREAM, "ann", "s1", ttl=4), "tab")
     assert answer.status_code == 200
     assert answer.json()["renewed"] == 1
     assert 3 <= answer.json()["expires_in"] <= 5
@@ -34,7 +35,7 @@ def test_a_renewed_stream_lives_past_its_first_expiry_on_the_same_connection(des
     assert left_alone.farewell == "token_expired"
     assert desk.stream_status(first) == 401
     assert_go_on(desk, [ear])
-    assert desk.renew(desk.mint(TokenKind.STREAM, "ann", "s1", ttl=7), "tab").status_code == 200
+    assert desk.renew(desk.mint(TokenKind.STREAM, "ann", "s1", ttl=4), "tab").status_code == 200
     until(lambda: not ear.open, "the renewed stream ends at last")
     assert ear.farewell == "token_expired"
     assert len([type for type, _ in ear.events if type == "connected"]) == 1

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from sse_app.auth.tokens.issuer import TokenKind
-from tests.support.people import Ear, Session, Site, assert_ended, assert_go_on, claims_of, site, until
+from tests.support.people import Ear, Session, Site, assert_ended, assert_go_on, claims_of, site
+from tests.support.waiting import until
 
 USERS = ("ann", "bob")
 LONGEST = 3600

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.people import Site, bearer, claims_of, site, until
+from tests.support.people import Site, bearer, claims_of, site
+from tests.support.waiting import until
 
 
 @pytest.fixture(scope="module")

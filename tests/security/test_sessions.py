@@ -20,8 +20,8 @@ from tests.support.people import (
     claims_of,
     session_of,
     site,
-    until,
 )
+from tests.support.waiting import until
 
 USERS = ("ann", "bob", "carl", "dora", "eve", "fay")
 ORIGIN = "http://desk.example:3020"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -15,6 +14,7 @@ import httpx
 from playwright.sync_api import BrowserContext, Page
 
 from tests.support.server_process import ROOT, ServerProcess
+from tests.support.waiting import until
 
 CHANNEL = "user.tester"
 PATIENCE = 60_000
@@ -112,6 +112,13 @@ class Chrome:
         return ClientPage(self.context.new_page(), self.origin, **given)
 
 
+def open_vue(chrome: Chrome, server: ServerProcess) -> ClientPage:
+    """Open a tab with the Vue composables, on the package as it is built."""
+    tab = chrome.open(server, file="vue.html")
+    tab.wait("window.ready")
+    return tab
+
+
 def publish(client: httpx.Client, count: int = 1, channel: str = CHANNEL, event: str = "tick") -> list[str]:
     """Publish events as one batch, and return their ids."""
     batch = [{"channel": channel, "event": event, "data": {"n": n}} for n in range(count)]
@@ -140,7 +147,4 @@ def connections(server: ServerProcess) -> int:
 
 def wait_for_connections(server: ServerProcess, count: int) -> None:
     """Wait until the server has so many streams."""
-    deadline = time.monotonic() + PATIENCE / 1000
-    while connections(server) != count:
-        assert time.monotonic() < deadline, connections(server)
-        time.sleep(0.02)
+    until(lambda: connections(server) == count, f"the server has {count} streams")

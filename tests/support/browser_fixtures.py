@@ -1,4 +1,4 @@
-"""Fixtures for tests in a browser; a module takes them with ``pytest_plugins``."""
+"""Fixtures for tests of the browser client; a folder that needs them imports them in its conftest.py."""
 
 from __future__ import annotations
 
@@ -6,25 +6,10 @@ from collections.abc import Iterator
 from functools import partial
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser
 
-from tests.conftest import require
-from tests.ops.test_demo import CHROMIUM_FLAGS
 from tests.support.browser import Chrome, Start, serve_pages
 from tests.support.scripted_server import ScriptedServer, scripted_server
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    """A browser."""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=require("chromium"),
-            args=CHROMIUM_FLAGS,
-            ignore_default_args=["--disable-back-forward-cache"],  # people use it, so pages must stand it
-        )
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

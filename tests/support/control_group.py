@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import subprocess
-import time
 from contextlib import suppress
 from pathlib import Path
+
+from tests.support.waiting import until
 
 MOUNT = Path("/sys/fs/cgroup")
 
@@ -37,20 +38,35 @@ class ControlGroup:
         enter = "".join(f"echo $$ > {directory}/cgroup.procs; " for directory in self.directories)
         return ["/bin/sh", "-c", f'{enter}exec "$@"', "sh"]
 
+    def end(self, name: str) -> None:
+        """End what is left in the groups of that name below this one."""
+        for directory in self.directories:
+            for group in directory.rglob(name):
+                until(lambda group=group: not _kill(group), f"the group {name} is empty")  # type: ignore[misc]
+
     def close(self) -> None:
         """End what is left in the group, and remove it."""
         for directory in self.directories:
-            for _ in range(200):
-                inner = [Path(path) for path, _, _ in os.walk(directory, topdown=False)]
-                for group in inner:
-                    with suppress(OSError):
-                        for pid in (group / "cgroup.procs").read_text().split():
-                            os.kill(int(pid), 9)
-                    with suppress(OSError):
-                        group.rmdir()
-                if not directory.exists():
-                    break
-                time.sleep(0.01)
+            until(lambda directory=directory: _removed(directory), "the control group is removed")  # type: ignore[misc]
+
+
+def _removed(directory: Path) -> bool:
+    """End what is left in a group and in those below it, remove what is empty, and return whether that is all."""
+    for path, _, _ in os.walk(directory, topdown=False):
+        _kill(Path(path))
+        with suppress(OSError):
+            Path(path).rmdir()
+    return not directory.exists()
+
+
+def _kill(group: Path) -> bool:
+    """Kill the processes of a group, and return whether there were any."""
+    found = False
+    with suppress(OSError):
+        for pid in (group / "cgroup.procs").read_text().split():
+            found = True
+            os.kill(int(pid), 9)
+    return found
 
 
 def _hierarchy(controllers: str) -> Path | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import select
 import socket
 import threading
@@ -12,7 +11,8 @@ from collections.abc import Callable, Sequence
 
 import httpx
 
-_EVENT_ID = re.compile(rb"id: (\S+)\nevent: (?!connected)")
+from tests.support.sse_reader import EventStreamReader
+from tests.support.waiting import until
 
 
 class Client:
@@ -64,18 +64,17 @@ class Client:
         rest = bytes(self.received).partition(b"\r\n\r\n")[2]
         if self._http == "1.0":
             return rest
-        body = b""
-        while rest:
-            size, separator, rest = rest.partition(b"\r\n")
-            if not separator:
-                break
-            length = int(size, 16)
-            if len(rest) < length + 2:
+        chunks = []
+        at = 0
+        while (line_end := rest.find(b"\r\n", at)) >= 0:
+            begin = line_end + 2
+            end = begin + int(rest[at:line_end], 16)
+            if len(rest) < end + 2:
                 break  # the rest of this chunk is still under way
-            assert rest[length : length + 2] == b"\r\n", rest[length : length + 40]
-            body += rest[:length]
-            rest = rest[length + 2 :]
-        return body
+            assert rest[end : end + 2] == b"\r\n", rest[end : end + 40]
+            chunks.append(rest[begin:end])
+            at = end + 2
+        return b"".join(chunks)
 
     def read_until(self, text: str) -> None:
         """Read until a text has come, for a client that no fleet reads for."""
@@ -85,11 +84,12 @@ class Client:
             assert self.ended is None, self.ended
             return text.encode() in self.received[-4096:]
 
-        wait_until(arrived, pause=0)
+        until(arrived, f"{text!r} has come", pause=0)
 
     def ids(self) -> list[str]:
         """Return the ids of the published events that came, in their order."""
-        return [id.decode() for id in _EVENT_ID.findall(self.body())]
+        events = EventStreamReader().feed(self.body())
+        return [event.id for event in events if event.id is not None and event.type != "connected"]
 
 
 class Fleet:
@@ -115,7 +115,7 @@ class Fleet:
             self._poll.register(client.socket.fileno(), select.EPOLLIN)
             opened.append(client)
         self.clients += opened
-        wait_until(lambda: all(b"event: connected" in client.received for client in opened))
+        until(lambda: all(b"event: connected" in client.received for client in opened), "the event has come")
         return opened
 
     def pause(self, client: Client) -> None:
@@ -209,16 +209,10 @@ class SteadyPublisher:
         return self.ids
 
 
-def wait_until(condition: Callable[[], bool], deadline: float = 60.0, pause: float = 0.01) -> None:
-    """Wait until something holds; the deadline bounds a hang, it is no property."""
-    until = time.monotonic() + deadline
-    while not condition():
-        assert time.monotonic() < until, "it did not come to pass"
-        time.sleep(pause)
-
-
 def assert_all_received(clients: Sequence[Client], ids: list[str]) -> None:
     """Wait for the last event, and check that each client has every event once, in order."""
-    wait_until(lambda: all(ids[-1].encode() in client.received[-4096:] for client in clients))
+    until(
+        lambda: all(ids[-1].encode() in client.received[-4096:] for client in clients), "the event has come"
+    )
     for client in clients:
         assert client.ids() == ids

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import re
 import socket
+from collections import deque
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from http.client import HTTPResponse
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 
-from tests.support.server_process import ServerProcess
+from tests.support.server_process import ServerProcess, running
+from tests.support.sse_reader import EventStreamReader, ReceivedEvent, strict_json
 
 ORIGINS = ("http://localhost:3020", "https://desk.example.com")
 CHANNELS = ["dashboard", "alerts", "training", "backtest", "user.**"]
@@ -32,19 +34,6 @@ class Answer:
         return strict_json(self.body)
 
 
-@dataclass(frozen=True)
-class Event:
-    """One event of a stream, parsed as the standard says."""
-
-    type: str
-    data: str
-    id: str | None
-    retry: str | None
-
-    def json(self) -> Any:
-        return strict_json(self.data)
-
-
 class Stream:
     """An open stream."""
 
@@ -52,53 +41,34 @@ class Stream:
         self.status = response.status
         self.headers = {name.lower(): value for name, value in response.getheaders()}
         self._response = response
+        self._reader = EventStreamReader()
+        self._events: deque[ReceivedEvent] = deque()
 
-    def __iter__(self) -> Iterator[Event]:
-        fields: dict[str, str] = {}
-        lines = iter(self._response.readline, b"")
-        for line in lines:
-            text = line.decode().rstrip("\r\n")
-            if text:
-                name, _, value = text.partition(":")
-                assert name in ("id", "event", "data", "retry", ""), f"injected field {text!r}"
-                assert name in ("data", "") or name not in fields, f"field {name} twice"
-                value = value.removeprefix(" ")
-                fields[name] = f"{fields[name]}\n{value}" if name in fields else value
-            elif fields:
-                if "data" in fields:
-                    yield Event(
-                        fields.get("event", "message"), fields["data"], fields.get("id"), fields.get("retry")
-                    )
-                fields = {}
+    def __iter__(self) -> Iterator[ReceivedEvent]:
+        while True:
+            while self._events:
+                yield self._events.popleft()
+            piece = self._response.read1(65_536)
+            if not piece:
+                break
+            self._events += self._reader.feed(piece)
+        self._reader.end()
 
-    def next(self, *types: str) -> Event:
+    def next(self, *types: str) -> ReceivedEvent:
         """Return the next event, or the next of these types."""
         for event in self:
             if not types or event.type in types:
                 return event
         pytest.fail("the stream ended")
 
-    def events_until(self, type: str) -> list[Event]:
+    def events_until(self, type: str) -> list[ReceivedEvent]:
         """Return the events before the first of this type."""
-        found: list[Event] = []
+        found: list[ReceivedEvent] = []
         for event in self:
             if event.type == type:
                 return found
             found.append(event)
         pytest.fail("the stream ended")
-
-
-def strict_json(text: str | bytes) -> Any:
-    """Parse JSON as a browser would: no NaN, no Infinity, and here no key twice either."""
-
-    def constant(name: str) -> NoReturn:
-        pytest.fail(f"{name} is not JSON")
-
-    def pairs(members: list[tuple[str, Any]]) -> dict[str, Any]:
-        assert len({name for name, _ in members}) == len(members), f"a key twice: {members}"
-        return dict(members)
-
-    return json.loads(text, parse_constant=constant, object_pairs_hook=pairs)
 
 
 def request(
@@ -193,32 +163,22 @@ class Target:
 
 @pytest.fixture(scope="session")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
-    server = ServerProcess(
+    """A server that the hostile tests share."""
+    with running(
         state_dir=tmp_path_factory.mktemp("hostile") / "state",
         expected=("login_refused",),
         CORS_ORIGINS=list(ORIGINS),
         CHANNELS=CHANNELS,
-    )
-    server.start()
-    try:
+    ) as server:
         yield Target(server)
-        assert server.stop() == 0
-    finally:
-        server.kill()
-    server.check_log()
 
 
 @pytest.fixture
 def the_log_stays_quiet_and_the_server_alive(target: Target) -> Iterator[None]:
-    before = target.server.log_path.stat().st_size
-    yield
-    assert target.get("/healthz").status == 200
-    with target.server.log_path.open("rb") as log:
-        log.seek(before)
-        new = log.read().decode()
-    assert "Traceback" not in new, new
-    for line in filter(None, new.split("\n")):
-        assert json.loads(line)["level"] in ("debug", "info") or "login_refused" in line, line
+    """Fail a test after which the server does not answer, or that has brought anything unexpected into the log."""
+    with target.server.log_stays_quiet():
+        yield
+        assert target.get("/healthz").status == 200
 
 
 def assert_refused(answer: Answer, *statuses: int) -> str:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import base64
 import hmac
-import json
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
-import jwt
 import pytest
 
+from tests.support.forging import TYPES as TYPES
+from tests.support.forging import encoded as encoded
+from tests.support.people import Site, serving
+from tests.support.people import bearer as bearer
+from tests.support.people import claims_of as claims_of
 from tests.support.server_process import ROOT, ServerProcess
 
 PASSWORDS = {"ann": "correct horse battery", "bob": "a second secret", "a.b": "dotted secret"}
@@ -39,32 +41,19 @@ def mint(key: bytes, kind: str = "access", **claims: object) -> str:
     return sign(key, {"alg": "HS256", "kid": "first", "typ": TYPES[kind]}, merged)
 
 
-TYPES = {"access": "at+jwt", "stream": "stream+jwt"}
-
-
-def encoded(part: object) -> str:
-    raw = part if isinstance(part, bytes) else json.dumps(part).encode()
-    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
-
-
 def sign(key: bytes, header: object, payload: object, algorithm: str = "sha256") -> str:
     """Sign anything whatever as if it were a JWT: a JWT library would refuse most of it."""
     signed = f"{encoded(header)}.{encoded(payload)}"
     return f"{signed}.{encoded(hmac.new(key, signed.encode(), algorithm).digest())}"
 
 
-def claims_of(token: str) -> dict[str, Any]:
-    claims: dict[str, Any] = jwt.decode(token, options={"verify_signature": False})
-    return claims
+class House(Site):
+    """A site whose clients send no token of their own, and whose key forgers may use."""
 
-
-@dataclass
-class House:
-    """A server with accounts, and a client for it that sends no token of its own."""
-
-    server: ServerProcess
-    http: httpx.Client
-    key: bytes
+    def __init__(self, server: ServerProcess) -> None:
+        super().__init__(server)
+        (key,) = (server.state_dir / "keys").iterdir()
+        self.key = key.read_bytes()
 
     def login(self, username: str, password: str | None = None, address: str = "127.0.0.1") -> httpx.Response:
         """Log in; wrong passwords from one address are soon made to wait, so tests with many change it."""
@@ -97,61 +86,34 @@ class House:
         return self.http.get("/api/v1/sse/dashboard/history", headers=bearer(token))
 
 
-def bearer(token: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {token}"}
-
-
-def start(tmp_path_factory: pytest.TempPathFactory, **settings: object) -> Iterator[House]:
-    state_dir = tmp_path_factory.mktemp("tokens") / "state"
-    server = ServerProcess(state_dir=state_dir, expected=("login_refused",), CHANNELS=CHANNELS, **settings)
-    server.start()
-    try:
-        (key,) = (state_dir / "keys").iterdir()
-        with httpx.Client(base_url=server.url, timeout=10) as http:
-            yield House(server, http, key.read_bytes())
-        assert server.stop() == 0
-    finally:
-        server.kill()
-    server.check_log()
+@contextmanager
+def start(tmp_path_factory: pytest.TempPathFactory, **settings: Any) -> Iterator[House]:
+    """Run a server with accounts."""
+    with serving(House, tmp_path_factory.mktemp("tokens") / "state", CHANNELS=CHANNELS, **settings) as house:
+        yield house
 
 
 @pytest.fixture(scope="session")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    for house in start(tmp_path_factory):
-        add = house.server.command
-        add(
-            *[
-                "user",
-                "add",
-                "ann",
-                "--subscribe",
-                "dashboard,desk.*",
-                "--publish",
-                "alerts",
-                "--password-stdin",
-            ],
-            input=PASSWORDS["ann"] + "\n",
-        )
-        add(
-            *["user", "add", "bob", "--subscribe", "alerts", "--password-stdin"],
-            input=PASSWORDS["bob"] + "\n",
-        )
+    """A server with the accounts ann and bob."""
+    with start(tmp_path_factory) as house:
+        house.server.add_user("ann", PASSWORDS["ann"], subscribe="dashboard,desk.*", publish="alerts")
+        house.server.add_user("bob", PASSWORDS["bob"], subscribe="alerts")
         yield house
 
 
 @pytest.fixture(scope="session")
 def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    yield from start(tmp_path_factory, LIMITS__STREAMS_PER_USER=2, LIMITS__STREAMS_PER_ADDRESS=4)
+    """A server that allows two streams to a user and four to an address."""
+    with start(tmp_path_factory, LIMITS__STREAMS_PER_USER=2, LIMITS__STREAMS_PER_ADDRESS=4) as limited:
+        yield limited
 
 
 @pytest.fixture
 def the_log_stays_quiet(house: House) -> Iterator[None]:
-    before = house.server.log_path.stat().st_size
-    yield
-    with house.server.log_path.open("rb") as log:
-        log.seek(before)
-        new = log.read().decode()
-    assert "Traceback" not in new, new
+    """Fail a test that has brought a traceback or an unexpected warning into the log."""
+    with house.server.log_stays_quiet():
+        yield
 
 
 def assert_refused(answer: httpx.Response, status: int) -> str:

@@ -2,47 +2,32 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import jwt
-import orjson
 
-from sse_app.auth.accounts.accounts import Accounts
-from sse_app.auth.accounts.passwords import PasswordThreads
-from sse_app.auth.factory import make_auth_store
-from sse_app.auth.tokens.claims import new_id
 from sse_app.auth.tokens.grants import Grants
-from sse_app.auth.tokens.issuer import TokenKind, Tokens
-from sse_app.auth.tokens.keyring import KeyRing
-from sse_app.settings.model import Settings
-from sse_app.storage.state_dir import StateDirectory
-from tests.support.server_process import ServerProcess
+from sse_app.auth.tokens.issuer import TokenKind
+from tests.support.minting import EVERYTHING, add_account, mint
+from tests.support.server_process import ServerProcess, running
+from tests.support.sse_reader import EventStreamReader
+from tests.support.waiting import until
 
-DEADLINE = 10.0
 IN_FORCE = 1.0
 """Within how many seconds a revocation ends the open streams; measured from the answer, not from the request."""
 
 GRANTS = Grants.of(subscribe=["dashboard", "alerts", "desk.*"], publish=["alerts"])
-ALL = Grants.of(subscribe=["**"], publish=["**"], admin=True)
 PASSWORD = "correct horse battery"
-
-
-def until(condition: Callable[[], object], what: str, seconds: float = DEADLINE) -> None:
-    """Wait for a condition, and fail in words where it does not come."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.01)
 
 
 def bearer(token: str) -> dict[str, str]:
@@ -65,8 +50,9 @@ class Ear:
         self._socket = socket.create_connection(("127.0.0.1", server.port), 30, (address or "127.0.0.1", 0))
         query = f"token={token}" + (f"&client_id={client_id}" if client_id else "")
         self._socket.sendall(f"GET /api/v1/sse/{channels}?{query} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
-        self._file = self._socket.makefile("rb")
-        self.status = int(self._file.readline().split()[1])
+        self._response = HTTPResponse(self._socket)
+        self._response.begin()
+        self.status = self._response.status
         self._socket.settimeout(None)
         self._thread = threading.Thread(target=self._listen, daemon=True)
         self._thread.start()
@@ -74,13 +60,10 @@ class Ear:
             until(lambda: self.events, "connected")
 
     def _listen(self) -> None:
-        type = ""
-        with suppress(OSError):
-            for line in self._file:
-                if line.startswith(b"event: "):
-                    type = line[7:].decode().strip()
-                elif line.startswith(b"data: "):
-                    self.events.append((type, orjson.loads(line[6:])))
+        reader = EventStreamReader()
+        with suppress(OSError, HTTPException):
+            while self.status == 200 and (piece := self._response.read1(65_536)):
+                self.events += [(event.type, event.json()) for event in reader.feed(piece)]
         self.ended_at = time.monotonic()
 
     @property
@@ -99,8 +82,8 @@ class Ear:
     def leave(self) -> None:
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
-        self._thread.join(DEADLINE)
-        self._file.close()
+        self._thread.join(10)
+        self._response.close()
         self._socket.close()
 
 
@@ -127,25 +110,13 @@ class Site:
         self.ears: list[Ear] = []
 
     def add_user(self, name: str, admin: bool = False) -> None:
-        """Make an account as the command does, in a fraction of its time."""
-        asyncio.run(self._add_user(name, ALL if admin else GRANTS))
-
-    async def _add_user(self, name: str, grants: Grants) -> None:
-        store = make_auth_store(StateDirectory(self.server.state_dir))
-        await store.open()
-        threads = PasswordThreads()
-        try:
-            await Accounts(store, threads, Settings().auth).add(name, PASSWORD, grants)
-        finally:
-            threads.close()
-            await store.close()
+        """Make an account."""
+        add_account(self.server.state_dir, name, PASSWORD, EVERYTHING if admin else GRANTS)
 
     def mint(self, kind: TokenKind, subject: str, session: str = "", ttl: float = 600) -> str:
-        """Return a token as the ``token`` command mints it, in a fraction of its time."""
-        keys = KeyRing.load(self.server.state_dir / "keys")
-        issuer = Tokens(keys, issuer="sse_app", audience="sse_app", longest=ttl)
-        grants = ALL if kind is TokenKind.ACCESS else ALL.only_subscribing()
-        return issuer.issue(kind, subject, session or new_id(), grants, ttl)
+        """Return a token that may do everything its kind can."""
+        grants = EVERYTHING if kind is TokenKind.ACCESS else EVERYTHING.only_subscribing()
+        return mint(self.server.state_dir, kind, grants, subject=subject, session=session, ttl=ttl)
 
     def log_in(self, name: str, password: str = PASSWORD, address: str = "") -> Session:
         answer = self.try_login(name, password, address)
@@ -220,24 +191,35 @@ def session_of(answer: httpx.Response) -> Session:
     )
 
 
+S = TypeVar("S", bound=Site)
+
+
 @contextmanager
-def site(
-    state_dir: Path, *, users: tuple[str, ...] = (), expected: tuple[str, ...] = (), **settings: Any
-) -> Iterator[Site]:
-    """Serve with these accounts, and check the log afterwards."""
-    server = ServerProcess(state_dir=state_dir, expected=("login_refused", *expected), **settings)
-    try:
-        server.start()
-        site = Site(server)
-        for user in users:
-            site.add_user(user)
+def serving(
+    of: type[S],
+    state_dir: Path,
+    *,
+    users: tuple[str, ...] = (),
+    expected: tuple[str, ...] = (),
+    **settings: Any,
+) -> Iterator[S]:
+    """Serve with these accounts a site of that class, and check the log afterwards."""
+    with running(state_dir=state_dir, expected=("login_refused", *expected), **settings) as server:
+        site = of(server)
+        try:
+            for user in users:
+                site.add_user(user)
+            yield site
+        finally:
+            site.leave_all()
+            site.http.close()
+
+
+@contextmanager
+def site(state_dir: Path, **options: Any) -> Iterator[Site]:
+    """Serve a site; the options are those of `serving`."""
+    with serving(Site, state_dir, **options) as site:
         yield site
-        site.leave_all()
-        site.http.close()
-        assert server.stop() == 0
-    finally:
-        server.kill()
-    server.check_log()
 
 
 def assert_ended(ears: list[Ear], since: float, reason: str) -> None:

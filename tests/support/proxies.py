@@ -7,7 +7,6 @@ import signal
 import socket
 import ssl
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,10 +19,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from tests.conftest import require
+from tests.support.ports import reserved_port
+from tests.support.programs import require
 from tests.support.server_process import ROOT
-
-READY = 30.0  # seconds a proxy has to listen in
+from tests.support.waiting import until
 
 
 @dataclass(frozen=True)
@@ -64,13 +63,6 @@ def make_certificate(folder: Path) -> Certificate:
     form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8)
     made.key.write_bytes(key.private_bytes(*form, serialization.NoEncryption()))
     return made
-
-
-def free_port() -> int:
-    """Return a port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def connections_to(port: int) -> int:
@@ -117,15 +109,7 @@ def running(command: list[str], url: str, folder: Path, environment: dict[str, s
             start_new_session=True,
         )
     try:
-        deadline = time.monotonic() + READY
-        while True:
-            assert process.poll() is None, proxy.logs()
-            try:
-                socket.create_connection(("127.0.0.1", proxy.port), timeout=1).close()
-                break
-            except OSError:
-                assert time.monotonic() < deadline, proxy.logs()
-                time.sleep(0.02)
+        until(lambda: _listens(process, proxy), "the proxy listens")
         yield proxy
     finally:
         process.terminate()
@@ -134,6 +118,12 @@ def running(command: list[str], url: str, folder: Path, environment: dict[str, s
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+def _listens(process: subprocess.Popen[bytes], proxy: Proxy) -> bool:
+    assert process.poll() is None, proxy.logs()
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", proxy.port)) == 0
 
 
 NGINX = """
@@ -167,37 +157,45 @@ def bare_nginx(site: str, url: str, folder: Path) -> Iterator[Proxy]:
 @contextmanager
 def nginx(upstream: int, certificate: Certificate, folder: Path) -> Iterator[Proxy]:
     """Run nginx on the configuration that comes with the server; only addresses and paths are others."""
-    port = free_port()
-    site = (ROOT / "config/nginx/sse_app.conf").read_text()
-    for theirs, ours in {
-        "server 127.0.0.1:8000;": f"server 127.0.0.1:{upstream};",
-        "listen 443 ssl": f"listen 127.0.0.1:{port} ssl",
-        "server_name events.example.com;": "server_name localhost;",
-        "/etc/ssl/sse_app/fullchain.pem": str(certificate.certificate),
-        "/etc/ssl/sse_app/privkey.pem": str(certificate.key),
-        "/var/log/nginx/": f"{folder}/",
-    }.items():
-        assert theirs in site, theirs
-        site = site.replace(theirs, ours)
-    with bare_nginx(site, f"https://localhost:{port}", folder) as proxy:
-        yield proxy
+    with reserved_port() as port:
+        site = (ROOT / "config/nginx/sse_app.conf").read_text()
+        for theirs, ours in {
+            "server 127.0.0.1:8000;": f"server 127.0.0.1:{upstream};",
+            "listen 443 ssl": f"listen 127.0.0.1:{port} ssl",
+            "server_name events.example.com;": "server_name localhost;",
+            "/etc/ssl/sse_app/fullchain.pem": str(certificate.certificate),
+            "/etc/ssl/sse_app/privkey.pem": str(certificate.key),
+            "/var/log/nginx/": f"{folder}/",
+        }.items():
+            assert theirs in site, theirs
+            site = site.replace(theirs, ours)
+        with bare_nginx(site, f"https://localhost:{port}", folder) as proxy:
+            yield proxy
 
 
 @contextmanager
 def caddy(upstream: int, certificate: Certificate, folder: Path) -> Iterator[Proxy]:
     """Run Caddy on the configuration that comes with the server."""
-    url = f"https://localhost:{free_port()}"
-    environment = {
-        "SSE_APP_SITE": url,
-        "SSE_APP_TLS": f"tls {certificate.certificate} {certificate.key}",
-        "SSE_APP_UPSTREAM": f"127.0.0.1:{upstream}",
-        "SSE_APP_ACCESS_LOG": str(folder / "access.log"),
-        "SSE_APP_CADDY_ADMIN": "off",
-        "SSE_APP_HTTP_PORT": str(free_port()),
-    }
-    command = [require("caddy"), "run", "--adapter", "caddyfile", "--config", str(ROOT / "config/Caddyfile")]
-    with running(command, url, folder, environment) as proxy:
-        yield proxy
+    with reserved_port() as port, reserved_port() as unencrypted:
+        url = f"https://localhost:{port}"
+        environment = {
+            "SSE_APP_SITE": url,
+            "SSE_APP_TLS": f"tls {certificate.certificate} {certificate.key}",
+            "SSE_APP_UPSTREAM": f"127.0.0.1:{upstream}",
+            "SSE_APP_ACCESS_LOG": str(folder / "access.log"),
+            "SSE_APP_CADDY_ADMIN": "off",
+            "SSE_APP_HTTP_PORT": str(unencrypted),
+        }
+        command = [
+            require("caddy"),
+            "run",
+            "--adapter",
+            "caddyfile",
+            "--config",
+            str(ROOT / "config/Caddyfile"),
+        ]
+        with running(command, url, folder, environment) as proxy:
+            yield proxy
 
 
 PROXIES = {"nginx": nginx, "caddy": caddy}

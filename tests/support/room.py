@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -13,16 +12,21 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 
-from tests.support.server_process import ServerProcess
+from tests.support.server_process import ServerProcess, running
+from tests.support.sse_reader import EventStreamReader
 
 Start = Callable[..., ServerProcess]
-DEADLINE = 30.0  # seconds after which a test stops waiting
+DEADLINE = 60.0
+"""Seconds after which a test stops waiting."""
+
+PING_INTERVAL = 1.0
+"""Seconds between two pings of these servers."""
 
 
 class Frame(NamedTuple):
     """One event as it came over the wire; fields that were not there are None."""
 
-    type: str | None
+    type: str
     id: str | None
     data: dict[str, Any]
     retry: int | None
@@ -40,32 +44,15 @@ def sequence(id: str) -> int:
     return int(id.rpartition("-")[2])
 
 
-def until(condition: Callable[[], bool], what: str, seconds: float = DEADLINE) -> None:
-    """Wait until the condition holds; fail after so many seconds."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.01)
-
-
-def frames_of(lines: Iterable[str]) -> Iterator[Frame]:
-    """Decode lines strictly: known fields only, each at most once, and data that is a JSON object."""
-    fields: dict[str, str] = {}
-    for line in lines:
-        if line:
-            name, colon, value = line.partition(": ")
-            assert colon, line
-            assert name in {"id", "event", "data", "retry"}, line
-            assert name not in fields, line
-            fields[name] = value
-        elif fields:
-            retry = fields.get("retry")
-            data = json.loads(fields["data"]) if "data" in fields else {}
+def frames_of(pieces: Iterable[bytes]) -> Iterator[Frame]:
+    """Decode a stream strictly, from pieces cut anywhere; all data has to be JSON objects."""
+    reader = EventStreamReader()
+    for piece in pieces:
+        for event in reader.feed(piece):
+            data = event.json()
             assert isinstance(data, dict)
-            if set(fields) != {"retry"}:
-                yield Frame(fields.get("event"), fields.get("id"), data, int(retry) if retry else None)
-            fields = {}
-    assert not fields, "the stream ended within an event"
+            yield Frame(event.type, event.id, data, event.retry)
+    reader.end()
 
 
 @contextlib.contextmanager
@@ -81,12 +68,12 @@ def listen(
             raise AssertionError((response.status_code, response.read()))
         deadline = time.monotonic() + DEADLINE
 
-        def lines() -> Iterator[str]:
-            for line in response.iter_lines():
+        def pieces() -> Iterator[bytes]:
+            for piece in response.iter_bytes():
                 assert time.monotonic() < deadline, "pings, and not what the test waits for"
-                yield line
+                yield piece
 
-        yield frames_of(lines())
+        yield frames_of(pieces())
 
 
 def first(frames: Iterator[Frame]) -> Frame:
@@ -171,22 +158,14 @@ LIMITS: dict[str, Any] = {"LIMITS__STREAMS_PER_USER": 1000}
 
 @pytest.fixture(scope="session")
 def room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Room]:
-    """A server that the tests of this file share, each on channels of its own."""
-    server = ServerProcess(
-        state_dir=tmp_path_factory.mktemp("delivery") / "state",
-        CHANNELS=CHANNELS,
-        KEEPALIVE__PING_INTERVAL=1,
-        **LIMITS,
-    )
-    try:
-        server.start()
+    """A server that the tests of this folder share, each on channels of its own."""
+    state_dir = tmp_path_factory.mktemp("delivery") / "state"
+    with running(
+        state_dir=state_dir, CHANNELS=CHANNELS, KEEPALIVE__PING_INTERVAL=PING_INTERVAL, **LIMITS
+    ) as server:
         room = Room(server)
         with room.http:
             yield room
-    finally:
-        if server.process is not None:
-            server.stop()
-    server.check_log()
 
 
 @pytest.fixture
@@ -196,7 +175,9 @@ def start_room(start_server: Start) -> Iterator[Callable[..., Room]]:
 
         def start(**settings: object) -> Room:
             room = Room(
-                start_server(**{"CHANNELS": CHANNELS, "KEEPALIVE__PING_INTERVAL": 1, **LIMITS, **settings})
+                start_server(
+                    **{"CHANNELS": CHANNELS, "KEEPALIVE__PING_INTERVAL": PING_INTERVAL, **LIMITS, **settings}
+                )
             )
             stack.enter_context(room.http)
             return room

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
+
+from sse_app.auth.tokens.grants import Grants
+from sse_app.auth.tokens.issuer import TokenKind
+from tests.support.minting import add_account, mint, split
+from tests.support.ports import reserve_port
+from tests.support.waiting import until
 
 ROOT = Path(__file__).parents[2]
 _TOKEN = re.compile(r"eyJ[\w-]{10,}")
@@ -31,9 +38,7 @@ class ServerProcess:
     def __init__(self, *, state_dir: Path, expected: tuple[str, ...] = (), **settings: Any) -> None:
         self.state_dir = state_dir
         self.expected = expected
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(settings.pop("PORT", 0) or probe.getsockname()[1])
+        self.port = int(settings.pop("PORT", 0) or reserve_port(self))
         self.url = f"http://127.0.0.1:{self.port}"
         state_dir.parent.mkdir(parents=True, exist_ok=True)
         self.log_path = state_dir.with_suffix(f".{self.port}.log")
@@ -59,15 +64,19 @@ class ServerProcess:
                 stdin=subprocess.DEVNULL,
                 stderr=log,
             )
-        deadline = time.monotonic() + 60
-        while True:
-            assert self.process.poll() is None, self.log_path.read_text()
-            try:
-                if httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200:
-                    return
-            except httpx.TransportError:
-                assert time.monotonic() < deadline, self.log_path.read_text()
-            time.sleep(0.02)
+        until(self._ready, f"the server is ready; its log is {self.log_path}")
+
+    def _ready(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, self.log_path.read_text()
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+        try:
+            connection.request("GET", "/readyz")
+            return connection.getresponse().status == 200
+        except OSError:
+            return False
+        finally:
+            connection.close()
 
     def kill(self) -> None:
         """End the server as a power cut would: ``kill -9``."""
@@ -97,16 +106,32 @@ class ServerProcess:
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
-    def stream_token(self, *channels: str, subject: str = "tester", ttl: int = 600) -> str:
+    def stream_token(
+        self, *channels: str, subject: str = "tester", session: str = "", ttl: float = 600
+    ) -> str:
         """Return a stream token for the channels."""
-        listed = ",".join(channels)
-        return self.command(
-            "token", "--kind", "stream", "--subject", subject, "--subscribe", listed, "--ttl", str(ttl)
-        )
+        grants = Grants.of(split(",".join(channels)))
+        return mint(self.state_dir, TokenKind.STREAM, grants, subject=subject, session=session, ttl=ttl)
 
-    def access_token(self, *, subscribe: str = "**", publish: str = "**", subject: str = "tester") -> str:
+    def access_token(
+        self,
+        *,
+        subscribe: str = "**",
+        publish: str = "**",
+        admin: bool = False,
+        subject: str = "tester",
+        session: str = "",
+        ttl: float = 600,
+    ) -> str:
         """Return an access token."""
-        return self.command("token", "--subject", subject, "--subscribe", subscribe, "--publish", publish)
+        grants = Grants.of(split(subscribe), split(publish), admin)
+        return mint(self.state_dir, TokenKind.ACCESS, grants, subject=subject, session=session, ttl=ttl)
+
+    def add_user(
+        self, name: str, password: str, *, subscribe: str = "", publish: str = "", admin: bool = False
+    ) -> None:
+        """Make an account."""
+        add_account(self.state_dir, name, password, Grants.of(split(subscribe), split(publish), admin))
 
     def publisher(self) -> httpx.Client:
         """Return an HTTP client that may publish everywhere, to be used in a ``with``."""
@@ -120,13 +145,45 @@ class ServerProcess:
 
     def log_lines(self) -> list[dict[str, object]]:
         """Return the lines of the log."""
-        return [json.loads(line) for line in self.log_path.read_text().split("\n") if line]
+        return _lines(self.log_path.read_text())
+
+    @contextmanager
+    def log_stays_quiet(self) -> Iterator[None]:
+        """Fail where something of level warning or above that is not expected is logged meanwhile."""
+        before = self.log_path.stat().st_size
+        yield
+        with self.log_path.open("rb") as log:
+            log.seek(before)
+            self._check(log.read().decode())
 
     def check_log(self) -> None:
         """Fail where the log has a token, a traceback, or a line of level warning or above not expected."""
-        text = self.log_path.read_text()
+        self._check(self.log_path.read_text())
+
+    def _check(self, text: str) -> None:
         assert not _TOKEN.search(text), _TOKEN.findall(text)
         assert "Traceback" not in text, text
-        for line in self.log_lines():
+        for line in _lines(text):
             if line["level"] in ("warning", "error", "critical"):
                 assert any(expected in str(line) for expected in self.expected), line
+
+
+def _lines(text: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in text.split("\n") if line]
+
+
+@contextmanager
+def running(*, state_dir: Path, expected: tuple[str, ...] = (), **settings: Any) -> Iterator[ServerProcess]:
+    """Run a server; it has to end with status 0 when it is asked to, and with nothing unexpected in its log.
+
+    The arguments are those of `ServerProcess`.
+    """
+    server = ServerProcess(state_dir=state_dir, expected=expected, **settings)
+    try:
+        server.start()
+        yield server
+        assert server.stop() == 0
+    finally:
+        if server.process is not None:
+            server.kill()
+    server.check_log()

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.support.fleet import Fleet, SteadyPublisher, wait_until
+from sse_app.auth.tokens.grants import Grants
+from sse_app.auth.tokens.issuer import TokenKind
+from tests.support.fleet import Fleet, SteadyPublisher
+from tests.support.minting import EVERYTHING, mint
+from tests.support.programs import require
 from tests.support.systemd_manager import PROGRAM, Manager
+from tests.support.waiting import until
 
 LIMITS = {"LOG__LEVEL": "debug", "LIMITS__STREAMS_PER_USER": 20_000, "LIMITS__STREAMS_PER_ADDRESS": 20_000}
 
@@ -26,9 +30,7 @@ class Service:
 
     def __init__(self, manager: Manager, **settings: object) -> None:
         self.manager = manager
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
+        self.port = manager.port
         self.url = f"http://127.0.0.1:{self.port}"
         self.expected: set[str] = set()
         """Events of level warning and above in the server's log that a test brings about."""
@@ -43,14 +45,15 @@ class Service:
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
-    def stream_path(self, *flags: str, client_id: str = "c") -> str:
+    def stream_path(self, *, subject: str = "cli", ttl: float = 600, client_id: str = "c") -> str:
         """Return the path of a stream with a token of its own."""
-        token = self.command("token", "--kind", "stream", "--subscribe", "dashboard", "--ttl", "600", *flags)
+        grants = Grants.of(["dashboard"])
+        token = mint(self.manager.state_dir, TokenKind.STREAM, grants, subject=subject, ttl=ttl)
         return f"/api/v1/sse/dashboard?token={token}&client_id={client_id}"
 
     def access_token(self) -> str:
         """Return a token that may do everything."""
-        return self.command("token", "--subscribe", "**", "--publish", "**", "--admin")
+        return mint(self.manager.state_dir, TokenKind.ACCESS, EVERYTHING)
 
     def publisher(self, pause: float = 0.01) -> SteadyPublisher:
         """Publish all the while."""
@@ -77,8 +80,8 @@ class Service:
         """Let a warm successor take over, as an operator would."""
         before = self.manager.main_pid
         self.command("upgrade")
-        wait_until(lambda: self.manager.main_pid not in (0, before))
-        wait_until(lambda: not Path(f"/proc/{before}").exists())
+        until(lambda: self.manager.main_pid not in (0, before), "another process serves")
+        until(lambda: not Path(f"/proc/{before}").exists(), "the process has gone")
 
     def signal(self, name: str) -> None:
         """Send a signal to the main process."""
@@ -113,12 +116,12 @@ class Service:
 
     def wait_for_log(self, event: str, count: int = 1) -> None:
         """Wait until the server has logged an event so many times."""
-        wait_until(lambda: len(self.logged(event)) >= count)
+        until(lambda: len(self.logged(event)) >= count, f"{count} times {event} in the log")
 
     def settle(self, publisher: SteadyPublisher, events: int = 10) -> None:
         """Wait until so many further events are acknowledged."""
         goal = len(publisher.ids) + events
-        wait_until(lambda: len(publisher.ids) >= goal)
+        until(lambda: len(publisher.ids) >= goal, "more events are acknowledged")
 
     def check_log(self) -> None:
         """Fail where the log has something of level warning or above that is not expected."""
@@ -130,16 +133,21 @@ def _indented(code: str) -> str:
     return "".join(f"    {line}\n" for line in code.strip().splitlines())
 
 
-@pytest.fixture
-def manager() -> Iterator[Manager]:
-    """A user manager of whoever runs the tests."""
+@pytest.fixture(scope="session")
+def session_manager() -> Iterator[Manager]:
+    """The one user manager of this run."""
     yield from managed(None)
+
+
+@pytest.fixture
+def manager(session_manager: Manager) -> Iterator[Manager]:
+    """A user manager that knows of no service yet."""
+    yield session_manager
+    session_manager.reset()
 
 
 def managed(user: str | None, program: Sequence[str] = PROGRAM) -> Iterator[Manager]:
     """Start a manager, and stop it."""
-    from tests.conftest import require  # it imports this module
-
     require("systemctl")
     manager = Manager(user, program)
     try:

@@ -8,12 +8,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from tests.support.control_group import ControlGroup
+from tests.support.ports import reserve_port
 from tests.support.server_process import ROOT
+from tests.support.waiting import until
 
 NEEDS_NAMESPACES = """
 [Service]
@@ -68,6 +69,8 @@ class Manager:
             "SYSTEMD_LOG_TARGET": "console",
         }
         self.log_path = self.directory / "log"
+        self.port = reserve_port(self)
+        self._installed = 0
         self._group = ControlGroup(self.directory.name, user)
 
     def _as_user(self, command: list[str]) -> list[str]:
@@ -87,11 +90,12 @@ class Manager:
                 stdout=log,
                 stderr=log,
             )
-        deadline = time.monotonic() + 30
-        while self.systemctl("is-system-running", check=False).stdout.strip() not in ("running", "degraded"):
-            assert time.monotonic() < deadline, self.log_path.read_text()
+
+        def runs() -> bool:
             assert self._process.poll() is None, self.log_path.read_text()
-            time.sleep(0.05)
+            return self.systemctl("is-system-running", check=False).stdout.strip() in ("running", "degraded")
+
+        until(runs, "the manager runs")
 
     def run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
         """Run a command as an operator of this manager would."""
@@ -118,8 +122,10 @@ class Manager:
     def install(self, port: int, **settings: object) -> None:
         """Install the units as an operator would, with what this container cannot do switched off."""
         self.config.write_text(f"port = {port}\n")
-        done = self.run([*self.program, "systemd", "install", "--user", "--config", str(self.config)])
-        assert done.returncode == 0, done.stderr
+        if self._installed != port:
+            done = self.run([*self.program, "systemd", "install", "--user", "--config", str(self.config)])
+            assert done.returncode == 0, done.stderr
+            self._installed = port
         self.drop_ins.mkdir()
         lines = "".join(f"Environment=SSE_APP_{name}={value}\n" for name, value in settings.items())
         missing = NEEDS_NAMESPACES + (NEEDS_A_USER_NAMESPACE if self._user else "")
@@ -158,6 +164,19 @@ class Manager:
         """Return what manager and server wrote."""
         server = self.server_log.read_text() if self.server_log.exists() else ""
         return self.log_path.read_text() + server
+
+    def reset(self) -> None:
+        """End the server, and remove all that it and a test have left, but for the installed units."""
+        self.systemctl("stop", "sse-app.service", "sse-app.socket", check=False)
+        self._group.end("sse-app.service")
+        self.systemctl("reset-failed", check=False)
+        shutil.rmtree(self.drop_ins, ignore_errors=True)
+        shutil.rmtree(self.state_dir, ignore_errors=True)
+        assert not self.state_dir.exists()
+        for path in self.directory.iterdir():
+            if path.is_file() and path != self.log_path:
+                path.unlink()
+        self.systemctl("daemon-reload")
 
     def stop(self) -> None:
         """End everything that the manager started, and itself."""

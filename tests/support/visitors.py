@@ -9,11 +9,6 @@ from typing import Any, Literal
 
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page
 
-from sse_app import Settings
-from sse_app.auth.factory import issuer_of
-from sse_app.auth.tokens.grants import Grants
-from sse_app.auth.tokens.issuer import TokenKind
-from sse_app.storage.state_dir import StateDirectory
 from tests.support.browser import PATIENCE
 from tests.support.server_process import ServerProcess
 
@@ -23,18 +18,16 @@ _NETWORK = re.compile(r"Failed to load resource: net::ERR_|net::ERR_(CONNECTION|
 
 
 def people(server: ServerProcess) -> None:
-    """Make the accounts: an administrator and somebody who only reads."""
-    add = ("user", "add", "--password-stdin", "--subscribe", CHANNELS)
-    server.command(*add, "admin", "--publish", CHANNELS, "--admin", input=f"{PASSWORD}\n")
-    server.command(*add, "ann", input=f"{PASSWORD}\n")
+    """Make the accounts: an administrator, and ann, who only reads."""
+    server.add_user("admin", PASSWORD, subscribe=CHANNELS, publish=CHANNELS, admin=True)
+    server.add_user("ann", PASSWORD, subscribe=CHANNELS)
 
 
 def stream_paths(server: ServerProcess, count: int, users: int = 40) -> list[str]:
     """Return the paths of many streams of several users, each with a client id of its own."""
-    tokens = issuer_of(Settings().auth, StateDirectory(server.state_dir))
-    grants = Grants.of(["alerts"])
     minted = [
-        tokens.issue(TokenKind.STREAM, f"user-{n:02}", f"session-{n:02}", grants, 3000) for n in range(users)
+        server.stream_token("alerts", subject=f"user-{n:02}", session=f"session-{n:02}", ttl=3000)
+        for n in range(users)
     ]
     return [f"/api/v1/sse/alerts?token={minted[n % users]}&client_id=desk-{n:05}" for n in range(count)]
 

@@ -21,7 +21,6 @@ from sse_app.core.errors import EventLogUnavailable, Forbidden, TokenRefused, To
 from sse_app.core.events import EventId, NewEvent
 from sse_app.core.framing import CHUNKED, UNFRAMED
 from sse_app.core.lifecycle import Lifecycle
-from sse_app.core.sse import EventParser, ParsedEvent
 from sse_app.eventlog.base import Retention
 from sse_app.eventlog.memory import MemoryEventLog
 from sse_app.settings import model as settings_model
@@ -31,6 +30,7 @@ from sse_app.streams.hub import Hub
 from sse_app.streams.keepalive import Keepalive
 from sse_app.streams.publisher import Publisher
 from sse_app.streams.stream import Replay, Stream
+from tests.support.sse_reader import ReceivedEvent, read_events
 
 A, B, UNKNOWN = ChannelName("a"), ChannelName("b"), ChannelName("unknown")
 NOW = 4e9
@@ -127,11 +127,11 @@ async def room_of(keys: Path) -> AsyncIterator[Room]:
         await room.log.close()
 
 
-def events_of(admitted: Admitted) -> list[ParsedEvent]:
-    return list(EventParser().feed(admitted.first_events))
+def events_of(admitted: Admitted) -> list[ReceivedEvent]:
+    return read_events(admitted.first_events)
 
 
-def connected(admitted: Admitted) -> tuple[ParsedEvent, dict[str, Any]]:
+def connected(admitted: Admitted) -> tuple[ReceivedEvent, dict[str, Any]]:
     first = events_of(admitted)[0]
     assert first.type == "connected"
     return first, json.loads(first.data)
@@ -210,7 +210,7 @@ async def test_where_the_server_is_full_streams_are_turned_away(keys: Path) -> N
         turned_away = await room.admit(user="5", address="5")
         assert isinstance(turned_away, TurnedAway)
         assert turned_away.reason == "unavailable"
-        (closing,) = EventParser().feed(turned_away.closing)
+        (closing,) = read_events(turned_away.closing)
         assert closing.type == "closing"
         data = json.loads(closing.data)
         assert data == {"reason": "unavailable", "retry": closing.retry}
@@ -395,7 +395,7 @@ async def test_the_first_events_are_framed_as_the_stream_is(keys: Path) -> None:
         assert isinstance(admitted, Admitted)
         size, _, rest = admitted.first_events.partition(b"\r\n")
         assert len(rest) == int(size, 16) + 2
-        assert [event.type for event in EventParser().feed(rest)] == ["connected", "reset"]
+        assert [event.type for event in read_events(rest)] == ["connected", "reset"]
 
 
 async def test_an_admitted_stream_is_registered_and_pinged_and_an_abandoned_one_is_not(keys: Path) -> None:

@@ -7,12 +7,13 @@ import gc
 import os
 import select
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
 from sse_app.streams import disconnects as module
 from sse_app.streams.disconnects import SOCKETS_PER_POLL, Disconnects
+from tests.support.waiting import until_async
 
 
 @pytest.fixture(params=["with epoll", "without epoll"], autouse=True)
@@ -69,14 +70,7 @@ class Watched:
 
 async def settled(*watched: Watched) -> None:
     """Wait until the end of each has been noticed."""
-    await until(lambda: all(one.ended for one in watched))
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    deadline = asyncio.get_running_loop().time() + 10
-    while not condition():
-        assert asyncio.get_running_loop().time() < deadline
-        await asyncio.sleep(0)
+    await until_async(lambda: all(one.ended for one in watched), "each end is noticed", pause=0)
 
 
 async def everything_noticed(disconnects: Disconnects) -> None:
@@ -105,7 +99,7 @@ async def test_a_peer_that_speaks_is_heard_as_often_as_it_does() -> None:
     one = Watched(disconnects)
     for number in range(1, 4):
         one.peer.send(b"x")
-        await until(lambda number=number: one.noticed == number)  # type: ignore[misc]
+        await until_async(lambda number=number: one.noticed == number, "it is noticed again", pause=0)
     assert one.heard == b"xxx"
     one.peer.close()
     await settled(one)

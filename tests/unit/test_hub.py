@@ -16,7 +16,6 @@ from sse_app.auth.tokens.claims import Lease
 from sse_app.core.channels import ChannelName
 from sse_app.core.events import EventId, NewEvent
 from sse_app.core.framing import UNFRAMED
-from sse_app.core.sse import EventParser, ParsedEvent
 from sse_app.eventlog.base import Retention
 from sse_app.eventlog.memory import MemoryEventLog
 from sse_app.eventlog.sqlite.log import SqliteEventLog
@@ -26,6 +25,8 @@ from sse_app.streams.connection import StreamConnection
 from sse_app.streams.hub import Hub
 from sse_app.streams.keepalive import Keepalive
 from sse_app.streams.stream import Stream, Subscriber
+from tests.support.sse_reader import EventStreamReader, ReceivedEvent
+from tests.support.waiting import until_async
 
 A, B, C = ChannelName("a"), ChannelName("b"), ChannelName("c")
 
@@ -52,8 +53,8 @@ class Client:
         self.stream.attach(self.connection)
         hub.join(self.stream)
         self.loop = asyncio.create_task(self._run())
-        self.parser = EventParser()
-        self.received: list[ParsedEvent] = []
+        self.parser = EventStreamReader()
+        self.received: list[ReceivedEvent] = []
         self.eof = False
 
     async def _run(self) -> None:
@@ -75,7 +76,7 @@ class Client:
 
     def numbers(self) -> list[int]:
         """Return the numbers of the events received."""
-        return [int(event.id.partition("-")[2]) for event in self.received if event.type == "e"]
+        return [int(event.last_id.partition("-")[2]) for event in self.received if event.type == "e"]
 
     def leave(self) -> None:
         """Go without a word."""
@@ -100,13 +101,6 @@ async def opened(
         hub.end_all("shutdown")
         await asyncio.wait_for(hub.close(), 5)
         await log.close()
-
-
-async def settled(condition: Callable[[], bool]) -> None:
-    deadline = asyncio.get_running_loop().time() + 20
-    while not condition():
-        assert asyncio.get_running_loop().time() < deadline
-        await asyncio.sleep(0.001)
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -139,7 +133,7 @@ async def test_each_stream_has_every_event_of_its_channels_once_and_in_order(
                     await publish(*events, size=chance.choice([10, 3000]))
             if chance.random() < 0.7:
                 await asyncio.sleep(0)
-        await settled(lambda: hub.head.seq == len(published))
+        await until_async(lambda: hub.head.seq == len(published), "the hub has all events")
 
         def expected(client: Client) -> list[int]:
             return [
@@ -151,13 +145,13 @@ async def test_each_stream_has_every_event_of_its_channels_once_and_in_order(
                 client.read()
             return all(client.numbers() == expected(client) for client in present)
 
-        await settled(complete)
+        await until_async(complete, "each client has its events")
         for client in everyone:
             numbers = client.numbers()
             assert numbers == expected(client)[: len(numbers)]
         for client in present:
             client.leave()
-        await settled(lambda: not hub.streams)
+        await until_async(lambda: not hub.streams, "the streams have ended")
         assert not hub.laggards
         assert not hub._groups
         assert not hub._of_channel
@@ -174,7 +168,7 @@ async def test_a_stream_over_its_backlog_is_ended_with_its_frames_whole() -> Non
             await asyncio.sleep(0)
             quick.read()
             assert slow.stream.backlog_bytes < 250_000
-        await settled(lambda: slow.stream.ending == "slow_consumer")
+        await until_async(lambda: slow.stream.ending == "slow_consumer", "the slow stream is ended")
         assert slow.stream.backlog_bytes < 250_000
 
         def ended() -> bool:
@@ -182,7 +176,7 @@ async def test_a_stream_over_its_backlog_is_ended_with_its_frames_whole() -> Non
             quick.read()
             return slow.eof and len(quick.numbers()) == 40
 
-        await settled(ended)
+        await until_async(ended, "the streams have ended")
         numbers = slow.numbers()
         assert numbers == list(range(1, len(numbers) + 1))
         assert slow.received[-1].type == "closing"
@@ -202,14 +196,14 @@ async def test_a_stream_that_accepts_nothing_for_two_intervals_is_closed_and_oth
             keepalive.watch(client.stream)
         for _ in range(20):
             await publish(A, size=10_000)
-        await settled(lambda: len(hub.laggards) > 0)
+        await until_async(lambda: len(hub.laggards) > 0, "a stream lags behind")
         begun = asyncio.get_running_loop().time()
 
         def gone() -> bool:
             alive.read()
             return stalled.stream not in hub.streams
 
-        await settled(gone)
+        await until_async(gone, "the stream has gone")
         assert asyncio.get_running_loop().time() - begun < 3
         assert stalled.stream.ending == "stalled"
         assert alive.stream in hub.streams
@@ -251,7 +245,7 @@ async def test_streams_that_end_leave_nothing_behind_not_even_for_the_garbage_co
                 await asyncio.sleep(0)
                 for client in clients:
                     client.leave()
-                await settled(lambda: not hub.streams)
+                await until_async(lambda: not hub.streams, "the streams have ended")
                 del clients, client
                 await asyncio.sleep(0.01)
             assert sum(isinstance(thing, Stream | StreamConnection) for thing in gc.get_objects()) == 0
@@ -303,7 +297,7 @@ async def test_a_paused_hub_sends_nothing_that_others_append_until_it_goes_on(tm
             client.read()
             return len(client.numbers()) >= 9
 
-        await settled(complete)
+        await until_async(complete, "all events have come")
         await hub.settled()
         client.read()
         assert client.numbers() == list(range(1, 10))
@@ -328,7 +322,7 @@ async def test_the_next_process_begins_where_the_hub_was_paused_whatever_others_
         position = await before.pause()
         old.read()
         assert old.numbers() == list(range(1, position.seq + 1))
-        await settled(lambda: other.eventlog.head.seq > position.seq + 10)
+        await until_async(lambda: other.eventlog.head.seq > position.seq + 10, "others have appended more")
         async with process(tmp_path / "e.db") as successor:
             new = Client(successor, (A,))
             new.start = position.seq
@@ -424,7 +418,7 @@ async def test_streams_end_where_events_were_trimmed_before_the_hub_had_read_the
         client.read()
         return client.eof
 
-    await settled(ended)
+    await until_async(ended, "the stream has ended")
     assert client.numbers() == []
     assert [event.type for event in client.received] == ["closing"]
     assert '"unavailable"' in client.received[0].data

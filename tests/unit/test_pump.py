@@ -14,7 +14,6 @@ from sse_app.core.channels import ChannelName
 from sse_app.core.errors import EventLogUnavailable
 from sse_app.core.events import NewEvent
 from sse_app.core.framing import CHUNKED, UNFRAMED, Framing
-from sse_app.core.sse import EventParser, ParsedEvent
 from sse_app.eventlog.base import Page
 from sse_app.eventlog.memory import MemoryEventLog
 from sse_app.settings import model as settings_model
@@ -24,6 +23,8 @@ from sse_app.streams.hub import Hub
 from sse_app.streams.keepalive import Keepalive
 from sse_app.streams.pump import Pump, Writer
 from sse_app.streams.stream import Replay, Subscriber
+from tests.support.sse_reader import ReceivedEvent, read_events
+from tests.support.waiting import until_async
 
 A, B, C = ChannelName("a"), ChannelName("b"), ChannelName("c")
 PAST = 10
@@ -101,24 +102,28 @@ class Client:
         self.eof = False
         room.clients.append(self)
 
-    def read(self) -> list[ParsedEvent]:
-        """Return all events that have arrived so far."""
+    def receive(self) -> None:
+        """Take what has arrived."""
         try:
             while piece := self.socket.recv(1 << 20):
                 self.raw += piece
             self.eof = True
         except BlockingIOError:
             pass
-        return list(EventParser().feed(self.raw))
+
+    def read(self) -> list[ReceivedEvent]:
+        """Return all events that have arrived so far."""
+        self.receive()
+        return read_events(self.raw)
 
     def has_ended(self) -> bool:
         """Return whether the connection has been closed from the other end."""
-        self.read()
+        self.receive()
         return self.eof
 
     def numbers(self) -> list[int]:
         """Return the numbers of the events that have arrived."""
-        return [int(event.id.partition("-")[2]) for event in self.read() if event.type == "e"]
+        return [int(event.last_id.partition("-")[2]) for event in self.read() if event.type == "e"]
 
 
 class RequestWriter:
@@ -161,15 +166,8 @@ async def opened(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Room]:
         await room.hub.close()
         for client in room.clients:
             client.socket.close()
-        await settled(lambda: not room.hub.streams)
+        await until_async(lambda: not room.hub.streams, "the streams have ended")
         await log.close()
-
-
-async def settled(condition: Callable[[], bool]) -> None:
-    deadline = asyncio.get_running_loop().time() + 10
-    while not condition():
-        assert asyncio.get_running_loop().time() < deadline
-        await asyncio.sleep(0.001)
 
 
 async def run(room: Room, client: Client, writer: Writer) -> None:
@@ -217,10 +215,12 @@ async def replay_with_events_published_at(
 
     room.log.at_await = at_await
     running = asyncio.create_task(run(room, client, RequestWriter(client.connection, at_await)))
-    await settled(lambda: stream.replay is None or running.done())
+    await until_async(lambda: stream.replay is None or running.done(), "the replay is over")
     if not running.done():
         await room.publish(C, B, A)
-        await settled(lambda: client.numbers() == expected(len(room.published)))
+        await until_async(
+            lambda: client.numbers() == expected(len(room.published)), "the client has its events"
+        )
     stream.end("shutdown", None)
     await running
     assert client.numbers() == expected(len(room.published))
@@ -260,7 +260,7 @@ async def test_pings_of_a_replay_go_out_between_its_events(monkeypatch: pytest.M
 
         room.log.at_await = at_await
         running = asyncio.create_task(run(room, client, RequestWriter(client.connection)))
-        await settled(lambda: client.numbers() == list(range(1, PAST + 1)))
+        await until_async(lambda: client.numbers() == list(range(1, PAST + 1)), "the client has its events")
         types = [event.type for event in client.read()]
         assert types[:6] == ["e", "e", "ping", "ping", "e", "e"]
         client.stream.end("shutdown", None)
@@ -300,7 +300,7 @@ async def test_a_client_that_goes_while_it_is_replayed_to_leaves_nothing_behind(
         async def at_await() -> None:
             if client.stream.replay and client.stream.replay.after >= 4:
                 client.socket.close()
-                await settled(lambda: client.stream.closed)
+                await until_async(lambda: client.stream.closed, "the stream is closed")
 
         room.log.at_await = at_await
         await run(room, client, RequestWriter(client.connection))
@@ -334,10 +334,10 @@ async def test_a_replay_is_framed_as_the_stream_is(framing: Framing, monkeypatch
     async with opened(monkeypatch) as room:
         client = Client(room, (A, B, C), Replay(0), framing)
         running = asyncio.create_task(run(room, client, RequestWriter(client.connection)))
-        await settled(lambda: client.stream.replay is None)
+        await until_async(lambda: client.stream.replay is None, "the replay is over")
         client.stream.end("shutdown", None)
         await running
-        client.read()
+        client.receive()
         body, payload = client.raw, b""
         if framing is CHUNKED:
             while (size := int(body[: body.index(b"\r\n")], 16)) != 0:
@@ -348,7 +348,7 @@ async def test_a_replay_is_framed_as_the_stream_is(framing: Framing, monkeypatch
             assert body == CHUNKED.end
         else:
             payload = body
-        events = list(EventParser().feed(payload))
+        events = read_events(payload)
         assert [event.type for event in events] == ["e"] * PAST + ["closing"]
 
 
@@ -364,11 +364,11 @@ async def test_an_adopted_stream_at_the_head_gets_a_task_only_once_it_falls_behi
         tasks = asyncio.all_tasks()
         room.pump.adopt(client.stream)
         await room.publish(A)
-        await settled(lambda: client.numbers() == [PAST + 1])
+        await until_async(lambda: client.numbers() == [PAST + 1], "the client has its events")
         assert asyncio.all_tasks() == tasks
         client.stream.end("shutdown", None)
         assert len(asyncio.all_tasks() - tasks) == 1
-        await settled(client.has_ended)
+        await until_async(client.has_ended, "the stream has ended")
         assert client.read()[-1].type == "closing"
         assert not room.hub.streams
 
@@ -390,9 +390,11 @@ async def test_an_adopted_stream_goes_from_the_past_to_the_present_as_others_do(
 
         room.log.at_await = at_await
         room.pump.adopt(client.stream)
-        await settled(lambda: client.stream.replay is None)
+        await until_async(lambda: client.stream.replay is None, "the replay is over")
         await room.publish(A)
-        await settled(lambda: client.numbers() == list(range(3, len(room.published) + 1)))
+        await until_async(
+            lambda: client.numbers() == list(range(3, len(room.published) + 1)), "the client has its events"
+        )
 
 
 @pytest.mark.gen_test
@@ -405,7 +407,7 @@ async def test_what_an_adopted_stream_still_had_to_be_sent_comes_first(
         client.connection.leave_rest(rest, 0)
         room.pump.adopt(client.stream)
         await room.publish(A)
-        await settled(lambda: client.numbers() == [*range(1000), PAST + 1])
+        await until_async(lambda: client.numbers() == [*range(1000), PAST + 1], "the client has its events")
 
 
 @pytest.mark.gen_test
@@ -416,7 +418,7 @@ async def test_an_adopted_stream_that_is_to_be_ended_gets_its_closing(
         client = Client(room, (A,), None, CHUNKED)
         client.stream.end("revoked", None)
         room.pump.adopt(client.stream)
-        await settled(client.has_ended)
+        await until_async(client.has_ended, "the stream has ended")
         assert b'"revoked"' in client.raw
         assert client.raw.endswith(CHUNKED.end)
         assert not room.hub.streams

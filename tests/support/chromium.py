@@ -1,0 +1,79 @@
+"""One Chromium for all tests of a run (of each of its workers), and connections of test modules to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.support.programs import require
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@contextmanager
+def chromium_server(folder: Path) -> Iterator[str]:
+    """Run a Chromium, and yield the address that Playwright connects to.
+
+    It runs in a process of its own: Playwright's event loop stays in the thread that uses it, in which no test
+    could run another one.
+
+    Args:
+        folder: for its configuration.
+    """
+    configuration = folder / "chromium.json"
+    configuration.write_text(
+        json.dumps(
+            {
+                "executablePath": require("chromium"),
+                "args": FLAGS,
+                "ignoreDefaultArgs": [
+                    "--disable-back-forward-cache"
+                ],  # people use it, so pages must stand it
+                "headless": True,
+            }
+        )
+    )
+    command = ["launch-server", "--browser", "chromium", "--config", str(configuration)]
+    with subprocess.Popen(
+        [sys.executable, "-m", "playwright", *command],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            address = process.stdout.readline().strip()
+            assert address.startswith("ws://"), address
+            yield address
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)  # the driver, a child of this process, ends the browser
+
+
+@contextmanager
+def connection_to(address: str) -> Iterator[Browser]:
+    """Connect to a Chromium that runs; contexts made over the connection end with it."""
+    from playwright.sync_api import sync_playwright  # 0.2 s that most tests need not spend
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.connect(address)
+        try:
+            yield browser
+        finally:
+            browser.close()
