@@ -36,8 +36,11 @@ Attached = list[tuple[str, int]]
 START_TIMEOUT = 60.0
 """How long the successor may take until it is ready, and until it has built the copied streams, in seconds."""
 
-TAKEOVER_TIMEOUT = 10.0
-"""How long the successor may take from then until it serves, in seconds: no event is delivered meanwhile."""
+TAKEOVER_TIMEOUT = 5.0
+"""How long the successor may take from then until it serves, in seconds.
+
+No event is delivered meanwhile, and systemd's watchdog, which waits for 15 s, gets no sign of life.
+"""
 
 COPY_MIN_LIFETIME = 120.0
 """A stream whose token expires within so many seconds is not copied before the pause."""

@@ -108,6 +108,39 @@ def test_a_successor_that_dies_leaves_the_old_process_serving(
     slow.socket.close()
 
 
+HANGING = """
+if os.environ.get('SSE_APP_SUCCESSOR') and os.path.exists({flag!r}):
+    import time
+    def hang(name, arguments):
+        if name == 'sse_app.adopted':
+            os.remove({flag!r})
+            time.sleep(60)
+    sys.addaudithook(hang)
+"""
+
+
+def test_a_successor_that_hangs_while_it_takes_over_is_given_up(service: Service, tmp_path: Path) -> None:
+    flag = tmp_path / "hang"
+    service.inject(HANGING.format(flag=str(flag)))
+    service.restart()
+    clients = service.fleet.open(50, service.stream_path())
+    publisher = service.publisher()
+    before = service.manager.main_pid
+    service.settle(publisher, 5)
+    flag.touch()
+    service.expected = {"upgrade_failed"}
+    service.signal("USR2")
+    service.wait_for_log("upgrade_failed")
+    assert not flag.exists()
+    service.settle(publisher, 5)
+    assert service.manager.main_pid == before
+    service.upgrade()
+    service.settle(publisher)
+    assert_all_received(clients, publisher.stop())
+    assert not service.fleet.ended
+    assert service.manager.show("NRestarts") == "0"
+
+
 def test_two_upgrades_at_once_are_one(service: Service) -> None:
     clients = service.fleet.open(20, service.stream_path())
     publisher = service.publisher()
