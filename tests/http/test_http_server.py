@@ -1053,7 +1053,7 @@ async def test_whatever_is_changed_in_requests_is_answered_or_refused_and_no_err
                 answer = await asyncio.wait_for(client.reader.read(), 5)
             statuses = set(re.findall(rb"(?:^|[}\n])HTTP/1\.1 ([0-9]+) ", answer))
             assert statuses <= {b"100", b"200", b"400", b"404", b"405", b"413"}, (bytes(sent), answer)
-        await until_async(lambda: not list(server.idle()), "no connection is idle")
+        await until_async(lambda: not list(server.idle()), "no connection is left")
         assert server.under_way == (0, 0)
 
 
