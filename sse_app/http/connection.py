@@ -104,7 +104,7 @@ class Connection:
         self._exchange: Exchange | None = None
         """The request that is being received or answered."""
         self._delegate: httputil.HTTPMessageDelegate | None = None
-        """Who takes the body, until it is complete."""
+        """What takes the body, until it is complete."""
         self._body: int | ChunkedBody = 0
         """How many bytes of the body are still to come, or what decodes it."""
         self._incomplete = False
@@ -128,7 +128,7 @@ class Connection:
         self._read()
         if self.closed:
             return
-        self._go_on()
+        self._proceed()
         if self._exchange is None:
             self.watch()
         else:  # a stream detaches the socket in the next turn of the event loop, and needs no watching until then
@@ -177,8 +177,8 @@ class Connection:
                 self._server.loop.remove_reader(self._fd)
 
     def resume(self) -> None:
-        """Go on after a pause of the server."""
-        self._go_on()
+        """Continue after a pause of the server."""
+        self._proceed()
         self.watch()
 
     # -- reading --------------------------------------------------------------------------------------------
@@ -186,7 +186,7 @@ class Connection:
     def _readable(self) -> None:
         self._read()
         if not self.closed and self._linger < 0:
-            self._go_on()
+            self._proceed()
             self.watch()
 
     def _read(self) -> None:
@@ -211,7 +211,7 @@ class Connection:
         else:
             self._buffer = bytes(received[:size])
 
-    def _go_on(self) -> None:
+    def _proceed(self) -> None:
         """Use what has been received, as far as it can be used now."""
         try:
             self._use_received()
@@ -315,7 +315,7 @@ class Connection:
 
     def _waited(self, future: asyncio.Future[None]) -> None:
         if self._awaited is future:  # else the request has ended meanwhile
-            self._go_on()
+            self._proceed()
             self.watch()
 
     # -- writing --------------------------------------------------------------------------------------------
@@ -366,9 +366,9 @@ class Connection:
     # -- ending ---------------------------------------------------------------------------------------------
 
     def answered(self, keep_alive: bool) -> None:
-        """Take note that the response is complete: go on to the next request, or end."""
+        """Take note that the response is complete: continue with the next request, or end."""
         self._exchange = self._delegate = self._awaited = None
-        # Who has been answered before all of the body came may go on sending it, or not: what follows is unclear.
+        # A client that is answered before all of its body came may send the rest or not: what follows is unclear.
         self._keep_alive = keep_alive and not self._incomplete
         self._server.receiving.stop(self)
         if self._unsent:
@@ -377,7 +377,7 @@ class Connection:
             self._end()
 
     def _end(self) -> None:
-        """Go on to the next request when a response has been sent, or end."""
+        """Continue with the next request when a response has been sent, or end."""
         if not self._keep_alive:
             self._hang_up()
             return

@@ -164,7 +164,7 @@ class Exchange(httputil.HTTPConnection):
         carrier.answered(self.keep_alive)
 
     def detach(self) -> socket.socket:
-        """Give the socket away: no request is read from it any more, and nobody but the caller writes to it.
+        """Give the socket away: no request is read from it any more, and only the caller writes to it.
 
         Raises:
             StreamClosedError: the client is gone already.

@@ -22,7 +22,7 @@ _REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([\x21-\x7e]+) (HTTP
 _ABSOLUTE = re.compile(
     r"(?i:https?)://((?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+;=%-]+)(?::[0-9]*)?)((?:[/?][^#]*)?)"
 )
-"""Host, port, path and query (RFC 3986 §3); without a user, who would be refused (RFC 9110 §4.2.4)."""
+"""Host, port, path and query (RFC 3986 §3); without user information, which is refused (RFC 9110 §4.2.4)."""
 
 _OVERFLOWING_LENGTH = re.compile(rb"(?i)\r\ncontent-length:[ \t]*[0-9]{19,}[ \t]*\r\n")
 _WHITESPACE = b" \t"
@@ -113,7 +113,7 @@ def _parse(head: bytes, method: bytes) -> _Fields:
     try:
         HttpRequestParser(fields).feed_data(head)
     except HttpParserUpgrade:
-        pass  # no other protocol is spoken here, and the server may go on with this one (RFC 9110 §7.8)
+        pass  # no other protocol is spoken here, and the server may ignore the wish for one (RFC 9110 §7.8)
     except HttpParserError:
         if _OVERFLOWING_LENGTH.search(head):
             raise BadRequest("the body is too large", 413, "too_large") from None

@@ -103,7 +103,7 @@ class HTTPServer:
             connection.close()
         for deadlines in (self.waiting, self.receiving, self.lingering):
             deadlines.close()
-        await asyncio.sleep(0)  # until those who handle the requests know
+        await asyncio.sleep(0)  # until the handlers of cut-off requests are told
 
     # -- for a handover -------------------------------------------------------------------------------------
 
@@ -147,7 +147,7 @@ class HTTPServer:
                 yield connection.descriptor, half_read
 
     def adopt(self, sock: socket.socket, carried: bytes) -> None:
-        """Go on with a connection that another process has had.
+        """Serve a connection that another process has served so far.
 
         Args:
             sock: the server's from now on.

@@ -24,7 +24,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="the options are Linu
 
 @pytest.fixture
 def app(sse: SSEApp) -> web.Application:
-    """Somebody's own application around the streams, which compresses what it can."""
+    """An application around the streams, which compresses what it can."""
     return web.Application([*sse.routes()], compress_response=True)
 
 
