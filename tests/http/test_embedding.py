@@ -129,5 +129,5 @@ def test_the_installed_package_serves_without_the_checkout(tmp_path: Path) -> No
         assert httpx.get(f"{url}/static/main.js").status_code == 200
     finally:
         process.terminate()
-        process.communicate(timeout=20)
+        process.communicate(timeout=60)
     assert (site / "bin/sse-app").exists()

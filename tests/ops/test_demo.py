@@ -52,7 +52,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     demo = Demo(tmp_path_factory.mktemp("demo") / "state")
     yield demo
     demo.process.send_signal(signal.SIGINT)
-    output, _ = demo.process.communicate(timeout=20)
+    output, _ = demo.process.communicate(timeout=60)
     assert demo.process.returncode == 0, output
     assert "Traceback" not in output
 

@@ -246,7 +246,7 @@ def test_the_publisher_fills_all_channels_and_ends_cleanly_on_a_signal() -> None
                 "all channels have events",
             )
             publisher.send_signal(signal.SIGTERM)
-            _, printed = publisher.communicate(timeout=10)
+            _, printed = publisher.communicate(timeout=60)
     assert (publisher.returncode, printed) == (0, b"")
     last = {event["channel"]: event["data"].get("status") for event in server.log}
     assert (last["training"], last["backtest"]) == ("failed", "failed")

@@ -171,7 +171,7 @@ def test_an_inherited_listening_socket_is_used_and_nothing_else_is_bound(tmp_pat
             assert httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=20).json() == {"status": "ready"}
         finally:
             process.terminate()
-            process.communicate(timeout=10)
+            process.communicate(timeout=60)
 
 
 def test_health_readiness_and_status_answer_without_a_token(server: ServerProcess) -> None:

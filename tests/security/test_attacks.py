@@ -14,7 +14,7 @@ import pytest
 
 from sse_app.auth.tokens.issuer import TokenKind
 from tests.support.people import PASSWORD, Site, bearer, site
-from tests.support.waiting import until
+from tests.support.waiting import DEADLINE, until
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +132,7 @@ def test_a_server_that_is_asked_to_end_amid_logins_ends_without_a_trace(desk: Si
     def ask(path: str, body: dict[str, object]) -> None:
         while not stopped.is_set():
             try:
-                httpx.post(f"{desk.server.url}/api/v1/auth/{path}", json=body, timeout=10)
+                httpx.post(f"{desk.server.url}/api/v1/auth/{path}", json=body, timeout=DEADLINE)
             except httpx.TransportError:
                 return
 

@@ -58,7 +58,7 @@ class House(Site):
     def login(self, username: str, password: str | None = None, address: str = "127.0.0.1") -> httpx.Response:
         """Log in; wrong passwords from one address are soon made to wait, so tests with many change it."""
         password = PASSWORDS.get(username, "") if password is None else password
-        with httpx.Client(transport=httpx.HTTPTransport(local_address=address), timeout=10) as http:
+        with httpx.Client(transport=httpx.HTTPTransport(local_address=address), timeout=60) as http:
             return http.post(
                 f"{self.server.url}/api/v1/auth/login", json={"username": username, "password": password}
             )

@@ -69,7 +69,7 @@ class ServerProcess:
     def _ready(self) -> bool:
         assert self.process is not None
         assert self.process.poll() is None, self.log_path.read_text()
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         try:
             connection.request("GET", "/readyz")
             return connection.getresponse().status == 200
@@ -89,7 +89,7 @@ class ServerProcess:
         assert self.process is not None
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout=20)
+        return self.process.wait(timeout=60)
 
     def command(self, *arguments: str, input: str | None = None) -> str:
         """Run an ``sse-app`` command on this server's state and return what it prints."""

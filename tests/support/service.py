@@ -110,8 +110,11 @@ class Service:
         return [line for line in self._lines() if line["event"] == event]
 
     def _lines(self) -> list[dict[str, object]]:
-        """Return the lines of the server's log, without the one with which a process refuses to start."""
-        lines = self.manager.server_log.read_text().splitlines()
+        """Return the lines of the server's log, without the one with which a process refuses to start.
+
+        A line that is just being written is left out.
+        """
+        *lines, _ = self.manager.server_log.read_text().split("\n")
         return [json.loads(line) for line in lines if not line.startswith("sse-app: ")]
 
     def wait_for_log(self, event: str, count: int = 1) -> None:
