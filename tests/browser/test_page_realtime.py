@@ -115,11 +115,11 @@ def test_a_reload_asks_for_no_password_and_a_logout_ends_every_tab(
 
 
 def test_a_login_outlives_its_tokens(chromium: Browser, start_server: Start) -> None:
-    server, market = start(start_server, AUTH__ACCESS_LIFETIME=3, AUTH__STREAM_LIFETIME=2)
+    server, market = start(start_server, AUTH__ACCESS_LIFETIME=6, AUTH__STREAM_LIFETIME=4)
     with visitor(chromium, server) as ann:
         page = ann.open("/", "ann")
         live(page)
-        deadline = page.evaluate("performance.now()") + 9_000  # three lifetimes of the access token
+        deadline = page.evaluate("performance.now()") + 18_000  # three lifetimes of the access token
         while page.evaluate("performance.now()") < deadline:
             wait_for_chart(page, "value", 0, market.trade(1))
         assert page.get_attribute("body", "data-view") == "live"
