@@ -7,7 +7,7 @@ from httptools import HttpParserError, HttpRequestParser
 from sse_app.http.errors import BadRequest
 
 MAX_FRAMING = 32 * 1024
-"""How many bytes may come in a row that belong to no content: sizes, extensions, trailers."""
+"""How many bytes of sizes, extensions and trailers may come without any content between them."""
 
 _HEAD = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
 _END = b"\r\n\r\n"
@@ -25,7 +25,7 @@ class ChunkedBody:
         self._content: list[bytes] = []
         self._framing = 0
         self._parser: HttpRequestParser | None = HttpRequestParser(self)
-        """None where the body is complete: it refers to this object, and this object to it."""
+        """None once the body is complete: parser and this object refer to each other, which would be a cycle."""
         self._parser.feed_data(_HEAD)
 
     def feed(self, received: bytes) -> tuple[bytes, bytes]:
@@ -42,7 +42,7 @@ class ChunkedBody:
             if end >= 0:
                 end += len(_END)
             else:
-                end = len(received) - _begun(received)
+                end = len(received) - _partial_end(received)
                 if end <= start:
                     break
             self._feed(received[start:end])
@@ -74,8 +74,8 @@ class ChunkedBody:
         self.complete = True
 
 
-def _begun(received: bytes) -> int:
-    """Return how many bytes at the end may begin an empty line."""
+def _partial_end(received: bytes) -> int:
+    """Return how many bytes at the end may be the beginning of an empty line."""
     for size in (3, 2, 1):
         if received.endswith(_END[:size]):
             return size

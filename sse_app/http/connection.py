@@ -29,28 +29,28 @@ _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 log = logging.getLogger(__name__)
 
 
-class Surroundings(Protocol):
-    """What connections have in common: the server that they belong to."""
+class Server(Protocol):
+    """What a connection needs of the server that it belongs to."""
 
     delegate: httputil.HTTPServerConnectionDelegate
     loop: asyncio.AbstractEventLoop
     sent: asyncio.Future[None]
-    """Done: the future of all writes that the socket accepts at once."""
+    """A future that is done; it is returned for every write that the socket accepts at once."""
     received: memoryview
-    """Where sockets are read into."""
+    """The buffer that all sockets are read into."""
     paused: bool
-    """Whether no further request is begun."""
+    """Whether connections must not begin another request."""
     max_header_size: int
     max_body_size: int
     waiting: Deadlines[Connection]
-    """Those that wait for the head of a request to be complete."""
+    """Connections that wait for the head of a request to be complete."""
     receiving: Deadlines[Connection]
-    """Those that wait for a body to be complete."""
+    """Connections that wait for a body to be complete."""
     lingering: Deadlines[Connection]
-    """Those that wait for the client to have read the last response."""
+    """Connections that wait until the client has read the last response."""
 
     def forget(self, connection: Connection) -> None:
-        """Take note that a connection has ended, or is the server's no more."""
+        """Forget a connection that has ended or has given its socket away."""
 
 
 class Connection:
@@ -60,10 +60,10 @@ class Connection:
     socket can be read or written, and handlers when they have an answer.
 
     Args:
-        server: what it belongs to.
+        server: the server that it belongs to.
         sock: connected and non-blocking; closed by this object.
-        context: where requests come from.
-        carried: bytes that another process has read from the socket.
+        context: the address that its requests come from.
+        already_read: bytes that another process has read from the socket.
     """
 
     __slots__ = (
@@ -89,14 +89,14 @@ class Connection:
     )
 
     def __init__(
-        self, server: Surroundings, sock: socket.socket, context: Context, carried: bytes = b""
+        self, server: Server, sock: socket.socket, context: Context, already_read: bytes = b""
     ) -> None:
         self.context = context
         self._server = server
         self._socket: socket.socket | None = sock
         self._fd = sock.fileno()
-        self._buffer = carried
-        """What has been received and not been used yet."""
+        self._buffer = already_read
+        """Received bytes that no request has used yet."""
         self._reading = False
         """Whether the event loop calls when there is something to read."""
         self._ended = False
@@ -104,27 +104,27 @@ class Connection:
         self._exchange: Exchange | None = None
         """The request that is being received or answered."""
         self._delegate: httputil.HTTPMessageDelegate | None = None
-        """What takes the body, until it is complete."""
+        """The application's object that takes the body, until the body is complete."""
         self._body: int | ChunkedBody = 0
         """How many bytes of the body are still to come, or what decodes it."""
         self._incomplete = False
         """Whether some of the body is still to come."""
         self._unasked = False
-        """Whether the application has not been ready for the body yet."""
+        """Whether the body has not been begun: the application may still change its limit, or wait."""
         self._expects_continue = False
         self._awaited: asyncio.Future[None] | None = None
-        """What the application wants waited for before it is given more of the body."""
+        """The application's future that must be done before it is given more of the body."""
         self._unsent: list[memoryview] = []
         self._drained: asyncio.Future[None] | None = None
         self._ending = False
         """Whether the response is complete, and its last bytes wait for the socket."""
         self._keep_alive = True
         self._linger = -1
-        """How many bytes may yet be thrown away; negative until the last response is sent."""
+        """How many more bytes are read and thrown away at the end; negative until the last response is sent."""
         server.waiting.start(self)
 
     def start(self) -> None:
-        """Read the first request; often it is there already, and need not be waited for."""
+        """Read the first request at once: most clients have sent it by now."""
         self._read()
         if self.closed:
             return
@@ -136,12 +136,12 @@ class Connection:
 
     @property
     def closed(self) -> bool:
-        """Whether the socket is closed, or given away."""
+        """Whether the socket is closed or has been given away."""
         return self._socket is None
 
     @property
     def arriving(self) -> bool:
-        """Whether a request has begun to be handled whose body is not complete yet."""
+        """Whether the application handles a request whose body is not complete yet."""
         return self._delegate is not None
 
     @property
@@ -156,12 +156,12 @@ class Connection:
 
     @property
     def half_read(self) -> bytes | None:
-        """What has been read of the next request, where there is none under way; else None."""
+        """The bytes of the next request that have been read; None while another request is under way."""
         under_way = self.closed or self.arriving or self.answering or self._linger >= 0
         return None if under_way else self._buffer
 
     def watch(self) -> None:
-        """Have the event loop call when there is something to read, as far as it is wanted now."""
+        """Have the event loop call `_readable`, or no longer, by whether more bytes can be used now."""
         if self._socket is None:
             return
         wanted = (
@@ -177,7 +177,7 @@ class Connection:
                 self._server.loop.remove_reader(self._fd)
 
     def resume(self) -> None:
-        """Continue after a pause of the server."""
+        """Use what has been received during a pause of the server."""
         self._proceed()
         self.watch()
 
@@ -212,7 +212,7 @@ class Connection:
             self._buffer = bytes(received[:size])
 
     def _proceed(self) -> None:
-        """Use what has been received, as far as it can be used now."""
+        """Use what has been received, as far as possible now; refuse or close where that fails."""
         try:
             self._use_received()
         except (BadRequest, httputil.HTTPInputError) as error:
@@ -277,7 +277,7 @@ class Connection:
         return True
 
     def _receive(self, exchange: Exchange, delegate: httputil.HTTPMessageDelegate) -> bool:
-        """Hand on what has come of the body; return whether there may be more to do."""
+        """Give the application what has come of the body; return whether there may be more to do."""
         if self._unasked:
             self._unasked = False
             if isinstance(self._body, int) and self._body > exchange.max_body_size:
@@ -305,7 +305,7 @@ class Connection:
         return False
 
     def _wait_for(self, awaitable: Awaitable[None]) -> None:
-        """Use nothing more until something is done that the application wants waited for."""
+        """Use no further bytes until the application's awaitable is done."""
         future = asyncio.ensure_future(awaitable)
         if future.done():
             future.result()
@@ -366,9 +366,9 @@ class Connection:
     # -- ending ---------------------------------------------------------------------------------------------
 
     def answered(self, keep_alive: bool) -> None:
-        """Take note that the response is complete: continue with the next request, or end."""
+        """Begin the next request, or end, because the response is complete."""
         self._exchange = self._delegate = self._awaited = None
-        # A client that is answered before all of its body came may send the rest or not: what follows is unclear.
+        # A client that is answered before its whole body came may send the rest or not: the next bytes are ambiguous.
         self._keep_alive = keep_alive and not self._incomplete
         self._server.receiving.stop(self)
         if self._unsent:
@@ -377,9 +377,9 @@ class Connection:
             self._end()
 
     def _end(self) -> None:
-        """Continue with the next request when a response has been sent, or end."""
+        """Begin the next request, or end, after the last byte of a response was sent."""
         if not self._keep_alive:
-            self._hang_up()
+            self._close_gracefully()
             return
         server = self._server
         server.waiting.start(self)
@@ -401,13 +401,13 @@ class Connection:
         if self._unsent:
             self._ending = True
         else:
-            self._hang_up()
+            self._close_gracefully()
 
-    def _hang_up(self) -> None:
-        """End after the last response, so that the client gets to read it.
+    def _close_gracefully(self) -> None:
+        """Close after the last response, so that the client can still read it.
 
         To close a socket that has unread input resets the connection, and the response is lost on its way
-        (RFC 9112 §9.6). So what the client still sends is read for a while.
+        (RFC 9112 §9.6). So what the client still sends is read and dropped for a while.
         """
         if not (self._incomplete or self._buffer or self._ended or self.closed):
             self._read()
@@ -426,30 +426,30 @@ class Connection:
         self.watch()
 
     def detach(self) -> socket.socket:
-        """Give the socket away; what has been read and not used is dropped."""
+        """Return the socket, which is the caller's from now on; bytes that were read and not used are dropped."""
         assert self._socket is not None
         assert not self._unsent
         sock = self._socket
         self._exchange = self._delegate = self._awaited = None
-        self._leave()
+        self._unregister()
         return sock
 
     def close(self) -> None:
-        """Close the socket, and tell whom it concerns."""
+        """Close the socket, and inform the server and the application."""
         if self._socket is None:
             return
         if self._unsent:
             self._unsent.clear()
             self._server.loop.remove_writer(self._fd)
         sock = self._socket
-        self._leave()
+        self._unregister()
         sock.close()
         if self._drained is not None and not self._drained.done():
             failed(self._drained)
         self._abandon()
 
-    def _leave(self) -> None:
-        """Take leave of the event loop and the server."""
+    def _unregister(self) -> None:
+        """Remove the connection from the event loop and the server."""
         if self._reading:
             self._reading = False
             self._server.loop.remove_reader(self._fd)
@@ -459,13 +459,13 @@ class Connection:
         self._server.forget(self)
 
     def _abandon(self) -> None:
-        """Tell the application that no response is wanted any more."""
+        """End the request under way, and tell the application that its client has gone."""
         exchange, delegate = self._exchange, self._delegate
         self._exchange = self._delegate = self._awaited = None
         self._server.receiving.stop(self)
         if exchange is None:
             return
         exchange.end()
-        told = exchange.close_callback if delegate is None else delegate.on_connection_close
-        if told is not None:  # in a turn of its own: it may be the handler's write that has brought us here
-            self._server.loop.call_soon(told)
+        callback = exchange.close_callback if delegate is None else delegate.on_connection_close
+        if callback is not None:  # later, for the caller may be the handler's own write
+            self._server.loop.call_soon(callback)

@@ -10,13 +10,13 @@ Item = TypeVar("Item", bound=Hashable)
 
 
 class Deadlines(Generic[Item]):
-    """Calls back for each item that has been here for a time, which is the same for all.
+    """Calls back for each item whose time has passed; the time is the same for all.
 
-    They are kept in the order in which they came, so only the oldest need be looked at.
+    The items are kept in the order in which they began, so only the oldest are looked at.
 
     Args:
         seconds: the time.
-        expired: called with an item that has been here for so long, and is not any more.
+        expired: called with an item whose time has passed, and which has been removed.
     """
 
     def __init__(self, seconds: float, expired: Callable[[Item], None]) -> None:
@@ -26,7 +26,7 @@ class Deadlines(Generic[Item]):
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self, item: Item) -> None:
-        """Begin to count for an item, from now; also if it was counted for already."""
+        """Begin an item's time now; begin it anew if it was running."""
         loop = asyncio.get_running_loop()
         self._since.pop(item, None)  # to the end of the order
         self._since[item] = now = loop.time()
@@ -34,14 +34,14 @@ class Deadlines(Generic[Item]):
             self._timer = loop.call_at(now + self._seconds, self._sweep, loop)
 
     def stop(self, item: Item) -> None:
-        """Count for an item no more, if it was counted for."""
+        """Remove an item, if its time is running."""
         self._since.pop(item, None)
 
     def __iter__(self) -> Iterator[Item]:
         return iter(self._since)
 
     def close(self) -> None:
-        """Count for none."""
+        """Remove all items."""
         self._since.clear()
         if self._timer is not None:
             self._timer.cancel()

@@ -16,14 +16,14 @@ from sse_app.http.response_head import encode_head
 
 
 class Context(NamedTuple):
-    """Where a request comes from: what `tornado.httputil.HTTPServerRequest` asks its connection for."""
+    """The address that a request comes from: what `tornado.httputil.HTTPServerRequest` asks its connection for."""
 
     remote_ip: str
     protocol: str = "http"
 
 
-class Carrier(Protocol):
-    """The connection that carries a request and its response."""
+class ClientConnection(Protocol):
+    """What an exchange needs of the client's connection."""
 
     context: Context
 
@@ -31,10 +31,10 @@ class Carrier(Protocol):
         """Send bytes; the future resolves when the socket has accepted them, or fails when the client is gone."""
 
     def answered(self, keep_alive: bool) -> None:
-        """Take note that the response is complete."""
+        """Begin the next request, or end, because the response is complete."""
 
     def detach(self) -> socket.socket:
-        """Give the socket away."""
+        """Return the socket, which is the caller's from now on."""
 
     def close(self) -> None:
         """Close the socket."""
@@ -43,18 +43,18 @@ class Carrier(Protocol):
 class Exchange(httputil.HTTPConnection):
     """Frames the response to one request. It is `request.connection` of Tornado's handlers.
 
-    Once the response is complete, or the client is gone, it has no connection any more: a handler that writes on
-    does not write into the response to another request.
+    Once the response is complete, or the client is gone, it has no connection any more, so a handler that still
+    writes does not write into the response to another request.
 
     Args:
-        carrier: carries it.
+        connection: the client's, which sends the response.
         head: what the request says.
         max_body_size: how many bytes of body the request may have, unless the handler says otherwise.
     """
 
     __slots__ = (
-        "_carrier",
         "_chunked",
+        "_connection",
         "_head",
         "_unwritten",
         "close_callback",
@@ -64,15 +64,15 @@ class Exchange(httputil.HTTPConnection):
         "responding",
     )
 
-    def __init__(self, carrier: Carrier, head: RequestHead, max_body_size: int) -> None:
-        self.context = carrier.context
+    def __init__(self, connection: ClientConnection, head: RequestHead, max_body_size: int) -> None:
+        self.context = connection.context
         self.keep_alive = head.keep_alive
         self.max_body_size = max_body_size
         self.responding = False
         """Whether the head of the response is written."""
         self.close_callback: Callable[[], None] | None = None
-        """Called when the client goes before the response is complete."""
-        self._carrier: Carrier | None = carrier
+        """Called when the client disconnects before the response is complete."""
+        self._connection: ClientConnection | None = connection
         self._head = head
         self._chunked = False
         self._unwritten: int | None = None
@@ -80,15 +80,15 @@ class Exchange(httputil.HTTPConnection):
 
     @property
     def over(self) -> bool:
-        """Whether the response is complete, or cannot be any more."""
-        return self._carrier is None
+        """Whether the response is complete, or the client has gone."""
+        return self._connection is None
 
     def end(self) -> None:
-        """Send nothing any more."""
-        self._carrier = None
+        """Stop sending: what the handler still writes is dropped."""
+        self._connection = None
 
     def set_close_callback(self, callback: Callable[[], None] | None) -> None:
-        """Have the callback called when the client goes before the response is complete."""
+        """Set what is called when the client disconnects before the response is complete."""
         self.close_callback = callback
 
     def set_max_body_size(self, size: int) -> None:
@@ -111,8 +111,8 @@ class Exchange(httputil.HTTPConnection):
             HTTPOutputError: there is more of the body than its length says.
         """
         assert isinstance(start_line, httputil.ResponseStartLine)
-        carrier = self._carrier
-        if carrier is None:
+        connection = self._connection
+        if connection is None:
             return _gone()
         method, _, version = self._head.start_line
         if method == "HEAD" or start_line.code in (204, 304) or start_line.code < 200:
@@ -132,7 +132,7 @@ class Exchange(httputil.HTTPConnection):
             headers["Connection"] = "keep-alive"
         head = encode_head(start_line, headers)
         self.responding = True
-        return carrier.send(head + self._framed(chunk) if chunk else head)
+        return connection.send(head + self._framed(chunk) if chunk else head)
 
     def write(self, chunk: bytes) -> asyncio.Future[None]:
         """Write a piece of the body; the future resolves when the socket has accepted it.
@@ -140,9 +140,9 @@ class Exchange(httputil.HTTPConnection):
         Raises:
             HTTPOutputError: there is more of the body than its length says.
         """
-        if self._carrier is None:
+        if self._connection is None:
             return _gone()
-        return self._carrier.send(self._framed(chunk))
+        return self._connection.send(self._framed(chunk))
 
     def finish(self) -> None:
         """End the response.
@@ -150,37 +150,37 @@ class Exchange(httputil.HTTPConnection):
         Raises:
             HTTPOutputError: there is less of the body than its length says.
         """
-        carrier = self._carrier
-        if carrier is None:
+        connection = self._connection
+        if connection is None:
             return
         if self._unwritten:
-            carrier.close()
+            connection.close()
             raise httputil.HTTPOutputError(f"{self._unwritten} bytes less than Content-Length were written")
         if self._chunked:
-            carrier.send(CHUNKED.end)
+            connection.send(CHUNKED.end)
             if self.over:  # the client is gone
                 return
-        self._carrier = None
-        carrier.answered(self.keep_alive)
+        self._connection = None
+        connection.answered(self.keep_alive)
 
     def detach(self) -> socket.socket:
-        """Give the socket away: no request is read from it any more, and only the caller writes to it.
+        """Return the socket: from now on only the caller reads from it and writes to it.
 
         Raises:
             StreamClosedError: the client is gone already.
         """
-        if self._carrier is None:
+        if self._connection is None:
             raise StreamClosedError
-        carrier, self._carrier = self._carrier, None
+        connection, self._connection = self._connection, None
         self.close_callback = None
-        return carrier.detach()
+        return connection.detach()
 
     def _framed(self, content: bytes) -> bytes:
         if self._unwritten is not None:
             self._unwritten -= len(content)
             if self._unwritten < 0:
-                assert self._carrier is not None
-                self._carrier.close()
+                assert self._connection is not None
+                self._connection.close()
                 raise httputil.HTTPOutputError("more bytes than Content-Length were written")
         return CHUNKED.frame(content) if self._chunked and content else content
 

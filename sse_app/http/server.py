@@ -16,10 +16,10 @@ from sse_app.http.deadlines import Deadlines
 from sse_app.http.exchange import Context
 
 ACCEPTED_AT_ONCE = 64
-"""How many connections are accepted before others run."""
+"""How many connections are accepted before the event loop runs other callbacks."""
 
 ACCEPT_PAUSE = 1.0
-"""Seconds for which none is accepted where it fails, for lack of descriptors or memory."""
+"""Seconds for which no connection is accepted after that failed, for lack of descriptors or memory."""
 
 LINGER_TIMEOUT = 2.0
 """Seconds for which a client is given time to read the last response."""
@@ -80,7 +80,7 @@ class HTTPServer:
         self._listening: list[socket.socket] = []
         self._exhausted: asyncio.TimerHandle | None = None
         """Runs while no connection can be accepted."""
-        self._exhaustion_told = False
+        self._exhaustion_logged = False
 
     def add_sockets(self, sockets: Iterable[socket.socket]) -> None:
         """Accept connections on listening, non-blocking sockets, which are the server's from now on."""
@@ -92,7 +92,7 @@ class HTTPServer:
                 self.loop.add_reader(listening.fileno(), self._accept, listening)
 
     def forget(self, connection: Connection) -> None:
-        """Take note that a connection has ended, or is the server's no more."""
+        """Forget a connection that has ended or has given its socket away."""
         self._connections.discard(connection)
         self.delegate.on_close(connection)
 
@@ -103,7 +103,7 @@ class HTTPServer:
             connection.close()
         for deadlines in (self.waiting, self.receiving, self.lingering):
             deadlines.close()
-        await asyncio.sleep(0)  # until the handlers of cut-off requests are told
+        await asyncio.sleep(0)  # so that the handlers of the requests learn of it
 
     # -- for a handover -------------------------------------------------------------------------------------
 
@@ -127,7 +127,7 @@ class HTTPServer:
             connection.watch()
 
     def resume(self) -> None:
-        """Take up again what `pause` interrupted."""
+        """Accept connections and begin requests again after `pause`."""
         self.paused = False
         self._start_accepting()
         for connection in list(self._connections):
@@ -146,18 +146,18 @@ class HTTPServer:
             if (half_read := connection.half_read) is not None:
                 yield connection.descriptor, half_read
 
-    def adopt(self, sock: socket.socket, carried: bytes) -> None:
-        """Serve a connection that another process has served so far.
+    def adopt(self, sock: socket.socket, already_read: bytes) -> None:
+        """Serve a connection that another process has accepted.
 
         Args:
             sock: the server's from now on.
-            carried: what that process has read of the next request.
+            already_read: the bytes of the next request that the other process has read.
 
         Raises:
             OSError: the connection has ended meanwhile.
         """
         sock.setblocking(False)
-        connection = Connection(self, sock, _context(sock, sock.getpeername()), carried)
+        connection = Connection(self, sock, _context(sock, sock.getpeername()), already_read)
         self._connections.add(connection)
         self.loop.call_soon(connection.resume)
 
@@ -174,7 +174,7 @@ class HTTPServer:
                     continue
                 self._pause_accepting(error)
                 return
-            self._exhaustion_told = False
+            self._exhaustion_logged = False
             sock.setblocking(False)
             if not _INHERITS_OPTIONS and _is_tcp(sock):
                 self._tune(sock)
@@ -184,8 +184,8 @@ class HTTPServer:
 
     def _pause_accepting(self, error: OSError) -> None:
         """Leave new connections to the kernel for a while; else the event loop would try again all the time."""
-        if not self._exhaustion_told:
-            self._exhaustion_told = True
+        if not self._exhaustion_logged:
+            self._exhaustion_logged = True
             log.error("accept_failed", extra={"detail": error.strerror})
         self._stop_accepting()
         self._exhausted = self.loop.call_later(ACCEPT_PAUSE, self._start_accepting)
@@ -209,5 +209,5 @@ def _is_tcp(sock: socket.socket) -> bool:
 
 
 def _context(sock: socket.socket, address: tuple[str, int]) -> Context:
-    """Return where requests of a connection come from; a Unix socket has no address that says it."""
+    """Return the address that requests of a connection come from; a Unix socket has none."""
     return Context(address[0] if _is_tcp(sock) else "0.0.0.0")
