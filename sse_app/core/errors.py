@@ -48,7 +48,7 @@ class TokenRefused(SSEAppError):
 
 
 class Forbidden(SSEAppError):
-    """A token is valid, but does not allow what was asked."""
+    """What was asked is not allowed: not to the token, although it is valid, to the address, or to the page."""
 
 
 class TooManyStreams(SSEAppError):

@@ -15,7 +15,7 @@ from tornado.iostream import StreamClosedError
 
 from sse_app.auth.tokens.claims import Claims
 from sse_app.auth.tokens.issuer import TokenKind
-from sse_app.core.errors import AuthStoreUnavailable, EventLogUnavailable, TokenRefused
+from sse_app.core.errors import AuthStoreUnavailable, EventLogUnavailable, Forbidden, TokenRefused
 from sse_app.core.private_apis import without_access_line
 from sse_app.core.redaction import loggable_path
 from sse_app.handlers.client_address import client_address, is_in
@@ -142,11 +142,11 @@ class ApiHandler(OriginHandler):
 
         Raises:
             TokenRefused: there is none, or it is not valid.
-            Refusal: it does not allow administration.
+            Forbidden: it does not allow administration.
         """
         claims = self.access_claims()
         if not claims.grants.admin:
-            raise Refusal(403, "forbidden", "the token does not allow administration")
+            raise Forbidden("the token does not allow administration")
         return claims
 
     @property
@@ -169,10 +169,10 @@ class ApiHandler(OriginHandler):
         """Refuse a client that may not read the metrics.
 
         Raises:
-            Refusal: the address is not among ``metrics.allow``, or the request came through a proxy.
+            Forbidden: the address is not among ``metrics.allow``, or the request came through a proxy.
         """
         if not is_in(self.address, self.node.settings.metrics.allow) or not self.came_directly:
-            raise Refusal(403, "forbidden", "metrics are not for this address")
+            raise Forbidden("metrics are not for this address")
 
     def number(self, name: str, default: int, least: int, most: int) -> int:
         """Return a whole number of the query.

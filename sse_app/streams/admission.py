@@ -11,7 +11,7 @@ from sse_app.auth.tokens.claims import Claims
 from sse_app.auth.tokens.issuer import Tokens
 from sse_app.core.channels import ADMIN_CHANNEL, ChannelName
 from sse_app.core.counters import Metrics
-from sse_app.core.errors import EventLogUnavailable, Forbidden, TooManyStreams
+from sse_app.core.errors import EventLogUnavailable, TooManyStreams
 from sse_app.core.events import EventId, timestamp
 from sse_app.core.framing import Framing
 from sse_app.core.lifecycle import Lifecycle
@@ -145,8 +145,7 @@ class Admission:
 
     def _authorise(self, claims: Claims, channels: tuple[ChannelName, ...]) -> None:
         for channel in channels:
-            if not claims.grants.may_subscribe(channel):
-                raise Forbidden(f"the token does not allow to subscribe to {channel}")
+            claims.grants.require_subscribe(channel)
         for channel in channels:
             if channel != ADMIN_CHANNEL:
                 self._publisher.require_known(channel)

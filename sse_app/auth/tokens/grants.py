@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from sse_app.core.channels import ChannelName, ChannelPatterns, is_internal
-from sse_app.core.errors import InvalidChannel
+from sse_app.core.errors import Forbidden, InvalidChannel
 
 _NONE = ChannelPatterns()
 
@@ -57,12 +57,30 @@ class Grants(NamedTuple):
         }
 
     def may_subscribe(self, channel: ChannelName) -> bool:
-        """Return whether the channel may be listened to; no pattern speaks of the server's own channels."""
+        """Return whether the channel may be subscribed to; the server's own channels take the admin grant."""
         return self.admin if is_internal(channel) else self.subscribe.matches(channel)
 
     def may_publish(self, channel: ChannelName) -> bool:
         """Return whether events may be published to the channel."""
         return not is_internal(channel) and self.publish.matches(channel)
+
+    def require_subscribe(self, channel: ChannelName) -> None:
+        """Refuse a channel that may not be subscribed to.
+
+        Raises:
+            Forbidden: no pattern covers it.
+        """
+        if not self.may_subscribe(channel):
+            raise Forbidden(f"the token does not allow to subscribe to {channel}")
+
+    def require_publish(self, channel: ChannelName) -> None:
+        """Refuse a channel that may not be published to.
+
+        Raises:
+            Forbidden: no pattern covers it.
+        """
+        if not self.may_publish(channel):
+            raise Forbidden(f"the token does not allow to publish to {channel}")
 
     def with_subscriptions(self, patterns: Iterable[str]) -> Grants:
         """Return these grants with more patterns to subscribe to."""

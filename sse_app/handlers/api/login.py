@@ -5,7 +5,7 @@ from __future__ import annotations
 from sse_app.auth.accounts.login import LoggedIn, names_granted
 from sse_app.auth.accounts.passwords import MAX_PASSWORD_LENGTH
 from sse_app.auth.store import RefreshRefused
-from sse_app.core.errors import InvalidInput, TokenRefused
+from sse_app.core.errors import Forbidden, InvalidInput, TokenRefused
 from sse_app.handlers.base import BodyHandler
 from sse_app.handlers.errors import Refusal
 from sse_app.streams.publisher import refuse_unknown
@@ -21,7 +21,7 @@ class _SessionHandler(BodyHandler):
         """Refuse a POST from a page of an origin that is not configured: the browser would add the cookie."""
         super().prepare()
         if self.request.method == "POST" and (problem := self.cross_origin_problem()):
-            raise Refusal(403, "forbidden", problem)
+            raise Forbidden(problem)
 
     def check_trusted_origin(self, origin: str) -> bool:
         """Return whether the origin is among those configured."""

@@ -10,7 +10,7 @@ import time
 import orjson
 
 from sse_app.auth.tokens.claims import Claims
-from sse_app.core.channels import ChannelName, parse_channel
+from sse_app.core.channels import parse_channel
 from sse_app.core.events import Event, EventId, NewEvent
 from sse_app.eventlog.base import IdempotencyKey
 from sse_app.handlers.base import ApiHandler, BodyHandler
@@ -55,7 +55,7 @@ class PublishHandler(_Publishing):
         """Store the event and answer with its id."""
         channel = parse_channel(name)
         claims = self.access_claims()
-        require_publish(claims, channel)
+        claims.grants.require_publish(channel)
         self.node.publisher.require_known(channel)
         body = self.body()
         request = self.json_object(body)
@@ -78,7 +78,7 @@ class BatchHandler(_Publishing):
         refuse_unknown(request, {"events"})
         events = self.node.publisher.check_batch(request.get("events"))
         for channel in dict.fromkeys(event.channel for event in events):
-            require_publish(claims, channel)
+            claims.grants.require_publish(channel)
         ids = await self.store(claims, events, body)
         self.write_json({"ids": [str(id) for id in ids]}, 201)
 
@@ -92,8 +92,7 @@ class HistoryHandler(ApiHandler):
         position = parse_position(self.request.arguments.get("after", []), "after")
         limit = self.number("limit", HISTORY_LIMIT, 1, HISTORY_MAX)
         claims = self.access_claims()
-        if not claims.grants.may_subscribe(channel):
-            raise Refusal(403, "forbidden", f"the token does not allow to subscribe to {channel}")
+        claims.grants.require_subscribe(channel)
         self.node.publisher.require_known(channel)
         eventlog = self.node.eventlog
         head = eventlog.head
@@ -116,13 +115,3 @@ def _item(epoch: str, event: Event) -> dict[str, object]:
         "event": event.type,
         "data": orjson.Fragment(event.data),
     }
-
-
-def require_publish(claims: Claims, channel: ChannelName) -> None:
-    """Refuse a publisher whose token does not cover the channel.
-
-    Raises:
-        Refusal: the token does not cover it.
-    """
-    if not claims.grants.may_publish(channel):
-        raise Refusal(403, "forbidden", f"the token does not allow to publish to {channel}")
