@@ -100,7 +100,7 @@ class HandoverReceiver:
                     continue
             stream = self._register(state, stream_state, connection)
             if passed.data:
-                connection.leave_rest(passed.data, 0)
+                connection.queue_rest(passed.data, 0)
             if revocable and self._is_revoked(stream):
                 stream.end("revoked", None)
             elif not continues:
@@ -168,7 +168,6 @@ class HandoverReceiver:
         stream.opened_at = stream_state.opened_at
         stream.retry = stream_state.retry
         stream.replay = stream_state.replay
-        connection.on_close = stream.woken_by_close
         stream.attach(connection)
         return stream
 

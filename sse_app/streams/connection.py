@@ -1,4 +1,4 @@
-"""The sending half of a stream's connection once its headers are out: a bare non-blocking socket."""
+"""The connection of a stream: a bare non-blocking socket, taken over from the server of its request."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tornado import httputil
 from tornado.http1connection import HTTP1Connection
 from tornado.iostream import IOStream, StreamClosedError
 
-from sse_app.core.framing import UNFRAMED, Framing, framing_for
+from sse_app.core.framing import Framing
 from sse_app.http.exchange import Exchange
 from sse_app.http.response_head import encode_head
 from sse_app.settings.model import Settings
@@ -42,15 +42,18 @@ def tune(sock: socket.socket, settings: Settings) -> None:
 
 
 def take_over(
-    request: httputil.HTTPServerRequest,
-    settings: Settings,
-    disconnects: Disconnects,
-    on_close: Callable[[], None],
+    request: httputil.HTTPServerRequest, framing: Framing, settings: Settings, disconnects: Disconnects
 ) -> StreamConnection:
-    """Return the bare connection of a request that nothing has been written to; it is the request's from now on.
+    """Return the bare connection of a request that nothing has been written to.
 
     The request may have come through `sse_app.http` or, where the routes are mounted in another application,
     through Tornado's own server.
+
+    Args:
+        request: it is written to through the connection from then on.
+        framing: how the bytes of the stream stand in the body of the response.
+        settings: have the options of the socket.
+        disconnects: notices when the client goes.
 
     Raises:
         StreamClosedError: the client is gone already.
@@ -63,15 +66,14 @@ def take_over(
         detached.io_loop.remove_handler(detached.fileno())
         detached = detached.socket
         tune(detached, settings)
-    connection = StreamConnection(detached, framing_for(request.version))
+    connection = StreamConnection(detached, framing)
     request.connection = connection
-    connection.on_close = on_close
     connection.watch(disconnects)
     return connection
 
 
 def _nothing() -> None:
-    """Stand in for a callback."""
+    """Do nothing when a connection ends that no stream has been attached to."""
 
 
 class StreamConnection(httputil.HTTPConnection):
@@ -103,7 +105,7 @@ class StreamConnection(httputil.HTTPConnection):
         self._fd = sock.fileno()
         self.framing = framing
         self.on_close: Callable[[], None] | None = _nothing
-        """Called once, when the connection ends, whatever the reason; None from then on."""
+        """Called once, when the connection ends for any reason; None from then on."""
         self._disconnects: Disconnects | None = None
         self._rest: list[memoryview] | None = None
         self._drained: asyncio.Future[None] | None = None
@@ -112,7 +114,7 @@ class StreamConnection(httputil.HTTPConnection):
         """When bytes last went out, or had to wait (`time.monotonic`); only kept while some wait."""
 
     def watch(self, disconnects: Disconnects) -> None:
-        """Notice a disconnect from now on also while nothing is sent."""
+        """Notice from now on when the client disconnects, also while nothing is sent."""
         if not self.closed:
             self._disconnects = disconnects
             disconnects.watch(self._fd, self)
@@ -142,7 +144,7 @@ class StreamConnection(httputil.HTTPConnection):
         """Return the bytes that wait for the socket."""
         return list(self._rest or ())
 
-    def leave_rest(self, chunk: bytes, sent: int) -> None:
+    def queue_rest(self, chunk: bytes, sent: int) -> None:
         """Queue what the socket did not accept of a chunk that the hub, or an earlier process, has sent in part."""
         if not self.closed:
             self._queue(memoryview(chunk)[sent:])
@@ -176,15 +178,9 @@ class StreamConnection(httputil.HTTPConnection):
         headers: httputil.HTTPHeaders,
         chunk: bytes | None = None,
     ) -> asyncio.Future[None]:
-        """Write the head of the response, and with it the first of its body.
-
-        A body whose length is not known ends with the connection, and is framed by who writes it. So does one
-        whose length is known: what is left of the request's connection is not worth keeping.
-        """
+        """Write the head of the response, and with it the first of its body, which the caller has framed."""
         assert isinstance(start_line, httputil.ResponseStartLine)
         headers["Connection"] = "close"
-        if "Content-Length" in headers:
-            self.framing = UNFRAMED
         headers.update(self.framing.headers)
         head = encode_head(start_line, headers)
         return self.write(head + chunk if chunk else head)
@@ -192,12 +188,12 @@ class StreamConnection(httputil.HTTPConnection):
     def finish(self) -> None:
         """End the body where the socket accepts it, and close."""
         if self.framing.end and not self._rest and not self.closed:
-            with suppress(OSError):  # it is closed next, whatever becomes of the last bytes
+            with suppress(OSError):  # the connection is closed next in any case
                 self.send(self.framing.end)
         self.close()
 
     def set_close_callback(self, callback: Callable[[], None] | None) -> None:
-        """Tornado clears its callback when it finishes a response; ours stays until the close."""
+        """Ignore Tornado, which clears its callback when it finishes a response; ours stays until the close."""
 
     def close(self) -> None:
         """Close the socket and call ``on_close``; harmless the second time."""
@@ -248,7 +244,7 @@ class StreamConnection(httputil.HTTPConnection):
         return future
 
     def readable(self) -> None:
-        """Notice the end of the connection; what a client sends after its request means nothing here."""
+        """Notice the end of the connection; what a client sends after its request is read and dropped."""
         try:
             if self._socket.recv(_DISCARD_SIZE):
                 return

@@ -134,8 +134,9 @@ class Stream:
         self._resume: Callable[[Stream], None] | None = None
 
     def attach(self, connection: StreamConnection) -> None:
-        """Take the connection over once the headers are out; the stream is behind until its loop parks."""
+        """Write to this connection from now on; the stream is behind until its flush loop parks."""
         self.connection = connection
+        connection.on_close = self._connection_closed
         self._laggards.add(self)
 
     @property
@@ -182,7 +183,7 @@ class Stream:
     def fall_behind(self, frames: bytes, sent: int) -> None:
         """Leave the ready state: the socket accepted only ``sent`` bytes of the frames."""
         assert self.connection is not None
-        self.connection.leave_rest(frames, sent)
+        self.connection.queue_rest(frames, sent)
         self._fall_back()
         self._wake()
 
@@ -216,13 +217,6 @@ class Stream:
         """Close the connection at once."""
         if self.connection is not None:
             self.connection.close()
-
-    def woken_by_close(self) -> None:
-        """Wake the flush loop because the connection has ended; until it runs, the stream is among the laggards,
-        where a handover looks for what has changed."""
-        if self._waiter is not None or self._resume is not None:
-            self._laggards.add(self)
-        self._wake()
 
     def unsent(self) -> bytes:
         """Return all that is still to be written, the rest of a frame first."""
@@ -270,6 +264,12 @@ class Stream:
         del pending[:count]
         self._pending_bytes -= size
         return piece
+
+    def _connection_closed(self) -> None:
+        """Wake the flush loop. Until it runs, a handover must find the stream among those that have changed."""
+        if self._waiter is not None or self._resume is not None:
+            self._laggards.add(self)
+        self._wake()
 
     def _push(self, frames: bytes) -> None:
         if self._pending is None:

@@ -48,7 +48,6 @@ class Client:
             Subscriber("c", Lease("s", "i", "t", 0, 2e9), "x"), channels, framing=UNFRAMED
         )
         self.connection = StreamConnection(ours, UNFRAMED)
-        self.connection.on_close = self.stream.woken_by_close
         self.connection.watch(hub.disconnects)
         self.stream.attach(self.connection)
         hub.join(self.stream)

@@ -95,7 +95,6 @@ class Client:
         self.stream = room.hub.register(subscriber, channels, framing=framing)
         self.stream.replay = replay
         self.connection = StreamConnection(ours, framing)
-        self.connection.on_close = self.stream.woken_by_close
         self.connection.watch(room.hub.disconnects)
         self.stream.attach(self.connection)
         self.raw = b""
@@ -404,7 +403,7 @@ async def test_what_an_adopted_stream_still_had_to_be_sent_comes_first(
     async with opened(monkeypatch) as room:
         client = Client(room, (A,), None)
         rest = b"".join(b"id: x-%d\nevent: e\ndata: %b\n\n" % (n, b"y" * 1000) for n in range(1000))
-        client.connection.leave_rest(rest, 0)
+        client.connection.queue_rest(rest, 0)
         room.pump.adopt(client.stream)
         await room.publish(A)
         await until_async(lambda: client.numbers() == [*range(1000), PAST + 1], "the client has its events")

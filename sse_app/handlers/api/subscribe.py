@@ -69,7 +69,7 @@ class StreamHandler(PublishHandler):
             return None
         stream = admitted.stream
         try:
-            connection = take_over(self.request, node.settings, node.hub.disconnects, stream.woken_by_close)
+            connection = take_over(self.request, stream.framing, node.settings, node.hub.disconnects)
             stream.attach(connection)
             self._set_stream_headers()
             drop_output_transforms(self)  # an application around this one may have some that compress
@@ -77,6 +77,7 @@ class StreamHandler(PublishHandler):
             await self.flush()
         except BaseException:
             node.admission.abandon(stream)
+            stream.close()  # an error can no longer be answered: the response is framed as a stream
             raise
         self._forget_request(connection)
         if log.isEnabledFor(logging.DEBUG):  # its end is logged in any case
