@@ -72,13 +72,7 @@ class Node:
         self.password_threads = PasswordThreads()
         self.accounts = Accounts(self.auth_store, self.password_threads, auth)
         self.sessions = Sessions(self.auth_store, auth)
-        self.login = Login(
-            self.accounts,
-            self.sessions,
-            self.tokens,
-            self.audit,
-            auth,
-        )
+        self.login = Login(self.accounts, self.sessions, self.tokens, self.audit, auth)
         limits = settings.limits
         self.eventlog = make_event_log(settings.event_log, settings.history, self.state)
         self.publisher = Publisher(self.eventlog, self.channels, limits)
@@ -108,16 +102,6 @@ class Node:
         self.opening = InProgress()
         """The streams that are being opened."""
         self.live_stats = LiveStats(self.hub, self.eventlog, self.metrics, self.channels, self.lifecycle)
-
-    @property
-    def ready(self) -> bool:
-        """Whether it has started, and is not stopping."""
-        return self.lifecycle.ready
-
-    @property
-    def draining(self) -> bool:
-        """Whether it is ending its streams in order to stop."""
-        return self.lifecycle.draining
 
     async def open_auth(self) -> None:
         """Open the store of auth and learn what is revoked, unless that is done.
@@ -181,7 +165,7 @@ class Node:
     async def stop(self, drain_time: float = 0.0) -> None:
         """End all streams with ``closing``, write what is queued, and close everything; also if it never started.
 
-        Publishing goes on until the event log closes.
+        Events can be published until the event log closes.
 
         Args:
             drain_time: over how many seconds the ends of many streams are spread.

@@ -1,4 +1,4 @@
-"""Where a node is in its life, as its parts and operators are told."""
+"""Whether a node is starting, ready or draining: the node writes it, its parts and handlers read it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 
 
 class Lifecycle:
-    """Since when a node exists, and whether it takes new work."""
+    """When a node began, and whether it takes new work."""
 
     def __init__(self) -> None:
         self.started_at = time.monotonic()

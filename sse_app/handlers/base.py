@@ -247,7 +247,7 @@ class ApiHandler(OriginHandler):
         elif isinstance(value, AuthStoreUnavailable):
             log.error("accounts_unavailable", extra={"detail": value.detail})
         elif isinstance(value, EventLogUnavailable):
-            level = logging.INFO if self.node.draining else logging.ERROR
+            level = logging.INFO if self.node.lifecycle.draining else logging.ERROR
             log.log(level, "event_log_unavailable", extra={"detail": str(value)})
 
     def on_finish(self) -> None:

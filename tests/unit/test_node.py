@@ -55,9 +55,9 @@ async def test_no_part_holds_the_node(settings: Settings) -> None:
 async def test_a_node_that_never_started_can_be_stopped(settings: Settings) -> None:
     await Node(settings).stop()
     async with running(settings) as node:  # nothing of the first is in its way
-        assert node.ready
-    assert not node.ready
-    assert node.draining
+        assert node.lifecycle.ready
+    assert not node.lifecycle.ready
+    assert node.lifecycle.draining
 
 
 @pytest.mark.gen_test

@@ -23,9 +23,9 @@ class ReadyHandler(ApiHandler):
     def get(self) -> None:
         """Answer 503 while starting or draining, or while the event log is away."""
         node = self.node
-        if node.draining:
+        if node.lifecycle.draining:
             raise Refusal(503, "draining", "the server is shutting down", Retry_After=RETRY_AFTER)
-        if not node.ready:
+        if not node.lifecycle.ready:
             raise Refusal(503, "starting", "the server is starting", Retry_After=RETRY_AFTER)
         if not node.eventlog.available:
             message = "the event log is not available just now"
