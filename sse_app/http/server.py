@@ -15,6 +15,18 @@ from sse_app.http.connection import READ_AHEAD, Connection
 from sse_app.http.deadlines import Deadlines
 from sse_app.http.exchange import Context
 
+MAX_HEADER_SIZE = 32 * 1024
+"""How many bytes the head of a request may have."""
+
+MAX_BODY_SIZE = 1024 * 1024
+"""How many bytes a body may have where the handler sets no limit of its own."""
+
+IDLE_TIMEOUT = 75.0
+"""How long the head of a request may take to come, in seconds: from the connection's start or the last response."""
+
+BODY_TIMEOUT = 60.0
+"""How long a request's body may take to come, in seconds."""
+
 ACCEPTED_AT_ONCE = 64
 """How many connections are accepted before the event loop runs other callbacks."""
 
@@ -47,11 +59,7 @@ class HTTPServer:
     Args:
         delegate: the application.
         tune: sets the options of a TCP socket: of listening ones, from which others inherit them on Linux.
-        max_header_size: bytes.
-        max_body_size: bytes, where a handler sets no limit of its own.
-        idle_timeout: how many seconds the head of a request may take, from the connection's beginning or the
-            response before.
-        body_timeout: how many seconds a body may take.
+        max_header_size, max_body_size, idle_timeout, body_timeout: see the constants.
     """
 
     def __init__(
@@ -59,10 +67,10 @@ class HTTPServer:
         delegate: httputil.HTTPServerConnectionDelegate,
         *,
         tune: Callable[[socket.socket], None] = lambda sock: None,
-        max_header_size: int = 32 * 1024,
-        max_body_size: int = 1024 * 1024,
-        idle_timeout: float = 75.0,
-        body_timeout: float = 60.0,
+        max_header_size: int = MAX_HEADER_SIZE,
+        max_body_size: int = MAX_BODY_SIZE,
+        idle_timeout: float = IDLE_TIMEOUT,
+        body_timeout: float = BODY_TIMEOUT,
     ) -> None:
         self.delegate = delegate
         self.max_header_size = max_header_size

@@ -43,15 +43,8 @@ from sse_app.streams.connection import tune
 from sse_app.streams.stream import Stream
 from sse_app.version import VERSION
 
-MAX_HEADER_BYTES = 32 * 1024
 _LATER = "sse_app.auth.tokens.jose"
 """A module that is slow to load, and needed only when the first token comes."""
-
-IDLE_TIMEOUT = 75.0
-"""How long a connection may take to send a request's headers, in seconds."""
-
-BODY_TIMEOUT = 60.0
-"""How long a request's body may take to come, in seconds."""
 
 log = logging.getLogger(__name__)
 
@@ -109,13 +102,7 @@ class Server:
         self._app = SSEApp(self._settings, locked=successor is None)
         self._node = self._app.node
         application = self._app.application()
-        self._server = HTTPServer(
-            application,
-            tune=lambda sock: tune(sock, self._settings),
-            max_header_size=MAX_HEADER_BYTES,
-            idle_timeout=IDLE_TIMEOUT,
-            body_timeout=BODY_TIMEOUT,
-        )
+        self._server = HTTPServer(application, tune=lambda sock: tune(sock, self._settings))
         node = self._node
         self._receiver = HandoverReceiver(node.hub, node.pump, node.keepalive, node.revocations, self._server)
         self._sender = HandoverSender(
