@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import ssl
 import time
 from datetime import UTC
@@ -24,6 +23,7 @@ from sse_app.client.errors import (
     Unauthorized,
     Unavailable,
 )
+from sse_app.core.redaction import redact
 from sse_app.version import VERSION
 
 LONGEST_RETRY_AFTER = 3600.0
@@ -32,7 +32,6 @@ LONGEST_RETRY_AFTER = 3600.0
 CONNECT_TIMEOUT = 10.0
 """Seconds to reach the server in."""
 
-_SECRETS = re.compile(r"eyJ[\w-]{5,}(?:\.[\w.-]*)?|(?<=token=)[^&\s\"'\\]+")
 _REFUSALS: dict[int, type[Refused]] = {401: Unauthorized, 403: Forbidden, 404: NotFound}
 _PASSING = frozenset({408, 425, 429})
 """Statuses below 500 that say "not now"."""
@@ -167,11 +166,6 @@ def json_object(text: str | bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ProtocolError("the answer is no JSON object: it is another server's")
     return value
-
-
-def redact(text: str) -> str:
-    """Return a text without what looks like a token."""
-    return _SECRETS.sub("[redacted]", text)
 
 
 def _is_this_machine(host: str) -> bool:

@@ -1,4 +1,4 @@
-"""Counters: of durations, of what is under way, and those that are kept for the metrics alone."""
+"""Counters of durations, of work in progress, and of what only the metrics show."""
 
 from __future__ import annotations
 
@@ -29,13 +29,11 @@ class Durations:
 
     def __init__(self) -> None:
         self.sum = 0.0
-        self.count = 0
         self._counts = [0] * (len(_SECONDS) + 1)
 
     def observe(self, seconds: float) -> None:
         """Count a duration."""
         self.sum += seconds
-        self.count += 1
         self._counts[bisect_left(_SECONDS, seconds)] += 1
 
     @property
@@ -54,7 +52,7 @@ class Durations:
 
 
 class InProgress:
-    """Counts what is under way: a context manager around each."""
+    """Counts work in progress: a context manager around each piece of it."""
 
     def __init__(self) -> None:
         self.count = 0
