@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
 
+from sse_app.core.errors import SSEAppError
 from sse_app.process.garbage_collection import garbage_collection
 from sse_app.version import VERSION
-
-if TYPE_CHECKING:
-    import argparse
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return the exit status: 0, 1 for an error told in one line, 2 for wrong usage."""
     words = sys.argv[1:] if arguments is None else list(arguments)
-    # As the unit does: a server that starts has no time for the flags of twenty other commands, and nothing for the
-    # collector to find, as it only builds what stays, thousands of streams too. It collects once it has started.
+    # As the unit does: a server that starts need not build the flags of twenty other commands. Nor has the collector
+    # anything to find, as the server only builds what stays, thousands of streams too; it collects once it has started.
     if words == ["serve"]:
         with garbage_collection(False):
-            return _run(SimpleNamespace(run="serve:serve"))
+            return _run(argparse.Namespace(run="serve:serve"))
     return _run(_parser().parse_args(words))
 
 
-def _run(options: Any) -> int:
-    from sse_app.core.errors import SSEAppError  # after --help and --version, which need nothing else
-
+def _run(options: argparse.Namespace) -> int:
     try:
         module, function = options.run.split(":")
         command = getattr(import_module(f"sse_app.cli.{module}"), function)
@@ -46,8 +41,6 @@ def _run(options: Any) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    import argparse
-
     parser = argparse.ArgumentParser(
         prog="sse-app", description="Authenticated Server-Sent Events. Without a command it serves."
     )
@@ -139,8 +132,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _settings_flags() -> argparse.ArgumentParser:
-    import argparse
-
     flags = argparse.ArgumentParser(add_help=False)
     _add_flags(flags)
     return flags
@@ -151,8 +142,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
 
     An absent flag sets no attribute, so a flag before the command is not overwritten by the command's own default.
     """
-    from argparse import SUPPRESS as absent
-
+    absent = argparse.SUPPRESS
     group = parser.add_argument_group("settings", "override the environment and the settings file")
     group.add_argument("--config", type=Path, metavar="FILE", default=absent, help="the settings file")
     group.add_argument("--host", default=absent, metavar="ADDRESS")

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import json
-from typing import TYPE_CHECKING
 
 from sse_app.auth.tokens.grants import Grants
 from sse_app.core.errors import SettingsError
 from sse_app.settings.loader import load_settings
 from sse_app.settings.model import Settings
-
-if TYPE_CHECKING:
-    import argparse
 
 
 def settings_of(options: argparse.Namespace) -> Settings:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import time
-from typing import TYPE_CHECKING
 
 from sse_app.cli.options import settings_of
 from sse_app.core.errors import StateError
@@ -13,9 +13,6 @@ from sse_app.process import logs
 from sse_app.settings.loader import find_settings_file
 from sse_app.settings.model import plain
 from sse_app.storage.state_dir import StateDirectory
-
-if TYPE_CHECKING:
-    import argparse
 
 UPGRADE_TIMEOUT = 60.0
 """How many seconds ``upgrade`` waits for the successor."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,6 @@ def load_settings(path: Path | None = None, flags: Mapping[str, object] | None =
 
 
 def _read(file: Path) -> dict[str, Any]:
-    import tomllib  # the settings may all be in the environment
-
     try:
         with file.open("rb") as stream:
             return tomllib.load(stream)

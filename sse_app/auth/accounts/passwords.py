@@ -1,4 +1,4 @@
-"""Password hashing with argon2id, in few threads of its own so that guesses cannot occupy the server."""
+"""Password hashing with argon2id, in a few threads of its own, so that guessers cannot keep the server busy."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
+
+from argon2 import PasswordHasher
+from argon2.exceptions import InvalidHashError, VerificationError
 
 from sse_app.core.errors import SSEAppError
-
-if TYPE_CHECKING:
-    from argon2 import PasswordHasher
 
 MAX_PASSWORD_LENGTH = 1024
 THREADS = 2
@@ -23,6 +23,10 @@ MAX_WAITING = 32
 """How many logins may wait for a thread; one more is refused instead of adding to the queue."""
 
 NICENESS = 10
+"""How much lower than the event loop's the threads' priority is."""
+
+_HASHER = PasswordHasher(time_cost=2, memory_cost=19_456, parallelism=1)
+"""argon2id at OWASP's parameters: 19 MiB, 2 passes."""
 
 T = TypeVar("T")
 
@@ -32,22 +36,14 @@ class TooManyLogins(SSEAppError):
 
 
 @cache
-def _hasher() -> PasswordHasher:
-    """Return argon2id at OWASP's parameters: 19 MiB, 2 passes. Imported when first needed: it slows a restart down."""
-    from argon2 import PasswordHasher
-
-    return PasswordHasher(time_cost=2, memory_cost=19_456, parallelism=1)
-
-
-@cache
 def _unmatched() -> str:
-    """Return a hash to check a password against where there is none."""
-    return _hasher().hash("no account has this password")
+    """Return the hash to check a password against where there is no account."""
+    return _HASHER.hash("no account has this password")
 
 
 def hash_password(password: str) -> str:
     """Return the argon2id hash of a password, in the PHC string format."""
-    return _hasher().hash(password)
+    return _HASHER.hash(password)
 
 
 def check_password(password: str, hashed: str | None, *, renew: bool) -> tuple[bool, str | None]:
@@ -58,22 +54,20 @@ def check_password(password: str, hashed: str | None, *, renew: bool) -> tuple[b
         hashed: what it must fit; where there is no hash it does not, after the same amount of work.
         renew: whether a new hash is wanted.
     """
-    unmatched, hasher = _unmatched(), _hasher()
-    from argon2.exceptions import InvalidHashError, VerificationError
-
+    unmatched = _unmatched()
     try:
-        right = hasher.verify(hashed or unmatched, password) and hashed is not None
+        right = _HASHER.verify(hashed or unmatched, password) and hashed is not None
     except (VerificationError, InvalidHashError):
         return False, None
-    outdated = right and renew and hashed is not None and hasher.check_needs_rehash(hashed)
-    return right, hasher.hash(password) if outdated else None
+    outdated = right and renew and hashed is not None and _HASHER.check_needs_rehash(hashed)
+    return right, _HASHER.hash(password) if outdated else None
 
 
 class PasswordThreads:
     """Runs what hashes passwords off the event loop, a few at a time."""
 
     def __init__(self) -> None:
-        self._executor = ThreadPoolExecutor(THREADS, "passwords", _give_way)
+        self._executor = ThreadPoolExecutor(THREADS, "passwords", _lower_priority)
         self._waiting = 0
         self._closed = False
 
@@ -108,8 +102,8 @@ class PasswordThreads:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
 
-def _give_way() -> None:
-    """Let the event loop's thread go first where both want a processor; only Linux tells threads apart here."""
+def _lower_priority() -> None:
+    """Have the event loop's thread run first where both want a processor; only Linux has priorities of threads."""
     if sys.platform == "linux":
         with suppress(PermissionError):  # a hardened unit may not
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)

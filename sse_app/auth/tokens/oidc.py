@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jwt
+from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest
 
 from sse_app.auth.tokens.claims import Claims, is_text, is_time
 from sse_app.auth.tokens.grants import Grants
@@ -150,8 +151,6 @@ class Provider:
 
     async def _fetch(self) -> None:
         """Fetch the keys; when that fails, those that are known stay."""
-        from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest  # needed only here
-
         client = AsyncHTTPClient(force_instance=True, max_body_size=MAX_KEY_SET_BYTES)
         try:
             answer = await client.fetch(
