@@ -38,7 +38,7 @@ __all__ = [
     "load_settings",
 ]
 
-_LATER = {
+_LAZY = {
     "SSEApp": "sse_app.app",
     "Settings": "sse_app.settings.model",
     "load_settings": "sse_app.settings.loader",
@@ -47,7 +47,7 @@ _LATER = {
 
 
 def __getattr__(name: str) -> object:
-    if name not in _LATER:
+    if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(_LATER[name]), name)
+    value = globals()[name] = getattr(import_module(_LAZY[name]), name)
     return value

@@ -77,9 +77,7 @@ class ApiHandler(OriginHandler):
             if len(length) > MAX_LENGTH_DIGITS or int(length) > DRAINED_BODIES * limit:
                 raise self._size_refusal()
             if int(length) > limit:
-                if (
-                    "Expect" in self.request.headers
-                ):  # the client waits for an answer before it sends the body
+                if "Expect" in self.request.headers:  # the client waits for an answer before it sends
                     raise self._size_refusal()
                 self._refuse_size()
         return None

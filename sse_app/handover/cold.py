@@ -1,4 +1,4 @@
-"""A cold restart: one process leaves everything in the service manager's store, and the next one finds it there.
+"""A cold restart: one process puts everything into the service manager's store, and the next one takes it out.
 
 The connections stay open while no process runs. systemd keeps the listening sockets (socket activation) and
 the pair of sockets in which the handover lies (file descriptor store).
@@ -10,7 +10,7 @@ import logging
 import os
 
 from sse_app.core.events import EventId
-from sse_app.handover.fd_store import Store
+from sse_app.handover.fd_store import FdStore
 from sse_app.handover.message import State, UnreadableState, decode, encode
 from sse_app.handover.reassembly import Reassembly
 from sse_app.handover.receiver import HandoverReceiver
@@ -23,15 +23,15 @@ COPY_MIN_LIFETIME = 10.0
 log = logging.getLogger(__name__)
 
 
-async def leave(sender: HandoverSender, store: Store) -> bool:
-    """Leave all connections to the next process, and return whether that was possible; this one must end then.
+async def store_handover(sender: HandoverSender, store: FdStore) -> bool:
+    """Put all connections into the store, and return whether that was possible; this process must end then.
 
-    Nearly all is said while the streams still run, so that the pause begins with the little that is left.
+    Nearly all streams are described before the pause, so that the pause is short.
     """
     try:
         copied, state, descriptors = sender.quiet_streams(COPY_MIN_LIFETIME)
         store.put(encode(state), descriptors, last=False)
-        sender.forget_disconnects()
+        sender.stop_watching_disconnects()
         await sender.pause()
         state, descriptors = sender.everything(copied)
         store.put(encode(state), descriptors, last=True)
@@ -43,16 +43,14 @@ async def leave(sender: HandoverSender, store: Store) -> bool:
     return True
 
 
-class Found:
-    """What the process before has left in the store, where it stays until it has been adopted.
-
-    So it is there for the next attempt, should this process die over it.
+class StoredHandover:
+    """The handover of the process before. It stays in the store until it is adopted, in case this process crashes.
 
     Args:
-        store: the store.
+        store: where it is.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: FdStore) -> None:
         self._arrival = store.look()
         self._whole: Reassembly | None = None
         self._state: State | None = None

@@ -1,7 +1,7 @@
-"""How a handover travels: texts in memory files, and the sockets that go with them, through a pair of Unix sockets.
+"""Passes sockets to the next process: texts in memory files, and sockets with SCM_RIGHTS, over a Unix socket pair.
 
-The receiver looks before it takes: until `Arrival.take`, everything stays in the queue, so that a process
-that dies in between leaves it whole for the next one.
+The receiver reads without taking: until `Arrival.take` everything stays in the queue, so that a process that
+crashes in between leaves all of it for the next one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _SPACE = socket.CMSG_SPACE(SOCKETS_A_MESSAGE * array.array("i").itemsize)
 
 
 class IncompleteHandover(SSEAppError):
-    """What arrived is not whole: its sender died over it, or this process may not hold so many files."""
+    """A handover is not complete: its sender crashed, or this process may not open so many files."""
 
 
 def channel() -> tuple[socket.socket, socket.socket]:
@@ -36,18 +36,18 @@ def channel() -> tuple[socket.socket, socket.socket]:
         with suppress(OSError):
             sending.setsockopt(socket.SOL_SOCKET, size, _BUFFER)
             break
-    sending.setblocking(False)  # a receiver that is slow is not waited for
+    sending.setblocking(False)  # so that a slow receiver cannot block this process
     return sending, receiving
 
 
 def send(to: socket.socket, text: bytes, descriptors: Sequence[int], *, last: bool = True) -> None:
-    """Send a text and the sockets that go with it, and keep one's own copies of them.
+    """Send a text and the sockets that belong to it; the caller keeps its own copies of them.
 
     Args:
         to: the sending end.
         text: the message.
         descriptors: of the sockets.
-        last: whether the handover is whole with it.
+        last: whether the handover is complete with it.
 
     Raises:
         OSError: not all of it was sent.
@@ -73,7 +73,7 @@ def _send(to: socket.socket, kind: bytes, descriptors: Sequence[int]) -> None:
 
 
 class Arrival:
-    """What lies in a queue: the texts and copies of their sockets, while the originals stay where they are.
+    """The content of a queue: the texts, and copies of their sockets, while the originals stay in the queue.
 
     Args:
         receiving: the receiving end.
@@ -120,12 +120,12 @@ class Arrival:
                 raise IncompleteHandover("the other end is gone")
 
     def take(self) -> None:
-        """Take it out of the queue: only this process has it now."""
+        """Take the handover out of the queue, so that only this process has it."""
         for _ in range(self._messages):
             _discard(self._receiving)
 
     def drop(self) -> None:
-        """Take it out of the queue and close everything: its connections end."""
+        """Take the handover out of the queue and close its sockets, so that its connections end."""
         for _, descriptors in self.parts:
             _close(descriptors)
         self.parts = []

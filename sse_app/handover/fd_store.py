@@ -1,4 +1,4 @@
-"""The pair of sockets in systemd's file descriptor store, and what one process leaves in it for the next."""
+"""The pair of sockets in systemd's file descriptor store, in which one process leaves a handover for the next."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 class ServiceManager(Protocol):
-    """What keeps file descriptors from one process to the next: systemd, through `sse_app.process.systemd`."""
+    """Keeps file descriptors from one process to the next: systemd, through `sse_app.process.systemd`."""
 
     @property
     def present(self) -> bool:
@@ -25,8 +25,8 @@ class ServiceManager(Protocol):
         """Send assignments and file descriptors to it (sd_notify(3))."""
 
 
-class Store:
-    """Both ends of the pair. Both are in systemd's store, so at its end a process has nothing to tell systemd.
+class FdStore:
+    """Both ends of the pair. They stay in systemd's store, so a process that ends need not send them there.
 
     Args:
         sending, receiving: the ends.
@@ -38,7 +38,7 @@ class Store:
         sending.setblocking(False)
 
     @classmethod
-    def of(cls, inherited: Sequence[tuple[str, int]], systemd: ServiceManager) -> Store | None:
+    def of(cls, inherited: Sequence[tuple[str, int]], systemd: ServiceManager) -> FdStore | None:
         """Return the store that the process before used, or a new one; None without systemd."""
         by_name = dict(inherited)
         if SENDING in by_name and RECEIVING in by_name:
@@ -52,7 +52,7 @@ class Store:
         return store
 
     def put(self, text: bytes, descriptors: Sequence[int], *, last: bool) -> None:
-        """Leave a part of a handover for the next process; it finds nothing before the last one.
+        """Put in a part of a handover; the next process finds nothing before the last part is there.
 
         Raises:
             OSError: it did not fit.
@@ -60,11 +60,11 @@ class Store:
         send(self.sending, text, descriptors, last=last)
 
     def clear(self) -> None:
-        """Take out what has been left."""
+        """Take out and drop everything."""
         empty(self.receiving)
 
     def look(self) -> Arrival | None:
-        """Return what the process before has left, still in the store; None if there is nothing whole."""
+        """Return what the process before has put in, and leave it there; None if there is nothing complete."""
         try:
             return Arrival(self.receiving) or None
         except IncompleteHandover as error:

@@ -1,4 +1,4 @@
-"""What one process tells the next of its connections: pure, no I/O.
+"""The description of connections that one process sends to the next: pure, no I/O.
 
 The text begins with a header whose form never changes: which connections there are, how each is framed, and
 how many bytes belong to it. So a process that does not understand the state behind it, because another
@@ -50,15 +50,15 @@ class PassedDescriptor(NamedTuple):
 
 
 class StreamState(msgspec.Struct, array_like=True, frozen=True):
-    """What is to be known of a stream, beside what the header says.
+    """The state of a stream, beside what the header says of its connection.
 
     Args:
-        number: tells it from all others.
-        subscriber: who listens.
+        number: of the stream, which no other has.
+        subscriber: whose stream it is.
         channels: the place of its channels in `State.channels`.
         opened_at: in seconds since the epoch.
-        retry: the reconnection time that it was told, in milliseconds.
-        replay: how far it is, where it is still being brought up to the present.
+        retry: the reconnection time that its client was given, in milliseconds.
+        replay: how far its replay is; None where it has joined the present.
     """
 
     number: int
@@ -70,12 +70,12 @@ class StreamState(msgspec.Struct, array_like=True, frozen=True):
 
 
 class State(NamedTuple):
-    """All that one process leaves to the next.
+    """All that one process hands over to the next.
 
     Args:
         epoch, head: the position up to which every stream has its events, unless it is being replayed to. The
-            log may have gone on since.
-        channels: what streams listen to; many share theirs.
+            log may have grown since.
+        channels: those of the streams; many streams have the same.
         streams: in the order of their descriptors.
         passed: the descriptors: the streams', then the others.
         gone: the places of streams that came with the text before, and have ended since.
@@ -130,7 +130,7 @@ def encode(state: State) -> bytes:
 
 
 class Message(NamedTuple):
-    """A text of which the header has been read, whatever the format; the state behind it is yet to be read."""
+    """A text whose header has been read; the state behind it may be of a format that this program does not know."""
 
     format: int
     passed: list[PassedDescriptor]

@@ -45,7 +45,7 @@ No event is delivered meanwhile, and systemd's watchdog, which waits for 15 s, g
 COPY_MIN_LIFETIME = 120.0
 """A stream whose token expires within so many seconds is not copied before the pause."""
 
-TOLD_TIMEOUT = 1.0
+MAINPID_TIMEOUT = 1.0
 """How long the process before may take to tell systemd which one is the main process now, in seconds."""
 
 
@@ -54,7 +54,7 @@ class UpgradeFailed(SSEAppError):
 
 
 class ControlChannel:
-    """The socket over which the two processes tell each other how far they are, in single words.
+    """The socket over which the two processes report their progress to each other, in single words.
 
     Args:
         sock: a connected Unix socket that keeps messages apart.
@@ -106,7 +106,7 @@ class ControlChannel:
         _expect(word, received)
 
     def shut_down(self) -> None:
-        """Have whatever either process sends or waits for from now on fail."""
+        """Make every further `send` and `receive` of both processes fail."""
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
@@ -126,7 +126,7 @@ async def hand_over(
     """Bring a successor to where it serves; this process must end then, at once.
 
     Args:
-        sender: says what is handed over.
+        sender: describes what is handed over.
         attached: what is passed beside the connections: listening sockets, lock, store.
         control: to the successor.
         sending: where the messages and their sockets are sent.
@@ -141,14 +141,14 @@ async def hand_over(
     await control.receive("built", START_TIMEOUT)
     try:
         await sender.pause()
-        if sender.publishing:  # it would be cut off, and not know whether its events are in the log
+        if sender.publishing:  # its publisher would be cut off, and not know whether its events are stored
             raise UpgradeFailed("the event log did not end its work")
         state, descriptors = sender.everything(copied)
         passed = [*state.passed, *(PassedDescriptor(kind, "", b"") for kind, _ in attached)]
         everything = encode(state._replace(passed=passed))
         send(sending, everything, [*descriptors, *(descriptor for _, descriptor in attached)])
         control.send("handed over")
-        # The event loop stands still meanwhile: a turn of it could send bytes that the successor sends too.
+        # The event loop must stand still here: another turn of it could send bytes that the successor sends too.
         control.receive_blocking("serving", TAKEOVER_TIMEOUT)
         control.send("go")
     except BaseException:
@@ -189,7 +189,7 @@ class Successor:
         self._control.send("serving")
         self._control.receive_blocking("go", TAKEOVER_TIMEOUT)
         with suppress(UpgradeFailed):  # systemd listens to the main process only
-            self._control.receive_blocking("told", TOLD_TIMEOUT)
+            self._control.receive_blocking("told", MAINPID_TIMEOUT)
         self._control.close()
         self._receiving.close()
 

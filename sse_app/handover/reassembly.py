@@ -13,7 +13,7 @@ from sse_app.handover.message import Message, PassedDescriptor, State, Unreadabl
 
 
 class Reassembly:
-    """All connections that are handed over, whatever the format of their state.
+    """All connections that are handed over, also where the format of their state is not known.
 
     Args:
         parts: the messages in their order, each with the descriptors of the sockets that came with it.
@@ -31,7 +31,7 @@ class Reassembly:
         self._unchanged = _unchanged(len(copied_sockets), self._rest)
         arrived = iter(sockets)
         self.passed: list[PassedDescriptor] = []
-        """The descriptors: first the copied ones of which nothing more is said, then the others."""
+        """The descriptors: first those that were copied and have not changed, then the others."""
         if self._copied is not None:
             if len(self._copied.passed) != len(copied_sockets):
                 raise UnreadableState("the handover is broken: sockets are missing")
@@ -61,16 +61,16 @@ class Reassembly:
             return rest
         copied = self._copied.state()
         shift = len(copied.channels)
-        told = [msgspec.structs.replace(one, channels=one.channels + shift) for one in rest.streams]
-        streams = [*(copied.streams[place] for place in self._unchanged), *told]
+        changed = [msgspec.structs.replace(one, channels=one.channels + shift) for one in rest.streams]
+        streams = [*(copied.streams[place] for place in self._unchanged), *changed]
         return State(rest.epoch, rest.head, [*copied.channels, *rest.channels], streams, self.passed)
 
 
 def _unchanged(copied: int, rest: Message) -> list[int]:
     """Return the places of copied connections that have neither ended nor changed."""
-    told = [*rest.gone, *(place for *_, place in rest.passed if place >= 0)]
+    mentioned = [*rest.gone, *(place for *_, place in rest.passed if place >= 0)]
     left = set(range(copied))
-    for place in told:
+    for place in mentioned:
         if place not in left:
             raise UnreadableState("the handover is broken: a socket is missing")
         left.remove(place)

@@ -1,4 +1,4 @@
-"""The process that takes over: builds the streams anew from what the one before says of them."""
+"""The process that takes over: it builds the streams anew from the description of the process before."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ class HandoverReceiver:
         self._revocations = revocations
         self._server = server
         self._revoked: list[Stream] = []
-        """What was built before the pause, and is to be ended when the process before has paused."""
+        """Streams that were built before the pause with revoked tokens; they are ended after it."""
 
     def build(self, state: State, descriptors: list[int]) -> list[Stream]:
         """Return the streams that were copied before the pause, ready to be sent to.
 
-        Nothing is sent to them as long as the process before serves.
+        Nothing is sent to them while the process before serves.
         """
         built = []
         for stream_state, passed, descriptor in zip(state.streams, state.passed, descriptors, strict=True):
@@ -78,10 +78,9 @@ class HandoverReceiver:
         their events from, or lacks some of them: then they are ended, and their clients resume by their last ids.
 
         Args:
-            state: what is said of them.
+            state: their description.
             descriptors: of the sockets that come with it, in their order in it.
-            built: the streams that came before, in their order. Those that the state says something of are
-                built anew.
+            built: the streams that `build` returned, in their order. Those that the state mentions are built anew.
         """
         left = dict(enumerate(built))
         for place in state.gone:
@@ -119,7 +118,7 @@ class HandoverReceiver:
     async def watch(self, streams: Sequence[Stream]) -> None:
         """Ping adopted streams, end them when their tokens expire, and notice when their clients go.
 
-        Runs after READY: all of that may start late.
+        Runs after READY: pings, expiry and disconnect detection may start late.
         """
         for start in range(0, len(streams), WATCH_SLICE):
             for stream in streams[start : start + WATCH_SLICE]:
@@ -147,7 +146,7 @@ class HandoverReceiver:
             framing = FRAMINGS.get(one.framing) if one.kind == STREAM else None
             if framing is not None:
                 connection = StreamConnection(_socket(descriptor), framing)
-                # A slow client has all of it in the end; one that reads nothing is closed by the user timeout.
+                # A slow client still gets all of it; one that reads nothing is closed by the kernel's user timeout.
                 sent = connection.write(one.data + self._closing(framing))
                 sent.add_done_callback(partial(_close, connection))
             else:

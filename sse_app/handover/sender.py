@@ -1,4 +1,4 @@
-"""The process that hands over: pauses at a position in the log, and says which connections there are."""
+"""The process that hands over: it pauses at a position in the log, and describes its connections."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ REQUESTS_TIMEOUT = 2.0
 """How long requests that are being answered may take to end, in seconds; those that do not are cut off."""
 
 UPLOADS_TIMEOUT = 0.25
-"""How long requests that are still being sent may take to arrive: a slow client would keep all others waiting."""
+"""How long clients may take to send the rest of their requests, in seconds: one slow client must not delay all."""
 
 FANOUT_TIMEOUT = 0.5
-"""How long a moment between two fan-outs is waited for, in seconds."""
+"""How long the sender waits for the end of the fan-outs under way, in seconds, before it pauses the server."""
 
 QUIET_TURNS = 8
-"""For so many turns of the event loop nothing must be under way: what was read may take a few to be seen."""
+"""For how many turns of the event loop nothing may be under way: a request that was read may take a few to begin."""
 
 log = logging.getLogger(__name__)
 
@@ -80,13 +80,13 @@ class HandoverSender:
         self._server = server
 
     async def pause(self) -> None:
-        """Finish what is under way, begin nothing, and stop at a position in the log.
+        """Finish the requests under way, begin none, and stop the hub at a position in the log.
 
-        What `everything` then says stays true, also while other processes append: what they append after the
+        What `everything` then returns stays true, also while other processes append: what they append after the
         position is for the next process to deliver.
         """
         hub = self._hub
-        # A fan-out to thousands takes a while; until it ends, the server may as well serve.
+        # A fan-out to thousands of streams takes a while; until it ends, the server still serves.
         with suppress(TimeoutError):
             async with asyncio.timeout(FANOUT_TIMEOUT):
                 await hub.settled()
@@ -99,25 +99,25 @@ class HandoverSender:
             passed = time.monotonic() - begun
             if passed > REQUESTS_TIMEOUT:
                 break
-            calm = not (answered or self._opening.count or (arriving and passed < UPLOADS_TIMEOUT))
-            turns = turns + 1 if calm else 0
-            await asyncio.sleep(0 if calm else 0.001)
+            quiet = not (answered or self._opening.count or (arriving and passed < UPLOADS_TIMEOUT))
+            turns = turns + 1 if quiet else 0
+            await asyncio.sleep(0 if quiet else 0.001)
         await hub.pause()
         self._keepalive.stop()
         await self._enforcement.stop()
         log.info("held", extra={"seconds": round(time.monotonic() - begun, 3)})
 
-    def forget_disconnects(self) -> None:
-        """Leave it to the next process to notice when clients go: to stop watching all sockets takes a while."""
+    def stop_watching_disconnects(self) -> None:
+        """Stop noticing when clients go, ahead of the pause: for many sockets that takes a while."""
         self._hub.disconnects.suspend()
 
     @property
     def publishing(self) -> bool:
-        """Whether a publisher still waits for its answer, although the server is paused."""
+        """Whether an append to the log is still under way, although the server is paused."""
         return self._publisher.appending > 0
 
     def resume(self) -> None:
-        """Take up everything again: there is no successor after all."""
+        """Serve again, because no other process has taken over."""
         self._hub.disconnects.resume()
         self._keepalive.start()
         self._enforcement.start()
@@ -144,7 +144,7 @@ class HandoverSender:
         """Return streams and idle connections; only while the server is paused.
 
         Args:
-            copied: the streams that the receiver has as quiet ones; of these only what has changed is said.
+            copied: the streams that the receiver has as quiet ones; of these only changes are described.
         """
         hub = self._hub
         places = copied.places
@@ -162,7 +162,7 @@ class HandoverSender:
         return state._replace(passed=passed), descriptors
 
     def _state(self, streams: Sequence[tuple[Stream, int]], gone: Sequence[int]) -> tuple[State, list[int]]:
-        """Return what is said of streams, each with its place among those that the receiver has, or -1."""
+        """Return the state of streams, each with its place among those that the receiver has, or -1."""
         hub = self._hub
         laggards = hub.laggards
         channels: dict[tuple[ChannelName, ...], int] = {}

@@ -41,13 +41,13 @@ TAKEOVER_DEADLINE = 30.0
 """How long the standby waits for a main process to take over, in seconds; then it ends its streams."""
 
 MAX_FAILED_TAKEOVERS = 5
-"""After so many main processes that came and failed it ends them, too."""
+"""How many main processes may fail to take over before the standby ends its streams."""
 
 CONNECT_TIMEOUT = 0.5
 """How long the standby waits for a connection before it asks again whether the unit has stopped, in seconds."""
 
 HIDDEN_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
-"""What the standby does not get of the environment: systemd listens to the main process only."""
+"""Variables that the standby is not given: systemd accepts notifications of the main process only."""
 
 _SOCKET_NAME = "stand-in"
 
@@ -119,10 +119,10 @@ async def run_standby(
     """Serve until a main process has taken over; this process must end then, at once.
 
     Args:
-        sender: says what is handed over.
+        sender: describes what is handed over.
         attached: what is passed beside the connections: listening sockets, lock.
         listening: the socket that the main process connects to.
-        has_stopped: asked now and then, whether no main process will come.
+        has_stopped: called now and then; returns whether the unit has stopped, so that no main process will come.
 
     Raises:
         UpgradeFailed: no main process has taken over.

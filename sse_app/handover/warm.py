@@ -23,7 +23,7 @@ class Upgrade:
     """Starts a successor and hands everything over to it.
 
     Args:
-        sender: says what is handed over.
+        sender: describes what is handed over.
         attached: what is passed beside the connections: listening sockets, lock, store.
     """
 
@@ -66,12 +66,12 @@ class Upgrade:
         return successor
 
     def confirm(self) -> None:
-        """Tell the successor that systemd knows it as the main process."""
+        """Tell the successor that systemd has been notified of its process id."""
         with suppress(UpgradeFailed):
             self._control.send("told")
 
     def give_up(self) -> None:
-        """Have `run` fail: this process has been asked to end meanwhile, or the successor takes too long."""
+        """Make `run` fail: this process has been asked to end meanwhile, or the successor takes too long."""
         self._control.shut_down()
 
 
@@ -87,12 +87,12 @@ def started_as_successor() -> Successor | None:
 async def _spawn(descriptors: list[int], environment: dict[str, str]) -> int:
     """Start this program once more, and return the process id.
 
-    It has to become a child of the service manager, which at the next stop would not wait for a main process
-    that is none of its own children. So a shell starts it, and ends.
+    It has to become a child of the service manager, which at the next stop waits only for its own children.
+    So a shell starts it, and ends.
     """
     command = ["/bin/sh", "-c", '"$@" >&2 & echo $!', "sh", *sys.orig_argv]
 
-    # Not asyncio's way: with uvloop the end of what the shell says comes with the end of what it has started.
+    # Not with asyncio: under uvloop the shell's output ends only when the process that it has started ends.
     def run() -> bytes:
         shell = subprocess.run(
             command, pass_fds=descriptors, env=environment, stdout=subprocess.PIPE, check=True

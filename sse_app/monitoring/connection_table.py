@@ -30,7 +30,7 @@ class Query(NamedTuple):
     """Which rows of the table to show.
 
     Args:
-        search: a text that one of the fields contains, whatever its case; empty for all streams.
+        search: a text that one of the fields contains, in upper or lower case; empty for all streams.
         field: which of the `FIELDS` has to contain it; empty for any.
         sort: one of the `COLUMNS`.
         descending: whether the greatest come first.
@@ -45,7 +45,7 @@ class Query(NamedTuple):
     limit: int = 100
 
 
-class Place:
+class Positions:
     """Computes the positions of streams in the log from its head."""
 
     def __init__(self, head: EventId) -> None:
@@ -64,35 +64,35 @@ class Place:
         return unread + (b"\n" + stream.unsent()).count(_ID)
 
 
-Key = Callable[[Stream, Place], Any]
+Key = Callable[[Stream, Positions], Any]
 
 COLUMNS: dict[str, Key] = {
-    "connection": lambda stream, place: stream.number,
-    **{name: (lambda stream, place, read=read: read(stream)) for name, read in FIELDS.items()},  # type: ignore[misc]
-    "opened_at": lambda stream, place: stream.opened_at,
-    "expires_at": lambda stream, place: stream.subscriber.lease.expires_at,
-    "last_event_id": lambda stream, place: place.last_id(stream).seq,
-    "lag_events": lambda stream, place: place.lag_events(stream),
-    "backlog_bytes": lambda stream, place: stream.backlog_bytes,
-    "adopted": lambda stream, place: stream.adopted,
+    "connection": lambda stream, positions: stream.number,
+    **{name: (lambda stream, positions, read=read: read(stream)) for name, read in FIELDS.items()},  # type: ignore[misc]
+    "opened_at": lambda stream, positions: stream.opened_at,
+    "expires_at": lambda stream, positions: stream.subscriber.lease.expires_at,
+    "last_event_id": lambda stream, positions: positions.last_id(stream).seq,
+    "lag_events": lambda stream, positions: positions.lag_events(stream),
+    "backlog_bytes": lambda stream, positions: stream.backlog_bytes,
+    "adopted": lambda stream, positions: stream.adopted,
 }
 """How each column is sorted; streams with equal values stay in the order in which they were opened."""
 
 
 async def list_streams(hub: Hub, query: Query) -> tuple[int, list[dict[str, Any]]]:
     """Return how many streams match, and a page of them."""
-    place = Place(hub.head)
+    positions = Positions(hub.head)
     streams = list(hub.streams)
     streams.sort(key=_number)
     if query.search:
         streams = await _search(streams, query)
     if query.sort != "connection":
-        keys = await _keys(streams, COLUMNS[query.sort], place)
+        keys = await _keys(streams, COLUMNS[query.sort], positions)
         streams.sort(key=lambda stream: keys[stream], reverse=query.descending)
     elif query.descending:
         streams.reverse()
     page = streams[query.offset : query.offset + query.limit]
-    return len(streams), list(_rows(page, place))
+    return len(streams), list(_rows(page, positions))
 
 
 async def _search(streams: list[Stream], query: Query) -> list[Stream]:
@@ -104,10 +104,10 @@ async def _search(streams: list[Stream], query: Query) -> list[Stream]:
     return found
 
 
-async def _keys(streams: list[Stream], key: Key, place: Place) -> dict[Stream, Any]:
+async def _keys(streams: list[Stream], key: Key, positions: Positions) -> dict[Stream, Any]:
     keys = {}
     async for some in _slices(streams):
-        keys.update({stream: key(stream, place) for stream in some})
+        keys.update({stream: key(stream, positions) for stream in some})
     return keys
 
 
@@ -117,7 +117,7 @@ async def _slices(streams: list[Stream]) -> AsyncIterator[list[Stream]]:
         await asyncio.sleep(0)
 
 
-def _rows(streams: Iterable[Stream], place: Place) -> Iterable[dict[str, Any]]:
+def _rows(streams: Iterable[Stream], positions: Positions) -> Iterable[dict[str, Any]]:
     for stream in streams:
         subscriber = stream.subscriber
         yield {
@@ -130,8 +130,8 @@ def _rows(streams: Iterable[Stream], place: Place) -> Iterable[dict[str, Any]]:
             "address": subscriber.address,
             "opened_at": timestamp(stream.opened_at),
             "expires_at": timestamp(subscriber.lease.expires_at),
-            "last_event_id": str(place.last_id(stream)),
-            "lag_events": place.lag_events(stream),
+            "last_event_id": str(positions.last_id(stream)),
+            "lag_events": positions.lag_events(stream),
             "backlog_bytes": stream.backlog_bytes,
             "adopted": stream.adopted,
         }

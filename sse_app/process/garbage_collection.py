@@ -1,4 +1,4 @@
-"""When this process collects cycles of garbage: not while it starts, and not while streams wait for a handover."""
+"""When Python collects garbage cycles: not while the process starts, and not while streams wait for a handover."""
 
 from __future__ import annotations
 

@@ -19,8 +19,8 @@ from typing import Any
 
 from sse_app.app import SSEApp
 from sse_app.core.errors import SSEAppError
-from sse_app.handover.cold import Found, leave
-from sse_app.handover.fd_store import RECEIVING, SENDING, Store
+from sse_app.handover.cold import StoredHandover, store_handover
+from sse_app.handover.fd_store import RECEIVING, SENDING, FdStore
 from sse_app.handover.protocol import LISTENING, LOCK, Attached, Successor, UpgradeFailed, attached_to
 from sse_app.handover.receiver import HandoverReceiver
 from sse_app.handover.sender import HandoverSender
@@ -43,7 +43,7 @@ from sse_app.streams.connection import tune
 from sse_app.streams.stream import Stream
 from sse_app.version import VERSION
 
-_LATER = "sse_app.auth.tokens.jose"
+_SLOW_MODULE = "sse_app.auth.tokens.jose"
 """A module that is slow to load, and needed only when the first token comes."""
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ class Server:
         self._reread = reread
         self._systemd = Systemd()
         self._is_standby = os.environ.pop(STANDBY_ENVIRONMENT, "") != ""
-        self._store: Store | None = None
+        self._store: FdStore | None = None
         self._ended = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._started = asyncio.Event()
@@ -96,8 +96,8 @@ class Server:
         self._inherited = [one for one in inherited if one[0] not in (SENDING, RECEIVING)]
         successor = started_as_successor()
         if successor is None:
-            self._listen_for_the_end()
-            self._store = Store.of(inherited, self._systemd)
+            self._handle_end_signals()
+            self._store = FdStore.of(inherited, self._systemd)
             successor = connect_standby(self._settings.state_dir) if self._systemd.knows_unit else None
         self._app = SSEApp(self._settings, locked=successor is None)
         self._node = self._app.node
@@ -110,15 +110,15 @@ class Server:
         )
         loop = asyncio.get_running_loop()
         for number in (signal.SIGHUP, signal.SIGUSR2):
-            loop.add_signal_handler(number, _too_early, number)
+            loop.add_signal_handler(number, _ignore_early_signal, number)
         standby_socket = bind_standby_socket(self._node.state.path) if self._is_standby else None
-        listening = await (self._start() if successor is None else self._succeed(successor))
+        listening = await (self._start() if successor is None else self._take_over(successor))
         if not self._is_standby:
             loop.add_signal_handler(signal.SIGHUP, self._begin, self._reload)
             loop.add_signal_handler(signal.SIGUSR2, self._begin, self._hand_to_successor)
         # Listening comes last: a client that connects is served.
         self._server.add_sockets(listening)
-        # The beat begins here: upgrades that follow each other quickly would else be taken for one hung process.
+        # The first WATCHDOG=1 comes with READY: else systemd could take quick upgrades in a row for one hung process.
         self._systemd.notify("READY=1", "WATCHDOG=1", self._status())
         log.info(
             "standing_in" if self._is_standby else "listening",
@@ -129,24 +129,24 @@ class Server:
             self._begin(self._after_start)
             if standby_socket is not None:
                 self._begin(lambda: self._run_as_standby(standby_socket))
-            beats = self._systemd.keep_informed(self._status)
+            timers = self._systemd.notify_periodically(self._status)
             await self._ended.wait()
-            for beat in beats:
-                beat.stop()
+            for timer in timers:
+                timer.stop()
 
     # -- starting -------------------------------------------------------------------------------------------
 
     async def _start(self) -> list[socket.socket]:
-        """Start, adopt what the process before has left in the store, and return the listening sockets."""
-        found = Found(self._store) if self._store else None
-        await self._node.start(found.position if found else None)
-        if found:
-            self._adopted = found.adopt(self._receiver)
+        """Start, adopt what the process before has put into the store, and return the listening sockets."""
+        stored = StoredHandover(self._store) if self._store else None
+        await self._node.start(stored.position if stored else None)
+        if stored:
+            self._adopted = stored.adopt(self._receiver)
         return inherited_sockets(self._inherited) or bind(self._settings)
 
-    async def _succeed(self, successor: Successor) -> list[socket.socket]:
+    async def _take_over(self, successor: Successor) -> list[socket.socket]:
         """Take over from a process that serves, and return the listening sockets."""
-        import_module(_LATER)  # there is time for it
+        import_module(_SLOW_MODULE)  # there is time for it
         await self._node.open_auth()
         state, descriptors = await successor.streams()
         built = self._receiver.build(state, descriptors)
@@ -156,11 +156,11 @@ class Server:
         if not self._node.hub.continues(state.position):
             raise UpgradeFailed("the event log is not where the process before said it was")
         self._adopted = self._receiver.adopt(state, descriptors, built)
-        if self._store is None:  # until now, a signal ended only this process: the one before served on
-            self._listen_for_the_end()
-            self._store = Store.of(attached, self._systemd)
+        if self._store is None:  # until now a signal ended only this process, and the one before kept serving
+            self._handle_end_signals()
+            self._store = FdStore.of(attached, self._systemd)
         successor.serve()
-        if not self._is_standby:  # the one before may be slow to end, and must not close the next one's
+        if not self._is_standby:  # the one before may be slow to end, and must not remove the next one's
             remove_standby_socket(self._node.state.path)
         self._node.state.take_lock(next(descriptor for kind, descriptor in attached if kind == LOCK))
         log.info("succeeded", extra={"streams": len(self._node.hub.streams)})
@@ -174,8 +174,8 @@ class Server:
     # -- running --------------------------------------------------------------------------------------------
 
     async def _after_start(self) -> None:
-        """Do what can wait; the module for tokens comes first, for the next publisher waits for it."""
-        await asyncio.to_thread(import_module, _LATER)
+        """Do what can wait; the module for tokens is loaded first, for the next publisher needs it."""
+        await asyncio.to_thread(import_module, _SLOW_MODULE)
         adopted, self._adopted = self._adopted, []
         await self._receiver.watch(adopted)
         await self._node.password_threads.warm_up()
@@ -207,7 +207,7 @@ class Server:
         self._systemd.notify("READY=1")
 
     async def _hand_to_successor(self) -> None:
-        """Start a successor, hand everything over to it, and end; serve on if it fails."""
+        """Start a successor, hand everything over to it, and exit; keep serving if it fails."""
         if self._upgrade is not None or self._ending:
             return
         attached = self._attached() + (self._store.descriptors() if self._store else [])
@@ -221,7 +221,7 @@ class Server:
             self._systemd.notify(f"MAINPID={successor}")
             log.info("upgraded", extra={"successor": successor})
             self._upgrade.confirm()
-            _end_now()
+            _exit_now()
         finally:
             self._upgrade = None
             self._upgraded.set()
@@ -240,15 +240,15 @@ class Server:
             remove_standby_socket(self._node.state.path)
             os.kill(os.getpid(), signal.SIGTERM)
             return
-        _end_now()
+        _exit_now()
 
     # -- ending ---------------------------------------------------------------------------------------------
 
-    def _listen_for_the_end(self) -> None:
+    def _handle_end_signals(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, self._asked_to_end, number)
+            asyncio.get_running_loop().add_signal_handler(number, self._on_end_signal, number)
 
-    def _asked_to_end(self, number: int) -> None:
+    def _on_end_signal(self, number: int) -> None:
         loop = asyncio.get_running_loop()
         for handled in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(handled)
@@ -268,16 +268,16 @@ class Server:
         await self._drain()
         self._ended.set()
 
-    async def _hand_over(self, store: Store) -> None:
-        """Leave all connections to the next process, and end; come back only if that is not possible."""
+    async def _hand_over(self, store: FdStore) -> None:
+        """Hand all connections over to the next process, and exit; return only if that is not possible."""
         directory = self._node.state.path
         with garbage_collection(False):
             if (
-                await self._systemd.spares_others()
+                await self._systemd.keeps_other_processes()
                 and await hand_over_to_standby(Upgrade(self._sender, self._attached()), directory)
-            ) or await leave(self._sender, store):
+            ) or await store_handover(self._sender, store):
                 log.info("handed_over", extra={"streams": len(self._node.hub.streams)})
-                _end_now()
+                _exit_now()
 
     async def _drain(self) -> None:
         """End the streams, spread over a while, so that their clients come back spread out."""
@@ -289,13 +289,13 @@ class Server:
         log.info("stopped")
 
 
-def _too_early(number: int) -> None:
+def _ignore_early_signal(number: int) -> None:
     """Ignore a signal that comes before the server can act on it; by default it would end the process."""
     log.info("signal_ignored", extra={"signal": signal.Signals(number).name})
 
 
-def _end_now() -> None:
-    """End at once: what is open belongs to another process now, and to close it here would disturb that one."""
+def _exit_now() -> None:
+    """Exit without closing anything: another process uses the connections and files now."""
     logging.shutdown()
     sys.stdout.flush()
     os._exit(0)

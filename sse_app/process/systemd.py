@@ -1,4 +1,4 @@
-"""What systemd and this process say to each other: sd_notify(3), sd_listen_fds(3), the file descriptor store."""
+"""Talks to systemd: sd_notify(3), sd_listen_fds(3) for socket activation, the file descriptor store, systemctl."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ FIRST_INHERITED = 3
 """The first file descriptor that systemd passes (SD_LISTEN_FDS_START)."""
 
 STATUS_INTERVAL = 5.0
-"""Seconds between two notes on how we are."""
+"""Seconds between two STATUS= notifications."""
 
 ASKING_TIMEOUT = 1.0
-"""How long systemd may take to say what it is about to do, in seconds."""
+"""How long ``systemctl`` may take to answer, in seconds."""
 
 log = logging.getLogger(__name__)
 
@@ -54,20 +54,20 @@ class Systemd:
         pid = environment.get("WATCHDOG_PID", str(os.getpid()))
         usec = environment.get("WATCHDOG_USEC", "")
         self.watchdog = int(usec) / 1e6 if usec.isdigit() and pid == str(os.getpid()) else 0.0
-        """Within how many seconds it wants to hear of us; 0 where it does not care."""
+        """Within how many seconds it wants WATCHDOG=1; 0 where it does not watch this process."""
 
     @property
     def knows_unit(self) -> bool:
-        """Whether this process was started as a unit of ours."""
+        """Whether this process was started by a unit of this program, which sets ``SYSTEMD_UNIT``."""
         return bool(self._unit)
 
     @property
     def present(self) -> bool:
-        """Whether there is one that listens."""
+        """Whether it accepts notifications of this process."""
         return bool(self._address)
 
     def notify(self, *assignments: str, descriptors: Sequence[int] = ()) -> None:
-        """Tell it something, e.g. ``READY=1``; it may be away, which is no concern of ours."""
+        """Send it assignments, e.g. ``READY=1``; where it cannot be reached, that is only logged."""
         if not self._address:
             return
         address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
@@ -81,14 +81,14 @@ class Systemd:
             except OSError as error:
                 log.warning("systemd_unreachable", extra={"detail": str(error)})
 
-    def keep_informed(self, status: Callable[[], str]) -> list[PeriodicCallback]:
-        """Have the event loop's own turning tell that we live, and how we are; return what is to be stopped."""
-        beats = [PeriodicCallback(lambda: self.notify(status()), STATUS_INTERVAL * 1000)]
+    def notify_periodically(self, status: Callable[[], str]) -> list[PeriodicCallback]:
+        """Send STATUS= and, where systemd watches, WATCHDOG=1 from the event loop; return the timers."""
+        timers = [PeriodicCallback(lambda: self.notify(status()), STATUS_INTERVAL * 1000)]
         if self.watchdog:
-            beats.append(PeriodicCallback(lambda: self.notify("WATCHDOG=1"), self.watchdog / 3 * 1000))
-        for beat in beats if self.present else ():
-            beat.start()
-        return beats
+            timers.append(PeriodicCallback(lambda: self.notify("WATCHDOG=1"), self.watchdog / 3 * 1000))
+        for timer in timers if self.present else ():
+            timer.start()
+        return timers
 
     async def stops_for_good(self) -> bool:
         """Return whether it stops the unit rather than restarts it; unknown counts as a restart.
@@ -104,16 +104,16 @@ class Systemd:
         jobs = [line for line in answer if line.startswith("Job=") and line not in ("Job=", "Job=0")]
         return not jobs and not {"ActiveState=inactive", "ActiveState=failed"}.isdisjoint(answer)
 
-    async def spares_others(self) -> bool:
+    async def keeps_other_processes(self) -> bool:
         """Return whether another process of the unit can serve on when the main process has ended.
 
-        By itself systemd would end it too, and make the listening socket, which both have, a blocking one.
+        By default systemd would end it too, and make the listening socket, which both have, a blocking one.
         """
         answer = await self._ask("show", "--property=KillMode,NonBlocking", self._unit)
         return {"KillMode=process", "NonBlocking=yes"} <= set(answer.split())
 
     async def _ask(self, *words: str) -> str:
-        """Return what systemctl answers; nothing where it does not, or we do not know which unit we are."""
+        """Return what systemctl prints; nothing where it does not answer, or the unit is not known."""
         if not self._unit:
             return ""
         command = ["systemctl", *(["--user"] if self._of_user else []), *words]

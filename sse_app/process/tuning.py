@@ -16,7 +16,7 @@ SWITCH_INTERVAL = 0.001
 """Seconds; see `sys.setswitchinterval`."""
 
 MOST_FILES = 65_536
-"""Up to how many open files room is made ahead, at eight bytes each."""
+"""For how many open files the kernel's table is made large enough at the start, at eight bytes each."""
 
 M_MMAP_THRESHOLD = -3
 LARGE_BLOCK = 128 * 1024
@@ -45,7 +45,7 @@ def loop_factory() -> type[asyncio.AbstractEventLoop] | None:
 def _give_large_memory_back() -> None:
     """Have the C library map large blocks one by one, so that they go back to the system when freed.
 
-    By itself it raises the size from which it does so to the largest block it has seen freed; from then on
+    By default it raises the size from which it does so to that of the largest block that was freed; from then on
     what stalled streams held stays in the heap, in holes (mallopt(3)). Other libraries than glibc have no
     such function, or need none.
     """
@@ -55,7 +55,7 @@ def _give_large_memory_back() -> None:
 
 
 def _raise_file_limit() -> None:
-    """Allow as many open files as the system lets us: each stream is one."""
+    """Allow as many open files as the system permits: each stream is one."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(PermissionError):  # a hardened unit has it set by systemd
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -140,7 +140,7 @@ class Admission:
 
     def abandon(self, stream: Stream) -> None:
         """Forget an admitted stream whose client is gone before the pump runs it."""
-        self._hub.leave(stream)
+        self._hub.unregister(stream)
         self._keepalive.forget(stream)
 
     def _authorise(self, claims: Claims, channels: tuple[ChannelName, ...]) -> None:

@@ -58,7 +58,7 @@ class Hub:
     Args:
         eventlog: open when the hub begins.
         backlog_limit: how many bytes may wait for one stream.
-        retry: the reconnection time that streams are told, in milliseconds; it is spread by half of it.
+        retry: the mean of the reconnection times that clients are given, in milliseconds; they vary by half of it.
     """
 
     def __init__(self, eventlog: EventLog, *, backlog_limit: int, retry: int) -> None:
@@ -95,7 +95,7 @@ class Hub:
         return EventId(self.eventlog.head.epoch, self._head)
 
     def jittered_retry(self) -> int:
-        """Return a reconnection time in milliseconds, so that clients that leave together come back apart."""
+        """Return a reconnection time in milliseconds, so that clients whose streams end together come back apart."""
         return random.randint(self.retry // 2, self.retry + self.retry // 2)
 
     def use(self, *, backlog_limit: int, retry: int) -> None:
@@ -106,7 +106,7 @@ class Hub:
     # -- following the log ----------------------------------------------------------------------------------
 
     def begin(self, after: EventId | None = None) -> None:
-        """Follow the log, which must be open by now; every stream that has joined is given what comes.
+        """Follow the log, which must be open by now, and give every stream that has joined what comes.
 
         Args:
             after: the position up to which the streams that are there have their events; where the log does
@@ -136,7 +136,7 @@ class Hub:
         return self.head
 
     def resume(self) -> None:
-        """Follow the log on from where the hub was paused; what has been appended since comes from the log."""
+        """Follow the log again, from where the hub was paused; what has been appended since is read from the log."""
         if self._following is None:
             self._following = asyncio.create_task(self._follow(), name="hub-tail")
 
@@ -215,8 +215,8 @@ class Hub:
                 self._of_channel.setdefault(channel, {})[group] = None
         group.add(stream)
 
-    def leave(self, stream: Stream) -> None:
-        """Forget a stream that has ended, and count its end; harmless the second time."""
+    def unregister(self, stream: Stream) -> None:
+        """Forget a stream that has ended, and count its end; calling it again does nothing."""
         if stream in self.streams:
             self.endings[stream.ending or "client"] += 1
             self.withdraw(stream)
@@ -248,7 +248,7 @@ class Hub:
                 del self._of_channel[channel]
 
     def end_all(self, reason: str) -> None:
-        """End every stream with ``closing``, each told another time to come back."""
+        """End every stream with ``closing``, each with another time to come back."""
         for stream in list(self.streams):
             stream.end(reason, self.jittered_retry())
 
@@ -303,7 +303,7 @@ class Hub:
             pass
 
     async def fan_out(self, events: list[Event]) -> None:
-        """Send events that follow the last ones to every stream that listens to their channels."""
+        """Send events that follow the last ones to every stream on their channels."""
         begun = time.perf_counter()
         self._replay_cache.add(events)
         self._advance(events[-1].seq)
@@ -325,7 +325,7 @@ class Hub:
                     await asyncio.sleep(0)
 
     def _plan(self, events: list[Event]) -> Iterator[tuple[FanoutGroup[Stream], bytes, int]]:
-        """Yield which group gets which bytes, and how many slots it has: streams that join later have them already."""
+        """Yield each group with its bytes and its number of slots: streams that join later have the events."""
         encode = cache(self._replay_cache.encode)  # once, for all groups
         by_channel: dict[ChannelName, list[int]] = {}
         for number, event in enumerate(events):
@@ -335,13 +335,13 @@ class Hub:
         joined: dict[tuple[frozenset[ChannelName], Framing], bytes] = {}
         for group in groups:
             group.close_holes()
-            heard = published_to if len(published_to) == 1 else published_to & group.channels
-            key = (heard, group.framing)
+            subscribed = published_to if len(published_to) == 1 else published_to & group.channels
+            key = (subscribed, group.framing)
             if (frames := joined.get(key)) is None:
-                numbers = sorted(number for channel in heard for number in by_channel[channel])
+                numbers = sorted(number for channel in subscribed for number in by_channel[channel])
                 payload = b"".join([encode(events[number]) for number in numbers])
                 frames = joined[key] = group.framing.frame(payload)
-            self.deliveries += len(group) * sum(len(by_channel[channel]) for channel in heard)
+            self.deliveries += len(group) * sum(len(by_channel[channel]) for channel in subscribed)
             yield group, frames, len(group.sends)
 
     # -- the server's own channel ---------------------------------------------------------------------------

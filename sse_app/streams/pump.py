@@ -1,4 +1,4 @@
-"""The flush loop of a stream: from its position through the past to the present, and on until it ends."""
+"""The flush loop of a stream: it resumes from the client's position, replays the past, and writes until the end."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Pump:
         self._adopted: set[asyncio.Task[None]] = set()
 
     async def run(self, stream: Stream, writer: Writer) -> None:
-        """Write a stream until its client goes or it is ended; then hub and keepalive forget it.
+        """Write a stream until its client goes or the server ends it; then remove it from hub and keepalive.
 
         Args:
             stream: registered and attached to its connection, its first events written.
@@ -55,7 +55,7 @@ class Pump:
                 writer.write(stream.take())
                 await writer.flush()
         finally:
-            self._hub.leave(stream)
+            self._hub.unregister(stream)
             self._keepalive.forget(stream)
             seconds = round(time.time() - stream.opened_at, 3)
             log.info(
@@ -92,7 +92,7 @@ class Pump:
         """Replay what follows the position until the stream is at the head, and join it there.
 
         The last look at the head and the joining happen in one step of the event loop. So there is no gap
-        between the past and the present, and no event is sent twice, whatever is published meanwhile.
+        between the past and the present, and no event is sent twice, also while others are published.
         """
         hub = self._hub
         while stream.replay is not None and not stream.closed and stream.ending is None:

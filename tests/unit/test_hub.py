@@ -60,7 +60,7 @@ class Client:
         while await self.stream.behind():
             await self.connection.write(self.stream.take())
         self.connection.finish()
-        self.hub.leave(self.stream)
+        self.hub.unregister(self.stream)
 
     def read(self, size: int = 1 << 20) -> None:
         """Take what has arrived."""
