@@ -187,7 +187,7 @@ static void obey(char *line) {
     }
 }
 
-/* Streams that have waited for an answer while nobody got one are closed and opened again, and counted. */
+/* Streams that have waited for an answer while no stream got one are closed and opened again, and counted. */
 static void reopen_stuck(void) {
     for (unsigned i = 0; i < stream_count; i++) {
         if (streams[i].state != CONNECTING && streams[i].state != WAITING) continue;

@@ -43,7 +43,7 @@ static void fan_out(const char *bytes, size_t length) {
     unsigned kept = 0;
     for (unsigned i = 0; i < stream_count; i++) {
         if (send(streams[i], bytes, length, MSG_NOSIGNAL | MSG_DONTWAIT) == (ssize_t)length) streams[kept++] = streams[i];
-        else close(streams[i]); /* gone, or too slow: the floor keeps nothing for anybody */
+        else close(streams[i]); /* gone, or too slow: the floor buffers nothing */
     }
     stream_count = kept;
 }

@@ -165,7 +165,7 @@ static inline void take_chunks(struct parser *p, void *owner, const char *data, 
     }
 }
 
-/* Take what a read returned. parser->phase says afterwards whether the response goes on. */
+/* Take what a read returned. parser->phase says afterwards whether there is more of the response. */
 static inline void parser_feed(struct parser *p, void *owner, const char *data, size_t length) {
     if (p->phase == IN_HEAD) {
         size_t before = p->carry_length;

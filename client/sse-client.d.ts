@@ -28,7 +28,7 @@ export interface Reset {
   reason: string;
 }
 
-/** The connection is lost and comes back by itself. */
+/** The connection is lost; the client reconnects. */
 export interface Reconnect {
   /** Milliseconds until the next attempt. */
   delay: number;
@@ -96,7 +96,7 @@ export class SSEClient extends EventTarget {
   constructor(url: string | URL, options?: SSEClientOptions);
   /** As of an EventSource: 0 connecting or waiting, 1 open, 2 closed. */
   readonly readyState: 0 | 1 | 2;
-  /** The id of the last event seen, where the next connection goes on. */
+  /** The id of the last event seen, which the next connection resumes after. */
   readonly lastEventId: string | undefined;
   /** The stream's address, without the token. */
   readonly url: string;

@@ -36,11 +36,11 @@ POLL = 0.1
 
 
 class DemoError(Exception):
-    """The demo cannot go on; the message says why."""
+    """The demo has to end; the message says why."""
 
 
 class Stopped(Exception):
-    """Somebody asked for the end."""
+    """A signal has asked the demo to end."""
 
 
 class Stop:

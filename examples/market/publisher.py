@@ -54,7 +54,7 @@ class Feed:
                 await client.publish_batch(events)
             if events:
                 self.last = events[-1]
-            # After an outage go on from now on; the ticks that were missed are not sent in a burst.
+            # After an outage the next tick is due now; those that were missed are not sent in a burst.
             due = max(due + self.period, clock.time())
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(due):

@@ -1,4 +1,4 @@
-"""The client: streams that come back by themselves, publishing without doubles, and the login that feeds both.
+"""The client: streams that reconnect, publishing without doubles, and a session that has the tokens for both.
 
 >>> async with Session("https://events.example", "ann", password) as session:
 ...     async with Stream(session.url, ["alerts"], session) as stream:

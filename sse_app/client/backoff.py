@@ -1,4 +1,4 @@
-"""How long to wait before trying again: pure, but for its dice."""
+"""How long to wait before trying again: pure, except that it draws random numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One connection of a stream: opens it, and hands on what comes, without doubles, until it ends."""
+"""One connection of a stream: opens it, and yields what comes, without doubles, until it ends."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sse_app.client.watch import Dropped, Pace, Silence, WatchedStream
 from sse_app.core.events import MAX_RETRY, EventId
 
 RETURN_AT_ONCE = 1.0
-"""Seconds a connection must have stood for its successor to follow without a delay, lest they chase each other."""
+"""Seconds a connection must have been open for the next one to follow at once; else they could follow endlessly."""
 
 
 @dataclass(slots=True)
@@ -35,7 +35,7 @@ class Position:
     seen: dict[str, EventId] = field(default_factory=dict)
 
     def start(self, id: str, channels: tuple[str, ...]) -> None:
-        """Take the position that the server goes on from: the one asked for, or where a new stream begins."""
+        """Note the position that the stream begins at: the one asked for, or the head for a new stream."""
         self.id = id
         place = EventId.parse(id)
         if place is not None:
@@ -43,7 +43,7 @@ class Position:
                 self.seen.setdefault(channel, place)
 
     def reset(self, channel: str) -> None:
-        """Take note that a channel goes on elsewhere, which may be further back, where a log was restored."""
+        """Forget a channel's position: it continues from another one, further back where a log was restored."""
         self.seen.pop(channel, None)
 
     def is_new(self, channel: str, place: EventId) -> bool:
@@ -52,7 +52,7 @@ class Position:
         return seen is None or seen.epoch != place.epoch or place.seq > seen.seq
 
     def advance(self, id: str, channel: str, place: EventId) -> None:
-        """Take note of an event."""
+        """Note that an event has come."""
         self.id = id
         self.seen[channel] = place
 
@@ -86,7 +86,7 @@ class Connection:
         assert isinstance(response.stream, httpx.AsyncByteStream)
         self.body = WatchedStream(response.stream, pace)
         response.stream = self.body
-        response.encoding = "utf-8"  # whatever the header says (WHATWG HTML §9.2.6)
+        response.encoding = "utf-8"  # also where the header says otherwise (WHATWG HTML §9.2.6)
         self._source = EventSource(response)
         self._position = position
         self._pace = pace
@@ -94,14 +94,14 @@ class Connection:
         self._stood_since: float | None = None
         self.retry: float | None = None
         self.end = End("the server closed the connection")
-        self._farewell: End | None = None
+        self._announced_end: End | None = None
 
     def stood(self, now: float) -> float:
         """Return for how many seconds the stream has stood, on the clock of the event loop."""
         return 0.0 if self._stood_since is None else now - self._stood_since
 
     async def items(self) -> AsyncGenerator[Connected | Event | Reset, None]:
-        """Yield what comes, until the connection ends; `end` tells how.
+        """Yield what comes, until the connection ends; `end` says how.
 
         Raises:
             StreamEnded: the server does not want this client back.
@@ -124,8 +124,8 @@ class Connection:
         except httpx.RequestError as error:
             self.end = End(f"the connection was lost: {type(error).__name__}")
         finally:
-            self.end = self._farewell or self.end
-            # Whoever leaves amid the stream leaves readers suspended: they come to their end here and now.
+            self.end = self._announced_end or self.end
+            # A caller that stops amid the stream leaves generators suspended: they are run to their end here.
             self.body.drop("it is over")
             with suppress(Dropped, Silence, httpx.RequestError):
                 async for _ in events:
@@ -169,7 +169,7 @@ class Connection:
         return connected
 
     def _closing(self, data: dict[str, Any]) -> None:
-        """Take the server's farewell: it is the last that comes.
+        """Take the server's ``closing``, after which nothing comes.
 
         Raises:
             StreamEnded: it does not want this client back.
@@ -177,13 +177,13 @@ class Connection:
         """
         reason, retry = str(data.get("reason")), data.get("retry")
         if isinstance(retry, int | float):
-            self._farewell = End(reason, wait=max(0.0, retry / 1000))
+            self._announced_end = End(reason, wait=max(0.0, retry / 1000))
         elif reason == "kicked":
             raise StreamEnded(reason)
         elif not self._renewable:
             raise Unauthorized(f"the token is of no more use: {reason}", 401, reason)
         else:
-            self._farewell = End(reason, at_once=True)
+            self._announced_end = End(reason, at_once=True)
         self.body.drop(reason)
 
 

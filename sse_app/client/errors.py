@@ -1,4 +1,4 @@
-"""What a client can be told, as a small tree of exceptions: pure, no I/O."""
+"""What the client raises, as a small tree of exceptions: pure, no I/O."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class CertificateRefused(ClientError):
 
 
 class ProtocolError(ClientError):
-    """What answers does not speak as this server does: it is another one, or something in between meddles."""
+    """The answer is not one that this server gives: another server or a proxy has answered."""
 
 
 class StreamEnded(ClientError):

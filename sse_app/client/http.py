@@ -1,4 +1,4 @@
-"""What the parts of the client share of HTTP: how they speak it, and what an answer means."""
+"""HTTP for all parts of the client: the underlying HTTP client, and which error an answer means."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CONNECT_TIMEOUT = 10.0
 
 _REFUSALS: dict[int, type[Refused]] = {401: Unauthorized, 403: Forbidden, 404: NotFound}
 _PASSING = frozenset({408, 425, 429})
-"""Statuses below 500 that say "not now"."""
+"""Statuses below 500 after which a request may be repeated."""
 
 
 class _Redaction(logging.Filter):
@@ -120,7 +120,7 @@ def failure(response: httpx.Response) -> ClientError:
         error = response.json()["error"]
         code, message = str(error["code"]), str(error["message"])
     except (ValueError, KeyError, TypeError, RecursionError):
-        pass  # somebody in between answered
+        pass  # not the server, but a proxy in between answered
     text = f"{status} {code}: {message}" if code else f"{status} {message}".strip()
     if status >= 500 or status in _PASSING:
         return Unavailable(text, retry_after(response))
@@ -130,7 +130,7 @@ def failure(response: httpx.Response) -> ClientError:
 
 
 def lost(error: httpx.RequestError | OSError) -> ClientError:
-    """Return the error that no answer means."""
+    """Return the error for a request that got no answer."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLCertVerificationError):

@@ -28,7 +28,7 @@ class Reset:
     """The channel has a gap here: what is known of it is out of date, and has to be fetched afresh.
 
     Attributes:
-        channel: which one; the others go on without a gap.
+        channel: which one; the others continue without a gap.
         reason: the server's, for instance that the events missed are no longer kept.
     """
 
@@ -38,12 +38,12 @@ class Reset:
 
 @dataclass(frozen=True, slots=True)
 class Connected:
-    """The stream stands.
+    """The stream is open.
 
     Attributes:
-        client_id: what the server calls it.
+        client_id: the stream's label.
         channels: those it carries.
-        recovered: whether it goes on where the last connection ended, without a gap.
+        recovered: whether it continues where the last connection ended, without a gap.
         expires_in: seconds until the token expires, at which the stream ends unless it is renewed.
     """
 
@@ -60,7 +60,7 @@ class Waiting:
     Attributes:
         reason: why, for people.
         delay: seconds until the next attempt.
-        attempt: 1 for the first after a connection that was stable, and so on; 0 where it goes on at once.
+        attempt: 1 for the first after a connection that was stable, and so on; 0 where it follows at once.
     """
 
     reason: str

@@ -42,9 +42,9 @@ class Publisher(HTTPUser):
         token: an access token with the publish grant, an async function that returns one, or a `Session`.
         http: the HTTP client to use, None for its own.
         backoff: how long to wait between attempts.
-        timeout: seconds that the server may take for an answer, before the request is sent again.
+        timeout: seconds to wait for an answer before the request is sent again.
         give_up_after: seconds for which to try; None: as long as the key is good for.
-        report: takes a sentence when the server is lost, and when it is back.
+        report: called with a sentence when the server cannot be reached, and when it can again.
 
     Raises:
         ValueError: the address is none.
@@ -65,7 +65,7 @@ class Publisher(HTTPUser):
         self._tokens = AccessTokens(token)
         self._backoff = backoff
         self._timeout = timeouts(timeout)
-        self._patience = KEY_LIFETIME if give_up_after is None else min(give_up_after, KEY_LIFETIME)
+        self._give_up_after = KEY_LIFETIME if give_up_after is None else min(give_up_after, KEY_LIFETIME)
         self._report = report
         self._lost = False
 
@@ -85,8 +85,8 @@ class Publisher(HTTPUser):
             event: the event type.
             data: a JSON object.
             retry: a new reconnection time for clients, in milliseconds.
-            key: the idempotency key, 1 to 255 visible ASCII characters, for one that has to hold beyond this
-                call, as after a crash of this process; None makes one.
+            key: the idempotency key, 1 to 255 visible ASCII characters, to be given where a call is repeated,
+                as after a crash of this process; None makes one.
 
         Raises:
             Refused: the server will not take it; `Unauthorized` and `Forbidden` are such.
@@ -122,7 +122,9 @@ class Publisher(HTTPUser):
         # Encoded once: a key stands for these bytes, and the server refuses it with any others.
         content = json.dumps(body, allow_nan=False, separators=(",", ":")).encode()
         headers = {"Content-Type": "application/json", "Idempotency-Key": key or str(uuid.uuid4())}
-        give_up_at = time.time() + self._patience  # the clock on the wall: it goes on while a machine sleeps
+        give_up_at = (
+            time.time() + self._give_up_after
+        )  # the wall clock, which also runs while a machine sleeps
         attempt = 0
         while True:
             try:

@@ -48,7 +48,7 @@ async def renew(
                 answer = await http.post(
                     url, headers={"Authorization": f"Bearer {token}"}, timeout=timeouts(TIMEOUT)
                 )
-            except Exception:  # whatever it is, also of a caller's own function
+            except Exception:  # of any kind: the caller's own function may raise anything
                 wait = 0.0
             else:
                 if answer.status_code == 200:

@@ -1,4 +1,4 @@
-"""A login: it hands out access tokens and stream tokens for as long as the account may have them."""
+"""A login at the server, which returns access tokens and stream tokens and renews them."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Session(HTTPUser):
 
         Raises:
             Unauthorized: the server does not know the account by this password.
-            Unavailable: the server is away, or wants to be left alone for a while.
+            Unavailable: the server is away, or asks to wait for a while.
             ClientError: it answers something else; see `sse_app.client.errors`.
         """
         if not self._usable(refused):
@@ -111,29 +111,29 @@ class Session(HTTPUser):
     async def _renew(self) -> None:
         """Get another access token by the refresh token, or where that is of no use by the password."""
         self._access = ""
-        # It is good for one use, and who uses it twice is taken for a thief. So it is let go of before it is
-        # sent: when the answer is lost, or this task is cancelled, nobody knows whether it was used.
+        # It may be used once: the server takes a second use for theft, and ends the session. So it is forgotten before
+        # it is sent: when the answer is lost, or this task is cancelled, it may have been used or not.
         refresh, self._refresh = self._refresh, None
         if refresh is not None:
             try:
                 answer = await self._post("/refresh", {"refresh_token": refresh})
             except Unavailable as error:
                 if isinstance(error.__cause__, httpx.ConnectError | httpx.ConnectTimeout):
-                    self._refresh = refresh  # it never left
+                    self._refresh = refresh  # it was never sent
                 raise
             if answer.status_code == 200:
                 self._take(answer)
                 return
-            if isinstance(no := failure(answer), Unavailable):
+            if isinstance(refusal := failure(answer), Unavailable):
                 self._refresh = refresh
-                raise no
+                raise refusal
         body = {"username": self.user, "password": self._password, "cookie": False}
         answer = await self._post("/login", body)
         if answer.status_code != 200:
-            no = failure(answer)
-            if isinstance(no, Refused):
-                raise type(no)(f"login as {self.user}: {no}", no.status, no.code)
-            raise no
+            refusal = failure(answer)
+            if isinstance(refusal, Refused):
+                raise type(refusal)(f"login as {self.user}: {refusal}", refusal.status, refusal.code)
+            raise refusal
         self._take(answer)
 
     def _take(self, answer: httpx.Response) -> None:

@@ -1,4 +1,4 @@
-"""A stream that always comes back: an async iterator over events, across any number of connections."""
+"""A stream that reconnects: an async iterator over events, across any number of connections."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ STREAM_BACKOFF = Backoff()
 
 
 class Stream(HTTPUser):
-    """The events of some channels, in the order of the log, each once, from where it is told to begin.
+    """The events of some channels, in the order of the log, each once, from ``after`` on.
 
-    It goes on through lost connections, restarts of the server and the expiry of tokens. Where it cannot go on
+    It survives lost connections, restarts of the server and the expiry of tokens. Where it cannot resume
     without a gap it yields a `Reset` for the channel instead of hiding it. The delay before an attempt is what
     the server asked for (``retry``, ``Retry-After``) and on top of it any time up to a bound that doubles.
 
     A background task reads, from ``async with`` to its end, and nothing is left running after it. To cancel
     an iteration, as `asyncio.wait_for` does, loses nothing. A caller that is too slow is cut off by the server
-    in the end, and goes on from where it was when it catches up.
+    in the end, and resumes from where it was.
 
     >>> async with Stream("https://events.example", ["alerts"], session) as stream:
     ...     async for item in stream:
@@ -60,7 +60,7 @@ class Stream(HTTPUser):
         ping_interval: seconds between pings to assume until two have come; 2.25 of them without a sign of life
             mean that the connection is dead.
         open_timeout: seconds that a token and the server's answer may take.
-        on_state: is told when the stream stands (`Connected`) and when it has to wait (`Waiting`).
+        on_state: called when the stream is open (`Connected`) and when it has to wait (`Waiting`).
 
     Attributes:
         client_id: the label.
@@ -108,7 +108,7 @@ class Stream(HTTPUser):
         return self
 
     async def aclose(self) -> None:
-        """End the stream; whoever waits for its next item is told that there is none."""
+        """End the stream; tasks that wait for its next item get the end of the iteration."""
         try:
             if self._task is not None:
                 self._task.cancel()
@@ -139,7 +139,7 @@ class Stream(HTTPUser):
         if isinstance(item, Event):
             self.last_event_id = item.id
         elif item is None:
-            self._items.put_nowait(None)  # for whoever asks again
+            self._items.put_nowait(None)  # for the next call
             raise self._error or StopAsyncIteration
         return item
 

@@ -9,7 +9,7 @@ from datetime import datetime
 
 import httpx
 
-PATIENCE = 2.25
+SILENCE_INTERVALS = 2.25
 """Ping intervals of silence after which a connection is dead."""
 
 SHORTEST = 0.1
@@ -25,13 +25,13 @@ class Silence(Exception):
 
 
 class Dropped(Exception):
-    """Somebody wants another connection; the text says why."""
+    """The client has closed the connection in order to open another one; the text says why."""
 
 
 class Pace:
     """The interval between pings: assumed at first, learned from the server's own clock.
 
-    When they arrive says nothing, for a caller that was busy meets those of an hour in a bunch.
+    Their arrival says nothing: a caller that was busy for an hour receives the pings of that hour together.
 
     Args:
         interval: seconds to assume until two pings have come.
@@ -45,7 +45,7 @@ class Pace:
     @property
     def limit(self) -> float:
         """The seconds of silence after which a connection is dead."""
-        return PATIENCE * self._interval
+        return SILENCE_INTERVALS * self._interval
 
     def begin(self) -> None:
         """Take note of a new connection."""
@@ -58,7 +58,7 @@ class Pace:
         except ValueError:
             return
         if self._times and not SHORTEST / 2 <= time - self._times[-1] <= LONGEST:
-            self._times.clear()  # somebody has set the server's clock
+            self._times.clear()  # the server's clock was set
         self._times.append(time)
         if len(self._times) > 1:
             self._interval = (time - self._times[0]) / (len(self._times) - 1)
@@ -73,7 +73,7 @@ class Pace:
 class WatchedStream(httpx.AsyncByteStream):
     """The body of a response, whose reading ends with `Silence` after too much of it, or when it is dropped.
 
-    The time counts only while somebody reads, so a caller that is slow is not taken for a server that is.
+    The time counts only while the caller reads, so a slow caller is not taken for a silent server.
 
     Args:
         body: the body.

@@ -32,7 +32,7 @@ export class Feed {
 
   /**
    * Empties the panel and fills it from history. Live events wait meanwhile, so that none is lost or out of order.
-   * @returns {Promise<void>} rejected where history cannot be had; live events go on all the same
+   * @returns {Promise<void>} rejected where the history cannot be fetched; live events come in any case
    */
   async refill() {
     const turn = ++this.#turn;
@@ -48,7 +48,7 @@ export class Feed {
     }
   }
 
-  /** Empties the panel; whatever is still on its way is ignored. */
+  /** Empties the panel; an answer that still comes is ignored. */
   stop() {
     this.#turn += 1;
     this.#held = null;

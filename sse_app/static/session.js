@@ -50,7 +50,7 @@ export class Session {
   }
 
   /**
-   * Goes on with the session of an earlier page load.
+   * Continues the session of an earlier page load.
    * @returns {Promise<boolean>} whether there is one
    */
   async resume() {
@@ -68,7 +68,7 @@ export class Session {
 
   /** Forgets the session without ending it. */
   forget() {
-    if (!this.username || stored() === this.username) store(null); // it may be somebody else's by now
+    if (!this.username || stored() === this.username) store(null); // it may be another user's by now
     this.#leave();
   }
 
@@ -91,7 +91,7 @@ export class Session {
   }
 
   /**
-   * Asks the server as whoever is logged in.
+   * Sends a request as the user who is logged in.
    * @param {string} path
    * @param {{query?: object, body?: object, signal?: AbortSignal}} [options] with a body it is a POST, else a GET
    */

@@ -30,7 +30,7 @@ export class Shell {
     find("#logout").addEventListener("click", () => this.#logOut());
   }
 
-  /** Goes on with the session that there is, or asks for a name and a password. */
+  /** Continues the session of an earlier page load, or asks for a name and a password. */
   async start() {
     try {
       if (await this.session.resume()) return this.#begin();
@@ -43,7 +43,7 @@ export class Shell {
     }
   }
 
-  /** Goes back to the login form, for the session has ended by itself. */
+  /** Goes back to the login form, because the server has ended the session. */
   expire() {
     this.session.forget();
     this.end(EXPIRED);

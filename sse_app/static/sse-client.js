@@ -1,4 +1,4 @@
-// The client for sse_app's event streams: comes back by itself, misses nothing, gets nothing twice, and shares one
+// The client for sse_app's event streams: reconnects, misses nothing, gets nothing twice, and shares one
 // stream among the tabs of a browser. `Connection` keeps a stream going; `SSEClient` is what a page uses.
 
 import { Connection, parse } from "./sse-connection.js";
@@ -61,7 +61,7 @@ export class SSEClient extends EventTarget {
     if (this.readyState === EventSource.OPEN) return;
     const signal = this.#leave();
     const on = (target, type, act) => target?.addEventListener(type, act, { signal });
-    // A page that is frozen or cached may not hold a connection; it leaves, and goes on from its position later.
+    // A page that is frozen or cached may not hold a connection; it closes it, and resumes from its position later.
     this.#away = false;
     const leave = () => {
       this.#away = true;

@@ -20,7 +20,7 @@ export function parse(text) {
 
 /** One stream on some channels, kept going until it is stopped or finally refused. */
 export class Connection {
-  /** The id to go on after; what the server said in `connected`, while the stream is open; it waits to try again. */
+  /** The id to resume after; what the server said in `connected`, while the stream is open; it waits to try again. */
   position;
   info = null;
   waiting = false;

@@ -1,6 +1,6 @@
 // One stream for all tabs of a browser. The tab that holds a lock leads: it has the connection, on the channels that
-// any tab wants, and passes on what it hears. When it goes, however it ends, the browser gives the lock to the next,
-// which asks the others where they stand and goes on from the smallest position; each drops what it has seen.
+// any tab wants, and passes each event on. When that tab ends in any way, the browser gives the lock to the next one,
+// which asks the others for their positions and resumes from the smallest; each tab drops what it has seen.
 
 const ROLL_CALL = 250; // ms that a new leader waits for tabs that do not answer; they are heard when they do
 const ANSWER = 2000; // ms that a silent leader has to answer before the lead is taken from it
