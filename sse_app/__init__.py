@@ -1,4 +1,4 @@
-"""Authenticated Server-Sent Events on Tornado: streams that lose nothing, behind tokens that open nothing else."""
+"""Authenticated Server-Sent Events on Tornado: streams that lose nothing, and tokens that open only streams."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -43,7 +43,7 @@ _LAZY = {
     "Settings": "sse_app.settings.model",
     "load_settings": "sse_app.settings.loader",
 }
-"""What is imported at its first use: a program that uses only the client does not load the server."""
+"""Names that are imported at their first use: a program that uses only the client does not load the server."""
 
 
 def __getattr__(name: str) -> object:

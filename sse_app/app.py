@@ -25,8 +25,8 @@ class SSEApp:
 
     Args:
         settings: its settings; host, port and log format concern only `sse_app.process.server`.
-        locked: whether to keep other servers out of the state directory; not so where another process
-            hands its lock over before `start`.
+        locked: whether to lock the state directory against other servers; False where another process
+            hands its lock over.
 
     Raises:
         StateError: the state directory cannot be used, or another server uses it.
@@ -62,10 +62,10 @@ class SSEApp:
         return await self.node.publisher.publish_batch(events)
 
     def token(self, subject: str, *, subscribe: list[str], lifetime: float = 600) -> str:
-        """Return a stream token for a user whom the application around this one has authenticated.
+        """Return a stream token for a user that the application around this one has authenticated.
 
         Args:
-            subject: the user.
+            subject: the user's name.
             subscribe: patterns of the channels that it allows.
             lifetime: seconds.
 

@@ -33,7 +33,7 @@ from sse_app.streams.publisher import Publisher
 from sse_app.streams.pump import Pump
 
 RESERVED_FILES = 256
-"""How many of the open files that the system allows are left for other things than streams."""
+"""How many of the open files that the system allows are kept free for other things than streams."""
 
 CLOSING_TIMEOUT = 1.0
 """How many seconds streams may take to accept their ``closing`` when the node stops."""
@@ -49,7 +49,7 @@ class Node:
 
     Args:
         settings: what to make the parts from.
-        locked: whether to keep other servers out of the state directory.
+        locked: whether to lock the state directory against other servers.
 
     Raises:
         StateError: the state directory cannot be used, or another server uses it.
@@ -104,9 +104,9 @@ class Node:
         self.live_stats = LiveStats(self.hub, self.eventlog, self.metrics, self.channels, self.lifecycle)
 
     async def open_auth(self) -> None:
-        """Open the store of auth and learn what is revoked, unless that is done.
+        """Open the store of auth and learn what is revoked, unless that was done before.
 
-        `start` does it. A process that takes over streams does it ahead of that, while the other still serves.
+        `start` does it. A process that takes over streams calls it earlier, while the process before still serves.
 
         Raises:
             StateError: the store cannot be used.

@@ -1,4 +1,4 @@
-"""The audit trail: who did what to whom, from where; in the log at once, in the store a moment later."""
+"""The audit trail: which user did what, and from which address; in the log at once, in the store a little later."""
 
 from __future__ import annotations
 

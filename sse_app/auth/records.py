@@ -71,7 +71,7 @@ class Continued(NamedTuple):
 
 
 class Scope(Enum):
-    """What a revocation speaks of."""
+    """Which tokens a revocation is about."""
 
     TOKEN = "token"
     SESSION = "session"
@@ -83,9 +83,9 @@ class Revocation(NamedTuple):
     """Tokens that are no longer accepted.
 
     Args:
-        scope: by what they are told apart.
+        scope: the claim that they have in common.
         value: the ``jti``, ``sid`` or ``sub``; empty for all tokens.
-        issued_until: those issued up to then are meant, in seconds since the epoch.
+        issued_until: only those issued up to then are revoked, in seconds since the epoch.
         forget_at: when the last of them has expired.
     """
 
@@ -95,7 +95,7 @@ class Revocation(NamedTuple):
     forget_at: float
 
     def concerns(self, claims: Claims | Lease) -> bool:
-        """Return whether a token with these claims is meant."""
+        """Return whether a token with these claims is revoked by it."""
         value = {
             Scope.TOKEN: claims.token_id,
             Scope.SESSION: claims.session,
@@ -105,7 +105,7 @@ class Revocation(NamedTuple):
         return value == self.value and claims.issued_at <= self.issued_until
 
     def as_of(self, now: float) -> Revocation:
-        """Return what is to be written at a time: what was issued while the writer waited is meant too."""
+        """Return the revocation as it is written at a time: tokens issued while the writer waited are revoked too."""
         delay = max(0.0, now - self.issued_until)
         return self._replace(issued_until=self.issued_until + delay, forget_at=self.forget_at + delay)
 
@@ -146,12 +146,12 @@ class AuditEntry(NamedTuple):
     """An entry of the audit trail; there is no secret in it.
 
     Args:
-        at: when, in seconds since the epoch.
-        action: what, e.g. ``login``.
-        subject: who did it; empty where that is not known.
-        address: from where.
-        target: to whom or what.
-        detail: what else there is to say.
+        at: the time, in seconds since the epoch.
+        action: what was done, e.g. ``login``.
+        subject: the user who did it; empty where that is not known.
+        address: of the client.
+        target: the user, session, token or key concerned.
+        detail: further words.
     """
 
     at: float

@@ -33,7 +33,7 @@ async def auth_store(options: argparse.Namespace) -> AsyncIterator[tuple[AuthSto
 
 
 async def note(store: AuthStore, action: str, target: str, detail: str = "") -> None:
-    """Write to the audit trail what was done on the command line, and by whom."""
+    """Write to the audit trail what a user of this machine has done on the command line."""
     await store.append_audit([AuditEntry(time.time(), action, f"cli:{_user()}", "", target, detail)])
 
 

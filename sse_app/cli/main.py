@@ -14,7 +14,7 @@ from sse_app.version import VERSION
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return the exit status: 0, 1 for an error told in one line, 2 for wrong usage."""
+    """Run a command and return the exit status: 0, 1 for an error printed as one line, 2 for wrong usage."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     # As the unit does: a server that starts need not build the flags of twenty other commands. Nor has the collector
     # anything to find, as the server only builds what stays, thousands of streams too; it collects once it has started.

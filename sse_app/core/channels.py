@@ -16,7 +16,7 @@ RESERVED_NAMES = frozenset({"status"})
 """Names that the HTTP interface uses for itself: ``GET /api/v1/sse/status``."""
 
 ADMIN_CHANNEL = ChannelName("sse_app.admin")
-"""Where the server tells administrators its own figures; it is not in the event log."""
+"""The channel on which administrators get the server's own figures; it is not in the event log."""
 
 _INTERNAL = ADMIN_CHANNEL.partition(".")[0]
 
@@ -72,7 +72,7 @@ class ChannelPattern:
     def __init__(self, text: str) -> None:
         if len(text) > MAX_LENGTH or not _PATTERN.fullmatch(text):
             raise InvalidChannel(f"not a channel pattern: {_shown(text)}", "pattern")
-        self.text = str(text)  # never a subclass: orjson takes no such thing for a key
+        self.text = str(text)  # never a subclass, which orjson does not accept as a key
         self.is_name = "*" not in text
         """Whether the pattern has no wildcard, so that it is the name of one channel."""
         self._regex: re.Pattern[str] | None = None
@@ -81,7 +81,7 @@ class ChannelPattern:
         """Return whether the pattern covers the channel."""
         if self.is_name:
             return self.text == channel
-        if self._regex is None:  # most are never asked: each user's own, in every token that a user has
+        if self._regex is None:  # most patterns are never matched, such as that of each user's own channels
             self._regex = re.compile(self._expression())
         return self._regex.fullmatch(channel) is not None
 

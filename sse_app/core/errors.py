@@ -1,4 +1,4 @@
-"""What can go wrong, as a small tree of exceptions; `handlers` turns them into HTTP in one place."""
+"""What can go wrong, as a small tree of exceptions; `sse_app.handlers.errors` turns them into HTTP."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class UnknownChannel(SSEAppError):
 class TokenRefused(SSEAppError):
     """A token is missing, malformed, forged, expired or of the wrong kind.
 
-    The client is told no more than the text says; ``detail`` is for the log and holds no part of the token.
+    The client gets the text and no more; ``detail`` is for the log and holds no part of the token.
     """
 
     def __init__(self, message: str, detail: str | None = None) -> None:

@@ -1,4 +1,4 @@
-"""How the bytes of a stream stand in the body of its response: pure, no I/O (RFC 9112 §7.1)."""
+"""Framing: how a stream's bytes are written into the body of its response; pure, no I/O (RFC 9112 §7.1)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Framing:
     """One way to write an event stream into a response body; streams that share it share the framed bytes.
 
     Args:
-        name: tells it from the others, also in what one process tells the next.
+        name: unique among the framings; a handover names them by it.
         frame: returns a payload as it stands in the body; the payload must not be empty.
         end: ends the body, after the last frame.
         headers: the response headers that say how the body is framed.

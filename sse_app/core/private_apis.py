@@ -1,7 +1,7 @@
 """What this package uses although a library or program keeps it private: one small function for each detail.
 
-Where there is a public way, that is taken. What is left stands here and nowhere else, so that a new version is checked
-in one place: a test names each detail that has gone or means something else.
+Where there is a public way, it is used instead. The rest is here and nowhere else, so that a new version is checked
+in one place: a test names each detail that is gone or means something else.
 
 Only the standard library is imported here: the commands, which must start fast, load this module too.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 MAX_ENTRIES = 10_000
+"""How many callers are remembered; beyond that the one that has taken nothing for the longest time is forgotten."""
 
 
 class RateLimit:

@@ -1,1 +1,1 @@
-"""The event log: where published events are kept, numbered and read back; the one seam for scale."""
+"""The event log: its interface (`base`), and implementations on SQLite and in memory."""

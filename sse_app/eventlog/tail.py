@@ -1,4 +1,4 @@
-"""The way from a commit to those that follow the log in the same process."""
+"""Brings committed events to the followers of the log in the same process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sse_app.core.events import Event
 from sse_app.eventlog.base import Page
 
 MAX_WAITING_BYTES = 8 * 1024 * 1024
-"""With more than this committed but not yet taken by a follower, appends wait: fan-out sets the pace."""
+"""With more than this committed but not yet taken by a follower, appends wait: no faster than fan-out takes them."""
 
 MAX_PIECE_BYTES = 256 * 1024
 """At about this size a follower gets what waits in several pieces, so that streams can drain in between."""
@@ -30,7 +30,7 @@ class Tails:
         self._read = read
         self._followers: set[_Follower] = set()
         self._head = 0
-        """The last event that was published or that `grown_to` has told of."""
+        """The last event that was passed to `publish` or `grown_to`."""
         self._room = asyncio.Event()
         self._room.set()
 
@@ -83,7 +83,7 @@ class _Follower:
 
     def __init__(self, after: int, *, behind: bool) -> None:
         self.waiting_bytes = 0
-        """What the follower is behind what its process has committed, in bytes of data."""
+        """How far the follower is behind what its process has committed, in bytes of data."""
         self._last = after
         self._behind = behind
         self._missed = False

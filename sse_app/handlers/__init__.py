@@ -1,1 +1,1 @@
-"""HTTP in and out, and nothing else: each handler reads a request, asks the parts, writes the answer."""
+"""The HTTP handlers: each reads a request, asks the parts of the node, and writes the answer."""

@@ -104,8 +104,8 @@ class ApiHandler(OriginHandler):
         return Refusal(413, "too_large", f"a body has at most {limit} bytes", Connection="close")
 
     def _refuse_size(self) -> None:
-        """Answer 413 now, and go on reading: to close on a client that is still sending would reset its
-        connection, and it would not see the answer."""
+        """Answer 413 now, and read on: to close the connection of a client that is still sending would reset it,
+        and the client would not see the answer."""
         self._too_large = True
         self._write_refusal(self._size_refusal())
         self.flush()

@@ -1,4 +1,4 @@
-"""Requests that pages of other origins send: which answers they may read, and which requests are refused."""
+"""CORS: which answers pages of other origins may read, and which of their requests are refused."""
 
 from __future__ import annotations
 

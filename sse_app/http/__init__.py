@@ -1,1 +1,5 @@
-"""HTTP/1.1 on bare sockets: what a `tornado.web.Application` is served with."""
+"""The HTTP/1.1 server, which serves a `tornado.web.Application` on bare sockets.
+
+`server` accepts connections; `connection` reads requests from one; `exchange` is one request and its response, as a
+handler sees it; `request_head` and `chunked_body` parse, with llhttp.
+"""

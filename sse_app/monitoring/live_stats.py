@@ -94,7 +94,7 @@ class LiveStats:
         self._channels = channels
 
     async def tick(self) -> None:
-        """Compute the statistics and send them, if the admin channel has a stream or had one a moment ago."""
+        """Compute the statistics and send them, if the admin channel has a stream or had one within `LINGER`."""
         subscribers = self._hub.subscribers(ADMIN_CHANNEL)
         now = time.monotonic()
         last, self._last = self._last, self._count(now)

@@ -56,7 +56,7 @@ class History(Section, frozen=True):
 
 
 class StreamSettings(Section, frozen=True):
-    """What streams are told."""
+    """When clients reconnect, and how long a drain takes."""
 
     retry: Annotated[int, Meta(ge=1, le=3_600_000)] = 3000
     drain_time: Annotated[float, Meta(ge=0, le=3600)] = 5.0

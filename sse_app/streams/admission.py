@@ -33,7 +33,7 @@ class Subscription(NamedTuple):
         client_id: the client's label.
         channels: in the order asked for, each once.
         position: the id of the last event that the client has, as it says it; None for a new stream.
-        address: the client's.
+        address: of the client.
         framing: how the stream's bytes stand in the body of the response.
     """
 
@@ -209,7 +209,7 @@ def _id_of(wanted: Subscription, start: _Start) -> EventId:
     """Return the id of ``connected``.
 
     It is the position asked for, also where that is lost: a client that is cut off before its first event comes
-    back with it, and is told again.
+    back with it, and gets its resets again.
     """
     return start.after if wanted.position is None else EventId.parse(wanted.position) or UNREADABLE
 

@@ -13,7 +13,7 @@ _EPOLL = hasattr(select, "epoll")
 
 
 class Watched(Protocol):
-    """The owner of a socket that is watched."""
+    """An object whose socket is watched."""
 
     def readable(self) -> None:
         """Read from the socket, or notice that it has ended."""

@@ -1,4 +1,4 @@
-"""Puts in force on the running server what is decided about tokens and keys, in this process or another."""
+"""Applies revocations and new keys to the running server, also those that another process has written."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class Enforcement:
     Args:
         hub: whose streams end.
         store: where revocations are written.
-        revocations: what is in force.
-        tokens: verified with the keys.
+        revocations: those in force.
+        tokens: verifies with the keys.
         keys: the directory of the keys.
-        audit: to be written.
+        audit: flushed to the store.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Enforcement:
         self._revocations = revocations
         self._tokens = tokens
         self._keys = keys
-        self._keys_changed_at = -1  # they are read once more, for what changed while the server started
+        self._keys_changed_at = -1  # so that keys which changed while the server started are read
         self._audit = audit
         self._kicked: set[str] = set()
         self._available = True

@@ -29,7 +29,7 @@ Stream = TypeVar("Stream", bound=Member)
 
 
 def _discard(frames: bytes) -> int:
-    """Stand in the slot of a stream that has left."""
+    """Take the bytes for a stream that was removed."""
     return len(frames)
 
 
@@ -37,11 +37,11 @@ class FanoutGroup(Generic[Stream]):
     """A table with a slot for each stream: the function that takes its bytes.
 
     That is the bare ``socket.send`` of a stream that is ready, and `Member.enqueue` of one that is behind, so
-    the hot loop asks nothing and touches little memory: at 10,000 streams cache misses are what it costs.
+    the hot loop checks nothing and touches little memory: at 10,000 streams its cost is cache misses.
     The streams share their channels and their framing, so they share the bytes also where events of several
     channels go out together, in log order.
 
-    Slots do not move during a fan-out: a stream that leaves leaves a hole, and one that comes is put at the end.
+    Slots do not move during a fan-out: a stream that is removed leaves a hole, and a new one is put at the end.
 
     Args:
         channels: those of each stream.

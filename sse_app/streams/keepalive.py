@@ -23,10 +23,10 @@ CLOSING_TIMEOUT = 5.0
 
 
 class Keepalive:
-    """Walks a part of the streams at each tick, so that 10,000 pings spread over the interval.
+    """Visits a part of the streams at each tick, so that 10,000 pings spread over the interval.
 
-    A stream has a turn in the round; a round takes one ping interval. A stream whose socket has accepted
-    nothing for two intervals is dead (DESIGN: kernel timers find most of the dead before that).
+    Each stream has its turn in the round, which takes one ping interval. A stream whose socket has accepted
+    nothing for two intervals is dead; the kernel's timers find most dead clients before that.
 
     Args:
         hub: whose streams.

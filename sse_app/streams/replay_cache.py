@@ -1,4 +1,4 @@
-"""The last events of the log, kept in memory, so that clients that come right back cause no reads from disk."""
+"""The last events of the log in memory, so that clients that resume soon cause no reads from disk."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class ReplayCache:
         self._ring: deque[Event] = deque()
 
     def add(self, events: list[Event]) -> None:
-        """Keep events that follow the last one."""
-        self._answers.clear()  # the next question is about a longer past
+        """Add events that follow the last one."""
+        self._answers.clear()  # the next replay goes up to a later event
         self._ring.extend(events)
         self._bytes += sum([len(event.data) for event in events]) + EVENT_OVERHEAD_BYTES * len(events)
         while self._bytes > self._max_bytes:

@@ -24,10 +24,10 @@ class Subscriber(NamedTuple):
 
     Args:
         client_id: the client's label.
-        lease: the token that the stream lives on.
+        lease: the token that the stream depends on.
         address: of the connection.
-        earlier: what it lived on before it was renewed, as far as that has not expired: a client that is cut
-            off comes back with its first URL, so these are still its tokens.
+        earlier: the tokens that it had before it was renewed, unless they have expired: a client that is cut
+            off comes back with its first URL, so they are still its tokens.
     """
 
     client_id: str
@@ -69,12 +69,12 @@ class Stream:
     socket. Otherwise it is *behind*: what the hub has for it waits here, and the flush loop writes it.
 
     Args:
-        number: tells it from all others, also of earlier processes.
+        number: unique, also among the streams of earlier processes.
         subscriber: whose stream it is.
         channels: in the order asked for.
         framing: how its bytes stand in the body of the response.
         backlog_limit: how many bytes may wait before the stream is ended as ``slow_consumer``.
-        laggards: where the stream enters itself while it is behind.
+        laggards: the set that the stream is in while it is behind.
     """
 
     __slots__ = (
@@ -184,7 +184,7 @@ class Stream:
         """Leave the ready state: the socket accepted only ``sent`` bytes of the frames."""
         assert self.connection is not None
         self.connection.queue_rest(frames, sent)
-        self._fall_back()
+        self._mark_behind()
         self._wake()
 
     def end(self, reason: str, retry: int | None) -> None:
@@ -200,7 +200,7 @@ class Stream:
         self.ending_at = time.monotonic()
         self._pending = None
         self._pending_bytes = 0
-        self._fall_back()
+        self._mark_behind()
         self._push(self.framing.frame(encode_closing(reason, retry)))
 
     def log_fields(self, **more: object) -> dict[str, object]:
@@ -285,7 +285,7 @@ class Stream:
         self.group.sends[self.slot] = self.connection.send
         self._laggards.discard(self)
 
-    def _fall_back(self) -> None:
+    def _mark_behind(self) -> None:
         self._laggards.add(self)
         if self.group is not None:
             self.group.sends[self.slot] = self.enqueue

@@ -22,7 +22,7 @@ from sse_app.settings.model import Auth
 
 
 class LoginThrottled(SSEAppError):
-    """There were too many wrong passwords, or another one is just being checked.
+    """There were too many wrong passwords, or another attempt is still being checked.
 
     Args:
         wait: seconds until the next try.
@@ -49,9 +49,9 @@ class Login:
 
     Args:
         accounts: that can log in.
-        sessions: what a login begins.
+        sessions: begun by a login.
         tokens: the issuer.
-        audit: where it is noted.
+        audit: records logins, refreshes and logouts.
         auth: how long tokens last, and which channels are each subject's own.
     """
 
@@ -131,7 +131,7 @@ class Login:
         return self._logged_in(session, account)
 
     async def log_out(self, session: str, subject: str, address: str) -> None:
-        """End a session, its tokens and, a moment later, its streams."""
+        """End a session and its tokens; its streams end as soon as the revocation is applied."""
         await self._sessions.end(session)
         self._audit.record("logout", subject=subject, address=address, target=session)
 

@@ -1,8 +1,8 @@
 """Limits on guessing passwords: pure, with the time handed in.
 
-A stranger must neither guess nor lock the right user out. So what grows is the delay of one address with one
-account; another address is not made to wait for what this one did. A stranger with many addresses has one
-try from each while an account is under attack, and the limit of each address over all accounts.
+An attacker must neither guess a password nor lock the user out. So the delay grows for one address with one
+account, and other addresses do not wait. An attacker with many addresses has one try from each while an account
+is under attack, and the limit of each address over all accounts.
 
 The counts stay in the memory of the process and not in the store: each attempt is decided before anything
 else is done for it, and a flood of wrong passwords must not become a flood of writes. Nodes that share accounts

@@ -1,4 +1,4 @@
-"""Keys that are more than a secret, read and made with cryptography; loaded only where there are any.
+"""Public and private keys, read and made with cryptography; this module is loaded only where there are any.
 
 Loading cryptography takes a sixth of the time in which a server starts.
 """
@@ -17,9 +17,8 @@ from jwt.algorithms import get_default_algorithms
 RSA_BITS = 2048
 """RFC 7518 §3.3."""
 
-
 _UNUSABLE = (TypeError, RuntimeError, UnsupportedAlgorithm, jwt.PyJWTError)
-"""What the libraries raise beside ValueError, whatever a file holds; a RecursionError is a RuntimeError."""
+"""What the libraries raise beside ValueError for bad files; a RecursionError is a RuntimeError."""
 
 
 class Material(NamedTuple):

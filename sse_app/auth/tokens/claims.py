@@ -12,7 +12,7 @@ MAX_TIME = 2**40
 
 
 class Lease(NamedTuple):
-    """What an open stream lives on: a token without its grants, which were asked when the stream was opened.
+    """The token that an open stream depends on, without its grants, which were checked when the stream was opened.
 
     Times are in seconds since the epoch.
     """
@@ -36,7 +36,7 @@ class Claims(NamedTuple):
 
     @property
     def lease(self) -> Lease:
-        """What a stream that is opened with the token lives on."""
+        """What a stream that is opened with the token keeps of it."""
         return Lease(self.subject, self.session, self.token_id, self.issued_at, self.expires_at)
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Tokens: two kinds of JWT, told apart by their ``typ``, issued and verified here and nowhere else."""
+"""Issues and verifies tokens: two kinds of JWT, which differ in their ``typ``. A token is refused here."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MAX_HEADERS = 64
 """How many headers of verified tokens are remembered: few, as there is one for each key and kind."""
 
 JITTER = 0.1
-"""By which part of it a login's lifetimes are shortened at random, so that they do not all end together."""
+"""The part of a token's lifetime by which it is shortened at random, so that not all expire together."""
 
 REQUIRED = ["iss", "aud", "sub", "iat", "exp", "jti", "sid", "sse"]
 
@@ -46,7 +46,7 @@ class Tokens:
         issuer: the ``iss`` claim.
         audience: the ``aud`` claim.
         longest: the longest lifetime that is accepted, in seconds.
-        revocations: what is refused although it is in force; None where nothing is asked of them, as for minting alone.
+        revocations: tokens that are refused before they expire; None where tokens are only issued.
         clock: the time in seconds since the epoch.
     """
 
@@ -94,15 +94,15 @@ class Tokens:
 
         Args:
             kind: what it is for.
-            subject: whom it speaks for (``sub``).
+            subject: the user that it is issued for (``sub``).
             session: the login it belongs to (``sid``).
             grants: what it allows.
             lifetime: seconds until it expires.
-            as_of: when that was decided, where it was not just now (seconds since the epoch).
+            as_of: the issuing time that it states, where that is not now (seconds since the epoch).
         """
         key = self.keys.signing
         now = self._clock()
-        # Kept exactly, so that what is issued right after a revocation is not taken for older.
+        # Not rounded, so that a token issued right after a revocation does not seem older.
         issued_at = now if as_of is None else as_of
         claims = Claims(subject, session, new_id(), issued_at, int(now) + int(lifetime), grants)
         payload = {
@@ -123,7 +123,7 @@ class Tokens:
         return token
 
     def verify(self, token: str, kind: TokenKind) -> Claims:
-        """Return what a token says, if it is ours, of that kind, and in force; no leeway in time.
+        """Return the claims of a token that this server has issued, of that kind and in force; no leeway in time.
 
         Raises:
             TokenRefused: it is not.
@@ -201,12 +201,12 @@ class Tokens:
 
 
 def is_compact(token: str) -> bool:
-    """Return whether a text has the form of a token, whatever it says."""
+    """Return whether a text has the form of a token; its content is not looked at."""
     return len(token) <= MAX_LENGTH and _COMPACT.fullmatch(token) is not None
 
 
 def jittered(lifetime: float) -> int:
-    """Return a lifetime shortened at random, in whole seconds: a thousand logins at nine do not end together."""
+    """Return a lifetime shortened at random, in whole seconds: the tokens of many logins must not expire together."""
     return int(lifetime) - int(random.uniform(0, JITTER * lifetime))
 
 

@@ -1,4 +1,4 @@
-"""Access tokens of another issuer, an OpenID provider, as something that stream tokens are given for."""
+"""Verifies access tokens of an OpenID provider, for which this server issues stream tokens."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ FETCH_TIMEOUT = 5.0
 """Seconds that the provider may take to answer."""
 MAX_KEY_SET_BYTES = 512 * 1024
 FETCH_AGAIN_AFTER = 3600.0
-"""Seconds after which the keys are fetched again, before one is missed."""
+"""Seconds after which the keys are fetched again, also when none is missing."""
 FETCH_INTERVAL = 10.0
-"""The least time between two fetches, in seconds, whatever key ids are made up."""
+"""The least time between two fetches, in seconds, also when clients make up key ids."""
 
 log = logging.getLogger(__name__)
 
@@ -40,10 +40,10 @@ class Provider:
     """Verifies tokens of one provider with the keys it publishes.
 
     Its keys are fetched without blocking, kept when it is away, and fetched again for an unknown ``kid``, at a
-    bounded rate. A provider that is dead from the start stops nothing but its own tokens.
+    bounded rate. A provider that cannot be reached stops nothing but its own tokens.
 
     Args:
-        settings: who it is, and what its claims mean here.
+        settings: its issuer, and what its claims mean here.
         longest: the longest lifetime that is accepted, in seconds.
     """
 

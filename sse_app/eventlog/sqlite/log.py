@@ -31,7 +31,7 @@ class SqliteEventLog(EventLog):
     """Keeps events in a SQLite file; an append is durable (``synchronous=FULL``) before its ids are returned.
 
     What the event loop knows of the log (`head`, each channel's state) is what the writer thread has reported
-    after it was committed, so no client is told of an event that a crash could still take back.
+    after it was committed, so no client is sent an event that a crash could still undo.
 
     Other processes may append to the same file. What they commit is noticed at once where this process appends
     too, and else within a fraction of a second; the tail then reads it from the file.
@@ -82,7 +82,9 @@ class SqliteEventLog(EventLog):
             else:
                 loop.call_soon_threadsafe(_resolve, report.future, report.failure)
         except RuntimeError:
-            if not loop.is_closed():  # the loop is gone, and with it all that waited for the report
+            if (
+                not loop.is_closed()
+            ):  # else the loop is gone, and with it the tasks that waited for the report
                 raise
 
     def _grown(self, growth: Growth) -> None:

@@ -1,7 +1,7 @@
 """The thread that writes the SQLite event log: takes what waits, commits it as one, reports it.
 
 Other processes may write to the same file. What this one remembers of the log holds as long as no other process has
-committed, which ``PRAGMA data_version`` tells: it is asked in every transaction, and every `LOOK_INTERVAL`.
+committed, which ``PRAGMA data_version`` shows: it is read in every transaction, and every `LOOK_INTERVAL`.
 """
 
 from __future__ import annotations
@@ -247,7 +247,9 @@ class SqliteWriter:
             for channel, new in seqs.items():
                 commit.channels[channel] = self._count(channel, commit.channels[channel], new)
             self._db.execute("COMMIT")
-        except Exception as error:  # of any kind: the publishers must be told, and the thread must not end
+        except (
+            Exception
+        ) as error:  # of any kind: the publishers must get an answer, and the thread must not end
             self._roll_back()
             self._failed = True
             failure = EventLogUnavailable(f"the event log cannot be written: {error}")
@@ -369,7 +371,7 @@ class SqliteWriter:
             ).fetchall():
                 self._erase(rows)
         except sqlite3.Error:
-            self._roll_back()  # an append will meet the same trouble and report it
+            self._roll_back()  # the next append will fail for the same reason and report it
 
     def _erase(self, rows: list[tuple[int, int]]) -> None:
         """Erase the oldest events; ``rows`` are their numbers and channels, in log order."""

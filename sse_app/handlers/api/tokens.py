@@ -15,7 +15,7 @@ from sse_app.handlers.errors import RETRY_AFTER, Refusal
 from sse_app.streams.publisher import refuse_unknown
 
 MAX_EARLIER = 32
-"""With how many tokens that are still in force a stream may have been opened and renewed: a kick revokes all."""
+"""How many earlier tokens of a stream may still be in force: a kick revokes all of them."""
 
 
 class StreamTokenHandler(BodyHandler):
