@@ -129,16 +129,19 @@ class Hub:
         that position. Events may be appended to the log all the while.
         """
         async with self._fanning_out:
-            if self._following is not None:
-                self._following.cancel()
-                await asyncio.wait([self._following])
-                self._following = None
+            await self._stop_following()
         return self.head
 
     def resume(self) -> None:
         """Follow the log again, from where the hub was paused; what has been appended since is read from the log."""
         if self._following is None:
             self._following = asyncio.create_task(self._follow(), name="hub-tail")
+
+    async def _stop_following(self) -> None:
+        if self._following is not None:
+            self._following.cancel()
+            await asyncio.wait([self._following])
+            self._following = None
 
     async def _follow(self) -> None:
         while True:
@@ -357,10 +360,7 @@ class Hub:
 
     async def close(self) -> None:
         """Stop following the log and close every connection that is still open."""
-        if self._following is not None:
-            self._following.cancel()
-            await asyncio.wait([self._following])
-            self._following = None
+        await self._stop_following()
         for stream in list(self.streams):
             stream.close()
         self.disconnects.close()
