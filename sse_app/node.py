@@ -35,7 +35,7 @@ from sse_app.streams.pump import Pump
 RESERVED_FILES = 256
 """How many of the open files that the system allows are kept free for other things than streams."""
 
-CLOSING_TIMEOUT = 1.0
+DRAIN_TIMEOUT = 1.0
 """How many seconds streams may take to accept their ``closing`` when the node stops."""
 
 _FIXED = ("host", "port", "state_dir", "event_log", "keepalive", "history", "socket")
@@ -174,7 +174,7 @@ class Node:
         self.lifecycle.ready = False
         await self.hub.drain("shutdown", drain_time)
         with suppress(TimeoutError):
-            async with asyncio.timeout(CLOSING_TIMEOUT):
+            async with asyncio.timeout(DRAIN_TIMEOUT):
                 await self.hub.emptied()
         self.live_stats.stop()
         self.keepalive.stop()

@@ -11,7 +11,7 @@ from sse_app.core.errors import InvalidChannel
 
 ChannelName = NewType("ChannelName", str)
 
-MAX_LENGTH = 255
+MAX_NAME_LENGTH = 255
 RESERVED_NAMES = frozenset({"status"})
 """Names that the HTTP interface uses for itself: ``GET /api/v1/sse/status``."""
 
@@ -33,7 +33,7 @@ def parse_channel(text: str) -> ChannelName:
     Raises:
         InvalidChannel: it is not dot-separated segments of ``[a-z0-9_-]{1,64}``, or it is reserved.
     """
-    if len(text) > MAX_LENGTH or not _NAME.fullmatch(text) or text in RESERVED_NAMES:
+    if len(text) > MAX_NAME_LENGTH or not _NAME.fullmatch(text) or text in RESERVED_NAMES:
         raise InvalidChannel(f"not a channel name: {_shown(text)}", "channel")
     return ChannelName(text)
 
@@ -70,7 +70,7 @@ class ChannelPattern:
     __slots__ = ("_regex", "is_name", "text")
 
     def __init__(self, text: str) -> None:
-        if len(text) > MAX_LENGTH or not _PATTERN.fullmatch(text):
+        if len(text) > MAX_NAME_LENGTH or not _PATTERN.fullmatch(text):
             raise InvalidChannel(f"not a channel pattern: {_shown(text)}", "pattern")
         self.text = str(text)  # never a subclass, which orjson does not accept as a key
         self.is_name = "*" not in text

@@ -17,7 +17,7 @@ from sse_app.handover.receiver import HandoverReceiver
 from sse_app.handover.sender import HandoverSender
 from sse_app.streams.stream import Stream
 
-COPY_MIN_LIFETIME = 10.0
+COLD_COPY_LIFETIME = 10.0
 """A stream whose token expires within so many seconds is not copied before the pause."""
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ async def store_handover(sender: HandoverSender, store: FdStore) -> bool:
     Nearly all streams are described before the pause, so that the pause is short.
     """
     try:
-        copied, state, descriptors = sender.quiet_streams(COPY_MIN_LIFETIME)
+        copied, state, descriptors = sender.quiet_streams(COLD_COPY_LIFETIME)
         store.put(encode(state), descriptors, last=False)
         sender.stop_watching_disconnects()
         await sender.pause()

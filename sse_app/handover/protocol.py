@@ -42,7 +42,7 @@ TAKEOVER_TIMEOUT = 5.0
 No event is delivered meanwhile, and systemd's watchdog, which waits for 15 s, gets no sign of life.
 """
 
-COPY_MIN_LIFETIME = 120.0
+WARM_COPY_LIFETIME = 120.0
 """A stream whose token expires within so many seconds is not copied before the pause."""
 
 MAINPID_TIMEOUT = 1.0
@@ -135,7 +135,7 @@ async def hand_over(
         UpgradeFailed: the successor does not serve, and this process has resumed.
     """
     await control.receive("ready", START_TIMEOUT)
-    copied, state, descriptors = sender.quiet_streams(COPY_MIN_LIFETIME)
+    copied, state, descriptors = sender.quiet_streams(WARM_COPY_LIFETIME)
     send(sending, encode(state), descriptors)
     control.send("copied")
     await control.receive("built", START_TIMEOUT)

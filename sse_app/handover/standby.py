@@ -31,10 +31,10 @@ from sse_app.handover.protocol import Attached, ControlChannel, Successor, Upgra
 from sse_app.handover.sender import HandoverSender
 from sse_app.handover.warm import Upgrade
 
-ENVIRONMENT = "SSE_APP_STAND_IN"
+STANDBY_VARIABLE = "SSE_APP_STAND_IN"
 """The variable that tells a successor that it is the standby."""
 
-START_TIMEOUT = 20.0
+STANDBY_TIMEOUT = 20.0
 """How long the standby may take until it serves, in seconds: there must be time left for a cold restart."""
 
 TAKEOVER_DEADLINE = 30.0
@@ -56,9 +56,9 @@ log = logging.getLogger(__name__)
 
 async def hand_over_to_standby(upgrade: Upgrade, state_dir: Path) -> bool:
     """Start a standby and hand over to it; return whether it serves: this process must end then, at once."""
-    giving_up = asyncio.get_running_loop().call_later(START_TIMEOUT, upgrade.give_up)
+    giving_up = asyncio.get_running_loop().call_later(STANDBY_TIMEOUT, upgrade.give_up)
     try:
-        process = await upgrade.run(without=HIDDEN_VARIABLES, **{ENVIRONMENT: "1"})
+        process = await upgrade.run(without=HIDDEN_VARIABLES, **{STANDBY_VARIABLE: "1"})
     except UpgradeFailed as error:
         log.warning("stand_in_failed", extra={"detail": str(error)})
         remove_standby_socket(state_dir)

@@ -15,7 +15,7 @@ from sse_app.handover.fd_passing import channel
 from sse_app.handover.protocol import Attached, ControlChannel, Successor, UpgradeFailed, hand_over
 from sse_app.handover.sender import HandoverSender
 
-ENVIRONMENT = "SSE_APP_SUCCESSOR"
+SUCCESSOR_VARIABLE = "SSE_APP_SUCCESSOR"
 """Names the successor's file descriptors: its ends of the two channels."""
 
 
@@ -49,7 +49,7 @@ class Upgrade:
             name: value for name, value in os.environ.items() if name not in ("WATCHDOG_PID", *without)
         }
         environment |= variables
-        environment[ENVIRONMENT] = ",".join(map(str, descriptors))
+        environment[SUCCESSOR_VARIABLE] = ",".join(map(str, descriptors))
         try:
             successor = await _spawn(descriptors, environment)
         finally:
@@ -77,7 +77,7 @@ class Upgrade:
 
 def started_as_successor() -> Successor | None:
     """Return the successor's end of the exchange, if this process was started as one."""
-    descriptors = os.environ.pop(ENVIRONMENT, "")
+    descriptors = os.environ.pop(SUCCESSOR_VARIABLE, "")
     if not descriptors:
         return None
     control, receiving = (socket.socket(fileno=int(one)) for one in descriptors.split(","))

@@ -15,7 +15,7 @@ from sse_app.http.chunked_body import ChunkedBody
 from sse_app.http.deadlines import Deadlines
 from sse_app.http.errors import BadRequest
 from sse_app.http.exchange import Context, Exchange, failed
-from sse_app.http.request_head import CHUNKED, parse_head
+from sse_app.http.request_head import CHUNKED_BODY, parse_head
 
 READ_AHEAD = 64 * 1024
 """How many bytes are read at once, and about how many are kept while there is no use for them yet."""
@@ -268,7 +268,7 @@ class Connection:
             delegate.finish()
             return True
         self._delegate = delegate
-        self._body = ChunkedBody() if head.length == CHUNKED else head.length
+        self._body = ChunkedBody() if head.length == CHUNKED_BODY else head.length
         self._unasked = True
         self._expects_continue = head.expects_continue
         server.receiving.start(self)

@@ -10,7 +10,7 @@ from tornado.httputil import HTTPHeaders, RequestStartLine
 
 from sse_app.http.errors import BadRequest
 
-CHUNKED = -1
+CHUNKED_BODY = -1
 """Stands for the length of a chunked body."""
 
 _METHODS = frozenset(
@@ -34,7 +34,7 @@ class RequestHead(NamedTuple):
     Args:
         start_line: the target is in origin form, where it is not for a proxy.
         headers: ``Host`` is that of an absolute target, if the target is one (RFC 9112 §3.2.2).
-        length: how many bytes the body has, or `CHUNKED`.
+        length: how many bytes the body has, or `CHUNKED_BODY`.
         keep_alive: whether the client wants to send another request (RFC 9112 §9.3).
         expects_continue: whether the client waits for 100 (Continue) before it sends the body.
     """
@@ -94,7 +94,7 @@ def parse_head(head: bytes) -> RequestHead:
     if b"transfer-encoding" in first:
         if headers["Transfer-Encoding"].lower() != "chunked" or not is_current:
             raise BadRequest("the only transfer encoding is chunked, in HTTP/1.1")
-        length = CHUNKED
+        length = CHUNKED_BODY
     expects_continue = is_current and first.get(b"expect", b"").lower() == b"100-continue"
     return RequestHead(start_line, headers, length, keep_alive, expects_continue)
 

@@ -24,8 +24,8 @@ from sse_app.handover.fd_store import RECEIVING, SENDING, FdStore
 from sse_app.handover.protocol import LISTENING, LOCK, Attached, Successor, UpgradeFailed, attached_to
 from sse_app.handover.receiver import HandoverReceiver
 from sse_app.handover.sender import HandoverSender
-from sse_app.handover.standby import ENVIRONMENT as STANDBY_ENVIRONMENT
 from sse_app.handover.standby import (
+    STANDBY_VARIABLE,
     bind_standby_socket,
     connect_standby,
     hand_over_to_standby,
@@ -77,7 +77,7 @@ class Server:
         self._settings = settings
         self._reread = reread
         self._systemd = Systemd()
-        self._is_standby = os.environ.pop(STANDBY_ENVIRONMENT, "") != ""
+        self._is_standby = os.environ.pop(STANDBY_VARIABLE, "") != ""
         self._store: FdStore | None = None
         self._ended = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()

@@ -42,7 +42,7 @@ Seconds = Annotated[float, Meta(gt=0, le=10 * 365 * 86_400)]
 Text = Annotated[str, Meta(min_length=1)]
 
 
-class Keepalive(Section, frozen=True):
+class KeepaliveSettings(Section, frozen=True):
     """Pings, and what follows from them."""
 
     ping_interval: Annotated[float, Meta(ge=0.1, le=3600)] = 30.0
@@ -113,7 +113,7 @@ class OIDC(Section, frozen=True):
             raise ValueError("with an issuer, audience and jwks_url (http or https) are needed too")
 
 
-class Socket(Section, frozen=True):
+class SocketSettings(Section, frozen=True):
     """Kernel options of the listening and the streams' sockets."""
 
     backlog: Count = 4096
@@ -131,7 +131,7 @@ class Log(Section, frozen=True):
     format: Literal["auto", "console", "json"] = "auto"
 
 
-class Metrics(Section, frozen=True):
+class MetricsSettings(Section, frozen=True):
     """Who may read the metrics."""
 
     allow: tuple[Network, ...] = (Network("127.0.0.0/8"), Network("::1/128"))
@@ -149,15 +149,15 @@ class Settings(Section, frozen=True):
     channels: tuple[PublicPattern, ...] = tuple(
         map(PublicPattern, ("dashboard", "alerts", "training", "backtest", "user.**"))
     )
-    keepalive: Keepalive = Keepalive()
+    keepalive: KeepaliveSettings = KeepaliveSettings()
     history: History = History()
     stream: StreamSettings = StreamSettings()
     limits: Limits = Limits()
     auth: Auth = Auth()
     oidc: OIDC = OIDC()
-    socket: Socket = Socket()
+    socket: SocketSettings = SocketSettings()
     log: Log = Log()
-    metrics: Metrics = Metrics()
+    metrics: MetricsSettings = MetricsSettings()
 
 
 def plain(settings: Section) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from sse_app.auth.tokens.claims import Lease
 from sse_app.core.events import timestamp
 from sse_app.core.framing import framed
 from sse_app.core.sse import encode_json
-from sse_app.settings import model as settings_model
+from sse_app.settings.model import KeepaliveSettings
 from sse_app.streams.hub import Hub
 from sse_app.streams.stream import Stream
 
@@ -33,7 +33,7 @@ class Keepalive:
         settings: how often a stream is pinged; fixed for the life of the process.
     """
 
-    def __init__(self, hub: Hub, settings: settings_model.Keepalive) -> None:
+    def __init__(self, hub: Hub, settings: KeepaliveSettings) -> None:
         self._hub = hub
         self._interval = interval = settings.ping_interval
         self._tick = min(MAX_TICK, interval / 8)

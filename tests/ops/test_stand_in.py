@@ -145,7 +145,7 @@ def test_one_that_hangs_is_given_up(service: Service) -> None:
     service.inject(
         "import time\n"
         "from sse_app.handover import standby\n"
-        "standby.START_TIMEOUT = 1.0\n"
+        "standby.STANDBY_TIMEOUT = 1.0\n"
         "if 'SSE_APP_STAND_IN' in os.environ:\n"
         "    time.sleep(60)"
     )

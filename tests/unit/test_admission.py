@@ -23,8 +23,7 @@ from sse_app.core.framing import CHUNKED, UNFRAMED
 from sse_app.core.lifecycle import Lifecycle
 from sse_app.eventlog.base import Retention
 from sse_app.eventlog.memory import MemoryEventLog
-from sse_app.settings import model as settings_model
-from sse_app.settings.model import Limits
+from sse_app.settings.model import KeepaliveSettings, Limits
 from sse_app.streams.admission import Admission, Admitted, Subscription, TurnedAway
 from sse_app.streams.hub import Hub
 from sse_app.streams.keepalive import Keepalive
@@ -67,7 +66,7 @@ class Room:
         self.now = NOW
         self.log = Log(Retention(size=KEPT))
         self.hub = Hub(self.log, backlog_limit=1 << 20, retry=1000)
-        self.keepalive = Keepalive(self.hub, settings_model.Keepalive())
+        self.keepalive = Keepalive(self.hub, KeepaliveSettings())
         self.metrics = Metrics()
         self.lifecycle = Lifecycle()
         limits = Limits(streams_per_user=2, streams_per_address=3)

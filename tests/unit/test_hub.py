@@ -19,7 +19,7 @@ from sse_app.core.framing import UNFRAMED
 from sse_app.eventlog.base import Retention
 from sse_app.eventlog.memory import MemoryEventLog
 from sse_app.eventlog.sqlite.log import SqliteEventLog
-from sse_app.settings.model import Keepalive as KeepaliveSettings
+from sse_app.settings.model import KeepaliveSettings
 from sse_app.streams import hub as hub_module
 from sse_app.streams.connection import StreamConnection
 from sse_app.streams.hub import Hub

@@ -16,7 +16,7 @@ from sse_app.core.events import NewEvent
 from sse_app.core.framing import CHUNKED, UNFRAMED, Framing
 from sse_app.eventlog.base import Page
 from sse_app.eventlog.memory import MemoryEventLog
-from sse_app.settings import model as settings_model
+from sse_app.settings.model import KeepaliveSettings
 from sse_app.streams import hub as hub_module
 from sse_app.streams.connection import StreamConnection
 from sse_app.streams.hub import Hub
@@ -62,7 +62,7 @@ class Room:
     def __init__(self, log: Log) -> None:
         self.log = log
         self.hub = Hub(log, backlog_limit=1 << 20, retry=1000)
-        self.keepalive = Keepalive(self.hub, settings_model.Keepalive())
+        self.keepalive = Keepalive(self.hub, KeepaliveSettings())
         self.pump = Pump(self.hub, self.keepalive)
         self.published: list[ChannelName] = []
         self.clients: list[Client] = []

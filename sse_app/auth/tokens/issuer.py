@@ -27,7 +27,7 @@ JITTER = 0.1
 
 REQUIRED = ["iss", "aud", "sub", "iat", "exp", "jti", "sid", "sse"]
 
-MAX_LENGTH = 8192
+MAX_TOKEN_LENGTH = 8192
 _COMPACT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")  # RFC 7515 §7.1, without padding
 
 
@@ -202,7 +202,7 @@ class Tokens:
 
 def is_compact(token: str) -> bool:
     """Return whether a text has the form of a token; its content is not looked at."""
-    return len(token) <= MAX_LENGTH and _COMPACT.fullmatch(token) is not None
+    return len(token) <= MAX_TOKEN_LENGTH and _COMPACT.fullmatch(token) is not None
 
 
 def jittered(lifetime: float) -> int:
