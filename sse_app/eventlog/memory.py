@@ -24,10 +24,7 @@ from sse_app.eventlog.base import (
     first_page,
     without_holes,
 )
-from sse_app.eventlog.tail import Tails
-
-TAIL_EVENTS = 500
-"""How many events the tail reads at a time."""
+from sse_app.eventlog.tail import TAIL_EVENTS, Tails
 
 
 class _Channel(msgspec.Struct):

@@ -8,6 +8,9 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from sse_app.core.events import Event
 from sse_app.eventlog.base import Page
 
+TAIL_EVENTS = 500
+"""How many events a follower reads from the log at a time."""
+
 MAX_WAITING_BYTES = 8 * 1024 * 1024
 """With more than this committed but not yet taken by a follower, appends wait: no faster than fan-out takes them."""
 

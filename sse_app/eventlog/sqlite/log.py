@@ -16,13 +16,10 @@ from sse_app.core.events import Event, EventId, NewEvent
 from sse_app.eventlog.base import EventLog, IdempotencyKey, Page, Retention, first_page, without_holes
 from sse_app.eventlog.sqlite.schema import ChannelState
 from sse_app.eventlog.sqlite.writer import Commit, Growth, Report, SqliteWriter
-from sse_app.eventlog.tail import Tails
+from sse_app.eventlog.tail import TAIL_EVENTS, Tails
 from sse_app.storage.sqlite import connect
 
 MAX_SEQ = 2**63 - 1
-
-TAIL_EVENTS = 500
-"""How many events the tail reads at a time."""
 
 T = TypeVar("T")
 
