@@ -132,10 +132,8 @@ class AuditHandler(ApiHandler):
     async def get(self) -> None:
         """Answer with the newest entries, newest first; ``before`` asks for older ones."""
         self.admin_claims()
-        limit, before = (
-            self.number("limit", AUDIT_LIMIT, 1, AUDIT_MAX),
-            self.number("before", 2**53, 1, 2**53),
-        )
+        limit = self.number("limit", AUDIT_LIMIT, 1, AUDIT_MAX)
+        before = self.number("before", 2**53, 1, 2**53)
         entries = await self.node.audit.entries(limit, before)
         self.write_json(
             {
