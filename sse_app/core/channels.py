@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import NewType
 
-from sse_app.core.errors import InvalidChannel
+from sse_app.core.errors import InvalidChannel, InvalidInput
 
 ChannelName = NewType("ChannelName", str)
 
@@ -48,6 +48,24 @@ def parse_channels(text: str, limit: int) -> tuple[ChannelName, ...]:
     if len(names) > limit:
         raise InvalidChannel(f"more than {limit} channels on one stream", "channels")
     return tuple(dict.fromkeys(parse_channel(name) for name in names))
+
+
+def channel_in(value: object, field: str) -> ChannelName:
+    """Return the channel name that a member of a request has.
+
+    Args:
+        value: of the member.
+        field: where it stands, such as ``channels[2]``, for the error's text.
+
+    Raises:
+        InvalidInput: it is no channel name.
+    """
+    if not isinstance(value, str):
+        raise InvalidInput(f"{field} must be a channel name", field)
+    try:
+        return parse_channel(value)
+    except InvalidChannel as error:
+        raise InvalidInput(f"{field}: {error}", field) from None
 
 
 def is_internal(channel: str) -> bool:

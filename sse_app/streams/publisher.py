@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
-from sse_app.core.channels import ChannelName, ChannelPatterns, is_internal, parse_channel
+from sse_app.core.channels import ChannelName, ChannelPatterns, channel_in, is_internal, parse_channel
 from sse_app.core.errors import InvalidInput, UnknownChannel
 from sse_app.core.events import EventId, NewEvent, new_event, timestamp
 from sse_app.eventlog.base import EventLog, IdempotencyKey
@@ -116,11 +116,5 @@ def _check_item(item: object, field: str, now: str) -> NewEvent:
     if not isinstance(item, dict):
         raise InvalidInput(f"{field[:-1]} must be an object", field[:-1])
     refuse_unknown(item, _MEMBERS, field)
-    channel = item.get("channel")
-    if not isinstance(channel, str):
-        raise InvalidInput(f"{field}channel must be a channel name", f"{field}channel")
-    try:
-        name = parse_channel(channel)
-    except InvalidInput as error:
-        raise InvalidInput(f"{field}channel: {error}", f"{field}channel") from None
+    name = channel_in(item.get("channel"), f"{field}channel")
     return new_event(name, item.get("event"), item.get("data"), item.get("retry"), now=now, field=field)

@@ -8,7 +8,7 @@ from sse_app.auth.accounts.login import names_granted
 from sse_app.auth.tokens.claims import Claims
 from sse_app.auth.tokens.issuer import TokenKind
 from sse_app.auth.tokens.keyring import public_jwk
-from sse_app.core.channels import ChannelName, parse_channel
+from sse_app.core.channels import ChannelName, channel_in
 from sse_app.core.errors import InvalidInput
 from sse_app.handlers.base import ApiHandler, BodyHandler
 from sse_app.handlers.errors import RETRY_AFTER, Refusal
@@ -47,15 +47,7 @@ class StreamTokenHandler(BodyHandler):
         limit = self.node.settings.limits.channels_per_stream
         if not isinstance(value, list) or not 1 <= len(value) <= limit:
             raise InvalidInput(f"channels must be a list of 1 to {limit} channel names", "channels")
-        names = []
-        for number, name in enumerate(value):
-            if not isinstance(name, str):
-                raise InvalidInput(f"channels[{number}] must be a channel name", f"channels[{number}]")
-            try:
-                names.append(parse_channel(name))
-            except InvalidInput as error:
-                raise InvalidInput(f"channels[{number}]: {error}", f"channels[{number}]") from None
-        return names
+        return [channel_in(name, f"channels[{number}]") for number, name in enumerate(value)]
 
 
 class MeHandler(ApiHandler):
