@@ -39,6 +39,10 @@ log = logging.getLogger(__name__)
 _BEARER = re.compile(r"(?i:bearer) +([A-Za-z0-9._~+/=-]+) *")
 
 
+def _do_nothing(*path_arguments: str) -> None:
+    """Take the place of the method of a request that is refused already."""
+
+
 @without_access_line
 @web.stream_request_body
 class ApiHandler(OriginHandler):
@@ -109,6 +113,8 @@ class ApiHandler(OriginHandler):
         self._too_large = True
         self._write_refusal(self._size_refusal())
         self.flush()
+        # Once the body is read to its end Tornado calls the method, which must neither do nor answer anything.
+        setattr(self, (self.request.method or "").lower(), _do_nothing)
 
     # -- authorisation --------------------------------------------------------------------------------------
 

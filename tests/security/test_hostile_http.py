@@ -68,6 +68,37 @@ def test_a_large_body_where_none_belongs_is_a_4xx_and_no_reset(target: Target) -
         assert_refused(answer, 401, 413)
 
 
+@pytest.mark.parametrize("framing", ["Content-Length: {size}", "Transfer-Encoding: chunked"])
+def test_a_request_whose_body_is_too_large_has_its_413_and_no_stream_behind_it(
+    target: Target, framing: str
+) -> None:
+    body = b"a" * (MIB * 3 // 2)
+    header = framing.format(size=len(body))
+    sent = body if "Length" in header else chunked(body)
+    with target.connect(timeout=3) as connection:
+        connection.sendall(
+            request("GET", f"/api/v1/sse/dashboard?token={target.stream_token}", header, body=sent)
+        )
+        received = b""
+        while piece := connection.recv(65536):
+            received += piece
+    head, _, answered = received.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 413 ")
+    assert f"\r\nContent-Length: {len(answered)}\r\n".encode() in head + b"\r\n"
+
+
+def test_a_request_whose_body_is_too_large_does_nothing(target: Target) -> None:
+    target.server.add_user("large", "correct horse battery", subscribe="dashboard")
+    login = target.post(
+        "/api/v1/auth/login", {"username": "large", "password": "correct horse battery"}, bearer=False
+    )
+    cookie = "Cookie: " + login.headers["set-cookie"].partition(";")[0]
+    large = b"a" * (MIB * 3 // 2)
+    for path in ("/api/v1/auth/refresh", "/api/v1/auth/logout"):
+        assert_refused(target.post(path, large, cookie, bearer=False), 413)
+    assert target.post("/api/v1/auth/refresh", b"", cookie, bearer=False).status == 200
+
+
 def test_a_chunked_body_of_9_mib_is_413_too(target: Target) -> None:
     head = request("POST", "/api/v1/sse/dashboard", target.bearer, "Transfer-Encoding: chunked")
     with target.connect() as connection:
