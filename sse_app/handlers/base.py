@@ -58,6 +58,7 @@ class ApiHandler(OriginHandler):
         # The query may hold a token. Its arguments are parsed; what logs the request from here on finds only the path.
         self.request.uri = loggable_path(self.request.path)
         self.request.query = ""
+        self.read_origin()
         self._pieces: list[bytes] = []
         self._size = 0
         self._too_large = False

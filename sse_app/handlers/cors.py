@@ -19,6 +19,15 @@ class OriginHandler(web.RequestHandler):
     node: Node
     _readable = False
 
+    def read_origin(self) -> None:
+        """Take an ``Origin`` that cannot be parsed for ``null``, which is no server's (Fetch §3.2).
+
+        Tornado parses it too, before `prepare`, and would answer 500.
+        """
+        headers = self.request.headers
+        if not _is_url(headers.get("Origin", "")):
+            headers["Origin"] = "null"
+
     def allow_origin(self) -> None:
         """Let pages of the configured origins read the answer (Fetch §3.3)."""
         origins = self.node.settings.cors_origins
@@ -72,6 +81,14 @@ class OriginHandler(web.RequestHandler):
             if method != "OPTIONS"
             and getattr(type(self), method.lower()) is not getattr(web.RequestHandler, method.lower())
         ]
+
+
+def _is_url(text: str) -> bool:
+    try:
+        urlsplit(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_of_host(origin: str, headers: httputil.HTTPHeaders) -> bool:

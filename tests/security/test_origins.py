@@ -83,6 +83,16 @@ def test_another_origin_gets_no_cors_headers(target: Target, origin: str) -> Non
         assert not [name for name in answer.headers if name.startswith("access-control-")], answer
 
 
+@pytest.mark.parametrize("origin", ["http://[", "http://[x]", "http://[::1%", "http://[/a]"])
+def test_an_origin_that_is_no_url_is_any_other_origin(target: Target, origin: str) -> None:
+    header = f"Origin: {origin}"
+    assert target.publish("dashboard", {"event": "e", "data": {}}, header).status == 201
+    for path in ("/api/v1/auth/login", "/api/v1/auth/refresh", "/api/v1/auth/logout"):
+        assert_refused(target.post(path, {}, header, bearer=False), 403)
+    for path in ("/", "/nope", "/healthz", "/static/page.css"):
+        assert_refused(target.post(path, b"", header, bearer=False), 404, 405)
+
+
 def test_a_configured_origin_may_read_streams_answers_and_errors(target: Target) -> None:
     origin = f"Origin: {ORIGINS[0]}"
     answers = {
