@@ -24,6 +24,9 @@ _ABSOLUTE = re.compile(
 )
 """Host, port, path and query (RFC 3986 §3); without user information, which is refused (RFC 9110 §4.2.4)."""
 
+_NO_PORT = re.compile(r":[0-9]{6,}\Z")
+"""What follows a host and is a number, but too large for a port; Tornado does not expect it."""
+
 _OVERFLOWING_LENGTH = re.compile(rb"(?i)\r\ncontent-length:[ \t]*[0-9]{19,}[ \t]*\r\n")
 _WHITESPACE = b" \t"
 
@@ -87,6 +90,8 @@ def parse_head(head: bytes) -> RequestHead:
     path = target.decode("ascii")
     if not path.startswith("/") and path != "*" and method != b"CONNECT":
         headers["Host"], path = _from_absolute(path)
+    if _NO_PORT.search(headers.get("Host", "")):
+        raise BadRequest("the port is no port number")
     start_line = RequestStartLine(method.decode("ascii"), path, version.decode("ascii"))
     options = tokens(headers["Connection"]) if b"connection" in first else ()
     keep_alive = "close" not in options if is_current else "keep-alive" in options
