@@ -153,6 +153,9 @@ class Exchange(httputil.HTTPConnection):
         connection = self._connection
         if connection is None:
             return
+        if not self.responding:  # its head could not be written, and the client waits for it
+            carrier.close()
+            return
         if self._unwritten:
             connection.close()
             raise httputil.HTTPOutputError(f"{self._unwritten} bytes less than Content-Length were written")
