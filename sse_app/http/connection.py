@@ -283,8 +283,9 @@ class Connection:
             if isinstance(self._body, int) and self._body > exchange.max_body_size:
                 raise BadRequest("the body is too large", 413, "too_large")
             if self._expects_continue and not (exchange.responding or self._buffer):
-                self.send(_CONTINUE)
-                return not self.closed
+                # Until the socket has accepted it, a handler that takes the socket would lose some of it.
+                self._wait_for(self.send(_CONTINUE))
+                return True
         if isinstance(self._body, int):
             content, self._buffer = self._buffer[: self._body], self._buffer[self._body :]
             self._body -= len(content)

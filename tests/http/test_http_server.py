@@ -143,6 +143,20 @@ class Large(web.RequestHandler):
         await type(self).future
 
 
+@web.stream_request_body
+class Detaching(web.RequestHandler):
+    """Takes the socket once it has the body, as a stream does."""
+
+    detached: list[socket.socket]
+
+    def data_received(self, chunk: bytes) -> None:
+        pass
+
+    def post(self) -> None:
+        connection: Any = self.request.connection
+        self.detached.append(connection.detach())
+
+
 class Wrong(web.RequestHandler):
     """Says one length and writes another."""
 
@@ -172,6 +186,7 @@ def application() -> web.Application:
             ("/closing", Closing),
             ("/large", Large),
             ("/wrong/([0-9]+)", Wrong),
+            ("/detaching", Detaching),
         ],
         log_function=lambda handler: None,
     )
@@ -533,6 +548,44 @@ async def test_no_100_is_sent_where_the_body_has_come_or_the_version_is_1_0_or_t
 
 
 @pytest.mark.gen_test
+async def test_a_socket_is_given_away_only_after_its_100_is_sent() -> None:
+    Detaching.detached = []
+    most = 0
+    async with serving() as (server, _):
+        with closing(unread(server)) as client:
+            while server.under_way == (0, 0):
+                most += 1
+                client.send(GET)
+                await a_few_turns()
+        await until_async(lambda: not list(server.idle()), "the connection has ended")
+        with closing(unread(server)) as client:
+            for _ in range(most - 1):
+                client.send(GET)
+                await a_few_turns()
+            assert server.under_way == (0, 0)  # the socket has accepted all answers, and accepts no more
+            head = b"POST /detaching HTTP/1.1\r\nHost: here\r\nContent-Length: 3\r\n"
+            client.send(head + b"Expect: 100-continue\r\n\r\n")
+            await a_few_turns()
+            client.send(b"abc")
+            await a_few_turns()
+            assert Detaching.detached == []
+            received = client.recv(1 << 20)
+            await until_async(lambda: Detaching.detached, "the socket is given away")
+            received += client.recv(1 << 20)
+            assert received.endswith(b"HTTP/1.1 100 Continue\r\n\r\n")
+            Detaching.detached[0].close()
+
+
+def unread(server: HTTPServer) -> socket.socket:
+    """Return a client's socket whose other end is the server's, and holds little that is not read."""
+    ours, theirs = socket.socketpair()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    theirs.setblocking(False)
+    server.adopt(ours, b"")
+    return theirs
+
+
+@pytest.mark.gen_test
 async def test_a_body_that_the_handler_does_not_wait_for_ends_the_connection(slow: type[Slow]) -> None:
     async with serving() as (_, port), connected(port) as client:
         client.send(b"POST /early HTTP/1.1\r\nHost: here\r\nContent-Length: 300000\r\n\r\n")
@@ -709,6 +762,20 @@ async def test_a_header_that_would_forge_others_is_refused(value: str) -> None:
 
 
 @pytest.mark.gen_test
+async def test_a_response_that_is_finished_without_a_head_ends_the_connection() -> None:
+    def act(connection: httputil.HTTPConnection) -> None:
+        with suppress(ValueError):  # as Tornado's handlers do, which finish in any case
+            connection.write_headers(OK, httputil.HTTPHeaders({"Price": "1 €"}))
+        connection.finish()
+
+    delegate = Raw(act)
+    async with serving(delegate) as (_, port), connected(port) as client:
+        client.send(GET)
+        assert await client.is_closed()
+    assert delegate.ended == 1
+
+
+@pytest.mark.gen_test
 async def test_nothing_can_be_written_to_a_response_that_is_complete() -> None:
     kept = []
 
@@ -806,6 +873,9 @@ MALFORMED = {
     "no host, absolute": ABSOLUTE.replace(b"Host: here\r\n", b""),
     "two hosts": with_header(b"Host: here"),
     "two hosts in one": GET.replace(b"here", b"here,there"),
+    "a port that is none": GET.replace(b"here", b"here:100000"),
+    "a port that no number holds": GET.replace(b"here", b"here:" + b"9" * 5000),
+    "absolute with a port that is none": ABSOLUTE.replace(b":81", b":" + b"9" * 5000),
     "bad host": GET.replace(b"here", b"he/re"),
     "bare LF everywhere": GET.replace(b"\r\n", b"\n"),
     "bare LF once": GET.replace(b"here\r\n", b"here\n"),
