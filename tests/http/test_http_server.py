@@ -533,7 +533,9 @@ async def test_a_client_that_waits_for_100_gets_it() -> None:
 
 
 @pytest.mark.gen_test
-async def test_no_100_is_sent_where_the_body_has_come_or_the_version_is_1_0_or_the_answer_is_no() -> None:
+async def test_no_100_is_sent_where_the_body_has_come_or_the_version_is_1_0_or_the_answer_is_no(
+    slow: type[Slow],
+) -> None:
     head, _, body = POST.partition(b"\r\n\r\n")
     expecting = head + b"\r\nExpect: 100-continue\r\n\r\n"
     async with serving() as (_, port):
