@@ -169,12 +169,16 @@ class Connection:
             and len(self._buffer) < READ_AHEAD
             and not (self._server.paused and self.half_read is not None)
         )
-        if wanted != self._reading:
-            self._reading = wanted
-            if wanted:
-                self._server.loop.add_reader(self._fd, self._readable)
-            else:
-                self._server.loop.remove_reader(self._fd)
+        if wanted and not self._reading:
+            self._reading = True
+            self._server.loop.add_reader(self._fd, self._readable)
+        elif not wanted:
+            self._unwatch()
+
+    def _unwatch(self) -> None:
+        if self._reading:
+            self._reading = False
+            self._server.loop.remove_reader(self._fd)
 
     def resume(self) -> None:
         """Use what has been received during a pause of the server."""
@@ -184,22 +188,27 @@ class Connection:
     # -- reading --------------------------------------------------------------------------------------------
 
     def _readable(self) -> None:
-        self._read()
+        # uvloop calls just once for a socket that the client has reset, also where there is something to read
+        # before that shows. So what there is is read to its end, or the loop is asked to watch it anew.
+        while self._read() and len(self._buffer) < READ_AHEAD:
+            pass
         if not self.closed and self._linger < 0:
+            if len(self._buffer) >= READ_AHEAD:
+                self._unwatch()
             self._proceed()
             self.watch()
 
-    def _read(self) -> None:
-        """Add to the buffer what the socket has."""
+    def _read(self) -> bool:
+        """Add to the buffer what the socket has; return whether it had something, and may have more."""
         assert self._socket is not None
         received = self._server.received
         try:
             size = self._socket.recv_into(received)
         except (BlockingIOError, InterruptedError):
-            return
+            return False
         except OSError:
             self.close()
-            return
+            return False
         if self._linger >= 0:
             self._linger -= size
             if size == 0 or self._linger < 0:
@@ -210,6 +219,7 @@ class Connection:
             self._buffer += received[:size]
         else:
             self._buffer = bytes(received[:size])
+        return size > 0 and not self.closed
 
     def _proceed(self) -> None:
         """Use what has been received, as far as possible now; refuse or close where that fails."""
@@ -451,9 +461,7 @@ class Connection:
 
     def _unregister(self) -> None:
         """Remove the connection from the event loop and the server."""
-        if self._reading:
-            self._reading = False
-            self._server.loop.remove_reader(self._fd)
+        self._unwatch()
         self._socket = None
         for deadlines in (self._server.waiting, self._server.receiving, self._server.lingering):
             deadlines.stop(self)

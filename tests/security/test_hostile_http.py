@@ -8,10 +8,12 @@ import struct
 import time
 from contextlib import closing, suppress
 from http.client import HTTPResponse
+from pathlib import Path
 
 import pytest
 
 from tests.support.hostility import MIB, Answer, Stream, Target, assert_refused, body_of, request
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.usefixtures("the_log_stays_quiet_and_the_server_alive")
 
@@ -211,6 +213,29 @@ def test_clients_that_leave_in_the_middle_are_not_the_servers_trouble(target: Ta
             connection.sendall(stream)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     assert target.publish("user.torn", {"event": "e", "data": {}}).status == 201
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [b"GET / HTT", b"POST /nope HTTP/1.1\r\nHost: a\r\nContent-Length: 9000000\r\n\r\n" + b"a" * 300_000],
+)
+def test_a_client_that_resets_its_connection_right_behind_a_part_of_a_request_leaves_nothing(
+    target: Target, sent: bytes
+) -> None:
+    assert target.server.process is not None
+    descriptors = Path(f"/proc/{target.server.process.pid}/fd")
+
+    def count() -> int:
+        return len(list(descriptors.iterdir()))
+
+    before = count()
+    for _ in range(30):
+        with target.connect() as connection:
+            connection.sendall(request("HEAD", "/healthz"))
+            assert connection.recv(65536)
+            connection.sendall(sent)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    until(lambda: count() <= before, "all connections have ended", seconds=20)
 
 
 def test_what_a_client_sends_behind_its_stream_request_does_not_disturb_the_stream(target: Target) -> None:
