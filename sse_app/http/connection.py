@@ -46,6 +46,8 @@ class Server(Protocol):
     """Connections that wait for the head of a request to be complete."""
     receiving: Deadlines[Connection]
     """Connections that wait for a body to be complete."""
+    sending: Deadlines[Connection]
+    """Connections that wait for the client to read some of a response."""
     lingering: Deadlines[Connection]
     """Connections that wait until the client has read the last response."""
 
@@ -347,6 +349,7 @@ class Connection:
             if sent == len(data):
                 return self._server.sent
             self._server.loop.add_writer(self._fd, self._writable)
+            self._server.sending.start(self)
         self._unsent.append(memoryview(data)[sent:])
         if self._drained is None:
             self._drained = self._server.loop.create_future()
@@ -357,6 +360,7 @@ class Connection:
         try:
             while self._unsent:
                 sent = self._socket.send(self._unsent[0])
+                self._server.sending.start(self)
                 if sent != len(self._unsent[0]):
                     self._unsent[0] = self._unsent[0][sent:]
                     return
@@ -367,6 +371,7 @@ class Connection:
             self.close()
             return
         self._server.loop.remove_writer(self._fd)
+        self._server.sending.stop(self)
         drained, self._drained = self._drained, None
         if drained is not None and not drained.done():
             drained.set_result(None)
@@ -463,9 +468,10 @@ class Connection:
         """Remove the connection from the event loop and the server."""
         self._unwatch()
         self._socket = None
-        for deadlines in (self._server.waiting, self._server.receiving, self._server.lingering):
+        server = self._server
+        for deadlines in (server.waiting, server.receiving, server.sending, server.lingering):
             deadlines.stop(self)
-        self._server.forget(self)
+        server.forget(self)
 
     def _abandon(self) -> None:
         """End the request under way, and tell the application that its client has gone."""

@@ -27,6 +27,12 @@ IDLE_TIMEOUT = 75.0
 BODY_TIMEOUT = 60.0
 """How long a request's body may take to come, in seconds."""
 
+SEND_TIMEOUT = 60.0
+"""Seconds for which a client may read nothing of a response that waits for it.
+
+The kernel has such a limit only for TCP, and not on every system.
+"""
+
 ACCEPTED_AT_ONCE = 64
 """How many connections are accepted before the event loop runs other callbacks."""
 
@@ -59,7 +65,7 @@ class HTTPServer:
     Args:
         delegate: the application.
         tune: sets the options of a TCP socket: of listening ones, from which others inherit them on Linux.
-        max_header_size, max_body_size, idle_timeout, body_timeout: see the constants.
+        max_header_size, max_body_size, idle_timeout, body_timeout, send_timeout: see the constants.
     """
 
     def __init__(
@@ -71,6 +77,7 @@ class HTTPServer:
         max_body_size: int = MAX_BODY_SIZE,
         idle_timeout: float = IDLE_TIMEOUT,
         body_timeout: float = BODY_TIMEOUT,
+        send_timeout: float = SEND_TIMEOUT,
     ) -> None:
         self.delegate = delegate
         self.max_header_size = max_header_size
@@ -82,6 +89,7 @@ class HTTPServer:
         self.paused = False
         self.waiting = Deadlines(idle_timeout, Connection.close)
         self.receiving = Deadlines(body_timeout, Connection.close)
+        self.sending = Deadlines(send_timeout, Connection.close)
         self.lingering = Deadlines(LINGER_TIMEOUT, Connection.close)
         self._tune = tune
         self._connections: set[Connection] = set()
@@ -109,7 +117,7 @@ class HTTPServer:
         self.close_listening()
         for connection in list(self._connections):
             connection.close()
-        for deadlines in (self.waiting, self.receiving, self.lingering):
+        for deadlines in (self.waiting, self.receiving, self.sending, self.lingering):
             deadlines.close()
         await asyncio.sleep(0)  # so that the handlers of the requests learn of it
 

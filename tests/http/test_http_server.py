@@ -707,6 +707,22 @@ async def test_a_write_fails_when_the_client_goes_in_the_middle_of_it() -> None:
     del Large.future
 
 
+@pytest.mark.expects_logs("Uncaught", "Cannot send error response")
+@pytest.mark.gen_test
+async def test_a_client_that_reads_nothing_is_cut_off_and_one_that_reads_slowly_is_not() -> None:
+    async with serving(send_timeout=2) as (server, _):
+        large = b"GET /large HTTP/1.1\r\nHost: here\r\n\r\n"
+        with closing(unread(server)) as none, closing(unread(server)) as slowly:
+            none.send(large)
+            slowly.send(large)
+            for _ in range(60):  # for longer than that
+                await asyncio.sleep(0.05)
+                assert slowly.recv(4096)
+            await until_async(lambda: server.under_way == (1, 0), "one is cut off")
+            assert slowly.recv(4096)
+    del Large.future
+
+
 @pytest.mark.parametrize("length", [2, 4])
 @pytest.mark.expects_logs("Uncaught", "Cannot send error response")
 @pytest.mark.gen_test
