@@ -719,6 +719,7 @@ async def test_a_client_that_reads_nothing_is_cut_off_and_one_that_reads_slowly_
                 await asyncio.sleep(0.05)
                 assert slowly.recv(4096)
             await until_async(lambda: server.under_way == (1, 0), "one is cut off")
+            await asyncio.sleep(0.05)
             assert slowly.recv(4096)
     del Large.future
 
