@@ -154,7 +154,7 @@ class Exchange(httputil.HTTPConnection):
         if connection is None:
             return
         if not self.responding:  # its head could not be written, and the client waits for it
-            carrier.close()
+            connection.close()
             return
         if self._unwritten:
             connection.close()
