@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-PROCESSES ?= 3
+PROCESSES ?= 4
 
 .PHONY: run test quick test-long check bench bench-handover clean
 

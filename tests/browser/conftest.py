@@ -10,6 +10,7 @@ from playwright.sync_api import Browser
 from tests.support.browser_fixtures import chrome as chrome
 from tests.support.browser_fixtures import script as script
 from tests.support.browser_fixtures import serve as serve
+from tests.support.browser_fixtures import whole_chrome as whole_chrome
 from tests.support.chromium import connection_to
 from tests.support.npm import built as built
 

@@ -197,9 +197,10 @@ def test_a_frozen_tab_lets_go_and_catches_up_when_it_is_resumed(chrome: Chrome, 
 
 
 def test_a_page_that_the_browser_caches_lets_go_and_catches_up_when_the_user_comes_back(
-    chrome: Chrome, serve: Start
+    whole_chrome: Chrome, start_server: Start
 ) -> None:
-    server = serve()
+    chrome = whole_chrome
+    server = start_server(CORS_ORIGINS=[chrome.origin], STREAM__RETRY=200)
     tabs = open_tabs(chrome, server, 3)
     leader = take_leader(others := list(tabs))
     with server.publisher() as publisher:

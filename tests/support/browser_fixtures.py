@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser
 
 from tests.support.browser import Chrome, Start, serve_pages
+from tests.support.chromium import chromium_server, connection_to
+from tests.support.programs import require
 from tests.support.scripted_server import ScriptedServer, scripted_server
 
 
@@ -16,6 +19,20 @@ from tests.support.scripted_server import ScriptedServer, scripted_server
 def chrome(chromium: Browser) -> Iterator[Chrome]:
     """A fresh profile in it; errors of pages that no test expects fail the test."""
     with serve_pages() as origin, chromium.new_context() as context:
+        chrome = Chrome(context, origin)
+        yield chrome
+        assert chrome.trouble == []
+
+
+@pytest.fixture
+def whole_chrome(tmp_path: Path) -> Iterator[Chrome]:
+    """As `chrome`, in a Chromium with all that it has, such as the back-forward cache."""
+    with (
+        chromium_server(tmp_path, require("chromium")) as address,
+        connection_to(address) as browser,
+        serve_pages() as origin,
+        browser.new_context() as context,
+    ):
         chrome = Chrome(context, origin)
         yield chrome
         assert chrome.trouble == []
