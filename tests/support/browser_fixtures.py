@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Browser
 
 from tests.support.browser import Chrome, Start, serve_pages
-from tests.support.chromium import chromium_server, connection_to
+from tests.support.chromium import chromium_server
 from tests.support.programs import require
 from tests.support.scripted_server import ScriptedServer, scripted_server
 
@@ -25,11 +25,11 @@ def chrome(chromium: Browser) -> Iterator[Chrome]:
 
 
 @pytest.fixture
-def whole_chrome(tmp_path: Path) -> Iterator[Chrome]:
+def whole_chrome(chromium: Browser, tmp_path: Path) -> Iterator[Chrome]:
     """As `chrome`, in a Chromium with all that it has, such as the back-forward cache."""
     with (
         chromium_server(tmp_path, require("chromium")) as address,
-        connection_to(address) as browser,
+        chromium.browser_type.connect(address) as browser,  # a thread has one Playwright at a time
         serve_pages() as origin,
         browser.new_context() as context,
     ):
