@@ -185,6 +185,8 @@ class SqliteWriter:
     def _look(self) -> Exception | None:
         """Report what other processes have committed; return the error where the file cannot be read."""
         try:
+            if self._is_current():  # mostly so, and then no transaction is needed
+                return None
             self._db.execute("BEGIN")
             self._catch_up()
             self._db.execute("COMMIT")
@@ -198,9 +200,9 @@ class SqliteWriter:
 
         Only within a transaction, on whose end the report does not depend: what it says is committed.
         """
-        (version,) = self._db.execute("PRAGMA data_version").fetchone()
-        if version == self._data_version:
+        if self._is_current():
             return
+        (version,) = self._db.execute("PRAGMA data_version").fetchone()
         changed: dict[ChannelName, ChannelState] = {}
         for name, *columns in self._db.execute("SELECT name, id, published, last_seq, trimmed FROM channels"):
             state = ChannelState(*columns)
@@ -218,6 +220,11 @@ class SqliteWriter:
         first, self._data_version = self._data_version == -1, version
         if not first:
             self._report(Growth(self._head, changed))
+
+    def _is_current(self) -> bool:
+        """Return whether no other connection has committed since the log was last read."""
+        (version,) = self._db.execute("PRAGMA data_version").fetchone()
+        return bool(version == self._data_version)
 
     def _kept(self, name: ChannelName, state: ChannelState) -> array[int]:
         """Return the numbers of a channel's kept events, of which this process remembers those up to a point."""
