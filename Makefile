@@ -26,9 +26,10 @@ check: .venv/installed
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/mypy
 
+# With BEFORE=CHECKOUT another checkout of sse_app is measured beside this one, in the same rounds.
 bench: .venv/installed
 	@$(BIN)/python -m bench --install
-	@$(BIN)/python -m bench
+	@$(BIN)/python -m bench $(if $(BEFORE),--before $(BEFORE))
 
 bench-handover: .venv/installed
 	@$(BIN)/python -m bench.handover
@@ -41,4 +42,4 @@ bench-handover: .venv/installed
 	@touch $@
 
 clean:
-	rm -rf .venv bench/.build bench/.peers var build dist *.egg-info .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv bench/.build bench/.peers var build dist *.egg-info .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -32,7 +32,12 @@ def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--peers", help="the servers that take part, with commas: " + ",".join(SERVERS))
     parser.add_argument("--rounds", type=int, default=0, help="rounds of each scenario (default 5, quick 1)")
-    parser.add_argument("--out", type=Path, default=None, help="where results go (default bench/results)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=None,
+        help="where results go (default bench/results; with --quick or --before a folder in bench/.build)",
+    )
     parser.add_argument(
         "--install", action="store_true", help="install the peers from PyPI and npm, then end"
     )
@@ -126,7 +131,9 @@ def main(arguments: Sequence[str]) -> int:
     if options.install:
         installation.install()
         return 0
-    directory: Path = options.out or (HERE / ".build" / "quick" if options.quick else RESULTS)
+    directory: Path = options.out or RESULTS
+    if options.out is None and (options.quick or options.before):  # not to be published
+        directory = HERE / ".build" / ("before" if options.before else "quick")
     page = HERE.parent / "BENCHMARKS.md" if directory.resolve() == RESULTS else directory / "BENCHMARKS.md"
     if options.report:
         report.write(directory, page)
