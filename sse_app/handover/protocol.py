@@ -19,8 +19,10 @@ has not sent a byte to any stream before.
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from sse_app.core.errors import SSEAppError
 from sse_app.handover.fd_passing import Arrival, send
@@ -149,11 +151,37 @@ async def hand_over(
         send(sending, everything, [*descriptors, *(descriptor for _, descriptor in attached)])
         control.send("handed over")
         # The event loop must stand still here: another turn of it could send bytes that the successor sends too.
-        control.receive_blocking("serving", TAKEOVER_TIMEOUT)
-        control.send("go")
+        with _end_signals() as asked:
+            control.receive_blocking("serving", TAKEOVER_TIMEOUT)
+            if asked:  # systemd waits for this process, and would not learn of another main process any more
+                raise UpgradeFailed("this process was asked to end meanwhile")
+            control.send("go")
     except BaseException:
         sender.resume()
         raise
+
+
+@contextmanager
+def _end_signals() -> Iterator[list[int]]:
+    """Note which signals ask this process to end while its event loop stands still; the loop gets them afterwards.
+
+    The loop is told through a socket, whatever the handler in Python does; so another handler can stand in its place.
+    A signal that ends the process at once goes on doing so.
+    """
+    asked: list[int] = []
+    handlers = {
+        number: signal.getsignal(number)
+        for number in (signal.SIGTERM, signal.SIGINT)
+        if callable(signal.getsignal(number))
+    }
+    for number in handlers:
+        signal.signal(number, lambda number, frame: asked.append(number))
+    try:
+        yield asked
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+            signal.siginterrupt(number, False)  # as the event loop has it
 
 
 class Successor:

@@ -114,14 +114,35 @@ if os.environ.get('SSE_APP_SUCCESSOR') and os.path.exists({flag!r}):
     def hang(name, arguments):
         if name == 'sse_app.adopted':
             os.remove({flag!r})
-            time.sleep(60)
+            time.sleep({seconds})
     sys.addaudithook(hang)
 """
 
 
+def test_a_restart_while_the_successor_takes_over_comes_first(service: Service, tmp_path: Path) -> None:
+    flag = tmp_path / "slow"
+    service.inject(HANGING.format(flag=str(flag), seconds=1.5))
+    service.restart()
+    clients = service.fleet.open(50, service.stream_path())
+    publisher = service.publisher()
+    service.settle(publisher, 5)
+    flag.touch()
+    service.expected = {"upgrade_failed"}
+    service.signal("USR2")
+    until(lambda: not flag.exists(), "the successor has adopted the streams")
+    service.restart()
+    service.settle(publisher)
+    assert [line["detail"] for line in service.logged("upgrade_failed")] == [
+        "this process was asked to end meanwhile"
+    ]
+    assert_all_received(clients, publisher.stop())
+    assert not service.fleet.ended
+    assert service.manager.show("NRestarts") == "0"
+
+
 def test_a_successor_that_hangs_while_it_takes_over_is_given_up(service: Service, tmp_path: Path) -> None:
     flag = tmp_path / "hang"
-    service.inject(HANGING.format(flag=str(flag)))
+    service.inject(HANGING.format(flag=str(flag), seconds=60))
     service.restart()
     clients = service.fleet.open(50, service.stream_path())
     publisher = service.publisher()
