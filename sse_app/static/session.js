@@ -63,7 +63,7 @@ export class Session {
   async logOut() {
     const token = this.#token;
     this.forget();
-    await ask(`${AUTH}/logout`, { token, body: {} });
+    await ask(`${AUTH}/logout`, { token, body: {}, keepalive: true }); // also where the page is left at once
   }
 
   /** Forgets the session without ending it. */
@@ -135,7 +135,7 @@ export class Session {
   }
 }
 
-async function ask(path, { query = {}, body, token, signal }) {
+async function ask(path, { query = {}, body, token, signal, keepalive = false }) {
   const headers = new Headers({ Accept: "application/json" });
   if (token) headers.set("Authorization", `Bearer ${token}`);
   if (body) headers.set("Content-Type", "application/json");
@@ -146,6 +146,7 @@ async function ask(path, { query = {}, body, token, signal }) {
     headers,
     credentials: "same-origin",
     cache: "no-store",
+    keepalive,
     signal: AbortSignal.any([AbortSignal.timeout(TIMEOUT), ...(signal ? [signal] : [])]),
   });
   if (response.status === 204) return null;
