@@ -165,8 +165,8 @@ async def hand_over(
 def _end_signals() -> Iterator[list[int]]:
     """Note which signals ask this process to end while its event loop stands still; the loop gets them afterwards.
 
-    The loop is told through a socket, whatever the handler in Python does; so another handler can stand in its place.
-    A signal that ends the process at once goes on doing so.
+    Python tells the loop of a signal through a socket (`signal.set_wakeup_fd`) before it calls the handler, so the
+    handler can be replaced meanwhile. A signal whose default action is in force is left alone.
     """
     asked: list[int] = []
     handlers = {
