@@ -52,7 +52,7 @@ setup(
         "test": [
             "pytest>=9,<10",
             "pytest-tornado>=0.8.1",
-            "pytest-xdist>=3.6",  # the tests wait a lot: two processes halve the time
+            "pytest-xdist>=3.6",  # the tests wait a lot: several processes take a fraction of the time
             "setuptools<82",  # pytest-tornado imports pkg_resources, which later ones lack
             "hypothesis>=6",  # properties of the pure core
             "httpx>=0.28",  # a client that others wrote
