@@ -145,8 +145,8 @@ export class Tab {
 
   #hear({ kind, detail, to, from }) {
     if (to && !to.includes(this.#id)) return;
-    if (kind === "lead") this.#follow(from);
-    else if (this.#lead) this.#lead.hear(kind, detail, from);
+    if (this.#lead) this.#lead.hear(kind, detail, from); // the lock alone says that another tab leads now
+    else if (kind === "lead") this.#follow(from);
     else if (kind === "welcome") {
       this.#leader = from;
       this.#welcome = true;

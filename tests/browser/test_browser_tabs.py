@@ -177,6 +177,27 @@ def test_the_lead_is_taken_from_a_tab_that_a_dialog_has_stopped_and_it_catches_u
     assert tab is not leader
 
 
+def test_a_tab_that_holds_the_lead_keeps_it_when_the_word_of_one_before_it_comes_late(
+    chrome: Chrome, serve: Start
+) -> None:
+    server = serve()
+    tabs = open_tabs(chrome, server, 3)
+    leader = take_leader(others := list(tabs))
+    others[0].run("""navigator.locks.query().then(({ held }) => {
+        const name = held.map((lock) => lock.name).sort()[0];
+        const air = new BroadcastChannel(name);
+        air.postMessage({ kind: "lead", from: "a tab that had the lead for a moment" });
+        air.close();
+    })""")
+    with server.publisher() as publisher:
+        ids = publish(publisher, 3)
+        for tab in tabs:
+            tab.has(ids[-1])
+            assert tab.ids() == ids
+    assert leader.run(LEADS)
+    assert len(leader.noted("open")) == 1
+
+
 def test_a_frozen_tab_lets_go_and_catches_up_when_it_is_resumed(chrome: Chrome, serve: Start) -> None:
     server = serve()
     tabs = open_tabs(chrome, server, 3)
