@@ -9,6 +9,7 @@ import orjson
 
 from sse_app.auth.tokens.claims import Claims
 from sse_app.auth.tokens.issuer import Tokens
+from sse_app.core.addresses import network_of
 from sse_app.core.channels import ADMIN_CHANNEL, ChannelName
 from sse_app.core.counters import Metrics
 from sse_app.core.errors import EventLogUnavailable, TooManyStreams
@@ -159,7 +160,7 @@ class Admission:
         limits, hub = self._limits, self._hub
         if len(hub.streams_of_subject.get(claims.subject, ())) >= limits.streams_per_user:
             raise TooManyStreams(f"this user has {limits.streams_per_user} streams open, which is the limit")
-        if hub.streams_of_address[wanted.address] >= limits.streams_per_address:
+        if hub.streams_of_address[network_of(wanted.address)] >= limits.streams_per_address:
             raise TooManyStreams(
                 f"this address has {limits.streams_per_address} streams open, which is the limit"
             )

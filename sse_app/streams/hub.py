@@ -13,6 +13,7 @@ from functools import cache
 from itertools import count
 from typing import TypeVar
 
+from sse_app.core.addresses import network_of
 from sse_app.core.channels import ChannelName
 from sse_app.core.counters import Durations
 from sse_app.core.errors import EventLogUnavailable
@@ -68,6 +69,7 @@ class Hub:
         """The streams that have something waiting."""
         self.streams_of_subject: dict[str, set[Stream]] = {}
         self.streams_of_address: Counter[str] = Counter()
+        """How many streams each address has, as `network_of` counts addresses."""
         self.streams_on_channel: Counter[ChannelName] = Counter()
         self.events_fanned_out = 0
         self.deliveries = 0
@@ -203,7 +205,7 @@ class Hub:
             self.streams_of_subject[subject] = {stream}
         else:
             of_subject.add(stream)
-        self.streams_of_address[subscriber.address] += 1
+        self.streams_of_address[network_of(subscriber.address)] += 1
         for channel in channels:
             self.streams_on_channel[channel] += 1
         return stream
@@ -232,7 +234,7 @@ class Hub:
         of_subject.discard(stream)
         if not of_subject:
             del self.streams_of_subject[stream.subscriber.lease.subject]
-        _count_out(self.streams_of_address, stream.subscriber.address)
+        _count_out(self.streams_of_address, network_of(stream.subscriber.address))
         for channel in stream.channels:
             _count_out(self.streams_on_channel, channel)
         if not self.streams:

@@ -9,13 +9,14 @@ from typing import NamedTuple
 
 from sse_app.auth.accounts.accounts import Accounts
 from sse_app.auth.accounts.sessions import Session, Sessions
-from sse_app.auth.accounts.throttle import LoginThrottle, network_of
+from sse_app.auth.accounts.throttle import LoginThrottle
 from sse_app.auth.audit import Audit
 from sse_app.auth.records import Account
 from sse_app.auth.store import RefreshRefused
 from sse_app.auth.tokens.claims import Claims, new_id
 from sse_app.auth.tokens.grants import Grants
 from sse_app.auth.tokens.issuer import TokenKind, Tokens, jittered
+from sse_app.core.addresses import network_of
 from sse_app.core.channels import ChannelName, ChannelPatterns, own_patterns
 from sse_app.core.errors import SSEAppError
 from sse_app.settings.model import Auth

@@ -11,9 +11,9 @@ count each for itself, so that a guesser has the free tries once with each of th
 
 from __future__ import annotations
 
-from ipaddress import IPv6Address, ip_address
-
 import msgspec
+
+from sse_app.core.addresses import network_of
 
 FREE_TRIES = 5
 """Wrong passwords of one address for one account before it has to wait."""
@@ -79,19 +79,6 @@ class LoginThrottle:
         if len(self._failures) > MAX_ENTRIES:
             del self._failures[next(iter(self._failures))]
         return failures
-
-
-def network_of(address: str) -> str:
-    """Return what counts as one address: of IPv6 the /64, which is what one customer has."""
-    try:
-        parsed = ip_address(address)
-    except ValueError:
-        return address
-    if not isinstance(parsed, IPv6Address):
-        return str(parsed)
-    if parsed.ipv4_mapped is not None:
-        return str(parsed.ipv4_mapped)
-    return str(IPv6Address(int(parsed) >> 64 << 64))
 
 
 def _delay(failures: _Failures, free_tries: int, now: float) -> None:

@@ -1,0 +1,42 @@
+"""Addresses of clients: read from text, and as limits count them."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+
+CUSTOMER_PREFIX = 64
+"""How many bits of an IPv6 address name its network: one customer, often one machine, has all addresses below."""
+
+_TRANSLATED = IPv6Network("64:ff9b::/96")
+"""IPv4 addresses as a translator in front of an IPv6 network writes them (RFC 6052 §2.1)."""
+
+
+def parse_address(text: str) -> IPv4Address | IPv6Address:
+    """Return an address; an IPv4 one that is mapped to IPv6 (RFC 4291 §2.5.5.2) as the IPv4 one.
+
+    Raises:
+        ValueError: the text is not an IP address.
+    """
+    parsed = ip_address(text)
+    return (parsed.ipv4_mapped or parsed) if isinstance(parsed, IPv6Address) else parsed
+
+
+def network_of(address: str, prefix: int = CUSTOMER_PREFIX) -> str:
+    """Return what counts as one address where clients are limited: an IPv4 address, or an IPv6 network.
+
+    What is no address, such as that of a Unix socket, counts as it is written.
+
+    Args:
+        address: as the socket or `handlers.client_address` names it.
+        prefix: how many bits an IPv6 network has in common.
+    """
+    try:
+        parsed = parse_address(address)
+    except ValueError:
+        return address
+    if isinstance(parsed, IPv6Address):
+        if parsed in _TRANSLATED:
+            return str(IPv4Address(int(parsed) & 0xFFFFFFFF))
+        host_bits = 128 - prefix
+        return str(IPv6Address(int(parsed) >> host_bits << host_bits))
+    return str(parsed)
