@@ -52,6 +52,12 @@ class ApiHandler(OriginHandler):
     client_id: str | None = None
     keeps_body = False
 
+    def __init_subclass__(cls) -> None:
+        """Answer HEAD wherever GET is answered (RFC 9110 §9.1): Tornado and the server leave the body out."""
+        super().__init_subclass__()
+        if cls.head is web.RequestHandler.head:
+            cls.head = cls.get
+
     def initialize(self, node: Node) -> None:
         """Take the node whose parts the handler works with."""
         self.node = node
@@ -318,4 +324,4 @@ class NotFoundHandler(ApiHandler):
         """Refuse with ``not_found``."""
         raise Refusal(404, "not_found", "there is nothing here")
 
-    head = post = put = patch = delete = get
+    post = put = patch = delete = get

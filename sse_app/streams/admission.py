@@ -139,6 +139,12 @@ class Admission:
         self._tokens.require_in_force(claims)
         return self._register(claims, wanted, start)
 
+    def check(self, claims: Claims, wanted: Subscription) -> None:
+        """Raise what `admit` would, and register nothing."""
+        self._authorise(claims, wanted.channels)
+        self._unavailable(claims, wanted)
+        self._tokens.require_in_force(claims)
+
     def abandon(self, stream: Stream) -> None:
         """Forget an admitted stream whose client is gone before the pump runs it."""
         self._hub.unregister(stream)

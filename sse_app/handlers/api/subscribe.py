@@ -54,15 +54,17 @@ class StreamHandler(PublishHandler):
             del names  # an idle stream holds no more than it needs
             await self.node.pump.run(stream, self)
 
+    async def head(self, names: str) -> None:
+        """Answer what ``get`` would, with the head of a stream alone; nothing is opened."""
+        wanted = self._wanted(names)
+        self.node.admission.check(self._stream_claims(), wanted)
+        self._set_stream_headers()
+        await self.flush()  # else Tornado would say that a stream has no bytes
+
     async def _open(self, names: str) -> Stream | None:
         """Return the stream with its first events sent, or None where it was turned away."""
         node = self.node
-        channels = parse_channels(names, node.settings.limits.channels_per_stream)
-        self.client_id = self._client_id()
-        position = self._position()
-        wanted = Subscription(
-            self.client_id, channels, position, self.address, framing_for(self.request.version)
-        )
+        wanted = self._wanted(names)
         admitted = await node.admission.admit(self._stream_claims(), wanted)
         if isinstance(admitted, TurnedAway):
             await self._turn_away(admitted)
@@ -83,6 +85,14 @@ class StreamHandler(PublishHandler):
         if log.isEnabledFor(logging.DEBUG):  # its end is logged in any case
             log.debug("stream_opened", extra=stream.log_fields(resumed=admitted.recovered))
         return stream
+
+    def _wanted(self, names: str) -> Subscription:
+        channels = parse_channels(names, self.node.settings.limits.channels_per_stream)
+        self.client_id = self._client_id()
+        position = self._position()
+        return Subscription(
+            self.client_id, channels, position, self.address, framing_for(self.request.version)
+        )
 
     def _client_id(self) -> str:
         values = self.request.arguments.get("client_id", [])
