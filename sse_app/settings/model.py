@@ -101,6 +101,7 @@ class OIDC(Section, frozen=True):
 
     issuer: str = ""
     audience: str = ""
+    clients: tuple[Text, ...] = ()
     jwks_url: str = ""
     subject_claim: Text = "sub"
     subject_prefix: str = "oidc:"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives import serialization
 
 from tests.support.forging import encoded, sign
-from tests.support.openid import ISSUER, Issuer, served
+from tests.support.openid import AUDIENCE, ISSUER, Issuer, served
 from tests.support.people import Site, bearer, claims_of
 from tests.support.waiting import until
 
@@ -145,3 +146,63 @@ def test_a_revoked_subject_does_not_come_back_with_a_token_from_before(desk: Sit
     for token in tokens:
         assert desk.stream_token(token).status_code == 401
     desk.leave_all()
+
+
+ID_TOKENS: list[dict[str, object]] = [
+    {"nonce": "n-0S6_WzA2Mj"},
+    {"at_hash": "77QmUPtjPfzWtF2AnpK9RQ"},
+    {"c_hash": "LDktKdoQak3Pk0cnXxCltA"},
+    {"typ": "ID"},
+    {"typ": "Refresh"},
+    {"typ": "ID", "nonce": "n"},
+    {"typ": "Bearer", "at_hash": "x"},
+    {"token_use": "id"},
+    {"events": {"http://schemas.openid.net/event/backchannel-logout": {}}},
+]
+
+
+@pytest.mark.parametrize("typ", ["JWT", "at+jwt", None])
+def test_an_id_token_or_a_logout_token_of_the_provider_is_no_access_token(
+    desk: Site, issuer: Issuer, typ: str | None
+) -> None:
+    header: dict[str, object] = {"typ": typ}
+    assert desk.stream_token(issuer.token("ec", header=header)).status_code == 200
+    for claims in ID_TOKENS:
+        answer = desk.stream_token(issuer.token("ec", header, **claims))
+        assert answer.status_code == 401, claims
+    keycloak = issuer.token(
+        "ec", {"typ": "JWT"}, typ="Bearer", nonce="n", azp=AUDIENCE, sid="s", scope="openid"
+    )
+    assert desk.stream_token(keycloak).status_code == 200
+
+
+def test_a_token_of_another_client_is_refused_unless_that_client_is_configured(
+    issuer: Issuer, desk: Site, tmp_path: Path
+) -> None:
+    foreign: list[object] = ["other", "", None, 5, ["desk-page"], [AUDIENCE], AUDIENCE + " "]
+    assert desk.stream_token(issuer.token("ec", azp=AUDIENCE)).status_code == 200
+    for client in [*foreign, "desk-page"]:
+        assert desk.stream_token(issuer.token("ec", azp=client)).status_code == 401, client
+    with served(tmp_path / "state", issuer.url, OIDC__CLIENTS=["desk-page"]) as strict:
+        for name in ("azp", "client_id", "cid", "appid"):
+            assert strict.stream_token(issuer.token("ec", None, **{name: "desk-page"})).status_code == 200
+            for client in foreign:
+                assert strict.stream_token(issuer.token("ec", None, **{name: client})).status_code == 401, (
+                    client
+                )
+        assert strict.stream_token(issuer.token("ec", azp="desk-page", client_id="other")).status_code == 401
+        assert "oidc.clients" in strict.server.log_path.read_text()
+
+
+def test_a_provider_s_clock_may_be_some_seconds_ahead_and_ours_may_not(desk: Site, issuer: Issuer) -> None:
+    now = int(time.time())
+    for name in ("iat", "nbf"):
+        assert desk.stream_token(issuer.token("ec", None, **{name: now + 60})).status_code == 401
+    answer = desk.stream_token(issuer.token("ec", iat=now + 4, nbf=now + 4))
+    assert answer.status_code == 200
+    stream = answer.json()["stream_token"]
+    assert claims_of(stream)["iat"] <= time.time()
+    assert desk.stream_status(stream) == 200
+    assert desk.stream_token(issuer.token("ec", exp=int(time.time()))).status_code == 401
+    desk.restart()  # what was remembered of the token is gone
+    assert desk.stream_status(stream) == 200

@@ -54,15 +54,25 @@ def decode(
     issuer: str,
     require: Sequence[str],
     strict_audience: bool = False,
+    leeway: float = 0.0,
 ) -> dict[str, Any]:
-    """Return the payload of a token that is signed, in force, and meant for us; no leeway in time.
+    """Return the payload of a token that is signed, in force, and meant for us.
+
+    Args:
+        token: what to read.
+        key: verifies it.
+        algorithm: of the key.
+        audience, issuer: what ``aud`` and ``iss`` must name.
+        require: claims that must be there.
+        strict_audience: whether ``aud`` must be a text, not a list.
+        leeway: how many seconds ``iat`` and ``nbf`` may lie ahead, where another clock wrote them; ``exp`` has none.
 
     Raises:
         TokenRefused: it is not, or lacks one of the claims that are required.
     """
     try:
         payload = _object(_JWS.decode_complete(token, key, [algorithm], _VERIFIED)["payload"])
-        _check_claims(payload, audience, issuer, require, strict_audience)
+        _check_claims(payload, audience, issuer, require, strict_audience, leeway)
         return payload
     except jwt.ExpiredSignatureError as error:
         raise TokenRefused("the token has expired", "expired") from error
@@ -92,7 +102,12 @@ def has_canonical_signature(token: str) -> bool:
 
 
 def _check_claims(
-    payload: dict[str, Any], audience: str, issuer: str, require: Sequence[str], strict_audience: bool
+    payload: dict[str, Any],
+    audience: str,
+    issuer: str,
+    require: Sequence[str],
+    strict_audience: bool,
+    leeway: float,
 ) -> None:
     """Check that the required claims are there, and what the registered ones say (RFC 7519 §4.1).
 
@@ -109,7 +124,7 @@ def _check_claims(
     if not all(map(is_time, times.values())):
         raise jwt.DecodeError("iat, nbf and exp must be times")
     now = time.time()
-    if max(int(times.get("iat", 0)), int(times.get("nbf", 0))) > now:
+    if max(int(times.get("iat", 0)), int(times.get("nbf", 0))) > now + leeway:
         raise jwt.ImmatureSignatureError("iat or nbf is in the future")
     if "exp" in times and int(times["exp"]) <= now:
         raise jwt.ExpiredSignatureError("exp has passed")

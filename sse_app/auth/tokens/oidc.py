@@ -25,6 +25,16 @@ ALGORITHMS = ("RS256", "PS256", "ES256", "EdDSA")
 TYPES = (None, "jwt", "at+jwt", "application/at+jwt")
 """RFC 9068 §2.1, and what older providers write."""
 
+ID_TOKEN_CLAIMS = frozenset({"nonce", "at_hash", "c_hash", "s_hash", "events"})
+"""Claims of tokens that are no access tokens: ID tokens (OpenID Connect Core §3.1.3.6, §3.3.2.11; Financial-grade API,
+Part 2 §5.1), and logout and other security event tokens (RFC 8417 §2.2)."""
+
+CLIENT_CLAIMS = ("client_id", "cid", "appid")
+"""Where providers write which client a token was issued to, beside ``azp``: RFC 9068 §2.2, Okta, Entra."""
+
+LEEWAY = 5.0
+"""How many seconds the provider's clock may be ahead of ours, for ``iat`` and ``nbf``."""
+
 FETCH_TIMEOUT = 5.0
 """Seconds that the provider may take to answer."""
 MAX_KEY_SET_BYTES = 512 * 1024
@@ -90,12 +100,37 @@ class Provider:
                 audience=self._settings.audience,
                 issuer=self._settings.issuer,
                 require=["iss", "aud", "sub", "exp"],
+                leeway=LEEWAY,
             )
+            self._require_access_token(payload)
             return self._claims(payload)
         except TokenRefused as error:
             raise TokenRefused(str(error), f"{error.detail} at the provider") from error
         except ValueError as error:
             raise TokenRefused("the token is not valid", f"{error} at the provider") from error
+
+    def _require_access_token(self, payload: Mapping[str, Any]) -> None:
+        """Refuse an ID token, and a token of a client that is not configured.
+
+        An ID token has our audience where that is a client's id, and many providers write ``typ`` JWT into both.
+        ``azp`` must be the audience or one of the clients (OpenID Connect Core §3.1.3.7); the other names for a
+        client count only where clients are configured, for an access token always has another client than it has
+        an audience (RFC 9068 §2.2).
+
+        Raises:
+            TokenRefused: it is one of these.
+        """
+        kind, use = payload.get("typ"), payload.get("token_use", "access")  # Keycloak's, Cognito's
+        # Keycloak before 24 writes the nonce into access tokens too, but says of each which it is.
+        foreign = ID_TOKEN_CLAIMS - {"nonce"} if kind == "Bearer" else ID_TOKEN_CLAIMS
+        if not foreign.isdisjoint(payload) or kind not in (None, "Bearer", "at+jwt") or use != "access":
+            raise TokenRefused("this takes an access token of the provider, and no other", "no access token")
+        clients = self._settings.clients
+        accepted = (self._settings.audience, *clients)
+        named = [payload[name] for name in ("azp", *(CLIENT_CLAIMS if clients else ())) if name in payload]
+        if not all(client in accepted for client in named):
+            detail = "a client that is not in oidc.clients"
+            raise TokenRefused("the token was issued to a client that is not accepted here", detail)
 
     def _claims(self, payload: Mapping[str, Any]) -> Claims:
         subject = payload.get(self._settings.subject_claim)
@@ -114,6 +149,7 @@ class Provider:
             raise TokenRefused("the token is valid for longer than is allowed here", "lifetime")
         subject = self._settings.subject_prefix + subject
         session, token_id = payload.get("sid"), payload.get("jti")
+        issued_at = min(issued_at, time.time())  # ours count as issued when it was, and have no leeway
         return Claims(
             subject,
             f"oidc:{subject if session is None else session}",
