@@ -16,6 +16,9 @@ from sse_app.client.tokens import StreamTokens
 EARLIEST, LATEST = 0.6, 0.75
 """The part of a token's life after which it is renewed; the rest is for attempts that fail."""
 
+SHORTEST = 0.5
+"""The least time between two renewals, in seconds, however short the tokens are."""
+
 TIMEOUT = 10.0
 """Seconds that the server may take to answer."""
 
@@ -40,7 +43,7 @@ async def renew(
     clock = asyncio.get_running_loop().time
     while True:
         expires_at = clock() + expires_in
-        await asyncio.sleep(expires_in * random.uniform(EARLIEST, LATEST))
+        await asyncio.sleep(max(SHORTEST, expires_in * random.uniform(EARLIEST, LATEST)))
         attempt = 0
         while True:
             try:

@@ -47,6 +47,10 @@ class TokenRefused(SSEAppError):
         self.detail = detail or message
 
 
+class TokenTooLarge(SSEAppError):
+    """A token was not issued because it would be too large to be used; the text says why, and the way out."""
+
+
 class Forbidden(SSEAppError):
     """What was asked is not allowed: not to the token, although it is valid, to the address, or to the page."""
 

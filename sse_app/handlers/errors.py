@@ -17,6 +17,7 @@ from sse_app.core.errors import (
     ProviderUnavailable,
     SSEAppError,
     TokenRefused,
+    TokenTooLarge,
     TooManyStreams,
     UnknownChannel,
 )
@@ -53,6 +54,8 @@ def refusal_of(error: BaseException | None) -> Refusal | None:
             return Refusal(422, "invalid_input", str(error))
         case TokenRefused():
             return Refusal(401, "invalid_token", str(error), WWW_Authenticate='Bearer error="invalid_token"')
+        case TokenTooLarge():
+            return Refusal(422, "token_too_large", str(error))
         case Forbidden():
             return Refusal(403, "forbidden", str(error))
         case TooManyStreams():

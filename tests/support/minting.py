@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -40,7 +41,8 @@ def mint(
     )
     if kind is TokenKind.ACCESS:
         grants = grants.with_subscriptions(own_patterns(auth.own_channels, subject))
-    return tokens.issue(kind, subject, session or new_id(), grants, ttl)
+    expires_at = int(time.time()) + int(ttl)  # also in the past
+    return tokens.issue_until(kind, subject, session or new_id(), grants, expires_at)
 
 
 def split(channels: str | Iterable[str]) -> list[str]:

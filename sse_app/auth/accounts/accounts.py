@@ -13,6 +13,8 @@ from sse_app.auth.accounts.passwords import (
 from sse_app.auth.records import Account
 from sse_app.auth.store import AuthStore
 from sse_app.auth.tokens.grants import Grants
+from sse_app.auth.tokens.issuer import require_room
+from sse_app.core.channels import own_patterns
 from sse_app.core.errors import InvalidInput
 from sse_app.settings.model import Auth
 
@@ -36,10 +38,11 @@ class Accounts:
     def __init__(self, store: AuthStore, threads: PasswordThreads, auth: Auth) -> None:
         self._store = store
         self._threads = threads
-        self._longest = auth.longest_lifetime
+        self.use(auth)
 
     def use(self, auth: Auth) -> None:
         """Take other settings."""
+        self._auth = auth
         self._longest = auth.longest_lifetime
 
     async def add(self, name: str, password: str, grants: Grants) -> None:
@@ -47,11 +50,13 @@ class Accounts:
 
         Raises:
             InvalidInput: the name or the password will not do, or the name is taken.
+            TokenTooLarge: the grants do not fit into a token.
         """
         if not _NAME.fullmatch(name):
             raise InvalidInput(
                 "a user name is letters, digits and _ . @ -, at most 64, and begins with a letter or digit"
             )
+        self._require_room(name, grants)
         hashed = await self._checked_hash(password)
         if not await self._store.add_account(Account(name, grants, disabled=False), hashed):
             raise InvalidInput(f"user {name} exists already")
@@ -70,7 +75,9 @@ class Accounts:
 
         Raises:
             InvalidInput: there is no such user.
+            TokenTooLarge: the grants do not fit into a token.
         """
+        self._require_room(name, grants)
         _require(name, await self._store.set_grants(name, grants, self._longest))
 
     async def disable(self, name: str) -> None:
@@ -124,6 +131,10 @@ class Accounts:
         if renewed is not None:
             await self._store.replace_password_hash(name, found.password_hash, renewed)
         return found.account
+
+    def _require_room(self, name: str, grants: Grants) -> None:
+        own = own_patterns(self._auth.own_channels, name)
+        require_room(self._auth, name, grants.with_subscriptions(own))
 
     async def _checked_hash(self, password: str) -> str:
         if not MIN_PASSWORD_LENGTH <= len(password) <= MAX_PASSWORD_LENGTH:

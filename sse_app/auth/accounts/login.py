@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from sse_app.auth.accounts.accounts import Accounts
@@ -15,10 +15,10 @@ from sse_app.auth.records import Account
 from sse_app.auth.store import RefreshRefused
 from sse_app.auth.tokens.claims import Claims, new_id
 from sse_app.auth.tokens.grants import Grants
-from sse_app.auth.tokens.issuer import TokenKind, Tokens, jittered
+from sse_app.auth.tokens.issuer import LEAST_LIFETIME, MAX_URL_LENGTH, TokenKind, Tokens, jittered
 from sse_app.core.addresses import network_of
 from sse_app.core.channels import ChannelName, ChannelPatterns, own_patterns
-from sse_app.core.errors import SSEAppError
+from sse_app.core.errors import SSEAppError, TokenRefused, TokenTooLarge
 from sse_app.settings.model import Auth
 
 
@@ -106,8 +106,14 @@ class Login:
             )
             return None
         self._throttle.succeeded(name, address)
+        try:
+            logged_in = self._logged_in(session, account)
+        except TokenTooLarge:
+            self._audit.record("login_refused", address=address, target=name, detail="token too large")
+            await self._sessions.end(session.id)
+            raise
         self._audit.record("login", subject=account.name, address=address, target=session.id)
-        return self._logged_in(session, account)
+        return logged_in
 
     async def refresh(self, token: str, address: str) -> LoggedIn:
         """Continue a session with fresh tokens and the grants of today.
@@ -142,33 +148,47 @@ class Login:
 
     def _logged_in(self, session: Session, account: Account) -> LoggedIn:
         grants = account.grants.with_subscriptions(own_patterns(self._auth.own_channels, account.name))
-        access, stream = jittered(self._auth.access_lifetime), jittered(self._auth.stream_lifetime)
 
-        def issue(kind: TokenKind, grants: Grants, lifetime: int) -> str:
-            return self._tokens.issue(kind, account.name, session.id, grants, lifetime, as_of=session.at)
+        def issue(kind: TokenKind, grants: Grants, lifetime: int) -> tuple[str, int]:
+            expires_at = self._tokens.expiry(jittered(lifetime), session.at)
+            token = self._tokens.issue_until(
+                kind, account.name, session.id, grants, expires_at, as_of=session.at
+            )
+            return token, self._tokens.remaining(expires_at)
 
         return LoggedIn(
             session,
             grants,
-            issue(TokenKind.ACCESS, grants, access),
-            access,
-            issue(TokenKind.STREAM, grants.only_subscribing(), stream),
-            stream,
+            *issue(TokenKind.ACCESS, grants, self._auth.access_lifetime),
+            *issue(TokenKind.STREAM, grants.only_subscribing(), self._auth.stream_lifetime),
         )
 
-    def stream_token(
-        self, claims: Claims, channels: Iterable[ChannelName] | None, now: float
-    ) -> tuple[str, int]:
+    def stream_token(self, claims: Claims, channels: Sequence[ChannelName] | None) -> tuple[str, int]:
         """Return a stream token for the channels (None: all) of an access token, and its lifetime in seconds.
 
         It does not outlive the access token, and counts as issued when that was: what revokes the one
         revokes the other. The caller has checked that the channels are granted.
+
+        Raises:
+            TokenRefused: the access token is about to expire, and a token that can be used would outlive it.
+            TokenTooLarge: the channels are too many to stand in a URL together with their token.
         """
-        lifetime = min(jittered(self._auth.stream_lifetime), int(claims.expires_at - now))
-        grants = claims.grants.only_subscribing(channels)
-        token = self._tokens.issue(
-            TokenKind.STREAM, claims.subject, claims.session, grants, lifetime, as_of=claims.issued_at
+        tokens = self._tokens
+        expires_at = min(
+            tokens.expiry(jittered(self._auth.stream_lifetime), claims.issued_at), int(claims.expires_at)
         )
+        lifetime = tokens.remaining(expires_at)
+        if lifetime < LEAST_LIFETIME:
+            raise TokenRefused("the token is about to expire", "expires within a second")
+        grants = claims.grants.only_subscribing(channels)
+        token = tokens.issue_until(
+            TokenKind.STREAM, claims.subject, claims.session, grants, expires_at, as_of=claims.issued_at
+        )
+        if len(token) + sum(len(name) + 1 for name in channels or ()) > MAX_URL_LENGTH:
+            raise TokenTooLarge(
+                f"the names of the channels and their token are longer than the {MAX_URL_LENGTH} characters that "
+                "a URL has room for: open several streams, or name no channels"
+            )
         return token, lifetime
 
     def stream_token_for(self, subject: str, subscribe: Iterable[str], lifetime: float) -> str:

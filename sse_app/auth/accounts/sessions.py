@@ -79,7 +79,9 @@ class Sessions:
         continued = await self._store.spend_refresh_token(
             _digest(token), _digest(following), now=now, limits=limits
         )
-        lifetime = int(min(limits.idle, continued.expires_at - now))
+        lifetime = max(
+            1, int(min(limits.idle, continued.expires_at - now))
+        )  # 0 would drop the cookie at once
         return Session(continued.session, following, lifetime, now), continued.account
 
     async def find(self, token: str) -> tuple[str, str] | None:

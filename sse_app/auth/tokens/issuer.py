@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 import random
 import re
 import time
 from collections.abc import Callable
 from enum import Enum
+from typing import Any
 
 from sse_app.auth.revocations import Revocations
-from sse_app.auth.tokens.claims import Claims, new_id
+from sse_app.auth.tokens.claims import MAX_TIME, Claims, is_text, new_id
 from sse_app.auth.tokens.grants import Grants
 from sse_app.auth.tokens.keyring import Key, KeyRing
-from sse_app.core.errors import InvalidChannel, TokenRefused
+from sse_app.core.errors import InvalidChannel, InvalidInput, TokenRefused, TokenTooLarge
 from sse_app.settings.model import Auth
 
 MAX_REMEMBERED = 32_768
@@ -28,6 +31,18 @@ JITTER = 0.1
 REQUIRED = ["iss", "aud", "sub", "iat", "exp", "jti", "sid", "sse"]
 
 MAX_TOKEN_LENGTH = 8192
+"""How many characters of a token are accepted, also of a provider's."""
+
+MAX_ISSUED_LENGTH = 7168
+"""How many characters a token may have that is issued here. It must pass through nginx, which takes 8 KiB for a
+request line and for a header as it comes (``large_client_header_buffers``): the rest is for what stands around it."""
+
+MAX_URL_LENGTH = 7680
+"""How many characters a stream token and the names of its channels may have together: both stand in a request line."""
+
+LEAST_LIFETIME = 1.0
+"""Seconds that a token must have before it: one with less is of no use when it arrives, and is not issued."""
+
 _COMPACT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")  # RFC 7515 §7.1, without padding
 
 
@@ -97,28 +112,51 @@ class Tokens:
             subject: the user that it is issued for (``sub``).
             session: the login it belongs to (``sid``).
             grants: what it allows.
-            lifetime: seconds until it expires.
+            lifetime: seconds until it expires, but never beyond ``longest`` after the issuing time.
             as_of: the issuing time that it states, where that is not now (seconds since the epoch).
+
+        Raises:
+            TokenTooLarge: it would have more characters than can be used everywhere.
+            InvalidInput: subject or session are no text that a token can hold.
         """
-        key = self.keys.signing
+        return self.issue_until(kind, subject, session, grants, self.expiry(lifetime, as_of), as_of=as_of)
+
+    def expiry(self, lifetime: float, as_of: float | None = None) -> int:
+        """Return when a token that is issued now for so many seconds expires (seconds since the epoch).
+
+        It has at least `LEAST_LIFETIME` before it, and is not in force for longer than is accepted.
+        """
         now = self._clock()
+        latest = math.floor((now if as_of is None else as_of) + self.longest)
+        return min(max(math.floor(now + lifetime), math.ceil(now + LEAST_LIFETIME)), latest)
+
+    def remaining(self, expires_at: float) -> int:
+        """Return how many whole seconds are left until then; what has passed is 0."""
+        return max(0, math.floor(expires_at - self._clock()))
+
+    def issue_until(
+        self,
+        kind: TokenKind,
+        subject: str,
+        session: str,
+        grants: Grants,
+        expires_at: int,
+        *,
+        as_of: float | None = None,
+    ) -> str:
+        """Return a new token that expires at a time; see `issue`."""
+        if not (is_text(subject) and is_text(session)):
+            raise InvalidInput("a subject or session of a token is a text, not empty and of whole characters")
+        key = self.keys.signing
         # Not rounded, so that a token issued right after a revocation does not seem older.
-        issued_at = now if as_of is None else as_of
-        claims = Claims(subject, session, new_id(), issued_at, int(now) + int(lifetime), grants)
-        payload = {
-            "iss": self._issuer,
-            "aud": self._audience,
-            "sub": claims.subject,
-            "iat": claims.issued_at,
-            "exp": claims.expires_at,
-            "jti": claims.token_id,
-            "sid": claims.session,
-            "sse": grants.to_claim(),
-        }
+        issued_at = self._clock() if as_of is None else as_of
+        claims = Claims(subject, session, new_id(), issued_at, expires_at, grants)
+        payload = _payload(self._issuer, self._audience, claims)
         headers = {"typ": kind.value, "kid": key.id}
         from sse_app.auth.tokens import jose
 
         token = jose.encode(payload, key.signing, key.algorithm, headers)
+        _require_usable(len(token))
         self._remember(token, _digest(token), kind, claims, key)  # the client is about to use it
         return token
 
@@ -128,6 +166,8 @@ class Tokens:
         Raises:
             TokenRefused: it is not.
         """
+        if len(token) > MAX_TOKEN_LENGTH:
+            raise TokenRefused(f"a token has at most {MAX_TOKEN_LENGTH} characters", "too long")
         if not is_compact(token):
             raise TokenRefused("the token is not valid", "no token of ours has this form")
         digest = _digest(token)
@@ -198,6 +238,43 @@ class Tokens:
         self._verified[digest] = (kind, claims)
         if len(self._headers) < MAX_HEADERS:
             self._headers[token.partition(".")[0], kind] = key
+
+
+def require_room(auth: Auth, subject: str, grants: Grants) -> None:
+    """Refuse grants whose access token may be too large, whichever of our kinds of key signs it.
+
+    Raises:
+        TokenTooLarge: it may be.
+    """
+    id = "x" * 64
+    payload = _payload(auth.issuer, auth.audience, Claims(subject, id, id, time.time(), MAX_TIME, grants))
+    parts = (_json({"alg": "RS256", "typ": TokenKind.ACCESS.value, "kid": id}), _json(payload), b"x" * 256)
+    _require_usable(sum(len(part) * 4 // 3 + 2 for part in parts))
+
+
+def _payload(issuer: str, audience: str, claims: Claims) -> dict[str, Any]:
+    return {
+        "iss": issuer,
+        "aud": audience,
+        "sub": claims.subject,
+        "iat": claims.issued_at,
+        "exp": claims.expires_at,
+        "jti": claims.token_id,
+        "sid": claims.session,
+        "sse": claims.grants.to_claim(),
+    }
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def _require_usable(length: int) -> None:
+    if length > MAX_ISSUED_LENGTH:
+        raise TokenTooLarge(
+            f"a token that grants all of this has {length} characters, and one can have at most "
+            f"{MAX_ISSUED_LENGTH} to be used everywhere: name fewer channels, or patterns that cover more"
+        )
 
 
 def is_compact(token: str) -> bool:

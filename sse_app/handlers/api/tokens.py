@@ -6,10 +6,10 @@ import time
 
 from sse_app.auth.accounts.login import names_granted
 from sse_app.auth.tokens.claims import Claims
-from sse_app.auth.tokens.issuer import TokenKind
+from sse_app.auth.tokens.issuer import LEAST_LIFETIME, TokenKind
 from sse_app.auth.tokens.keyring import public_jwk
 from sse_app.core.channels import ChannelName, channel_in
-from sse_app.core.errors import InvalidInput
+from sse_app.core.errors import InvalidInput, TokenRefused
 from sse_app.handlers.base import ApiHandler, BodyHandler
 from sse_app.handlers.errors import RETRY_AFTER, Refusal
 from sse_app.streams.publisher import refuse_unknown
@@ -30,7 +30,7 @@ class StreamTokenHandler(BodyHandler):
         channels = self._channels(request["channels"]) if "channels" in request else None
         for channel in channels or ():
             claims.grants.require_subscribe(channel)
-        token, lifetime = self.node.login.stream_token(claims, channels, time.time())
+        token, lifetime = self.node.login.stream_token(claims, channels)
         self.write_json({"stream_token": token, "stream_expires_in": lifetime})
 
     async def _claims(self) -> Claims:
@@ -60,7 +60,7 @@ class MeHandler(ApiHandler):
             {
                 "subject": claims.subject,
                 "session": claims.session,
-                "expires_in": max(0, int(claims.expires_at - time.time())),
+                "expires_in": self.node.tokens.remaining(claims.expires_at),
                 "channels": names_granted(self.node.channels, claims.grants),
                 "grants": claims.grants.to_claim(),
             }
@@ -74,6 +74,9 @@ class RenewHandler(ApiHandler):
         """Renew the token's own streams with that client id, all or none."""
         claims = self.node.tokens.verify(self.bearer_token(), TokenKind.STREAM)
         self.claims = claims
+        expires_in = self.node.tokens.remaining(claims.expires_at)
+        if expires_in < LEAST_LIFETIME:
+            raise TokenRefused("the token is about to expire", "expires within a second")
         streams = [
             stream
             for stream in self.node.hub.streams_of_subject.get(claims.subject, ())
@@ -93,7 +96,7 @@ class RenewHandler(ApiHandler):
             raise Refusal(429, "too_many_renewals", message, Retry_After=RETRY_AFTER)
         for stream in streams:
             self.node.keepalive.renew(stream, claims.lease)
-        self.write_json({"renewed": len(streams), "expires_in": max(0, int(claims.expires_at - time.time()))})
+        self.write_json({"renewed": len(streams), "expires_in": expires_in})
 
 
 class KeySetHandler(ApiHandler):
