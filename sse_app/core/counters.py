@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
@@ -77,3 +77,9 @@ class Metrics:
         """How many of these gave a position: clients that reconnected."""
         self.refusals: Counter[str] = Counter()
         """Requests and streams that were refused, by the code of the error or the reason of the ``closing``."""
+        self.dropped_log_lines: Callable[[], int] = _none
+        """Returns how many lines of the log have been dropped; set by what writes the log."""
+
+
+def _none() -> int:
+    return 0

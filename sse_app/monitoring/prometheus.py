@@ -99,3 +99,8 @@ class NodeMetrics(Collector):
         yield GaugeMetricFamily(
             "sse_app_log_available", "Whether the event log can be used.", float(self._eventlog.available)
         )
+        yield CounterMetricFamily(
+            "sse_app_log_lines_dropped",
+            "Log lines dropped because standard error did not take them.",
+            self._metrics.dropped_log_lines(),
+        )

@@ -16,13 +16,14 @@ import orjson
 from sse_app.core.events import timestamp
 from sse_app.core.private_apis import skip_caller_lookup
 from sse_app.core.redaction import redact
+from sse_app.process.log_writer import LogWriter
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 _COLOURS = {"WARNING": "\x1b[33m", "ERROR": "\x1b[31m", "CRITICAL": "\x1b[31;1m"}
 
 
 def configure(level: str, format: Literal["auto", "console", "json"]) -> None:
-    """Send all logs of the process to standard error in one form.
+    """Send all logs of the process to standard error in one form, written by a thread (`LogWriter`).
 
     Args:
         level: the least level that is shown.
@@ -30,7 +31,7 @@ def configure(level: str, format: Literal["auto", "console", "json"]) -> None:
     """
     terminal = sys.stderr.isatty()
     console = format == "console" or (format == "auto" and terminal)
-    handler = logging.StreamHandler(sys.stderr)
+    handler = LogWriter()
     handler.setFormatter(ConsoleFormatter(terminal) if console else JSONFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
@@ -39,6 +40,11 @@ def configure(level: str, format: Literal["auto", "console", "json"]) -> None:
     # What no line shows need not be collected for each record (logging HOWTO, "Optimization").
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     skip_caller_lookup()
+
+
+def dropped_lines() -> int:
+    """Return how many lines have been dropped because standard error did not take them."""
+    return sum(handler.dropped for handler in logging.getLogger().handlers if isinstance(handler, LogWriter))
 
 
 def set_level(level: str) -> None:

@@ -101,6 +101,7 @@ class Server:
             successor = connect_standby(self._settings.state_dir) if self._systemd.knows_unit else None
         self._app = SSEApp(self._settings, locked=successor is None)
         self._node = self._app.node
+        self._node.metrics.dropped_log_lines = logs.dropped_lines
         application = self._app.application()
         self._server = HTTPServer(application, tune=lambda sock: tune(sock, self._settings))
         node = self._node

@@ -54,15 +54,19 @@ class ServerProcess:
         }
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
-        """Start the server and wait until it is ready."""
+    def start(self, stderr: int | None = None) -> None:
+        """Start the server and wait until it is ready.
+
+        Args:
+            stderr: the descriptor of its standard error, if it is not its log file.
+        """
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "main.py", "serve"],
                 cwd=ROOT,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
-                stderr=log,
+                stderr=log if stderr is None else stderr,
             )
         until(self._ready, f"the server is ready; its log is {self.log_path}")
 

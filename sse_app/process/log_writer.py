@@ -1,0 +1,164 @@
+"""Writes log lines from a thread of its own, so that a reader that does not read keeps nothing else from its work."""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import stat
+import threading
+from contextlib import suppress
+from queue import SimpleQueue
+
+QUEUE_BYTES = 8 * 1024 * 1024
+"""How many bytes of lines may wait for the reader; what comes beyond is dropped, and counted."""
+
+ITEM_OVERHEAD = 64
+"""About how many bytes a line takes in the queue beside its text."""
+
+FLUSH_TIMEOUT = 1.0
+"""For how many seconds the end of the process waits for the lines that are queued."""
+
+BATCH_BYTES = 32 * 1024
+"""How many bytes are written at once, except into a pipe: a Unix socket takes so many without mixing them with those of
+another process."""
+
+DROPPED = "log_lines_dropped"
+"""The event of the line that says how many lines are missing before it."""
+
+
+class LogWriter(logging.Handler):
+    """Queues lines, and has a thread write them, which may wait for the reader as long as it likes.
+
+    The descriptor stays a blocking one: other programs may share it, a shell its terminal for instance. A pipe is
+    given whole lines, at most PIPE_BUF bytes at once, so lines of two processes do not mix (pipe(7)); that holds
+    for lines of up to that length. Lines that cannot be written, because the disk is full or the reader has gone,
+    are dropped and counted too; each later line is tried again.
+
+    Args:
+        descriptor: what to write to; standard error.
+        limit: how many bytes may wait.
+    """
+
+    def __init__(self, descriptor: int = 2, limit: int = QUEUE_BYTES) -> None:
+        super().__init__()
+        self.dropped = 0
+        """How many lines have been dropped since the start."""
+        self._descriptor = descriptor
+        self._limit = limit
+        self._queue: SimpleQueue[bytes | threading.Event] = SimpleQueue()
+        self._accounts = threading.RLock()  # a finaliser may log while its thread counts a line
+        self._waiting_bytes = 0
+        self._overflowing = False
+        """Whether lines are dropped until all that waits is written, so that the gap is at one place."""
+        self._reported = 0
+        self._torn = False
+        """Whether the last line was written only in part."""
+        self._thread: threading.Thread | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Queue the line of a record; it is formatted here, so that what waits can be counted in bytes."""
+        try:
+            line = self._encoded(record)
+        except Exception:
+            line = self._encoded(_unformattable(record))
+        size = len(line) + ITEM_OVERHEAD
+        with self._accounts:
+            if self._overflowing or self._waiting_bytes + size > self._limit:
+                self._overflowing = True
+                self.dropped += 1
+                return
+            self._waiting_bytes += size
+            self._queue.put(line)
+            if self._thread is None:
+                self._start()
+
+    def _start(self) -> None:
+        """Start the thread, at the first line only: a process without threads starts faster."""
+        thread = threading.Thread(target=self._write_lines, name="log", daemon=True)
+        with suppress(RuntimeError):  # no thread can be had now; the next line tries again
+            thread.start()
+            self._thread = thread
+
+    def flush(self) -> None:
+        """Wait until what is queued now is written, but at most `FLUSH_TIMEOUT`."""
+        if self._thread is not None:
+            written = threading.Event()
+            self._queue.put(written)
+            written.wait(FLUSH_TIMEOUT)
+
+    def _encoded(self, record: logging.LogRecord) -> bytes:
+        return self.format(record).encode("utf-8", "backslashreplace") + b"\n"
+
+    # -- in the thread --------------------------------------------------------------------------------------
+
+    def _write_lines(self) -> None:
+        try:
+            of_pipe = stat.S_ISFIFO(os.fstat(self._descriptor).st_mode)
+        except OSError:
+            of_pipe = False
+        batch_bytes = select.PIPE_BUF if of_pipe else BATCH_BYTES
+        following: bytes | threading.Event | None = None
+        while True:
+            if following is None and self._queue.empty():
+                self._report_gap()
+            first = self._queue.get() if following is None else following
+            following = None
+            if isinstance(first, threading.Event):
+                first.set()
+                continue
+            lines = [first]
+            size = len(first)
+            while not self._queue.empty():  # no other thread takes from it
+                following = self._queue.get()
+                if isinstance(following, threading.Event) or size + len(following) > batch_bytes:
+                    break
+                lines.append(following)
+                size += len(following)
+                following = None
+            is_written = self._write(b"".join(lines))
+            with self._accounts:
+                self._waiting_bytes -= size + ITEM_OVERHEAD * len(lines)
+                if not is_written:
+                    self.dropped += len(lines)
+
+    def _report_gap(self) -> None:
+        """Say how many lines are missing, once all that came before them is written, and take new ones again."""
+        with self._accounts:
+            dropped = self.dropped
+            if dropped == self._reported or not self._queue.empty():
+                return
+            self._overflowing = False
+        if self._write(self._encoded(_gap(dropped - self._reported))):
+            self._reported = dropped
+
+    def _write(self, data: bytes) -> bool:
+        """Write all of it, however long that takes; return False if it cannot be written."""
+        if self._torn:
+            data = b"\n" + data
+        written = 0
+        try:
+            while written < len(data):
+                try:
+                    written += os.write(self._descriptor, data[written:])
+                except BlockingIOError:  # another program has made it non-blocking
+                    poll = select.poll()
+                    poll.register(self._descriptor, select.POLLOUT)
+                    poll.poll()
+        except OSError:
+            self._torn = self._torn or written > 0
+            return False
+        self._torn = False
+        return True
+
+
+def _gap(lines: int) -> logging.LogRecord:
+    return logging.makeLogRecord(
+        {"name": __name__, "levelno": logging.WARNING, "levelname": "WARNING", "msg": DROPPED, "lines": lines}
+    )
+
+
+def _unformattable(record: logging.LogRecord) -> logging.LogRecord:
+    """Return what is logged in the place of a record that cannot be formatted."""
+    fields = {"name": record.name, "levelno": record.levelno, "levelname": record.levelname}
+    return logging.makeLogRecord({**fields, "msg": "log_line_failed"})

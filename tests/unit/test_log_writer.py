@@ -1,0 +1,190 @@
+"""The thread that writes the log: what waits is bounded, what is missing is told, and lines stay whole."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import resource
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from sse_app.process.log_writer import DROPPED, FLUSH_TIMEOUT, LogWriter
+from sse_app.process.logs import JSONFormatter
+from tests.support.waiting import until
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    """A pipe that nothing reads unless the test does."""
+    reading, writing = os.pipe()
+    yield reading, writing
+    os.close(writing)
+    while os.read(reading, 65_536):  # a thread that waits to write ends
+        pass
+    os.close(reading)
+
+
+def writer(descriptor: int, limit: int = 100_000) -> tuple[LogWriter, logging.Logger]:
+    """Return a writer, and a logger of its own that logs through it."""
+    handler = LogWriter(descriptor, limit)
+    handler.setFormatter(JSONFormatter())
+    logger = logging.Logger("sse_app.test")
+    logger.addHandler(handler)
+    return handler, logger
+
+
+def lines_of(reading: int, enough: Callable[[list[dict[str, object]]], bool]) -> list[dict[str, object]]:
+    """Read lines until there are enough."""
+    text = b""
+    found: list[dict[str, object]] = []
+    while not enough(found):
+        text += os.read(reading, 65_536)
+        *whole, text = text.split(b"\n")
+        found += [json.loads(line) for line in whole if line]
+    return found
+
+
+def fill(writing: int) -> None:
+    """Write empty lines to a pipe until it takes no more."""
+    os.set_blocking(writing, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(writing, b"\n" * 1024)
+    os.set_blocking(writing, True)
+
+
+def test_what_waits_is_bounded_and_what_was_dropped_is_counted_and_told_at_its_place(
+    pipe: tuple[int, int],
+) -> None:
+    reading, writing = pipe
+    handler, logger = writer(writing)
+    fill(writing)
+    for number in range(3000):  # far more than 100 kB
+        logger.info("one", extra={"number": number})
+    assert handler.dropped > 1000
+    dropped = handler.dropped
+    found = lines_of(reading, lambda found: bool(found) and found[-1]["event"] == DROPPED)
+    numbers = [line["number"] for line in found[:-1]]
+    assert numbers == list(range(3000 - dropped))
+    assert found[-1]["lines"] == dropped
+    assert found[-1]["level"] == "warning"
+    until(lambda: not handler._overflowing, "lines are taken again")
+    logger.info("after")
+    assert [line["event"] for line in lines_of(reading, bool)] == ["after"]
+    assert handler.dropped == dropped
+
+
+def test_to_log_takes_no_longer_where_nothing_is_read(pipe: tuple[int, int]) -> None:
+    _, logger = writer(pipe[1])
+    begun = time.monotonic()
+    for number in range(3000):
+        logger.info("one", extra={"number": number, "text": "x" * 300})
+    assert time.monotonic() - begun < 20
+
+
+def test_a_flush_waits_for_what_is_queued_but_not_for_ever(pipe: tuple[int, int]) -> None:
+    reading, writing = pipe
+    handler, logger = writer(writing)
+    handler.flush()  # nothing has been logged
+    logger.info("one")
+    handler.flush()
+    assert json.loads(os.read(reading, 4096))["event"] == "one"
+    for _ in range(1000):
+        logger.info("x" * 300)
+    begun = time.monotonic()
+    handler.flush()
+    assert FLUSH_TIMEOUT * 0.9 < time.monotonic() - begun < FLUSH_TIMEOUT + 10
+
+
+def test_a_flush_amid_dropped_lines_does_not_end_the_taking_of_lines(pipe: tuple[int, int]) -> None:
+    reading, writing = pipe
+    handler, logger = writer(writing, 5000)
+    fill(writing)
+    for number in range(2000):
+        logger.info("one", extra={"number": number})
+    assert handler.dropped
+    thread = threading.Thread(target=handler.flush)
+    thread.start()
+    found = lines_of(reading, lambda found: any(line["event"] == DROPPED for line in found))
+    thread.join()
+    assert found[-1]["lines"] == handler.dropped
+    until(lambda: not handler._overflowing, "lines are taken again")
+    logger.info("after")
+    assert lines_of(reading, bool)[-1]["event"] == "after"
+
+
+def test_lines_of_two_writers_do_not_mix_in_one_pipe(pipe: tuple[int, int]) -> None:
+    reading, writing = pipe
+    count = 500
+    writers = [writer(writing, 10_000_000) for _ in range(2)]  # two threads write as two processes would
+
+    def log(logger: logging.Logger, name: str) -> None:
+        for number in range(count):
+            logger.info(name, extra={"number": number, "text": name * (number % 400)})
+
+    threads = [
+        threading.Thread(target=log, args=(logger, name))
+        for (_, logger), name in zip(writers, "ab", strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    found = lines_of(reading, lambda found: len(found) == 2 * count)
+    for thread in threads:
+        thread.join()
+    for name in "ab":
+        assert [line["number"] for line in found if line["event"] == name] == list(range(count))
+
+
+def test_a_pipe_that_another_program_has_made_non_blocking_loses_no_line(pipe: tuple[int, int]) -> None:
+    reading, writing = pipe
+    os.set_blocking(writing, False)
+    handler, logger = writer(writing, 10_000_000)
+    for number in range(2000):
+        logger.info("one", extra={"number": number})
+    found = lines_of(reading, lambda found: len(found) == 2000)
+    assert [line["number"] for line in found] == list(range(2000))
+    assert handler.dropped == 0
+    assert not os.get_blocking(writing), "how the descriptor blocks is not ours to change"
+
+
+def test_a_line_that_a_full_disk_has_torn_is_not_continued_by_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with path.open("ab") as file:
+        handler, logger = writer(file.fileno())
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20, hard))  # as if 20 bytes were free
+            logger.info("torn")
+            handler.flush()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert handler.dropped == 1
+        logger.info("whole")
+        handler.flush()
+        handler.flush()
+    torn, *rest = path.read_text().splitlines()
+    assert len(torn) == 20
+    assert sorted(json.loads(line)["event"] for line in rest) == [DROPPED, "whole"]
+
+
+def test_a_record_that_cannot_be_formatted_is_told_and_raises_nothing(pipe: tuple[int, int]) -> None:
+    reading, writing = pipe
+    _, logger = writer(writing)
+    logger.info("%d", "no number")
+    (line,) = lines_of(reading, bool)
+    assert line["event"] == "log_line_failed"
+    assert line["logger"] == "sse_app.test"
+
+
+def test_nothing_runs_until_the_first_line(pipe: tuple[int, int]) -> None:
+    before = threading.active_count()
+    _, logger = writer(pipe[1])
+    assert threading.active_count() == before
+    logger.info("one")
+    assert threading.active_count() == before + 1
