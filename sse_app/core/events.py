@@ -12,9 +12,13 @@ import orjson
 
 from sse_app.core.channels import ChannelName
 from sse_app.core.errors import InvalidInput
+from sse_app.core.json_text import to_json
 
 MAX_RETRY = 86_400_000
 """The longest reconnection time an event may ask for, in milliseconds (a day)."""
+
+EVENT_OVERHEAD_BYTES = 256
+"""About how many bytes an event takes in memory besides its type and data; measured."""
 
 RESERVED_TYPES = frozenset({"connected", "ping", "reset", "closing", "open", "error"})
 """Event types that the server itself or a browser's EventSource fires."""
@@ -61,6 +65,11 @@ class Event(NamedTuple):
     type: str
     data: bytes
     retry: int | None = None
+
+
+def held_bytes(event: Event) -> int:
+    """Return about how many bytes of memory an event takes while it is kept."""
+    return len(event.data) + len(event.type) + EVENT_OVERHEAD_BYTES
 
 
 def timestamp(seconds: float) -> str:
@@ -115,7 +124,7 @@ def _is_type(text: str) -> bool:
 
 def _encode(data: dict[str, Any], field: str) -> bytes:
     try:
-        return orjson.dumps(data)
+        return to_json(data)
     except orjson.JSONEncodeError as error:
         reason: Exception = error
     if _has_long_integer(data):  # JSON sets no bound to numbers: the standard library writes them exactly

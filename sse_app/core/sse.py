@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-import orjson
+from sse_app.core.json_text import to_json
 
 _LINE_BREAK = re.compile(rb"\r\n|\r|\n")
 _FORBIDDEN = re.compile(rb"[\r\n\x00]")
@@ -48,7 +48,7 @@ def encode_event(id: bytes, type: bytes, data: bytes, retry: int | None) -> byte
 
 def encode_json(event: str, data: object, *, id: str | None = None, retry: int | None = None) -> bytes:
     """Return one event whose data is ``data`` as JSON."""
-    return encode(orjson.dumps(data), event=event, id=id, retry=retry)
+    return encode(to_json(data), event=event, id=id, retry=retry)
 
 
 def encode_closing(reason: str, retry: int | None) -> bytes:

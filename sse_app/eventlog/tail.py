@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 
-from sse_app.core.events import Event
+from sse_app.core.events import Event, held_bytes
 from sse_app.eventlog.base import Page
 
 TAIL_EVENTS = 500
@@ -86,7 +86,7 @@ class _Follower:
 
     def __init__(self, after: int, *, behind: bool) -> None:
         self.waiting_bytes = 0
-        """How far the follower is behind what its process has committed, in bytes of data."""
+        """How far the follower is behind what its process has committed, in bytes of memory."""
         self._last = after
         self._behind = behind
         self._missed = False
@@ -105,7 +105,7 @@ class _Follower:
         else:
             self._waiting.extend(events)
             self._last = last
-        self.waiting_bytes += sum([len(event.data) for event in events])
+        self.waiting_bytes += sum(map(held_bytes, events))
         self._wake.set()
 
     def miss(self, head: int) -> None:
@@ -122,7 +122,7 @@ class _Follower:
         else:
             count = size = 0
             while count < len(self._waiting) and (not count or size < MAX_PIECE_BYTES):
-                size += len(self._waiting[count].data)
+                size += held_bytes(self._waiting[count])
                 count += 1
             piece = self._waiting[:count]
             del self._waiting[:count]

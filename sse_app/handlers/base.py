@@ -9,13 +9,13 @@ from collections.abc import Awaitable
 from http import HTTPStatus
 from typing import Any
 
-import orjson
 from tornado import web
 from tornado.iostream import StreamClosedError
 
 from sse_app.auth.tokens.claims import Claims
 from sse_app.auth.tokens.issuer import TokenKind
 from sse_app.core.errors import AuthStoreUnavailable, EventLogUnavailable, Forbidden, TokenRefused
+from sse_app.core.json_text import to_json
 from sse_app.core.private_apis import without_access_line
 from sse_app.core.redaction import loggable_path
 from sse_app.handlers.client_address import client_address, is_in
@@ -26,6 +26,9 @@ from sse_app.node import Node
 
 DRAINED_BODIES = 64
 """A body that is too large is read and thrown away up to this many times the limit; a larger one is cut off."""
+
+SMALL_BODY_BYTES = 64 * 1024
+"""How many bytes of a body are kept before the request's token has been looked at."""
 
 MAX_LENGTH_DIGITS = 18
 """How many digits of a Content-Length are read as a number; a longer one is too large in any case."""
@@ -76,6 +79,11 @@ class ApiHandler(OriginHandler):
         self.set_header("Referrer-Policy", "no-referrer")
         self.clear_header("Server")
 
+    @property
+    def body_limit(self) -> int:
+        """How many bytes of body a request may have."""
+        return self.node.settings.limits.body_bytes
+
     # -- the body -------------------------------------------------------------------------------------------
 
     def prepare(self) -> Awaitable[None] | None:
@@ -84,7 +92,7 @@ class ApiHandler(OriginHandler):
         self.request.connection.set_max_body_size(sys.maxsize)  # type: ignore[union-attr]
         length = self.request.headers.get("Content-Length", "")
         if length.isascii() and length.isdigit():
-            limit = self.node.settings.limits.body_bytes
+            limit = self.body_limit
             if len(length) > MAX_LENGTH_DIGITS or int(length) > DRAINED_BODIES * limit:
                 raise self._size_refusal()
             if int(length) > limit:
@@ -100,7 +108,7 @@ class ApiHandler(OriginHandler):
             StreamClosedError: the body is so large that the connection is closed instead of read to its end.
         """
         self._size += len(chunk)
-        limit = self.node.settings.limits.body_bytes
+        limit = self.body_limit
         if self._size > limit and not self._too_large:
             self._refuse_size()
         if self._too_large:
@@ -111,8 +119,9 @@ class ApiHandler(OriginHandler):
             self._pieces.append(chunk)
 
     def _size_refusal(self) -> Refusal:
-        limit = self.node.settings.limits.body_bytes
-        return Refusal(413, "too_large", f"a body has at most {limit} bytes", Connection="close")
+        return Refusal(
+            413, "too_large", f"a body has at most {self.body_limit} bytes here", Connection="close"
+        )
 
     def _refuse_size(self) -> None:
         """Answer 413 now, and read on: to close the connection of a client that is still sending would reset it,
@@ -200,7 +209,7 @@ class ApiHandler(OriginHandler):
 
     def write_json(self, value: object, status: int = 200) -> None:
         """Answer with JSON."""
-        body = orjson.dumps(value)
+        body = to_json(value)
         self.set_status(status)
         self.set_header("Content-Type", "application/json")
         self.set_header("Content-Length", len(body))
@@ -288,9 +297,14 @@ class ApiHandler(OriginHandler):
 
 
 class BodyHandler(ApiHandler):
-    """The base of handlers that take a JSON body, up to the configured size."""
+    """The base of handlers that take a JSON body."""
 
     keeps_body = True
+
+    @property
+    def body_limit(self) -> int:
+        """How many bytes of body a request may have: few, for they are kept before it is known whose they are."""
+        return min(SMALL_BODY_BYTES, super().body_limit)
 
     def body(self) -> bytes:
         """Return the body.

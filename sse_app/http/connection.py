@@ -54,6 +54,9 @@ class Server(Protocol):
     def forget(self, connection: Connection) -> None:
         """Forget a connection that has ended or has given its socket away."""
 
+    def count_unread(self, size: int, connection: Connection) -> None:
+        """Count so many bytes more of responses that wait for their clients, or fewer."""
+
 
 class Connection:
     """Reads requests from a socket, in order, each when the one before it has been answered.
@@ -86,6 +89,7 @@ class Connection:
         "_server",
         "_socket",
         "_unasked",
+        "_unread",
         "_unsent",
         "context",
     )
@@ -117,6 +121,8 @@ class Connection:
         self._awaited: asyncio.Future[None] | None = None
         """The application's future that must be done before it is given more of the body."""
         self._unsent: list[memoryview] = []
+        self._unread = 0
+        """How many bytes of responses are kept until the client has read all of them."""
         self._drained: asyncio.Future[None] | None = None
         self._ending = False
         """Whether the response is complete, and its last bytes wait for the socket."""
@@ -351,6 +357,8 @@ class Connection:
             self._server.loop.add_writer(self._fd, self._writable)
             self._server.sending.start(self)
         self._unsent.append(memoryview(data)[sent:])
+        self._unread += len(data)
+        self._server.count_unread(len(data), self)
         if self._drained is None:
             self._drained = self._server.loop.create_future()
         return self._drained
@@ -371,6 +379,7 @@ class Connection:
             self.close()
             return
         self._server.loop.remove_writer(self._fd)
+        self._forget_unread()
         self._server.sending.stop(self)
         drained, self._drained = self._drained, None
         if drained is not None and not drained.done():
@@ -378,6 +387,10 @@ class Connection:
         if self._ending:
             self._ending = False
             self._end()
+
+    def _forget_unread(self) -> None:
+        self._server.count_unread(-self._unread, self)
+        self._unread = 0
 
     # -- ending ---------------------------------------------------------------------------------------------
 
@@ -456,6 +469,7 @@ class Connection:
             return
         if self._unsent:
             self._unsent.clear()
+            self._forget_unread()
             self._server.loop.remove_writer(self._fd)
         sock = self._socket
         self._unregister()

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from http import HTTPStatus
 
-import orjson
 from tornado.httputil import format_timestamp
 
 from sse_app.core.errors import SSEAppError
+from sse_app.core.json_text import to_json
 
 
 class BadRequest(SSEAppError):
@@ -27,7 +27,7 @@ class BadRequest(SSEAppError):
 
     def response(self) -> bytes:
         """Return the whole answer, in the form and with the headers of all other errors."""
-        body = orjson.dumps({"error": {"code": self.code, "message": str(self)}})
+        body = to_json({"error": {"code": self.code, "message": str(self)}})
         lines = (
             f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}",
             "Content-Type: application/json",

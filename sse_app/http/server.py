@@ -33,6 +33,9 @@ SEND_TIMEOUT = 60.0
 The kernel has such a limit only for TCP, and not on every system.
 """
 
+MAX_UNREAD_BYTES = 16 * 1024 * 1024
+"""How many bytes of responses wait for their clients, over all connections."""
+
 ACCEPTED_AT_ONCE = 64
 """How many connections are accepted before the event loop runs other callbacks."""
 
@@ -65,7 +68,8 @@ class HTTPServer:
     Args:
         delegate: the application.
         tune: sets the options of a TCP socket: of listening ones, from which others inherit them on Linux.
-        max_header_size, max_body_size, idle_timeout, body_timeout, send_timeout: see the constants.
+        max_header_size, max_body_size, idle_timeout, body_timeout, send_timeout, max_unread_bytes: see the
+            constants.
     """
 
     def __init__(
@@ -78,6 +82,7 @@ class HTTPServer:
         idle_timeout: float = IDLE_TIMEOUT,
         body_timeout: float = BODY_TIMEOUT,
         send_timeout: float = SEND_TIMEOUT,
+        max_unread_bytes: int = MAX_UNREAD_BYTES,
     ) -> None:
         self.delegate = delegate
         self.max_header_size = max_header_size
@@ -91,6 +96,8 @@ class HTTPServer:
         self.receiving = Deadlines(body_timeout, Connection.close)
         self.sending = Deadlines(send_timeout, Connection.close)
         self.lingering = Deadlines(LINGER_TIMEOUT, Connection.close)
+        self._unread_bytes = 0
+        self._max_unread_bytes = max_unread_bytes
         self._tune = tune
         self._connections: set[Connection] = set()
         self._listening: list[socket.socket] = []
@@ -111,6 +118,22 @@ class HTTPServer:
         """Forget a connection that has ended or has given its socket away."""
         self._connections.discard(connection)
         self.delegate.on_close(connection)
+
+    def count_unread(self, size: int, connection: Connection) -> None:
+        """Count so many bytes more of responses that wait for their clients, or fewer.
+
+        Where they are too many, the connections whose clients have read nothing for the longest time are cut off.
+
+        Args:
+            size: how many more; negative once they are sent or dropped.
+            connection: whose they are; it is not cut off.
+        """
+        self._unread_bytes += size
+        if self._unread_bytes > self._max_unread_bytes:
+            for slow in [each for each in self.sending if each is not connection]:
+                slow.close()
+                if self._unread_bytes <= self._max_unread_bytes:
+                    break
 
     async def close_all_connections(self) -> None:
         """Close all connections, and stop accepting; requests under way are cut off."""

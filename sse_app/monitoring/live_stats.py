@@ -6,13 +6,13 @@ import time
 from collections import deque
 from typing import Any, NamedTuple
 
-import orjson
 from tornado.ioloop import PeriodicCallback
 
 from sse_app.core.channels import ADMIN_CHANNEL, ChannelPatterns
 from sse_app.core.counters import Metrics, quantile
 from sse_app.core.events import timestamp
 from sse_app.core.framing import framed
+from sse_app.core.json_text import to_json
 from sse_app.core.lifecycle import Lifecycle
 from sse_app.core.sse import encode
 from sse_app.eventlog.base import EventLog
@@ -103,7 +103,7 @@ class LiveStats:
             self._wanted_until = now + LINGER
         if now > self._wanted_until:
             return
-        figures = orjson.dumps(await self._figures(last, self._last))
+        figures = to_json(await self._figures(last, self._last))
         self._recent.append(figures)
         event = framed(encode(figures, event=EVENT))
         for stream in self._hub.subscribers(ADMIN_CHANNEL):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from typing import NamedTuple
 
-import orjson
-
 from sse_app.auth.tokens.claims import Claims
 from sse_app.auth.tokens.issuer import Tokens
 from sse_app.core.addresses import network_of
@@ -15,6 +13,7 @@ from sse_app.core.counters import Metrics
 from sse_app.core.errors import EventLogUnavailable, TooManyStreams
 from sse_app.core.events import EventId, timestamp
 from sse_app.core.framing import Framing
+from sse_app.core.json_text import to_json
 from sse_app.core.lifecycle import Lifecycle
 from sse_app.core.sse import encode_closing, encode_event, encode_json
 from sse_app.settings.model import Limits
@@ -234,7 +233,7 @@ def _connected(stream: Stream, id: EventId, recovered: bool, now: float) -> byte
         "expires_in": max(0, int(subscriber.lease.expires_at - now)),
         "timestamp": timestamp(now),
     }
-    return encode_event(str(id).encode(), b"connected", orjson.dumps(data), stream.retry)
+    return encode_event(str(id).encode(), b"connected", to_json(data), stream.retry)
 
 
 def _resets(lost: dict[ChannelName, str]) -> bytes:

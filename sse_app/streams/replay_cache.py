@@ -6,15 +6,17 @@ from collections import deque
 from itertools import islice
 
 from sse_app.core.channels import ChannelName
-from sse_app.core.events import Event
+from sse_app.core.events import Event, held_bytes
 from sse_app.core.sse import encode_event
 
 MAX_ANSWERS = 64
-EVENT_OVERHEAD_BYTES = 256
-"""About how many bytes an event takes in memory besides its data."""
+"""How many replays are kept, until the next event."""
 
 ANSWER_BYTES = 64 * 1024
 """About how many bytes a replay is given at a time: as much as a stalled client can keep in memory."""
+
+MAX_ANSWERS_BYTES = 4 * 1024 * 1024
+"""How many bytes the replays that are kept may have; a single event may have a million."""
 
 
 class ReplayCache:
@@ -22,7 +24,7 @@ class ReplayCache:
 
     Args:
         epoch: the log's, for the events' ids.
-        max_bytes: about how much data is kept.
+        max_bytes: about how much memory the events may take.
     """
 
     def __init__(self, epoch: str, max_bytes: int) -> None:
@@ -30,15 +32,16 @@ class ReplayCache:
         self._max_bytes = max_bytes
         self._bytes = 0
         self._answers: dict[tuple[int, int, frozenset[ChannelName]], tuple[bytes, int]] = {}
+        self._answers_bytes = 0
         self._ring: deque[Event] = deque()
 
     def add(self, events: list[Event]) -> None:
         """Add events that follow the last one."""
-        self._answers.clear()  # the next replay goes up to a later event
+        self._forget_answers()  # the next replay goes up to a later event
         self._ring.extend(events)
-        self._bytes += sum([len(event.data) for event in events]) + EVENT_OVERHEAD_BYTES * len(events)
+        self._bytes += sum(map(held_bytes, events))
         while self._bytes > self._max_bytes:
-            self._bytes -= len(self._ring.popleft().data) + EVENT_OVERHEAD_BYTES
+            self._bytes -= held_bytes(self._ring.popleft())
 
     def encode(self, event: Event) -> bytes:
         """Return an event of the log in the event stream format."""
@@ -56,10 +59,16 @@ class ReplayCache:
         key = (after, until, channels)
         answer = self._answers.get(key)
         if answer is None:
-            if len(self._answers) >= MAX_ANSWERS:
-                self._answers.clear()
-            answer = self._answers[key] = self._join(after, until, channels)
+            answer = self._join(after, until, channels)
+            if len(self._answers) >= MAX_ANSWERS or self._answers_bytes + len(answer[0]) > MAX_ANSWERS_BYTES:
+                self._forget_answers()
+            self._answers[key] = answer
+            self._answers_bytes += len(answer[0])
         return answer
+
+    def _forget_answers(self) -> None:
+        self._answers.clear()
+        self._answers_bytes = 0
 
     def _join(self, after: int, until: int, channels: frozenset[ChannelName]) -> tuple[bytes, int]:
         found: list[bytes] = []

@@ -14,7 +14,7 @@ import socket
 import struct
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, closing, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -710,7 +710,7 @@ async def test_a_write_fails_when_the_client_goes_in_the_middle_of_it() -> None:
 @pytest.mark.expects_logs("Uncaught", "Cannot send error response")
 @pytest.mark.gen_test
 async def test_a_client_that_reads_nothing_is_cut_off_and_one_that_reads_slowly_is_not() -> None:
-    async with serving(send_timeout=2) as (server, _):
+    async with serving(send_timeout=2, max_unread_bytes=3 * Large.SIZE) as (server, _):
         large = b"GET /large HTTP/1.1\r\nHost: here\r\n\r\n"
         with closing(unread(server)) as none, closing(unread(server)) as slowly:
             none.send(large)
@@ -722,6 +722,42 @@ async def test_a_client_that_reads_nothing_is_cut_off_and_one_that_reads_slowly_
             await asyncio.sleep(0.05)
             assert slowly.recv(4096)
     del Large.future
+
+
+@pytest.mark.expects_logs("Uncaught", "Cannot send error response")
+@pytest.mark.gen_test
+async def test_where_responses_wait_for_too_many_clients_those_that_have_read_nothing_longest_are_cut_off() -> (
+    None
+):
+    async with serving(max_unread_bytes=4 * Large.SIZE) as (server, _), AsyncExitStack() as stack:
+        clients = [stack.enter_context(closing(unread(server))) for _ in range(5)]
+        for number, client in enumerate(clients):
+            client.send(b"GET /large HTTP/1.1\r\nHost: here\r\n\r\n")
+            if (
+                number == 3
+            ):  # the first has been read from meanwhile, so that the second was cut off for the fourth
+                await until_async(lambda: server.under_way == (3, 0), "one is cut off")
+            if number == 2:
+                await until_async(lambda: server.under_way == (3, 0), "three are answered")
+                first = next(iter(server.sending))
+                while next(iter(server.sending)) is first:
+                    with suppress(BlockingIOError):
+                        clients[0].recv(4096)
+                    await a_few_turns()
+        await until_async(lambda: server.under_way == (3, 0), "another is cut off")
+        await a_few_turns()
+        assert [ended(client) for client in clients] == [False, True, True, False, False]
+    del Large.future
+
+
+def ended(client: socket.socket) -> bool:
+    """Read what the socket has; return whether the end of the connection comes then."""
+    try:
+        while client.recv(1 << 20):
+            pass
+    except BlockingIOError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize("length", [2, 4])

@@ -6,6 +6,7 @@ import hashlib
 import math
 import re
 import time
+from collections.abc import Awaitable
 
 import orjson
 
@@ -13,7 +14,7 @@ from sse_app.auth.tokens.claims import Claims
 from sse_app.core.channels import parse_channel
 from sse_app.core.events import Event, EventId, NewEvent
 from sse_app.eventlog.base import IdempotencyKey
-from sse_app.handlers.base import ApiHandler, BodyHandler
+from sse_app.handlers.base import SMALL_BODY_BYTES, ApiHandler, BodyHandler
 from sse_app.handlers.errors import Refusal
 from sse_app.handlers.parsing import parse_position
 from sse_app.streams.publisher import refuse_unknown
@@ -26,6 +27,19 @@ _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
 class _Publishing(BodyHandler):
     """What single and batch publishing share."""
+
+    @property
+    def body_limit(self) -> int:
+        """How many bytes of body a request may have: as many as are configured."""
+        return self.node.settings.limits.body_bytes
+
+    def prepare(self) -> Awaitable[None] | None:
+        """Refuse a token that is not valid before a large body is kept; any is looked at again when it is complete."""
+        ready = super().prepare()
+        length = self.request.headers.get("Content-Length", "")
+        if self.request.method == "POST" and not (length.isdigit() and int(length) <= SMALL_BODY_BYTES):
+            self.access_claims()
+        return ready
 
     async def store(self, claims: Claims, events: list[NewEvent], body: bytes) -> list[EventId]:
         """Append the events, at most once for an ``Idempotency-Key`` of this subject."""
