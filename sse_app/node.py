@@ -65,7 +65,7 @@ class Node:
         auth = settings.auth
         self.auth_store = make_auth_store(self.state)
         self._auth_is_open = False
-        self.revocations = Revocations(self.auth_store)
+        self.revocations = Revocations(self.auth_store, auth.longest_lifetime)
         self.tokens = issuer_of(auth, self.state, self.revocations)
         self.provider = provider_of(settings.oidc, auth)
         self.audit = Audit(self.auth_store)
@@ -151,6 +151,7 @@ class Node:
         self.channels = channels
         self.provider = provider
         self.tokens.use(auth, keys)
+        self.revocations.use(auth.longest_lifetime)
         self.accounts.use(auth)
         self.sessions.use(auth)
         self.login.use(auth)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from enum import Enum
 from typing import NamedTuple
@@ -9,10 +10,13 @@ from typing import NamedTuple
 from sse_app.auth.tokens.claims import Claims, Lease
 from sse_app.auth.tokens.grants import Grants
 from sse_app.core.errors import InvalidInput
-from sse_app.settings.model import Auth
+from sse_app.settings.model import LONGEST_LIFETIME, Auth
 
 NEVER = 2.0**50
 """An issuing time that no token has: what is revoked until then is revoked whenever it was issued."""
+
+NOTICED = 60.0
+"""Within how many seconds every process has learned of a kick, also of one that bars for no time."""
 
 
 class Account(NamedTuple):
@@ -36,24 +40,15 @@ class SessionLimits(NamedTuple):
     Args:
         idle: without a refresh.
         absolute: at all.
-        issued: the longest that a token issued in it by login or refresh can be in force.
-        minted: the longest that any token can be in force, also one that was minted for a session of its own.
     """
 
     idle: float
     absolute: float
-    issued: float
-    minted: float
 
     @classmethod
     def of(cls, auth: Auth) -> SessionLimits:
         """Return the limits that settings name."""
-        return cls(
-            idle=auth.session_idle,
-            absolute=auth.session_lifetime,
-            issued=max(auth.access_lifetime, auth.stream_lifetime),
-            minted=auth.longest_lifetime,
-        )
+        return cls(idle=auth.session_idle, absolute=auth.session_lifetime)
 
 
 class Continued(NamedTuple):
@@ -71,28 +66,35 @@ class Continued(NamedTuple):
 
 
 class Scope(Enum):
-    """Which tokens a revocation is about."""
+    """Which tokens a revocation is about; a kick is about none, but bars a session from streams for a time."""
 
     TOKEN = "token"
     SESSION = "session"
     SUBJECT = "subject"
     ALL = "all"
+    KICK = "kick"
 
 
 class Revocation(NamedTuple):
-    """Tokens that are no longer accepted.
+    """Tokens that are no longer accepted, or a session that is barred from streams.
+
+    It is kept for the longest lifetime that any setting can allow a token (`LONGEST_LIFETIME`), not for the one
+    that the settings allow when it is made: they may have allowed more when a token was minted, and may again.
 
     Args:
         scope: the claim that they have in common.
         value: the ``jti``, ``sid`` or ``sub``; empty for all tokens.
-        issued_until: only those issued up to then are revoked, in seconds since the epoch.
+        issued_until: only those issued up to then are revoked, in seconds since the epoch; of a kick: until
+            when the session is barred.
         forget_at: when the last of them has expired.
+        made_at: when it was made.
     """
 
     scope: Scope
     value: str
     issued_until: float
     forget_at: float
+    made_at: float
 
     def concerns(self, claims: Claims | Lease) -> bool:
         """Return whether a token with these claims is revoked by it."""
@@ -101,35 +103,49 @@ class Revocation(NamedTuple):
             Scope.SESSION: claims.session,
             Scope.SUBJECT: claims.subject,
             Scope.ALL: "",
+            Scope.KICK: None,
         }[self.scope]
         return value == self.value and claims.issued_at <= self.issued_until
 
     def as_of(self, now: float) -> Revocation:
         """Return the revocation as it is written at a time: tokens issued while the writer waited are revoked too."""
-        delay = max(0.0, now - self.issued_until)
-        return self._replace(issued_until=self.issued_until + delay, forget_at=self.forget_at + delay)
+        delay = max(0.0, now - self.made_at)
+        by_time = self.scope in (Scope.SUBJECT, Scope.ALL, Scope.KICK)
+        return self._replace(
+            issued_until=self.issued_until + delay * by_time,
+            forget_at=self.forget_at + delay * (self.scope is not Scope.TOKEN),
+            made_at=self.made_at + delay,
+        )
 
     @classmethod
-    def of_token(cls, token_id: str, expires_at: float) -> Revocation:
-        """Revoke one token."""
-        return cls(Scope.TOKEN, token_id, NEVER, expires_at)
+    def of_token(cls, token_id: str, expires_at: float = math.inf) -> Revocation:
+        """Revoke one token; ``expires_at`` says when it expires, where that is known."""
+        now = time.time()
+        return cls(Scope.TOKEN, token_id, NEVER, min(expires_at, now + LONGEST_LIFETIME), now)
 
     @classmethod
-    def of_session(cls, session: str, longest: float) -> Revocation:
-        """Revoke every token of a session; ``longest`` is the longest lifetime one of them can have, in seconds."""
-        return cls(Scope.SESSION, session, NEVER, time.time() + longest)
+    def of_session(cls, session: str) -> Revocation:
+        """Revoke every token of a session."""
+        now = time.time()
+        return cls(Scope.SESSION, session, NEVER, now + LONGEST_LIFETIME, now)
 
     @classmethod
-    def of_subject(cls, subject: str, longest: float) -> Revocation:
+    def of_subject(cls, subject: str) -> Revocation:
         """Revoke what a subject has been issued until now; a later login is another matter."""
         now = time.time()
-        return cls(Scope.SUBJECT, subject, now, now + longest)
+        return cls(Scope.SUBJECT, subject, now, now + LONGEST_LIFETIME, now)
 
     @classmethod
-    def of_everything(cls, longest: float) -> Revocation:
+    def of_everything(cls) -> Revocation:
         """Revoke every token issued until now."""
         now = time.time()
-        return cls(Scope.ALL, "", now, now + longest)
+        return cls(Scope.ALL, "", now, now + LONGEST_LIFETIME, now)
+
+    @classmethod
+    def of_kick(cls, session: str, seconds: float) -> Revocation:
+        """Bar a session from streams and stream tokens for so long; the last kick counts, also one of 0 s."""
+        now = time.time()
+        return cls(Scope.KICK, session, now + seconds, now + max(seconds, NOTICED), now)
 
 
 def require_no_token(value: str, field: str) -> None:

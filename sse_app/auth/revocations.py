@@ -1,13 +1,23 @@
-"""Which tokens are refused although they would still be in force, answered from memory."""
+"""Which tokens are refused although they would still be in force, and which sessions are kicked, from memory."""
 
 from __future__ import annotations
 
 import math
 import time
 
-from sse_app.auth.records import Scope
+from sse_app.auth.records import Revocation, Scope
 from sse_app.auth.store import AuthStore
 from sse_app.auth.tokens.claims import Claims, Lease
+
+SLACK = 60.0
+"""By how many seconds a token may seem to live longer than is allowed: one that a provider dates a little ahead, or
+that is dated as of the refresh that it came from."""
+
+SWEEP_INTERVAL = 60.0
+"""The least time between two looks for what can be forgotten, in seconds: each walks over all that is known."""
+
+STEP_BACK = 1.0
+"""A clock that has gone back by more seconds than this was wrong when something was forgotten, or is wrong now."""
 
 
 class Revocations:
@@ -15,12 +25,20 @@ class Revocations:
 
     `covers` is asked with every request and costs a few lookups in memory.
 
+    The store keeps a revocation for as long as any setting could allow a token. Here it is known for as long as the
+    present setting allows one, which is all that bounds the memory: some 300 bytes for each logout or revocation
+    of that time. Where the setting is raised all is read again, and until then no longer token is accepted.
+
     Args:
         store: where revocations are written.
+        longest: the longest lifetime of a token that is accepted, in seconds.
     """
 
-    def __init__(self, store: AuthStore) -> None:
+    def __init__(self, store: AuthStore, longest: float) -> None:
         self._store = store
+        self.longest = longest
+        """The lifetime of the longest tokens that `covers` can answer for, in seconds."""
+        self._next_longest = longest
         self._seen = 0
         """The number of the last revocation that was learned."""
         self._in_force: dict[Scope, dict[str, tuple[float, float]]] = {scope: {} for scope in Scope}
@@ -29,6 +47,16 @@ class Revocations:
         self._sessions = self._in_force[Scope.SESSION]
         self._subjects = self._in_force[Scope.SUBJECT]
         self._all = -math.inf
+        self._barred: dict[str, float] = {}
+        """Until when sessions are barred from streams, on the monotonic clock: a clock that is set back must not
+        lengthen that."""
+        self._latest = -math.inf
+        """The latest time by which something was forgotten or left unread."""
+        self._swept_at = -math.inf
+
+    def use(self, longest: float) -> None:
+        """Answer for tokens of another lifetime, from the next time that it learns on."""
+        self._next_longest = longest
 
     def covers(self, claims: Claims | Lease) -> bool:
         """Return whether a token with these claims has been revoked."""
@@ -40,26 +68,60 @@ class Revocations:
             or (claims.subject in self._subjects and issued_at <= self._subjects[claims.subject][0])
         )
 
+    def answers_for(self, claims: Claims | Lease) -> bool:
+        """Return whether no revocation of a token of this lifetime can have been forgotten here."""
+        return claims.expires_at - claims.issued_at <= self.longest + SLACK
+
+    def barred_for(self, session: str) -> float:
+        """Return for how many seconds a session is still barred from streams."""
+        return max(0.0, self._barred.get(session, -math.inf) - time.monotonic())
+
+    def kicked(self, token: Lease) -> bool:
+        """Return whether a token was revoked by a kick that is still in force."""
+        return token.token_id in self._tokens and self.barred_for(token.session) > 0
+
     async def learn(self) -> bool:
         """Put what is new in the store in force, forget what is spent, and return whether there was anything new.
 
         Raises:
             AuthStoreUnavailable: the store cannot be read just now; what is known stays in force.
         """
-        new = await self._store.revocations_since(self._seen)
-        if not new:
-            return False
-        for number, (scope, value, issued_until, forget_at) in new:
-            self._seen = max(self._seen, number)
-            known = self._in_force[scope]
-            before = known.get(value, (-math.inf, -math.inf))
-            known[value] = (max(before[0], issued_until), max(before[1], forget_at))
         now = time.time()
+        longest = self._next_longest
+        if longest > self.longest or now < self._latest - STEP_BACK:
+            self._seen = 0  # something may have been forgotten, or not been read, that is in force
+            self._latest = now
+        new = await self._store.revocations_since(self._seen, now - longest - SLACK)
+        self.longest = longest
+        self._latest = max(self._latest, now)
+        for number, revocation in new:
+            self._seen = max(self._seen, number)
+            self._take(revocation, now)
+        if time.monotonic() >= self._swept_at + SWEEP_INTERVAL:
+            self._sweep(now)
+        return bool(new)
+
+    def _take(self, revocation: Revocation, now: float) -> None:
+        scope, value, issued_until, forget_at, made_at = revocation
+        if scope is Scope.KICK:
+            self._barred[value] = time.monotonic() + min(issued_until - now, issued_until - made_at)
+            return
+        known = self._in_force[scope]
+        before = known.get(value, (-math.inf, -math.inf))
+        forget_at = min(forget_at, made_at + self.longest + SLACK)
+        known[value] = (max(before[0], issued_until), max(before[1], forget_at))
+        if scope is Scope.ALL:
+            self._all = known[""][0]
+
+    def _sweep(self, now: float) -> None:
+        """Forget what is spent."""
+        self._swept_at = time.monotonic()
         for known in self._in_force.values():
             for value in [value for value, (_, forget_at) in known.items() if forget_at <= now]:
                 del known[value]
         self._all = self._in_force[Scope.ALL].get("", (-math.inf, 0.0))[0]
-        return True
+        for session in [session for session, end in self._barred.items() if end <= self._swept_at]:
+            del self._barred[session]
 
     def __len__(self) -> int:
         """The number of revocations in force."""

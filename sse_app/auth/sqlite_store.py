@@ -54,6 +54,14 @@ MIGRATIONS = [
         subject TEXT NOT NULL, address TEXT NOT NULL, target TEXT NOT NULL, detail TEXT NOT NULL
     );
     """,
+    # Revocations of earlier versions do not say when they were made, so they are in force until they are forgotten;
+    # that was too soon for tokens that live longer than the settings of then allowed.
+    """
+    ALTER TABLE revocations ADD COLUMN made_at REAL NOT NULL DEFAULT 1e15;
+    UPDATE revocations SET forget_at = forget_at + 366 * 86400 WHERE kind != 'token';
+    CREATE INDEX revocations_to_forget ON revocations (forget_at);
+    CREATE INDEX revocations_by_value ON revocations (value, kind);
+    """,
 ]
 
 T = TypeVar("T")
@@ -114,12 +122,12 @@ class SqliteAuthStore(AuthStore):
         rows = self._rows("SELECT name, grants, disabled, password FROM accounts WHERE name = ?", (name,))
         return Credentials(_account(*rows[0][:3]), rows[0][3]) if rows else None
 
-    async def set_password(self, name: str, password_hash: str, longest: float) -> bool:
+    async def set_password(self, name: str, password_hash: str) -> bool:
         """Change a password."""
         return await self._change(
             "UPDATE accounts SET password = ? WHERE name = ?",
             (password_hash, name),
-            lambda connection: _revoke(connection, Revocation.of_subject(name, longest)),
+            lambda connection: _revoke(connection, Revocation.of_subject(name)),
         )
 
     async def replace_password_hash(self, name: str, old: str, new: str) -> None:
@@ -128,32 +136,32 @@ class SqliteAuthStore(AuthStore):
             "UPDATE accounts SET password = ? WHERE name = ? AND password = ?", (new, name, old)
         )
 
-    async def set_grants(self, name: str, grants: Grants, longest: float) -> bool:
+    async def set_grants(self, name: str, grants: Grants) -> bool:
         """Change the grants; the sessions stay."""
         return await self._change(
             "UPDATE accounts SET grants = ? WHERE name = ?",
             (json.dumps(grants.to_claim()), name),
-            lambda connection: _write_revocation(connection, Revocation.of_subject(name, longest)),
+            lambda connection: _write_revocation(connection, Revocation.of_subject(name)),
         )
 
-    async def disable_account(self, name: str, longest: float) -> bool:
+    async def disable_account(self, name: str) -> bool:
         """Mark an account as disabled."""
         return await self._change(
             "UPDATE accounts SET disabled = 1 WHERE name = ?",
             (name,),
-            lambda connection: _revoke(connection, Revocation.of_subject(name, longest)),
+            lambda connection: _revoke(connection, Revocation.of_subject(name)),
         )
 
     async def enable_account(self, name: str) -> bool:
         """Take the mark away."""
         return await self._change("UPDATE accounts SET disabled = 0 WHERE name = ?", (name,))
 
-    async def remove_account(self, name: str, longest: float) -> bool:
+    async def remove_account(self, name: str) -> bool:
         """Delete an account."""
         return await self._change(
             "DELETE FROM accounts WHERE name = ?",
             (name,),
-            lambda connection: _revoke(connection, Revocation.of_subject(name, longest)),
+            lambda connection: _revoke(connection, Revocation.of_subject(name)),
         )
 
     async def _change(
@@ -228,7 +236,7 @@ class SqliteAuthStore(AuthStore):
                 connection.execute("UPDATE sessions SET used_at = ? WHERE id = ?", (now, session))
                 _add_refresh_token(connection, session, next_digest)
                 return Continued(session, _account(*account), expires_at)
-            _revoke(connection, Revocation.of_session(session, limits.issued))
+            _revoke(connection, Revocation.of_session(session))
             return RefreshRefused(refused, session, subject)
 
         outcome = await self._write(spend)
@@ -244,14 +252,9 @@ class SqliteAuthStore(AuthStore):
         )
         return (rows[0][0], rows[0][1]) if rows else None
 
-    async def end_session(self, session: str, limits: SessionLimits) -> None:
+    async def end_session(self, session: str) -> None:
         """Delete a session, and insert its revocation."""
-
-        def end(connection: sqlite3.Connection) -> None:
-            known = connection.execute("SELECT 1 FROM sessions WHERE id = ?", (session,)).fetchone()
-            _revoke(connection, Revocation.of_session(session, limits.issued if known else limits.minted))
-
-        await self._write(end)
+        await self._write(lambda connection: _revoke(connection, Revocation.of_session(session)))
 
     # -- revocations ----------------------------------------------------------------------------------------
 
@@ -264,12 +267,12 @@ class SqliteAuthStore(AuthStore):
 
         await self._write(revoke)
 
-    async def revocations_since(self, number: int) -> list[tuple[int, Revocation]]:
+    async def revocations_since(self, number: int, made_after: float = 0.0) -> list[tuple[int, Revocation]]:
         """Read what has been inserted since; numbers are given in the order of the commits."""
         rows = self._rows(
-            "SELECT number, kind, value, issued_until, forget_at FROM revocations WHERE number > ? "
-            "ORDER BY number",
-            (number,),
+            "SELECT number, kind, value, issued_until, forget_at, made_at FROM revocations "
+            "WHERE number > ? AND made_at >= ? ORDER BY number",
+            (number, made_after),
         )
         return [(row[0], Revocation(Scope(row[1]), *row[2:])) for row in rows]
 
@@ -377,9 +380,10 @@ def _revoke(connection: sqlite3.Connection, revocation: Revocation) -> None:
 def _write_revocation(connection: sqlite3.Connection, revocation: Revocation) -> None:
     now = time.time()
     connection.execute("DELETE FROM revocations WHERE forget_at <= ?", (now,))
-    if revocation.scope in (Scope.SUBJECT, Scope.ALL):
-        revocation = revocation.as_of(now)
+    if revocation.scope is Scope.KICK:  # the last one counts
+        connection.execute("DELETE FROM revocations WHERE kind = 'kick' AND value = ?", (revocation.value,))
+    scope, *values = revocation.as_of(now)
     connection.execute(
-        "INSERT INTO revocations (kind, value, issued_until, forget_at) VALUES (?, ?, ?, ?)",
-        (revocation.scope.value, *revocation[1:]),
+        "INSERT INTO revocations (kind, value, issued_until, forget_at, made_at) VALUES (?, ?, ?, ?, ?)",
+        (scope.value, *values),
     )

@@ -40,8 +40,8 @@ class AuthStore(ABC):
     in several; those that change the same account, session or refresh token then act as if one came after the
     other. None blocks the event loop for longer than a lookup takes.
 
-    Where a method revokes what an account was issued, that is what was issued until the change is written, for
-    tokens that are valid for up to ``longest`` seconds. Times are in seconds since the epoch.
+    Where a method revokes what an account was issued, that is what was issued until the change is written.
+    Times are in seconds since the epoch.
     """
 
     @abstractmethod
@@ -74,7 +74,7 @@ class AuthStore(ABC):
         """Return an account with the hash of its password, or None."""
 
     @abstractmethod
-    async def set_password(self, name: str, password_hash: str, longest: float) -> bool:
+    async def set_password(self, name: str, password_hash: str) -> bool:
         """Change a password, end the account's sessions, and revoke its tokens.
 
         Returns:
@@ -86,7 +86,7 @@ class AuthStore(ABC):
         """Write the hash of the same password in another way, unless it has changed from ``old`` meanwhile."""
 
     @abstractmethod
-    async def set_grants(self, name: str, grants: Grants, longest: float) -> bool:
+    async def set_grants(self, name: str, grants: Grants) -> bool:
         """Change what an account may do, and revoke its tokens; its sessions stay, and bring fresh ones.
 
         Returns:
@@ -94,7 +94,7 @@ class AuthStore(ABC):
         """
 
     @abstractmethod
-    async def disable_account(self, name: str, longest: float) -> bool:
+    async def disable_account(self, name: str) -> bool:
         """Refuse an account its login, end its sessions, and revoke its tokens.
 
         Returns:
@@ -110,7 +110,7 @@ class AuthStore(ABC):
         """
 
     @abstractmethod
-    async def remove_account(self, name: str, longest: float) -> bool:
+    async def remove_account(self, name: str) -> bool:
         """Delete an account, end its sessions, and revoke its tokens.
 
         Returns:
@@ -153,12 +153,8 @@ class AuthStore(ABC):
         """Return session and subject of a refresh token, also of one that is spent, or None."""
 
     @abstractmethod
-    async def end_session(self, session: str, limits: SessionLimits) -> None:
-        """End a session and revoke its tokens, also those of a session that is not kept here.
-
-        The revocation lasts for ``limits.issued`` seconds where the session is kept here, else for
-        ``limits.minted``.
-        """
+    async def end_session(self, session: str) -> None:
+        """End a session and revoke its tokens, also those of a session that is not kept here."""
 
     # -- revocations ----------------------------------------------------------------------------------------
 
@@ -171,11 +167,12 @@ class AuthStore(ABC):
         """
 
     @abstractmethod
-    async def revocations_since(self, number: int) -> list[tuple[int, Revocation]]:
+    async def revocations_since(self, number: int, made_after: float = 0.0) -> list[tuple[int, Revocation]]:
         """Return the revocations with a larger number, in their order; a process asks several times a second.
 
         None appears with a smaller number than one that was returned before, so that a process which asks with
-        the last number it has seen learns of each. Those that are spent may be left out.
+        the last number it has seen learns of each. Those that are spent may be left out, and so are those
+        made before ``made_after`` (seconds since the epoch).
         """
 
     # -- the audit trail ------------------------------------------------------------------------------------

@@ -5,13 +5,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import time
 
 from sse_app.auth.records import AuditEntry, Revocation, require_no_token
 from sse_app.cli.auth_store import auth_store, note
 from sse_app.core.errors import InvalidInput
 from sse_app.core.events import timestamp
-from sse_app.settings.model import Settings
 
 
 def revoke(options: argparse.Namespace) -> None:
@@ -20,24 +18,23 @@ def revoke(options: argparse.Namespace) -> None:
 
 
 async def _revoke(options: argparse.Namespace) -> None:
-    async with auth_store(options) as (store, settings):
-        revocation = _revocation(options, settings)
+    async with auth_store(options) as (store, _):
+        revocation = _revocation(options)
         await store.revoke([revocation])
         await note(store, "revocation", revocation.value, revocation.scope.value)
 
 
-def _revocation(options: argparse.Namespace, settings: Settings) -> Revocation:
-    longest = settings.auth.longest_lifetime
+def _revocation(options: argparse.Namespace) -> Revocation:
     if options.all:
-        return Revocation.of_everything(longest)
+        return Revocation.of_everything()
     if not (options.token_id or options.session or options.subject):
         raise InvalidInput("--token-id, --session and --subject must not be empty")
     require_no_token(options.token_id or options.session or options.subject, "what to revoke")
     if options.token_id:
-        return Revocation.of_token(options.token_id, time.time() + longest)
+        return Revocation.of_token(options.token_id)
     if options.session:
-        return Revocation.of_session(options.session, longest)
-    return Revocation.of_subject(options.subject, longest)
+        return Revocation.of_session(options.session)
+    return Revocation.of_subject(options.subject)
 
 
 def audit(options: argparse.Namespace) -> None:

@@ -55,6 +55,18 @@ class Forbidden(SSEAppError):
     """What was asked is not allowed: not to the token, although it is valid, to the address, or to the page."""
 
 
+class Kicked(SSEAppError):
+    """An administrator has kicked a stream of this session, which gets none for a while.
+
+    Args:
+        wait: for how many seconds.
+    """
+
+    def __init__(self, wait: float) -> None:
+        super().__init__("an administrator has ended this session's streams: it gets none for a while")
+        self.wait = wait
+
+
 class TooManyStreams(SSEAppError):
     """A user or an address has as many streams open as it may; the text says which, and how many."""
 

@@ -75,6 +75,10 @@ class Limits(Section, frozen=True):
     publish_rate: Annotated[float, Meta(ge=0, le=1e9)] = 0.0
 
 
+LONGEST_LIFETIME = 366 * 86_400
+"""The longest lifetime that ``auth.longest_lifetime`` can allow a token, in seconds."""
+
+
 class Auth(Section, frozen=True):
     """Tokens."""
 
@@ -82,7 +86,7 @@ class Auth(Section, frozen=True):
     audience: Text = "sse_app"
     access_lifetime: Annotated[int, Meta(ge=1, le=30 * 86_400)] = 3600
     stream_lifetime: Annotated[int, Meta(ge=1, le=86_400)] = 600
-    longest_lifetime: Annotated[int, Meta(ge=1, le=366 * 86_400)] = 30 * 86_400
+    longest_lifetime: Annotated[int, Meta(ge=1, le=LONGEST_LIFETIME)] = 30 * 86_400
     session_idle: Annotated[int, Meta(ge=1, le=366 * 86_400)] = 7 * 86_400
     session_lifetime: Annotated[int, Meta(ge=1, le=366 * 86_400)] = 30 * 86_400
     own_channels: tuple[Pattern, ...] = (Pattern("user.{sub}.**"),)

@@ -29,8 +29,9 @@ GRANTS = Grants.of(subscribe=["dashboard", "desk.*"], publish=["alerts"])
 OTHERS = Grants.of(subscribe=["alerts"], admin=True)
 ANN = Account("ann", GRANTS, disabled=False)
 BEN = Account("ben", OTHERS, disabled=False)
-LIMITS = SessionLimits(idle=100.0, absolute=1000.0, issued=60.0, minted=5000.0)
-LONGEST = 3600.0
+LIMITS = SessionLimits(idle=100.0, absolute=1000.0)
+LONGEST = 366 * 86_400.0
+"""What any setting can allow a token, in seconds."""
 SLACK = 60.0
 """By how many seconds a time that the store writes may differ from one that a test expects."""
 
@@ -208,19 +209,19 @@ async def test_a_name_that_is_taken_changes_nothing(made: Implementation) -> Non
 
 
 async def change_password(store: AuthStore, name: str) -> bool:
-    return await store.set_password(name, "new", LONGEST)
+    return await store.set_password(name, "new")
 
 
 async def disable(store: AuthStore, name: str) -> bool:
-    return await store.disable_account(name, LONGEST)
+    return await store.disable_account(name)
 
 
 async def remove(store: AuthStore, name: str) -> bool:
-    return await store.remove_account(name, LONGEST)
+    return await store.remove_account(name)
 
 
 async def change_grants(store: AuthStore, name: str) -> bool:
-    return await store.set_grants(name, OTHERS, LONGEST)
+    return await store.set_grants(name, OTHERS)
 
 
 @pytest.mark.gen_test
@@ -335,7 +336,7 @@ async def test_a_token_that_comes_back_ends_its_session_for_good(made: Implement
         assert await store.session_of(b"other") == ("other", "ann")
         (revocation,) = await revoked(store)
         assert (revocation.scope, revocation.value) == (Scope.SESSION, "s")
-        assert revocation.forget_at == pytest.approx(time.time() + LIMITS.issued, abs=SLACK / 2)
+        assert revocation.forget_at == pytest.approx(time.time() + LONGEST, abs=SLACK / 2)
         assert (await refusal(spend(store, b"2", b"4"))).reason == "unknown"
         assert len(await revoked(store)) == 1
 
@@ -406,7 +407,7 @@ async def test_a_password_that_was_checked_before_a_revocation_begins_no_session
 ) -> None:
     async with opened(made) as store:
         since = time.time()
-        await store.revoke([Revocation.of_subject("ann", LONGEST)])
+        await store.revoke([Revocation.of_subject("ann")])
         assert not await store.begin_session("s", "ann", b"1", since=since, now=since, limits=LIMITS)
         assert await store.session_of(b"1") is None
         assert await store.begin_session("o", "ben", b"2", since=since, now=since, limits=LIMITS)
@@ -415,11 +416,13 @@ async def test_a_password_that_was_checked_before_a_revocation_begins_no_session
 
 
 @pytest.mark.gen_test
-async def test_a_session_is_ended_for_as_long_as_its_tokens_can_last(made: Implementation) -> None:
+async def test_a_session_is_ended_for_as_long_as_any_setting_allows_a_token_to_last(
+    made: Implementation,
+) -> None:
     async with opened(made) as store:
         await begin(store)
-        await store.end_session("s", LIMITS)
-        await store.end_session("minted", LIMITS)
+        await store.end_session("s")
+        await store.end_session("minted")
         assert await store.session_of(b"1") is None
         ours, minted = await revoked(store)
         assert (ours.scope, ours.value, minted.scope, minted.value) == (
@@ -428,8 +431,8 @@ async def test_a_session_is_ended_for_as_long_as_its_tokens_can_last(made: Imple
             Scope.SESSION,
             "minted",
         )
-        assert ours.forget_at == pytest.approx(time.time() + LIMITS.issued, abs=SLACK / 2)
-        assert minted.forget_at == pytest.approx(time.time() + LIMITS.minted, abs=SLACK / 2)
+        assert ours.forget_at == pytest.approx(time.time() + LONGEST, abs=SLACK / 2)
+        assert minted.forget_at == pytest.approx(time.time() + LONGEST, abs=SLACK / 2)
 
 
 # -- revocations --------------------------------------------------------------------------------------------
@@ -440,9 +443,9 @@ async def test_a_session_is_ended_for_as_long_as_its_tokens_can_last(made: Imple
     ("revocation", "left"),
     [
         (Revocation.of_token("t", 2.0**40), {"s1", "s2", "s3"}),
-        (Revocation.of_session("s1", LONGEST), {"s2", "s3"}),
-        (Revocation.of_subject("ann", LONGEST), {"s3"}),
-        (Revocation.of_everything(LONGEST), set()),
+        (Revocation.of_session("s1"), {"s2", "s3"}),
+        (Revocation.of_subject("ann"), {"s3"}),
+        (Revocation.of_everything(), set()),
     ],
     ids=lambda each: each.scope.value if isinstance(each, Revocation) else "",
 )
@@ -465,8 +468,8 @@ async def test_what_was_issued_while_a_revocation_waited_is_meant_too(made: Impl
     async with opened(made) as store:
         made_before = time.time() - 30
         waited = [
-            Revocation(Scope.SUBJECT, "ann", made_before, made_before + LONGEST),
-            Revocation(Scope.ALL, "", made_before, made_before + LONGEST),
+            Revocation(Scope.SUBJECT, "ann", made_before, made_before + LONGEST, made_before),
+            Revocation(Scope.ALL, "", made_before, made_before + LONGEST, made_before),
         ]
         called = time.time()
         await store.revoke(waited)
@@ -532,12 +535,12 @@ async def test_what_is_spent_is_dropped_and_its_number_not_given_again(made: Imp
 @pytest.mark.gen_test
 async def test_revocations_in_memory_answer_as_the_store_was_told(made: Implementation) -> None:
     async with two(made) as (one, other):
-        revocations = Revocations(one)
+        revocations = Revocations(one, LONGEST)
         now = time.time()
         lease = Lease("ann", "s", "t", now, now + 600)
         assert not await revocations.learn()
         assert not revocations.covers(lease)
-        await other.revoke([Revocation.of_subject("ann", LONGEST), Revocation.of_token("u", now + 60)])
+        await other.revoke([Revocation.of_subject("ann"), Revocation.of_token("u", now + 60)])
         assert not revocations.covers(lease)
         assert await revocations.learn()
         assert revocations.covers(lease)
@@ -582,7 +585,7 @@ async def test_of_several_revocations_or_entries_all_are_written_or_none(made: I
         before = await everything(store)
 
         def revocations() -> Iterator[Revocation]:
-            yield Revocation.of_subject("ann", LONGEST)
+            yield Revocation.of_subject("ann")
             raise LookupError
 
         def entries() -> Iterator[AuditEntry]:
@@ -599,16 +602,16 @@ async def test_of_several_revocations_or_entries_all_are_written_or_none(made: I
 
 WRITES: dict[str, Callable[[AuthStore], Awaitable[object]]] = {
     "add_account": lambda store: store.add_account(BEN, "hash"),
-    "set_password": lambda store: store.set_password("ann", "new", LONGEST),
+    "set_password": lambda store: store.set_password("ann", "new"),
     "replace_password_hash": lambda store: store.replace_password_hash("ann", "hash", "new"),
-    "set_grants": lambda store: store.set_grants("ann", OTHERS, LONGEST),
-    "disable_account": lambda store: store.disable_account("ann", LONGEST),
+    "set_grants": lambda store: store.set_grants("ann", OTHERS),
+    "disable_account": lambda store: store.disable_account("ann"),
     "enable_account": lambda store: store.enable_account("ann"),
-    "remove_account": lambda store: store.remove_account("ann", LONGEST),
+    "remove_account": lambda store: store.remove_account("ann"),
     "begin_session": lambda store: begin(store, "t", "ann", b"2"),
     "spend_refresh_token": lambda store: spend(store, b"1", b"2"),
-    "end_session": lambda store: store.end_session("s", LIMITS),
-    "revoke": lambda store: store.revoke([Revocation.of_everything(LONGEST)]),
+    "end_session": lambda store: store.end_session("s"),
+    "revoke": lambda store: store.revoke([Revocation.of_everything()]),
     "append_audit": lambda store: store.append_audit([entry("2"), entry("3")]),
 }
 

@@ -113,7 +113,7 @@ async def test_that_the_audit_trail_cannot_be_written_is_logged_once_and_nothing
 async def test_a_revocation_that_cannot_be_written_revokes_nothing(sse: SSEApp) -> None:
     token = sse.token("ann", subscribe=["alerts"])
     with locked(sse.node.state.accounts), pytest.raises(AuthStoreUnavailable):
-        await sse.node.enforcement.revoke(Revocation.of_subject("ann", 600))
+        await sse.node.enforcement.revoke(Revocation.of_subject("ann"))
     assert sse.node.tokens.verify(token, TokenKind.STREAM).subject == "ann"
-    await sse.node.enforcement.revoke(Revocation.of_subject("ann", 600))
+    await sse.node.enforcement.revoke(Revocation.of_subject("ann"))
     assert len(sse.node.revocations) == 1

@@ -32,7 +32,7 @@ class Accounts:
     Args:
         store: where they are kept.
         threads: where passwords are hashed.
-        auth: how long a token can last.
+        auth: which channels are each subject's own.
     """
 
     def __init__(self, store: AuthStore, threads: PasswordThreads, auth: Auth) -> None:
@@ -43,7 +43,6 @@ class Accounts:
     def use(self, auth: Auth) -> None:
         """Take other settings."""
         self._auth = auth
-        self._longest = auth.longest_lifetime
 
     async def add(self, name: str, password: str, grants: Grants) -> None:
         """Make an account.
@@ -68,7 +67,7 @@ class Accounts:
             InvalidInput: there is no such user, or the password will not do.
         """
         hashed = await self._checked_hash(password)
-        _require(name, await self._store.set_password(name, hashed, self._longest))
+        _require(name, await self._store.set_password(name, hashed))
 
     async def set_grants(self, name: str, grants: Grants) -> None:
         """Change what an account may do; its sessions stay, and a refresh brings tokens that say so.
@@ -78,7 +77,7 @@ class Accounts:
             TokenTooLarge: the grants do not fit into a token.
         """
         self._require_room(name, grants)
-        _require(name, await self._store.set_grants(name, grants, self._longest))
+        _require(name, await self._store.set_grants(name, grants))
 
     async def disable(self, name: str) -> None:
         """Refuse an account its login, and end its sessions.
@@ -86,7 +85,7 @@ class Accounts:
         Raises:
             InvalidInput: there is no such user.
         """
-        _require(name, await self._store.disable_account(name, self._longest))
+        _require(name, await self._store.disable_account(name))
 
     async def enable(self, name: str) -> None:
         """Allow an account its login again.
@@ -102,7 +101,7 @@ class Accounts:
         Raises:
             InvalidInput: there is no such user.
         """
-        _require(name, await self._store.remove_account(name, self._longest))
+        _require(name, await self._store.remove_account(name))
 
     async def list(self) -> list[Account]:
         """Return all accounts by name."""

@@ -90,7 +90,7 @@ class Sessions:
 
     async def end(self, session: str) -> None:
         """End a session and revoke every token issued in it, whether it is in the store or not."""
-        await self._store.end_session(session, self._limits)
+        await self._store.end_session(session)
 
 
 def _new_token() -> str:

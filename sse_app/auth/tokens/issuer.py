@@ -16,7 +16,7 @@ from sse_app.auth.revocations import Revocations
 from sse_app.auth.tokens.claims import MAX_TIME, Claims, is_text, new_id
 from sse_app.auth.tokens.grants import Grants
 from sse_app.auth.tokens.keyring import Key, KeyRing
-from sse_app.core.errors import InvalidChannel, InvalidInput, TokenRefused, TokenTooLarge
+from sse_app.core.errors import InvalidChannel, InvalidInput, Kicked, TokenRefused, TokenTooLarge
 from sse_app.settings.model import Auth
 
 MAX_REMEMBERED = 32_768
@@ -186,10 +186,22 @@ class Tokens:
         Raises:
             TokenRefused: it was, or has.
         """
-        if self._revocations is not None and self._revocations.covers(claims):
-            raise TokenRefused("the token has been revoked", "revoked")
+        if self._revocations is not None:
+            if self._revocations.covers(claims):
+                raise TokenRefused("the token has been revoked", "revoked")
+            if not self._revocations.answers_for(claims):
+                raise TokenRefused("the token is valid for longer than is allowed here", "lifetime")
         if claims.expires_at <= self._clock():
             raise TokenRefused("the token has expired", "expired")
+
+    def require_not_kicked(self, claims: Claims) -> None:
+        """Refuse streams and stream tokens to a session that was kicked, for as long as the kick said.
+
+        Raises:
+            Kicked: it still lasts.
+        """
+        if self._revocations is not None and (wait := self._revocations.barred_for(claims.session)):
+            raise Kicked(wait)
 
     def _verify(self, token: str, kind: TokenKind) -> tuple[Key, Claims]:
         from sse_app.auth.tokens import jose
