@@ -14,6 +14,7 @@ from sse_app.core.errors import (
     IdempotencyKeyReused,
     InvalidChannel,
     InvalidInput,
+    Kicked,
     ProviderUnavailable,
     SSEAppError,
     TokenRefused,
@@ -58,6 +59,8 @@ def refusal_of(error: BaseException | None) -> Refusal | None:
             return Refusal(422, "token_too_large", str(error))
         case Forbidden():
             return Refusal(403, "forbidden", str(error))
+        case Kicked(wait=wait):
+            return Refusal(403, "kicked", str(error), Retry_After=str(math.ceil(wait)))
         case TooManyStreams():
             return Refusal(429, "too_many_streams", str(error), Retry_After=RETRY_AFTER)
         case UnknownChannel():

@@ -119,11 +119,13 @@ class Admission:
             wanted: what the client asks for.
 
         Raises:
+            Kicked: the session is barred from streams.
             Forbidden: the token does not grant a channel.
             UnknownChannel: no configured name or pattern covers a channel.
             TooManyStreams: the user or the address has as many as it may.
             TokenRefused: the token has been revoked or has expired since it was verified.
         """
+        self._tokens.require_not_kicked(claims)
         self._authorise(claims, wanted.channels)
         if (reason := self._unavailable(claims, wanted)) is not None:
             return self._turn_away(reason)
@@ -136,6 +138,7 @@ class Admission:
             return self._turn_away(reason)
         # The stream is registered in the same step of the event loop, so a later revocation finds it.
         self._tokens.require_in_force(claims)
+        self._tokens.require_not_kicked(claims)
         return self._register(claims, wanted, start)
 
     def check(self, claims: Claims, wanted: Subscription) -> None:

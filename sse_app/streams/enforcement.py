@@ -91,8 +91,18 @@ class Enforcement:
         await self.apply()
         return concerned
 
-    async def kick(self, stream: Stream) -> int:
+    def sharing(self, stream: Stream) -> int:
+        """Return how many streams a kick of this one would end: all that have a token in common with it."""
+        ids = {token.token_id for token in stream.subscriber.tokens}
+        others = self._hub.streams_of_subject.get(stream.subscriber.lease.subject, ())
+        return sum(any(token.token_id in ids for token in other.subscriber.tokens) for other in others)
+
+    async def kick(self, stream: Stream, seconds: float) -> int:
         """Revoke the tokens that a stream can come back with, end all streams with them, and return how many.
+
+        Args:
+            stream: which.
+            seconds: for how long its session gets neither a stream nor a stream token.
 
         Raises:
             AuthStoreUnavailable: the revocations cannot be written; no stream is ended.
@@ -102,7 +112,8 @@ class Enforcement:
         self._kicked |= ids
         try:
             return await self.revoke(
-                *(Revocation.of_token(token.token_id, token.expires_at) for token in tokens)
+                *(Revocation.of_token(token.token_id, token.expires_at) for token in tokens),
+                Revocation.of_kick(stream.subscriber.lease.session, seconds),
             )
         finally:
             self._kicked -= ids
@@ -117,7 +128,9 @@ class Enforcement:
             for stream in list(self._hub.streams):
                 tokens = stream.subscriber.tokens
                 if any(self._revocations.covers(token) for token in tokens):
-                    kicked = any(token.token_id in self._kicked for token in tokens)
+                    kicked = any(
+                        token.token_id in self._kicked or self._revocations.kicked(token) for token in tokens
+                    )
                     stream.end("kicked" if kicked else "revoked", None)
 
     async def _look(self) -> None:

@@ -179,13 +179,12 @@ def test_every_good_answer_is_as_described(running: ServerProcess) -> None:
         renew = "/api/v1/sse/connections/{client_id}/renew"
         ask("POST", renew, 200, at="desk-1", headers=bearer(tokens["stream_token"]))
         found = ask("GET", "/api/v1/admin/connections", 200, headers=admin).json()["connections"]
-        ask(
-            "POST",
-            "/api/v1/admin/connections/{connection}/kick",
-            200,
-            at=found[0]["connection"],
-            headers=admin,
-        )
+        kick = "/api/v1/admin/connections/{connection}/kick"
+        at = found[0]["connection"]
+        ask("GET", kick, 200, at=at, headers=admin)
+        ask("POST", kick, 422, at=at, headers=admin, json={"for": -1})
+        ask("POST", kick, 200, at=at, headers=admin, json={"for": 60})
+    ask("POST", "/api/v1/auth/stream-token", 403, headers=ann, json=narrow)
     ask("POST", "/api/v1/auth/logout", 204, headers=ann)
     for revocation in ({"token_id": "a"}, {"session": "a"}, {"subject": "a"}, {"all": True}):
         ask("POST", "/api/v1/admin/revocations", 201, headers=bearer(Server.access_token()), json=revocation)

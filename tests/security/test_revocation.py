@@ -121,7 +121,8 @@ def test_a_kick_ends_the_streams_of_one_token_and_that_token(desk: Site) -> None
     assert desk.stream_status(case.one.stream) == 401
     desk.restart()
     assert desk.stream_status(case.one.stream) == 401
-    assert desk.stream_status(case.more) == 200
+    assert desk.stream_status(case.more) == 403
+    assert desk.stream_status(case.two.stream) == 200
 
 
 def test_an_access_token_is_revoked_like_any_other(desk: Site) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection
 from typing import Any
 
@@ -15,31 +14,61 @@ from sse_app.handlers.base import ApiHandler, BodyHandler
 from sse_app.handlers.errors import Refusal
 from sse_app.monitoring.connection_table import COLUMNS, FIELDS, Query, list_streams
 from sse_app.streams.publisher import refuse_unknown
+from sse_app.streams.stream import Stream
+
+KICK_TIME = 300
+"""For how many seconds a kick bars a session where it does not say."""
+MAX_KICK_TIME = 30 * 86_400
 
 AUDIT_LIMIT = 100
 AUDIT_MAX = 1000
 MAX_SEARCH = 255
 
 
-class KickHandler(ApiHandler):
-    """``POST /api/v1/admin/connections/{connection}/kick``."""
+class KickHandler(BodyHandler):
+    """``/api/v1/admin/connections/{connection}/kick``."""
+
+    def get(self, connection: str) -> None:
+        """Answer with how many streams a kick would end."""
+        self.admin_claims()
+        self.write_json({"streams": self.node.enforcement.sharing(self._stream(connection))})
 
     async def post(self, connection: str) -> None:
-        """End a connection and revoke its tokens: else a native client would reconnect at once."""
+        """End a connection and revoke its tokens, and bar its session: else its client would be back at once."""
         admin = self.admin_claims()
-        stream = next((stream for stream in self.node.hub.streams if str(stream.number) == connection), None)
-        if stream is None:
-            raise Refusal(404, "unknown_connection", "there is no connection with that id")
+        seconds = self._seconds()
+        stream = self._stream(connection)
         subscriber = stream.subscriber
-        kicked = await self.node.enforcement.kick(stream)
+        kicked = await self.node.enforcement.kick(stream, seconds)
         self.node.audit.record(
             "kick",
             subject=admin.subject,
             address=self.address,
             target=subscriber.lease.subject,
-            detail=f"client_id {subscriber.client_id} at {subscriber.address}",
+            detail=f"client_id {subscriber.client_id} at {subscriber.address}, for {seconds:g} s",
         )
         self.write_json({"kicked": kicked})
+
+    def _stream(self, connection: str) -> Stream:
+        """Return the open stream of that number.
+
+        Raises:
+            Refusal: there is none.
+        """
+        for stream in self.node.hub.streams:
+            if str(stream.number) == connection:
+                return stream
+        raise Refusal(404, "unknown_connection", "there is no connection with that id")
+
+    def _seconds(self) -> float:
+        """Return for how long the session is barred, which the body may say."""
+        body = self.body()
+        request = self.json_object(body) if body else {}
+        refuse_unknown(request, {"for"})
+        seconds = request.get("for", KICK_TIME)
+        if type(seconds) not in (int, float) or not 0 <= seconds <= MAX_KICK_TIME:
+            raise InvalidInput(f"for must be a number of seconds from 0 to {MAX_KICK_TIME}", "for")
+        return float(seconds)
 
 
 class RevocationsHandler(BodyHandler):
@@ -64,20 +93,19 @@ class RevocationsHandler(BodyHandler):
         if len(request) != 1:
             raise InvalidInput("name one of token_id, session, subject, or all")
         ((scope, value),) = request.items()
-        longest = self.node.settings.auth.longest_lifetime
         if scope == "all":
             if value is not True:
                 raise InvalidInput("all must be true", "all")
-            return Revocation.of_everything(longest)
+            return Revocation.of_everything()
         if not isinstance(value, str) or not 1 <= len(value) <= 1024:
             raise InvalidInput(f"{scope} must be a text of 1 to 1024 characters", scope)
         require_no_token(value, scope)
         match scope:
             case "token_id":
-                return Revocation.of_token(value, time.time() + longest)
+                return Revocation.of_token(value)
             case "session":
-                return Revocation.of_session(value, longest)
-        return Revocation.of_subject(value, longest)
+                return Revocation.of_session(value)
+        return Revocation.of_subject(value)
 
 
 class ConnectionsHandler(ApiHandler):

@@ -24,6 +24,7 @@ class StreamTokenHandler(BodyHandler):
     async def post(self) -> None:
         """Answer with a stream token, narrowed to the channels named."""
         claims = await self._claims()
+        self.node.tokens.require_not_kicked(claims)
         body = self.body()
         request = self.json_object(body) if body else {}
         refuse_unknown(request, {"channels"})
@@ -77,6 +78,7 @@ class RenewHandler(ApiHandler):
         expires_in = self.node.tokens.remaining(claims.expires_at)
         if expires_in < LEAST_LIFETIME:
             raise TokenRefused("the token is about to expire", "expires within a second")
+        self.node.tokens.require_not_kicked(claims)
         streams = [
             stream
             for stream in self.node.hub.streams_of_subject.get(claims.subject, ())
