@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 
+from sse_app.auth.accounts.throttle import FREE_TRIES_OF_ADDRESS
 from sse_app.auth.tokens.issuer import TokenKind
 from tests.support.people import PASSWORD, Ear, Site, bearer, site
 from tests.support.waiting import until
@@ -39,6 +42,18 @@ def guess(desk: Site, name: str, address: str, **headers: str) -> httpx.Response
             json={"username": name, "password": "wrong guess", "cookie": False},
             headers={name.replace("_", "-"): value for name, value in headers.items()},
         )
+
+
+def at_once(count: int, ask: Callable[[int], httpx.Response]) -> Counter[int]:
+    """Ask in that many threads at the same moment, and return how often each status came."""
+    gate = threading.Barrier(count)
+
+    def one(number: int) -> int:
+        gate.wait()
+        return ask(number).status_code
+
+    with ThreadPoolExecutor(count) as threads:
+        return Counter(threads.map(one, range(count)))
 
 
 def guess_until_refused(desk: Site, name: str, address: str, **headers: str) -> int:
@@ -100,6 +115,76 @@ def test_of_a_burst_of_concurrent_guesses_hardly_any_is_checked(desk: Site) -> N
         thread.join()
     assert statuses[401] <= 5
     assert statuses[401] + statuses[429] == 40
+
+
+@pytest.mark.parametrize("count", [3, 20])
+def test_logins_with_the_right_password_at_the_same_moment_all_succeed(desk: Site, count: int) -> None:
+    answers = at_once(count, lambda number: desk.try_login("user5", address=f"127.0.4.{50 + count}"))
+    assert answers == Counter({200: count})
+
+
+def test_a_right_password_among_wrong_ones_at_the_same_moment_frees_no_guess(desk: Site) -> None:
+    """Guesses of three at once, again and again: what is being checked counts as if it were wrong."""
+    statuses: Counter[int] = Counter()
+    for _ in range(4):
+        statuses += at_once(3, lambda number: guess(desk, "user6", "127.0.4.40"))
+    assert statuses[401] <= 6  # the fifth makes it wait for a second, and then there is one more
+    assert statuses[429] >= 6
+
+
+def test_an_address_that_tries_many_accounts_at_once_has_no_more_tries_than_one_after_the_other(
+    desk: Site,
+) -> None:
+    statuses = at_once(70, lambda number: guess(desk, f"nobody{number}", "127.0.4.41"))
+    statuses += at_once(40, lambda number: guess(desk, f"nobody{100 + number}", "127.0.4.41"))
+    assert statuses[401] <= FREE_TRIES_OF_ADDRESS + 1
+    assert statuses[429] > 0
+
+
+def test_a_stranger_behind_the_same_proxy_does_not_keep_out_those_who_log_in_from_there(desk: Site) -> None:
+    assert desk.try_login("user7", address="127.0.4.42").status_code == 200
+    statuses: Counter[int] = Counter()
+    for batch in range(0, 80, 20):
+        statuses += at_once(20, lambda number, batch=batch: guess(desk, f"who{batch + number}", "127.0.4.42"))  # type: ignore[misc]
+    assert statuses[429] > 0
+    assert desk.try_login("user7", address="127.0.4.42").status_code == 200
+    assert desk.try_login("user8", address="127.0.4.42").status_code == 429
+
+
+def test_a_network_that_fills_the_password_queue_leaves_the_others_their_share(proxied: Site) -> None:
+    stopped = threading.Event()
+    statuses: Counter[int] = Counter()
+
+    def attack(number: int) -> None:
+        with httpx.Client(transport=httpx.HTTPTransport(local_address="127.0.5.1"), timeout=30) as http:
+            while not stopped.is_set():
+                address = f"2001:db8:7:{random.getrandbits(16):x}::1"
+                answer = http.post(
+                    f"{proxied.server.url}/api/v1/auth/login",
+                    json={"username": f"nobody{random.getrandbits(30)}", "password": "wrong guess"},
+                    headers={"X-Forwarded-For": address},
+                )
+                statuses[answer.status_code] += 1
+
+    threads = [threading.Thread(target=attack, args=(number,)) for number in range(48)]
+    for thread in threads:
+        thread.start()
+    try:
+        until(lambda: statuses[503] > 5, "the queue is full")
+        answers = []
+        for _ in range(6):
+            with httpx.Client(transport=httpx.HTTPTransport(local_address="127.0.5.1"), timeout=30) as http:
+                answer = http.post(
+                    f"{proxied.server.url}/api/v1/auth/login",
+                    json={"username": "user1", "password": PASSWORD},
+                    headers={"X-Forwarded-For": "2001:db8:8::1"},
+                )
+            answers.append(answer.status_code)
+        assert answers == [200] * 6
+    finally:
+        stopped.set()
+        for thread in threads:
+            thread.join()
 
 
 @pytest.mark.parametrize("attackers", [1, pytest.param(60, marks=pytest.mark.long)])

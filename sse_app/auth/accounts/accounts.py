@@ -112,11 +112,15 @@ class Accounts:
         found = await self._store.credentials(name)
         return None if found is None else found.account
 
-    async def authenticate(self, name: str, password: str) -> Account | None:
+    async def authenticate(self, name: str, password: str, network: str) -> Account | None:
         """Return the account if the password is right and it is not disabled.
 
         An unknown name, a wrong password and a disabled account take the same time. A hash of older
         parameters is replaced.
+
+        Args:
+            name, password: what was typed.
+            network: where it comes from, which has a fair share of the checks.
 
         Raises:
             TooManyLogins: too many others are being checked.
@@ -124,7 +128,9 @@ class Accounts:
         found = await self._store.credentials(name)
         hashed = None if found is None else found.password_hash
         enabled = found is not None and not found.account.disabled
-        right, renewed = await self._threads.run(lambda: check_password(password, hashed, renew=enabled))
+        right, renewed = await self._threads.run(
+            lambda: check_password(password, hashed, renew=enabled), network
+        )
         if found is None or not enabled or not right:
             return None
         if renewed is not None:

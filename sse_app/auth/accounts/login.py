@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
 from typing import NamedTuple
 
 from sse_app.auth.accounts.accounts import Accounts
@@ -21,9 +23,16 @@ from sse_app.core.channels import ChannelName, ChannelPatterns, own_patterns
 from sse_app.core.errors import SSEAppError, TokenRefused, TokenTooLarge
 from sse_app.settings.model import Auth
 
+MAX_WAITING_TURNS = 64
+"""How many logins from one address may wait until others from there have been checked."""
+
+SHARING_PREFIX = 48
+"""How many bits of an IPv6 address name the network that has one fair share of the password checks: what a site gets
+(RFC 6177), who can have any address below it."""
+
 
 class LoginThrottled(SSEAppError):
-    """There were too many wrong passwords, or another attempt is still being checked.
+    """There were too many wrong passwords, or too many are still being checked.
 
     Args:
         wait: seconds until the next try.
@@ -70,7 +79,8 @@ class Login:
         self._audit = audit
         self._auth = auth
         self._throttle = LoginThrottle()
-        self._checking: set[tuple[str, str]] = set()
+        self._waiting: dict[str, list[asyncio.Future[None]]] = {}
+        """By address: logins that wait until others from there have been checked."""
 
     def use(self, auth: Auth) -> None:
         """Take other settings."""
@@ -82,22 +92,20 @@ class Login:
         Raises:
             LoginThrottled: there were too many wrong ones.
             TooManyLogins: too many others are being checked.
+            TokenTooLarge: what the account may do fits into no token.
         """
-        attempt = (name, network_of(address))
-        wait = 1.0 if attempt in self._checking else self._throttle.wait(name, address, time.monotonic())
-        if wait:
-            raise LoginThrottled(wait)
-        self._checking.add(attempt)
-        since = time.time()
-        try:
-            account = await self._accounts.authenticate(name, password)
-        finally:
-            self._checking.discard(attempt)
-        session = None
-        if account is not None:
-            session = await self._sessions.open(account.name, since)
+        async with self._turn(name, address):
+            since = time.time()
+            network = network_of(address, SHARING_PREFIX)
+            account = await self._accounts.authenticate(name, password, network)
+            session = None
+            if account is not None:
+                session = await self._sessions.open(account.name, since)
+            if account is None or session is None:
+                self._throttle.failed(name, address, time.monotonic())
+            else:
+                self._throttle.succeeded(name, address, time.monotonic())
         if account is None or session is None:
-            self._throttle.failed(name, address, time.monotonic())
             known = await self._accounts.find(name)
             # What is no account's name may be a password, typed into the wrong field: it is not kept.
             target, detail = (name, "") if known else ("", "unknown user")
@@ -105,7 +113,6 @@ class Login:
                 "login_refused", address=address, target=target, detail=detail, level=logging.WARNING
             )
             return None
-        self._throttle.succeeded(name, address)
         try:
             logged_in = self._logged_in(session, account)
         except TokenTooLarge:
@@ -114,6 +121,36 @@ class Login:
             raise
         self._audit.record("login", subject=account.name, address=address, target=session.id)
         return logged_in
+
+    @asynccontextmanager
+    async def _turn(self, name: str, address: str) -> AsyncIterator[None]:
+        """Wait until a password may be checked: not while those that are checked may use up the free tries.
+
+        Raises:
+            LoginThrottled: the free tries are used up; or very many wait already.
+        """
+        throttle = self._throttle
+        network = network_of(address)
+        while True:
+            now = time.monotonic()
+            if wait := throttle.wait(name, address, now):
+                raise LoginThrottled(wait)
+            if throttle.has_room(name, address, now):
+                break
+            waiting = self._waiting.setdefault(network, [])
+            if len(waiting) >= MAX_WAITING_TURNS:
+                raise LoginThrottled(1.0)
+            turn = asyncio.get_running_loop().create_future()
+            waiting.append(turn)
+            await turn
+        throttle.begin(name, address)
+        try:
+            yield
+        finally:
+            throttle.end(name, address)
+            for turn in self._waiting.pop(network, ()):
+                if not turn.done():
+                    turn.set_result(None)
 
     async def refresh(self, token: str, address: str) -> LoggedIn:
         """Continue a session with fresh tokens and the grants of today.
@@ -134,6 +171,7 @@ class Login:
                 level=logging.WARNING if reused else logging.INFO,
             )
             raise
+        self._throttle.remember(account.name, address, time.monotonic())
         self._audit.record("refresh", subject=account.name, address=address, target=session.id)
         return self._logged_in(session, account)
 

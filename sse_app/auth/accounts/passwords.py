@@ -6,11 +6,12 @@ import asyncio
 import os
 import sys
 import threading
+from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import cache
-from typing import TypeVar
+from functools import cache, partial
+from typing import Any, NamedTuple, TypeVar
 
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
@@ -20,7 +21,7 @@ from sse_app.core.errors import SSEAppError
 MAX_PASSWORD_LENGTH = 1024
 THREADS = 2
 MAX_WAITING = 32
-"""How many logins may wait for a thread; one more is refused instead of adding to the queue."""
+"""How many logins may be in a thread or wait for one; one more is refused, or takes the place of another."""
 
 NICENESS = 10
 """How much lower than the event loop's the threads' priority is."""
@@ -63,33 +64,83 @@ def check_password(password: str, hashed: str | None, *, renew: bool) -> tuple[b
     return right, _HASHER.hash(password) if outdated else None
 
 
+class _Job(NamedTuple):
+    work: Callable[[], Any]
+    done: asyncio.Future[Any]
+
+
 class PasswordThreads:
-    """Runs what hashes passwords off the event loop, a few at a time."""
+    """Runs what hashes passwords off the event loop, a few at a time, in fair shares.
+
+    Networks take turns, and where all places are taken one that has fewer gets a place of the one that has most: so
+    whoever fills the queue fills it for itself.
+    """
 
     def __init__(self) -> None:
         self._executor = ThreadPoolExecutor(THREADS, "passwords", _lower_priority)
-        self._waiting = 0
+        self._waiting: dict[str, deque[_Job]] = {}
+        """By network, the one whose turn it is first."""
+        self._running: Counter[str] = Counter()
         self._closed = False
 
-    async def run(self, work: Callable[[], T]) -> T:
+    async def run(self, work: Callable[[], T], network: str = "") -> T:
         """Run ``work`` in one of the threads.
 
+        Args:
+            work: what to run.
+            network: for which network's share it counts.
+
         Raises:
-            TooManyLogins: too many wait already.
+            TooManyLogins: too many wait already, or so many of others came meanwhile that this one lost its place.
         """
-        if self._waiting >= MAX_WAITING:
-            raise TooManyLogins("too many logins at once")
         if self._closed:
             raise TooManyLogins("the server is ending")
-        self._waiting += 1
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._executor, work)
-        except asyncio.CancelledError:
-            if self._closed:  # it is the work that was cancelled
-                raise TooManyLogins("the server is ending") from None
-            raise
-        finally:
-            self._waiting -= 1
+        if self._running.total() + sum(map(len, self._waiting.values())) >= MAX_WAITING:
+            self._make_room(network)
+        job = _Job(work, asyncio.get_running_loop().create_future())
+        self._waiting.setdefault(network, deque()).append(job)
+        self._start_next()
+        result: T = await job.done
+        return result
+
+    def _make_room(self, network: str) -> None:
+        largest = max(self._waiting, key=self._places, default=network)
+        if self._places(network) + 1 >= self._places(largest):
+            raise TooManyLogins("too many logins at once")
+        waiting = self._waiting[largest]
+        _fail(waiting.pop(), "too many logins at once")
+        if not waiting:
+            del self._waiting[largest]
+
+    def _places(self, network: str) -> int:
+        return self._running[network] + len(self._waiting.get(network, ()))
+
+    def _start_next(self) -> None:
+        while self._waiting and self._running.total() < THREADS and not self._closed:
+            network = next(iter(self._waiting))
+            jobs = self._waiting.pop(network)
+            job = jobs.popleft()
+            if jobs:
+                self._waiting[network] = jobs  # behind the others
+            if job.done.done():
+                continue  # its caller has gone
+            self._running[network] += 1
+            running = asyncio.get_running_loop().run_in_executor(self._executor, job.work)
+            running.add_done_callback(partial(self._finished, network, job))
+
+    def _finished(self, network: str, job: _Job, running: asyncio.Future[Any]) -> None:
+        self._running[network] -= 1
+        if not self._running[network]:
+            del self._running[network]
+        error = None if running.cancelled() else running.exception()
+        if running.cancelled():
+            _fail(job, "the server is ending")
+        elif not job.done.done():
+            if error is None:
+                job.done.set_result(running.result())
+            else:
+                job.done.set_exception(error)
+        self._start_next()
 
     async def warm_up(self) -> None:
         """Make the first login as quick as the others."""
@@ -99,7 +150,16 @@ class PasswordThreads:
     def close(self) -> None:
         """Stop the threads; logins that still wait are refused."""
         self._closed = True
+        for jobs in self._waiting.values():
+            for job in jobs:
+                _fail(job, "the server is ending")
+        self._waiting.clear()
         self._executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _fail(job: _Job, reason: str) -> None:
+    if not job.done.done():
+        job.done.set_exception(TooManyLogins(reason))
 
 
 def _lower_priority() -> None:

@@ -11,6 +11,9 @@ count each for itself, so that a guesser has the free tries once with each of th
 
 from __future__ import annotations
 
+import math
+from collections import Counter
+
 import msgspec
 
 from sse_app.core.addresses import network_of
@@ -30,6 +33,9 @@ LONGEST_DELAY = 300.0
 FORGET_AFTER = 900.0
 """Seconds without a wrong password after which those before it count no more."""
 
+KNOWN_FOR = 7 * 86_400.0
+"""Seconds for which an address is known to be one of an account's own after a right password."""
+
 MAX_ENTRIES = 100_000
 
 Key = tuple[str, str]
@@ -42,15 +48,48 @@ class _Failures(msgspec.Struct):
 
 
 class LoginThrottle:
-    """Counts wrong passwords until a quarter of an hour has passed without one."""
+    """Counts wrong passwords until a quarter of an hour has passed without one, and what is being checked."""
 
     def __init__(self) -> None:
         self._failures: dict[Key, _Failures] = {}
+        self._checking: Counter[Key] = Counter()
+        self._known: dict[Key, float] = {}
+        """By account and address: until when a right password from there counts."""
 
     def wait(self, account: str, address: str, now: float) -> float:
-        """Return for how many seconds this address must not try this account; 0 where it may."""
+        """Return for how many seconds this address must not try this account; 0 where it may.
+
+        What the address got wrong with other accounts does not count for an account that has logged in from
+        there: one stranger behind the same proxy cannot keep out those who come every day.
+        """
         network = network_of(address)
-        return max(0.0, *(self._get(key, now).free_at - now for key in ((account, network), ("", network))))
+        keys = [(account, network)]
+        if self._known.get((account, network), -math.inf) <= now:
+            keys.append(("", network))
+        return max(0.0, *(self._get(key, now).free_at - now for key in keys))
+
+    def has_room(self, account: str, address: str, now: float) -> bool:
+        """Return whether another password may be checked beside those that are, were these all wrong."""
+        network = network_of(address)
+        free_tries = FREE_TRIES if self._get((account, ""), now).count < UNDER_ATTACK else 1
+        for key, free in (((account, network), free_tries), (("", network), FREE_TRIES_OF_ADDRESS)):
+            checking = self._checking[key]
+            if checking and self._get(key, now).count + checking >= free:
+                return False
+        return True
+
+    def begin(self, account: str, address: str) -> None:
+        """Count a password that is being checked, until `end`."""
+        network = network_of(address)
+        self._checking.update(((account, network), ("", network)))
+
+    def end(self, account: str, address: str) -> None:
+        """Count it no more."""
+        network = network_of(address)
+        for key in ((account, network), ("", network)):
+            self._checking[key] -= 1
+            if not self._checking[key]:
+                del self._checking[key]
 
     def failed(self, account: str, address: str, now: float) -> None:
         """Count a wrong password."""
@@ -60,9 +99,18 @@ class LoginThrottle:
         _delay(self._count((account, network), now), free_tries, now)
         _delay(self._count(("", network), now), FREE_TRIES_OF_ADDRESS, now)
 
-    def succeeded(self, account: str, address: str) -> None:
+    def succeeded(self, account: str, address: str, now: float) -> None:
         """Forget the wrong passwords of this address for this account: it has the right one."""
         self._failures.pop((account, network_of(address)), None)
+        self.remember(account, address, now)
+
+    def remember(self, account: str, address: str, now: float) -> None:
+        """Take this address for one of the account's own: one of its sessions is used from there."""
+        key = (account, network_of(address))
+        self._known.pop(key, None)
+        self._known[key] = now + KNOWN_FOR
+        if len(self._known) > MAX_ENTRIES:
+            del self._known[next(iter(self._known))]
 
     def _get(self, key: Key, now: float) -> _Failures:
         failures = self._failures.get(key)
