@@ -99,6 +99,8 @@ class Node:
             keys_directory(auth, self.state),
             self.audit,
         )
+        self.untrusted_proxies: set[str] = set()
+        """Networks that the log has named as those of proxies that are not trusted."""
         self.opening = InProgress()
         """The streams that are being opened."""
         self.live_stats = LiveStats(self.hub, self.eventlog, self.metrics, self.channels, self.lifecycle)

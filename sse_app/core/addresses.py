@@ -14,11 +14,15 @@ _TRANSLATED = IPv6Network("64:ff9b::/96")
 def parse_address(text: str) -> IPv4Address | IPv6Address:
     """Return an address; an IPv4 one that is mapped to IPv6 (RFC 4291 §2.5.5.2) as the IPv4 one.
 
+    A zone is left out: it means something only on the machine that named it (RFC 4007 §6).
+
     Raises:
         ValueError: the text is not an IP address.
     """
     parsed = ip_address(text)
-    return (parsed.ipv4_mapped or parsed) if isinstance(parsed, IPv6Address) else parsed
+    if not isinstance(parsed, IPv6Address):
+        return parsed
+    return parsed.ipv4_mapped or (parsed if parsed.scope_id is None else IPv6Address(int(parsed)))
 
 
 def network_of(address: str, prefix: int = CUSTOMER_PREFIX) -> str:

@@ -14,21 +14,34 @@ from tornado.iostream import StreamClosedError
 
 from sse_app.auth.tokens.claims import Claims
 from sse_app.auth.tokens.issuer import TokenKind
+from sse_app.core.addresses import network_of
 from sse_app.core.errors import AuthStoreUnavailable, EventLogUnavailable, Forbidden, TokenRefused
 from sse_app.core.json_text import to_json
 from sse_app.core.private_apis import without_access_line
 from sse_app.core.redaction import loggable_path
-from sse_app.handlers.client_address import client_address, is_in
+from sse_app.handlers.client_address import SIGNS_OF_A_PROXY, UNKNOWN, client_address, is_in
 from sse_app.handlers.cors import OriginHandler
 from sse_app.handlers.errors import Refusal, refusal_of
+from sse_app.handlers.hosts import is_local_name, is_named
 from sse_app.handlers.parsing import parse_json
 from sse_app.node import Node
+from sse_app.settings.types import Network
 
 DRAINED_BODIES = 64
 """A body that is too large is read and thrown away up to this many times the limit; a larger one is cut off."""
 
 SMALL_BODY_BYTES = 64 * 1024
 """How many bytes of a body are kept before the request's token has been looked at."""
+
+LOOPBACK = (Network("127.0.0.0/8"), Network("::1/128"))
+
+UNKNOWN_HOST = (
+    "this server does not go by the name in the Host header: "
+    "its settings must have the name in hosts, or the proxy in trusted_proxies"
+)
+
+UNTRUSTED_PROXIES = 8
+"""How many peers the log names as proxies that are not trusted; anybody can send the headers of a proxy."""
 
 MAX_LENGTH_DIGITS = 18
 """How many digits of a Content-Length are read as a number; a longer one is too large in any case."""
@@ -54,6 +67,8 @@ class ApiHandler(OriginHandler):
     claims: Claims | None = None
     client_id: str | None = None
     keeps_body = False
+    any_host = False
+    """Whether it answers whatever the ``Host`` is, for load balancers that have a name of their own for the server."""
 
     def __init_subclass__(cls) -> None:
         """Answer HEAD wherever GET is answered (RFC 9110 §9.1): Tornado and the server leave the body out."""
@@ -87,8 +102,10 @@ class ApiHandler(OriginHandler):
     # -- the body -------------------------------------------------------------------------------------------
 
     def prepare(self) -> Awaitable[None] | None:
-        """Refuse a body whose Content-Length is over the limit before it is read."""
+        """Refuse a request for another host, and a body whose Content-Length is over the limit, before it is read."""
         self.allow_origin()
+        self._tell_of_untrusted_proxy()
+        self._require_host()
         self.request.connection.set_max_body_size(sys.maxsize)  # type: ignore[union-attr]
         length = self.request.headers.get("Content-Length", "")
         if length.isascii() and length.isdigit():
@@ -172,26 +189,70 @@ class ApiHandler(OriginHandler):
     @property
     def address(self) -> str:
         """The address of the client: what a trusted proxy says, or else the connection's own."""
-        peer = self.request.remote_ip or "unknown"
-        trusted = self.node.settings.trusted_proxies
-        if trusted and "X-Forwarded-For" in self.request.headers:
-            return client_address(peer, self.request.headers.get_list("X-Forwarded-For"), trusted)
-        return peer
+        if not self._is_from_trusted_proxy:
+            return self._peer
+        if "X-Forwarded-For" in self.request.headers:
+            forwarded = self.request.headers.get_list("X-Forwarded-For")
+            return client_address(self._peer, forwarded, self.node.settings.trusted_proxies)
+        return UNKNOWN if self._came_through_proxy else self._peer
 
     @property
-    def came_directly(self) -> bool:
-        """Whether no header names a proxy that is not trusted, so that `address` is the client's own."""
-        if is_in(self.request.remote_ip or "", self.node.settings.trusted_proxies):
-            return True
-        return not any(name in self.request.headers for name in ("X-Forwarded-For", "Forwarded", "X-Real-Ip"))
+    def _peer(self) -> str:
+        return self.request.remote_ip or UNKNOWN
+
+    @property
+    def _is_from_trusted_proxy(self) -> bool:
+        trusted = self.node.settings.trusted_proxies
+        return bool(trusted) and is_in(self._peer, trusted)
+
+    @property
+    def _came_through_proxy(self) -> bool:
+        return any(name in self.request.headers for name in SIGNS_OF_A_PROXY)
+
+    def _require_host(self) -> None:
+        """Refuse a request for a host that this server does not go by.
+
+        A page may give the name that it has been loaded by another address (DNS rebinding): its browser then takes
+        this server for the page's own, and sends it what only this machine may ask. An address cannot be
+        rebound, nor ``localhost``.
+
+        Raises:
+            Refusal: the name in ``Host`` is not configured (RFC 9110 §15.5.20).
+        """
+        if self.any_host or self._has_own_host():
+            return
+        if self.node.settings.hosts or (is_in(self._peer, LOOPBACK) and not self._is_from_trusted_proxy):
+            raise Refusal(421, "unknown_host", UNKNOWN_HOST)
+
+    def _has_own_host(self) -> bool:
+        name = self.request.host_name
+        return (
+            not self.request.headers.get("Host")  # HTTP/1.0: no browser
+            or is_local_name(name)
+            or is_named(name, self.node.settings.hosts)
+        )
+
+    def _tell_of_untrusted_proxy(self) -> None:
+        """Log once for each of the first such peers that what it forwards is not believed."""
+        told = self.node.untrusted_proxies
+        if len(told) < UNTRUSTED_PROXIES and self._came_through_proxy and not self._is_from_trusted_proxy:
+            network = network_of(self._peer)
+            if network not in told:
+                told.add(network)
+                detail = "it forwards for others and is not in trusted_proxies, so they all have its address"
+                log.warning("proxy_not_trusted", extra={"address": self._peer, "detail": detail})
 
     def require_local(self) -> None:
         """Refuse a client that may not read the metrics.
 
         Raises:
+            Refusal: it comes from this machine, for a host that this server does not go by.
             Forbidden: the address is not among ``metrics.allow``, or the request came through a proxy.
         """
-        if not is_in(self.address, self.node.settings.metrics.allow) or not self.came_directly:
+        if is_in(self._peer, LOOPBACK) and not self._has_own_host():
+            raise Refusal(421, "unknown_host", UNKNOWN_HOST)  # a browser here may pose as a proxy here
+        forwarded = self._came_through_proxy and not self._is_from_trusted_proxy
+        if forwarded or not is_in(self.address, self.node.settings.metrics.allow):
             raise Forbidden("metrics are not for this address")
 
     def number(self, name: str, default: int, least: int, most: int) -> int:

@@ -2,35 +2,42 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from ipaddress import IPv4Address, IPv6Address, ip_address
 
+from sse_app.core.addresses import parse_address
 from sse_app.settings.types import Network
 
 Networks = Sequence[Network]
 
+UNKNOWN = "unknown"
+"""Stands for an address that a proxy names in a form that is none: it is in no network, and has limits of its own."""
 
-def parsed_address(address: str) -> IPv4Address | IPv6Address:
-    """Return an address; an IPv4 one that is mapped to IPv6 (RFC 4291 §2.5.5.2) as the IPv4 one.
+SIGNS_OF_A_PROXY = (
+    "X-Forwarded-For",
+    "Forwarded",
+    "X-Real-Ip",
+    "Via",
+    "X-Forwarded-Host",
+    "X-Forwarded-Proto",
+)
+"""Headers that a proxy adds, and no client that asks by itself."""
 
-    Raises:
-        ValueError: the text is not an IP address.
-    """
-    parsed = ip_address(address)
-    return (parsed.ipv4_mapped or parsed) if isinstance(parsed, IPv6Address) else parsed
+_WITH_PORT = re.compile(r"(?:\[([^\[\]]*:[^\[\]]*)\]|([0-9.]+)(?=:))(?::[0-9]{1,5})?")
+"""An address as it stands before a port, as some proxies add one: an IPv6 address is in brackets (RFC 3986 §3.2.2)."""
 
 
 def is_in(address: str, networks: Networks) -> bool:
     """Return whether an address belongs to one of the networks, such as those of trusted proxies."""
     try:
-        parsed = parsed_address(address)
+        parsed = parse_address(address)
     except ValueError:
         return False
     return any(parsed in network for network in networks)
 
 
 def client_address(peer: str, forwarded: Sequence[str], trusted: Networks) -> str:
-    """Return the address of the client behind trusted proxies.
+    """Return the address of the client behind trusted proxies, or `UNKNOWN`.
 
     Each proxy adds the address of its peer on the right. So the first from the right that is not a trusted
     proxy is the client, and what stands left of it is only what the client claims.
@@ -41,11 +48,18 @@ def client_address(peer: str, forwarded: Sequence[str], trusted: Networks) -> st
         trusted: the networks of the proxies.
     """
     address = peer
-    for claimed in reversed(",".join(forwarded).split(",")):
+    for element in reversed(",".join(forwarded).split(",")):
         if not is_in(address, trusted):
             break
-        try:
-            address = str(parsed_address(claimed.strip()))
-        except ValueError:
-            break  # what is not an address cannot be trusted, nor what stands left of it
+        address = _read(element.strip(" \t"))
     return address
+
+
+def _read(element: str) -> str:
+    """Return the address that an element of ``X-Forwarded-For`` names, without port, brackets and zone."""
+    if (match := _WITH_PORT.fullmatch(element)) is not None:
+        element = match[1] or match[2]
+    try:
+        return str(parse_address(element))
+    except ValueError:
+        return UNKNOWN

@@ -13,7 +13,7 @@ from msgspec import Meta
 
 from sse_app.core.errors import SettingsError
 from sse_app.settings.explain import find_problem, parse
-from sse_app.settings.types import EventLogURL, Network, Origin, Pattern, PublicPattern
+from sse_app.settings.types import EventLogURL, HostName, Network, Origin, Pattern, PublicPattern
 
 
 class _Checked(msgspec.StructMeta):
@@ -149,6 +149,7 @@ class Settings(Section, frozen=True):
     port: Annotated[int, Meta(ge=0, le=65_535)] = 8000
     state_dir: Path = Path("./var")
     event_log: EventLogURL = EventLogURL("sqlite:")
+    hosts: tuple[HostName, ...] = ()
     cors_origins: tuple[Origin, ...] = ()
     trusted_proxies: tuple[Network, ...] = ()
     channels: tuple[PublicPattern, ...] = tuple(

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv6Address, ip_network
+import re
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import TYPE_CHECKING, Self
 
 from sse_app.core.channels import ChannelPattern, is_internal
 from sse_app.core.errors import InvalidChannel
+
+_HOST_NAME = re.compile(r"\*|(?:\*\.)?[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*")
+_MAPPED = IPv6Network("::ffff:0:0/96")
+"""IPv4 addresses as IPv6 sockets show them (RFC 4291 §2.5.5.2)."""
 
 
 class _Pattern(str):
@@ -71,8 +76,25 @@ class _EventLogURL(str):
         return super().__new__(cls, text)
 
 
+class _HostName(str):
+    """A name in the ``Host`` header, or a pattern of such names.
+
+    Raises:
+        ValueError: the text is neither.
+    """
+
+    def __new__(cls, text: str) -> Self:
+        """Check the text."""
+        if not _HOST_NAME.fullmatch(text):
+            raise ValueError(
+                "a host is a name without scheme and port, e.g. events.example.com; "
+                "*.example.com is every name below, * is every name"
+            )
+        return super().__new__(cls, text.lower())
+
+
 class Network:
-    """An IPv4 or IPv6 network.
+    """An IPv4 or IPv6 network; one of IPv4 addresses that are mapped to IPv6 is the IPv4 network.
 
     Args:
         text: such as ``10.0.0.0/8``.
@@ -84,7 +106,11 @@ class Network:
     __slots__ = ("_network",)
 
     def __init__(self, text: str) -> None:
-        self._network = ip_network(text)
+        network = ip_network(text)
+        if isinstance(network, IPv6Network) and network.subnet_of(_MAPPED):
+            first = IPv4Address(int(network.network_address) & 0xFFFFFFFF)
+            network = IPv4Network((first, network.prefixlen - _MAPPED.prefixlen))
+        self._network = network
 
     def __contains__(self, address: IPv4Address | IPv6Address) -> bool:
         """Return whether an address belongs to it."""
@@ -108,5 +134,7 @@ if TYPE_CHECKING:  # a program that makes settings writes plain text
     PublicPattern = str
     Origin = str
     EventLogURL = str
+    HostName = str
 else:
     Pattern, PublicPattern, Origin, EventLogURL = _Pattern, _PublicPattern, _Origin, _EventLogURL
+    HostName = _HostName

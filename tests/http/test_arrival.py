@@ -55,7 +55,7 @@ async def connected(port: int) -> AsyncIterator[tuple[asyncio.StreamReader, asyn
 def request(sse: SSEApp, *, version: str = "1.1", more: str = "") -> bytes:
     """Return a request for a stream of alerts."""
     token = sse.token("ann", subscribe=["alerts"])
-    return f"GET /api/v1/sse/alerts?token={token} HTTP/{version}\r\nHost: here\r\n{more}\r\n".encode()
+    return f"GET /api/v1/sse/alerts?token={token} HTTP/{version}\r\nHost: localhost\r\n{more}\r\n".encode()
 
 
 async def settled_stream(sse: SSEApp, reader: asyncio.StreamReader) -> socket.socket:
@@ -90,7 +90,7 @@ async def test_a_streams_socket_has_its_options_whichever_way_it_came(
     server, port = open_server(sse, settings, inherited=inherited)
     async with connected(port) as (reader, writer):
         if way == "after another request":
-            writer.write(b"GET /healthz HTTP/1.1\r\nHost: here\r\n\r\n")
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
             await reader.readuntil(b"\r\n\r\n")
         wanted = request(sse)
         if way == "in pieces":
@@ -130,11 +130,11 @@ HEADS = {
     "HTTP/2.0": lambda good: good.replace(b"/1.1\r", b"/2.0\r"),
     "empty line first": lambda good: b"\r\n" + good,
     "lines end in LF": lambda good: good.replace(b"\r\n", b"\n"),
-    "one line ends in LF": lambda good: good.replace(b"here\r\n", b"here\n"),
-    "LF LF before the end": lambda good: good.replace(b"here\r\n", b"here\n\nX: y\r\n"),
-    "no Host": lambda good: good.replace(b"Host: here\r\n", b""),
-    "two Hosts": lambda good: good.replace(b"Host: here\r\n", b"Host: here\r\nHost: there\r\n"),
-    "bad Host": lambda good: good.replace(b"here", b"he re"),
+    "one line ends in LF": lambda good: good.replace(b"localhost\r\n", b"localhost\n"),
+    "LF LF before the end": lambda good: good.replace(b"localhost\r\n", b"localhost\n\nX: y\r\n"),
+    "no Host": lambda good: good.replace(b"Host: localhost\r\n", b""),
+    "two Hosts": lambda good: good.replace(b"Host: localhost\r\n", b"Host: localhost\r\nHost: there\r\n"),
+    "bad Host": lambda good: good.replace(b"localhost", b"local host"),
     "folded header": lambda good: good.replace(b"\r\n\r\n", b"\r\nX: a\r\n b\r\n\r\n"),
     "no colon": lambda good: good.replace(b"\r\n\r\n", b"\r\nX\r\n\r\n"),
     "space before the colon": lambda good: good.replace(b"Host:", b"Host :"),
@@ -155,7 +155,7 @@ HEADS = {
         b"\r\n\r\n", b"\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
     ),
     "another encoding": lambda good: good.replace(b"\r\n\r\n", b"\r\nTransfer-Encoding: gzip\r\n\r\n"),
-    "a request behind it": lambda good: good + b"GET /healthz HTTP/1.1\r\nHost: here\r\n\r\n",
+    "a request behind it": lambda good: good + b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n",
     "wants to continue": lambda good: good.replace(b"\r\n\r\n", b"\r\nExpect: 100-continue\r\n\r\n"),
     "another method": lambda good: good.replace(b"GET", b"HEAD"),
     "lower case": lambda good: good.replace(b"GET", b"get"),
@@ -164,7 +164,7 @@ HEADS = {
     "malformed channel": lambda good: good.replace(b"alerts", b"A%20B"),
     "status": lambda good: good.replace(b"alerts", b"status"),
     "history": lambda good: good.replace(b"alerts", b"alerts/history"),
-    "absolute": lambda good: good.replace(b"/api", b"http://here/api"),
+    "absolute": lambda good: good.replace(b"/api", b"http://localhost/api"),
     "a bad position": lambda good: good.replace(
         b"\r\n\r\n", b"\r\nLast-Event-ID: " + b"9" * 200 + b"\r\n\r\n"
     ),
@@ -239,7 +239,7 @@ async def test_a_client_that_is_silent_for_a_while_is_answered_all_the_same(
     async with connected(port) as (first, writer), connected(port) as (second, another):
         await asyncio.sleep(0.1)
         for _ in range(2):
-            another.write(b"GET /healthz HTTP/1.1\r\nHost: here\r\n\r\n")
+            another.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert (await second.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
             await second.readexactly(len(b'{"status":"ok"}'))
         writer.write(request(sse))

@@ -62,7 +62,7 @@ class RawStream:
         self.socket.settimeout(10)
         self.socket.connect((host, port))
         # HTTP/1.0: the body is not chunked, so that it can be parsed as it comes.
-        self.socket.sendall(f"GET {path} HTTP/1.0\r\nHost: x\r\n\r\n".encode())
+        self.socket.sendall(f"GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
         self.parser = EventStreamReader()
         head = b""
         while b"\r\n\r\n" not in head:

@@ -95,7 +95,9 @@ def status_from(address: str, house: House, token: str) -> int:
         socket.create_connection(("127.0.0.1", house.server.port), 10, (address, 0)) as connection,
         connection.makefile("rb") as file,
     ):
-        connection.sendall(f"GET /api/v1/sse/dashboard?token={token} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+        connection.sendall(
+            f"GET /api/v1/sse/dashboard?token={token} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+        )
         return int(file.readline().split()[1])
 
 

@@ -218,15 +218,15 @@ def test_idle_connections_and_half_sent_requests_go_on(
         socket.create_connection(("127.0.0.1", service.port)) as half,
         socket.create_connection(("127.0.0.1", service.port)) as silent,
     ):
-        idle.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        idle.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert b'"ok"' in idle.recv(4096)
-        half.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Half: ")
+        half.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Half: ")
         assert httpx.get(f"{service.url}/healthz").status_code == 200
         change(service)
         half.sendall(b"sent\r\n\r\n")
         assert b'"ok"' in half.recv(4096)
         for connection in (idle, silent):
-            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert b'"ok"' in connection.recv(4096)
 
 
@@ -235,7 +235,7 @@ def test_a_publisher_that_sends_its_body_slowly_does_not_keep_the_others_waiting
     token = service.access_token()
     with socket.create_connection(("127.0.0.1", service.port)) as slow:
         slow.sendall(
-            f"POST /api/v1/sse/dashboard HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n"
+            f"POST /api/v1/sse/dashboard HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n"
             'Content-Length: 1000\r\n\r\n{"event": '.encode()
         )
         until(lambda: httpx.get(f"{service.url}/healthz").status_code == 200, "the server answers")

@@ -197,7 +197,7 @@ def test_health_readiness_and_status_answer_without_a_token(server: ServerProces
 
 
 def test_metrics_are_for_the_allowed_networks_and_not_for_proxies(start_server: Start) -> None:
-    open_server = start_server()
+    open_server = start_server(expected=("proxy_not_trusted",))
     text = httpx.get(f"{open_server.url}/metrics").text
     assert 'sse_app_channel_streams{channel="dashboard"} 0.0' in text
     assert "sse_app_deliveries_total" in text

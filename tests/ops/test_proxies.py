@@ -82,7 +82,7 @@ def site(
     tmp_path: Path,
 ) -> Iterator[Site]:
     """A server behind the proxy that the test's parameter names. No log of either ever has a token."""
-    server = start_server(STREAM__RETRY=100, LIMITS__STREAMS_PER_USER=1000)
+    server = start_server(STREAM__RETRY=100, LIMITS__STREAMS_PER_USER=1000, TRUSTED_PROXIES=["127.0.0.0/8"])
     folder = tmp_path / "proxy"
     folder.mkdir()
     with PROXIES[request.param](server.port, certificate, folder) as proxy:
@@ -271,7 +271,7 @@ def test_a_certificate_that_proves_nothing_is_told_at_once_and_not_tried_again(
 def test_connections_that_are_idle_for_100_seconds_survive(
     start_server: Callable[..., ServerProcess], certificate: Certificate, tmp_path: Path
 ) -> None:
-    server = start_server(KEEPALIVE__PING_INTERVAL=3600)  # not even a ping
+    server = start_server(KEEPALIVE__PING_INTERVAL=3600, TRUSTED_PROXIES=["127.0.0.0/8"])  # not even a ping
 
     async def test(proxies: list[Proxy]) -> None:
         token = server.stream_token(CHANNEL)

@@ -145,11 +145,11 @@ def dropped(desk: Site, token: str) -> int:
     with socket.create_connection(("127.0.0.1", desk.server.port), 10) as connection:
         if random.random() < 0.5:
             connection.sendall(
-                f"GET /api/v1/sse/dashboard?token={token} HTTP/1.1\r\nHost: a\r\n\r\n".encode()
+                f"GET /api/v1/sse/dashboard?token={token} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
             )
             connection.recv(100)
             return 200
-        head = f"POST /api/v1/auth/login?token={token} HTTP/1.1\r\nHost: a\r\nContent-Length: 500\r\n\r\n"
+        head = f"POST /api/v1/auth/login?token={token} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 500\r\n\r\n"
         connection.sendall(f'{head}{{"password": "{PASSWORD}"'.encode())
     return 0
 
@@ -157,7 +157,8 @@ def dropped(desk: Site, token: str) -> int:
 def slow(desk: Site, stream: str, access: str) -> int:
     """Send a request in small pieces."""
     with socket.create_connection(("127.0.0.1", desk.server.port), 10) as connection:
-        request = f"GET /api/v1/auth/me?token={stream} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {access}\r\n\r\n"
+        head = f"GET /api/v1/auth/me?token={stream} HTTP/1.1\r\nHost: localhost\r\n"
+        request = f"{head}Authorization: Bearer {access}\r\n\r\n"
         for start in range(0, len(request), 300):
             connection.sendall(request[start : start + 300].encode())
         return int(connection.recv(100).split()[1])

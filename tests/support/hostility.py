@@ -166,7 +166,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     """A server that the hostile tests share."""
     with running(
         state_dir=tmp_path_factory.mktemp("hostile") / "state",
-        expected=("login_refused",),
+        expected=("login_refused", "proxy_not_trusted"),
         CORS_ORIGINS=list(ORIGINS),
         CHANNELS=CHANNELS,
     ) as server:

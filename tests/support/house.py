@@ -105,7 +105,12 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
 @pytest.fixture(scope="session")
 def limited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     """A server that allows two streams to a user and four to an address."""
-    with start(tmp_path_factory, LIMITS__STREAMS_PER_USER=2, LIMITS__STREAMS_PER_ADDRESS=4) as limited:
+    with start(
+        tmp_path_factory,
+        expected=("proxy_not_trusted",),
+        LIMITS__STREAMS_PER_USER=2,
+        LIMITS__STREAMS_PER_ADDRESS=4,
+    ) as limited:
         yield limited
 
 

@@ -49,7 +49,9 @@ class Ear:
         self.ended_at: float | None = None
         self._socket = socket.create_connection(("127.0.0.1", server.port), 30, (address or "127.0.0.1", 0))
         query = f"token={token}" + (f"&client_id={client_id}" if client_id else "")
-        self._socket.sendall(f"GET /api/v1/sse/{channels}?{query} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+        self._socket.sendall(
+            f"GET /api/v1/sse/{channels}?{query} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+        )
         self._response = HTTPResponse(self._socket)
         self._response.begin()
         self.status = self._response.status

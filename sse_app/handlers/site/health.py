@@ -12,6 +12,8 @@ from sse_app.version import VERSION
 class HealthHandler(ApiHandler):
     """``GET /healthz``: the process is alive and its event loop runs."""
 
+    any_host = True
+
     def get(self) -> None:
         """Answer 200."""
         self.write_json({"status": "ok"})
@@ -19,6 +21,8 @@ class HealthHandler(ApiHandler):
 
 class ReadyHandler(ApiHandler):
     """``GET /readyz``: whether new work should come here."""
+
+    any_host = True
 
     def get(self) -> None:
         """Answer 503 while starting or draining, or while the event log is away."""
