@@ -62,6 +62,11 @@ MIGRATIONS = [
     CREATE INDEX revocations_to_forget ON revocations (forget_at);
     CREATE INDEX revocations_by_value ON revocations (value, kind);
     """,
+    """
+    CREATE INDEX audit_by_action ON audit (action, number);
+    CREATE INDEX sessions_by_use ON sessions (used_at);
+    CREATE INDEX sessions_by_end ON sessions (expires_at);
+    """,
 ]
 
 T = TypeVar("T")
@@ -282,12 +287,15 @@ class SqliteAuthStore(AuthStore):
         """Insert entries, and delete the oldest."""
 
         def append(connection: sqlite3.Connection) -> None:
+            rows = list(entries)
             connection.executemany(
                 "INSERT INTO audit (at, action, subject, address, target, detail) VALUES (?, ?, ?, ?, ?, ?)",
-                entries,
+                rows,
             )
-            connection.execute(
-                "DELETE FROM audit WHERE number <= (SELECT max(number) FROM audit) - ?", (AUDIT_KEPT,)
+            connection.executemany(
+                "DELETE FROM audit WHERE action = ?1 AND number <= "
+                "(SELECT number FROM audit WHERE action = ?1 ORDER BY number DESC LIMIT 1 OFFSET ?2)",
+                [(action, AUDIT_KEPT) for action in {row.action for row in rows}],
             )
 
         await self._write(append)

@@ -13,8 +13,8 @@ from sse_app.auth.records import Account, AuditEntry, Continued, Credentials, Re
 from sse_app.auth.tokens.grants import Grants
 from sse_app.core.errors import SSEAppError
 
-AUDIT_KEPT = 100_000
-"""How many entries of the audit trail are kept; older ones are dropped."""
+AUDIT_KEPT = 20_000
+"""How many entries of each action the audit trail keeps; older ones of it are dropped, and none of another action."""
 
 
 class RefreshRefused(SSEAppError):
@@ -179,7 +179,7 @@ class AuthStore(ABC):
 
     @abstractmethod
     async def append_audit(self, entries: Iterable[AuditEntry]) -> None:
-        """Add entries to the audit trail, all or none, and drop the oldest beyond `AUDIT_KEPT`."""
+        """Add entries to the audit trail, all or none, and drop the oldest of each action beyond `AUDIT_KEPT`."""
 
     @abstractmethod
     async def audit_entries(self, limit: int, before: int | None = None) -> list[tuple[int, AuditEntry]]:

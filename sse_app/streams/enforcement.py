@@ -71,7 +71,7 @@ class Enforcement:
         self._callback.stop()
         async with self._looking:
             try:
-                await self._audit.flush()
+                await self._audit.flush(last=True)
             except AuthStoreUnavailable as error:
                 self._report(error)
 

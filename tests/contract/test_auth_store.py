@@ -566,11 +566,14 @@ async def test_audit_entries_come_newest_first_and_in_pages(made: Implementation
 
 
 @pytest.mark.gen_test
-async def test_the_oldest_entries_are_dropped(made: Implementation) -> None:
+async def test_the_oldest_entries_are_dropped_of_each_action_for_itself(made: Implementation) -> None:
     async with opened(made) as store:
+        other = entry("another action")._replace(action="other")
+        await store.append_audit([other])
         await store.append_audit(entry(str(number)) for number in range(AUDIT_KEPT))
         await store.append_audit([entry("one more"), entry("and one")])
         found = await store.audit_entries(10**6)
+        assert found.pop()[1] == other
         assert len(found) == AUDIT_KEPT
         assert [found[0][1].detail, found[-1][1].detail] == ["and one", "2"]
 

@@ -21,7 +21,11 @@ from sse_app.auth.tokens.issuer import LEAST_LIFETIME, MAX_URL_LENGTH, TokenKind
 from sse_app.core.addresses import network_of
 from sse_app.core.channels import ChannelName, ChannelPatterns, own_patterns
 from sse_app.core.errors import SSEAppError, TokenRefused, TokenTooLarge
+from sse_app.core.rate_limit import RateLimit
 from sse_app.settings.model import Auth
+
+UNKNOWN_REFRESHES = 50.0
+"""How many refresh tokens that are not known an address may try a second before it has to wait."""
 
 MAX_WAITING_TURNS = 64
 """How many logins from one address may wait until others from there have been checked."""
@@ -32,14 +36,14 @@ SHARING_PREFIX = 48
 
 
 class LoginThrottled(SSEAppError):
-    """There were too many wrong passwords, or too many are still being checked.
+    """There were too many wrong passwords or unknown refresh tokens, or too many are still being checked.
 
     Args:
         wait: seconds until the next try.
     """
 
     def __init__(self, wait: float) -> None:
-        super().__init__("too many attempts to log in: wait before the next one")
+        super().__init__("too many attempts: wait before the next one")
         self.wait = wait
 
 
@@ -79,6 +83,7 @@ class Login:
         self._audit = audit
         self._auth = auth
         self._throttle = LoginThrottle()
+        self._unknown_refreshes = RateLimit(UNKNOWN_REFRESHES)
         self._waiting: dict[str, list[asyncio.Future[None]]] = {}
         """By address: logins that wait until others from there have been checked."""
 
@@ -157,7 +162,13 @@ class Login:
 
         Raises:
             RefreshRefused: the refresh token is no good; one that was spent before has ended its session.
+            LoginThrottled: it is not known, and many from this address were not; one that is known is not refused.
         """
+        if await self._sessions.find(token) is None:  # which is only a look, and no write
+            self._audit.count("refresh_refused", "unknown refresh tokens")
+            if wait := self._unknown_refreshes.take(network_of(address), 1, time.monotonic()):
+                raise LoginThrottled(wait)
+            raise RefreshRefused("unknown")
         try:
             session, account = await self._sessions.refresh(token)
         except RefreshRefused as error:
