@@ -38,7 +38,10 @@ export interface Reconnect {
 
 /** The stream is over: it was closed, or is refused for good. */
 export interface Close {
-  /** "closed" by `close()`; "token", "status 403", …, or the reason of the last attempt after `maxRetries`. */
+  /**
+   * "closed" by `close()`; "kicked" where an administrator has ended it, and a new login alone opens another at once;
+   * "token", "status 403", …, or the reason of the last attempt after `maxRetries`.
+   */
   reason: string;
   /** The HTTP status; 0 where there is none. */
   status: number;
@@ -49,7 +52,8 @@ export interface SSEClientOptions {
   channels?: string | string[];
   /**
    * The stream token, or better a function that fetches one for these channels: called for every connection and
-   * renewal. Where it throws an error with `status` 401 or 403 the client stops; after any other it tries again.
+   * renewal. Where it throws an error with `status` 401 or 403 the client stops; after any other it tries again. The
+   * server's `code` on the error tells a kick from a token that is not granted.
    */
   token?: string | ((channels: string[]) => string | Promise<string>);
   /** A label of this client; one is made up where absent. */

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 from httpx_sse import EventSource, ServerSentEvent
 
-from sse_app.client.errors import ProtocolError, StreamEnded, Unauthorized
+from sse_app.client.errors import Forbidden, ProtocolError, StreamEnded, Unauthorized
 from sse_app.client.http import CONNECT_TIMEOUT, failure, json_object
 from sse_app.client.items import Connected, Event, Reset
 from sse_app.client.tokens import StreamTokens
@@ -200,17 +200,23 @@ async def connect(
     """Open a stream with a fresh token, and close it at the end; None where the server says that there is none.
 
     Raises:
+        StreamEnded: an administrator has kicked the session, which gets no stream and no token for one.
         ClientError: the server refuses it, or not just now.
         httpx.RequestError, OSError: there is no answer.
     """
-    async with asyncio.timeout(open_timeout):
-        token = await tokens.get()
-        try:
-            response = await _request(http, address, client_id, token, position)
-        except Unauthorized:
-            if not tokens.fresh:
-                raise
-            response = await _request(http, address, client_id, await tokens.get(), position)
+    try:
+        async with asyncio.timeout(open_timeout):
+            token = await tokens.get()
+            try:
+                response = await _request(http, address, client_id, token, position)
+            except Unauthorized:
+                if not tokens.fresh:
+                    raise
+                response = await _request(http, address, client_id, await tokens.get(), position)
+    except Forbidden as error:
+        if error.code == "kicked":
+            raise StreamEnded(error.code) from error
+        raise
     try:
         if response.status_code == 204:
             yield None

@@ -7,16 +7,18 @@ const TIMEOUT = 15_000; // ms
 const EARLY = 30_000; // ms before its end that an access token is replaced, or half of its life: stream tokens end with it
 const MARK = "sse_app session";
 
-/** A request that was not answered with success. `status` is 0 where no answer came at all. */
+/** A request that was not answered with success. `status` is 0 where no answer came at all; `code` is the server's. */
 export class ApiError extends Error {
   /**
    * @param {number} status
    * @param {string} message
+   * @param {string} [code]
    */
-  constructor(status, message) {
+  constructor(status, message, code = "") {
     super(message);
     this.name = "ApiError";
     this.status = status;
+    this.code = code;
   }
 }
 
@@ -152,7 +154,7 @@ async function ask(path, { query = {}, body, token, signal, keepalive = false })
   if (response.status === 204) return null;
   const answer = await response.json().catch(() => null);
   if (response.ok && answer) return answer;
-  throw new ApiError(response.status, answer?.error?.message ?? `the server answered ${response.status}`);
+  throw new ApiError(response.status, answer?.error?.message ?? `the server answered ${response.status}`, answer?.error?.code);
 }
 
 async function answerTo(path, options) {

@@ -7,6 +7,8 @@ const SHORT = 1000; // ms; a connection that ended sooner is not replaced at onc
 const LONGEST = 2 ** 31 - 1; // ms; a longer timer would fire at once
 const FINAL = [204, 400, 401, 403, 404]; // what asking again would not change
 
+const KICKED = "kicked"; // the code and the reason with which the server keeps a session from streams for a while
+
 const now = () => performance.now();
 
 /** Reads the data of an event; what is no JSON is taken as it is, and what is no object has no fields. */
@@ -16,6 +18,12 @@ export function parse(text) {
   } catch {
     return text;
   }
+}
+
+/** Tells for which reason a stream is refused: a kick by its name, all else by the status. */
+async function refusalOf(answer) {
+  const body = answer.status === 403 ? await answer.json().catch(() => null) : null;
+  return body?.error?.code === KICKED ? KICKED : `status ${answer.status}`;
 }
 
 /** One stream on some channels, kept going until it is stopped or finally refused. */
@@ -103,7 +111,7 @@ export class Connection {
       token ??= await this.#token();
     } catch (error) {
       if (signal.aborted) return;
-      if ([401, 403].includes(error?.status)) this.#fail("token", error.status);
+      if ([401, 403].includes(error?.status)) this.#fail(error.code === KICKED ? KICKED : "token", error.status);
       else this.#retry("token");
       return;
     }
@@ -183,8 +191,9 @@ export class Connection {
     const { reason, retry } = parse(data);
     if (retry != null) return this.#retry(reason, retry);
     if (!this.#renewable) return this.#fail(reason, 401);
-    // This token is of no more use. A user who was put out gets one chance to show that a fresh one is granted.
-    this.#refused = ["kicked", "revoked"].includes(reason);
+    if (reason === KICKED) return this.#fail(KICKED, 403); // no fresh token would be taken
+    // This token is of no more use. A user whose tokens were revoked gets one chance to show that a fresh one is granted.
+    this.#refused = reason === "revoked";
     if (now() - this.#openedAt < SHORT) return this.#retry(reason);
     this.restart();
     this.#tell("reconnect", { delay: 0, reason });
@@ -258,8 +267,10 @@ export class Connection {
     if (status === 401 && this.#renewable && !this.#refused) {
       this.#refused = true;
       this.restart();
-    } else if (FINAL.includes(status)) this.#fail(`status ${status}`, status);
-    else {
+    } else if (FINAL.includes(status)) {
+      const reason = await refusalOf(answer);
+      if (!signal.aborted) this.#fail(reason, status);
+    } else {
       const wait = after * 1000 || Date.parse(after) - Date.now() || 0;
       this.#retry(status ? `status ${status}` : "unreachable", wait * (1 + Math.random() / 4));
     }

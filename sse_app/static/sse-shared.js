@@ -85,7 +85,8 @@ export class Tab {
       } catch (error) {
         if (signal.aborted) return;
         const status = error?.status ?? 0;
-        if ([401, 403].includes(status) || attempt >= maxRetries) this.#tell("stop", { reason: "token", status });
+        const reason = error?.code === "kicked" ? "kicked" : "token";
+        if ([401, 403].includes(status) || attempt >= maxRetries) this.#tell("stop", { reason, status });
         if (signal.aborted) return;
         const delay = Math.random() * Math.min(maxReconnectDelay, reconnectDelay * 2 ** attempt);
         this.#tell("reconnect", { delay, reason: "token" });
@@ -253,7 +254,8 @@ class Leader {
   }
 
   #relay(kind, detail) {
-    if (kind === "stop" && [400, 403, 404].includes(detail.status) && this.#part()) return;
+    const refused = kind === "stop" && [400, 403, 404].includes(detail.status) && detail.reason !== "kicked";
+    if (refused && this.#part()) return;
     if (kind !== "stop") this.#say(kind, detail); // the others try by themselves, with tokens of their own
     this.#parts.tell(kind, detail);
     if (kind === "reconnect") this.#living();

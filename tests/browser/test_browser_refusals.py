@@ -157,36 +157,68 @@ def test_a_draining_server_is_left_alone_until_the_next_one_is_there(chrome: Chr
         tab.has(publish(publisher)[0])
 
 
-@pytest.mark.parametrize("reason", ["kicked", "revoked"])
-def test_whoever_is_put_out_tries_one_fresh_token_and_stops_when_it_is_refused(
-    chrome: Chrome, script: ScriptedServer, reason: str
+def test_who_is_revoked_tries_one_fresh_token_and_stops_when_it_is_refused(
+    chrome: Chrome, script: ScriptedServer
 ) -> None:
-    farewell = frame("closing", {"reason": reason, "retry": None})
-    script.answers = [Answer(body=connected(), hold=1.2), Answer(401)]
-    script.answers[0] = Answer(body=connected(), end=farewell, hold=1.2)
+    farewell = frame("closing", {"reason": "revoked", "retry": None})
+    script.answers = [Answer(body=connected(), end=farewell, hold=1.2), Answer(401)]
     tab = open_on(chrome, script)
     tab.wait("log.some((e) => e.kind === 'close')")
     assert [request.query["token"] for request in script.streams()] == ["one", "two"]
     assert [entry["status"] for entry in tab.noted("close")] == [401]
 
 
-def test_whoever_is_kicked_comes_back_where_a_fresh_token_is_granted_and_not_where_there_is_none(
-    chrome: Chrome, serve: Start
+@pytest.mark.parametrize("share", [False, True])
+def test_who_is_kicked_stops_with_that_reason_and_gets_nothing_until_it_is_over(
+    chrome: Chrome, serve: Start, share: bool
 ) -> None:
     server = serve()
-    fresh, fixed = (
-        chrome.open(server, options=ALONE | {"token": token} if token else ALONE)
-        for token in ("", server.stream_token(CHANNEL))
-    )
-    for tab in (fresh, fixed):
+    access = [server.access_token(session="kicked")]
+    tabs = [
+        chrome.open(server, access=access, options={"share": share, "reconnectDelay": 50}) for _ in range(2)
+    ]
+    for tab in tabs:
         tab.opened()
     with admin(server) as client:
         for stream in client.get("/api/v1/admin/connections").json()["connections"]:
-            assert client.post(f"/api/v1/admin/connections/{stream['connection']}/kick").status_code == 200
-    fixed.wait("log.some((e) => e.kind === 'close')")
-    assert [(entry["reason"], entry["status"]) for entry in fixed.noted("close")] == [("kicked", 401)]
-    fresh.opened(2)
-    assert [entry["reason"] for entry in fresh.noted("reconnect")] == ["kicked"]
+            path = f"/api/v1/admin/connections/{stream['connection']}/kick"
+            assert client.post(path, json={"for": 8}).status_code == 200
+    for tab in tabs:
+        tab.wait("log.some((e) => e.kind === 'close')")
+        assert [(entry["reason"], entry["status"]) for entry in tab.noted("close")] == [("kicked", 403)]
+    assert connections(server) == 0
+    tab = tabs[0]
+    tab.run("client.connect()")  # as a button of the page might
+    tab.wait("log.filter((e) => e.kind === 'close').length === 2")
+    assert tab.noted("close")[1]["reason"] == "kicked"
+    tab.run("void setInterval(() => client.readyState === 2 && client.connect(), 200)")
+    tab.opened(2)  # once it has passed
+
+
+def test_a_kick_that_a_client_did_not_hear_of_is_told_by_the_stream_that_it_opens(
+    chrome: Chrome, serve: Start
+) -> None:
+    server = serve()
+    first, second = (server.stream_token(CHANNEL, session="kicked") for _ in range(2))
+    other = chrome.open(server, tokens=[first], options=ALONE)
+    other.opened()
+    with admin(server) as client:
+        (stream,) = client.get("/api/v1/admin/connections").json()["connections"]
+        assert client.post(f"/api/v1/admin/connections/{stream['connection']}/kick").status_code == 200
+    tab = chrome.open(server, tokens=[second], options=ALONE)
+    tab.wait("log.some((e) => e.kind === 'close')")
+    assert [(entry["reason"], entry["status"]) for entry in tab.noted("close")] == [("kicked", 403)]
+
+
+def test_who_is_kicked_with_a_token_for_good_stops_too(chrome: Chrome, serve: Start) -> None:
+    server = serve()
+    tab = chrome.open(server, options=ALONE | {"token": server.stream_token(CHANNEL)})
+    tab.opened()
+    with admin(server) as client:
+        (stream,) = client.get("/api/v1/admin/connections").json()["connections"]
+        assert client.post(f"/api/v1/admin/connections/{stream['connection']}/kick").status_code == 200
+    tab.wait("log.some((e) => e.kind === 'close')")
+    assert [(entry["reason"], entry["status"]) for entry in tab.noted("close")] == [("kicked", 401)]
 
 
 def test_all_tabs_of_a_user_who_is_revoked_stop(chrome: Chrome, serve: Start) -> None:

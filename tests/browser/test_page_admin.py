@@ -125,7 +125,7 @@ def test_kick_and_revoke_act_within_a_second_by_keyboard_and_are_in_the_trail(
         search(page, "desk-00042")
         tab_to(page, "Kick desk-00042")
         page.keyboard.press("Enter")
-        page.wait_for_selector("dialog[open]")
+        page.wait_for_selector("dialog[open]:has-text('2 streams end, which share a token')")
         page.keyboard.press("Escape")  # thought better of
         page.wait_for_selector("dialog", state="detached")
         assert page.evaluate("document.activeElement.textContent") == "Kick"

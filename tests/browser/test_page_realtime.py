@@ -78,10 +78,11 @@ def test_what_was_missed_is_replayed_and_counted(chromium: Browser, start_server
         wait_for_chart(page, "value", 2, market.trade(2))
         # The page cannot reach the server, which goes on: what it publishes meanwhile is missed.
         ann.context.route("**/*", lambda route: route.abort())
-        connections = f"{server.url}/api/v1/admin/connections"
+        at = f"{server.url}/api/v1/admin"
         admin = {"Authorization": f"Bearer {server.access_token(subject='a', admin=True)}"}
-        (stream,) = httpx.get(connections, headers=admin).json()["connections"]
-        httpx.post(f"{connections}/{stream['connection']}/kick", headers=admin).raise_for_status()
+        (stream,) = httpx.get(f"{at}/connections", headers=admin).json()["connections"]
+        spent = {"token_id": stream["token_id"]}
+        httpx.post(f"{at}/revocations", json=spent, headers=admin).raise_for_status()
         page.wait_for_selector('#connection[data-state="reconnecting"]')
         last = market.trade(7)
         ann.context.unroute("**/*")

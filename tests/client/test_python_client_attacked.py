@@ -150,21 +150,35 @@ def test_it_ends_cleanly_in_every_state(start_server: Start) -> None:
     run(test())
 
 
-def test_who_is_kicked_stays_away(start_server: Start) -> None:
-    server = start_server()
+@pytest.mark.parametrize("heard", [True, False])
+def test_who_is_kicked_stays_away_also_where_it_did_not_hear_of_the_kick(
+    start_server: Start, heard: bool
+) -> None:
+    server = start_server(STREAM__RETRY=100)
     admin = server.access_token(subject="root", admin=True)
-
-    async def tokens() -> str:
-        return await asyncio.to_thread(server.stream_token, CHANNEL)
 
     async def test() -> None:
         async with (
             httpx.AsyncClient(headers={"Authorization": f"Bearer {admin}"}, base_url=server.url) as http,
-            Stream(server.url, CHANNEL, tokens) as stream,
+            logged_in(server) as session,
+            Stream(server.url, CHANNEL, session, backoff=QUICK) as stream,
         ):
             await stream.opened()
             found = (await http.get("/api/v1/admin/connections")).json()["connections"]
-            await http.post(f"/api/v1/admin/connections/{found[0]['connection']}/kick")
+            if heard:
+                await http.post(f"/api/v1/admin/connections/{found[0]['connection']}/kick")
+            else:
+                async with httpx.AsyncClient() as other:
+                    token = await session.stream_token([CHANNEL])
+                    url = server.stream_url(CHANNEL, token, client_id="other")
+                    async with other.stream("GET", url) as answer:
+                        await anext(answer.aiter_bytes())
+                        found = (await http.get("/api/v1/admin/connections?search=other")).json()[
+                            "connections"
+                        ]
+                        await http.post(f"/api/v1/admin/connections/{found[0]['connection']}/kick")
+                await asyncio.to_thread(server.kill)
+                await asyncio.to_thread(server.start)
             with pytest.raises(StreamEnded, match="kicked"):
                 await anext(stream)
 

@@ -80,9 +80,14 @@ function useConnections(props, emit) {
   }
   const kick = (row) =>
     act(async () => {
-      const sentence = `The stream ${row.client_id} of ${row.subject} ends, and its token is of no more use.`;
+      const path = `/api/v1/admin/connections/${row.connection}/kick`;
+      const { streams } = await props.session.request(path);
+      const ending = streams === 1 ? "One stream ends" : `${count(streams)} streams end, which share a token`;
+      const sentence =
+        `${ending}: ${row.client_id} of ${row.subject}. ` +
+        "Their login gets no other stream for 5 minutes; who has a password can log in again.";
       if ((await ask("Kick this connection?", sentence, "Kick")) === null) return "";
-      const { kicked } = await props.session.request(`/api/v1/admin/connections/${row.connection}/kick`, { body: {} });
+      const { kicked } = await props.session.request(path, { body: {} });
       return `Kicked: ${kicked} ${kicked === 1 ? "stream" : "streams"} ended.`;
     });
   const revokeOf = (row) =>
