@@ -10,34 +10,43 @@ from pathlib import Path
 
 from sse_app.core.errors import SSEAppError
 from sse_app.process.garbage_collection import garbage_collection
+from sse_app.process.standard_streams import complain, open_closed_streams, watched_output
 from sse_app.version import VERSION
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return the exit status: 0, 1 for an error printed as one line, 2 for wrong usage."""
+    open_closed_streams()
     words = sys.argv[1:] if arguments is None else list(arguments)
     # As the unit does: a server that starts need not build the flags of twenty other commands. Nor has the collector
     # anything to find, as the server only builds what stays, thousands of streams too; it collects once it has started.
     if words == ["serve"]:
         with garbage_collection(False):
-            return _run(argparse.Namespace(run="serve:serve"))
-    return _run(_parser().parse_args(words))
+            return _run(lambda: argparse.Namespace(run="serve:serve"))
+    return _run(lambda: _parser().parse_args(words))
 
 
-def _run(options: argparse.Namespace) -> int:
-    try:
-        module, function = options.run.split(":")
-        command = getattr(import_module(f"sse_app.cli.{module}"), function)
-        status: int | None = command(options)
-        return status or 0
-    except SSEAppError as error:
-        print(f"sse-app: {error}", file=sys.stderr)
-        return 1
-    except BrokenPipeError:
-        sys.stderr.close()  # the program that read our output has closed the pipe
-        return 1
-    except KeyboardInterrupt:
-        return 130
+def _run(parse: Callable[[], argparse.Namespace]) -> int:
+    status: int | None
+    with watched_output() as output:
+        try:
+            options = parse()
+            module, function = options.run.split(":")
+            command = getattr(import_module(f"sse_app.cli.{module}"), function)
+            status = command(options)
+        except SystemExit:  # of the parser
+            output.finish()
+            if output.failure is None:
+                raise
+            return 1
+        except (SSEAppError, OSError) as error:
+            if output.failure is None:  # else that is why, and is told below
+                complain(str(error))
+            status = 1
+        except KeyboardInterrupt:
+            status = 130
+        output.finish()
+    return status or int(output.failure is not None)
 
 
 def _parser() -> argparse.ArgumentParser:

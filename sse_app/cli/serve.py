@@ -6,6 +6,8 @@ import argparse
 import os
 import signal
 import time
+from contextlib import suppress
+from pathlib import Path
 
 from sse_app.cli.options import settings_of
 from sse_app.core.errors import StateError
@@ -19,7 +21,9 @@ UPGRADE_TIMEOUT = 60.0
 
 
 def serve(options: argparse.Namespace) -> None:
-    """Serve until SIGTERM or SIGINT."""
+    """Serve until SIGTERM, SIGINT or SIGQUIT."""
+    for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)  # until the server handles them; by default they would end it
     from sse_app.process import server
 
     settings = settings_of(options)
@@ -31,12 +35,21 @@ def upgrade(options: argparse.Namespace) -> None:
     """Have the server that uses the state directory start its successor and hand all connections over to it.
 
     Raises:
-        StateError: no server uses it, or the successor did not take over within `UPGRADE_TIMEOUT`.
+        StateError: no server uses it, its container would end with it, or the successor did not take over within
+            `UPGRADE_TIMEOUT`.
     """
+    from sse_app.handover.warm import upgrade_obstacle
+
     settings = settings_of(options)
     holder = StateDirectory(settings.state_dir).holder()
     if holder is None:
         raise StateError(f"no server uses the state directory {settings.state_dir}")
+    if not _uses(holder, settings.state_dir):
+        raise StateError(
+            f"the server's process {holder} is not visible: run this as its user, and in its container"
+        )
+    if obstacle := upgrade_obstacle(holder):
+        raise StateError(obstacle)
     os.kill(holder, signal.SIGUSR2)
     deadline = time.monotonic() + UPGRADE_TIMEOUT
     while StateDirectory(settings.state_dir).holder() == holder:
@@ -44,6 +57,19 @@ def upgrade(options: argparse.Namespace) -> None:
             raise StateError(f"process {holder} still serves; its log says why")
         time.sleep(0.05)
     print(f"process {StateDirectory(settings.state_dir).holder()} serves in the place of {holder}")
+
+
+def _uses(pid: int, state_dir: Path) -> bool:
+    """Return whether that process has the lock open: a number from another container is here that of any process."""
+    if not Path("/proc/self").exists():  # a system that cannot tell
+        return True
+    lock = (state_dir / "lock").stat()
+    with suppress(OSError):  # no such process, or another user's
+        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(OSError):  # closed meanwhile
+                if os.path.samestat(descriptor.stat(), lock):
+                    return True
+    return False
 
 
 def check_config(options: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 
 from sse_app.handover.fd_passing import channel
 from sse_app.handover.protocol import Attached, ControlChannel, Successor, UpgradeFailed, hand_over
@@ -17,6 +18,37 @@ from sse_app.handover.sender import HandoverSender
 
 SUCCESSOR_VARIABLE = "SSE_APP_SUCCESSOR"
 """Names the successor's file descriptors: its ends of the two channels."""
+
+
+INIT_PROGRAMS = frozenset({"tini", "docker-init", "podman-init", "dumb-init", "catatonit"})
+"""Programs that run as process 1 of a container for one other process, and end with it."""
+
+
+def upgrade_obstacle(pid: int) -> str | None:
+    """Return why a server must not be replaced by a successor, or None: a container would end with it.
+
+    A container ends with the process that its runtime has started, whose parent is outside and is 0 to those inside
+    (pid_namespaces(7)).
+
+    Args:
+        pid: of the server.
+    """
+    if pid == 1:
+        return _OBSTACLE.format("the container's process 1")
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+        parent = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("PPid:"))
+        if parent == 0:
+            return _OBSTACLE.format("the process that the container was started with")
+        name = Path(f"/proc/{parent}/comm").read_text().strip()
+    except (OSError, StopIteration):  # a system without /proc
+        return None
+    if parent == 1 and name in INIT_PROGRAMS:
+        return _OBSTACLE.format(f"what the container's {name} waits for")
+    return None
+
+
+_OBSTACLE = "the server is {}, and the container would end with it: replace the container instead"
 
 
 class Upgrade:

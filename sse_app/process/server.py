@@ -32,7 +32,7 @@ from sse_app.handover.standby import (
     remove_standby_socket,
     run_standby,
 )
-from sse_app.handover.warm import Upgrade, started_as_successor
+from sse_app.handover.warm import Upgrade, started_as_successor, upgrade_obstacle
 from sse_app.http.server import HTTPServer
 from sse_app.process import logs, tuning
 from sse_app.process.garbage_collection import garbage_collection
@@ -45,6 +45,9 @@ from sse_app.version import VERSION
 
 _SLOW_MODULE = "sse_app.auth.tokens.jose"
 """A module that is slow to load, and needed only when the first token comes."""
+
+END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+"""At these the server ends; under systemd SIGTERM may be a restart, the others never are."""
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +114,9 @@ class Server:
         )
         loop = asyncio.get_running_loop()
         for number in (signal.SIGHUP, signal.SIGUSR2):
-            loop.add_signal_handler(number, _ignore_early_signal, number)
+            loop.add_signal_handler(number, _ignore_signal, number, "it comes too early")
+        detail = "there is no log file to open again: the log is standard error"
+        loop.add_signal_handler(signal.SIGUSR1, _ignore_signal, signal.SIGUSR1, detail)
         standby_socket = bind_standby_socket(self._node.state.path) if self._is_standby else None
         listening = await (self._start() if successor is None else self._take_over(successor))
         if not self._is_standby:
@@ -211,6 +216,9 @@ class Server:
         """Start a successor, hand everything over to it, and exit; keep serving if it fails."""
         if self._upgrade is not None or self._ending:
             return
+        if obstacle := upgrade_obstacle(os.getpid()):
+            log.error("upgrade_refused", extra={"detail": obstacle})
+            return
         attached = self._attached() + (self._store.descriptors() if self._store else [])
         self._upgrade = Upgrade(self._sender, attached)
         self._upgraded.clear()
@@ -246,14 +254,15 @@ class Server:
     # -- ending ---------------------------------------------------------------------------------------------
 
     def _handle_end_signals(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in END_SIGNALS:
             asyncio.get_running_loop().add_signal_handler(number, self._on_end_signal, number)
 
     def _on_end_signal(self, number: int) -> None:
         loop = asyncio.get_running_loop()
-        for handled in (signal.SIGTERM, signal.SIGINT):
+        for handled in END_SIGNALS:
             loop.remove_signal_handler(handled)
-            signal.signal(handled, signal.SIG_DFL)  # a second signal ends the process at once
+            # A second signal ends the process at once; the kernel's default passes process 1 over (pid_namespaces(7)).
+            signal.signal(handled, _exit_by_signal if os.getpid() == 1 else signal.SIG_DFL)
         self._begin(lambda: self._end(number))
 
     async def _end(self, number: int) -> None:
@@ -290,9 +299,13 @@ class Server:
         log.info("stopped")
 
 
-def _ignore_early_signal(number: int) -> None:
-    """Ignore a signal that comes before the server can act on it; by default it would end the process."""
-    log.info("signal_ignored", extra={"signal": signal.Signals(number).name})
+def _ignore_signal(number: int, detail: str) -> None:
+    """Ignore a signal that the server cannot act on; by default it would end the process."""
+    log.info("signal_ignored", extra={"signal": signal.Signals(number).name, "detail": detail})
+
+
+def _exit_by_signal(number: int, frame: object) -> None:
+    os._exit(128 + number)
 
 
 def _exit_now() -> None:
