@@ -125,7 +125,6 @@ class Admission:
             TooManyStreams: the user or the address has as many as it may.
             TokenRefused: the token has been revoked or has expired since it was verified.
         """
-        self._tokens.require_not_kicked(claims)
         self._authorise(claims, wanted.channels)
         if (reason := self._unavailable(claims, wanted)) is not None:
             return self._turn_away(reason)
@@ -142,7 +141,11 @@ class Admission:
         return self._register(claims, wanted, start)
 
     def check(self, claims: Claims, wanted: Subscription) -> None:
-        """Raise what `admit` would, and register nothing."""
+        """Raise what `admit` would, and register nothing.
+
+        Raises:
+            Kicked, Forbidden, UnknownChannel, TooManyStreams, TokenRefused: as `admit` does.
+        """
         self._authorise(claims, wanted.channels)
         self._unavailable(claims, wanted)
         self._tokens.require_in_force(claims)
@@ -153,6 +156,7 @@ class Admission:
         self._keepalive.forget(stream)
 
     def _authorise(self, claims: Claims, channels: tuple[ChannelName, ...]) -> None:
+        self._tokens.require_not_kicked(claims)
         for channel in channels:
             claims.grants.require_subscribe(channel)
         for channel in channels:

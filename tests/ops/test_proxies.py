@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import ssl
 import subprocess
@@ -34,11 +35,13 @@ from tests.support.proxies import (
     PROXIES,
     Certificate,
     Proxy,
+    bare_nginx,
+    caddy,
     connections_to,
     make_certificate,
     nginx,
 )
-from tests.support.server_process import ServerProcess
+from tests.support.server_process import ROOT, ServerProcess
 from tests.support.waiting import until
 
 CHANNEL = "user.proxied"
@@ -244,10 +247,108 @@ def test_the_server_learns_the_address_of_the_client_and_not_what_the_client_say
     for headers in seen:
         assert headers["x-forwarded-for"] == headers["x-real-ip"] == "127.0.0.1"
         assert headers["x-forwarded-proto"] == "https"
-        assert headers["host"] == proxy.url.removeprefix("https://").removesuffix(
-            f":{proxy.port}" if which == "nginx" else ""
-        )
+        assert headers["host"] == proxy.url.removeprefix("https://")
         assert headers["version"] == "HTTP/1.1"
+
+
+@both
+def test_our_own_page_logs_in_also_on_a_port_that_is_not_the_schemes(site: Site) -> None:
+    site.server.add_user("ann", "correct horse battery", subscribe=CHANNEL)
+    credentials = {"username": "ann", "password": "correct horse battery"}
+
+    def log_in(origin: str) -> int:
+        with httpx.Client(verify=site.trusted, trust_env=False, timeout=DEADLINE) as http:
+            url = f"{site.proxy.url}/api/v1/auth/login"
+            return http.post(url, json=credentials, headers={"Origin": origin}).status_code
+
+    assert log_in(site.proxy.url) == 200
+    assert httpx.get(f"{site.proxy.url}/api/v1/sse/status", verify=site.trusted, trust_env=False).is_success
+    for other in ("https://localhost", "https://localhost:1", "https://evil.example", "null"):
+        assert log_in(other) == 403
+
+
+def test_nginx_bounds_the_connections_and_the_requests_of_an_address_and_answers_in_json(
+    start_server: Callable[..., ServerProcess], certificate: Certificate, tmp_path: Path
+) -> None:
+    server = start_server(TRUSTED_PROXIES=["127.0.0.0/8"])
+    token = server.stream_token(CHANNEL)
+    fewer = {
+        "sse_app_connections 1200;": "sse_app_connections 3;",
+        "rate=100r/s": "rate=1r/s",
+        "burst=1200": "burst=20",
+    }
+    with nginx(server.port, certificate, tmp_path, fewer) as proxy, ExitStack() as stack:
+
+        def client(address: str) -> httpx.Client:
+            transport = httpx.HTTPTransport(verify=certificate.trusted(), local_address=address)
+            return stack.enter_context(
+                httpx.Client(base_url=proxy.url, transport=transport, timeout=DEADLINE)
+            )
+
+        def refused(answer: httpx.Response) -> bool:
+            assert answer.status_code in (200, 429), answer.text
+            if answer.status_code == 429:
+                assert answer.json()["error"]["code"] == "too_many_requests"
+                assert int(answer.headers["retry-after"]) > 0
+            return answer.status_code == 429
+
+        one, two = client("127.0.0.1"), client("127.0.0.2")
+        path = f"/api/v1/sse/{CHANNEL}?token={token}"
+        for _ in range(3):
+            assert stack.enter_context(one.stream("GET", path)).status_code == 200
+        assert refused(one.get(path))
+        assert refused(one.get("/api/v1/sse/status"))
+        assert not refused(two.get("/api/v1/sse/status"))
+        assert [refused(two.get("/healthz")) for _ in range(40)].count(True) > 10
+        assert not refused(client("127.0.0.3").get("/healthz"))
+    assert not TOKEN.search(proxy.logs())
+
+
+def test_nginx_counts_an_ipv6_64_as_one_client(tmp_path: Path) -> None:
+    written = (ROOT / "config/nginx/sse_app.conf").read_text()
+    (which,) = re.findall(r"^map \$remote_addr .*?^}$", written, re.MULTILINE | re.DOTALL)
+    posing = "set_real_ip_from 127.0.0.1; real_ip_header X-Real-IP;"
+    with ExitStack() as stack:
+        listen = f"127.0.0.1:{stack.enter_context(reserved_port())}"
+        site = f"{which} server {{ listen {listen}; {posing} location / {{ return 200 $sse_app_client; }} }}"
+        proxy = stack.enter_context(bare_nginx(site, f"http://{listen}", tmp_path))
+        http = stack.enter_context(httpx.Client(base_url=proxy.url, trust_env=False))
+
+        def client(address: str) -> str:
+            return http.get("/", headers={"X-Real-IP": address}).text
+
+        assert client("192.0.2.1") == "192.0.2.1"
+        assert (
+            client("2001:db8:1:2::1")
+            == client("2001:db8:1:2:ffff:eeee:dddd:cccc")
+            != client("2001:db8:1:3::1")
+        )
+        assert client("2001:db8::1") == client("2001:db8::ffff:0:0:2") != client("2001:db8:1::1")
+        assert client("::1") != client("192.0.2.1")
+
+
+def test_caddys_administration_is_on_a_unix_socket_and_reloads_it(
+    certificate: Certificate, start_server: Callable[..., ServerProcess], tmp_path: Path
+) -> None:
+    program, configuration = require("caddy"), str(ROOT / "config/Caddyfile")
+    adapt = [program, "adapt", "--config", configuration]
+    adapted = json.loads(subprocess.run(adapt, capture_output=True, check=True).stdout)
+    assert adapted["admin"]["listen"].startswith("unix//")
+    (served,) = adapted["apps"]["http"]["servers"].values()
+    assert {"read_timeout", "read_header_timeout", "idle_timeout"} <= served.keys()
+    assert "write_timeout" not in served, "a stream does not end"
+
+    server = start_server(TRUSTED_PROXIES=["127.0.0.0/8"])
+    with caddy(server.port, certificate, tmp_path) as proxy:
+        mode = (tmp_path / "admin.sock").stat().st_mode
+        assert not mode & 0o022, "others may not write to it, and so not connect (unix(7))"
+        reload = [program, "reload", "--config", configuration, "--force"]
+        done = subprocess.run(
+            reload, env=proxy.environment, capture_output=True, timeout=DEADLINE, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        answer = httpx.get(f"{proxy.url}/healthz", verify=certificate.trusted(), trust_env=False)
+        assert answer.status_code == 200
 
 
 def test_a_certificate_that_proves_nothing_is_told_at_once_and_not_tried_again(

@@ -7,12 +7,13 @@ import signal
 import socket
 import ssl
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
+from types import MappingProxyType
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -79,10 +80,12 @@ class Proxy:
     Attributes:
         url: where it listens.
         folder: all it writes is below.
+        environment: its own.
     """
 
     url: str
     folder: Path
+    environment: dict[str, str]
 
     @property
     def port(self) -> int:
@@ -97,12 +100,12 @@ class Proxy:
 @contextmanager
 def running(command: list[str], url: str, folder: Path, environment: dict[str, str]) -> Iterator[Proxy]:
     """Run a proxy in a process group of its own until it listens, and end that group."""
-    proxy = Proxy(url, folder)
+    proxy = Proxy(url, folder, {"PATH": os.environ["PATH"], "HOME": str(folder), **environment})
     with (folder / "stderr.log").open("ab") as errors:
         process = subprocess.Popen(
             command,
             cwd=folder,
-            env={"PATH": os.environ["PATH"], "HOME": str(folder), **environment},
+            env=proxy.environment,
             stdin=subprocess.DEVNULL,
             stdout=errors,
             stderr=errors,
@@ -155,8 +158,10 @@ def bare_nginx(site: str, url: str, folder: Path) -> Iterator[Proxy]:
 
 
 @contextmanager
-def nginx(upstream: int, certificate: Certificate, folder: Path) -> Iterator[Proxy]:
-    """Run nginx on the configuration that comes with the server; only addresses and paths are others."""
+def nginx(
+    upstream: int, certificate: Certificate, folder: Path, changes: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[Proxy]:
+    """Run nginx on the configuration that comes with the server; only addresses, paths and ``changes`` are others."""
     with reserved_port() as port:
         site = (ROOT / "config/nginx/sse_app.conf").read_text()
         for theirs, ours in {
@@ -166,6 +171,7 @@ def nginx(upstream: int, certificate: Certificate, folder: Path) -> Iterator[Pro
             "/etc/ssl/sse_app/fullchain.pem": str(certificate.certificate),
             "/etc/ssl/sse_app/privkey.pem": str(certificate.key),
             "/var/log/nginx/": f"{folder}/",
+            **changes,
         }.items():
             assert theirs in site, theirs
             site = site.replace(theirs, ours)
@@ -183,7 +189,7 @@ def caddy(upstream: int, certificate: Certificate, folder: Path) -> Iterator[Pro
             "SSE_APP_TLS": f"tls {certificate.certificate} {certificate.key}",
             "SSE_APP_UPSTREAM": f"127.0.0.1:{upstream}",
             "SSE_APP_ACCESS_LOG": str(folder / "access.log"),
-            "SSE_APP_CADDY_ADMIN": "off",
+            "SSE_APP_CADDY_ADMIN": f"unix/{folder}/admin.sock",
             "SSE_APP_HTTP_PORT": str(unencrypted),
         }
         command = [
