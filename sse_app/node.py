@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import resource
+import sys
 from contextlib import suppress
 
 import msgspec
@@ -16,12 +18,15 @@ from sse_app.auth.audit import Audit
 from sse_app.auth.factory import issuer_of, keys_directory, make_auth_store, provider_of
 from sse_app.auth.revocations import Revocations
 from sse_app.auth.tokens.keyring import KeyRing
+from sse_app.core.addresses import parse_address
 from sse_app.core.channels import ChannelPatterns
 from sse_app.core.counters import InProgress, Metrics
 from sse_app.core.events import EventId
 from sse_app.core.lifecycle import Lifecycle
 from sse_app.core.rate_limit import RateLimit
+from sse_app.core.repeats import RepeatedEvent
 from sse_app.eventlog.factory import make_event_log
+from sse_app.http.open_connections import ConnectionLimits
 from sse_app.monitoring.live_stats import LiveStats
 from sse_app.settings.model import Limits, Settings
 from sse_app.storage.state_dir import StateDirectory
@@ -35,8 +40,16 @@ from sse_app.streams.pump import Pump
 RESERVED_FILES = 256
 """How many of the open files that the system allows are kept free for other things than streams."""
 
+OWN_FILES = 96
+"""How many of these are kept for the process itself: databases, keys, the event loop, a handover."""
+
+FEWEST_CONNECTIONS = 8
+"""How many connections that are no streams there may be at least."""
+
 DRAIN_TIMEOUT = 1.0
 """How many seconds streams may take to accept their ``closing`` when the node stops."""
+
+log = logging.getLogger(__name__)
 
 _FIXED = ("host", "port", "state_dir", "event_log", "keepalive", "history", "socket")
 """Settings that a running server cannot change."""
@@ -101,6 +114,8 @@ class Node:
         )
         self.untrusted_proxies: set[str] = set()
         """Networks that the log has named as those of proxies that are not trusted."""
+        self.shortages = RepeatedEvent(log, logging.ERROR, "request_failed")
+        """Requests for which there was no file descriptor, or no memory."""
         self.opening = InProgress()
         """The streams that are being opened."""
         self.live_stats = LiveStats(self.hub, self.eventlog, self.metrics, self.channels, self.lifecycle)
@@ -191,5 +206,27 @@ class Node:
 
 def _stream_capacity(limits: Limits) -> int:
     """Return how many streams may be open: the limit, or fewer where the system allows fewer open files."""
-    open_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return min(limits.streams, max(1, open_files - RESERVED_FILES))
+    return min(limits.streams, max(1, _open_files() - RESERVED_FILES))
+
+
+def connection_limits(settings: Settings) -> ConnectionLimits:
+    """Return how many connections that are no streams there may be beside as many streams as there may be.
+
+    One address has at most half of them, unless it is a proxy's: of this machine, a trusted one's, or at the other
+    end of a Unix socket. Else all who come through it could be shut out by one of them.
+    """
+    limits, trusted = settings.limits, settings.trusted_proxies
+    files = _open_files() - _stream_capacity(limits) - OWN_FILES
+    total = max(FEWEST_CONNECTIONS, min(limits.connections, files))
+
+    def is_shared(address: str) -> bool:
+        parsed = parse_address(address)
+        return parsed.is_loopback or parsed.is_unspecified or any(parsed in network for network in trusted)
+
+    return ConnectionLimits(total, min(limits.connections_per_address, total // 2), is_shared)
+
+
+def _open_files() -> int:
+    """Return how many open files the system allows."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft

@@ -64,6 +64,17 @@ class InProgress:
         self.count -= 1
 
 
+class ConnectionCounts:
+    """Counts connections that are no streams."""
+
+    def __init__(self) -> None:
+        self.open = 0
+        self.shed: Counter[str] = Counter()
+        """Connections that were closed, or not begun, because there were too many, by the reason."""
+        self.accept_failures = 0
+        """How often no connection could be accepted, for lack of descriptors or memory, or because all were busy."""
+
+
 class Metrics:
     """Counters. Their labels are bounded: no client, user or unconfigured channel is among them."""
 
@@ -79,6 +90,7 @@ class Metrics:
         """Requests and streams that were refused, by the code of the error or the reason of the ``closing``."""
         self.dropped_log_lines: Callable[[], int] = _none
         """Returns how many lines of the log have been dropped; set by what writes the log."""
+        self.connections = ConnectionCounts()
 
 
 def _none() -> int:

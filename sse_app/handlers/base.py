@@ -330,6 +330,8 @@ class ApiHandler(OriginHandler):
         elif isinstance(value, EventLogUnavailable):
             level = logging.INFO if self.node.lifecycle.draining else logging.ERROR
             log.log(level, "event_log_unavailable", extra={"detail": str(value)})
+        elif isinstance(value, OSError):
+            self.node.shortages.add(value.strerror or "")
 
     def on_finish(self) -> None:
         """Write the access line, and count the request."""

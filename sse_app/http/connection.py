@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Awaitable
-from typing import Protocol
+from collections.abc import Awaitable, Callable
+from functools import wraps
+from typing import Concatenate, ParamSpec, Protocol
 
 from tornado import httputil
 from tornado.iostream import StreamClosedError
@@ -19,6 +20,9 @@ from sse_app.http.request_head import CHUNKED_BODY, parse_head
 
 READ_AHEAD = 64 * 1024
 """How many bytes are read at once, and about how many are kept while there is no use for them yet."""
+
+SEND_PROGRESS = 16 * 1024
+"""How many bytes a client must take of a response for the time to begin anew within which it has to."""
 
 LINGER_BYTES = 8 * 1024 * 1024
 """How many bytes are read and thrown away after the last response, so that the client gets to read it."""
@@ -44,6 +48,8 @@ class Server(Protocol):
     max_body_size: int
     waiting: Deadlines[Connection]
     """Connections that wait for the head of a request to be complete."""
+    resting: Deadlines[Connection]
+    """Connections that wait for the next request to begin."""
     receiving: Deadlines[Connection]
     """Connections that wait for a body to be complete."""
     sending: Deadlines[Connection]
@@ -56,6 +62,32 @@ class Server(Protocol):
 
     def count_unread(self, size: int, connection: Connection) -> None:
         """Count so many bytes more of responses that wait for their clients, or fewer."""
+
+    def exhausted(self, error: OSError) -> None:
+        """Note that a connection cannot be served for lack of what the system limits."""
+
+
+P = ParamSpec("P")
+
+
+def _ends_with_errors(
+    callback: Callable[Concatenate[Connection, P], None],
+) -> Callable[Concatenate[Connection, P], None]:
+    """Have an error in what the event loop calls end the connection.
+
+    An error would leave the socket as it is, and the event loop would call again at once, for as long as the
+    client likes.
+    """
+
+    @wraps(callback)
+    def guarded(connection: Connection, /, *args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            callback(connection, *args, **kwargs)
+        except Exception:
+            log.exception("uncaught")
+            connection.close()
+
+    return guarded
 
 
 class Connection:
@@ -88,6 +120,7 @@ class Connection:
         "_reading",
         "_server",
         "_socket",
+        "_taken",
         "_unasked",
         "_unread",
         "_unsent",
@@ -123,6 +156,8 @@ class Connection:
         self._unsent: list[memoryview] = []
         self._unread = 0
         """How many bytes of responses are kept until the client has read all of them."""
+        self._taken = 0
+        """How many bytes of these the client has taken since its time began."""
         self._drained: asyncio.Future[None] | None = None
         self._ending = False
         """Whether the response is complete, and its last bytes wait for the socket."""
@@ -131,6 +166,7 @@ class Connection:
         """How many more bytes are read and thrown away at the end; negative until the last response is sent."""
         server.waiting.start(self)
 
+    @_ends_with_errors
     def start(self) -> None:
         """Read the first request at once: most clients have sent it by now."""
         self._read()
@@ -168,6 +204,7 @@ class Connection:
         under_way = self.closed or self.arriving or self.answering or self._linger >= 0
         return None if under_way else self._buffer
 
+    @_ends_with_errors
     def watch(self) -> None:
         """Have the event loop call `_readable`, or no longer, by whether more bytes can be used now."""
         if self._socket is None:
@@ -178,8 +215,13 @@ class Connection:
             and not (self._server.paused and self.half_read is not None)
         )
         if wanted and not self._reading:
+            try:
+                self._server.loop.add_reader(self._fd, self._readable)
+            except OSError as error:  # epoll_ctl(2) has limits of its own
+                self._server.exhausted(error)
+                self.close()
+                return
             self._reading = True
-            self._server.loop.add_reader(self._fd, self._readable)
         elif not wanted:
             self._unwatch()
 
@@ -188,6 +230,7 @@ class Connection:
             self._reading = False
             self._server.loop.remove_reader(self._fd)
 
+    @_ends_with_errors
     def resume(self) -> None:
         """Use what has been received during a pause of the server."""
         self._proceed()
@@ -195,6 +238,7 @@ class Connection:
 
     # -- reading --------------------------------------------------------------------------------------------
 
+    @_ends_with_errors
     def _readable(self) -> None:
         # uvloop calls just once for a socket that the client has reset, also where there is something to read
         # before that shows. So what there is is read to its end, or the loop is asked to watch it anew.
@@ -272,10 +316,14 @@ class Connection:
         if not complete:
             if buffer.count(b"\n") != buffer.count(b"\r\n"):
                 raise BadRequest("lines end in CR and LF")
+            if buffer and self in server.resting:  # from here on progress prolongs nothing
+                server.resting.stop(self)
+                server.waiting.start(self)
             return False
         head = parse_head(buffer[:end])
         self._buffer = buffer[end:]
         server.waiting.stop(self)
+        server.resting.stop(self)
         self._exchange = exchange = Exchange(self, head, server.max_body_size)
         self._incomplete = head.length != 0
         delegate = server.delegate.start_request(self, exchange)
@@ -332,6 +380,7 @@ class Connection:
             self._awaited = future
             future.add_done_callback(self._waited)
 
+    @_ends_with_errors
     def _waited(self, future: asyncio.Future[None]) -> None:
         if self._awaited is future:  # else the request has ended meanwhile
             self._proceed()
@@ -354,8 +403,14 @@ class Connection:
                 return failed(self._server.loop.create_future())
             if sent == len(data):
                 return self._server.sent
-            self._server.loop.add_writer(self._fd, self._writable)
+            try:
+                self._server.loop.add_writer(self._fd, self._writable)
+            except OSError as error:
+                self._server.exhausted(error)
+                self.close()
+                return failed(self._server.loop.create_future())
             self._server.sending.start(self)
+            self._taken = 0
         self._unsent.append(memoryview(data)[sent:])
         self._unread += len(data)
         self._server.count_unread(len(data), self)
@@ -363,12 +418,13 @@ class Connection:
             self._drained = self._server.loop.create_future()
         return self._drained
 
+    @_ends_with_errors
     def _writable(self) -> None:
         assert self._socket is not None
         try:
             while self._unsent:
                 sent = self._socket.send(self._unsent[0])
-                self._server.sending.start(self)
+                self._note_progress(sent)
                 if sent != len(self._unsent[0]):
                     self._unsent[0] = self._unsent[0][sent:]
                     return
@@ -392,6 +448,13 @@ class Connection:
         self._server.count_unread(-self._unread, self)
         self._unread = 0
 
+    def _note_progress(self, sent: int) -> None:
+        """Give a client that reads more time; a byte now and then is not enough."""
+        self._taken += sent
+        if self._taken >= SEND_PROGRESS:
+            self._taken = 0
+            self._server.sending.start(self)
+
     # -- ending ---------------------------------------------------------------------------------------------
 
     def answered(self, keep_alive: bool) -> None:
@@ -411,7 +474,7 @@ class Connection:
             self._close_gracefully()
             return
         server = self._server
-        server.waiting.start(self)
+        server.resting.start(self)
         if (self._buffer or self._ended) and not server.paused:
             server.loop.call_soon(self.resume)
         else:
@@ -423,6 +486,7 @@ class Connection:
         responding = self._exchange is not None and self._exchange.responding
         self._abandon()
         self._server.waiting.stop(self)
+        self._server.resting.stop(self)
         self._keep_alive = False
         self._incomplete = True
         if not responding:
@@ -483,7 +547,7 @@ class Connection:
         self._unwatch()
         self._socket = None
         server = self._server
-        for deadlines in (server.waiting, server.receiving, server.sending, server.lingering):
+        for deadlines in (server.waiting, server.resting, server.receiving, server.sending, server.lingering):
             deadlines.stop(self)
         server.forget(self)
 

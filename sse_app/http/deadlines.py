@@ -37,6 +37,13 @@ class Deadlines(Generic[Item]):
         """Remove an item, if its time is running."""
         self._since.pop(item, None)
 
+    def since(self, item: Item) -> float:
+        """Return when an item's time began, by the event loop's clock."""
+        return self._since[item]
+
+    def __contains__(self, item: object) -> bool:
+        return item in self._since
+
     def __iter__(self) -> Iterator[Item]:
         return iter(self._since)
 

@@ -8,12 +8,16 @@ import logging
 import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 
 from tornado import httputil
 
+from sse_app.core.counters import ConnectionCounts
+from sse_app.core.repeats import RepeatedEvent
 from sse_app.http.connection import READ_AHEAD, Connection
 from sse_app.http.deadlines import Deadlines
 from sse_app.http.exchange import Context
+from sse_app.http.open_connections import ConnectionLimits, OpenConnections, Sheddable
 
 MAX_HEADER_SIZE = 32 * 1024
 """How many bytes the head of a request may have."""
@@ -22,25 +26,30 @@ MAX_BODY_SIZE = 1024 * 1024
 """How many bytes a body may have where the handler sets no limit of its own."""
 
 IDLE_TIMEOUT = 75.0
-"""How long the head of a request may take to come, in seconds: from the connection's start or the last response."""
+"""How long the head of a request may take to come, in seconds, from the connection's start or its own first byte;
+and how long the next request may take to begin."""
 
 BODY_TIMEOUT = 60.0
 """How long a request's body may take to come, in seconds."""
 
 SEND_TIMEOUT = 60.0
-"""Seconds for which a client may read nothing of a response that waits for it.
+"""Seconds within which a client must take all of a response that waits for it, or `SEND_PROGRESS` bytes more.
 
-The kernel has such a limit only for TCP, and not on every system.
+The kernel has a limit only for clients that take nothing, only for TCP, and not on every system.
 """
 
 MAX_UNREAD_BYTES = 16 * 1024 * 1024
 """How many bytes of responses wait for their clients, over all connections."""
 
+SLOW_AFTER = 5.0
+"""Seconds after which a body that is still coming, or a response that is not read, may be cut off to make room."""
+
 ACCEPTED_AT_ONCE = 64
 """How many connections are accepted before the event loop runs other callbacks."""
 
 ACCEPT_PAUSE = 1.0
-"""Seconds for which no connection is accepted after that failed, for lack of descriptors or memory."""
+"""Seconds for which no connection is accepted after that failed, for lack of descriptors or memory, or while all are
+busy."""
 
 LINGER_TIMEOUT = 2.0
 """Seconds for which a client is given time to read the last response."""
@@ -55,6 +64,8 @@ _OF_ONE_CONNECTION = frozenset(
 )
 """Errors that concern only the connection that would have been accepted (accept(2), "Error handling")."""
 
+NO_LIMITS = ConnectionLimits(sys.maxsize, sys.maxsize, lambda address: False)
+
 _INHERITS_OPTIONS = sys.platform == "linux"
 
 log = logging.getLogger(__name__)
@@ -68,6 +79,8 @@ class HTTPServer:
     Args:
         delegate: the application.
         tune: sets the options of a TCP socket: of listening ones, from which others inherit them on Linux.
+        limits: on connections that no handler has taken over.
+        counts: of connections, for metrics.
         max_header_size, max_body_size, idle_timeout, body_timeout, send_timeout, max_unread_bytes: see the
             constants.
     """
@@ -77,6 +90,8 @@ class HTTPServer:
         delegate: httputil.HTTPServerConnectionDelegate,
         *,
         tune: Callable[[socket.socket], None] = lambda sock: None,
+        limits: ConnectionLimits = NO_LIMITS,
+        counts: ConnectionCounts | None = None,
         max_header_size: int = MAX_HEADER_SIZE,
         max_body_size: int = MAX_BODY_SIZE,
         idle_timeout: float = IDLE_TIMEOUT,
@@ -93,17 +108,28 @@ class HTTPServer:
         self.received = memoryview(bytearray(READ_AHEAD))
         self.paused = False
         self.waiting = Deadlines(idle_timeout, Connection.close)
+        self.resting = Deadlines(idle_timeout, Connection.close)
         self.receiving = Deadlines(body_timeout, Connection.close)
         self.sending = Deadlines(send_timeout, Connection.close)
         self.lingering = Deadlines(LINGER_TIMEOUT, Connection.close)
         self._unread_bytes = 0
         self._max_unread_bytes = max_unread_bytes
         self._tune = tune
-        self._connections: set[Connection] = set()
+        self._counts = ConnectionCounts() if counts is None else counts
+        order = (
+            Sheddable("silent", self.waiting),
+            Sheddable("answered", self.lingering),
+            Sheddable("idle", self.resting),
+            Sheddable("slow_body", self.receiving, SLOW_AFTER),
+            Sheddable("unread", self.sending, SLOW_AFTER),
+        )
+        self._connections = OpenConnections(limits, order, self._counts)
         self._listening: list[socket.socket] = []
-        self._exhausted: asyncio.TimerHandle | None = None
+        self._accept_again: asyncio.TimerHandle | None = None
         """Runs while no connection can be accepted."""
-        self._exhaustion_logged = False
+        self._full = False
+        """Whether that is because all connections are busy."""
+        self._failures = RepeatedEvent(log, logging.ERROR, "accept_failed")
 
     def add_sockets(self, sockets: Iterable[socket.socket]) -> None:
         """Accept connections on listening, non-blocking sockets, which are the server's from now on."""
@@ -114,10 +140,21 @@ class HTTPServer:
             if not self.paused:
                 self.loop.add_reader(listening.fileno(), self._accept, listening)
 
+    def limit(self, limits: ConnectionLimits) -> None:
+        """Put other limits in force for connections that are accepted from now on."""
+        self._connections.limits = limits
+
     def forget(self, connection: Connection) -> None:
         """Forget a connection that has ended or has given its socket away."""
         self._connections.discard(connection)
         self.delegate.on_close(connection)
+        if self._full and not self._connections.too_many:
+            self._start_accepting()
+
+    def exhausted(self, error: OSError) -> None:
+        """Note that a connection cannot be accepted or served: there are no descriptors, or there is no memory."""
+        self._counts.accept_failures += 1
+        self._failures.add(error.strerror or type(error).__name__)
 
     def count_unread(self, size: int, connection: Connection) -> None:
         """Count so many bytes more of responses that wait for their clients, or fewer.
@@ -140,7 +177,7 @@ class HTTPServer:
         self.close_listening()
         for connection in list(self._connections):
             connection.close()
-        for deadlines in (self.waiting, self.receiving, self.sending, self.lingering):
+        for deadlines in (self.waiting, self.resting, self.receiving, self.sending, self.lingering):
             deadlines.close()
         await asyncio.sleep(0)  # so that the handlers of the requests learn of it
 
@@ -154,7 +191,7 @@ class HTTPServer:
     @property
     def under_way(self) -> tuple[int, int]:
         """How many requests are being answered, and how many bodies are still being sent by the client."""
-        busy = self._connections.difference(self.waiting)
+        busy = set(self._connections).difference(self.waiting, self.resting)
         answering = sum(connection.answering for connection in busy)
         return answering, sum(connection.arriving for connection in busy)
 
@@ -162,7 +199,7 @@ class HTTPServer:
         """Accept no connection, and begin no request; those under way are finished."""
         self.paused = True
         self._stop_accepting()
-        for connection in self._connections:
+        for connection in list(self._connections):
             connection.watch()
 
     def resume(self) -> None:
@@ -180,8 +217,11 @@ class HTTPServer:
         self._listening.clear()
 
     def idle(self) -> Iterator[tuple[int, bytes]]:
-        """Yield the descriptor of each connection between two requests, with what was read of the next one."""
-        for connection in self._connections:
+        """Yield the descriptor of each connection between two requests, with what was read of the next one.
+
+        They come in the order in which they would be closed to make room.
+        """
+        for connection in chain(self.waiting, self.resting):
             if (half_read := connection.half_read) is not None:
                 yield connection.descriptor, half_read
 
@@ -198,6 +238,9 @@ class HTTPServer:
         sock.setblocking(False)
         connection = Connection(self, sock, _context(sock, sock.getpeername()), already_read)
         self._connections.add(connection)
+        if not already_read:
+            self.waiting.stop(connection)
+            self.resting.start(connection)
         self.loop.call_soon(connection.resume)
 
     # -- accepting ------------------------------------------------------------------------------------------
@@ -211,34 +254,56 @@ class HTTPServer:
             except OSError as error:
                 if error.errno in _OF_ONE_CONNECTION:
                     continue
-                self._pause_accepting(error)
+                self.exhausted(error)
+                if error.errno == errno.EMFILE and self._connections.shed():
+                    continue
+                self._pause_accepting()
                 return
-            self._exhaustion_logged = False
-            sock.setblocking(False)
-            if not _INHERITS_OPTIONS and _is_tcp(sock):
-                self._tune(sock)
-            connection = Connection(self, sock, _context(sock, address))
-            self._connections.add(connection)
-            connection.start()
+            self._begin(sock, _context(sock, address))
+            if self._connections.too_many:
+                self._counts.accept_failures += 1
+                self._failures.add("all connections are busy")
+                self._pause_accepting()
+                self._full = True
+                return
 
-    def _pause_accepting(self, error: OSError) -> None:
+    def _begin(self, sock: socket.socket, context: Context) -> None:
+        """Serve a new connection, unless its address has too many."""
+        if not self._connections.make_room(context.remote_ip):
+            sock.close()
+            return
+        sock.setblocking(False)
+        if not _INHERITS_OPTIONS and _is_tcp(sock):
+            try:
+                self._tune(sock)
+            except OSError:  # the client has gone already, which not every system forgives
+                sock.close()
+                return
+        connection = Connection(self, sock, context)
+        self._connections.add(connection)
+        connection.start()
+
+    def _pause_accepting(self) -> None:
         """Leave new connections to the kernel for a while; else the event loop would try again all the time."""
-        if not self._exhaustion_logged:
-            self._exhaustion_logged = True
-            log.error("accept_failed", extra={"detail": error.strerror})
         self._stop_accepting()
-        self._exhausted = self.loop.call_later(ACCEPT_PAUSE, self._start_accepting)
+        self._accept_again = self.loop.call_later(ACCEPT_PAUSE, self._start_accepting)
 
     def _start_accepting(self) -> None:
         self._stop_accepting()
-        if not self.paused:
+        if self.paused:
+            return
+        try:
             for listening in self._listening:
                 self.loop.add_reader(listening.fileno(), self._accept, listening)
+        except OSError as error:
+            self.exhausted(error)
+            self._pause_accepting()
 
     def _stop_accepting(self) -> None:
-        if self._exhausted is not None:
-            self._exhausted.cancel()
-            self._exhausted = None
+        self._full = False
+        if self._accept_again is not None:
+            self._accept_again.cancel()
+            self._accept_again = None
         for listening in self._listening:
             self.loop.remove_reader(listening.fileno())
 

@@ -88,6 +88,23 @@ class NodeMetrics(Collector):
         for (handler, method, status), count in sorted(self._metrics.requests.items()):
             requests.add_metric([handler, method, str(status)], count)
         yield requests
+        connections = self._metrics.connections
+        yield GaugeMetricFamily(
+            "sse_app_connections", "Open connections that are no streams.", connections.open
+        )
+        shed = CounterMetricFamily(
+            "sse_app_connections_shed",
+            "Connections closed because of too many, by reason.",
+            labels=["reason"],
+        )
+        for reason, count in sorted(connections.shed.items()):
+            shed.add_metric([reason], count)
+        yield shed
+        yield CounterMetricFamily(
+            "sse_app_accept_failures",
+            "How often no connection could be accepted.",
+            connections.accept_failures,
+        )
         seconds = self._metrics.publish_seconds
         yield HistogramMetricFamily(
             "sse_app_publish_seconds",

@@ -34,6 +34,7 @@ from sse_app.handover.standby import (
 )
 from sse_app.handover.warm import Upgrade, started_as_successor, upgrade_obstacle
 from sse_app.http.server import HTTPServer
+from sse_app.node import connection_limits
 from sse_app.process import logs, tuning
 from sse_app.process.garbage_collection import garbage_collection
 from sse_app.process.sockets import addresses, bind, inherited_sockets
@@ -45,6 +46,9 @@ from sse_app.version import VERSION
 
 _SLOW_MODULE = "sse_app.auth.tokens.jose"
 """A module that is slow to load, and needed only when the first token comes."""
+
+_METRICS_MODULE = "sse_app.monitoring.prometheus"
+"""Another, needed for the metrics; where no file descriptor is left, it could not be loaded any more."""
 
 END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 """At these the server ends; under systemd SIGTERM may be a restart, the others never are."""
@@ -106,8 +110,13 @@ class Server:
         self._node = self._app.node
         self._node.metrics.dropped_log_lines = logs.dropped_lines
         application = self._app.application()
-        self._server = HTTPServer(application, tune=lambda sock: tune(sock, self._settings))
         node = self._node
+        self._server = HTTPServer(
+            application,
+            tune=lambda sock: tune(sock, self._settings),
+            limits=connection_limits(self._settings),
+            counts=node.metrics.connections,
+        )
         self._receiver = HandoverReceiver(node.hub, node.pump, node.keepalive, node.revocations, self._server)
         self._sender = HandoverSender(
             node.hub, node.keepalive, node.enforcement, node.publisher, node.opening, self._server
@@ -185,6 +194,7 @@ class Server:
         adopted, self._adopted = self._adopted, []
         await self._receiver.watch(adopted)
         await self._node.password_threads.warm_up()
+        await asyncio.to_thread(import_module, _METRICS_MODULE)
 
     def _begin(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         task = asyncio.create_task(work())
@@ -206,6 +216,7 @@ class Server:
         self._systemd.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
             unchanged = self._node.reload(self._reread())
+            self._server.limit(connection_limits(self._node.settings))
             logs.set_level(self._node.settings.log.level)
             log.info("reloaded", extra={"needs_restart": ",".join(unchanged)} if unchanged else {})
         except SSEAppError as error:
@@ -220,9 +231,9 @@ class Server:
             log.error("upgrade_refused", extra={"detail": obstacle})
             return
         attached = self._attached() + (self._store.descriptors() if self._store else [])
-        self._upgrade = Upgrade(self._sender, attached)
         self._upgraded.clear()
         try:
+            self._upgrade = Upgrade(self._sender, attached)
             successor = await self._upgrade.run()
         except UpgradeFailed as error:
             log.error("upgrade_failed", extra={"detail": str(error)})
@@ -273,10 +284,12 @@ class Server:
         await self._upgraded.wait()
         log.info("stopping", extra={"streams": len(self._node.hub.streams)})
         self._systemd.notify("STOPPING=1")
-        if number == signal.SIGTERM and self._store and not await self._systemd.stops_for_good():
-            await self._hand_over(self._store)
-        await self._drain()
-        self._ended.set()
+        try:
+            if number == signal.SIGTERM and self._store and not await self._systemd.stops_for_good():
+                await self._hand_over(self._store)
+            await self._drain()
+        finally:  # whatever fails, the process that was asked to end does
+            self._ended.set()
 
     async def _hand_over(self, store: FdStore) -> None:
         """Hand all connections over to the next process, and exit; return only if that is not possible."""
@@ -284,7 +297,7 @@ class Server:
         with garbage_collection(False):
             if (
                 await self._systemd.keeps_other_processes()
-                and await hand_over_to_standby(Upgrade(self._sender, self._attached()), directory)
+                and await hand_over_to_standby(lambda: Upgrade(self._sender, self._attached()), directory)
             ) or await store_handover(self._sender, store):
                 log.info("handed_over", extra={"streams": len(self._node.hub.streams)})
                 _exit_now()

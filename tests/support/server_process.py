@@ -32,12 +32,18 @@ class ServerProcess:
     Args:
         state_dir: its state directory.
         expected: texts that lines of its log at level warning or above may contain.
+        open_files: how many files it may have open; 0 leaves that to the system.
         settings: ``SSE_APP_…`` variables without the prefix, e.g. ``KEEPALIVE__PING_INTERVAL=1``.
     """
 
-    def __init__(self, *, state_dir: Path, expected: tuple[str, ...] = (), **settings: Any) -> None:
+    def __init__(
+        self, *, state_dir: Path, expected: tuple[str, ...] = (), open_files: int = 0, **settings: Any
+    ) -> None:
         self.state_dir = state_dir
         self.expected = expected
+        command = [sys.executable, "main.py", "serve"]
+        limited = ["/bin/sh", "-c", f'ulimit -n {open_files}; exec "$@"', "sh", *command]
+        self._command = limited if open_files else command
         self.port = int(settings.pop("PORT", 0) or reserve_port(self))
         self.url = f"http://127.0.0.1:{self.port}"
         state_dir.parent.mkdir(parents=True, exist_ok=True)
@@ -62,7 +68,7 @@ class ServerProcess:
         """
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "main.py", "serve"],
+                self._command,
                 cwd=ROOT,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,

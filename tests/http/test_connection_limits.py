@@ -1,0 +1,296 @@
+"""Limits on connections that are no streams: which are closed to make room, which never, and which take too long."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, closing
+from pathlib import Path
+
+import pytest
+
+from sse_app.core.counters import ConnectionCounts
+from sse_app.core.repeats import RepeatedEvent
+from sse_app.http import server as server_module
+from sse_app.http.open_connections import ConnectionLimits
+from sse_app.http.server import HTTPServer
+from sse_app.node import FEWEST_CONNECTIONS, connection_limits
+from sse_app.settings.model import Limits, Settings
+from sse_app.settings.types import Network
+from tests.http.test_http_server import GET, Client, Slow, a_few_turns, connected, serving, unread
+from tests.http.test_http_server import slow as slow
+from tests.support.waiting import until_async
+
+pytestmark = pytest.mark.expects_logs("connections_shed", "accept_failed")
+
+SLOW = b"GET /slow HTTP/1.1\r\nHost: here\r\n\r\n"
+BODY = b"POST /slow HTTP/1.1\r\nHost: here\r\nContent-Length: 9\r\n\r\n"
+LARGE = b"GET /large HTTP/1.1\r\nHost: here\r\n\r\n"
+
+
+def limits(total: int, per_address: int = 1000) -> ConnectionLimits:
+    return ConnectionLimits(total, per_address, lambda address: address == "127.0.0.1")
+
+
+@asynccontextmanager
+async def connected_from(port: int, address: str) -> AsyncIterator[Client]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(address, 0))
+    try:
+        yield Client(reader, writer)
+    finally:
+        writer.close()
+
+
+async def held(server: HTTPServer, count: int) -> None:
+    await until_async(lambda: len(server._connections) == count, f"{count} connections are held")
+
+
+@pytest.mark.gen_test
+async def test_room_is_made_by_who_is_missed_least(slow: type[Slow]) -> None:
+    counts = ConnectionCounts()
+    async with AsyncExitStack() as stack:
+        server, port = await stack.enter_async_context(serving(limits=limits(5), counts=counts))
+
+        async def one(sent: bytes) -> Client:
+            before = counts.open
+            client = await stack.enter_async_context(connected(port))
+            await until_async(lambda: counts.open > before or counts.shed, "it is accepted")
+            client.send(sent)
+            await a_few_turns()
+            return client
+
+        busy = await one(SLOW)
+        await until_async(lambda: slow.begun, "the request is under way")
+        idle = await one(GET)
+        assert (await idle.response()).status == 200
+        half_behind = await one(GET)
+        assert (await half_behind.response()).status == 200
+        half = await one(GET[:20])
+        silent = await one(b"")
+        await held(server, 5)
+        half_behind.send(GET[:20])  # from here on it is like one that has sent nothing else
+        await a_few_turns()
+        served = []
+        for ended in (half, silent, half_behind):
+            served.append(await one(GET))
+            assert (await served[-1].response()).status == 200
+            assert await ended.is_closed()
+        assert counts.shed == {"silent": 3}
+        served.append(await one(GET))  # now only such are there that have been served, and the busy one
+        assert (await served[-1].response()).status == 200
+        assert await idle.is_closed()
+        assert counts.shed == {"silent": 3, "idle": 1}
+        slow.may_answer.set()
+        assert (await busy.response()).body == b"/slow 0"
+        for client in served:
+            assert await client.is_open()
+        assert counts.open == 5
+
+
+@pytest.mark.gen_test
+async def test_where_all_are_busy_the_next_waits_for_its_turn(slow: type[Slow]) -> None:
+    counts = ConnectionCounts()
+    async with (
+        serving(limits=limits(2), counts=counts) as (_, port),
+        connected(port) as one,
+        connected(port) as two,
+    ):
+        one.send(SLOW)
+        two.send(SLOW)
+        await until_async(lambda: len(slow.begun) == 2, "the requests are under way")
+        async with connected(port) as over, connected(port) as next_:
+            for client in (over, next_):
+                client.send(GET)
+            assert (await over.response()).status == 200  # the limit is exceeded by one
+            await asyncio.sleep(0.05)
+            assert counts.open == 3
+            slow.may_answer.set()
+            for client in (one, two):
+                assert (await client.response()).status == 200
+            assert (await next_.response()).status == 200
+    assert counts.shed.keys() <= {"idle"}
+
+
+@pytest.mark.gen_test
+async def test_an_address_has_its_share_and_shuts_out_nobody_else(slow: type[Slow]) -> None:
+    counts = ConnectionCounts()
+    async with AsyncExitStack() as stack:
+        server, port = await stack.enter_async_context(serving(limits=limits(100, 3), counts=counts))
+
+        async def one(address: str, sent: bytes) -> Client:
+            client = await stack.enter_async_context(connected_from(port, address))
+            client.send(sent)
+            await a_few_turns()
+            return client
+
+        other = await one("127.0.0.3", b"")
+        silent = [await one("127.0.0.2", b"") for _ in range(3)]
+        await held(server, 4)
+        served = await one("127.0.0.2", GET)
+        assert (await served.response()).status == 200
+        assert await silent[0].is_closed()
+        shared = [await one("127.0.0.1", b"") for _ in range(10)]  # as those of a proxy
+        await held(server, 14)
+        for client in [*silent[1:], served]:
+            client.send(SLOW)
+        await until_async(lambda: len(slow.begun) == 3, "the requests are under way")
+        assert await (await one("127.0.0.2", GET)).is_closed()
+        assert counts.shed == {"silent": 1, "address": 1}
+        for client in [other, *shared]:
+            assert await client.is_open()
+        slow.may_answer.set()
+        for client in [*silent[1:], served]:
+            assert (await client.response()).status == 200
+
+
+@pytest.mark.expects_logs("Uncaught", "Cannot send error response")
+@pytest.mark.gen_test
+async def test_slow_senders_and_readers_make_room_last_and_only_after_a_while(
+    slow: type[Slow], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "SLOW_AFTER", 0.3)
+    monkeypatch.setattr(server_module, "ACCEPT_PAUSE", 0.1)
+    counts = ConnectionCounts()
+    async with serving(limits=limits(2), counts=counts) as (server, port), connected(port) as sender:
+        sender.send(BODY)
+        await until_async(lambda: slow.begun, "the body is coming")
+        with closing(unread(server)) as reader:
+            reader.send(LARGE)
+            await until_async(lambda: list(server.sending), "the answer waits to be read")
+            async with connected(port) as early:
+                early.send(GET)
+                assert (await early.response()).status == 200  # one too many for a while
+            assert counts.shed == {}
+            await held(server, 2)
+            await asyncio.sleep(0.4)
+            async with connected(port) as busy:
+                busy.send(SLOW)
+                await until_async(lambda: len(slow.begun) == 2, "it is served")
+                assert await sender.is_closed()
+                async with connected(port) as late:
+                    late.send(GET)
+                    assert (await late.response()).status == 200
+                    assert counts.shed == {"slow_body": 1, "unread": 1}
+                    slow.may_answer.set()
+                    assert (await busy.response()).status == 200
+
+
+@pytest.mark.gen_test
+async def test_what_is_closed_is_told_once_an_interval_and_counted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    counts = ConnectionCounts()
+    with caplog.at_level(logging.INFO):
+        async with AsyncExitStack() as stack:
+            _, port = await stack.enter_async_context(serving(limits=limits(3), counts=counts))
+            for _ in range(20):
+                await stack.enter_async_context(connected(port))
+            await until_async(lambda: counts.shed["silent"] == 17, "the others are closed")
+            assert counts.open == 3
+    lines = [record for record in caplog.records if record.getMessage() == "connections_shed"]
+    assert [(vars(line)["count"], vars(line)["detail"]) for line in lines] == [(1, "silent")]
+
+
+@pytest.mark.gen_test
+async def test_a_repeated_event_is_logged_at_once_and_then_with_how_often(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    event = RepeatedEvent(logging.getLogger("test"), logging.ERROR, "accept_failed", 0.05)
+    for kind in ("a", "a", "b", "a"):
+        event.add(kind)
+    await until_async(lambda: len(caplog.records) == 2, "the interval is over")
+    await asyncio.sleep(0.1)
+    event.add("c")
+    told = [(vars(record)["count"], vars(record)["detail"]) for record in caplog.records]
+    assert told == [(1, "a"), (3, "a: 2, b: 1"), (1, "c")]
+
+
+# -- progress that prolongs nothing -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first", [b"", GET], ids=["at first", "after a response"])
+@pytest.mark.gen_test
+async def test_a_head_that_trickles_must_be_complete_in_time(first: bytes) -> None:
+    async with serving(idle_timeout=0.3) as (_, port), connected(port) as client:
+        if first:
+            client.send(first)
+            await client.response()
+        begun = asyncio.get_running_loop().time()
+        for byte in GET[:-4] * 10:
+            client.send(bytes([byte]))
+            await asyncio.sleep(0.02)
+            if client.reader.at_eof():
+                break
+        assert client.reader.at_eof()
+        assert asyncio.get_running_loop().time() - begun < 5
+
+
+@pytest.mark.gen_test
+async def test_a_body_that_trickles_must_be_complete_in_time(slow: type[Slow]) -> None:
+    async with serving(body_timeout=0.3) as (_, port), connected(port) as client:
+        client.send(BODY.replace(b"9", b"900"))
+        for _ in range(300):
+            client.send(b"a")
+            await asyncio.sleep(0.02)
+            if client.reader.at_eof():
+                break
+        assert client.reader.at_eof()
+
+
+@pytest.mark.expects_logs("Uncaught", "Cannot send error response")
+@pytest.mark.gen_test
+async def test_a_response_that_is_read_byte_by_byte_is_cut_off() -> None:
+    async with serving(send_timeout=0.5) as (server, _):
+        with closing(unread(server)) as client:
+            client.send(LARGE)
+            await until_async(lambda: list(server.sending), "the answer waits to be read")
+            for _ in range(500):
+                client.recv(16)
+                await asyncio.sleep(0.02)
+                if not list(server.sending):
+                    break
+            assert not list(server.sending)
+
+
+@pytest.mark.expects_logs("uncaught")
+@pytest.mark.gen_test
+async def test_an_error_in_what_the_event_loop_calls_ends_the_connection_and_is_told_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with serving() as (server, port), connected(port) as client:
+        await held(server, 1)
+        server.received = memoryview(b"cannot be written to")
+        client.send(GET)
+        assert await client.is_closed()
+        await asyncio.sleep(0.05)
+        assert len(server._connections) == 0
+    assert [record.getMessage() for record in caplog.records].count("uncaught") == 1
+
+
+# -- from settings to limits ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("files", "total", "per_address"),
+    [(65_536, 4096, 256), (1024, 160, 80), (300, 160, 80), (100, FEWEST_CONNECTIONS, 4), (-1, 4096, 256)],
+)
+def test_there_may_be_as_many_as_the_open_files_allow_beside_the_streams(
+    files: int, total: int, per_address: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda which: (files, files))
+    found = connection_limits(Settings(state_dir=tmp_path))
+    assert (found.total, found.per_address) == (total, per_address)
+
+
+def test_proxies_and_this_machine_have_no_limit_of_their_own(tmp_path: Path) -> None:
+    settings = Settings(
+        state_dir=tmp_path,
+        trusted_proxies=(Network("10.0.0.0/8"), Network("2001:db8::/32")),
+        limits=Limits(connections=10, connections_per_address=3),
+    )
+    found = connection_limits(settings)
+    assert found[:2] == (10, 3)
+    shared = ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1", "0.0.0.0", "10.1.2.3", "::ffff:10.1.2.3"]
+    assert all(map(found.is_shared, [*shared, "2001:db8::7"]))
+    assert not any(map(found.is_shared, ["192.0.2.1", "2001:db9::7", "::ffff:192.0.2.1", "fe80::1%2"]))
