@@ -103,6 +103,7 @@ class SSEApp:
     def application(self) -> web.Application:
         """Return a complete application: the API, the pages, and a JSON answer for every other path."""
         parts = {"node": self.node}
+        pages.read_ahead()
         return web.Application(
             [
                 *self.routes(),

@@ -54,17 +54,20 @@ _SOCKET_NAME = "stand-in"
 log = logging.getLogger(__name__)
 
 
-async def hand_over_to_standby(upgrade: Upgrade, state_dir: Path) -> bool:
+async def hand_over_to_standby(begin: Callable[[], Upgrade], state_dir: Path) -> bool:
     """Start a standby and hand over to it; return whether it serves: this process must end then, at once."""
-    giving_up = asyncio.get_running_loop().call_later(STANDBY_TIMEOUT, upgrade.give_up)
+    giving_up: asyncio.TimerHandle | None = None
     try:
+        upgrade = begin()
+        giving_up = asyncio.get_running_loop().call_later(STANDBY_TIMEOUT, upgrade.give_up)
         process = await upgrade.run(without=HIDDEN_VARIABLES, **{STANDBY_VARIABLE: "1"})
     except UpgradeFailed as error:
         log.warning("stand_in_failed", extra={"detail": str(error)})
         remove_standby_socket(state_dir)
         return False
     finally:
-        giving_up.cancel()
+        if giving_up is not None:
+            giving_up.cancel()
     log.info("stand_in_serves", extra={"pid": process})
     upgrade.confirm()
     return True

@@ -57,12 +57,15 @@ class Upgrade:
     Args:
         sender: describes what is handed over.
         attached: what is passed beside the connections: listening sockets, lock, store.
+
+    Raises:
+        UpgradeFailed: there are no file descriptors for it.
     """
 
     def __init__(self, sender: HandoverSender, attached: Attached) -> None:
         self._sender = sender
         self._attached = attached
-        ours, self._theirs = channel()
+        ours, self._theirs = _channel()
         self._control = ControlChannel(ours)
 
     async def run(self, *, without: Sequence[str] = (), **variables: str) -> int:
@@ -75,7 +78,7 @@ class Upgrade:
         Raises:
             UpgradeFailed: it does not serve, and this process serves on.
         """
-        sending, receiving = channel()
+        sending, receiving = _channel()
         descriptors = [self._theirs.fileno(), receiving.fileno()]
         environment = {
             name: value for name, value in os.environ.items() if name not in ("WATCHDOG_PID", *without)
@@ -114,6 +117,13 @@ def started_as_successor() -> Successor | None:
         return None
     control, receiving = (socket.socket(fileno=int(one)) for one in descriptors.split(","))
     return Successor(control, receiving)
+
+
+def _channel() -> tuple[socket.socket, socket.socket]:
+    try:
+        return channel()
+    except OSError as error:
+        raise UpgradeFailed(f"no sockets for the successor: {error.strerror}") from None
 
 
 async def _spawn(descriptors: list[int], environment: dict[str, str]) -> int:

@@ -55,6 +55,10 @@ class Systemd:
         usec = environment.get("WATCHDOG_USEC", "")
         self.watchdog = int(usec) / 1e6 if usec.isdigit() and pid == str(os.getpid()) else 0.0
         """Within how many seconds it wants WATCHDOG=1; 0 where it does not watch this process."""
+        self._notifier: socket.socket | None = None
+        """Kept open: without a word from this process the watchdog would end it, also where no descriptor is left."""
+        if self._address:
+            self._notifier = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
 
     @property
     def knows_unit(self) -> bool:
@@ -68,18 +72,16 @@ class Systemd:
 
     def notify(self, *assignments: str, descriptors: Sequence[int] = ()) -> None:
         """Send it assignments, e.g. ``READY=1``; where it cannot be reached, that is only logged."""
-        if not self._address:
+        if self._notifier is None:
             return
         address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
         passed = (
             [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
         )
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notifier:
-            try:
-                notifier.connect(address)
-                notifier.sendmsg(["\n".join(assignments).encode()], passed)
-            except OSError as error:
-                log.warning("systemd_unreachable", extra={"detail": str(error)})
+        try:
+            self._notifier.sendmsg(["\n".join(assignments).encode()], passed, 0, address)
+        except OSError as error:
+            log.warning("systemd_unreachable", extra={"detail": str(error)})
 
     def notify_periodically(self, status: Callable[[], str]) -> list[PeriodicCallback]:
         """Send STATUS= and, where systemd watches, WATCHDOG=1 from the event loop; return the timers."""

@@ -51,7 +51,10 @@ def connect(path: Path) -> sqlite3.Connection:
     """Return one more connection to a database that `open_database` has opened before."""
     connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
     # A commit in WAL mode reaches the disk only with FULL; it is what a 201 promises.
-    connection.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON;")
+    # Temporary tables stay in memory: for a file of theirs there may be no descriptor left.
+    connection.executescript(
+        "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON; PRAGMA temp_store=MEMORY;"
+    )
     return connection
 
 

@@ -31,18 +31,25 @@ class Disconnects:
         self._watched: dict[int, Watched] = {}
         self._suspended = False
 
+    def prepare(self) -> None:
+        """Make what `watch` needs, on the running event loop: later there may be no file descriptor left for it."""
+        if _EPOLL and not self._suspended:
+            self._opened()
+
     def watch(self, fd: int, owner: Watched) -> None:
         """Watch a socket, on the running event loop."""
         if not _EPOLL:
             asyncio.get_running_loop().add_reader(fd, owner.readable)
             return
         self._watched[fd] = owner
-        if self._suspended:
-            return
+        if not self._suspended:
+            self._opened().register(fd, select.EPOLLIN)
+
+    def _opened(self) -> select.epoll:
         if self._epoll is None:
             self._epoll = select.epoll()
             asyncio.get_running_loop().add_reader(self._epoll.fileno(), self._look)
-        self._epoll.register(fd, select.EPOLLIN)
+        return self._epoll
 
     def forget(self, fd: int) -> None:
         """Stop watching a socket; call this before it is closed, for its number may be another one's then."""

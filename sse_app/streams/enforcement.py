@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from sse_app.auth.store import AuthStore
 from sse_app.auth.tokens.issuer import Tokens
 from sse_app.auth.tokens.keyring import KeyRing
 from sse_app.core.errors import AuthStoreUnavailable, StateError
+from sse_app.core.repeats import RepeatedEvent
 from sse_app.streams.hub import Hub
 from sse_app.streams.stream import Stream
 
@@ -54,6 +56,7 @@ class Enforcement:
         self._audit = audit
         self._kicked: set[str] = set()
         self._available = True
+        self._unread = RepeatedEvent(log, logging.ERROR, "keys_unread")
         self._looking = asyncio.Lock()
         self._callback = PeriodicCallback(self._look, INTERVAL * 1000)
 
@@ -164,7 +167,12 @@ class Enforcement:
         try:
             keys = KeyRing.load(self._keys, create=False)
         except StateError as error:
-            log.error("keys_refused", extra={"detail": str(error)})
+            cause = error.__cause__
+            if isinstance(cause, OSError) and cause.errno in (errno.EMFILE, errno.ENFILE):
+                self._keys_changed_at = -1  # that says nothing of the keys, and the next look tries again
+                self._unread.add(cause.strerror or "")
+            else:
+                log.error("keys_refused", extra={"detail": str(error)})
             return
         if keys.signing.id != self._tokens.keys.signing.id:
             self._audit.record("key_rotation", target=keys.signing.id, detail=keys.signing.algorithm)

@@ -117,6 +117,7 @@ class Hub:
         head = self.eventlog.head
         self._head = after.seq if after is not None and self.continues(after) else head.seq
         self._replay_cache = ReplayCache(head.epoch, REPLAY_CACHE_BYTES)
+        self.disconnects.prepare()
         self.resume()
 
     def continues(self, position: EventId) -> bool:

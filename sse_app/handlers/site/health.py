@@ -5,7 +5,7 @@ from __future__ import annotations
 from sse_app.core.events import EventId
 from sse_app.handlers.base import ApiHandler
 from sse_app.handlers.errors import RETRY_AFTER, Refusal
-from sse_app.handlers.site.pages import STATIC
+from sse_app.handlers.site.pages import STATIC, content_of
 from sse_app.version import VERSION
 
 
@@ -59,7 +59,7 @@ class DescriptionHandler(ApiHandler):
     def get(self) -> None:
         """Answer with the description."""
         self.set_header("Content-Type", "application/json")
-        self.write((STATIC / "openapi.json").read_bytes())
+        self.write(content_of(STATIC / "openapi.json"))
 
 
 class StatusHandler(ApiHandler):

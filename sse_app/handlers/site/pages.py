@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mimetypes
+from collections.abc import Generator
 from pathlib import Path
 
 from tornado import web
@@ -11,10 +13,33 @@ from sse_app.node import Node
 
 STATIC = Path(__file__).parents[2] / "static"
 
+_contents: dict[Path, tuple[int, bytes]] = {}
+"""The files that have been read, each with the time of its last change."""
+
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
+
+
+def read_ahead() -> None:
+    """Read all files: when they are asked for, there may be no file descriptor left to open one with.
+
+    The types of files are in files of the system, which Tornado would have read for the first answer.
+    """
+    mimetypes.init()
+    for path in STATIC.rglob("*"):
+        if path.is_file():
+            content_of(path)
+
+
+def content_of(path: Path) -> bytes:
+    """Return the content of a file, which is read again only when it has changed."""
+    changed_at = path.stat().st_mtime_ns
+    known = _contents.get(path)
+    if known is None or known[0] != changed_at:
+        known = _contents[path] = (changed_at, path.read_bytes())
+    return known[1]
 
 
 class _PageHeaders(ApiHandler):
@@ -39,7 +64,7 @@ class PageHandler(_PageHeaders):
     def get(self) -> None:
         """Send the page."""
         self.set_header("Content-Type", "text/html; charset=utf-8")
-        self.write((STATIC / self._file).read_bytes())
+        self.write(content_of(STATIC / self._file))
 
 
 class StaticHandler(_PageHeaders, web.StaticFileHandler):
@@ -55,6 +80,18 @@ class StaticHandler(_PageHeaders, web.StaticFileHandler):
         if "\0" in url_path:
             raise web.HTTPError(404)
         return web.StaticFileHandler.parse_url_path(self, url_path)
+
+    @classmethod
+    def get_content(
+        cls, abspath: str, start: int | None = None, end: int | None = None
+    ) -> Generator[bytes, None, None]:
+        """Yield a file's content, or the part of it that is asked for."""
+        yield content_of(Path(abspath))[start:end]
+
+    def get_content_size(self) -> int:
+        """Return the length of what `get_content` yields."""
+        assert self.absolute_path is not None
+        return len(content_of(Path(self.absolute_path)))
 
     def compute_etag(self) -> str | None:
         """Let browsers ask whether a file has changed."""
