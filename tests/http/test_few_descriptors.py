@@ -85,7 +85,7 @@ def test_before_the_first_stream_nothing_is_opened_that_could_be_missing(few: Se
     """The limit is lowered to what is open: what a stream, a page and a publish need has to be there."""
     with few.publisher() as publisher, ExitStack() as stack:
         client = stack.enter_context(socket.create_connection(("127.0.0.1", few.port), 30))
-        client.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
+        client.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert client.recv(65_536).startswith(b"HTTP/1.1 200")
         assert publisher.get("/healthz").status_code == 200
         wait_until_idle(few)
@@ -97,7 +97,7 @@ def test_before_the_first_stream_nothing_is_opened_that_could_be_missing(few: Se
             assert answer.status_code == 200, (page, answer.text)
         answer = publisher.post("/api/v1/sse/dashboard", json={"event": "e", "data": {}})
         assert answer.status_code == 201, answer.text
-        client.sendall(f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+        client.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         received = b""
         while b"event: connected" not in received:
             piece = client.recv(65_536)
@@ -157,7 +157,7 @@ def test_without_any_descriptor_accepting_rests_and_is_taken_up_again(start_serv
     wait_until_idle(server)
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, FILES))
     with socket.create_connection(("127.0.0.1", server.port), 30) as waiting:
-        waiting.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
+        waiting.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
         before = processor_time(pid)
         time.sleep(2)
         assert processor_time(pid) - before < 0.5
