@@ -32,7 +32,7 @@ export interface Reset {
 export interface Reconnect {
   /** Milliseconds until the next attempt. */
   delay: number;
-  /** "lost", "stalled", "timeout", "offline", "unreachable", "token", "renewal", "status 503" or as the server says. */
+  /** "lost", "stalled", "timeout", "offline", "unreachable", "token", "renewal", "user", "status 503" or as the server says. */
   reason: string;
 }
 
@@ -61,8 +61,9 @@ export interface SSEClientOptions {
   /** The types of events to hear, for `EventSource` has no wildcard. `addEventListener` adds to them. */
   events?: string[];
   /**
-   * Share one connection among the tabs of this browser: true (the default) among those of one user, who is read from
-   * the token; a text of your own names the group instead; false keeps a connection of its own.
+   * Share one connection among the tabs of this browser that have the same URL and user, who is read from the token:
+   * true is the default; a text of your own parts them further, and is needed where a token cannot be read; false keeps
+   * a connection of its own.
    */
   share?: boolean | string;
   /** Keep the position over page loads, in sessionStorage; a text names the key. */

@@ -34,16 +34,21 @@ export class Tab {
    * @param {(id: string, last: string) => boolean} parts.isSeen
    */
   constructor(parts) {
-    this.#parts = parts;
-    this.#options = parts.options;
-    this.#tell = parts.tell;
+    const { options, tell } = parts;
+    const token = typeof options.token === "function" ? (channels) => this.#ownToken(channels) : options.token;
+    this.#parts = { ...parts, options: { ...options, token } };
+    this.#options = options;
+    this.#tell = tell;
   }
 
-  async start() {
+  /** @param {string} [token] a fresh one, where there is one already */
+  async start(token) {
     const { signal } = this.#generation;
-    const name = await this.#name(signal);
+    this.#token = token ?? (await this.#fetchToken(signal));
     if (signal.aborted) return;
+    const name = this.#nameOf(this.#token);
     if (!name) return this.#goAlone();
+    this.#leader = "";
     this.#air = new BroadcastChannel(name);
     this.#air.onmessage = ({ data }) => signal.aborted || this.#hear(data);
     // A lock of its own says that this tab lives; the browser takes it back however the tab ends.
@@ -73,15 +78,28 @@ export class Tab {
     this.#say("types", [type]);
   }
 
-  /** Returns what tabs of one stream and one user share; undefined where the token does not say who that is. */
-  async #name(signal) {
-    const { share, token, channels, url, reconnectDelay, maxReconnectDelay, maxRetries } = this.#options;
-    if (typeof share === "string") return `sse-client ${url} ${share}`;
+  /** Returns what tabs of one URL and one user share; undefined where the token does not say who that is. */
+  #nameOf(token) {
+    const { share, url, search } = this.#options;
+    const user = readSubject(token);
+    if (user || typeof share === "string") return `sse-client ${JSON.stringify([url, search, share, user ?? ""])}`;
+  }
+
+  /** Fetches a token for the stream that is shared. Where it is another user's by now, this tab leaves the group. */
+  async #ownToken(channels) {
+    const token = await this.#options.token(channels);
+    if (!this.#air || this.#nameOf(token) === this.#air.name) return token;
+    this.stop();
+    this.#tell("reconnect", { delay: 0, reason: "user" });
+    this.start(token);
+    return new Promise(() => {}); // the connection that it was for has been stopped
+  }
+
+  async #fetchToken(signal) {
+    const { token, channels, reconnectDelay, maxReconnectDelay, maxRetries } = this.#options;
     for (let attempt = 0; ; attempt++) {
       try {
-        this.#token = typeof token === "function" ? await token([...channels]) : token;
-        const user = readSubject(this.#token);
-        return user && `sse-client ${url} ${user}`;
+        return typeof token === "function" ? await token([...channels]) : token;
       } catch (error) {
         if (signal.aborted) return;
         const status = error?.status ?? 0;

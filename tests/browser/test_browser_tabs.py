@@ -8,7 +8,17 @@ from typing import Any
 import pytest
 from playwright.sync_api import Error
 
-from tests.support.browser import CHANNEL, Chrome, ClientPage, Start, connections, log_of, publish, publishing
+from tests.support.browser import (
+    CHANNEL,
+    Chrome,
+    ClientPage,
+    Start,
+    connections,
+    log_of,
+    publish,
+    publishing,
+    wait_for_connections,
+)
 from tests.support.server_process import ServerProcess
 
 pytestmark = pytest.mark.browser
@@ -135,6 +145,51 @@ def test_tabs_of_two_users_do_not_share(chrome: Chrome, serve: Start) -> None:
     server = serve()
     for subject in ("ann", "bob"):
         open_tabs(chrome, server, 2, access=[server.access_token(subject=subject)], channels="alerts")
+    assert connections(server) == 2
+
+
+def test_a_tab_whose_user_has_changed_leaves_the_others_and_gives_them_nothing_of_what_it_may_read(
+    chrome: Chrome, serve: Start
+) -> None:
+    server = serve()
+    alice = server.access_token(subject="alice", subscribe=CHANNEL)
+    bob = server.access_token(subject="bob", subscribe=f"{CHANNEL},training")
+    # The first token that it fetches is alice's, and all after it are bob's.
+    (changing,) = open_tabs(chrome, server, 1, access=[alice, *[bob] * 100])
+        chrome, server, 1, access=[alice, *[bob] * 100]
+    )  # the second token that it fetches is bob's, as all after it
+    (follower,) = open_tabs(chrome, server, 1, access=[alice])
+    narrow = server.stream_token(CHANNEL, subject="alice")
+    greedy = chrome.open(server, tokens=[narrow], channels=[CHANNEL, "training"])
+    greedy.wait("log.some((e) => e.kind === 'close')")
+    assert [entry["status"] for entry in greedy.noted("close")] == [403]
+    changing.opened(2)
+    wait_for_connections(server, 2)
+    with server.publisher() as publisher:
+        publish(publisher, 3, channel="training")
+        ids = publish(publisher, 3)
+        for tab in (changing, follower):
+            tab.has(ids[-1])
+            assert tab.ids() == ids
+    assert greedy.ids() == []
+    assert [entry["reason"] for entry in changing.noted("reconnect")] == ["user"]
+    assert changing.run("client.readyState") == follower.run("client.readyState") == 1
+
+
+def test_the_group_that_a_page_names_is_of_one_user_too(chrome: Chrome, serve: Start) -> None:
+    server = serve()
+    for subject in ("ann", "bob"):
+        access = [server.access_token(subject=subject)]
+        open_tabs(chrome, server, 2, access=access, channels="alerts", options={"share": "desk"})
+    assert connections(server) == 2
+
+
+def test_tabs_whose_urls_differ_in_the_query_do_not_share(chrome: Chrome, serve: Start) -> None:
+    server = serve()
+    base = server.url.replace("127.0.0.1", "localhost")
+    access = [server.access_token()]
+    for tenant in ("a", "b", "a"):
+        open_tabs(chrome, server, 1, access=access, url=f"{base}/api/v1/sse?tenant={tenant}")
     assert connections(server) == 2
 
 
