@@ -156,8 +156,6 @@ def test_a_tab_whose_user_has_changed_leaves_the_others_and_gives_them_nothing_o
     bob = server.access_token(subject="bob", subscribe=f"{CHANNEL},training")
     # The first token that it fetches is alice's, and all after it are bob's.
     (changing,) = open_tabs(chrome, server, 1, access=[alice, *[bob] * 100])
-        chrome, server, 1, access=[alice, *[bob] * 100]
-    )  # the second token that it fetches is bob's, as all after it
     (follower,) = open_tabs(chrome, server, 1, access=[alice])
     narrow = server.stream_token(CHANNEL, subject="alice")
     greedy = chrome.open(server, tokens=[narrow], channels=[CHANNEL, "training"])
