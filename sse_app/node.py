@@ -24,7 +24,7 @@ from sse_app.core.counters import InProgress, Metrics
 from sse_app.core.events import EventId
 from sse_app.core.lifecycle import Lifecycle
 from sse_app.core.rate_limit import RateLimit
-from sse_app.core.repeats import RepeatedEvent
+from sse_app.core.repeated_event import RepeatedEvent
 from sse_app.eventlog.factory import make_event_log
 from sse_app.http.open_connections import ConnectionLimits
 from sse_app.monitoring.live_stats import LiveStats

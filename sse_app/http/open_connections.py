@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from sse_app.core.addresses import network_of
 from sse_app.core.counters import ConnectionCounts
-from sse_app.core.repeats import RepeatedEvent
+from sse_app.core.repeated_event import RepeatedEvent
 from sse_app.http.connection import Connection
 from sse_app.http.deadlines import Deadlines
 

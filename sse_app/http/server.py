@@ -13,7 +13,7 @@ from itertools import chain
 from tornado import httputil
 
 from sse_app.core.counters import ConnectionCounts
-from sse_app.core.repeats import RepeatedEvent
+from sse_app.core.repeated_event import RepeatedEvent
 from sse_app.http.connection import READ_AHEAD, Connection
 from sse_app.http.deadlines import Deadlines
 from sse_app.http.exchange import Context

@@ -16,7 +16,7 @@ from sse_app.auth.store import AuthStore
 from sse_app.auth.tokens.issuer import Tokens
 from sse_app.auth.tokens.keyring import KeyRing
 from sse_app.core.errors import AuthStoreUnavailable, StateError
-from sse_app.core.repeats import RepeatedEvent
+from sse_app.core.repeated_event import RepeatedEvent
 from sse_app.streams.hub import Hub
 from sse_app.streams.stream import Stream
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sse_app.core.counters import ConnectionCounts
-from sse_app.core.repeats import RepeatedEvent
+from sse_app.core.repeated_event import RepeatedEvent
 from sse_app.http import server as server_module
 from sse_app.http.open_connections import ConnectionLimits
 from sse_app.http.server import HTTPServer
