@@ -64,6 +64,7 @@ def test_a_kicked_session_gets_no_stream_and_no_stream_token_for_five_minutes(de
     for _ in range(2):
         assert_kicked(desk.stream_token(session.access), 300)
         assert_kicked(opened(desk, second), 300)
+        assert desk.http.head("/api/v1/sse/dashboard", params={"token": second}).status_code == 403
         assert desk.stream_status(session.stream) == 401  # the kick has revoked it
         fresh = desk.refresh(session.refresh)  # it is no ban: all else goes on
         assert desk.me(fresh.access) == 200

@@ -57,6 +57,12 @@ def test_the_cookie_is_only_for_these_paths_and_no_script(desk: Site) -> None:
     assert "expires" in dropped or dropped.get("max-age") == "0"
 
 
+def test_of_two_cookies_of_one_name_the_more_specific_one_which_comes_first_counts(desk: Site) -> None:
+    token = attributes(refresh_cookie(post(desk, "login", json=LOGIN)))["sse_app_refresh"]
+    assert post(desk, "refresh", f"{'x' * 43}; sse_app_refresh={token}").status_code == 401
+    assert post(desk, "refresh", f"{token}; sse_app_refresh={'x' * 43}").status_code == 200
+
+
 def test_a_client_without_cookies_gets_none(desk: Site) -> None:
     answer = post(desk, "login", json={**LOGIN, "cookie": False})
     assert "set-cookie" not in answer.headers
