@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
 from typing import NamedTuple
@@ -22,6 +23,25 @@ class Retention(NamedTuple):
 
     size: int = 10_000
     age: float = 86_400.0
+
+
+class LogClock:
+    """The time by which a log dates its events: the wall clock when it is opened, and the monotonic one from then on.
+
+    So an event has its age whatever the wall clock is set to meanwhile. The time never goes back: where the last
+    event of the log is dated in the future, because the clock was ahead, the time continues from there.
+    """
+
+    def __init__(self) -> None:
+        self._ahead = time.time() - time.monotonic()
+
+    def now(self) -> float:
+        """Return the time, in seconds since the epoch or a little off."""
+        return self._ahead + time.monotonic()
+
+    def follow(self, at: float) -> None:
+        """Be at a time or later: another process has dated an event so."""
+        self._ahead = max(self._ahead, at - time.monotonic())
 
 
 class IdempotencyKey(NamedTuple):

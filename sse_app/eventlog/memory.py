@@ -39,10 +39,12 @@ class MemoryEventLog(EventLog):
 
     Args:
         retention: how much of each channel is kept.
-        clock: the time in seconds since the epoch.
+        clock: the time in seconds, which never goes back.
     """
 
-    def __init__(self, retention: Retention | None = None, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, retention: Retention | None = None, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._retention = retention or Retention()
         self._clock = clock
         self._epoch = secrets.token_hex(4)

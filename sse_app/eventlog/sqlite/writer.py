@@ -22,7 +22,7 @@ import msgspec
 from sse_app.core.channels import ChannelName
 from sse_app.core.errors import EventLogUnavailable, IdempotencyKeyReused, StateError
 from sse_app.core.events import Event, EventId, NewEvent
-from sse_app.eventlog.base import IDEMPOTENCY_AGE, IdempotencyKey, Retention
+from sse_app.eventlog.base import IDEMPOTENCY_AGE, IdempotencyKey, LogClock, Retention
 from sse_app.eventlog.sqlite.schema import (
     APPLICATION_ID,
     COLUMNS,
@@ -101,7 +101,7 @@ class SqliteWriter:
         self._channels: dict[ChannelName, ChannelState] = {}
         self._seqs: dict[ChannelName, array[int]] = {}
         """The numbers of the kept events of the channels that this process has appended to."""
-        self._last_at = 0.0
+        self._clock = LogClock()
         self._failed = False
 
     def start(self) -> tuple[str, int, dict[ChannelName, ChannelState]]:
@@ -210,10 +210,11 @@ class SqliteWriter:
                 changed[ChannelName(name)] = state
         seqs = {name: self._kept(name, state) for name, state in changed.items() if name in self._seqs}
         (last_at,) = self._db.execute(
-            "SELECT max(at) FROM (SELECT at FROM events ORDER BY seq DESC LIMIT 1)"
+            "SELECT max(ifnull((SELECT at FROM events ORDER BY seq DESC LIMIT 1), 0), "
+            "ifnull((SELECT max(at) FROM answers), 0))"
         ).fetchone()
         # Nothing has been changed so far that an error could leave half done.
-        self._last_at = max(self._last_at, last_at or 0.0)
+        self._clock.follow(last_at)
         self._seqs.update(seqs)
         self._channels.update(changed)
         self._head = max((state.last_seq for state in self._channels.values()), default=0)
@@ -245,7 +246,7 @@ class SqliteWriter:
         try:
             self._db.execute("BEGIN IMMEDIATE")
             self._catch_up()
-            now = self._last_at = max(time.time(), self._last_at)
+            now = self._clock.now()
             for events, key, future in appends:
                 commit.outcomes.append((future, self._store(events, key, now, commit)))
             self._insert(commit, now)
@@ -368,25 +369,35 @@ class SqliteWriter:
 
     def _expire(self) -> None:
         """Erase what is older than the retention's age: events, and the answers to idempotency keys."""
-        now = max(time.time(), self._last_at)
+        now = self._clock.now()
         try:
             self._db.execute("DELETE FROM answers WHERE at <= ?", (now - IDEMPOTENCY_AGE,))
-            while rows := self._db.execute(
-                "SELECT seq, channel FROM events WHERE seq IN (SELECT seq FROM events ORDER BY seq LIMIT ?) "
-                "AND at <= ? ORDER BY seq",
-                (ERASE_STEP, now - self._retention.age),
-            ).fetchall():
-                self._erase(rows)
+            while (last := self._last_expired(now)) is not None:
+                self._erase(last)
         except sqlite3.Error:
             self._roll_back()  # the next append will fail for the same reason and report it
 
-    def _erase(self, rows: list[tuple[int, int]]) -> None:
-        """Erase the oldest events; ``rows`` are their numbers and channels, in log order."""
-        last = {channel: seq for seq, channel in rows}
+    def _last_expired(self, now: float) -> int | None:
+        """Return the ``seq`` of the last expired event, among the oldest that one transaction erases."""
+        oldest = self._db.execute("SELECT at FROM events ORDER BY seq LIMIT 1").fetchone()
+        if oldest is not None and oldest[0] > now:
+            # It was dated by a clock that was ahead, and later ones were not. Its age is not known; it begins now.
+            self._db.execute("UPDATE events SET at = ? WHERE at > ?", (now, now))
+        (last,) = self._db.execute(
+            "SELECT max(seq) FROM (SELECT seq, at FROM events ORDER BY seq LIMIT ?) WHERE at <= ?",
+            (ERASE_STEP, now - self._retention.age),
+        ).fetchone()
+        return None if last is None else int(last)
+
+    def _erase(self, until: int) -> None:
+        """Erase the oldest events up to this one; every channel that loses some is told to be trimmed."""
         changed: dict[ChannelName, ChannelState] = {}
         self._db.execute("BEGIN IMMEDIATE")
         self._catch_up()
-        self._db.execute("DELETE FROM events WHERE seq <= ?", (rows[-1][0],))
+        last = dict(
+            self._db.execute("SELECT channel, max(seq) FROM events WHERE seq <= ? GROUP BY channel", (until,))
+        )
+        self._db.execute("DELETE FROM events WHERE seq <= ?", (until,))
         for name, state in self._channels.items():
             if last.get(state.id, 0) > state.trimmed:
                 changed[name] = state._replace(trimmed=last[state.id])
