@@ -20,7 +20,7 @@ from sse_app.core.framing import CHUNKED, FRAMINGS, UNFRAMED
 from sse_app.streams.stream import Replay, Subscriber
 
 FORMAT = 3
-"""The version of the state behind the header: raised with every change of what is in it."""
+"""The version of the state behind the header: raised with every change that another version would misread."""
 
 STREAM = "stream"
 """The kind of a stream's connection."""
@@ -59,6 +59,7 @@ class StreamState(msgspec.Struct, array_like=True, frozen=True):
         opened_at: in seconds since the epoch.
         retry: the reconnection time that its client was given, in milliseconds.
         replay: how far its replay is; None where it has joined the present.
+        begun_at, deadline: see `Stream`; None from a version that did not have them.
     """
 
     number: int
@@ -67,6 +68,8 @@ class StreamState(msgspec.Struct, array_like=True, frozen=True):
     opened_at: float
     retry: int
     replay: Replay | None
+    begun_at: float | None = None
+    deadline: float | None = None
 
 
 class State(NamedTuple):

@@ -165,6 +165,10 @@ class HandoverReceiver:
         )
         stream.adopted = True
         stream.opened_at = stream_state.opened_at
+        if stream_state.begun_at is not None:
+            stream.begun_at = stream_state.begun_at
+        if stream_state.deadline is not None:
+            stream.deadline = stream_state.deadline
         stream.retry = stream_state.retry
         stream.replay = stream_state.replay
         stream.attach(connection)

@@ -132,11 +132,14 @@ class HandoverSender:
                 before the handover.
         """
         hub = self._hub
-        soon = time.time() + min_lifetime
+        expired_soon, over_soon = time.time() + min_lifetime, time.monotonic() + min_lifetime
         quiet = [
             stream
             for stream in hub.streams - hub.laggards
-            if _continues(stream) and stream.replay is None and stream.subscriber.lease.expires_at > soon
+            if _continues(stream)
+            and stream.replay is None
+            and stream.subscriber.lease.expires_at > expired_soon
+            and stream.deadline > over_soon
         ]
         return Copied(quiet), *self._state([(stream, -1) for stream in quiet], [])
 
@@ -173,7 +176,14 @@ class HandoverSender:
             listened = channels.setdefault(stream.channels, len(channels))
             states.append(
                 StreamState(
-                    stream.number, stream.subscriber, listened, stream.opened_at, stream.retry, stream.replay
+                    stream.number,
+                    stream.subscriber,
+                    listened,
+                    stream.opened_at,
+                    stream.retry,
+                    stream.replay,
+                    stream.begun_at,
+                    stream.deadline,
                 )
             )
             about = quiet[stream.framing]

@@ -6,14 +6,13 @@ import time
 from collections import deque
 from typing import Any, NamedTuple
 
-from tornado.ioloop import PeriodicCallback
-
 from sse_app.core.channels import ADMIN_CHANNEL, ChannelPatterns
 from sse_app.core.counters import Metrics, quantile
 from sse_app.core.events import timestamp
 from sse_app.core.framing import framed
 from sse_app.core.json_text import to_json
 from sse_app.core.lifecycle import Lifecycle
+from sse_app.core.periodic import PeriodicCallback
 from sse_app.core.sse import encode
 from sse_app.eventlog.base import EventLog
 from sse_app.streams.hub import Hub
@@ -74,7 +73,7 @@ class LiveStats:
         self._last = self._count(time.monotonic())
         self._wanted_until = 0.0
         self._recent: deque[bytes] = deque(maxlen=KEPT)
-        self._callback = PeriodicCallback(self.tick, INTERVAL * 1000)
+        self._callback = PeriodicCallback(self.tick, INTERVAL)
 
     @property
     def recent(self) -> list[bytes]:

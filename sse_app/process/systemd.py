@@ -10,8 +10,7 @@ import socket
 from collections.abc import Callable, MutableMapping, Sequence
 from contextlib import suppress
 
-from tornado.ioloop import PeriodicCallback
-
+from sse_app.core.periodic import PeriodicCallback
 from sse_app.core.private_apis import queued_job
 
 FIRST_INHERITED = 3
@@ -85,9 +84,9 @@ class Systemd:
 
     def notify_periodically(self, status: Callable[[], str]) -> list[PeriodicCallback]:
         """Send STATUS= and, where systemd watches, WATCHDOG=1 from the event loop; return the timers."""
-        timers = [PeriodicCallback(lambda: self.notify(status()), STATUS_INTERVAL * 1000)]
+        timers = [PeriodicCallback(lambda: self.notify(status()), STATUS_INTERVAL)]
         if self.watchdog:
-            timers.append(PeriodicCallback(lambda: self.notify("WATCHDOG=1"), self.watchdog / 3 * 1000))
+            timers.append(PeriodicCallback(lambda: self.notify("WATCHDOG=1"), self.watchdog / 3))
         for timer in timers if self.present else ():
             timer.start()
         return timers

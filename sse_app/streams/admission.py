@@ -237,7 +237,7 @@ def _connected(stream: Stream, id: EventId, recovered: bool, now: float) -> byte
         "message": f"connected to {', '.join(stream.channels)}",
         "recovered": recovered,
         "retry": stream.retry,
-        "expires_in": max(0, int(subscriber.lease.expires_at - now)),
+        "expires_in": int(subscriber.lease.remaining(now)),
         "timestamp": timestamp(now),
     }
     return encode_event(str(id).encode(), b"connected", to_json(data), stream.retry)

@@ -7,8 +7,6 @@ import errno
 import logging
 from pathlib import Path
 
-from tornado.ioloop import PeriodicCallback
-
 from sse_app.auth.audit import Audit
 from sse_app.auth.records import Revocation
 from sse_app.auth.revocations import Revocations
@@ -16,6 +14,7 @@ from sse_app.auth.store import AuthStore
 from sse_app.auth.tokens.issuer import Tokens
 from sse_app.auth.tokens.keyring import KeyRing
 from sse_app.core.errors import AuthStoreUnavailable, StateError
+from sse_app.core.periodic import PeriodicCallback
 from sse_app.core.repeated_event import RepeatedEvent
 from sse_app.streams.hub import Hub
 from sse_app.streams.stream import Stream
@@ -58,7 +57,7 @@ class Enforcement:
         self._available = True
         self._unread = RepeatedEvent(log, logging.ERROR, "keys_unread")
         self._looking = asyncio.Lock()
-        self._callback = PeriodicCallback(self._look, INTERVAL * 1000)
+        self._callback = PeriodicCallback(self._look, INTERVAL)
 
     def use(self, keys: Path) -> None:
         """Look for new keys in another directory."""
@@ -66,8 +65,7 @@ class Enforcement:
 
     def start(self) -> None:
         """Begin to look."""
-        if not self._callback.is_running():
-            self._callback.start()
+        self._callback.start()
 
     async def stop(self) -> None:
         """Stop looking, and write the audit entries that wait."""

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import aclosing
 from functools import cache
-from itertools import count
 from typing import TypeVar
 
 from sse_app.core.addresses import network_of
@@ -78,8 +77,9 @@ class Hub:
         self.endings: Counter[str] = Counter()
         self.disconnects = Disconnects()
         """Notices when clients disconnect."""
-        # Streams are numbered on from the time, in microseconds, so that no number means another one later.
-        self._numbers = count(time.time_ns() // 1000)
+        # Streams are numbered on from the time, in microseconds, so that no number means another one later; and
+        # from the greatest that an earlier process has given, which may be ahead where the clock was set back.
+        self._next_number = time.time_ns() // 1000
         self.backlog_limit = backlog_limit
         self.retry = retry
         self._head = eventlog.head.seq
@@ -192,8 +192,11 @@ class Hub:
             framing: how its bytes stand in the body of the response.
             number: of a stream that an earlier process numbered.
         """
+        if number is None:
+            number = self._next_number
+        self._next_number = max(self._next_number, number + 1)
         stream = Stream(
-            next(self._numbers) if number is None else number,
+            number,
             subscriber,
             channels,
             framing=framing,

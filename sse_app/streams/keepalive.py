@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 import random
 import time
-
-from tornado.ioloop import PeriodicCallback
+from heapq import heapify, heappop, heappush
 
 from sse_app.auth.tokens.claims import Lease
 from sse_app.core.events import timestamp
 from sse_app.core.framing import framed
+from sse_app.core.periodic import PeriodicCallback
 from sse_app.core.sse import encode_json
 from sse_app.settings.model import KeepaliveSettings
 from sse_app.streams.hub import Hub
@@ -22,11 +24,59 @@ CLOSING_TIMEOUT = 5.0
 """How long a stream that is being ended may take to accept its ``closing``, in seconds."""
 
 
+ENDED_AT_ONCE = 256
+"""How many streams are ended before the event loop runs other callbacks: a few milliseconds."""
+
+
+class _Agenda:
+    """The streams by when something is due, on one clock; that clock may jump.
+
+    Args:
+        step: times within so many seconds count as one, the last of them.
+    """
+
+    def __init__(self, step: float) -> None:
+        self._step = step
+        self._streams: dict[int, set[Stream]] = {}
+        self._steps: list[int] = []
+        """A heap of the keys, and of some that are no longer there."""
+
+    def add(self, stream: Stream, at: float) -> None:
+        """Note a stream for a time."""
+        step = math.ceil(at / self._step)
+        if (streams := self._streams.get(step)) is None:
+            self._streams[step] = {stream}
+            heappush(self._steps, step)
+            if len(self._steps) > 2 * len(self._streams) + 64:
+                self._steps = list(self._streams)
+                heapify(self._steps)
+        else:
+            streams.add(stream)
+
+    def discard(self, stream: Stream, at: float) -> None:
+        """Strike a stream off."""
+        step = math.ceil(at / self._step)
+        if (streams := self._streams.get(step)) is not None:
+            streams.discard(stream)
+            if not streams:
+                del self._streams[step]
+
+    def take_due(self, now: float) -> list[Stream]:
+        """Strike off what is due, and return it."""
+        due: list[Stream] = []
+        while self._steps and self._steps[0] * self._step <= now:
+            due += self._streams.pop(heappop(self._steps), ())
+        return due
+
+
 class Keepalive:
     """Visits a part of the streams at each tick, so that 10,000 pings spread over the interval.
 
     Each stream has its turn in the round, which takes one ping interval. A stream whose socket has accepted
     nothing for two intervals is dead; the kernel's timers find most dead clients before that.
+
+    The wall clock may be set at any time. A stream therefore ends at the earlier of two moments: when its token
+    has lived for as long as was left of its life (`Stream.deadline`), and when the wall clock shows its expiry.
 
     Args:
         hub: whose streams.
@@ -39,15 +89,14 @@ class Keepalive:
         self._tick = min(MAX_TICK, interval / 8)
         self._turns: list[set[Stream]] = [set() for _ in range(round(interval / self._tick))]
         self._turn = 0
-        self._expiring: dict[int, set[Stream]] = {}
-        self._checked = int(time.time())
+        self._deadlines = _Agenda(MAX_TICK)
+        self._expiries = _Agenda(MAX_TICK)
         self.pings = 0
-        self._callback = PeriodicCallback(self.sweep, self._tick * 1000)
+        self._callback = PeriodicCallback(self.sweep, self._tick)
 
     def start(self) -> None:
         """Begin to sweep."""
-        if not self._callback.is_running():
-            self._callback.start()
+        self._callback.start()
 
     def stop(self) -> None:
         """Stop sweeping."""
@@ -68,36 +117,29 @@ class Keepalive:
     def renew(self, stream: Stream, lease: Lease) -> None:
         """Extend a stream to the expiry of a fresh token."""
         self._expect_no_expiry(stream)
-        stream.subscriber = stream.subscriber.renewed(lease, time.time())
+        now = time.time()
+        stream.subscriber = stream.subscriber.renewed(lease, now)
+        stream.deadline = time.monotonic() + lease.remaining(now)
         self._expect_expiry(stream)
 
     def _expect_expiry(self, stream: Stream) -> None:
-        second = int(stream.subscriber.lease.expires_at)
-        if second < self._checked:
-            stream.end("token_expired", None)
-        elif (expiring := self._expiring.get(second)) is None:
-            self._expiring[second] = {stream}
-        else:
-            expiring.add(stream)
+        self._deadlines.add(stream, stream.deadline)
+        self._expiries.add(stream, stream.subscriber.lease.expires_at)
 
     def _expect_no_expiry(self, stream: Stream) -> None:
-        second = int(stream.subscriber.lease.expires_at)
-        if (expiring := self._expiring.get(second)) is not None:
-            expiring.discard(stream)
-            if not expiring:
-                del self._expiring[second]
+        self._deadlines.discard(stream, stream.deadline)
+        self._expiries.discard(stream, stream.subscriber.lease.expires_at)
 
-    def sweep(self) -> None:
+    async def sweep(self) -> None:
         """End the streams whose tokens have expired, close the dead ones, and ping those whose turn it is."""
-        self._end_expired(time.time())
         self._reap(time.monotonic())
         self._ping()
-
-    def _end_expired(self, now: float) -> None:
-        while self._checked <= now:
-            for stream in self._expiring.pop(self._checked, ()):
+        now, wall = time.monotonic(), time.time()
+        for number, stream in enumerate(self._deadlines.take_due(now) + self._expiries.take_due(wall), 1):
+            if stream.deadline <= now or stream.subscriber.lease.expires_at <= wall:  # not renewed meanwhile
                 stream.end("token_expired", None)
-            self._checked += 1
+            if number % ENDED_AT_ONCE == 0:
+                await asyncio.sleep(0)
 
     def _reap(self, now: float) -> None:
         stalled = now - 2 * self._interval + 2 * self._tick

@@ -57,7 +57,7 @@ class Pump:
         finally:
             self._hub.unregister(stream)
             self._keepalive.forget(stream)
-            seconds = round(time.time() - stream.opened_at, 3)
+            seconds = round(time.monotonic() - stream.begun_at, 3)
             log.info(
                 "stream_closed", extra=stream.log_fields(reason=stream.ending or "client", seconds=seconds)
             )

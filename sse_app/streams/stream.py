@@ -85,8 +85,10 @@ class Stream:
         "_resume",
         "_waiter",
         "adopted",
+        "begun_at",
         "channels",
         "connection",
+        "deadline",
         "ending",
         "ending_at",
         "framing",
@@ -114,7 +116,11 @@ class Stream:
         self.subscriber = subscriber
         self.channels = channels
         self.framing = framing
-        self.opened_at = time.time()
+        self.opened_at = now = time.time()
+        self.begun_at = time.monotonic()
+        """When it was opened, on the monotonic clock, which is the same for all processes of a machine."""
+        self.deadline = self.begun_at + subscriber.lease.remaining(now)
+        """When its token has lived for as long as was left of its life when it was opened or renewed (as above)."""
         self.connection: StreamConnection | None = None
         self.group: FanoutGroup[Stream] | None = None
         self.slot = -1

@@ -31,6 +31,7 @@ from sse_app.streams.stream import Replay, Subscriber
 
 SEQ = st.integers(0, 2**53)
 TIME = st.one_of(st.floats(0, 2**40), st.integers(0, 2**40))
+MAYBE_TIME = st.none() | TIME
 TEXT = st.text(max_size=8)
 DATA = st.binary(max_size=60)
 CHANNELS = st.lists(
@@ -52,7 +53,9 @@ CHANNELS_TABLE = st.lists(CHANNELS, min_size=1, max_size=4)
 
 
 def stream_states(channels: int) -> st.SearchStrategy[StreamState]:
-    return st.builds(StreamState, SEQ, SUBSCRIBER, st.integers(0, channels - 1), TIME, SEQ, REPLAY)
+    return st.builds(
+        StreamState, SEQ, SUBSCRIBER, st.integers(0, channels - 1), TIME, SEQ, REPLAY, MAYBE_TIME, MAYBE_TIME
+    )
 
 
 @st.composite

@@ -23,6 +23,13 @@ class Lease(NamedTuple):
     issued_at: float
     expires_at: float
 
+    def remaining(self, now: float) -> float:
+        """Return for how many seconds the token is still in force at a time.
+
+        Never more than it was issued for: where the clock has been set back, its expiry seems to be further away.
+        """
+        return max(0.0, min(self.expires_at - now, self.expires_at - self.issued_at))
+
 
 class Claims(NamedTuple):
     """What a verified token says. Times are in seconds since the epoch."""

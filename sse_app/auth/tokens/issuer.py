@@ -130,9 +130,9 @@ class Tokens:
         latest = math.floor((now if as_of is None else as_of) + self.longest)
         return min(max(math.floor(now + lifetime), math.ceil(now + LEAST_LIFETIME)), latest)
 
-    def remaining(self, expires_at: float) -> int:
-        """Return how many whole seconds are left until then; what has passed is 0."""
-        return max(0, math.floor(expires_at - self._clock()))
+    def remaining(self, expires_at: float, issued_at: float = -math.inf) -> int:
+        """Return how many whole seconds a token is still in force, never more than it was issued for."""
+        return max(0, math.floor(min(expires_at - self._clock(), expires_at - issued_at)))
 
     def issue_until(
         self,

@@ -61,7 +61,7 @@ class MeHandler(ApiHandler):
             {
                 "subject": claims.subject,
                 "session": claims.session,
-                "expires_in": self.node.tokens.remaining(claims.expires_at),
+                "expires_in": self.node.tokens.remaining(claims.expires_at, claims.issued_at),
                 "channels": names_granted(self.node.channels, claims.grants),
                 "grants": claims.grants.to_claim(),
             }
@@ -75,7 +75,7 @@ class RenewHandler(ApiHandler):
         """Renew the token's own streams with that client id, all or none."""
         claims = self.node.tokens.verify(self.bearer_token(), TokenKind.STREAM)
         self.claims = claims
-        expires_in = self.node.tokens.remaining(claims.expires_at)
+        expires_in = self.node.tokens.remaining(claims.expires_at, claims.issued_at)
         if expires_in < LEAST_LIFETIME:
             raise TokenRefused("the token is about to expire", "expires within a second")
         self.node.tokens.require_not_kicked(claims)

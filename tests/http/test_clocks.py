@@ -1,0 +1,215 @@
+"""The wall clock is set back, forward and to 1970 under open streams: nothing stands still, is lost or comes back."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Callable
+from contextlib import closing
+
+import httpx
+import pytest
+
+from sse_app.auth.tokens.issuer import TokenKind
+from tests.support.people import Ear, bearer
+from tests.support.waiting import until
+from tests.support.wall_clock import HOUR, MINUTE, YEAR, ClockedServer, Hear
+from tests.support.wall_clock import clock_library as clock_library
+from tests.support.wall_clock import hear as hear
+from tests.support.wall_clock import start as start
+from tests.support.wall_clock import wall_clock as wall_clock
+
+STEPS = {
+    "back by 20 s": -20.0,
+    "back by an hour": -HOUR,
+    "back by two years": -2 * YEAR,
+    "forward by a minute": MINUTE,
+    "forward by 2 years": 2 * YEAR,
+}
+Start = Callable[..., ClockedServer]
+
+
+def pings(ear: Ear) -> int:
+    return sum(type == "ping" for type, _ in ear.events)
+
+
+def publish(server: ClockedServer, channel: str, number: int) -> str:
+    token = server.minted(TokenKind.ACCESS)
+    url = f"{server.url}/api/v1/sse/{channel}"
+    answer = httpx.post(url, json={"event": "e", "data": {"number": number}}, headers=bearer(token))
+    assert answer.status_code == 201, answer.text
+    return str(answer.json()["id"])
+
+
+# -- streams ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", [pytest.param(step, id=name) for name, step in STEPS.items()])
+def test_pings_events_and_expiry_come_in_time_after_the_clock_was_set(
+    start: Start, hear: Hear, step: float
+) -> None:
+    server = start(AUTH__LONGEST_LIFETIME=300 * 86_400)
+    lasting = hear(server, "dashboard", server.minted(TokenKind.STREAM, ttl=200 * 86_400))
+    begun = time.monotonic()
+    brief = hear(server, "dashboard", server.minted(TokenKind.STREAM, ttl=4))
+    until(lambda: pings(lasting) >= 1, "a ping")
+    server.clock.set(step)
+    set_at = time.monotonic()
+    assert httpx.get(f"{server.url}/healthz", timeout=5).status_code == 200
+    publish(server, "dashboard", 1)
+    if step < YEAR:
+        before = pings(lasting)
+        until(lambda: pings(lasting) >= before + 3, "pings", 10)
+        assert [type for type, _ in lasting.events].count("e") == 1
+    else:
+        until(lambda: lasting.farewell == "token_expired", "a token of the past ends its stream", 5)
+    until(lambda: brief.ended_at, "the token's life is over", 15)
+    assert brief.farewell == "token_expired"
+    assert brief.ended_at is not None
+    if step < 0:
+        assert begun + 2.5 < brief.ended_at < begun + 10
+    else:
+        assert brief.ended_at < set_at + 5
+    fresh = hear(server, "dashboard", server.minted(TokenKind.STREAM))
+    assert 590 <= fresh.expires_in <= 600
+    until(lambda: pings(fresh) >= 3, "the fresh stream lives", 10)
+    assert fresh.farewell is None
+
+
+def test_a_fresh_stream_stays_although_the_clock_was_set_back_by_more_than_its_life(
+    start: Start, hear: Hear
+) -> None:
+    server = start()
+    server.clock.set(2 * HOUR)
+    old = hear(server, "dashboard", server.minted(TokenKind.STREAM, ttl=600))
+    until(lambda: pings(old) >= 1, "a ping")
+    server.clock.set(0)
+    fresh = hear(server, "dashboard", server.minted(TokenKind.STREAM, ttl=3))
+    assert fresh.expires_in <= 3
+    until(lambda: pings(fresh) >= 2, "pings", 10)
+    assert fresh.farewell is None
+    until(lambda: fresh.farewell == "token_expired", "its own life is over", 10)
+    assert old.open
+
+
+def test_a_token_lives_no_longer_on_a_stream_than_it_was_issued_for(start: Start, hear: Hear) -> None:
+    """Its stream is opened after the clock was set back, when its ``exp`` is an hour further away."""
+    server = start()
+    token = server.minted(TokenKind.STREAM, ttl=4)
+    first = hear(server, "dashboard", token)  # verified, and remembered
+    server.clock.set(-HOUR)
+    second = hear(server, "dashboard", token)
+    assert second.status == 401 or second.expires_in <= 4
+    until(lambda: not (first.open or second.open), "both end", 15)
+
+
+def test_many_streams_that_expire_at_once_do_not_hold_others_up(start: Start, hear: Hear) -> None:
+    server = start(LIMITS__STREAMS_PER_USER=1000, LIMITS__STREAMS_PER_ADDRESS=1000)
+    token = server.minted(TokenKind.STREAM)
+    ears = [hear(server, "dashboard", token) for _ in range(200)]
+    server.clock.set(2 * YEAR)
+    until(lambda: all(ear.farewell == "token_expired" for ear in ears), "all end", 10)
+
+
+# -- history ------------------------------------------------------------------------------------------------
+
+
+def read_after(
+    hear: Hear, server: ClockedServer, channel: str, position: str
+) -> tuple[bool, list[int], list[str]]:
+    """Return whether a stream says it has recovered, the numbers of its events, and the reasons of its resets."""
+    token = server.minted(TokenKind.STREAM)
+    ear = hear(server, channel, f"{token}&last_event_id={position}")
+    until(lambda: pings(ear) >= 2, "all that follows the position has come", 10)
+    (recovered,) = [data["recovered"] for type, data in ear.events if type == "connected"]
+    numbers = [data["number"] for type, data in ear.events if type == "e"]
+    return recovered, numbers, [data["reason"] for type, data in ear.events if type == "reset"]
+
+
+def is_complete(server: ClockedServer, channel: str, position: str) -> bool:
+    answer = httpx.get(
+        f"{server.url}/api/v1/sse/{channel}/history",
+        params={"after": position},
+        headers=bearer(server.minted(TokenKind.ACCESS)),
+    ).json()
+    return bool(answer["complete"])
+
+
+@pytest.mark.parametrize("ahead", [HOUR, 2 * YEAR])
+def test_an_event_published_while_the_clock_was_ahead_is_there_or_told_to_be_gone(
+    start: Start, hear: Hear, ahead: float
+) -> None:
+    server = start(HISTORY__AGE=2)
+    server.clock.set(ahead)
+    server.stop()
+    server.start()
+    first = publish(server, "alerts", 1)
+    publish(server, "alerts", 2)
+    server.stop()
+    server.clock.set(0)
+    server.start()
+    publish(server, "dashboard", 3)
+
+    def gone() -> bool:
+        complete = is_complete(server, "alerts", first)
+        recovered, numbers, resets = read_after(hear, server, "alerts", first)
+        assert complete or not recovered
+        assert (recovered, numbers, resets) in [(True, [2], []), (False, [], ["history_trimmed"])]
+        return not recovered
+
+    until(gone, "what is older than its age is gone, and that is told", 30)
+
+
+@pytest.mark.parametrize("step", [2 * YEAR, -2 * YEAR, -HOUR])
+def test_history_keeps_its_age_when_the_clock_is_set_while_the_server_runs(
+    start: Start, hear: Hear, step: float
+) -> None:
+    server = start(HISTORY__AGE=120)
+    first = publish(server, "alerts", 1)
+    publish(server, "alerts", 2)
+    server.clock.set(step)
+    publish(server, "alerts", 3)
+    time.sleep(7)  # longer than the interval at which the log looks for what has expired
+    assert read_after(hear, server, "alerts", first) == (True, [2, 3], [])
+    server.clock.set(0)
+    assert read_after(hear, server, "alerts", first) == (True, [2, 3], [])
+
+
+def test_events_of_1970_and_of_the_future_go_when_their_age_has_passed(start: Start, hear: Hear) -> None:
+    server = start(HISTORY__AGE=2)
+    server.clock.set_to(1000)
+    server.stop()
+    server.start()
+    first = publish(server, "alerts", 1)
+    server.clock.set(2 * YEAR)
+    publish(server, "alerts", 2)
+    server.stop()
+    server.clock.set_to(1000)
+    server.start()
+    publish(server, "alerts", 3)
+    until(lambda: stored(server) == 0, "all are older than their age", 30)
+    recovered, numbers, resets = read_after(hear, server, "alerts", first)
+    assert (recovered, numbers, resets) == (False, [], ["history_trimmed"])
+
+
+def stored(server: ClockedServer) -> int:
+    with closing(sqlite3.connect(server.state_dir / "events.db")) as database:
+        (count,) = database.execute("SELECT count(*) FROM events").fetchone()
+        return int(count)
+
+
+@pytest.mark.parametrize("step", [-HOUR, 2 * YEAR])
+def test_an_idempotency_key_is_known_when_the_clock_was_set(start: Start, step: float) -> None:
+    server = start()
+
+    def post() -> httpx.Response:
+        headers = {**bearer(server.minted(TokenKind.ACCESS)), "Idempotency-Key": "k"}
+        body = {"event": "e", "data": {}}
+        return httpx.post(f"{server.url}/api/v1/sse/alerts", json=body, headers=headers)
+
+    first = post().json()["id"]
+    server.clock.set(step)
+    time.sleep(1)
+    assert post().json()["id"] == first
+    server.clock.set(0)
+    assert post().json()["id"] == first
