@@ -58,11 +58,13 @@ class Continued(NamedTuple):
         session: its id.
         account: whose it is, with the grants of today.
         expires_at: when it ends however often it is refreshed, in seconds since the epoch.
+        seed: what the next refresh token is made from.
     """
 
     session: str
     account: Account
     expires_at: float
+    seed: bytes
 
 
 class Scope(Enum):

@@ -21,7 +21,7 @@ from sse_app.auth.records import (
     Scope,
     SessionLimits,
 )
-from sse_app.auth.store import AUDIT_KEPT, AuthStore, RefreshRefused
+from sse_app.auth.store import AUDIT_KEPT, REPEATABLE, AuthStore, RefreshRefused
 from sse_app.auth.tokens.grants import Grants
 from sse_app.core.errors import AuthStoreUnavailable, StateError
 from sse_app.storage.sqlite import connect, open_database
@@ -61,6 +61,10 @@ MIGRATIONS = [
     UPDATE revocations SET forget_at = forget_at + 366 * 86400 WHERE kind != 'token';
     CREATE INDEX revocations_to_forget ON revocations (forget_at);
     CREATE INDEX revocations_by_value ON revocations (value, kind);
+    """,
+    """
+    ALTER TABLE refresh_tokens ADD COLUMN spent_at REAL NOT NULL DEFAULT 0;
+    ALTER TABLE refresh_tokens ADD COLUMN seed BLOB;
     """,
     """
     CREATE INDEX audit_by_action ON audit (action, number);
@@ -211,36 +215,43 @@ class SqliteAuthStore(AuthStore):
         return await self._write(begin)
 
     async def spend_refresh_token(
-        self, digest: bytes, next_digest: bytes, *, now: float, limits: SessionLimits
+        self, digest: bytes, next_digest: bytes, seed: bytes, *, now: float, limits: SessionLimits
     ) -> Continued:
         """Mark a refresh token as spent and insert the next, or delete the session.
 
-        Spent ones stay as long as their session does, so that one that comes back is known.
+        Spent ones stay as long as their session does, so that one that comes back is known. The last of them alone
+        has its seed, until the next one is used.
         """
 
         def spend(connection: sqlite3.Connection) -> Continued | RefreshRefused:
             row = connection.execute(
-                "SELECT session, subject, spent, used_at, expires_at FROM refresh_tokens "
+                "SELECT session, subject, spent, spent_at, seed, used_at, expires_at FROM refresh_tokens "
                 "JOIN sessions ON sessions.id = session WHERE digest = ?",
                 (digest,),
             ).fetchone()
             if row is None:
                 return RefreshRefused("unknown")
-            session, subject, spent, used_at, expires_at = row
+            session, subject, spent, spent_at, first_seed, used_at, expires_at = row
+            repeated = first_seed is not None and abs(now - spent_at) <= REPEATABLE
             account = connection.execute(
                 "SELECT name, grants, disabled FROM accounts WHERE name = ? AND NOT disabled", (subject,)
             ).fetchone()
-            if spent:
+            if spent and not repeated:
                 refused = "reused"
             elif now >= min(expires_at, used_at + limits.idle):
                 refused = "expired"
             elif account is None:
                 refused = "no account"
             else:
-                connection.execute("UPDATE refresh_tokens SET spent = 1 WHERE digest = ?", (digest,))
-                connection.execute("UPDATE sessions SET used_at = ? WHERE id = ?", (now, session))
-                _add_refresh_token(connection, session, next_digest)
-                return Continued(session, _account(*account), expires_at)
+                if not repeated:
+                    connection.execute("UPDATE refresh_tokens SET seed = NULL WHERE session = ?", (session,))
+                    connection.execute(
+                        "UPDATE refresh_tokens SET spent = 1, spent_at = ?, seed = ? WHERE digest = ?",
+                        (now, seed, digest),
+                    )
+                    connection.execute("UPDATE sessions SET used_at = ? WHERE id = ?", (now, session))
+                    _add_refresh_token(connection, session, next_digest)
+                return Continued(session, _account(*account), expires_at, first_seed if repeated else seed)
             _revoke(connection, Revocation.of_session(session))
             return RefreshRefused(refused, session, subject)
 

@@ -17,6 +17,10 @@ AUDIT_KEPT = 20_000
 """How many entries of each action the audit trail keeps; older ones of it are dropped, and none of another action."""
 
 
+REPEATABLE = 10.0
+"""For how many seconds a refresh token that was spent still brings the one that came after it, if that is not used."""
+
+
 class RefreshRefused(SSEAppError):
     """A refresh token is unknown, spent or too old; its holder must log in again.
 
@@ -136,12 +140,21 @@ class AuthStore(ABC):
 
     @abstractmethod
     async def spend_refresh_token(
-        self, digest: bytes, next_digest: bytes, *, now: float, limits: SessionLimits
+        self, digest: bytes, next_digest: bytes, seed: bytes, *, now: float, limits: SessionLimits
     ) -> Continued:
         """Spend a refresh token, keep the one that comes after it, and return the session.
 
-        Of several calls with the same token one continues the session. The others find the token spent, and
-        end it: a token that comes back was stolen, or the thief was quicker (RFC 9700 §4.14.2).
+        A token that was spent up to `REPEATABLE` seconds ago, by a clock that may have been moved either way,
+        gets the same session and seed again, as long as the one after it has not been used: the first
+        answer may have been lost, or two tabs have refreshed at once. Any other that comes back ends the session:
+        it was stolen, or the thief was quicker (RFC 9700 §4.14.2).
+
+        Args:
+            digest: of the token.
+            next_digest: of the one that comes after it.
+            seed: what that one is made from; kept until it is used, and of no use without the token itself.
+            now: the time.
+            limits: how long the session lasts.
 
         Raises:
             RefreshRefused: the token is not known; or it was spent before, its session has run out, or the

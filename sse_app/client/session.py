@@ -111,7 +111,7 @@ class Session(HTTPUser):
     async def _renew(self) -> None:
         """Get another access token by the refresh token, or where that is of no use by the password."""
         self._access = ""
-        # It may be used once: the server takes a second use for theft, and ends the session. So it is forgotten before
+        # It works once: the server takes a later second use for theft, and ends the session. So it is forgotten before
         # it is sent: when the answer is lost, or this task is cancelled, it may have been used or not.
         refresh, self._refresh = self._refresh, None
         if refresh is not None:

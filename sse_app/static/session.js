@@ -4,6 +4,7 @@
 
 const AUTH = "/api/v1/auth";
 const TIMEOUT = 15_000; // ms
+const REPEATED = 4_000; // ms after which a refresh is asked for again: for 10 s the server repeats what it answered
 const EARLY = 30_000; // ms before its end that an access token is replaced, or half of its life: stream tokens end with it
 const MARK = "sse_app session";
 
@@ -108,9 +109,19 @@ export class Session {
     return ask(path, { ...options, token: this.#token });
   }
 
-  /** Spends the cookie for the next one. It works once, so neither two calls nor two tabs may spend it together. */
+  /**
+   * Spends the cookie for the next one. It works once, so neither two calls nor two tabs spend it together; only where
+   * the answer is lost it is asked for once more, at once.
+   */
   #refresh() {
-    const refresh = async () => this.#enter(await ask(`${AUTH}/refresh`, { body: {} }));
+    const renew = (options) => ask(`${AUTH}/refresh`, { body: {}, ...options });
+    const refresh = async () =>
+      this.#enter(
+        await renew({ timeout: REPEATED }).catch((error) => {
+          if (error.status >= 400) throw error;
+          return renew();
+        }),
+      );
     this.#refreshing ??= (navigator.locks ? navigator.locks.request(MARK, refresh) : refresh())
       .catch((error) => {
         if (error.status === 401) this.forget();
@@ -137,7 +148,7 @@ export class Session {
   }
 }
 
-async function ask(path, { query = {}, body, token, signal, keepalive = false }) {
+async function ask(path, { query = {}, body, token, signal, keepalive = false, timeout = TIMEOUT }) {
   const headers = new Headers({ Accept: "application/json" });
   if (token) headers.set("Authorization", `Bearer ${token}`);
   if (body) headers.set("Content-Type", "application/json");
@@ -149,7 +160,7 @@ async function ask(path, { query = {}, body, token, signal, keepalive = false })
     credentials: "same-origin",
     cache: "no-store",
     keepalive,
-    signal: AbortSignal.any([AbortSignal.timeout(TIMEOUT), ...(signal ? [signal] : [])]),
+    signal: AbortSignal.any([AbortSignal.timeout(timeout), ...(signal ? [signal] : [])]),
   });
   if (response.status === 204) return null;
   const answer = await response.json().catch(() => null);

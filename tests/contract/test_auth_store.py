@@ -18,7 +18,7 @@ from sse_app.auth.audit import Audit
 from sse_app.auth.records import Account, AuditEntry, Continued, Credentials, Revocation, Scope, SessionLimits
 from sse_app.auth.revocations import Revocations
 from sse_app.auth.sqlite_store import SqliteAuthStore
-from sse_app.auth.store import AUDIT_KEPT, AuthStore, RefreshRefused
+from sse_app.auth.store import AUDIT_KEPT, REPEATABLE, AuthStore, RefreshRefused
 from sse_app.auth.tokens.claims import Lease
 from sse_app.auth.tokens.grants import Grants
 from sse_app.core.errors import AuthStoreUnavailable, StateError
@@ -106,7 +106,9 @@ async def begin(
 
 
 async def spend(store: AuthStore, digest: bytes, next_digest: bytes, now: float = 0.0) -> Continued:
-    return await store.spend_refresh_token(digest, next_digest, now=now or time.time(), limits=LIMITS)
+    return await store.spend_refresh_token(
+        digest, next_digest, b"seed of " + next_digest, now=now or time.time(), limits=LIMITS
+    )
 
 
 async def refusal(work: Awaitable[Continued]) -> RefreshRefused:
@@ -312,8 +314,12 @@ async def test_a_refresh_token_continues_its_session_once(made: Implementation) 
         await store.add_account(ANN, "hash")
         now = time.time()
         assert await begin(store, now=now)
-        assert await spend(store, b"1", b"2", now + 1) == Continued("s", ANN, now + LIMITS.absolute)
-        assert await spend(store, b"2", b"3", now + 2) == Continued("s", ANN, now + LIMITS.absolute)
+        assert await spend(store, b"1", b"2", now + 1) == Continued(
+            "s", ANN, now + LIMITS.absolute, b"seed of 2"
+        )
+        assert await spend(store, b"2", b"3", now + 2) == Continued(
+            "s", ANN, now + LIMITS.absolute, b"seed of 3"
+        )
         assert [await store.session_of(digest) for digest in (b"1", b"2", b"3", b"4")] == [
             ("s", "ann"),
             ("s", "ann"),
@@ -324,13 +330,47 @@ async def test_a_refresh_token_continues_its_session_once(made: Implementation) 
 
 
 @pytest.mark.gen_test
+async def test_a_token_that_was_just_spent_brings_the_same_seed_until_the_next_one_is_used(
+    made: Implementation,
+) -> None:
+    async with two(made) as (one, other):
+        await one.add_account(ANN, "hash")
+        now = time.time()
+        await begin(one, now=now)
+        first = await spend(one, b"1", b"2", now + 1)
+        assert await spend(other, b"1", b"never", now + 1 + REPEATABLE) == first
+        assert await spend(other, b"1", b"never", now + 1 - REPEATABLE) == first  # the clock was set back
+        assert await one.session_of(b"never") is None
+        assert (await spend(one, b"2", b"3", now + 2)).seed == b"seed of 3"
+        assert (await refusal(spend(other, b"1", b"4", now + 2))).reason == "reused"
+        assert await one.session_of(b"3") is None
+
+
+@pytest.mark.gen_test
+@pytest.mark.parametrize("seconds", [REPEATABLE + 0.1, 3600, -REPEATABLE - 0.1, -3600])
+async def test_a_token_that_was_spent_some_time_ago_ends_its_session_also_if_the_clock_went_back(
+    made: Implementation, seconds: float
+) -> None:
+    async with opened(made) as store:
+        await store.add_account(ANN, "hash")
+        now = time.time()
+        limits = LIMITS._replace(idle=1e5, absolute=1e6)
+        await store.begin_session("s", "ann", b"1", since=now, now=now, limits=limits)
+        await store.spend_refresh_token(b"1", b"2", b"seed", now=now, limits=limits)
+        late = store.spend_refresh_token(b"1", b"3", b"other", now=now + seconds, limits=limits)
+        assert (await refusal(late)).reason == "reused"
+        assert await store.session_of(b"2") is None
+
+
+@pytest.mark.gen_test
 async def test_a_token_that_comes_back_ends_its_session_for_good(made: Implementation) -> None:
     async with opened(made) as store:
         await store.add_account(ANN, "hash")
         await begin(store)
         await begin(store, "other", "ann", b"other")
-        await spend(store, b"1", b"2")
-        refused = await refusal(spend(store, b"1", b"3"))
+        now = time.time()
+        await spend(store, b"1", b"2", now - 50)
+        refused = await refusal(spend(store, b"1", b"3", now))
         assert (refused.reason, refused.session, refused.subject) == ("reused", "s", "ann")
         assert [await store.session_of(digest) for digest in (b"1", b"2", b"3")] == [None] * 3
         assert await store.session_of(b"other") == ("other", "ann")
@@ -675,7 +715,7 @@ ROUNDS = 20
 
 
 @pytest.mark.gen_test
-async def test_of_two_refreshes_with_one_token_one_wins_and_the_other_ends_the_session(
+async def test_of_two_refreshes_with_one_token_both_continue_the_session_with_the_same_next_one(
     made: Implementation,
 ) -> None:
     async with two(made) as (one, other):
@@ -685,13 +725,12 @@ async def test_of_two_refreshes_with_one_token_one_wins_and_the_other_ends_the_s
             following = [b"a %d" % number, b"b %d" % number]
             await begin(one, session, "ann", first)
             outcomes = await asyncio.gather(
-                spend(one, first, following[0]), spend(other, first, following[1]), return_exceptions=True
+                spend(one, first, following[0]), spend(other, first, following[1])
             )
-            (refused,) = [each for each in outcomes if isinstance(each, RefreshRefused)]
-            assert len([each for each in outcomes if isinstance(each, Continued)]) == 1
-            assert (refused.reason, refused.session) == ("reused", session)
-            assert [await one.session_of(digest) for digest in (first, *following)] == [None] * 3
-        assert len(await revoked(one)) == ROUNDS
+            assert outcomes[0] == outcomes[1]
+            kept = [digest for digest in following if await one.session_of(digest)]
+            assert [b"seed of " + digest for digest in kept] == [outcomes[0].seed]
+        assert await revoked(one) == []
 
 
 @pytest.mark.gen_test

@@ -1,8 +1,17 @@
-"""Sessions: a login that lasts, renewed by refresh tokens of which each works once (RFC 9700 §4.14)."""
+"""Sessions: a login that lasts, renewed by refresh tokens of which each works once (RFC 9700 §4.14).
+
+A refresh token can be used again for some seconds, and then brings the same next one: the answer that had it may
+have been lost. The store has only digests, so the next one is made anew, as HMAC-SHA-512 of the token that is spent,
+with a random seed as the key. The store keeps the seed until the next token is used. A thief of the database has seeds
+and no token, a thief of an old token has no seed, and of all seeds but the last there is none left: neither can
+compute the present token.
+"""
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import hmac
 import secrets
 import time
 from typing import NamedTuple
@@ -12,7 +21,10 @@ from sse_app.auth.store import AuthStore
 from sse_app.auth.tokens.claims import new_id
 from sse_app.settings.model import Auth
 
-REFRESH_TOKEN_BYTES = 32
+REFRESH_TOKEN_BYTES = 33
+"""More than the 32 of earlier versions, whose refresh cookies are told by their shorter text from those of today."""
+
+SEED_BYTES = 64
 
 
 class Session(NamedTuple):
@@ -71,14 +83,15 @@ class Sessions:
         """Spend a refresh token, and return its session with the next one, and whose it is.
 
         Raises:
-            RefreshRefused: it does not continue a session; one that was spent before has ended it.
+            RefreshRefused: it does not continue a session; one that was spent for good has ended it.
         """
         now = time.time()
         limits = self._limits
-        following = _new_token()
+        seed = secrets.token_bytes(SEED_BYTES)
         continued = await self._store.spend_refresh_token(
-            _digest(token), _digest(following), now=now, limits=limits
+            _digest(token), _digest(_next_token(token, seed)), seed, now=now, limits=limits
         )
+        following = _next_token(token, continued.seed)  # where it was spent before, the same as then
         lifetime = max(
             1, int(min(limits.idle, continued.expires_at - now))
         )  # 0 would drop the cookie at once
@@ -95,6 +108,11 @@ class Sessions:
 
 def _new_token() -> str:
     return secrets.token_urlsafe(REFRESH_TOKEN_BYTES)
+
+
+def _next_token(token: str, seed: bytes) -> str:
+    made = hmac.digest(seed, token.encode(), "sha512")[:REFRESH_TOKEN_BYTES]
+    return base64.urlsafe_b64encode(made).decode()
 
 
 def _digest(token: str) -> bytes:
