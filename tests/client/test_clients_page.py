@@ -8,12 +8,15 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import IO
 
 import httpx
 import pytest
+from playwright.sync_api import Page
 
 from tests.support.browser import Chrome, Start, open_vue, wait_for_connections
 from tests.support.server_process import ROOT, ServerProcess
@@ -21,12 +24,12 @@ from tests.support.server_process import ROOT, ServerProcess
 NAMES = "const show = (...all) => log.push({ kind: 'shown', all });"
 
 
-def example(heading: str, server: ServerProcess) -> str:
-    """Return the code below a heading, for this server."""
+def example(heading: str, server: ServerProcess, host: str = "127.0.0.1") -> str:
+    """Return the code below a heading, for this server by that name."""
     page = (ROOT / "docs/clients.md").read_text()
     section = page.partition(f"## {heading}\n")[2].partition("\n## ")[0]
     (code,) = re.findall(r"```\w+\n(.*?)```", section, re.DOTALL)
-    return str(code).replace("http://localhost:8000", server.url)
+    return str(code).replace("http://localhost:8000", f"http://{host}:{server.port}")
 
 
 def add_ann(server: ServerProcess) -> ServerProcess:
@@ -35,19 +38,21 @@ def add_ann(server: ServerProcess) -> ServerProcess:
     return server
 
 
-def alert(publisher: httpx.Client) -> None:
+def alert(publisher: httpx.Client, number: int) -> None:
     """Publish a risk alert."""
-    answer = publisher.post("/api/v1/sse/alerts", json={"event": "risk_alert", "data": {"severity": "low"}})
+    data = {"severity": "low", "number": number}
+    answer = publisher.post("/api/v1/sse/alerts", json={"event": "risk_alert", "data": data})
     assert answer.status_code == 201, answer.text
 
 
 @contextmanager
-def running(command: list[str], server: ServerProcess) -> Iterator[IO[str]]:
+def running(command: list[str], server: ServerProcess, cwd: Path = ROOT) -> Iterator[IO[str]]:
     """Run a program beside the server, and yield what it prints."""
+    path = os.pathsep.join([str(ROOT), server.environment.get("PYTHONPATH", "")])
     process = subprocess.Popen(
         command,
-        cwd=ROOT,
-        env=server.environment | {"PYTHONUNBUFFERED": "1"},
+        cwd=cwd,
+        env=server.environment | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": path},
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
@@ -62,15 +67,50 @@ def running(command: list[str], server: ServerProcess) -> Iterator[IO[str]]:
         process.wait()
 
 
+HOSTS = ["127.0.0.1", "localhost"]
+"""The server's names: to a page on ``localhost`` the first is another site, the second its own."""
+
+
+def lifetimes(long: bool) -> dict[str, int]:
+    """Return settings with which tokens expire while a test runs."""
+    access, stream = (20, 8) if long else (6, 2)
+    return {"AUTH__ACCESS_LIFETIME": access, "AUTH__STREAM_LIFETIME": stream}
+
+
+def numbered_alerts(server: ServerProcess, seconds: float) -> int:
+    """Publish a numbered alert every half second for so long, and return how many."""
+    begun, number = time.monotonic(), 0
+    with server.publisher() as publisher:
+        while time.monotonic() - begun < seconds:
+            number += 1
+            alert(publisher, number)
+            time.sleep(0.5)
+    return number
+
+
+DURATIONS = [
+    pytest.param(9, id="nine seconds"),
+    pytest.param(600, id="ten minutes", marks=pytest.mark.long),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", DURATIONS)
 @pytest.mark.parametrize(("heading", "shell"), [("curl", True), ("Python", False)])
-def test_the_lines_for_a_terminal_run_as_they_stand(heading: str, shell: bool, start_server: Start) -> None:
-    server = add_ann(start_server())
+def test_the_lines_for_a_terminal_run_as_they_stand_and_outlive_their_tokens(
+    heading: str, shell: bool, seconds: float, start_server: Start, tmp_path: Path
+) -> None:
+    server = add_ann(start_server(**lifetimes(seconds > 60)))
     code = example(heading, server)
     command = ["sh", "-c", code] if shell else [sys.executable, "-c", code]
-    with running(command, server) as printed, server.publisher() as publisher:
+    with running(command, server, cwd=tmp_path) as printed:
         wait_for_connections(server, 1)
-        alert(publisher)
-        assert any("risk_alert" in line for line in printed)
+        count = numbered_alerts(server, seconds)
+        numbers: list[int] = []
+        while numbers[-1:] != [count]:
+            line = next(printed)
+            numbers += map(int, re.findall(r"[\"']number[\"']: ?(\d+)", line))
+        assert numbers == list(range(1, count + 1))
 
 
 def test_the_commands_run_as_they_stand(start_server: Start) -> None:
@@ -89,29 +129,68 @@ def test_the_commands_run_as_they_stand(start_server: Start) -> None:
         assert any("risk_alert" in line for line in printed)
 
 
+SHOWN = "log.filter((entry) => entry.kind === 'shown').map((entry) => JSON.stringify(entry.all))"
+"""What a page has shown."""
+
+
+def numbers_shown(page: Page, count: int) -> list[int]:
+    """Wait until a page has shown the last alert, and return the numbers of all that it has shown."""
+    last = f'"number":{count}'
+    page.wait_for_function(f"{SHOWN}.some((text) => /{last}\\b/.test(text))", timeout=60_000)
+    return [int(number) for number in re.findall(r'"number":(\d+)', "".join(page.evaluate(SHOWN)))]
+
+
 @pytest.mark.browser
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", DURATIONS)
+@pytest.mark.parametrize("host", HOSTS)
 @pytest.mark.parametrize("heading", ["A plain EventSource", "sse-client, the browser module"])
-def test_the_lines_for_a_page_run_as_they_stand(heading: str, chrome: Chrome, serve: Start) -> None:
-    server = add_ann(serve())
+def test_the_lines_for_a_page_run_as_they_stand_and_outlive_their_tokens(
+    heading: str, host: str, seconds: float, chrome: Chrome, serve: Start
+) -> None:
+    server = add_ann(serve(**lifetimes(seconds > 60)))
     page = chrome.context.new_page()
     page.goto(f"{chrome.origin}/plain.html")
-    page.add_script_tag(content=f"{example(heading, server)}\n{NAMES}", type="module")
-    with server.publisher() as publisher:
-        wait_for_connections(server, 1)
-        alert(publisher)
-        page.wait_for_function("log.length === 1")
+    page.add_script_tag(content=f"{example(heading, server, host)}\n{NAMES}", type="module")
+    wait_for_connections(server, 1)
+    count = numbered_alerts(server, seconds)
+    assert numbers_shown(page, count) == list(range(1, count + 1))
+    kept = [
+        cookie.get("httpOnly")
+        for cookie in chrome.context.cookies(f"http://{host}:{server.port}/api/v1/auth")
+    ]
+    assert kept == ([True] if host == "localhost" else [])
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+@pytest.mark.parametrize("heading", ["A plain EventSource", "sse-client, the browser module"])
+def test_the_lines_for_a_page_say_that_a_session_has_ended(
+    heading: str, chrome: Chrome, serve: Start
+) -> None:
+    server = add_ann(serve(**lifetimes(False)))
+    page = chrome.context.new_page()
+    page.goto(f"{chrome.origin}/plain.html")
+    page.add_script_tag(content=f"{example(heading, server, 'localhost')}\n{NAMES}", type="module")
+    wait_for_connections(server, 1)
+    server.command("user", "disable", "ann")
+    page.wait_for_function(f"{SHOWN}.some((text) => text.includes('log in again'))", timeout=60_000)
 
 
 @pytest.mark.browser
 @pytest.mark.node
-def test_the_lines_for_vue_run_as_they_stand(chrome: Chrome, serve: Start, built: str) -> None:
-    server = add_ann(serve())
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", DURATIONS)
+@pytest.mark.parametrize("host", HOSTS)
+def test_the_lines_for_vue_run_as_they_stand_and_outlive_their_tokens(
+    host: str, seconds: float, chrome: Chrome, serve: Start, built: str
+) -> None:
+    server = add_ann(serve(**lifetimes(seconds > 60)))
     tab = open_vue(chrome, server)
-    code = f"{example('Vue 3', server)}\n{NAMES}\nlog.push({{ kind: 'ready', alerts }});"
+    code = f"{example('Vue 3', server, host)}\n{NAMES}\nlog.push({{ kind: 'ready', alerts }});"
     tab.page.add_script_tag(content=code, type="module")
-    with server.publisher() as publisher:
-        tab.wait("log.some((entry) => entry.kind === 'ready')")
-        wait_for_connections(server, 1)
-        tab.wait("navigator.locks.query().then(({ held }) => held.length >= 2)")
-        alert(publisher)
-        tab.wait("log.find((entry) => entry.kind === 'ready').alerts.value.length === 1")
+    tab.wait("log.some((entry) => entry.kind === 'ready')")
+    wait_for_connections(server, 1)
+    tab.wait("navigator.locks.query().then(({ held }) => held.length >= 2)")
+    count = numbered_alerts(server, seconds)
+    tab.wait(f"log.find((entry) => entry.kind === 'ready').alerts.value.length === {min(count, 50)}")
