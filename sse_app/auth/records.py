@@ -7,7 +7,7 @@ import time
 from enum import Enum
 from typing import NamedTuple
 
-from sse_app.auth.tokens.claims import Claims, Lease
+from sse_app.auth.tokens.claims import Claims, Lease, issued_after
 from sse_app.auth.tokens.grants import Grants
 from sse_app.core.errors import InvalidInput
 from sse_app.settings.model import LONGEST_LIFETIME, Auth
@@ -87,7 +87,7 @@ class Revocation(NamedTuple):
         scope: the claim that they have in common.
         value: the ``jti``, ``sid`` or ``sub``; empty for all tokens.
         issued_until: only those issued up to then are revoked, in seconds since the epoch; of a kick: until
-            when the session is barred.
+            when the session is barred. A token that says after which revocation it was issued goes by that.
         forget_at: when the last of them has expired.
         made_at: when it was made.
     """
@@ -99,7 +99,7 @@ class Revocation(NamedTuple):
     made_at: float
 
     def concerns(self, claims: Claims | Lease) -> bool:
-        """Return whether a token with these claims is revoked by it."""
+        """Return whether a token with these claims, issued before it, is revoked by it."""
         value = {
             Scope.TOKEN: claims.token_id,
             Scope.SESSION: claims.session,
@@ -107,7 +107,8 @@ class Revocation(NamedTuple):
             Scope.ALL: "",
             Scope.KICK: None,
         }[self.scope]
-        return value == self.value and claims.issued_at <= self.issued_until
+        ordered = self.scope in (Scope.SUBJECT, Scope.ALL) and issued_after(claims.token_id) is not None
+        return value == self.value and (ordered or claims.issued_at <= self.issued_until)
 
     def as_of(self, now: float) -> Revocation:
         """Return the revocation as it is written at a time: tokens issued while the writer waited are revoked too."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import time
+from typing import NamedTuple
 
 from sse_app.auth.records import Revocation, Scope
 from sse_app.auth.store import AuthStore
-from sse_app.auth.tokens.claims import Claims, Lease
+from sse_app.auth.tokens.claims import Claims, Lease, issued_after
 
 SLACK = 60.0
 """By how many seconds a token may seem to live longer than is allowed: one that a provider dates a little ahead, or
@@ -18,6 +19,27 @@ SWEEP_INTERVAL = 60.0
 
 STEP_BACK = 1.0
 """A clock that has gone back by more seconds than this was wrong when something was forgotten, or is wrong now."""
+
+
+class _Known(NamedTuple):
+    """What is known of a scope and value.
+
+    Args:
+        number: of the last revocation.
+        issued_until: the issuing time until which tokens are meant.
+        forget_at: when to forget that, on the wall clock.
+        held_until: and on the monotonic clock, for the wall clock may have been set forward.
+    """
+
+    number: int = 0
+    issued_until: float = -math.inf
+    forget_at: float = -math.inf
+    held_until: float = -math.inf
+
+    def revokes(self, claims: Claims | Lease) -> bool:
+        """Return whether a token was issued before: by the numbers of revocations, where it says, else by the clock."""
+        after = issued_after(claims.token_id)
+        return claims.issued_at <= self.issued_until if after is None else after < self.number
 
 
 class Revocations:
@@ -41,12 +63,13 @@ class Revocations:
         self._next_longest = longest
         self._seen = 0
         """The number of the last revocation that was learned."""
-        self._in_force: dict[Scope, dict[str, tuple[float, float]]] = {scope: {} for scope in Scope}
-        """By scope and value: the issuing time until which tokens are meant, and when to forget that."""
+        self.newest = 0
+        """The greatest number of a revocation that was ever learned."""
+        self._in_force: dict[Scope, dict[str, _Known]] = {scope: {} for scope in Scope}
         self._tokens = self._in_force[Scope.TOKEN]
         self._sessions = self._in_force[Scope.SESSION]
         self._subjects = self._in_force[Scope.SUBJECT]
-        self._all = -math.inf
+        self._all = _Known()
         self._barred: dict[str, float] = {}
         """Until when sessions are barred from streams, on the monotonic clock: a clock that is set back must not
         lengthen that."""
@@ -60,12 +83,12 @@ class Revocations:
 
     def covers(self, claims: Claims | Lease) -> bool:
         """Return whether a token with these claims has been revoked."""
-        issued_at = claims.issued_at
+        of_subject = self._subjects.get(claims.subject)
         return (
             claims.token_id in self._tokens
             or claims.session in self._sessions
-            or issued_at <= self._all
-            or (claims.subject in self._subjects and issued_at <= self._subjects[claims.subject][0])
+            or (self._all.number > 0 and self._all.revokes(claims))
+            or (of_subject is not None and of_subject.revokes(claims))
         )
 
     def answers_for(self, claims: Claims | Lease) -> bool:
@@ -96,30 +119,42 @@ class Revocations:
         self._latest = max(self._latest, now)
         for number, revocation in new:
             self._seen = max(self._seen, number)
-            self._take(revocation, now)
+            self._take(number, revocation, now)
+        self.newest = max(self.newest, self._seen)
         if time.monotonic() >= self._swept_at + SWEEP_INTERVAL:
             self._sweep(now)
         return bool(new)
 
-    def _take(self, revocation: Revocation, now: float) -> None:
+    def _take(self, number: int, revocation: Revocation, now: float) -> None:
         scope, value, issued_until, forget_at, made_at = revocation
         if scope is Scope.KICK:
             self._barred[value] = time.monotonic() + min(issued_until - now, issued_until - made_at)
             return
         known = self._in_force[scope]
-        before = known.get(value, (-math.inf, -math.inf))
+        before = known.get(value, _Known())
         forget_at = min(forget_at, made_at + self.longest + SLACK)
-        known[value] = (max(before[0], issued_until), max(before[1], forget_at))
+        held_until = time.monotonic() + forget_at - made_at
+        known[value] = _Known(
+            max(before.number, number),
+            max(before.issued_until, issued_until),
+            max(before.forget_at, forget_at),
+            max(before.held_until, held_until),
+        )
         if scope is Scope.ALL:
-            self._all = known[""][0]
+            self._all = known[""]
 
     def _sweep(self, now: float) -> None:
         """Forget what is spent."""
         self._swept_at = time.monotonic()
         for known in self._in_force.values():
-            for value in [value for value, (_, forget_at) in known.items() if forget_at <= now]:
+            spent = [
+                value
+                for value, each in known.items()
+                if each.forget_at <= now and each.held_until <= self._swept_at
+            ]
+            for value in spent:
                 del known[value]
-        self._all = self._in_force[Scope.ALL].get("", (-math.inf, 0.0))[0]
+        self._all = self._in_force[Scope.ALL].get("", _Known())
         for session in [session for session, end in self._barred.items() if end <= self._swept_at]:
             del self._barred[session]
 

@@ -24,6 +24,7 @@ from sse_app.auth.records import (
 from sse_app.auth.store import AUDIT_KEPT, REPEATABLE, AuthStore, RefreshRefused
 from sse_app.auth.tokens.grants import Grants
 from sse_app.core.errors import AuthStoreUnavailable, StateError
+from sse_app.storage.boot import boot_id
 from sse_app.storage.sqlite import connect, open_database
 
 APPLICATION_ID = 0x53534541  # "SSEA"
@@ -70,6 +71,11 @@ MIGRATIONS = [
     CREATE INDEX audit_by_action ON audit (action, number);
     CREATE INDEX sessions_by_use ON sessions (used_at);
     CREATE INDEX sessions_by_end ON sessions (expires_at);
+    """,
+    # When a revocation was made on the monotonic clock, which runs through one start of the machine.
+    """
+    ALTER TABLE revocations ADD COLUMN boot TEXT NOT NULL DEFAULT '';
+    ALTER TABLE revocations ADD COLUMN made_on REAL NOT NULL DEFAULT 0;
     """,
 ]
 
@@ -192,18 +198,23 @@ class SqliteAuthStore(AuthStore):
     # -- sessions -------------------------------------------------------------------------------------------
 
     async def begin_session(
-        self, session: str, subject: str, digest: bytes, *, since: float, now: float, limits: SessionLimits
+        self, session: str, subject: str, digest: bytes, *, since: int, now: float, limits: SessionLimits
     ) -> bool:
         """Insert a session and its first refresh token; delete the sessions that have run out."""
 
         def begin(connection: sqlite3.Connection) -> bool:
             if connection.execute(
-                "SELECT 1 FROM revocations WHERE kind = 'subject' AND value = ? AND issued_until >= ?",
+                "SELECT 1 FROM revocations WHERE kind = 'subject' AND value = ? AND number > ?",
                 (subject, since),
             ).fetchone():
                 return False
             connection.execute(
                 "DELETE FROM sessions WHERE expires_at <= ? OR used_at <= ?", (now, now - limits.idle)
+            )
+            # Those begun or used while the clock was ahead would else last for as much longer.
+            connection.execute(
+                "UPDATE sessions SET used_at = ?, expires_at = min(expires_at, ?) WHERE used_at > ?",
+                (now, now + limits.absolute, now),
             )
             connection.execute(
                 "INSERT INTO sessions (id, subject, created_at, used_at, expires_at) VALUES (?, ?, ?, ?, ?)",
@@ -233,6 +244,8 @@ class SqliteAuthStore(AuthStore):
                 return RefreshRefused("unknown")
             session, subject, spent, spent_at, first_seed, used_at, expires_at = row
             repeated = first_seed is not None and abs(now - spent_at) <= REPEATABLE
+            if used_at > now:  # as in `begin_session`
+                expires_at = min(expires_at, now + limits.absolute)
             account = connection.execute(
                 "SELECT name, grants, disabled FROM accounts WHERE name = ? AND NOT disabled", (subject,)
             ).fetchone()
@@ -249,7 +262,10 @@ class SqliteAuthStore(AuthStore):
                         "UPDATE refresh_tokens SET spent = 1, spent_at = ?, seed = ? WHERE digest = ?",
                         (now, seed, digest),
                     )
-                    connection.execute("UPDATE sessions SET used_at = ? WHERE id = ?", (now, session))
+                    connection.execute(
+                        "UPDATE sessions SET used_at = ?, expires_at = ? WHERE id = ?",
+                        (now, expires_at, session),
+                    )
                     _add_refresh_token(connection, session, next_digest)
                 return Continued(session, _account(*account), expires_at, first_seed if repeated else seed)
             _revoke(connection, Revocation.of_session(session))
@@ -283,12 +299,18 @@ class SqliteAuthStore(AuthStore):
 
         await self._write(revoke)
 
+    async def last_revocation(self) -> int:
+        """Read the greatest number ever given."""
+        rows = self._rows("SELECT seq FROM sqlite_sequence WHERE name = 'revocations'")
+        return int(rows[0][0]) if rows else 0
+
     async def revocations_since(self, number: int, made_after: float = 0.0) -> list[tuple[int, Revocation]]:
         """Read what has been inserted since; numbers are given in the order of the commits."""
+        made_on_after = time.monotonic() - (time.time() - made_after)
         rows = self._rows(
             "SELECT number, kind, value, issued_until, forget_at, made_at FROM revocations "
-            "WHERE number > ? AND made_at >= ? ORDER BY number",
-            (number, made_after),
+            "WHERE number > ? AND (made_at >= ? OR (boot = ? AND made_on >= ?)) ORDER BY number",
+            (number, made_after, boot_id(), made_on_after),
         )
         return [(row[0], Revocation(Scope(row[1]), *row[2:])) for row in rows]
 
@@ -397,12 +419,19 @@ def _revoke(connection: sqlite3.Connection, revocation: Revocation) -> None:
 
 
 def _write_revocation(connection: sqlite3.Connection, revocation: Revocation) -> None:
-    now = time.time()
-    connection.execute("DELETE FROM revocations WHERE forget_at <= ?", (now,))
+    now, monotonic = time.time(), time.monotonic()
+    # The clock may have been set forward: what was made since the machine started must have lasted as long as well.
+    connection.execute(
+        "DELETE FROM revocations WHERE forget_at <= ? AND (boot != ? OR made_on + forget_at - made_at <= ?)",
+        (now, boot_id(), monotonic),
+    )
     if revocation.scope is Scope.KICK:  # the last one counts
         connection.execute("DELETE FROM revocations WHERE kind = 'kick' AND value = ?", (revocation.value,))
     scope, *values = revocation.as_of(now)
+    # Numbered on from the time in milliseconds, so that numbers are greater than before also in a restored backup.
     connection.execute(
-        "INSERT INTO revocations (kind, value, issued_until, forget_at, made_at) VALUES (?, ?, ?, ?, ?)",
-        (scope.value, *values),
+        "INSERT INTO revocations (number, kind, value, issued_until, forget_at, made_at, boot, made_on) VALUES ("
+        "max(?, 1 + ifnull((SELECT seq FROM sqlite_sequence WHERE name = 'revocations'), 0)), "
+        "?, ?, ?, ?, ?, ?, ?)",
+        (int(now * 1000), scope.value, *values, boot_id(), monotonic),
     )

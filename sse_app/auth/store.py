@@ -125,7 +125,7 @@ class AuthStore(ABC):
 
     @abstractmethod
     async def begin_session(
-        self, session: str, subject: str, digest: bytes, *, since: float, now: float, limits: SessionLimits
+        self, session: str, subject: str, digest: bytes, *, since: int, now: float, limits: SessionLimits
     ) -> bool:
         """Keep a new session with its first refresh token; drop all that have run out.
 
@@ -133,7 +133,8 @@ class AuthStore(ABC):
             session: its id, which is new.
             subject: whose it is.
             digest: of the refresh token, which itself is never kept.
-            since: where the subject was revoked then or later, there is no session, and False is returned.
+            since: the number of a revocation (`last_revocation`); where the subject was revoked by a later one,
+                there is no session, and False is returned.
             now: when it begins.
             limits: how long it lasts.
         """
@@ -177,6 +178,14 @@ class AuthStore(ABC):
 
         A refresh token from before would else bring fresh tokens, which no revocation knows. One of a subject
         or of all tokens is written as of then (`Revocation.as_of`).
+        """
+
+    @abstractmethod
+    async def last_revocation(self) -> int:
+        """Return the number of the last revocation, also where it is spent; 0 where there was none.
+
+        The numbers only grow, whatever the clock does, and those given after a backup was restored are greater than
+        those given before: so they tell what was issued before a revocation and what after it.
         """
 
     @abstractmethod

@@ -136,9 +136,9 @@ def _token(options: argparse.Namespace, settings: Settings, kind: TokenKind, gra
         return given
     session = secrets.token_urlsafe(12)
     # An unusable key is reported now, not at the first connection.
-    mint_with_own_keys(settings, kind, "cli", grants, TOKEN_LIFETIME, session)
+    asyncio.run(mint_with_own_keys(settings, kind, "cli", grants, TOKEN_LIFETIME, session))
 
     async def minted() -> str:
-        return mint_with_own_keys(settings, kind, "cli", grants, TOKEN_LIFETIME, session)
+        return await mint_with_own_keys(settings, kind, "cli", grants, TOKEN_LIFETIME, session)
 
     return minted

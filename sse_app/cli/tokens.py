@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 
-from sse_app.auth.factory import issuer_of
+from sse_app.auth.factory import issuer_of, make_auth_store
 from sse_app.auth.tokens.claims import new_id
 from sse_app.auth.tokens.grants import Grants
 from sse_app.auth.tokens.issuer import TokenKind
@@ -35,10 +36,11 @@ def mint(options: argparse.Namespace) -> None:
         raise InvalidInput("--subject must not be empty")
     if kind is TokenKind.ACCESS:
         grants = grants.with_subscriptions(own_patterns(settings.auth.own_channels, options.subject))
-    print(mint_with_own_keys(settings, kind, options.subject, grants, options.ttl, options.session))
+    minted = mint_with_own_keys(settings, kind, options.subject, grants, options.ttl, options.session)
+    print(asyncio.run(minted))
 
 
-def mint_with_own_keys(
+async def mint_with_own_keys(
     settings: Settings, kind: TokenKind, subject: str, grants: Grants, ttl: float, session: str | None = None
 ) -> str:
     """Return a token signed with the keys in the state directory.
@@ -46,5 +48,19 @@ def mint_with_own_keys(
     Raises:
         StateError: they cannot be read.
     """
-    tokens = issuer_of(settings.auth, StateDirectory(settings.state_dir))
-    return tokens.issue(kind, subject, session or new_id(), grants, ttl)
+    state = StateDirectory(settings.state_dir)
+    tokens = issuer_of(settings.auth, state)
+    after = await _last_revocation(state)
+    return tokens.issue(kind, subject, session or new_id(), grants, ttl, after=after)
+
+
+async def _last_revocation(state: StateDirectory) -> int | None:
+    """Return the number of the last revocation; None where nothing was ever revoked, as there are no accounts."""
+    if not state.accounts.exists():
+        return None
+    store = make_auth_store(state)
+    await store.open()
+    try:
+        return await store.last_revocation()
+    finally:
+        await store.close()

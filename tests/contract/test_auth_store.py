@@ -102,7 +102,8 @@ async def begin(
     store: AuthStore, session: str = "s", subject: str = "ann", digest: bytes = b"1", now: float = 0.0
 ) -> bool:
     now = now or time.time()
-    return await store.begin_session(session, subject, digest, since=now, now=now, limits=LIMITS)
+    since = await store.last_revocation()
+    return await store.begin_session(session, subject, digest, since=since, now=now, limits=LIMITS)
 
 
 async def spend(store: AuthStore, digest: bytes, next_digest: bytes, now: float = 0.0) -> Continued:
@@ -355,7 +356,7 @@ async def test_a_token_that_was_spent_some_time_ago_ends_its_session_also_if_the
         await store.add_account(ANN, "hash")
         now = time.time()
         limits = LIMITS._replace(idle=1e5, absolute=1e6)
-        await store.begin_session("s", "ann", b"1", since=now, now=now, limits=limits)
+        await store.begin_session("s", "ann", b"1", since=0, now=now, limits=limits)
         await store.spend_refresh_token(b"1", b"2", b"seed", now=now, limits=limits)
         late = store.spend_refresh_token(b"1", b"3", b"other", now=now + seconds, limits=limits)
         assert (await refusal(late)).reason == "reused"
@@ -446,13 +447,16 @@ async def test_a_password_that_was_checked_before_a_revocation_begins_no_session
     made: Implementation,
 ) -> None:
     async with opened(made) as store:
-        since = time.time()
+        since, now = await store.last_revocation(), time.time()
         await store.revoke([Revocation.of_subject("ann")])
-        assert not await store.begin_session("s", "ann", b"1", since=since, now=since, limits=LIMITS)
+        assert not await store.begin_session("s", "ann", b"1", since=since, now=now, limits=LIMITS)
         assert await store.session_of(b"1") is None
-        assert await store.begin_session("o", "ben", b"2", since=since, now=since, limits=LIMITS)
-        later = (await revoked(store))[0].issued_until + 0.001
-        assert await store.begin_session("t", "ann", b"3", since=later, now=later, limits=LIMITS)
+        assert await store.begin_session("o", "ben", b"2", since=since, now=now, limits=LIMITS)
+        later = await store.last_revocation()
+        assert later > since
+        for clock in (now, now - 3600):
+            session, digest = f"t{clock}", str(clock).encode()
+            assert await store.begin_session(session, "ann", digest, since=later, now=clock, limits=LIMITS)
 
 
 @pytest.mark.gen_test
@@ -660,7 +664,8 @@ WRITES: dict[str, Callable[[AuthStore], Awaitable[object]]] = {
 
 
 def test_every_method_that_writes_is_tried() -> None:
-    read = {"open", "close", "accounts", "credentials", "session_of", "revocations_since", "audit_entries"}
+    read = {"open", "close", "accounts", "credentials", "session_of", "audit_entries"}
+    read |= {"last_revocation", "revocations_since"}
     assert AuthStore.__abstractmethods__ - read == WRITES.keys()
 
 
@@ -800,6 +805,7 @@ async def test_a_sqlite_file_replaced_by_garbage_is_unavailable_and_does_not_ope
         for call in (
             store.accounts(),
             store.revocations_since(0),
+            store.last_revocation(),
             *(write(store) for write in WRITES.values()),
         ):
             with pytest.raises(AuthStoreUnavailable):

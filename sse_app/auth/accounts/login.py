@@ -15,7 +15,7 @@ from sse_app.auth.accounts.throttle import LoginThrottle
 from sse_app.auth.audit import Audit
 from sse_app.auth.records import Account
 from sse_app.auth.store import RefreshRefused
-from sse_app.auth.tokens.claims import Claims, new_id
+from sse_app.auth.tokens.claims import Claims, issued_after, new_id
 from sse_app.auth.tokens.grants import Grants
 from sse_app.auth.tokens.issuer import LEAST_LIFETIME, MAX_URL_LENGTH, TokenKind, Tokens, jittered
 from sse_app.core.addresses import network_of
@@ -100,7 +100,7 @@ class Login:
             TokenTooLarge: what the account may do fits into no token.
         """
         async with self._turn(name, address):
-            since = time.time()
+            since = await self._sessions.last_revocation()
             network = network_of(address, SHARING_PREFIX)
             account = await self._accounts.authenticate(name, password, network)
             session = None
@@ -201,7 +201,7 @@ class Login:
         def issue(kind: TokenKind, grants: Grants, lifetime: int) -> tuple[str, int]:
             expires_at = self._tokens.expiry(jittered(lifetime), session.at)
             token = self._tokens.issue_until(
-                kind, account.name, session.id, grants, expires_at, as_of=session.at
+                kind, account.name, session.id, grants, expires_at, as_of=session.at, after=session.after
             )
             return token, self._tokens.remaining(expires_at)
 
@@ -231,7 +231,13 @@ class Login:
             raise TokenRefused("the token is about to expire", "expires within a second")
         grants = claims.grants.only_subscribing(channels)
         token = tokens.issue_until(
-            TokenKind.STREAM, claims.subject, claims.session, grants, expires_at, as_of=claims.issued_at
+            TokenKind.STREAM,
+            claims.subject,
+            claims.session,
+            grants,
+            expires_at,
+            as_of=claims.issued_at,
+            after=issued_after(claims.token_id),
         )
         if len(token) + sum(len(name) + 1 for name in channels or ()) > MAX_URL_LENGTH:
             raise TokenTooLarge(

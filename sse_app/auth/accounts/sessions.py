@@ -36,12 +36,14 @@ class Session(NamedTuple):
         lifetime: of the refresh token, in seconds.
         at: when it was opened or refreshed; tokens are issued as of then, so that a revocation that comes
             between covers them.
+        after: the number of the last revocation then, for the same purpose: clocks are set.
     """
 
     id: str
     refresh_token: str
     lifetime: int
     at: float
+    after: int
 
 
 class Sessions:
@@ -62,17 +64,22 @@ class Sessions:
         """Take other settings."""
         self._limits = SessionLimits.of(auth)
 
-    async def open(self, subject: str, since: float) -> Session | None:
+    async def last_revocation(self) -> int:
+        """Return the number of the last revocation."""
+        return await self._store.last_revocation()
+
+    async def open(self, subject: str, since: int) -> Session | None:
         """Begin a session.
 
         Args:
             subject: whose.
-            since: when its password began to be checked. If the account has been changed since, the check
-                is worth nothing, and there is no session.
+            since: the number of the last revocation when its password began to be checked. If the account has
+                been changed since, the check is worth nothing, and there is no session.
         """
+        after = await self._store.last_revocation()
         now = time.time()
         limits = self._limits
-        session = Session(new_id(), _new_token(), int(min(limits.idle, limits.absolute)), now)
+        session = Session(new_id(), _new_token(), int(min(limits.idle, limits.absolute)), now, after)
         digest = _digest(session.refresh_token)
         begun = await self._store.begin_session(
             session.id, subject, digest, since=since, now=now, limits=limits
@@ -85,6 +92,7 @@ class Sessions:
         Raises:
             RefreshRefused: it does not continue a session; one that was spent for good has ended it.
         """
+        after = await self._store.last_revocation()
         now = time.time()
         limits = self._limits
         seed = secrets.token_bytes(SEED_BYTES)
@@ -95,7 +103,7 @@ class Sessions:
         lifetime = max(
             1, int(min(limits.idle, continued.expires_at - now))
         )  # 0 would drop the cookie at once
-        return Session(continued.session, following, lifetime, now), continued.account
+        return Session(continued.session, following, lifetime, now, after), continued.account
 
     async def find(self, token: str) -> tuple[str, str] | None:
         """Return session and subject of a refresh token, also a spent one, or None."""

@@ -63,6 +63,21 @@ class Claims(NamedTuple):
         return cls(subject, session, token_id, issued_at, expires_at, Grants.from_claim(payload["sse"]))
 
 
+def new_token_id(after: int | None) -> str:
+    """Return a new ``jti``, which says after which revocation the token was issued: clocks cannot, they are set.
+
+    Args:
+        after: the number of the last revocation of that time; None where it is not known.
+    """
+    return new_id() if after is None else f"{after}.{new_id()}"
+
+
+def issued_after(token_id: str) -> int | None:
+    """Return the number of the revocation after which a token was issued; None where its ``jti`` does not say."""
+    number, dot, _ = token_id.partition(".")
+    return int(number) if dot and number.isascii() and number.isdigit() and len(number) < 19 else None
+
+
 def new_id() -> str:
     """Return a new ``jti`` or ``sid``; none begins with a dash, which a command would take for a flag."""
     return secrets.token_urlsafe(12).replace("-", "_")

@@ -13,7 +13,7 @@ from enum import Enum
 from typing import Any
 
 from sse_app.auth.revocations import Revocations
-from sse_app.auth.tokens.claims import MAX_TIME, Claims, is_text, new_id
+from sse_app.auth.tokens.claims import MAX_TIME, Claims, is_text, new_token_id
 from sse_app.auth.tokens.grants import Grants
 from sse_app.auth.tokens.keyring import Key, KeyRing
 from sse_app.core.errors import InvalidChannel, InvalidInput, Kicked, TokenRefused, TokenTooLarge
@@ -104,6 +104,7 @@ class Tokens:
         lifetime: float,
         *,
         as_of: float | None = None,
+        after: int | None = None,
     ) -> str:
         """Return a new token.
 
@@ -114,12 +115,14 @@ class Tokens:
             grants: what it allows.
             lifetime: seconds until it expires, but never beyond ``longest`` after the issuing time.
             as_of: the issuing time that it states, where that is not now (seconds since the epoch).
+            after: the number of the last revocation of that time; None where it is now, or not known.
 
         Raises:
             TokenTooLarge: it would have more characters than can be used everywhere.
             InvalidInput: subject or session are no text that a token can hold.
         """
-        return self.issue_until(kind, subject, session, grants, self.expiry(lifetime, as_of), as_of=as_of)
+        expires_at = self.expiry(lifetime, as_of)
+        return self.issue_until(kind, subject, session, grants, expires_at, as_of=as_of, after=after)
 
     def expiry(self, lifetime: float, as_of: float | None = None) -> int:
         """Return when a token that is issued now for so many seconds expires (seconds since the epoch).
@@ -143,6 +146,7 @@ class Tokens:
         expires_at: int,
         *,
         as_of: float | None = None,
+        after: int | None = None,
     ) -> str:
         """Return a new token that expires at a time; see `issue`."""
         if not (is_text(subject) and is_text(session)):
@@ -150,7 +154,9 @@ class Tokens:
         key = self.keys.signing
         # Not rounded, so that a token issued right after a revocation does not seem older.
         issued_at = self._clock() if as_of is None else as_of
-        claims = Claims(subject, session, new_id(), issued_at, expires_at, grants)
+        if after is None and as_of is None and self._revocations is not None:
+            after = self._revocations.newest
+        claims = Claims(subject, session, new_token_id(after), issued_at, expires_at, grants)
         payload = _payload(self._issuer, self._audience, claims)
         headers = {"typ": kind.value, "kid": key.id}
         from sse_app.auth.tokens import jose
