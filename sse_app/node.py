@@ -91,7 +91,7 @@ class Node:
         self.publisher = Publisher(self.eventlog, self.channels, limits)
         self.publish_rate = RateLimit(limits.publish_rate)
         self.hub = Hub(self.eventlog, backlog_limit=limits.backlog_bytes, retry=settings.stream.retry)
-        self.keepalive = Keepalive(self.hub, settings.keepalive)
+        self.keepalive = Keepalive(self.hub, settings.keepalive, settings.socket.user_timeout)
         self.metrics = Metrics()
         self.pump = Pump(self.hub, self.keepalive)
         self.admission = Admission(

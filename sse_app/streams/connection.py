@@ -17,6 +17,7 @@ from sse_app.http.exchange import Exchange
 from sse_app.http.response_head import encode_head
 from sse_app.settings.model import Settings
 from sse_app.streams.disconnects import Disconnects
+from sse_app.streams.tcp_info import Unacknowledged, unacknowledged
 
 _DISCARD_SIZE = 4096
 
@@ -24,10 +25,11 @@ _DISCARD_SIZE = 4096
 def tune(sock: socket.socket, settings: Settings) -> None:
     """Let the kernel find dead clients, and hold little for slow ones; options that the system lacks are left out.
 
-    TCP keepalive finds dead clients of idle streams, the user timeout those with data under way (RFC 5482).
+    TCP keepalive finds dead clients that nothing was sent to. Those with data under way are the matter of
+    `sse_app.streams.delivery`; the kernel's user timeout (RFC 5482) is long enough never to end a client that lives.
     """
     options = settings.socket
-    user_timeout = options.user_timeout or settings.keepalive.ping_interval / 2
+    user_timeout = options.user_timeout + 4 * settings.keepalive.ping_interval
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (
@@ -143,6 +145,10 @@ class StreamConnection(httputil.HTTPConnection):
     def unsent(self) -> list[memoryview]:
         """Return the bytes that wait for the socket."""
         return list(self._rest or ())
+
+    def unacknowledged(self) -> Unacknowledged | None:
+        """Return what the kernel knows of bytes that the client has not acknowledged; None where there are none."""
+        return None if self.closed else unacknowledged(self._socket)
 
     def queue_rest(self, chunk: bytes, sent: int) -> None:
         """Queue what the socket did not accept of a chunk that the hub, or an earlier process, has sent in part."""

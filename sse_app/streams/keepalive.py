@@ -14,6 +14,7 @@ from sse_app.core.framing import framed
 from sse_app.core.periodic import PeriodicCallback
 from sse_app.core.sse import encode_json
 from sse_app.settings.model import KeepaliveSettings
+from sse_app.streams.delivery import DeliveryWatch
 from sse_app.streams.hub import Hub
 from sse_app.streams.stream import Stream
 
@@ -72,8 +73,9 @@ class _Agenda:
 class Keepalive:
     """Visits a part of the streams at each tick, so that 10,000 pings spread over the interval.
 
-    Each stream has its turn in the round, which takes one ping interval. A stream whose socket has accepted
-    nothing for two intervals is dead; the kernel's timers find most dead clients before that.
+    Each stream has its turn in the round, which takes one ping interval. A stream is dead when its client has
+    acknowledged nothing for half an interval after a ping, has kept its window closed for two, or when the socket has
+    accepted nothing for two.
 
     The wall clock may be set at any time. A stream therefore ends at the earlier of two moments: when its token
     has lived for as long as was left of its life (`Stream.deadline`), and when the wall clock shows its expiry.
@@ -81,14 +83,16 @@ class Keepalive:
     Args:
         hub: whose streams.
         settings: how often a stream is pinged; fixed for the life of the process.
+        unanswered: for how many seconds a client may acknowledge nothing of what was sent; 0 is half an interval.
     """
 
-    def __init__(self, hub: Hub, settings: KeepaliveSettings) -> None:
+    def __init__(self, hub: Hub, settings: KeepaliveSettings, unanswered: float = 0.0) -> None:
         self._hub = hub
         self._interval = interval = settings.ping_interval
         self._tick = min(MAX_TICK, interval / 8)
         self._turns: list[set[Stream]] = [set() for _ in range(round(interval / self._tick))]
         self._turn = 0
+        self._delivery = DeliveryWatch(unanswered or interval / 2, 2 * interval)
         self._deadlines = _Agenda(MAX_TICK)
         self._expiries = _Agenda(MAX_TICK)
         self.pings = 0
@@ -112,6 +116,7 @@ class Keepalive:
         """Take a stream out of the round."""
         if stream.ping_turn >= 0:
             self._turns[stream.ping_turn].discard(stream)
+        self._delivery.forget(stream)
         self._expect_no_expiry(stream)
 
     def renew(self, stream: Stream, lease: Lease) -> None:
@@ -142,12 +147,19 @@ class Keepalive:
                 await asyncio.sleep(0)
 
     def _reap(self, now: float) -> None:
-        stalled = now - 2 * self._interval + 2 * self._tick
+        stalled = (
+            now - 2 * self._interval + self._tick / 2
+        )  # on average two intervals, though it looks at ticks only
         leaving = now - min(CLOSING_TIMEOUT, 2 * self._interval)
         for stream in list(self._hub.laggards):
             if stream.stalled_since < (stalled if stream.ending is None else leaving):
                 stream.ending = stream.ending or "stalled"
                 stream.close()
+        # A quarter of a round after its ping: a client that has vanished is found well within two intervals.
+        self._delivery.look(self._turns[self._turn - len(self._turns) // 4], now)
+        for stream, reason in list(self._delivery.dead(now)):
+            stream.ending = stream.ending or reason
+            stream.close()
 
     def _ping(self) -> None:
         self._turn = (self._turn + 1) % len(self._turns)

@@ -185,6 +185,37 @@ def test_a_client_that_stops_reading_is_ended_and_its_memory_given_back(start_se
             stalled.socket.close()
 
 
+@pytest.mark.parametrize("size", [15_000, 60_000], ids=["in the kernel alone", "also in the server"])
+@pytest.mark.slow
+def test_a_client_that_lives_and_reads_nothing_has_two_ping_intervals_and_counts_as_stalled(
+    start_server: Start, size: int
+) -> None:
+    server = start_server(KEEPALIVE__PING_INTERVAL=INTERVAL)
+    path = f"/api/v1/sse/dashboard?token={server.stream_token('dashboard')}"
+    stalled = RawStream("127.0.0.1", server.port, path, buffer=4096)
+    slow = RawStream("127.0.0.1", server.port, path, buffer=4096)
+    try:
+        with server.publisher() as publisher:  # the clients' windows take less
+            event = {"event": "big", "data": {"x": "x" * size}}
+            publisher.post("/api/v1/sse/dashboard", json=event).raise_for_status()
+        begun = time.monotonic()
+        while time.monotonic() - begun < 1.5 * INTERVAL:
+            time.sleep(0.05)
+        assert streams(server) == 2
+        while slow.numbers() != [1]:
+            assert slow.read()
+        until(lambda: streams(server) == 1, "the stalled one is ended")
+        took = time.monotonic() - begun
+        print(f"{took / INTERVAL:.2f} ping intervals")
+        assert took > 2 * INTERVAL - 0.2
+        assert (ends(server, "stalled"), ends(server, "client")) == (1, 0)
+        while "ping" not in [event.type for event in slow.events[-1:]]:
+            assert slow.read()
+    finally:
+        stalled.socket.close()
+        slow.socket.close()
+
+
 def test_a_stream_over_its_backlog_is_ended_and_resumes_completely(start_server: Start) -> None:
     server = start_server(LIMITS__BACKLOG_BYTES=300_000)
     path = f"/api/v1/sse/dashboard?token={server.stream_token('dashboard')}"
