@@ -17,7 +17,7 @@ from sse_app.auth.accounts.sessions import Sessions
 from sse_app.auth.audit import Audit
 from sse_app.auth.factory import issuer_of, keys_directory, make_auth_store, provider_of
 from sse_app.auth.revocations import Revocations
-from sse_app.auth.tokens.keyring import KeyRing
+from sse_app.auth.tokens.keyring import load_keys
 from sse_app.core.addresses import parse_address
 from sse_app.core.channels import ChannelPatterns
 from sse_app.core.counters import InProgress, Metrics
@@ -25,10 +25,11 @@ from sse_app.core.events import EventId
 from sse_app.core.lifecycle import Lifecycle
 from sse_app.core.rate_limit import RateLimit
 from sse_app.core.repeated_event import RepeatedEvent
-from sse_app.eventlog.factory import make_event_log
+from sse_app.eventlog.factory import event_log_path, make_event_log
 from sse_app.http.open_connections import ConnectionLimits
 from sse_app.monitoring.live_stats import LiveStats
 from sse_app.settings.model import Limits, Settings
+from sse_app.storage.ownership import require_private_database
 from sse_app.storage.state_dir import StateDirectory
 from sse_app.streams.admission import Admission
 from sse_app.streams.enforcement import Enforcement
@@ -154,7 +155,7 @@ class Node:
         """Put settings in force without touching a stream, and return the names of those that need a restart.
 
         Raises:
-            StateError: the keys cannot be used; nothing is changed.
+            StateError: the keys cannot be used, or a file is not this user's alone; nothing is changed.
         """
         fixed = {name: getattr(self.settings, name) for name in _FIXED}
         kept = [name for name, value in fixed.items() if getattr(settings, name) != value]
@@ -163,7 +164,10 @@ class Node:
         channels = ChannelPatterns(settings.channels)
         provider = provider_of(settings.oidc, auth)
         directory = keys_directory(auth, self.state)
-        keys = KeyRing.load(directory)
+        self.state.check()
+        if (log := event_log_path(self.settings.event_log, self.state)) is not None:
+            require_private_database(log)
+        keys = load_keys(directory)
         self.settings = msgspec.structs.replace(settings, **fixed)
         self.channels = channels
         self.provider = provider

@@ -9,7 +9,8 @@ from sse_app.auth.revocations import Revocations
 from sse_app.auth.sqlite_store import SqliteAuthStore
 from sse_app.auth.store import AuthStore
 from sse_app.auth.tokens.issuer import Tokens
-from sse_app.auth.tokens.keyring import KeyRing
+from sse_app.auth.tokens.keyring import load_keys
+from sse_app.core.errors import StateError
 from sse_app.settings.model import OIDC, Auth
 from sse_app.storage.state_dir import StateDirectory
 
@@ -23,8 +24,20 @@ def make_auth_store(state: StateDirectory) -> AuthStore:
 
 
 def keys_directory(auth: Auth, state: StateDirectory) -> Path:
-    """Return the directory of the keys: the one that the settings name, else one in the state directory."""
-    return Path(auth.keys_dir) if auth.keys_dir else state.keys
+    """Return the directory of the keys: the one that the settings name, else one in the state directory.
+
+    Raises:
+        StateError: the settings name one that is not there.
+    """
+    if not auth.keys_dir:
+        return state.keys
+    try:
+        there = Path(auth.keys_dir).is_dir()
+    except OSError as error:
+        raise StateError(f"cannot use the keys in {auth.keys_dir}: {error.strerror}") from None
+    if not there:
+        raise StateError(f"there is no directory {auth.keys_dir} (auth.keys_dir): make it, with mode 0700")
+    return Path(auth.keys_dir)
 
 
 def issuer_of(auth: Auth, state: StateDirectory, revocations: Revocations | None = None) -> Tokens:
@@ -39,7 +52,7 @@ def issuer_of(auth: Auth, state: StateDirectory, revocations: Revocations | None
         StateError: the keys cannot be read or made.
     """
     return Tokens(
-        KeyRing.load(keys_directory(auth, state)),
+        load_keys(keys_directory(auth, state)),
         issuer=auth.issuer,
         audience=auth.audience,
         longest=auth.longest_lifetime,

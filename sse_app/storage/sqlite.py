@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from sse_app.core.errors import StateError
+from sse_app.storage.ownership import require_private_database
 
 BUSY_TIMEOUT = 10.0
 """How long a connection waits for another one's transaction, in seconds."""
@@ -26,8 +27,10 @@ def open_database(path: Path, application_id: int, migrations: Sequence[str]) ->
         migrations: SQL scripts; the n-th leads from version n to n + 1.
 
     Raises:
-        StateError: the file cannot be opened, is no database of this kind, or is of a newer version.
+        StateError: the file cannot be opened, is not this user's alone (see `storage.ownership`), is no database of
+            this kind, or is of a newer version.
     """
+    require_private_database(path)
     try:
         # Only a new file is opened here: to close one that this process has open in SQLite would drop the locks
         # that SQLite holds on it, and another process could then take it for its own (fcntl(2)).

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from sse_app.core.errors import StateError
+from sse_app.storage.ownership import require_own, require_private, require_private_database
 
 
 class StateDirectory:
@@ -24,12 +25,28 @@ class StateDirectory:
         self._lock: int | None = None
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if path.stat().st_mode & 0o077:
-                path.chmod(0o700)
         except OSError as error:
             raise StateError(f"cannot use the state directory {path}: {error.strerror}") from None
-        if not os.access(path, os.W_OK | os.X_OK):
-            raise StateError(f"cannot use the state directory {path}: it is not writable")
+        self.check()
+
+    def check(self) -> None:
+        """Make the directory private, and look whether it and the files in it are this user's alone.
+
+        Raises:
+            StateError: it cannot be made private, or one of them is not.
+        """
+        path = self.path
+        try:
+            require_own(path, "the state directory")
+            if path.stat().st_mode & 0o077:
+                path.chmod(0o700)
+            if not os.access(path, os.W_OK | os.X_OK):
+                raise StateError(f"cannot use the state directory {path}: it is not writable")
+            for database in (self.accounts, self.events):
+                require_private_database(database)
+            require_private(path / "lock", "the lock")
+        except OSError as error:
+            raise StateError(f"cannot use the state directory {path}: {error.strerror}") from None
 
     @property
     def accounts(self) -> Path:
@@ -52,7 +69,7 @@ class StateDirectory:
         Raises:
             StateError: another server has it; the text names the directory and the process.
         """
-        descriptor = os.open(self.path / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(self.path / "lock", os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -79,7 +96,7 @@ class StateDirectory:
     def holder(self) -> int | None:
         """Return the process id of the server that uses the directory, or None."""
         try:
-            descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CLOEXEC)
+            descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:
             return None
         try:

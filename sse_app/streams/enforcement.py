@@ -12,7 +12,7 @@ from sse_app.auth.records import Revocation
 from sse_app.auth.revocations import Revocations
 from sse_app.auth.store import AuthStore
 from sse_app.auth.tokens.issuer import Tokens
-from sse_app.auth.tokens.keyring import KeyRing
+from sse_app.auth.tokens.keyring import load_keys
 from sse_app.core.errors import AuthStoreUnavailable, StateError
 from sse_app.core.periodic import PeriodicCallback
 from sse_app.core.repeated_event import RepeatedEvent
@@ -163,7 +163,7 @@ class Enforcement:
     def _reload_keys(self) -> None:
         """Use the keys that are in the directory now; if one is bad, those from before."""
         try:
-            keys = KeyRing.load(self._keys, create=False)
+            keys = load_keys(self._keys, create=False)
         except StateError as error:
             cause = error.__cause__
             if isinstance(cause, OSError) and cause.errno in (errno.EMFILE, errno.ENFILE):

@@ -170,6 +170,7 @@ def test_reload_puts_every_live_setting_in_force(service: Service) -> None:
     keys = service.manager.directory / "keys"
     keys.mkdir(mode=0o700)
     (keys / "other.hs256").write_bytes(b"k" * 32)
+    (keys / "other.hs256").chmod(0o600)
 
     def reload(text: str) -> None:
         count = len(service.logged("reloaded"))

@@ -190,6 +190,7 @@ def test_weak_and_odd_keys_are_refused_each_by_name_in_one_line(tmp_path: Path) 
         directory = tmp_path / name
         directory.mkdir()
         (directory / name).write_bytes(make())
+        (directory / name).chmod(0o600)
     (tmp_path / "directory.pem" / "directory.pem").mkdir(parents=True)
     done = load(tmp_path)
     assert done.returncode == 0, done.stderr
@@ -207,6 +208,8 @@ def test_a_server_with_a_bad_key_does_not_start_and_says_so_in_one_line(tmp_path
     keys.mkdir(parents=True)
     (keys / "good.hs256").write_bytes(os.urandom(32))
     (keys / name).write_bytes(BAD[name]())
+    for file in keys.iterdir():
+        file.chmod(0o600)
     environment = {**os.environ, "SSE_APP_STATE_DIR": str(keys.parent), "SSE_APP_PORT": "0"}
     done = subprocess.run(
         [sys.executable, "main.py", "serve"],

@@ -103,6 +103,8 @@ def make_forges(directory: Path) -> list[Forge]:
     ):
         (directory / f"{kid}.pem").write_bytes(private_pem(key))
         forges.append(Forge(algorithm, kid, key))
+    for file in directory.iterdir():
+        file.chmod(0o600)
     return forges
 
 

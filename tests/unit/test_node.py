@@ -114,6 +114,7 @@ async def test_after_a_reload_new_keys_are_looked_for_where_the_settings_say(
     settings: Settings, tmp_path: Path
 ) -> None:
     elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir(mode=0o700)
     async with running(settings) as node:
         auth = Auth(keys_dir=str(elsewhere))
         node.reload(Settings(state_dir=tmp_path / "state", event_log="memory:", channels=("old",), auth=auth))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sse_app.core.errors import StateError
+from sse_app.storage.ownership import ROOT, read_trusted, require_closed, require_own, require_unreadable
 
 SECRET_BYTES = 32
 """RFC 7518 §3.2: an HS256 key has at least the 256 bits of the hash."""
@@ -64,12 +65,14 @@ class KeyRing:
         try:
             if create:
                 directory.mkdir(mode=0o700, exist_ok=True)
+            require_closed(directory, "the directory of the keys")
             files = [file for file in directory.iterdir() if not file.name.startswith(".")]
             if not files and not create:
                 raise StateError(f"there are no keys in {directory}")
             files = files or [_create(directory, "first.hs256", secrets.token_bytes(SECRET_BYTES))]
             files.sort(key=lambda file: (file.stat().st_mtime_ns, file.name), reverse=True)
-            keys = [_read(file) for file in files]
+            owners = (ROOT, os.geteuid(), directory.stat().st_uid)
+            keys = [_read(file, directory, owners) for file in files]
         except OSError as error:
             raise StateError(f"cannot use the keys in {directory}: {error}") from error
         twice = {key.id for key in keys if sum(other.id == key.id for other in keys) > 1}
@@ -78,6 +81,20 @@ class KeyRing:
         if not any(key.signing is not None for key in keys):
             raise StateError(f"none of the keys in {directory} can sign: all are public")
         return cls(keys)
+
+
+def load_keys(directory: Path, *, create: bool = True) -> KeyRing:
+    """Return the keys of a directory, as `KeyRing.load` does, if it is root's or of the user that this process runs as.
+
+    Raises:
+        StateError: it does not, or the keys cannot be used.
+    """
+    try:
+        if directory.exists() and directory.stat().st_uid != ROOT:
+            require_own(directory, "the directory of the keys")
+    except OSError as error:
+        raise StateError(f"cannot use the keys in {directory}: {error.strerror}") from error
+    return KeyRing.load(directory, create=create)
 
 
 def rotate(directory: Path, algorithm: str, spent_before: float) -> tuple[str, list[str]]:
@@ -94,7 +111,7 @@ def rotate(directory: Path, algorithm: str, spent_before: float) -> tuple[str, l
     Raises:
         StateError: the keys cannot be used.
     """
-    KeyRing.load(directory)  # what cannot be read is not to be added to
+    load_keys(directory)  # what cannot be read is not to be added to
     kid = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(2)}"
     suffix = "hs256" if algorithm == "HS256" else "pem"
     files = sorted(
@@ -127,8 +144,15 @@ def _new_key(algorithm: str) -> bytes:
     return new_pem(algorithm)
 
 
-def _read(file: Path) -> Key:
-    content = file.read_bytes()
+def _read(file: Path, directory: Path, owners: Collection[int]) -> Key:
+    content, found = read_trusted(file, directory, owners)
+    key = _parse(file, content)
+    if key.signing is not None:  # a public half may be read by all
+        require_unreadable(file, found)
+    return key
+
+
+def _parse(file: Path, content: bytes) -> Key:
     try:
         if file.suffix == ".hs256":
             return _checked(Key(file.stem, "HS256", content, content))
