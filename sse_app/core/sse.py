@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from sse_app.core.events import timestamp
 from sse_app.core.json_text import to_json
 
 _LINE_BREAK = re.compile(rb"\r\n|\r|\n")
@@ -49,6 +50,11 @@ def encode_event(id: bytes, type: bytes, data: bytes, retry: int | None) -> byte
 def encode_json(event: str, data: object, *, id: str | None = None, retry: int | None = None) -> bytes:
     """Return one event whose data is ``data`` as JSON."""
     return encode(to_json(data), event=event, id=id, retry=retry)
+
+
+def encode_ping(now: float) -> bytes:
+    """Return the event that shows a client that its stream is alive; ``now`` is the wall clock's time."""
+    return encode_json("ping", {"timestamp": timestamp(now)})
 
 
 def encode_closing(reason: str, retry: int | None) -> bytes:

@@ -13,6 +13,7 @@ from tornado.http1connection import HTTP1Connection
 from tornado.iostream import IOStream, StreamClosedError
 
 from sse_app.core.framing import Framing
+from sse_app.core.sse import encode_ping
 from sse_app.http.exchange import Exchange
 from sse_app.http.response_head import encode_head
 from sse_app.settings.model import Settings
@@ -254,8 +255,26 @@ class StreamConnection(httputil.HTTPConnection):
         try:
             if self._socket.recv(_DISCARD_SIZE):
                 return
+            if not self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                self._find_out_whether_it_reads()
+                return
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
             pass
         self.close()
+
+    def _find_out_whether_it_reads(self) -> None:
+        """Send a ping to a client that sends no more: it may still read, or have closed its connection.
+
+        Only a write can tell: the system of a client that has closed it answers with a reset (RFC 9293 §3.6.1), of
+        which `readable` is called. What waits, or is under way, does as well as the ping.
+
+        Raises:
+            OSError: it has closed its connection, or there is something under way.
+        """
+        if self._disconnects is not None:
+            self._disconnects.ignore_input(self._fd)
+        ping = self.framing.frame(encode_ping(time.time()))
+        if not self._rest and self.send(ping) != len(ping):
+            self.close()  # the hub sends past what waits here, so nothing may wait here that it does not know of

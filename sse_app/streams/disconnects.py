@@ -58,6 +58,16 @@ class Disconnects:
         elif self._watched.pop(fd, None) is not None and self._epoll is not None:
             self._epoll.unregister(fd)
 
+    def ignore_input(self, fd: int) -> None:
+        """Call no more for what there is to read, which for a client that has ended its side is always its end.
+
+        With epoll the owner is still called when the connection is reset.
+        """
+        if not _EPOLL:
+            asyncio.get_running_loop().remove_reader(fd)
+        elif self._epoll is not None:
+            self._epoll.modify(fd, 0)
+
     def suspend(self) -> None:
         """Stop watching all sockets until `resume`; those that are added meanwhile are watched from then on.
 

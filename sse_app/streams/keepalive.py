@@ -9,10 +9,9 @@ import time
 from heapq import heapify, heappop, heappush
 
 from sse_app.auth.tokens.claims import Lease
-from sse_app.core.events import timestamp
 from sse_app.core.framing import framed
 from sse_app.core.periodic import PeriodicCallback
-from sse_app.core.sse import encode_json
+from sse_app.core.sse import encode_ping
 from sse_app.settings.model import KeepaliveSettings
 from sse_app.streams.delivery import DeliveryWatch
 from sse_app.streams.hub import Hub
@@ -166,7 +165,7 @@ class Keepalive:
         turn = self._turns[self._turn]
         if not turn:
             return
-        ping = framed(encode_json("ping", {"timestamp": timestamp(time.time())}))
+        ping = framed(encode_ping(time.time()))
         for stream in turn:
             stream.write(ping(stream.framing))
         self.pings += len(turn)

@@ -23,8 +23,8 @@ STREAMS = 1000
 
 @pytest.fixture(params=["warm", "cold"])
 def service(request: pytest.FixtureRequest, start_service: Callable[..., Service]) -> Service:
-    """The server as a unit, in both ways."""
-    service = start_service()
+    """The server as a unit, in both ways, which trusts the proxy that some tests put in front of it."""
+    service = start_service(TRUSTED_PROXIES=r"[\"127.0.0.0/8\"]")  # as systemd.syntax(7) has quotes
     if request.param == "cold":
         service.configure("cold", "KillMode=mixed")
     return service

@@ -249,3 +249,35 @@ async def test_one_that_ends_after_everything_is_closed_does_no_harm() -> None:
     one = Watched(disconnects)
     disconnects.close()
     one.close()
+
+
+@pytest.mark.gen_test
+async def test_a_peer_that_has_ended_its_side_is_noticed_once_and_again_when_it_goes() -> None:
+    disconnects = Disconnects()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        peer = socket.create_connection(listening.getsockname())
+        ours, _ = listening.accept()
+    noticed: list[bytes] = []
+
+    class HalfClosed:
+        def readable(self) -> None:
+            noticed.append(ours.recv(100))
+            if len(noticed) == 1:
+                disconnects.ignore_input(ours.fileno())
+            else:
+                disconnects.forget(ours.fileno())
+
+    disconnects.watch(ours.fileno(), HalfClosed())
+    peer.shutdown(socket.SHUT_WR)
+    await until_async(lambda: noticed, "its end is noticed", pause=0)
+    await everything_noticed(disconnects)
+    assert noticed == [b""]
+    peer.close()
+    ours.send(b"x")  # which is answered with a reset
+    if module._EPOLL:
+        await until_async(lambda: len(noticed) == 2, "that it has gone is noticed", pause=0)
+    await everything_noticed(disconnects)
+    assert len(noticed) == (2 if module._EPOLL else 1)
+    disconnects.forget(ours.fileno())
+    ours.close()
+    disconnects.close()
