@@ -41,15 +41,17 @@ The kernel has a limit only for clients that take nothing, only for TCP, and not
 MAX_UNREAD_BYTES = 16 * 1024 * 1024
 """How many bytes of responses wait for their clients, over all connections."""
 
-SLOW_AFTER = 5.0
+SLOW_AFTER = 1.0
 """Seconds after which a body that is still coming, or a response that is not read, may be cut off to make room."""
 
 ACCEPTED_AT_ONCE = 64
 """How many connections are accepted before the event loop runs other callbacks."""
 
 ACCEPT_PAUSE = 1.0
-"""Seconds for which no connection is accepted after that failed, for lack of descriptors or memory, or while all are
-busy."""
+"""Seconds for which no connection is accepted after that failed, for lack of descriptors or memory."""
+
+BUSY_PAUSE = 0.1
+"""Seconds for which no connection is accepted at most while all that there are are busy."""
 
 LINGER_TIMEOUT = 2.0
 """Seconds for which a client is given time to read the last response."""
@@ -257,13 +259,13 @@ class HTTPServer:
                 self.exhausted(error)
                 if error.errno == errno.EMFILE and self._connections.shed():
                     continue
-                self._pause_accepting()
+                self._pause_accepting(ACCEPT_PAUSE)
                 return
             self._begin(sock, _context(sock, address))
             if self._connections.too_many:
                 self._counts.accept_failures += 1
                 self._failures.add("all connections are busy")
-                self._pause_accepting()
+                self._pause_accepting(BUSY_PAUSE)
                 self._full = True
                 return
 
@@ -283,10 +285,10 @@ class HTTPServer:
         self._connections.add(connection)
         connection.start()
 
-    def _pause_accepting(self) -> None:
+    def _pause_accepting(self, seconds: float) -> None:
         """Leave new connections to the kernel for a while; else the event loop would try again all the time."""
         self._stop_accepting()
-        self._accept_again = self.loop.call_later(ACCEPT_PAUSE, self._start_accepting)
+        self._accept_again = self.loop.call_later(seconds, self._start_accepting)
 
     def _start_accepting(self) -> None:
         self._stop_accepting()
@@ -297,7 +299,7 @@ class HTTPServer:
                 self.loop.add_reader(listening.fileno(), self._accept, listening)
         except OSError as error:
             self.exhausted(error)
-            self._pause_accepting()
+            self._pause_accepting(ACCEPT_PAUSE)
 
     def _stop_accepting(self) -> None:
         self._full = False

@@ -150,7 +150,7 @@ async def test_slow_senders_and_readers_make_room_last_and_only_after_a_while(
     slow: type[Slow], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server_module, "SLOW_AFTER", 0.3)
-    monkeypatch.setattr(server_module, "ACCEPT_PAUSE", 0.1)
+    monkeypatch.setattr(server_module, "BUSY_PAUSE", 0.05)
     counts = ConnectionCounts()
     async with serving(limits=limits(2), counts=counts) as (server, port), connected(port) as sender:
         sender.send(BODY)
