@@ -23,7 +23,7 @@ from sse_app.handlers.client_address import SIGNS_OF_A_PROXY, UNKNOWN, client_ad
 from sse_app.handlers.cors import OriginHandler
 from sse_app.handlers.errors import Refusal, refusal_of
 from sse_app.handlers.hosts import is_local_name, is_named
-from sse_app.handlers.parsing import cookie_values, parse_json
+from sse_app.handlers.parsing import parse_json
 from sse_app.node import Node
 from sse_app.settings.types import Network
 
@@ -148,10 +148,6 @@ class ApiHandler(OriginHandler):
         self.flush()
         # Once the body is read to its end Tornado calls the method, which must neither do nor answer anything.
         setattr(self, (self.request.method or "").lower(), _do_nothing)
-
-    def get_cookie(self, name: str, default: str | None = None) -> str | None:  # type: ignore[override]
-        """Return a cookie's value: of several with that name the most specific one's, which comes first."""
-        return next(iter(cookie_values(self.request.headers.get_list("Cookie"), name)), default)
 
     # -- authorisation --------------------------------------------------------------------------------------
 

@@ -23,6 +23,14 @@ export class ApiError extends Error {
   }
 }
 
+/** The browser's cookie is another user's than the one whom the page was last used by. */
+export class AnotherUser extends ApiError {
+  constructor(before, now) {
+    super(401, `This browser is now logged in as ${now}, no longer as ${before}. Please log in again.`);
+    this.name = "AnotherUser";
+  }
+}
+
 /** One login: begun with a password, continued by the cookie. */
 export class Session {
   #token = "";
@@ -30,6 +38,8 @@ export class Session {
   #refreshing = null;
   #onLost = () => {};
 
+  /** Why the last login is over, where that is another reason than its age. */
+  problem = "";
   /** The name that is logged in, or empty. */
   username = "";
   /** The channels that may be read, of those configured by name. */
@@ -49,15 +59,17 @@ export class Session {
 
   /** Begins a session with a password. */
   async logIn(username, password) {
-    await this.#enter(await ask(`${AUTH}/login`, { body: { username, password } }));
+    this.problem = "";
+    await this.#enter(await ask(`${AUTH}/login`, { body: { username, password } }), username);
   }
 
   /**
-   * Continues the session of an earlier page load.
+   * Continues the session of an earlier page load, if it is still the same user's: a cookie does not say who set it.
    * @returns {Promise<boolean>} whether there is one
    */
   async resume() {
     if (!stored()) return false;
+    this.problem = "";
     await this.#refresh();
     return true;
   }
@@ -124,6 +136,7 @@ export class Session {
       );
     this.#refreshing ??= (navigator.locks ? navigator.locks.request(MARK, refresh) : refresh())
       .catch((error) => {
+        if (error instanceof AnotherUser) this.problem = error.message;
         if (error.status === 401) this.forget();
         throw error;
       })
@@ -136,9 +149,9 @@ export class Session {
     this.#staleAt = 0;
   }
 
-  async #enter({ access_token: token, expires_in: seconds }) {
+  async #enter({ access_token: token, expires_in: seconds }, expected = this.username || stored()) {
     const me = await ask(`${AUTH}/me`, { token });
-    if (this.username && me.subject !== this.username) throw new ApiError(401, "somebody else has logged in");
+    if (expected && me.subject !== expected) throw new AnotherUser(expected, me.subject);
     this.#token = token;
     this.#staleAt = Date.now() + seconds * 1000 - Math.min(EARLY, seconds * 500);
     this.username = me.subject;

@@ -37,7 +37,7 @@ export class Shell {
       this.#show("login");
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
-      if (error.status === 401) return this.end(EXPIRED);
+      if (error.status === 401) return this.end(this.session.problem || EXPIRED);
       this.end(`That did not work: ${error.message}.`);
       setTimeout(() => this.session.username || this.start(), RETRY);
     }
@@ -46,7 +46,7 @@ export class Shell {
   /** Goes back to the login form, because the server has ended the session. */
   expire() {
     this.session.forget();
-    this.end(EXPIRED);
+    this.end(this.session.problem || EXPIRED);
   }
 
   /** Goes back to the login form, and says why. */

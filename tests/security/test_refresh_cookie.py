@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import sqlite3
 from collections.abc import Iterator
 
 import httpx
 import pytest
 from playwright.sync_api import Browser
 
-from tests.support.people import PASSWORD, Site, bearer, refresh_cookie, site
+from tests.support.people import PASSWORD, Site, bearer, refresh_cookie, refresh_cookies, session_of, site
 
 ORIGIN = "http://desk.example:3020"
 LOGIN = {"username": "ann", "password": PASSWORD}
@@ -17,7 +19,9 @@ LOGIN = {"username": "ann", "password": PASSWORD}
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     state_dir = tmp_path_factory.mktemp("cookie") / "state"
-    with site(state_dir, users=("ann",), expected=("refresh_reused",), CORS_ORIGINS=[ORIGIN]) as served:
+    with site(
+        state_dir, users=("ann",), expected=("refresh_reused", "proxy_not_trusted"), CORS_ORIGINS=[ORIGIN]
+    ) as served:
         yield served
 
 
@@ -38,7 +42,7 @@ def test_the_cookie_is_only_for_these_paths_and_no_script(desk: Site) -> None:
     cookie = attributes(refresh_cookie(answer))
     assert {"secure", "httponly"} <= set(cookie)
     assert cookie["samesite"] == "Strict"
-    assert cookie["path"] == "/api/v1/auth"
+    assert cookie["path"] == "/"
     assert 0 < int(cookie["max-age"]) <= 7 * 86_400
     assert "domain" not in cookie
     assert cookie["sse_app_refresh"] not in answer.text
@@ -53,14 +57,8 @@ def test_the_cookie_is_only_for_these_paths_and_no_script(desk: Site) -> None:
     out = post(desk, "logout", again["sse_app_refresh"])
     dropped = attributes(refresh_cookie(out))
     assert dropped["sse_app_refresh"] in ("", '""')
-    assert dropped["path"] == "/api/v1/auth"
+    assert dropped["path"] == "/"
     assert "expires" in dropped or dropped.get("max-age") == "0"
-
-
-def test_of_two_cookies_of_one_name_the_more_specific_one_which_comes_first_counts(desk: Site) -> None:
-    token = attributes(refresh_cookie(post(desk, "login", json=LOGIN)))["sse_app_refresh"]
-    assert post(desk, "refresh", f"{'x' * 43}; sse_app_refresh={token}").status_code == 401
-    assert post(desk, "refresh", f"{token}; sse_app_refresh={'x' * 43}").status_code == 200
 
 
 def test_a_client_without_cookies_gets_none(desk: Site) -> None:
@@ -72,9 +70,135 @@ def test_a_client_without_cookies_gets_none(desk: Site) -> None:
 
 
 def test_a_refresh_cookie_that_is_no_good_is_dropped(desk: Site) -> None:
-    answer = post(desk, "refresh", "x" * 43)
+    answer = post(desk, "refresh", "x" * 44)
     assert answer.status_code == 401
-    assert "expires" in attributes(refresh_cookie(answer))
+    assert dropped_at(answer) == [("sse_app_refresh", "/")]
+
+
+def dropped_at(answer: httpx.Response) -> list[tuple[str, str]]:
+    """Return name and path of each refresh cookie that an answer drops."""
+    found = []
+    for cookie in refresh_cookies(answer):
+        named = attributes(cookie)
+        name = next(iter(named))
+        if not named[name]:
+            assert (named["max-age"], named["samesite"]) == ("0", "Strict")
+            assert {"secure", "httponly", "expires"} <= named.keys()
+            found.append((name, named["path"]))
+    return found
+
+
+PREFIXED = "__host-sse_app_refresh"
+
+
+@pytest.mark.parametrize(
+    ("headers", "name"),
+    [
+        ({}, "sse_app_refresh"),
+        ({"Host": "localhost:8000"}, "sse_app_refresh"),
+        ({"Host": "LOCALHOST"}, "sse_app_refresh"),
+        ({"Host": "[::1]:8000"}, "sse_app_refresh"),
+        ({"Origin": "http://localhost:3020", "Sec-Fetch-Site": "same-origin"}, "sse_app_refresh"),
+        ({"X-Forwarded-Proto": "http"}, "sse_app_refresh"),
+        ({"X-Forwarded-Proto": "https"}, PREFIXED),
+        ({"X-Forwarded-Proto": "http, HTTPS"}, PREFIXED),
+        ({"Host": "app.desk.localhost:8000"}, PREFIXED),
+        ({"Host": "10.0.0.7"}, PREFIXED),
+        ({"Origin": ORIGIN, "Sec-Fetch-Site": "cross-site"}, "sse_app_refresh"),
+        ({"Origin": "https://localhost", "Sec-Fetch-Site": "same-origin"}, PREFIXED),
+        ({"Origin": "https://desk.example", "Sec-Fetch-Site": "same-origin"}, PREFIXED),
+        ({"Origin": "http://[", "Sec-Fetch-Site": "same-origin"}, "sse_app_refresh"),
+    ],
+    ids=str,
+)
+def test_the_cookie_has_the_prefix_except_over_plain_http_on_loopback(
+    desk: Site, headers: dict[str, str], name: str
+) -> None:
+    url = f"{desk.server.url}/api/v1/auth"
+    answer = httpx.post(f"{url}/login", json=LOGIN, headers=headers, timeout=30)
+    assert answer.status_code == 200, answer.text
+    cookie = refresh_cookie(answer)
+    named = attributes(cookie)
+    assert next(iter(named)) == name
+    assert (named["path"], named["samesite"]) == ("/", "Strict")
+    assert {"secure", "httponly"} <= named.keys()
+    assert "domain" not in named
+    pair = {"Cookie": f"theme=dark; {cookie.partition(';')[0]}; a=b"}
+    again = httpx.post(f"{url}/refresh", headers=headers | pair, timeout=30)
+    assert again.status_code == 200
+    assert next(iter(attributes(refresh_cookie(again)))) == name
+    pair = {"Cookie": refresh_cookie(again).partition(";")[0]}
+    out = httpx.post(f"{url}/logout", headers=headers | pair, timeout=30)
+    assert (out.status_code, dropped_at(out)) == (204, [(name, "/")])
+
+
+BEHIND_TLS = {"X-Forwarded-Proto": "https"}
+
+
+def test_behind_tls_a_cookie_that_a_sibling_can_set_counts_for_nothing(desk: Site) -> None:
+    ann, eve = desk.log_in("ann"), desk.log_in("ann")
+    mine = f"__Host-sse_app_refresh={ann.refresh}"
+    for theirs in (eve.refresh, "junk", "", "x" * 43):
+        tossed = f"sse_app_refresh={theirs}"
+        for cookie in (f"{tossed}; {mine}", f"{mine}; {tossed}", f"{tossed}; {tossed}; {mine}"):
+            answer = httpx.post(
+                f"{desk.server.url}/api/v1/auth/refresh", headers=BEHIND_TLS | {"Cookie": cookie}, timeout=30
+            )
+            assert answer.status_code == 200, answer.text
+            assert session_of(answer).id == ann.id
+            fresh = next(each for each in refresh_cookies(answer) if attributes(each).get("max-age") != "0")
+            assert fresh.startswith("__Host-sse_app_refresh=")
+            mine = fresh.partition(";")[0]
+    alone = BEHIND_TLS | {"Cookie": f"sse_app_refresh={eve.refresh}"}
+    for path in ("refresh", "logout"):
+        assert httpx.post(f"{desk.server.url}/api/v1/auth/{path}", headers=alone).status_code == 401
+    assert desk.me(eve.access) == 200
+
+
+@pytest.mark.parametrize("prefix", ["", "__Host-"])
+@pytest.mark.parametrize("lines", [1, 2])
+def test_several_cookies_of_the_name_are_refused_and_each_is_dropped(
+    desk: Site, prefix: str, lines: int
+) -> None:
+    ann, eve = desk.log_in("ann"), desk.log_in("ann")
+    pairs = [f"{prefix}sse_app_refresh={each.refresh}" for each in (ann, eve)]
+    headers = [("Cookie", pair) for pair in pairs] if lines == 2 else [("Cookie", "; ".join(pairs))]
+    dropped = {"/", "/api", "/api/", "/api/v1", "/api/v1/", "/api/v1/auth", "/api/v1/auth/"}
+    for path in ("refresh", "logout"):
+        answer = httpx.post(f"{desk.server.url}/api/v1/auth/{path}", headers=headers, timeout=30)
+        assert answer.status_code == 401, answer.text
+        wanted = {"/"} if prefix else dropped
+        assert dropped_at(answer) == [(f"{prefix}sse_app_refresh".lower(), at) for at in sorted(wanted)]
+    for each in (ann, eve):  # nothing was spent or ended
+        assert desk.me(each.access) == 200
+        assert desk.refresh(each.refresh).id == each.id
+    out = httpx.post(
+        f"{desk.server.url}/api/v1/auth/logout", headers=[*headers, *bearer(ann.access).items()], timeout=30
+    )
+    assert out.status_code == 204
+    assert {at for _, at in dropped_at(out)} == wanted
+    assert (desk.me(ann.access), desk.me(eve.access)) == (401, 200)
+
+
+def test_a_cookie_of_an_earlier_version_goes_on_over_plain_http_and_is_replaced(desk: Site) -> None:
+    session = desk.log_in("ann")
+    earlier = "e" * 43
+    with sqlite3.connect(desk.server.state_dir / "accounts.db", timeout=30) as database:
+        digest = hashlib.sha256(earlier.encode()).digest()
+        database.execute("INSERT INTO refresh_tokens (digest, session) VALUES (?, ?)", (digest, session.id))
+    database.close()
+    answer = post(desk, "refresh", earlier)
+    assert answer.status_code == 200
+    fresh, dropped = refresh_cookies(answer)
+    assert attributes(fresh)["path"] == "/"
+    assert dropped_at(answer) == [("sse_app_refresh", "/api/v1/auth")]
+    assert attributes(dropped)["path"] == "/api/v1/auth"
+    again = post(desk, "refresh", attributes(fresh)["sse_app_refresh"])
+    assert again.status_code == 200
+    assert len(refresh_cookies(again)) == 1
+    # A login, too, leaves no two of them.
+    login = post(desk, "login", earlier, json=LOGIN)
+    assert dropped_at(login) == [("sse_app_refresh", "/api/v1/auth")]
 
 
 FOREIGN: list[dict[str, str]] = [
@@ -170,7 +294,7 @@ def test_a_real_browser_keeps_the_cookie_out_of_scripts_refreshes_with_it_and_dr
             True,
             "Strict",
         )
-        assert first.get("path") == "/api/v1/auth"
+        assert first.get("path") == "/"
         status, text, _ = page.evaluate(ask, ["refresh", None])
         assert status == 200
         access = httpx.Response(200, text=text).json()["access_token"]

@@ -245,8 +245,13 @@ def assert_go_on(site: Site, ears: list[Ear], channel: str = "dashboard") -> Non
         assert ear.open
 
 
+def refresh_cookies(answer: httpx.Response) -> list[str]:
+    """Return each ``Set-Cookie`` of a refresh token, or of one that is dropped, as it was written."""
+    cookies = answer.headers.get_list("set-cookie")
+    return [cookie for cookie in cookies if re.match("(__Host-)?sse_app_refresh=", cookie)]
+
+
 def refresh_cookie(answer: httpx.Response) -> str:
-    """Return the ``Set-Cookie`` of the refresh token as it was written."""
-    found = [value for value in answer.headers.get_list("set-cookie") if re.match("sse_app_refresh=", value)]
-    assert len(found) == 1, found
-    return found[0]
+    """Return the ``Set-Cookie`` of the refresh token as it was written; there is no other."""
+    (found,) = refresh_cookies(answer)
+    return found
