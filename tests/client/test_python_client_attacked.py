@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,8 @@ import httpx
 import pytest
 
 from sse_app.client import Connected, Event, Publisher, Reset, Stream, StreamEnded, Waiting
+from sse_app.client.renewal import renew
+from sse_app.client.tokens import StreamTokens
 from tests.support.python_client import CHANNEL, QUICK, logged_in, run, take
 from tests.support.server_process import ROOT, ServerProcess
 from tests.support.waiting import until
@@ -245,3 +248,30 @@ def test_the_lines_of_the_readme_run_as_they_stand(start_server: Start) -> None:
         line = process.stdout.readline()
         process.kill()
     assert re.match(r"[\w-]+ risk_alert {'severity': 'low', 'channel': 'alerts', 'timestamp': ", line)
+
+
+def test_a_server_whose_tokens_last_no_time_is_not_asked_for_renewal_without_a_pause() -> None:
+    asked: list[float] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while (await reader.readline()).strip():
+            pass
+        asked.append(time.monotonic())
+        body = b'{"renewed": 1, "expires_in": 0}'
+        writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        writer.close()
+
+    async def test() -> None:
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        async with server, httpx.AsyncClient() as http:
+            tokens = StreamTokens("token", ("news",))
+            task = asyncio.create_task(
+                renew(http, f"http://127.0.0.1:{port}/", tokens, 0, lambda reason: None)
+            )
+            await asyncio.sleep(2)  # the property is how often it asks in that time
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(test())
+    assert 1 <= len(asked) <= 4

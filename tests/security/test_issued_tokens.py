@@ -146,3 +146,16 @@ def test_a_stream_is_not_renewed_with_a_token_that_is_about_to_expire(desk: Site
     assert 401 in statuses
     assert ear.open
     desk.leave_all()
+
+
+def test_a_login_gives_no_tokens_that_live_longer_than_is_accepted(tmp_path: Path) -> None:
+    with site(tmp_path / "state", users=("ann",), AUTH__LONGEST_LIFETIME=60) as desk:
+        session = desk.log_in("ann")
+        assert session.answer["expires_in"] <= 60
+        assert desk.me(session.access) == 200
+        assert desk.stream_status(session.stream) == 200
+        session = desk.refresh(session.refresh)
+        assert desk.me(session.access) == 200
+        desk.restart()  # what was remembered of them is gone
+        assert desk.me(session.access) == 200
+        assert desk.stream_status(session.stream) == 200
