@@ -14,6 +14,9 @@ from sse_app.core.events import Event, EventId, NewEvent
 IDEMPOTENCY_AGE = 86_400.0
 """How long the answer to an idempotency key is kept, in seconds."""
 
+EMPTY_CHANNELS = 1000
+"""How many channels are remembered of which no event is kept any more; those used longest ago are forgotten."""
+
 PAGE_BYTES = 1024 * 1024
 """How much data is read from the log at a time."""
 
@@ -152,7 +155,8 @@ class EventLog(ABC):
 
         The reasons are ``log_replaced`` (another epoch), ``position_ahead`` (of the log's head, which is read
         from the log where the position is ahead of what this process knows) and ``history_trimmed`` (an event
-        of that channel after the position is no longer kept). A position that is not ahead is at or behind
+        of that channel after the position is no longer kept, or may not be: the channel was forgotten since, see
+        `EMPTY_CHANNELS`). A position that is not ahead is at or behind
         `head` from then on.
         """
 
@@ -169,7 +173,10 @@ class EventLog(ABC):
 
     @abstractmethod
     async def published(self, channel: ChannelName) -> tuple[int, int]:
-        """Return how many events the channel was ever given, and the ``seq`` of its last one (0: none)."""
+        """Return how many events the channel was given, and the ``seq`` of its last one (0: none).
+
+        A channel that was forgotten begins anew: see `EMPTY_CHANNELS`.
+        """
 
     @abstractmethod
     def tail(self, after: int) -> AsyncGenerator[list[Event], None]:
