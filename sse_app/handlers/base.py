@@ -225,11 +225,11 @@ class ApiHandler(OriginHandler):
             raise Refusal(421, "unknown_host", UNKNOWN_HOST)
 
     def _has_own_host(self) -> bool:
-        name = self.request.host_name
+        name, settings = self.request.host_name, self.node.settings
         return (
             not self.request.headers.get("Host")  # HTTP/1.0: no browser
             or is_local_name(name)
-            or is_named(name, self.node.settings.hosts)
+            or is_named(name, (*settings.hosts, settings.host.lower()))
         )
 
     def _tell_of_untrusted_proxy(self) -> None:

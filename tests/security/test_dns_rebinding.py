@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import httpx
 import pytest
+from tornado.httpserver import HTTPServer as Tornado
+from tornado.netutil import bind_sockets
 
+from sse_app import Settings, SSEApp
 from tests.support.hostility import Target
 from tests.support.server_process import ServerProcess, running
 
@@ -148,3 +153,24 @@ def test_a_trusted_proxy_chooses_the_names_where_none_is_configured(
 
 def test_every_name_is_ours_where_the_settings_say_so(start_server: Callable[..., ServerProcess]) -> None:
     assert Rebound(start_server(HOSTS=["*"])).ask("evil.example", "/")[0] == 200
+
+
+@pytest.mark.gen_test
+async def test_the_name_that_the_server_listens_on_is_its_own(tmp_path: Path) -> None:
+    sse = SSEApp(Settings(state_dir=tmp_path / "state", event_log="memory:", host="Desk.internal"))
+    await sse.start()
+    server = Tornado(sse.application())
+    (listening,) = bind_sockets(0, "127.0.0.1")
+    server.add_sockets([listening])
+    try:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{listening.getsockname()[1]}") as http:
+            for host, status in {
+                "desk.internal:8000": 200,
+                "DESK.internal": 200,
+                "evil.internal": 421,
+            }.items():
+                assert (await http.get("/", headers={"Host": host})).status_code == status, host
+    finally:
+        server.stop()
+        await server.close_all_connections()
+        await sse.stop()
