@@ -145,12 +145,20 @@ def retry_after(response: httpx.Response) -> float:
     if text.isascii() and text.isdigit():
         seconds = float(text)
     else:
-        try:
-            when = parsedate_to_datetime(text)
-        except ValueError:
+        when, sent = _time_in(text), _time_in(response.headers.get("Date", ""))
+        if when is None:
             return 0.0
-        seconds = when.replace(tzinfo=when.tzinfo or UTC).timestamp() - time.time()
+        seconds = when - (time.time() if sent is None else sent)  # by the clock that has set both
     return max(0.0, min(seconds, LONGEST_RETRY_AFTER))
+
+
+def _time_in(text: str) -> float | None:
+    """Return an HTTP date in seconds since the epoch (RFC 9110 §5.6.7); None where it is none."""
+    try:
+        when = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    return when.replace(tzinfo=when.tzinfo or UTC).timestamp()
 
 
 def json_object(text: str | bytes) -> dict[str, Any]:

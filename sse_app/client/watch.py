@@ -6,6 +6,8 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
 from datetime import datetime
+from itertools import pairwise
+from statistics import median_low
 
 import httpx
 
@@ -17,7 +19,7 @@ LONGEST = 3600.0
 """Seconds between pings that are believed: what the server's settings allow."""
 
 _GAPS = 4
-"""How many gaps the pace is the mean of."""
+"""How many gaps the pace is the median of."""
 
 
 class Silence(Exception):
@@ -61,7 +63,8 @@ class Pace:
             self._times.clear()  # the server's clock was set
         self._times.append(time)
         if len(self._times) > 1:
-            self._interval = (time - self._times[0]) / (len(self._times) - 1)
+            # Not the mean: where the server's clock is set by less than an hour, one gap is wrong.
+            self._interval = median_low(after - before for before, after in pairwise(self._times))
             self._learned = True
 
     def doubt(self) -> None:

@@ -111,7 +111,7 @@ export class Session {
    * @param {{query?: object, body?: object, signal?: AbortSignal}} [options] with a body it is a POST, else a GET
    */
   async request(path, options = {}) {
-    if (Date.now() > this.#staleAt) await this.#refresh();
+    if (performance.now() > this.#staleAt) await this.#refresh();
     try {
       return await ask(path, { ...options, token: this.#token });
     } catch (error) {
@@ -153,7 +153,7 @@ export class Session {
     const me = await ask(`${AUTH}/me`, { token });
     if (expected && me.subject !== expected) throw new AnotherUser(expected, me.subject);
     this.#token = token;
-    this.#staleAt = Date.now() + seconds * 1000 - Math.min(EARLY, seconds * 500);
+    this.#staleAt = performance.now() + seconds * 1000 - Math.min(EARLY, seconds * 500);
     this.username = me.subject;
     this.channels = me.channels;
     this.grants = me.grants;

@@ -4,6 +4,7 @@ const PATIENCE = 2.25; // ping intervals of silence, so that with the grace belo
 const GRACE = 100; // ms; what came while this page was busy waits in the event queue, and gets this long to be seen
 const STABLE = 10_000; // ms after which a connection counts as good, and the backoff begins anew
 const SHORT = 1000; // ms; a connection that ended sooner is not replaced at once, and no timer of a token is shorter
+const LONGEST_WAIT = 3_600_000; // ms; a server that asks for more is asked again after this
 const LONGEST = 2 ** 31 - 1; // ms; a longer timer would fire at once
 const FINAL = [204, 400, 401, 403, 404]; // what asking again would not change
 
@@ -271,7 +272,8 @@ export class Connection {
       const reason = await refusalOf(answer);
       if (!signal.aborted) this.#fail(reason, status);
     } else {
-      const wait = after * 1000 || Date.parse(after) - Date.now() || 0;
+      const sent = Date.parse(answer?.headers.get("Date")) || Date.now(); // this machine's clock may be another
+      const wait = Math.min(after * 1000 || Date.parse(after) - sent || 0, LONGEST_WAIT);
       this.#retry(status ? `status ${status}` : "unreachable", wait * (1 + Math.random() / 4));
     }
   }
