@@ -118,7 +118,8 @@ def rotate(directory: Path, algorithm: str, spent_before: float) -> tuple[str, l
         (file for file in directory.iterdir() if not file.name.startswith(".")),
         key=lambda file: (file.stat().st_mtime_ns, file.name),
     )
-    _create(directory, f"{kid}.{suffix}", _new_key(algorithm))
+    newest = files[-1].stat().st_mtime_ns
+    _create(directory, f"{kid}.{suffix}", _new_key(algorithm), newer_than=newest)
     # A key signed its last token when its successor came.
     spent = [old for old, successor in pairwise(files) if successor.stat().st_mtime < spent_before]
     for file in spent:
@@ -182,13 +183,19 @@ def _checked(key: Key) -> Key:
     return key
 
 
-def _create(directory: Path, name: str, content: bytes) -> Path:
-    """Write a new key so that no other process sees half of it, and two that try agree on one."""
+def _create(directory: Path, name: str, content: bytes, newer_than: int = 0) -> Path:
+    """Write a new key so that no other process sees half of it, and two that try agree on one.
+
+    It signs where its time is the latest, so that is made later than ``newer_than`` (nanoseconds since the epoch):
+    the clock may have been set back since the key before was made.
+    """
     draft = directory / f".{secrets.token_hex(8)}"
     descriptor = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(content)
         file.flush()
+        if os.fstat(descriptor).st_mtime_ns <= newer_than:
+            os.utime(descriptor, ns=(newer_than + 1_000_000, newer_than + 1_000_000))
         os.fsync(descriptor)
     target = directory / name
     try:

@@ -189,15 +189,17 @@ class Provider:
         """Fetch the keys; when that fails, those that are known stay."""
         client = AsyncHTTPClient(force_instance=True, max_body_size=MAX_KEY_SET_BYTES)
         try:
-            answer = await client.fetch(
-                HTTPRequest(
-                    self._settings.jwks_url,
-                    connect_timeout=FETCH_TIMEOUT,
-                    request_timeout=FETCH_TIMEOUT,
-                    follow_redirects=False,
-                    headers={"Accept": "application/json"},
+            # Tornado's timeouts go by the wall clock, which may be set back meanwhile; this one does not.
+            async with asyncio.timeout(2 * FETCH_TIMEOUT):
+                answer = await client.fetch(
+                    HTTPRequest(
+                        self._settings.jwks_url,
+                        connect_timeout=FETCH_TIMEOUT,
+                        request_timeout=FETCH_TIMEOUT,
+                        follow_redirects=False,
+                        headers={"Accept": "application/json"},
+                    )
                 )
-            )
             keys = _usable_keys(json.loads(answer.body))
         except (OSError, HTTPClientError, ValueError, RecursionError, jwt.PyJWTError) as error:
             log.warning(
