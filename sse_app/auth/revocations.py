@@ -70,6 +70,8 @@ class Revocations:
         self._sessions = self._in_force[Scope.SESSION]
         self._subjects = self._in_force[Scope.SUBJECT]
         self._all = _Known()
+        self._latest_issue = -math.inf
+        """The latest issuing time of a token that was ever seen here."""
         self._barred: dict[str, float] = {}
         """Until when sessions are barred from streams, on the monotonic clock: a clock that is set back must not
         lengthen that."""
@@ -83,6 +85,8 @@ class Revocations:
 
     def covers(self, claims: Claims | Lease) -> bool:
         """Return whether a token with these claims has been revoked."""
+        if claims.issued_at > self._latest_issue:
+            self._latest_issue = claims.issued_at
         of_subject = self._subjects.get(claims.subject)
         return (
             claims.token_id in self._tokens
@@ -130,6 +134,10 @@ class Revocations:
         if scope is Scope.KICK:
             self._barred[value] = time.monotonic() + min(issued_until - now, issued_until - made_at)
             return
+        if scope in (Scope.SUBJECT, Scope.ALL) and number > self.newest and self._latest_issue > now:
+            issued_until = max(
+                issued_until, self._latest_issue
+            )  # the clock was set back since that token was issued
         known = self._in_force[scope]
         before = known.get(value, _Known())
         forget_at = min(forget_at, made_at + self.longest + SLACK)

@@ -244,7 +244,7 @@ class SqliteAuthStore(AuthStore):
                 return RefreshRefused("unknown")
             session, subject, spent, spent_at, first_seed, used_at, expires_at = row
             repeated = first_seed is not None and abs(now - spent_at) <= REPEATABLE
-            if used_at > now:  # as in `begin_session`
+            if used_at > now and not repeated:  # as in `begin_session`
                 expires_at = min(expires_at, now + limits.absolute)
             account = connection.execute(
                 "SELECT name, grants, disabled FROM accounts WHERE name = ? AND NOT disabled", (subject,)

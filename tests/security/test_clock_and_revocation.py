@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from sse_app.auth.tokens.issuer import TokenKind
 from tests.support.people import IN_FORCE, Ear, bearer, claims_of
 from tests.support.waiting import until
 from tests.support.wall_clock import HOUR, MINUTE, YEAR, ClockedServer, Hear
@@ -87,6 +88,24 @@ def test_a_revocation_reaches_streams_and_tokens_of_before_the_clock_was_set(
     server.clock.set(0)
     assert me(server, tokens["access_token"]) == 401
     assert hear(server, "dashboard", tokens["stream_token"]).status == 401
+
+
+def test_a_revocation_reaches_a_token_that_says_nothing_but_its_issuing_time(
+    start: Start, hear: Hear
+) -> None:
+    """As tokens of a provider do, and of earlier versions."""
+    server = start()
+    token = server.minted(TokenKind.STREAM, subject="ann")
+    ear = hear(server, "dashboard", token)
+    server.clock.set(-20)
+    assert hear(server, "dashboard", token).status == 200  # it was verified before
+    server.command("revoke", "--subject", "ann")
+    until(lambda: ear.ended_at, "the stream ends", 10 * IN_FORCE)
+    for offset in (-20, 0, 20):
+        server.clock.set(offset)
+        assert hear(server, "dashboard", token).status == 401
+    fresh = server.minted(TokenKind.STREAM, subject="ann")
+    assert hear(server, "dashboard", fresh).status == 200
 
 
 @pytest.mark.parametrize("how", ["--subject ann", "--all"])

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, rsa, x25519
 
 from sse_app.auth.tokens.issuer import TokenKind
+from sse_app.auth.tokens.keyring import KeyRing, rotate
 from tests.support.forging import private_pem
 from tests.support.people import Site, assert_go_on, site
 from tests.support.server_process import ROOT
@@ -32,6 +34,15 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 def kid_of(token: str) -> str:
     return str(jwt.get_unverified_header(token)["kid"])
+
+
+def test_a_key_made_after_the_clock_was_set_back_signs_all_the_same(tmp_path: Path) -> None:
+    KeyRing.load(tmp_path)
+    (first,) = tmp_path.iterdir()
+    ahead = time.time_ns() + 3600 * 10**9
+    os.utime(first, ns=(ahead, ahead))
+    made = [rotate(tmp_path, "HS256", 0.0)[0] for _ in range(2)]
+    assert [key.id for key in KeyRing.load(tmp_path)] == [made[1], made[0], "first"]
 
 
 def test_keys_are_rotated_while_the_server_serves_and_streams_go_on(desk: Site) -> None:
