@@ -11,6 +11,7 @@ from sse_app.core.events import EventId
 from sse_app.handlers.api import admin, login, publish, subscribe, tokens
 from sse_app.handlers.base import NotFoundHandler
 from sse_app.handlers.site import health, pages
+from sse_app.handlers.tornado_logs import keep_values_out
 from sse_app.node import Node
 from sse_app.settings.model import Settings
 
@@ -76,6 +77,7 @@ class SSEApp:
 
     def routes(self) -> list[URLSpec]:
         """Return the routes of the API: streams, publishing, login, administration, health and metrics."""
+        keep_values_out()
         parts = {"node": self.node}
         return [
             URLSpec(r"/api/v1/sse", publish.BatchHandler, parts),

@@ -117,6 +117,10 @@ class Node:
         """Networks that the log has named as those of proxies that are not trusted."""
         self.shortages = RepeatedEvent(log, logging.ERROR, "request_failed")
         """Requests for which there was no file descriptor, or no memory."""
+        self.accounts_failures = RepeatedEvent(log, logging.ERROR, "accounts_unavailable")
+        """Requests that needed accounts, sessions or revocations, which could not be read or written."""
+        self.event_log_failures = RepeatedEvent(log, logging.ERROR, "event_log_unavailable")
+        """Requests that needed the event log, which could not be read or written."""
         self.opening = InProgress()
         """The streams that are being opened."""
         self.live_stats = LiveStats(self.hub, self.eventlog, self.metrics, self.channels, self.lifecycle)

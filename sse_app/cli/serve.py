@@ -27,8 +27,8 @@ def serve(options: argparse.Namespace) -> None:
     from sse_app.process import server
 
     settings = settings_of(options)
-    logs.configure(settings.log.level, settings.log.format)
-    server.run(settings, lambda: settings_of(options))
+    with logs.written(settings.log.level, settings.log.format):
+        server.run(settings, lambda: settings_of(options))
 
 
 def upgrade(options: argparse.Namespace) -> None:

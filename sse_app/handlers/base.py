@@ -66,6 +66,8 @@ class ApiHandler(OriginHandler):
 
     claims: Claims | None = None
     client_id: str | None = None
+    detail = ""
+    """Why the request was refused, for the log."""
     keeps_body = False
     any_host = False
     """Whether it answers whatever the ``Host`` is, for load balancers that have a name of their own for the server."""
@@ -324,12 +326,14 @@ class ApiHandler(OriginHandler):
             request = f"{self.request.method} {self.request.uri} ({self.address})"
             log.error("uncaught: %s", request, exc_info=(typ, value, tb))
         elif isinstance(value, TokenRefused):
-            log.info("token_refused", extra={"detail": value.detail, "address": self.address})
+            self.detail = value.detail
         elif isinstance(value, AuthStoreUnavailable):
-            log.error("accounts_unavailable", extra={"detail": value.detail})
+            self.detail = value.detail
+            self.node.accounts_failures.add(self.detail)
         elif isinstance(value, EventLogUnavailable):
-            level = logging.INFO if self.node.lifecycle.draining else logging.ERROR
-            log.log(level, "event_log_unavailable", extra={"detail": str(value)})
+            self.detail = str(value)
+            if not self.node.lifecycle.draining:
+                self.node.event_log_failures.add(self.detail)
         elif isinstance(value, OSError):
             self.node.shortages.add(value.strerror or "")
 
@@ -352,6 +356,8 @@ class ApiHandler(OriginHandler):
                 fields["subject"] = self.claims.subject
             if self.client_id is not None:
                 fields["client_id"] = self.client_id
+            if self.detail:
+                fields["detail"] = self.detail
             access_log.log(level, "request", extra=fields)
 
     def access_level(self, status: int) -> int:

@@ -8,7 +8,9 @@ import select
 import stat
 import threading
 from contextlib import suppress
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
+
+from sse_app.process.log_limits import LogLimits
 
 QUEUE_BYTES = 8 * 1024 * 1024
 """How many bytes of lines may wait for the reader; what comes beyond is dropped, and counted."""
@@ -47,6 +49,7 @@ class LogWriter(logging.Handler):
         self._descriptor = descriptor
         self._limit = limit
         self._queue: SimpleQueue[bytes | threading.Event] = SimpleQueue()
+        self._limits = LogLimits()
         self._accounts = threading.RLock()  # a finaliser may log while its thread counts a line
         self._waiting_bytes = 0
         self._overflowing = False
@@ -55,15 +58,27 @@ class LogWriter(logging.Handler):
         self._torn = False
         """Whether the last line was written only in part."""
         self._thread: threading.Thread | None = None
+        self._is_timed = False
+        """Whether the thread will look for lines that were left out, as soon as it is time to report them."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Queue the line of a record; it is formatted here, so that what waits can be counted in bytes."""
+        """Queue the line of a record, unless there are too many like it.
+
+        It is formatted here, so that what waits can be counted in bytes.
+        """
+        with self._accounts:
+            if not self._limits.admits(record):
+                if self._thread is not None and not self._is_timed:  # it waits for lines, without an end
+                    self._is_timed = True
+                    self._queue.put(threading.Event())
+                return
         try:
             line = self._encoded(record)
         except Exception:
             line = self._encoded(_unformattable(record))
         size = len(line) + ITEM_OVERHEAD
         with self._accounts:
+            self._limits.charge(record, len(line))
             if self._overflowing or self._waiting_bytes + size > self._limit:
                 self._overflowing = True
                 self.dropped += 1
@@ -102,7 +117,11 @@ class LogWriter(logging.Handler):
         while True:
             if following is None and self._queue.empty():
                 self._report_gap()
-            first = self._queue.get() if following is None else following
+                self._report_left_out()
+            try:
+                first = self._queue.get(timeout=self._pause()) if following is None else following
+            except Empty:
+                continue
             following = None
             if isinstance(first, threading.Event):
                 first.set()
@@ -131,6 +150,20 @@ class LogWriter(logging.Handler):
             self._overflowing = False
         if self._write(self._encoded(_gap(dropped - self._reported))):
             self._reported = dropped
+
+    def _pause(self) -> float | None:
+        """Return in how many seconds there is something to report; None for as long as no line is left out."""
+        with self._accounts:
+            due_in = self._limits.due_in
+            self._is_timed = due_in is not None
+            return due_in
+
+    def _report_left_out(self) -> None:
+        """Say how many lines were left out of those that were too many, once an interval."""
+        with self._accounts:
+            records = self._limits.report() if self._limits.due_in == 0 else []
+        for record in records:
+            self._write(self._encoded(record))
 
     def _write(self, data: bytes) -> bool:
         """Write all of it, however long that takes; return False if it cannot be written."""

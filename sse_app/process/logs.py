@@ -1,33 +1,43 @@
 """Structured logs: one line for each log event, on standard error, without tokens.
 
 The rest of the package logs through the standard library, with the fields as ``extra``, so an application that
-mounts it finds these events in its own logs. The formatters are written here, without a logging library, because
-each stream that opens or closes is a line: in a reconnect storm the formatting is a good part of the work.
+mounts it finds these events in its own logs.
 """
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
-from typing import Any, Literal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
 
-import orjson
-
-from sse_app.core.events import timestamp
+from sse_app.core.errors import SSEAppError
 from sse_app.core.private_apis import skip_caller_lookup
-from sse_app.core.redaction import redact
+from sse_app.process.log_format import ConsoleFormatter, JSONFormatter
 from sse_app.process.log_writer import LogWriter
 
-_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
-_COLOURS = {"WARNING": "\x1b[33m", "ERROR": "\x1b[31m", "CRITICAL": "\x1b[31;1m"}
+LONGEST_PRINTED = 8192
+"""After how many characters what is printed without a line end is a line."""
+
+log = logging.getLogger(__name__)
 
 
-def configure(level: str, format: Literal["auto", "console", "json"]) -> None:
+@contextmanager
+def written(level: str, format: Literal["auto", "console", "json"]) -> Iterator[None]:
     """Send all logs of the process to standard error in one form, written by a thread (`LogWriter`).
+
+    So is what would be printed there past the logs: by a library, of a warning, of an exception that is not caught.
+    At the end what waits is written.
 
     Args:
         level: the least level that is shown.
         format: ``console`` for people, ``json`` for machines, ``auto`` by whether a terminal is there.
+
+    Raises:
+        SystemExit: something failed that the package does not raise on purpose; it is logged.
     """
     terminal = sys.stderr.isatty()
     console = format == "console" or (format == "auto" and terminal)
@@ -40,6 +50,20 @@ def configure(level: str, format: Literal["auto", "console", "json"]) -> None:
     # What no line shows need not be collected for each record (logging HOWTO, "Optimization").
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     skip_caller_lookup()
+    logging.captureWarnings(True)
+    threading.excepthook = _log_of_thread
+    sys.unraisablehook = _log_unraisable
+    printed, sys.stderr = sys.stderr, _PrintedLines()
+    try:
+        yield
+    except (SSEAppError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException:
+        log.critical("uncaught", exc_info=True)
+        raise SystemExit(1) from None
+    finally:
+        sys.stderr = printed
+        handler.flush()
 
 
 def dropped_lines() -> int:
@@ -52,42 +76,41 @@ def set_level(level: str) -> None:
     logging.getLogger().setLevel(level.upper())
 
 
-def _fields(record: logging.LogRecord) -> dict[str, Any]:
-    """Return what was given as ``extra``."""
-    return {name: value for name, value in vars(record).items() if name not in _STANDARD}
+def _log_of_thread(uncaught: threading.ExceptHookArgs, /) -> None:
+    """Log an exception that ends a thread (`threading.excepthook`)."""
+    if uncaught.exc_type is not SystemExit and uncaught.exc_value is not None:
+        thread = uncaught.thread.name if uncaught.thread else ""
+        log.error("uncaught", exc_info=uncaught.exc_value, extra={"of_thread": thread})
 
 
-class JSONFormatter(logging.Formatter):
-    """Formats each record as a JSON object on one line."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the line."""
-        line: dict[str, Any] = {
-            "timestamp": timestamp(record.created),
-            "level": record.levelname.lower(),
-            "event": record.getMessage(),
-            **_fields(record),
-            "logger": record.name,
-        }
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return redact(orjson.dumps(line, default=str).decode())
+def _log_unraisable(unraisable: sys.UnraisableHookArgs, /) -> None:
+    """Log an exception that no caller can get, from a finaliser for instance (`sys.unraisablehook`)."""
+    log.error(
+        "uncaught", exc_info=unraisable.exc_value, extra={"detail": unraisable.err_msg or "in a finaliser"}
+    )
 
 
-class ConsoleFormatter(logging.Formatter):
-    """Formats each record as a line for people: time, level, event, fields."""
+class _PrintedLines(io.TextIOBase):
+    """Takes the place of standard error: what is printed becomes log lines, for these cannot hold the process up."""
 
-    def __init__(self, colours: bool) -> None:
-        super().__init__()
-        self._colours = colours
+    def __init__(self) -> None:
+        self._rest = ""
 
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the line, and the traceback below it where there is one."""
-        head = f"{timestamp(record.created)[11:23]}  {record.levelname.lower():7}  {record.getMessage()}"
-        line = "  ".join([head, *(f"{name}={value}" for name, value in _fields(record).items())])
-        line = line if line.isprintable() else ascii(line)[1:-1]  # a field must not forge a line of its own
-        if record.exc_info:
-            line += "\n" + self.formatException(record.exc_info)
-        colour = _COLOURS.get(record.levelname) if self._colours else None
-        line = redact(line)
-        return f"{colour}{line}\x1b[0m" if colour else line
+    def writable(self) -> bool:
+        """Return True."""
+        return True
+
+    def fileno(self) -> int:
+        """Return the descriptor of standard error, for a program that is started with it."""
+        return 2
+
+    def write(self, text: str, /) -> int:
+        """Log the lines that are complete."""
+        *lines, self._rest = (self._rest + text).split("\n")
+        if len(self._rest) > LONGEST_PRINTED:
+            lines.append(self._rest)
+            self._rest = ""
+        for line in lines:
+            if line.strip():
+                log.warning("printed", extra={"text": line})
+        return len(text)

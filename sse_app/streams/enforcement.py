@@ -136,19 +136,22 @@ class Enforcement:
 
     async def _look(self) -> None:
         async with self._looking:
-            self._look_at_keys()
             try:
+                self._look_at_keys()
                 await self.apply()
                 await self._audit.flush()
-            except AuthStoreUnavailable as error:
+            except Exception as error:  # of any kind: it would be logged at each look
                 self._report(error)
             else:
                 self._available = True
 
-    def _report(self, error: AuthStoreUnavailable) -> None:
+    def _report(self, error: Exception) -> None:
         """Log that the store cannot be reached, once until it can: the next look tries again."""
         if self._available:
-            log.error("accounts_unavailable", extra={"detail": error.detail})
+            if isinstance(error, AuthStoreUnavailable):
+                log.error("accounts_unavailable", extra={"detail": error.detail})
+            else:
+                log.error("uncaught", exc_info=error)
         self._available = False
 
     def _look_at_keys(self) -> None:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import resource
+import select
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from sse_app.process.log_format import JSONFormatter
 from sse_app.process.log_writer import DROPPED, FLUSH_TIMEOUT, LogWriter
-from sse_app.process.logs import JSONFormatter
-from tests.support.waiting import until
+from tests.support.waiting import DEADLINE, until
 
 
 @pytest.fixture
@@ -44,6 +45,7 @@ def lines_of(reading: int, enough: Callable[[list[dict[str, object]]], bool]) ->
     text = b""
     found: list[dict[str, object]] = []
     while not enough(found):
+        assert select.select([reading], [], [], DEADLINE)[0], found
         text += os.read(reading, 65_536)
         *whole, text = text.split(b"\n")
         found += [json.loads(line) for line in whole if line]
@@ -66,7 +68,7 @@ def test_what_waits_is_bounded_and_what_was_dropped_is_counted_and_told_at_its_p
     handler, logger = writer(writing)
     fill(writing)
     for number in range(3000):  # far more than 100 kB
-        logger.info("one", extra={"number": number})
+        logger.debug("one", extra={"number": number})
     assert handler.dropped > 1000
     dropped = handler.dropped
     found = lines_of(reading, lambda found: bool(found) and found[-1]["event"] == DROPPED)
@@ -75,7 +77,7 @@ def test_what_waits_is_bounded_and_what_was_dropped_is_counted_and_told_at_its_p
     assert found[-1]["lines"] == dropped
     assert found[-1]["level"] == "warning"
     until(lambda: not handler._overflowing, "lines are taken again")
-    logger.info("after")
+    logger.debug("after")
     assert [line["event"] for line in lines_of(reading, bool)] == ["after"]
     assert handler.dropped == dropped
 
@@ -84,7 +86,7 @@ def test_to_log_takes_no_longer_where_nothing_is_read(pipe: tuple[int, int]) -> 
     _, logger = writer(pipe[1])
     begun = time.monotonic()
     for number in range(3000):
-        logger.info("one", extra={"number": number, "text": "x" * 300})
+        logger.debug("one", extra={"number": number, "text": "x" * 300})
     assert time.monotonic() - begun < 20
 
 
@@ -92,11 +94,11 @@ def test_a_flush_waits_for_what_is_queued_but_not_for_ever(pipe: tuple[int, int]
     reading, writing = pipe
     handler, logger = writer(writing)
     handler.flush()  # nothing has been logged
-    logger.info("one")
+    logger.debug("one")
     handler.flush()
     assert json.loads(os.read(reading, 4096))["event"] == "one"
     for _ in range(1000):
-        logger.info("x" * 300)
+        logger.debug("x" * 300)
     begun = time.monotonic()
     handler.flush()
     assert FLUSH_TIMEOUT * 0.9 < time.monotonic() - begun < FLUSH_TIMEOUT + 10
@@ -107,7 +109,7 @@ def test_a_flush_amid_dropped_lines_does_not_end_the_taking_of_lines(pipe: tuple
     handler, logger = writer(writing, 5000)
     fill(writing)
     for number in range(2000):
-        logger.info("one", extra={"number": number})
+        logger.debug("one", extra={"number": number})
     assert handler.dropped
     thread = threading.Thread(target=handler.flush)
     thread.start()
@@ -115,7 +117,7 @@ def test_a_flush_amid_dropped_lines_does_not_end_the_taking_of_lines(pipe: tuple
     thread.join()
     assert found[-1]["lines"] == handler.dropped
     until(lambda: not handler._overflowing, "lines are taken again")
-    logger.info("after")
+    logger.debug("after")
     assert lines_of(reading, bool)[-1]["event"] == "after"
 
 
@@ -126,7 +128,7 @@ def test_lines_of_two_writers_do_not_mix_in_one_pipe(pipe: tuple[int, int]) -> N
 
     def log(logger: logging.Logger, name: str) -> None:
         for number in range(count):
-            logger.info(name, extra={"number": number, "text": name * (number % 400)})
+            logger.debug(name, extra={"number": number, "text": name * (number % 400)})
 
     threads = [
         threading.Thread(target=log, args=(logger, name))
@@ -146,7 +148,7 @@ def test_a_pipe_that_another_program_has_made_non_blocking_loses_no_line(pipe: t
     os.set_blocking(writing, False)
     handler, logger = writer(writing, 10_000_000)
     for number in range(2000):
-        logger.info("one", extra={"number": number})
+        logger.debug("one", extra={"number": number})
     found = lines_of(reading, lambda found: len(found) == 2000)
     assert [line["number"] for line in found] == list(range(2000))
     assert handler.dropped == 0
@@ -160,12 +162,12 @@ def test_a_line_that_a_full_disk_has_torn_is_not_continued_by_the_next(tmp_path:
         handler, logger = writer(file.fileno())
         try:
             resource.setrlimit(resource.RLIMIT_FSIZE, (20, hard))  # as if 20 bytes were free
-            logger.info("torn")
+            logger.debug("torn")
             handler.flush()
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         assert handler.dropped == 1
-        logger.info("whole")
+        logger.debug("whole")
         handler.flush()
         handler.flush()
     torn, *rest = path.read_text().splitlines()
@@ -176,7 +178,7 @@ def test_a_line_that_a_full_disk_has_torn_is_not_continued_by_the_next(tmp_path:
 def test_a_record_that_cannot_be_formatted_is_told_and_raises_nothing(pipe: tuple[int, int]) -> None:
     reading, writing = pipe
     _, logger = writer(writing)
-    logger.info("%d", "no number")
+    logger.debug("%d", "no number")
     (line,) = lines_of(reading, bool)
     assert line["event"] == "log_line_failed"
     assert line["logger"] == "sse_app.test"
@@ -186,5 +188,5 @@ def test_nothing_runs_until_the_first_line(pipe: tuple[int, int]) -> None:
     before = threading.active_count()
     _, logger = writer(pipe[1])
     assert threading.active_count() == before
-    logger.info("one")
+    logger.debug("one")
     assert threading.active_count() == before + 1
