@@ -136,7 +136,10 @@ async def run_standby(
     while failed < MAX_FAILED_TAKEOVERS and loop.time() < deadline and not await has_stopped():
         try:
             descriptors = await _received_descriptors(listening)
-        except OSError:  # no main process has connected, or it died over it
+        except TimeoutError:  # no main process has connected
+            continue
+        except OSError:  # it died over it, or there is no file descriptor for its connection
+            await asyncio.sleep(CONNECT_TIMEOUT)
             continue
         if len(descriptors) != 2:
             continue

@@ -71,7 +71,11 @@ def take_over(
         tune(detached, settings)
     connection = StreamConnection(detached, framing)
     request.connection = connection
-    connection.watch(disconnects)
+    try:
+        connection.watch(disconnects)
+    except OSError as error:  # epoll_ctl(2) has limits of its own
+        connection.close()
+        raise StreamClosedError(real_error=error) from None
     return connection
 
 
@@ -119,8 +123,8 @@ class StreamConnection(httputil.HTTPConnection):
     def watch(self, disconnects: Disconnects) -> None:
         """Notice from now on when the client disconnects, also while nothing is sent."""
         if not self.closed:
-            self._disconnects = disconnects
             disconnects.watch(self._fd, self)
+            self._disconnects = disconnects
 
     def unwatch(self) -> None:
         """Stop watching for a disconnect."""
@@ -222,7 +226,11 @@ class StreamConnection(httputil.HTTPConnection):
             return
         self._rest = [rest]
         self.progressed_at = time.monotonic()
-        asyncio.get_running_loop().add_writer(self._fd, self._writable)
+        try:
+            asyncio.get_running_loop().add_writer(self._fd, self._writable)
+        except OSError:  # epoll_ctl(2) has limits of its own; the client resumes by its last id
+            self._rest = None
+            self.close()
 
     def _writable(self) -> None:
         assert self._rest

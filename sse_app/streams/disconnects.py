@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import select
 from typing import Protocol
 
@@ -10,6 +11,8 @@ SOCKETS_PER_POLL = 256
 """How many sockets are looked at before the event loop runs other callbacks."""
 
 _EPOLL = hasattr(select, "epoll")
+
+log = logging.getLogger(__name__)
 
 
 class Watched(Protocol):
@@ -39,11 +42,11 @@ class Disconnects:
     def watch(self, fd: int, owner: Watched) -> None:
         """Watch a socket, on the running event loop."""
         if not _EPOLL:
-            asyncio.get_running_loop().add_reader(fd, owner.readable)
+            asyncio.get_running_loop().add_reader(fd, self._notice, fd, owner)
             return
-        self._watched[fd] = owner
         if not self._suspended:
             self._opened().register(fd, select.EPOLLIN)
+        self._watched[fd] = owner
 
     def _opened(self) -> select.epoll:
         if self._epoll is None:
@@ -97,4 +100,12 @@ class Disconnects:
         assert self._epoll is not None
         for fd, _ in self._epoll.poll(0, SOCKETS_PER_POLL):
             if (owner := self._watched.get(fd)) is not None:  # the callback of another may have ended it
-                owner.readable()
+                self._notice(fd, owner)
+
+    def _notice(self, fd: int, owner: Watched) -> None:
+        """Call an owner; one that fails is forgotten, or it would be called again at once, for ever."""
+        try:
+            owner.readable()
+        except Exception:
+            log.exception("uncaught")
+            self.forget(fd)

@@ -118,14 +118,21 @@ def processor_time(pid: int) -> float:
 def wait_until_idle(server: ServerProcess) -> None:
     """Wait until the server has done what it does after its start: it loads modules that are needed later."""
     assert server.process is not None
-    pid = server.process.pid
+    tasks = Path(f"/proc/{server.process.pid}/task")
 
     def is_idle() -> bool:
-        before = processor_time(pid)
-        time.sleep(0.5)
-        return processor_time(pid) - before < 0.03
+        for _ in range(20):
+            if any(_state(task) != "S" for task in tasks.iterdir()):
+                return False
+            time.sleep(0.02)
+        return True
 
     until(is_idle, "the server is idle")
+
+
+def _state(task: Path) -> str:
+    """Return what a thread does: R where it runs or waits for a processor, D for a disk, S for something to do."""
+    return (task / "stat").read_text().rpartition(")")[2].split()[0]
 
 
 def test_descriptors_that_run_out_all_the_same_are_taken_from_silent_clients(start_server: Start) -> None:

@@ -106,6 +106,32 @@ async def test_a_peer_that_speaks_is_heard_as_often_as_it_does() -> None:
     disconnects.close()
 
 
+class Failing(Watched):
+    """One whose owner makes an error of each notice."""
+
+    def readable(self) -> None:
+        super().readable()
+        raise ValueError("an error of ours")
+
+
+@pytest.mark.expects_logs("uncaught")
+@pytest.mark.gen_test
+async def test_an_error_of_one_is_told_once_and_keeps_nothing_from_the_others() -> None:
+    disconnects = Disconnects()
+    failing = [Failing(disconnects) for _ in range(3)]
+    good = Watched(disconnects)
+    for one in (*failing, good):
+        one.peer.send(b"x")
+    await until_async(lambda: good.noticed and all(one.noticed for one in failing), "all are noticed")
+    for one in failing:
+        one.peer.send(b"x")
+    await everything_noticed(disconnects)
+    assert [one.noticed for one in failing] == [1, 1, 1]
+    for one in (*failing, good):
+        one.close()
+    disconnects.close()
+
+
 @pytest.mark.gen_test
 async def test_a_peer_that_had_gone_before_it_was_watched_is_noticed() -> None:
     disconnects = Disconnects()
