@@ -36,12 +36,12 @@ SMALL_BODY_BYTES = 64 * 1024
 LOOPBACK = (Network("127.0.0.0/8"), Network("::1/128"))
 
 UNKNOWN_HOST = (
-    "this server does not go by the name in the Host header: "
+    "this server does not serve the name in the Host header: "
     "its settings must have the name in hosts, or the proxy in trusted_proxies"
 )
 
 UNTRUSTED_PROXIES = 8
-"""How many peers the log names as proxies that are not trusted; anybody can send the headers of a proxy."""
+"""How many peers the log names as proxies that are not trusted; any client can send the headers of a proxy."""
 
 MAX_LENGTH_DIGITS = 18
 """How many digits of a Content-Length are read as a number; a longer one is too large in any case."""
@@ -212,7 +212,7 @@ class ApiHandler(OriginHandler):
         return any(name in self.request.headers for name in SIGNS_OF_A_PROXY)
 
     def _require_host(self) -> None:
-        """Refuse a request for a host that this server does not go by.
+        """Refuse a request for a name that this server does not serve.
 
         A page may give the name that it has been loaded by another address (DNS rebinding): its browser then takes
         this server for the page's own, and sends it what only this machine may ask. An address cannot be
@@ -248,7 +248,7 @@ class ApiHandler(OriginHandler):
         """Refuse a client that may not read the metrics.
 
         Raises:
-            Refusal: it comes from this machine, for a host that this server does not go by.
+            Refusal: it comes from this machine, for a name that this server does not serve.
             Forbidden: the address is not among ``metrics.allow``, or the request came through a proxy.
         """
         if is_in(self._peer, LOOPBACK) and not self._has_own_host():

@@ -1,4 +1,4 @@
-"""The names that a server goes by: which ``Host`` a request may have."""
+"""The names that a server serves: which ``Host`` a request may have."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def test_a_publish_of_a_client_that_ends_its_side_is_answered_and_stored_once(ta
 
 
 @pytest.mark.parametrize("version", ["1.1", "1.0"])
-def test_a_stream_of_a_client_that_ends_its_side_goes_on(room: Room, version: str) -> None:
+def test_a_stream_of_a_client_that_ends_its_side_continues(room: Room, version: str) -> None:
     channel = room.channel()
     position = room.head(channel)
     room.publish(channel, 1)

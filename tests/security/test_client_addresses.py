@@ -1,4 +1,4 @@
-"""Whose address a request has behind proxies: what they say in all its forms, and what nobody can read."""
+"""Whose address a request has behind proxies: what they say in all its forms, and what cannot be read."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ UNREADABLE = [
 
 
 @pytest.mark.parametrize("forwarded", UNREADABLE, ids=lambda text: ascii(text)[:40])
-def test_what_cannot_be_read_is_nobodys_address_and_no_local_one(behind: Behind, forwarded: str) -> None:
+def test_what_cannot_be_read_is_no_clients_address_and_not_local(behind: Behind, forwarded: str) -> None:
     header = f"X-Forwarded-For: {forwarded}"
     assert behind.address_of(header) == "unknown"
     assert behind.ask("/metrics", header) == 403
@@ -197,7 +197,7 @@ def test_forwarding_headers_of_a_peer_that_is_not_trusted_are_told_once(behind: 
     (line,) = _told(behind.server)[before:]
     assert (line["address"], line["level"]) == (STRANGER, "warning")
     assert "trusted_proxies" in str(line["detail"])
-    for host in range(40):  # anybody can send such a header
+    for host in range(40):  # any client can send such a header
         behind.ask("/nope", headers[0], by=f"127.0.10.{host}")
     assert len(_told(behind.server)) <= 8
 

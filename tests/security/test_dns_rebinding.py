@@ -78,7 +78,7 @@ def rebound(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rebound]:
 
 
 @pytest.mark.parametrize("host", EVIL)
-def test_a_name_of_anybody_elses_gets_nothing_of_a_server_on_loopback(rebound: Rebound, host: str) -> None:
+def test_a_foreign_name_gets_nothing_of_a_server_on_loopback(rebound: Rebound, host: str) -> None:
     for path in PATHS:
         status, received = rebound.ask(host, path)
         assert status == 421, (path, received)

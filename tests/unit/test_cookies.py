@@ -1,4 +1,4 @@
-"""Cookies as browsers send them, and as nobody should."""
+"""Cookies as browsers send them, and as they should not."""
 
 from __future__ import annotations
 
