@@ -241,7 +241,10 @@ class ApiHandler(OriginHandler):
             network = network_of(self._peer)
             if network not in told:
                 told.add(network)
-                detail = "it forwards for others and is not in trusted_proxies, so they all have its address"
+                detail = (
+                    "it forwards requests and is not believed, so all its clients have its address; "
+                    "if it is a proxy of yours, name it in trusted_proxies"
+                )
                 log.warning("proxy_not_trusted", extra={"address": self._peer, "detail": detail})
 
     def require_local(self) -> None:
