@@ -11,7 +11,9 @@ import orjson
 
 from sse_app.handlers.errors import Refusal
 
-MAX_POSITION_BYTES = 128
+LONGEST_POSITION = 128
+"""Bytes; what is longer is the id of no event."""
+
 MAX_INTEGER_DIGITS = 4000
 
 _CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
@@ -22,23 +24,22 @@ _LONG_NUMBER = b"0" * 18
 def parse_position(values: Sequence[bytes], name: str) -> str | None:
     """Return the position as text, or None where there is none; it need not be the id of an event.
 
+    One of over `LONGEST_POSITION` bytes is cut there, and still no id: the client gets a ``reset``, as with any
+    other that cannot be continued. Were it refused, a browser's EventSource would give up for good.
+
     Args:
         values: the raw bytes of each time it was given; Tornado's own accessors would strip them.
         name: the parameter or header, for the error's text.
 
     Raises:
-        Refusal: it is given twice, has control characters, or over 128 bytes.
+        Refusal: it is given twice, or has control characters.
     """
     if len(values) > 1:
         raise Refusal(400, "invalid_position", f"{name} is given more than once")
     raw = values[0] if values else b""
-    if len(raw) > MAX_POSITION_BYTES or _CONTROL.search(raw):
-        raise Refusal(
-            400,
-            "invalid_position",
-            f"{name} must have at most {MAX_POSITION_BYTES} bytes and no control characters",
-        )
-    return raw.decode("utf-8", "replace") or None
+    if _CONTROL.search(raw):
+        raise Refusal(400, "invalid_position", f"{name} must have no control characters")
+    return raw[:LONGEST_POSITION].decode("utf-8", "replace") or None
 
 
 def cookie_values(headers: Sequence[str], name: str) -> list[str]:
