@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 
@@ -12,6 +14,9 @@ from sse_app.core.errors import SSEAppError
 from sse_app.process.garbage_collection import garbage_collection
 from sse_app.process.standard_streams import complain, open_closed_streams, watched_output
 from sse_app.version import VERSION
+
+ALIKE = 0.7
+"""How alike a flag must be to what was given to be suggested, from 0 to 1."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,7 +28,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words == ["serve"]:
         with garbage_collection(False):
             return _run(lambda: argparse.Namespace(run="serve:serve"))
-    return _run(lambda: _parser().parse_args(words))
+    return _run(lambda: _parse(words))
+
+
+def _parse(words: list[str]) -> argparse.Namespace:
+    """Return the options, or exit with status 2 and what was probably meant."""
+    options, unknown = _parser().parse_known_args(words)
+    if not unknown:
+        return options
+    parser: argparse.ArgumentParser = options.parser
+    flags = re.findall(r"--[a-z][a-z-]*", parser.format_help())
+    wrong = [word.partition("=")[0] for word in unknown if word.startswith("--")]
+    meant = [close[0] for flag in wrong if (close := get_close_matches(flag, flags, 1, ALIKE))]
+    hint = f" (did you mean {', '.join(meant)}?)" if meant else ""
+    parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
 
 
 def _run(parse: Callable[[], argparse.Namespace]) -> int:
@@ -54,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="sse-app", description="Authenticated Server-Sent Events. Without a command it serves."
     )
     parser.add_argument("--version", action="version", version=f"sse-app {VERSION}")
-    parser.set_defaults(run="serve:serve")
+    parser.set_defaults(run="serve:serve", parser=parser)
     everywhere = _settings_flags()
     _add_flags(parser)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
@@ -63,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         name: str, run: str, help: str, to: Callable[..., argparse.ArgumentParser] = commands.add_parser
     ) -> argparse.ArgumentParser:
         command = to(name, help=help, description=help, parents=[everywhere])
-        command.set_defaults(run=run)
+        command.set_defaults(run=run, parser=command)
         return command
 
     add("serve", "serve:serve", "serve streams until SIGTERM or Ctrl-C")
@@ -179,7 +197,7 @@ def _add_users(user: argparse.ArgumentParser) -> None:
         ("remove", "delete an account, and end its sessions"),
     ):
         action = actions.add_parser(name, help=help, description=help, parents=[_settings_flags()])
-        action.set_defaults(run=f"users:{name}")
+        action.set_defaults(run=f"users:{name}", parser=action)
         if name != "list":
             action.add_argument("name", metavar="NAME")
         if name in ("add", "grants"):

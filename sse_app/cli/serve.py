@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import signal
 import time
@@ -12,9 +13,11 @@ from pathlib import Path
 from sse_app.cli.options import settings_of
 from sse_app.core.errors import StateError
 from sse_app.process import logs
-from sse_app.settings.loader import find_settings_file
+from sse_app.settings.loader import find_settings_file, passed_over
 from sse_app.settings.model import plain
 from sse_app.storage.state_dir import StateDirectory
+
+log = logging.getLogger(__name__)
 
 UPGRADE_TIMEOUT = 60.0
 """How many seconds ``upgrade`` waits for the successor."""
@@ -28,6 +31,8 @@ def serve(options: argparse.Namespace) -> None:
 
     settings = settings_of(options)
     with logs.written(settings.log.level, settings.log.format):
+        if foreign := passed_over():
+            log.info("environment_passed_over", extra={"variables": ", ".join(foreign)})
         server.run(settings, lambda: settings_of(options))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,29 @@ OTHER_VARIABLES = frozenset(
     {"SSE_APP_CONFIG", "SSE_APP_URL", "SSE_APP_TOKEN", "SSE_APP_SUCCESSOR", "SSE_APP_STAND_IN"}
 )
 """Variables with our prefix that are not settings: commands and processes of this package read them."""
+
+PROXY_VARIABLES = frozenset(
+    {
+        "SSE_APP_SITE",
+        "SSE_APP_UPSTREAM",
+        "SSE_APP_TLS",
+        "SSE_APP_CADDY_ADMIN",
+        "SSE_APP_HTTP_PORT",
+        "SSE_APP_ACCESS_LOG",
+    }
+)
+"""Variables of ``config/Caddyfile``, which may stand in the same environment."""
+
+_OF_A_SERVICE = re.compile(
+    r"SSE_APP_(?:[A-Z0-9_]+_)?"
+    r"(?:SERVICE_HOST|SERVICE_PORT(?:_[A-Z0-9_]+)?|PORT_[0-9]+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)"
+)
+"""What Kubernetes gives every container for a Service whose name begins with sse-app ("Discovering services")."""
+
+_OF_A_LINK = re.compile(r"SSE_APP_(?:[A-Z0-9_]+_)?(?:NAME|ENV_\w+)")
+"""What a link of Docker adds to these ("Legacy container links"): the name's value begins with a slash."""
+
+_URL = re.compile(r"(?:tcp|udp|sctp)://")
 
 DEFAULT_FILES = (Path("config/sse_app.toml"), Path("/etc/sse_app/sse_app.toml"))
 
@@ -54,23 +78,50 @@ def _read(file: Path) -> dict[str, Any]:
         raise SettingsError(f"{file} is not TOML: {error}") from None
 
 
+def passed_over() -> list[str]:
+    """Return the variables of the environment that have our prefix and are meant for something else."""
+    return sorted(name for name in os.environ if name.startswith(ENV_PREFIX) and _is_foreign(name))
+
+
+def _is_foreign(variable: str) -> bool:
+    """Return whether a variable is of a kind that others make, and no setting."""
+    if variable in PROXY_VARIABLES:
+        return True
+    name, value = variable.removeprefix(ENV_PREFIX).lower(), os.environ[variable]
+    if isinstance(getattr(Settings(), name.partition("__")[0], None), Section):
+        return False  # a Service named sse-app-limits-… has one underscore there
+    if _OF_A_SERVICE.fullmatch(variable):
+        return True
+    if name.endswith("port") and _URL.match(value):
+        return name == "port" or name.endswith("_port")
+    return bool(_OF_A_LINK.fullmatch(variable)) and (value.startswith("/") or "_env_" in f"_{name}")
+
+
 def _environment() -> dict[str, Any]:
     """Return the settings in the environment; single settings override the variable of their whole section."""
     values: dict[str, Any] = {}
     for variable in sorted(os.environ):
-        if not variable.startswith(ENV_PREFIX) or variable in OTHER_VARIABLES:
+        if not variable.startswith(ENV_PREFIX) or variable in OTHER_VARIABLES or _is_foreign(variable):
             continue
         path = variable.removeprefix(ENV_PREFIX).lower().split("__")
         default: object = Settings()
         for name in path:
             if not isinstance(default, Section) or name not in default.__struct_fields__:
-                raise SettingsError(f"unknown setting in the environment: {variable}")
+                raise SettingsError(_unknown(variable, ".".join(path)))
             default = getattr(default, name)
         value: object = os.environ[variable]
         if isinstance(default, (Section, dict, tuple)):
             value = _json(variable)
         values = _merge(values, _nest({".".join(path): value}))
     return values
+
+
+def _unknown(variable: str, name: str) -> str:
+    from sse_app.settings.suggestions import meant  # only where something is wrong
+
+    line = f"unknown setting in the environment: {variable}"
+    known = meant(name, Settings)
+    return f"{line} (did you mean {ENV_PREFIX}{known.upper().replace('.', '__')}?)" if known else line
 
 
 def _json(variable: str) -> object:

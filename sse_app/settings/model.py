@@ -12,8 +12,18 @@ import msgspec
 from msgspec import Meta
 
 from sse_app.core.errors import SettingsError
-from sse_app.settings.explain import find_problem, parse
+from sse_app.settings.explain import Problem, find_problem, parse
 from sse_app.settings.types import EventLogURL, HostName, Network, Origin, Pattern, PublicPattern
+
+
+def _explained(problem: Problem | None, kind: type) -> str:
+    """Return what is wrong, with the setting that was probably meant where there is none of that name."""
+    if problem is not None and not problem.reason:
+        from sse_app.settings.suggestions import meant  # only where something is wrong
+
+        if name := meant(problem.name, kind):
+            return f"{problem} (did you mean {name}?)"
+    return str(problem)
 
 
 class _Checked(msgspec.StructMeta):
@@ -24,7 +34,7 @@ class _Checked(msgspec.StructMeta):
             try:
                 return msgspec.convert(values, cls, strict=False, dec_hook=parse)
             except msgspec.ValidationError:
-                raise SettingsError(str(find_problem(values, cls))) from None
+                raise SettingsError(_explained(find_problem(values, cls), cls)) from None
         except UnicodeEncodeError as error:  # as from a variable of the environment
             raise SettingsError(f"bad value for a setting: {error.object!r} is not UTF-8") from None
 

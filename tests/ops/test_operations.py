@@ -85,6 +85,30 @@ def test_a_bad_setting_stops_the_start_with_one_line_that_names_it(tmp_path: Pat
         assert not (tmp_path / "s").exists()
 
 
+def test_a_mistyped_flag_is_refused_with_the_one_that_was_meant() -> None:
+    for words, meant in (
+        (("serve", "--prot", "1"), "--port"),
+        (("check-config", "--state-dri=x"), "--state-dir"),
+        (("user", "add", "ann", "--subscribes", "a"), "--subscribe"),
+    ):
+        done = run(*words)
+        assert done.returncode == 2
+        assert done.stderr.splitlines()[-1].endswith(f"(did you mean {meant}?)"), done.stderr
+    done = run("check-config", "--set", "keepaliv.ping_interval=3")
+    assert done.stderr == "sse-app: unknown setting: keepaliv (did you mean keepalive?)\n"
+
+
+def test_it_serves_among_the_variables_of_kubernetes_and_says_once_what_it_passes_over(
+    start_server: Start,
+) -> None:
+    server = start_server(
+        SERVICE_HOST="10.96.0.12", PORT_8000_TCP="tcp://10.96.0.12:8000", SITE="sse.example.com"
+    )
+    (line,) = [line for line in server.log_lines() if line["event"] == "environment_passed_over"]
+    assert line["variables"] == "SSE_APP_PORT_8000_TCP, SSE_APP_SERVICE_HOST, SSE_APP_SITE"
+    assert httpx.get(f"{server.url}/readyz").status_code == 200
+
+
 def test_flags_override_the_environment_which_overrides_the_file(tmp_path: Path) -> None:
     file = tmp_path / "settings.toml"
     file.write_text("port = 1001\nhost = '127.0.0.2'\n[history]\nsize = 5\nage = 7\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -12,8 +13,9 @@ import pytest
 
 from sse_app import Settings
 from sse_app.core.errors import SettingsError
-from sse_app.settings.loader import load_settings
+from sse_app.settings.loader import load_settings, passed_over
 from sse_app.settings.model import Section, plain
+from tests.support.server_process import ROOT
 
 Load = Callable[..., Settings]
 
@@ -173,6 +175,100 @@ def test_an_unknown_setting_with_a_line_break_is_named_in_one_line(load: Load) -
 )
 def test_an_unknown_variable_is_named(load: Load, variable: str) -> None:
     assert refusal(load, **{variable: "1"}) == f"unknown setting in the environment: SSE_APP_{variable}"
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("KEEPALIVE_PING_INTERVAL", "KEEPALIVE__PING_INTERVAL"),
+        ("KEEPALIVE__PINGINTERVAL", "KEEPALIVE__PING_INTERVAL"),
+        ("KEEPALIV__PING_INTERVAL", "KEEPALIVE__PING_INTERVAL"),
+        ("PING_INTERVAL", "KEEPALIVE__PING_INTERVAL"),
+        ("HOTS", "HOST"),
+        ("STATEDIR", "STATE_DIR"),
+        ("STREAMS_PER_USER", "LIMITS__STREAMS_PER_USER"),
+        ("CORS_ORIGIN", "CORS_ORIGINS"),
+        ("LOG__PORT", "PORT"),
+    ],
+)
+def test_a_mistyped_setting_is_refused_with_the_one_that_was_meant(
+    load: Load, given: str, meant: str
+) -> None:
+    line = refusal(load, **{given: "1"})
+    wanted = f"unknown setting in the environment: SSE_APP_{given} (did you mean SSE_APP_{meant}?)"
+    assert line == wanted
+    dotted, right = (name.lower().replace("__", ".") for name in (given, meant))
+    section = right.partition(".")[0]  # where that is mistyped, it alone is named
+    for line in (refusal(load, flags={dotted: "1"}), refusal(load, f"{dotted} = 1")):
+        assert line.endswith((f"(did you mean {right}?)", f"(did you mean {section}?)"))
+
+
+FOREIGN = {
+    # Kubernetes, for the Services sse-app, sse-app-metrics and sse-app-port
+    "SERVICE_HOST": "10.96.0.12",
+    "SERVICE_PORT": "8000",
+    "SERVICE_PORT_HTTP": "8000",
+    "SERVICE_PORT_HTTP_ADMIN": "8001",
+    "PORT": "tcp://10.96.0.12:8000",
+    "PORT_8000_TCP": "tcp://10.96.0.12:8000",
+    "PORT_8000_TCP_PROTO": "tcp",
+    "PORT_8000_TCP_PORT": "8000",
+    "PORT_8000_TCP_ADDR": "10.96.0.12",
+    "PORT_8001_UDP": "udp://10.96.0.12:8001",
+    "PORT_8001_UDP_ADDR": "10.96.0.12",
+    "METRICS_SERVICE_HOST": "10.96.0.13",
+    "METRICS_SERVICE_PORT_METRICS": "9100",
+    "METRICS_PORT": "tcp://10.96.0.13:9100",
+    "METRICS_PORT_9100_TCP_ADDR": "10.96.0.13",
+    "LOG_PORT": "udp://[fd00::1]:514",
+    "PORT_PORT": "tcp://10.96.0.14:1",
+    "LIMITS_SERVICE_HOST": "10.96.0.15",
+    # a link of Docker
+    "NAME": "/page/sse_app",
+    "ENV_PATH": "/usr/bin",
+    "1_PORT": "tcp://172.17.0.2:8000",
+}
+
+
+def test_what_kubernetes_and_docker_name_after_us_is_passed_over(load: Load) -> None:
+    assert load(**FOREIGN) == Settings()
+    assert load("port = 1", **FOREIGN).port == 1
+
+
+def test_what_is_passed_over_is_told_in_a_fixed_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SITE", "PORT_8000_TCP", "HOST"):
+        monkeypatch.setenv(f"SSE_APP_{name}", "x")
+    assert passed_over() == ["SSE_APP_PORT_8000_TCP", "SSE_APP_SITE"]
+
+
+def test_the_proxies_variables_may_stand_in_the_same_environment(load: Load) -> None:
+    named = {
+        name
+        for file in ("Caddyfile", "nginx/sse_app.conf")
+        for name in re.findall(r"SSE_APP_(\w+)", (ROOT / "config" / file).read_text())
+    }
+    assert "SITE" in named
+    assert load(**dict.fromkeys(named, "x")) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("PORT", "tcp:/10.0.0.1"),
+        ("PORTS", "tcp://10.0.0.1:1"),
+        ("HOST_", "tcp://10.0.0.1:1"),
+        ("SERVICE", "x"),
+        ("SERVICE_HOSTS", "x"),
+        ("PORT_HTTP_TCP", "x"),
+        ("PORT_8000_TCPP", "x"),
+        ("LIMITS__PORT_8000_TCP", "tcp://10.0.0.1:1"),
+        ("LIMITS__SERVICE_HOST", "x"),
+        ("NAME", "x"),
+        ("SITES", "x"),
+    ],
+)
+def test_what_only_looks_like_it_is_still_refused(load: Load, variable: str, value: str) -> None:
+    assert "setting" in refusal(load, **{variable: value})
 
 
 @pytest.mark.parametrize("section", SECTIONS)
