@@ -1,7 +1,8 @@
 """The demo in one command: the server, the publisher, and a banner that says how to look at them.
 
 Usage: python -m examples.market, from the checkout. SSE_APP_HOST, SSE_APP_PORT (0 for any free one) and
-SSE_APP_STATE_DIR say where. Ends on Ctrl-C; when one of the two processes dies the other is ended too.
+SSE_APP_STATE_DIR say where; by default its state is in var/demo, apart from that of a server in this checkout.
+Ends on Ctrl-C; when one of the two processes dies the other is ended too.
 """
 
 import os
@@ -18,8 +19,11 @@ from types import FrameType
 
 import httpx
 
+from sse_app.core.errors import SSEAppError
+
 from .children import Child
 from .publisher import PASSWORD_VARIABLE
+from .state import StateInUse, check, take
 
 ROOT = Path(__file__).resolve().parents[2]
 CHANNELS = ("dashboard", "alerts", "training", "backtest")
@@ -89,8 +93,10 @@ def main() -> None:
     """Run the demo until a signal ends it (`Stopped`) or it breaks (`DemoError`)."""
     stop = Stop()
     stop.catch_signals()
-    place = _place()
-    place.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    state = Path(os.environ.get("SSE_APP_STATE_DIR") or ROOT / "var/demo").absolute()
+    check(state)
+    place = _place(state)
+    lock = take(state, place.url)
     environment = {
         **os.environ,
         "SSE_APP_HOST": place.host,
@@ -122,15 +128,17 @@ def main() -> None:
         # The publisher first, so that its last words still find a server.
         for child in reversed(children):
             child.end(SERVER_END if child.name == "server" else PUBLISHER_END)
+        os.close(lock)
 
 
-def _place() -> Place:
+def _place(state: Path) -> Place:
     """Read the settings from the environment and see that the port is free."""
     host = os.environ.get("SSE_APP_HOST", "127.0.0.1")
     text = os.environ.get("SSE_APP_PORT", "8000")
+    if "://" in text:  # as Kubernetes and Docker set it for a service of that name
+        text = "8000"
     if not (text.isascii() and text.isdigit() and int(text) < 65536):
         raise DemoError(f"SSE_APP_PORT: {text!r} is not a port")
-    state = Path(os.environ.get("SSE_APP_STATE_DIR") or ROOT / "var").absolute()
     try:
         family, kind, _, _, address = socket.getaddrinfo(
             host or None, int(text), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -147,7 +155,7 @@ def _place() -> Place:
 
 def _account(name: str, grants: list[str], password: str, environment: dict[str, str], stop: Stop) -> None:
     """Make the account, or give the one that an earlier run made a new password."""
-    add = _user(["add", name, *grants], password, environment)
+    add = _user(["add", name, "--init", *grants], password, environment)
     if add.returncode != 0:
         passwd = _user(["passwd", name], password, environment)
         if passwd.returncode != 0 and not stop.asked:
@@ -254,7 +262,7 @@ def _run(program: Callable[[], None]) -> int:
     except Stopped:
         _say("The market demo has ended.")
         return 0
-    except (DemoError, httpx.HTTPError) as error:
+    except (DemoError, StateInUse, SSEAppError, httpx.HTTPError) as error:
         print(f"market demo: {error}", file=sys.stderr, flush=True)
     return 1
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage
 
@@ -23,12 +26,16 @@ from tests.support.server_process import ROOT
 class Demo:
     """The market demo, started as ``make run`` starts it."""
 
-    def __init__(self, state: Path) -> None:
+    def __init__(self, state: Path | None, checkout: Path = ROOT) -> None:
+        self.state = state
         port = reserve_port(self)
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("SSE_APP_")}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "examples.market"],
-            cwd=ROOT,
-            env={**os.environ, "SSE_APP_PORT": str(port), "SSE_APP_STATE_DIR": str(state)},
+            cwd=checkout,
+            env=clean
+            | {"SSE_APP_PORT": str(port)}
+            | ({"SSE_APP_STATE_DIR": str(state)} if state is not None else {}),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -101,6 +108,64 @@ def test_all_four_panels_show_live_numbers_within_20_seconds_of_the_start(
         ):
             page.wait_for_selector(f"[aria-labelledby={panel}-title]:has-text('{sign}')", timeout=60_000)
         assert trouble == []
+
+
+def second_demo(state: Path | None, **variables: str) -> tuple[int, list[str]]:
+    """Start the demo, which is to be refused, and return its status and what it says."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("SSE_APP_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "examples.market"],
+        cwd=ROOT,
+        env=clean | ({"SSE_APP_STATE_DIR": str(state)} if state else {}) | variables,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return done.returncode, (done.stdout + done.stderr).splitlines()
+
+
+@pytest.mark.parametrize("port", ["the same", "0"])
+def test_a_second_demo_says_that_the_first_one_runs_and_changes_nothing(demo: Demo, port: str) -> None:
+    url = demo.said("Page").rstrip("/")
+    passwords = {name: demo.said(name) for name in ("Password", "with")}
+    status, lines = second_demo(demo.state, SSE_APP_PORT=url.rpartition(":")[2] if port != "0" else "0")
+    assert status == 1
+    assert lines == [
+        f"market demo: it runs already at {url}/ (process {demo.process.pid}); Ctrl-C there ends it"
+    ]
+    for user, password in (("demo", passwords["Password"]), ("admin", passwords["with"])):
+        body = {"username": user, "password": password, "cookie": False}
+        assert httpx.post(f"{url}/api/v1/auth/login", json=body, timeout=30).status_code == 200
+
+
+def test_the_demo_leaves_a_servers_state_alone(tmp_path: Path) -> None:
+    state = tmp_path / "var"
+    begin = ["user", "add", "admin", "--init", "--password-stdin", "--state-dir", str(state)]
+    subprocess.run([sys.executable, "main.py", *begin], cwd=ROOT, input=b"correct horse\n", check=True)
+    before = (state / "accounts.db").read_bytes()
+    status, lines = second_demo(state, SSE_APP_PORT="0")
+    assert (status, len(lines)) == (1, 1)
+    assert str(state) in lines[0]
+    assert (state / "accounts.db").read_bytes() == before
+    assert not (state / "market-demo").exists()
+
+
+def test_the_demo_has_a_state_directory_of_its_own(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "examples", tmp_path / "copied/examples")
+    for name in ("main.py", "sse_app", "config"):
+        (tmp_path / "copied" / name).symlink_to(ROOT / name)
+    checkout = tmp_path / "copied"
+    demo = Demo(None, checkout)
+    try:
+        assert stat.S_IMODE((checkout / "var").stat().st_mode) == 0o700
+        assert [path.name for path in (checkout / "var").iterdir()] == ["demo"]
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("SSE_APP_")}
+        begin = [sys.executable, "main.py", "user", "add", "admin", "--init", "--password-stdin"]
+        subprocess.run(begin, cwd=checkout, env=clean, input=b"correct horse\n", check=True)
+    finally:
+        demo.process.send_signal(signal.SIGINT)
+        assert demo.process.communicate(timeout=60)[0].endswith("has ended.\n")
 
 
 def test_a_taken_port_is_told_in_one_line(tmp_path: Path) -> None:
