@@ -316,4 +316,7 @@ def _is_tcp(sock: socket.socket) -> bool:
 
 def _context(sock: socket.socket, address: tuple[str, int]) -> Context:
     """Return the address that requests of a connection come from; a Unix socket has none."""
-    return Context(address[0] if _is_tcp(sock) else "0.0.0.0")
+    if not _is_tcp(sock):
+        return Context("0.0.0.0")
+    # On a socket of both families, which systemd makes for ::, an IPv4 address comes mapped (RFC 4291 §2.5.5.2).
+    return Context(address[0].removeprefix("::ffff:") if "." in address[0] else address[0])

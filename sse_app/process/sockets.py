@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from ipaddress import IPv6Address, ip_address
+from pathlib import Path
+from typing import Any
 
 from tornado.netutil import bind_sockets
 
@@ -18,11 +24,78 @@ def bind(settings: Settings) -> list[socket.socket]:
         StateError: the address cannot be used.
     """
     try:
-        return bind_sockets(settings.port, settings.host, backlog=settings.socket.backlog)
+        return bind_sockets(settings.port, _host(settings), backlog=settings.socket.backlog)
+    except (OSError, ValueError) as error:
+        raise _unusable(settings, error) from None
+
+
+def check_address(settings: Settings) -> None:
+    """Bind the addresses that `bind` would, without listening there, and close them again.
+
+    A server that listens on one of them is not disturbed.
+
+    Raises:
+        StateError: the address cannot be used.
+    """
+    try:
+        for found in socket.getaddrinfo(
+            _host(settings), settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        ):
+            _bind_for_a_moment(found[0], found[4])
+    except (OSError, ValueError) as error:
+        raise _unusable(settings, error) from None
+
+
+def _bind_for_a_moment(family: int, address: Any) -> None:
+    try:
+        sock = socket.socket(family, socket.SOCK_STREAM)
     except OSError as error:
-        raise StateError(
-            f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}"
-        ) from None
+        if error.errno == errno.EAFNOSUPPORT:
+            return
+        raise
+    with sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        try:
+            sock.bind(address)
+        except OSError as error:
+            if error.errno != errno.EADDRNOTAVAIL or address[0] != "::1":  # IPv6 may be off in a container
+                raise
+
+
+def processes_listening(port: int) -> dict[int, str]:
+    """Return the processes that listen on a port, as far as this one may look at them, with their names."""
+    wanted = {f"socket:[{inode}]" for inode in _listening_inodes(port)}
+    found = {}
+    for directory in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if any(os.readlink(link) in wanted for link in (directory / "fd").iterdir()):
+                found[int(directory.name)] = (directory / "comm").read_text().strip()
+    return found
+
+
+def _listening_inodes(port: int) -> Iterator[str]:
+    """Yield the inodes of the listening sockets on a port (proc_net_tcp.txt of the kernel's documentation)."""
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with suppress(OSError):
+            for line in Path(table).read_text().splitlines()[1:]:
+                local, state, inode = (line.split()[column] for column in (1, 3, 9))
+                if state == "0A" and int(local.rpartition(":")[2], 16) == port:
+                    yield inode
+
+
+def _host(settings: Settings) -> str | None:
+    """Return the address to bind; None for all of both families, which is what ``::`` stands for."""
+    try:
+        return None if ip_address(settings.host) == IPv6Address(0) else settings.host
+    except ValueError:
+        return settings.host
+
+
+def _unusable(settings: Settings, error: Exception) -> StateError:
+    reason = getattr(error, "strerror", None) or error
+    return StateError(f"cannot listen on {settings.host}:{settings.port}: {reason}")
 
 
 def inherited_sockets(inherited: Sequence[tuple[str, int]]) -> list[socket.socket]:
