@@ -1,4 +1,4 @@
-"""The package: what it needs, each dependency with the reason for it. requirements.txt has exact versions, with hashes."""
+"""The package: what it needs, each dependency with the reason for it. Exact versions are in requirements.txt."""
 
 import re
 from pathlib import Path

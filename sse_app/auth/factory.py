@@ -40,19 +40,22 @@ def keys_directory(auth: Auth, state: StateDirectory) -> Path:
     return Path(auth.keys_dir)
 
 
-def issuer_of(auth: Auth, state: StateDirectory, revocations: Revocations | None = None) -> Tokens:
-    """Return the token issuer of a state directory, whose keys are made at the first use.
+def issuer_of(
+    auth: Auth, state: StateDirectory, revocations: Revocations | None = None, *, create: bool = True
+) -> Tokens:
+    """Return the token issuer of a state directory.
 
     Args:
         auth: names the issuer and the audience, and perhaps the keys' directory.
         state: where the keys are otherwise.
         revocations: what is refused; None where tokens are only issued.
+        create: whether to make the first key where there is none.
 
     Raises:
         StateError: the keys cannot be read or made.
     """
     return Tokens(
-        load_keys(keys_directory(auth, state)),
+        load_keys(keys_directory(auth, state), create=create),
         issuer=auth.issuer,
         audience=auth.audience,
         longest=auth.longest_lifetime,

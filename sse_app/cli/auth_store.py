@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from sse_app.auth.factory import make_auth_store
+from sse_app.auth.factory import issuer_of, make_auth_store
 from sse_app.auth.records import AuditEntry
 from sse_app.auth.store import AuthStore
 from sse_app.cli.options import settings_of
@@ -17,14 +17,23 @@ from sse_app.storage.state_dir import StateDirectory
 
 
 @asynccontextmanager
-async def auth_store(options: argparse.Namespace) -> AsyncIterator[tuple[AuthStore, Settings]]:
+async def auth_store(
+    options: argparse.Namespace, *, create: bool = False
+) -> AsyncIterator[tuple[AuthStore, Settings]]:
     """Open the store that the settings name, and yield it with the settings.
+
+    Args:
+        options: of the command.
+        create: whether to begin a state directory, with a key, where there is none.
 
     Raises:
         SettingsError, StateError: it cannot be used.
     """
     settings = settings_of(options)
-    store = make_auth_store(StateDirectory(settings.state_dir))
+    state = StateDirectory(settings.state_dir, create=create)
+    store = make_auth_store(state)
+    if create:
+        issuer_of(settings.auth, state)
     await store.open()
     try:
         yield store, settings

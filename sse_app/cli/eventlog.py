@@ -18,7 +18,7 @@ from sse_app.storage.state_dir import StateDirectory
 @contextmanager
 def _database(options: argparse.Namespace) -> Iterator[sqlite3.Connection]:
     settings = settings_of(options)
-    state = StateDirectory(settings.state_dir)
+    state = StateDirectory(settings.state_dir, create=False)
     path = event_log_path(settings.event_log, state)
     if path is None:
         raise InvalidInput("the event log is in memory: there is nothing to look after")
@@ -50,7 +50,7 @@ def new_epoch(options: argparse.Namespace) -> None:
         StateError: a server uses the state directory.
     """
     settings = settings_of(options)
-    state = StateDirectory(settings.state_dir)
+    state = StateDirectory(settings.state_dir, create=False)
     state.lock()
     try:
         with _database(options) as database:

@@ -17,7 +17,8 @@ from sse_app.storage.state_dir import StateDirectory
 def show(options: argparse.Namespace) -> None:
     """Print the keys, the newest first; what they consist of is not shown."""
     settings = settings_of(options)
-    keys = load_keys(keys_directory(settings.auth, StateDirectory(settings.state_dir)))
+    state = StateDirectory(settings.state_dir, create=False)
+    keys = load_keys(keys_directory(settings.auth, state), create=False)
     for key in keys:
         use = "signs" if key is keys.signing else "verifies"
         print(f"{key.id} {key.algorithm} {use}")
@@ -31,7 +32,8 @@ def rotate(options: argparse.Namespace) -> None:
 async def _rotate(options: argparse.Namespace) -> str:
     async with auth_store(options) as (store, settings):
         directory = keys_directory(settings.auth, StateDirectory(settings.state_dir))
-        algorithm = options.algorithm or load_keys(directory).signing.algorithm
+        keys = load_keys(directory, create=False)
+        algorithm = options.algorithm or keys.signing.algorithm
         kid, spent = rotate_keys(directory, algorithm, time.time() - settings.auth.longest_lifetime)
         await note(store, "key_rotation", kid, f"{algorithm}; deleted: {', '.join(spent) or 'none'}")
         return kid

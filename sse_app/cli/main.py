@@ -61,6 +61,12 @@ def _run(parse: Callable[[], argparse.Namespace]) -> int:
             if output.failure is None:  # else that is why, and is told below
                 complain(str(error))
             status = 1
+        except EOFError:  # Ctrl-D where something was asked
+            complain("the input has ended")
+            status = 1
+        except UnicodeError as error:
+            complain(f"the input is not UTF-8: {error}")
+            status = 1
         except KeyboardInterrupt:
             status = 130
         output.finish()
@@ -85,7 +91,11 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     add("serve", "serve:serve", "serve streams until SIGTERM or Ctrl-C")
-    add("check-config", "serve:check_config", "read the settings, say what is wrong with them, and exit")
+    add(
+        "check-config",
+        "serve:check_config",
+        "read the settings, try what a start would need, say what is wrong, and exit",
+    )
     add(
         "upgrade",
         "serve:upgrade",
@@ -202,6 +212,10 @@ def _add_users(user: argparse.ArgumentParser) -> None:
             action.add_argument("name", metavar="NAME")
         if name in ("add", "grants"):
             _add_grants(action)
+        if name == "add":
+            action.add_argument(
+                "--init", action="store_true", help="begin a new state directory where there is none"
+            )
         if name in ("add", "passwd"):
             action.add_argument(
                 "--password-stdin",

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 from sse_app.auth.tokens.grants import Grants
+from sse_app.core.channels import ChannelPattern
 from sse_app.core.errors import SettingsError
+from sse_app.process.standard_streams import complain
 from sse_app.settings.loader import load_settings
 from sse_app.settings.model import Settings
 
@@ -43,3 +47,21 @@ def grants_of(options: argparse.Namespace) -> Grants:
         [text for text in value.split(",") if text] for value in (options.subscribe, options.publish)
     )
     return Grants.of(subscribe, publish, options.admin)
+
+
+def uncovered(patterns: Iterable[str], settings: Settings) -> list[str]:
+    """Return a line for each pattern that matches no channel the settings have, perhaps with what was meant."""
+    known = [ChannelPattern(text) for text in settings.channels]
+    lines = []
+    for text in patterns:
+        if not any(ChannelPattern(text).overlaps(pattern) for pattern in known):
+            close = get_close_matches(text, settings.channels, 1)
+            hint = f" (did you mean {close[0]}?)" if close else ""
+            lines.append(f"the settings have no channel that {text} covers{hint}")
+    return lines
+
+
+def warn_of_uncovered(grants: Grants, settings: Settings) -> None:
+    """Say on standard error which of the patterns match no channel; they are granted all the same."""
+    for line in uncovered(dict.fromkeys((*grants.subscribe.texts, *grants.publish.texts)), settings):
+        complain(f"warning: {line}")

@@ -131,7 +131,9 @@ def _url(options: argparse.Namespace, settings: Settings) -> str:
 def _token(options: argparse.Namespace, settings: Settings, kind: TokenKind, grants: Grants) -> Token:
     """Return the token that the caller gave, else a function that mints one per call, all of one session."""
     if options.token_stdin:
-        return sys.stdin.readline().strip()
+        if not (token := sys.stdin.readline().strip()):
+            raise InvalidInput("there is no token on standard input")
+        return token
     if given := os.environ.get("SSE_APP_TOKEN"):
         return given
     session = secrets.token_urlsafe(12)

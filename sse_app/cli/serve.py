@@ -10,9 +10,10 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from sse_app.cli.options import settings_of
+from sse_app.cli.options import settings_of, uncovered
 from sse_app.core.errors import StateError
 from sse_app.process import logs
+from sse_app.process.standard_streams import complain
 from sse_app.settings.loader import find_settings_file, passed_over
 from sse_app.settings.model import plain
 from sse_app.storage.state_dir import StateDirectory
@@ -46,7 +47,8 @@ def upgrade(options: argparse.Namespace) -> None:
     from sse_app.handover.warm import upgrade_obstacle
 
     settings = settings_of(options)
-    holder = StateDirectory(settings.state_dir).holder()
+    state = StateDirectory(settings.state_dir, create=False)
+    holder = state.holder()
     if holder is None:
         raise StateError(f"no server uses the state directory {settings.state_dir}")
     if not _uses(holder, settings.state_dir):
@@ -57,11 +59,11 @@ def upgrade(options: argparse.Namespace) -> None:
         raise StateError(obstacle)
     os.kill(holder, signal.SIGUSR2)
     deadline = time.monotonic() + UPGRADE_TIMEOUT
-    while StateDirectory(settings.state_dir).holder() == holder:
+    while state.holder() == holder:
         if time.monotonic() > deadline:
             raise StateError(f"process {holder} still serves; its log says why")
         time.sleep(0.05)
-    print(f"process {StateDirectory(settings.state_dir).holder()} serves in the place of {holder}")
+    print(f"process {state.holder()} serves in the place of {holder}")
 
 
 def _uses(pid: int, state_dir: Path) -> bool:
@@ -77,13 +79,26 @@ def _uses(pid: int, state_dir: Path) -> bool:
     return False
 
 
-def check_config(options: argparse.Namespace) -> None:
-    """Read the settings as ``serve`` would, and print those in force."""
+def check_config(options: argparse.Namespace) -> int:
+    """Print the settings in force, and whether a server could start with them now; return 1 where it could not."""
+    from sse_app.process.rehearsal import rehearse
+
     settings = settings_of(options)
     print(f"settings file: {find_settings_file(getattr(options, 'config', None)) or 'none'}")
+    if foreign := passed_over():
+        print(f"passed over in the environment: {', '.join(foreign)}")
     for name, value in plain(settings).items():
         if isinstance(value, dict):
             for inner, inner_value in value.items():
                 print(f"{name}.{inner} = {inner_value!r}")
         else:
             print(f"{name} = {value!r}")
+    good, bad = rehearse(settings)
+    for line in good:
+        print(f"# {line}", flush=True)
+    for group, granted in settings.oidc.grants.items():
+        for line in uncovered((*granted.subscribe, *granted.publish), settings):
+            complain(f"warning: oidc.grants.{group}: {line}")
+    for line in bad:
+        complain(line)
+    return 1 if bad else 0

@@ -9,7 +9,7 @@ from sse_app.auth.factory import issuer_of, make_auth_store
 from sse_app.auth.tokens.claims import new_id
 from sse_app.auth.tokens.grants import Grants
 from sse_app.auth.tokens.issuer import TokenKind
-from sse_app.cli.options import grants_of, settings_of
+from sse_app.cli.options import grants_of, settings_of, warn_of_uncovered
 from sse_app.core.channels import own_patterns
 from sse_app.core.errors import InvalidInput
 from sse_app.settings.model import Settings
@@ -34,6 +34,7 @@ def mint(options: argparse.Namespace) -> None:
         raise InvalidInput(f"--ttl must be at most {longest} seconds (auth.longest_lifetime)")
     if not options.subject:
         raise InvalidInput("--subject must not be empty")
+    warn_of_uncovered(grants, settings)
     if kind is TokenKind.ACCESS:
         grants = grants.with_subscriptions(own_patterns(settings.auth.own_channels, options.subject))
     minted = mint_with_own_keys(settings, kind, options.subject, grants, options.ttl, options.session)
@@ -48,8 +49,8 @@ async def mint_with_own_keys(
     Raises:
         StateError: they cannot be read.
     """
-    state = StateDirectory(settings.state_dir)
-    tokens = issuer_of(settings.auth, state)
+    state = StateDirectory(settings.state_dir, create=False)
+    tokens = issuer_of(settings.auth, state, create=False)
     after = await _last_revocation(state)
     return tokens.issue(kind, subject, session or new_id(), grants, ttl, after=after)
 

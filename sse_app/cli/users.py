@@ -7,13 +7,15 @@ import asyncio
 import getpass
 import sys
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import TypeVar
 
 from sse_app.auth.accounts.accounts import Accounts
 from sse_app.auth.accounts.passwords import PasswordThreads
 from sse_app.cli.auth_store import auth_store, note
-from sse_app.cli.options import grants_of
+from sse_app.cli.options import grants_of, settings_of, warn_of_uncovered
 from sse_app.core.errors import InvalidInput
+from sse_app.storage.state_dir import StateDirectory, has_state
 
 T = TypeVar("T")
 
@@ -26,8 +28,18 @@ def show(options: argparse.Namespace) -> None:
 def add(options: argparse.Namespace) -> None:
     """Make an account."""
     granted = grants_of(options)
+    settings = settings_of(options)
+    options.init = options.init or _wants_new_state(options, settings.state_dir)
+    if not options.init:
+        StateDirectory(settings.state_dir, create=False)  # before a password is asked for
+    warn_of_uncovered(granted, settings)
     password = _password(options)
-    _change(options, "user_added", lambda accounts: accounts.add(options.name, password, granted))
+    _change(
+        options,
+        "user_added",
+        lambda accounts: accounts.add(options.name, password, granted),
+        create=options.init,
+    )
 
 
 def list(options: argparse.Namespace) -> None:
@@ -51,6 +63,7 @@ def passwd(options: argparse.Namespace) -> None:
 def grants(options: argparse.Namespace) -> None:
     """Change what an account may do."""
     granted = grants_of(options)
+    warn_of_uncovered(granted, settings_of(options))
     _change(options, "grants_changed", lambda accounts: accounts.set_grants(options.name, granted))
 
 
@@ -70,16 +83,32 @@ def remove(options: argparse.Namespace) -> None:
 
 
 def _change(
-    options: argparse.Namespace, noted_as: str, change: Callable[[Accounts], Awaitable[None]]
+    options: argparse.Namespace,
+    noted_as: str,
+    change: Callable[[Accounts], Awaitable[None]],
+    *,
+    create: bool = False,
 ) -> None:
     """Do something to an account, and note it in the audit trail."""
-    asyncio.run(_with_accounts(options, change, noted_as))
+    asyncio.run(_with_accounts(options, change, noted_as, create=create))
+
+
+def _wants_new_state(options: argparse.Namespace, path: Path) -> bool:
+    """Return what is answered on a terminal when asked whether to begin a state directory where there is none."""
+    if has_state(path) or options.password_stdin or not sys.stdin.isatty():
+        return False
+    answer = input(f"there is no state in {path.absolute()} yet; begin a new one there? [y/N] ")
+    return answer.strip().lower() in ("y", "yes")
 
 
 async def _with_accounts(
-    options: argparse.Namespace, work: Callable[[Accounts], Awaitable[T]], noted_as: str = ""
+    options: argparse.Namespace,
+    work: Callable[[Accounts], Awaitable[T]],
+    noted_as: str = "",
+    *,
+    create: bool = False,
 ) -> T:
-    async with auth_store(options) as (store, settings):
+    async with auth_store(options, create=create) as (store, settings):
         threads = PasswordThreads()
         try:
             done = await work(Accounts(store, threads, settings.auth))

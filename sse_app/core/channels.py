@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from functools import lru_cache
+from itertools import zip_longest
 from typing import NewType
 
 from sse_app.core.errors import InvalidChannel, InvalidInput
@@ -102,6 +103,15 @@ class ChannelPattern:
         if self._regex is None:  # most patterns are never matched, such as that of each user's own channels
             self._regex = re.compile(self._expression())
         return self._regex.fullmatch(channel) is not None
+
+    def overlaps(self, other: ChannelPattern) -> bool:
+        """Return whether there is a channel name that both cover."""
+        for mine, theirs in zip_longest(self.text.split("."), other.text.split(".")):
+            if "**" in (mine, theirs):
+                return True
+            if mine is None or theirs is None or (mine != theirs and "*" not in (mine, theirs)):
+                return False
+        return True
 
     def _expression(self) -> str:
         *segments, last = self.text.split(".")

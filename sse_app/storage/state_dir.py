@@ -9,21 +9,50 @@ from pathlib import Path
 from sse_app.core.errors import StateError
 from sse_app.storage.ownership import require_own, require_private, require_private_database
 
+OURS = ("accounts.db", "events.db", "keys/*.hs256", "keys/*.pem", "keys/*.jwk")
+"""By any of these a directory is known as one with state; /var has a lock too."""
+
+
+def has_state(path: Path) -> bool:
+    """Return whether a directory has been used by this program before."""
+    return any(any(path.glob(pattern)) for pattern in OURS)
+
+
+def _belongs_to_others(path: Path) -> bool:
+    """Return whether others use a directory, such as /var, which must not become private.
+
+    One that is private already is taken for ours, and so is an empty volume.
+    """
+    if not path.is_dir() or not path.stat().st_mode & 0o077 or has_state(path):
+        return False
+    return not {"keys", "lost+found"}.issuperset(os.listdir(path))
+
 
 class StateDirectory:
     """Where accounts, keys and the event log are kept.
 
     Args:
         path: made with mode 0700 where it is not there.
+        create: whether to make it; a command that was called in a wrong directory must not.
 
     Raises:
-        StateError: it cannot be made or made private.
+        StateError: it cannot be made or made private, or there is no state in it and none is to be made.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, create: bool = True) -> None:
         self.path = path
         self._lock: int | None = None
+        if not create and not has_state(path):
+            raise StateError(
+                f"there is no state in {path.absolute()}: name the server's directory with --state-dir or "
+                "SSE_APP_STATE_DIR, or begin a new one with 'serve' or 'user add --init'"
+            )
         try:
+            if _belongs_to_others(path):
+                raise StateError(
+                    f"cannot use the state directory {path.absolute()}: "
+                    "it holds other files and no state; name one of its own"
+                )
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise StateError(f"cannot use the state directory {path}: {error.strerror}") from None
@@ -69,7 +98,11 @@ class StateDirectory:
         Raises:
             StateError: another server has it; the text names the directory and the process.
         """
-        descriptor = os.open(self.path / "lock", os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        flags = os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            descriptor = os.open(self.path / "lock", flags, 0o600)
+        except OSError as error:
+            raise StateError(f"cannot lock the state directory {self.path}: {error.strerror}") from None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -1,0 +1,114 @@
+"""What ``check-config`` tries: each thing that the start needs of this machine, without changing or disturbing any."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+from sse_app.auth import sqlite_store
+from sse_app.auth.tokens.keyring import load_keys
+from sse_app.core.errors import StateError
+from sse_app.eventlog.sqlite import schema
+from sse_app.process.sockets import check_address, processes_listening
+from sse_app.settings.model import Settings
+from sse_app.storage.state_dir import StateDirectory
+
+
+def rehearse(settings: Settings) -> tuple[list[str], list[str]]:
+    """Return a line for each thing that is as the start needs it, and a line for each that would stop it."""
+    good, bad = [], []
+    steps: tuple[Callable[[Settings], str], ...] = (_state, _keys, _accounts, _event_log, _address)
+    for step in steps:
+        try:
+            good.append(step(settings))
+        except StateError as error:
+            bad.append(str(error))
+    return good, bad
+
+
+def _state(settings: Settings) -> str:
+    path = settings.state_dir.absolute()
+    if not path.exists():
+        _require_room_for(path)
+        return f"state directory: {path} is not there yet; the start makes it"
+    holder = StateDirectory(settings.state_dir).holder()
+    return f"state directory: {path}" + (f" is in use by process {holder}" if holder else "")
+
+
+def _keys(settings: Settings) -> str:
+    if not settings.auth.keys_dir and not _has_files(settings.state_dir / "keys"):
+        return "keys: none yet; the start makes the first"
+    directory = Path(settings.auth.keys_dir or settings.state_dir / "keys")
+    keys = load_keys(directory, create=False)
+    return f"keys: {len(list(keys))} in {directory.absolute()}; {keys.signing.id} signs"
+
+
+def _accounts(settings: Settings) -> str:
+    path = settings.state_dir / "accounts.db"
+    return "accounts: " + _database(settings, path, sqlite_store.APPLICATION_ID, len(sqlite_store.MIGRATIONS))
+
+
+def _event_log(settings: Settings) -> str:
+    if settings.event_log == "memory:":
+        return "event log: in memory"
+    path = Path(settings.event_log.removeprefix("sqlite:") or settings.state_dir / "events.db")
+    return "event log: " + _database(settings, path, schema.APPLICATION_ID, len(schema.MIGRATIONS))
+
+
+def _database(settings: Settings, path: Path, application_id: int, newest: int) -> str:
+    """Return what there is to say of a database that can be used."""
+    if not path.exists():
+        if path.parent.absolute() != settings.state_dir.absolute() and not path.parent.is_dir():
+            raise StateError(f"cannot open {path}: there is no directory {path.parent}")
+        _require_room_for(path)
+        return f"{path.absolute()} is not there yet; the start makes it"
+    if not os.access(path, os.R_OK | os.W_OK):
+        raise StateError(f"cannot open {path}: it is not ours to read and write")
+    # Where no other process writes it SQLite takes no locks and makes no files.
+    how = "mode=ro" if path.with_name(f"{path.name}-wal").exists() else "mode=ro&immutable=1"
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?{how}", uri=True)) as database:
+            (found,) = database.execute("PRAGMA application_id").fetchone()
+            (version,) = database.execute("PRAGMA user_version").fetchone()
+            (tables,) = database.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    except sqlite3.Error as error:
+        raise StateError(f"cannot open {path}: {error}") from None
+    if found != application_id and (found or version or tables):
+        raise StateError(f"{path} is not a database of this kind")
+    if version > newest:
+        raise StateError(
+            f"{path} has schema version {version}; this program knows versions up to {newest} "
+            "and does not open newer ones"
+        )
+    later = f", which the start brings to {newest}" if version < newest else ""
+    return f"{path.absolute()} has schema version {version}{later}"
+
+
+def _address(settings: Settings) -> str:
+    address = f"{settings.host}:{settings.port}"
+    try:
+        check_address(settings)
+    except StateError as error:
+        processes = processes_listening(settings.port)
+        own = StateDirectory(settings.state_dir).holder() if settings.state_dir.exists() else None
+        if own is not None and (own in processes or not processes):
+            return f"address: {address} is in use by process {own}, the server of this state directory"
+        if any(name == "systemd" for name in processes.values()):
+            return f"address: {address} is held by systemd, which passes it on to the service"
+        users = ", ".join(f"process {pid}, {name}" for pid, name in processes.items())
+        raise StateError(f"{error} ({users})" if users else str(error)) from None
+    return f"address: {address} can be listened on"
+
+
+def _has_files(directory: Path) -> bool:
+    return directory.is_dir() and any(not path.name.startswith(".") for path in directory.iterdir())
+
+
+def _require_room_for(path: Path) -> None:
+    """Raise where neither a file nor a directory can be made at a path, with those above it."""
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise StateError(f"cannot make {path.absolute()}: {above} is not writable")
