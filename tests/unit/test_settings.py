@@ -184,7 +184,7 @@ def test_an_unknown_variable_is_named(load: Load, variable: str) -> None:
         ("KEEPALIVE__PINGINTERVAL", "KEEPALIVE__PING_INTERVAL"),
         ("KEEPALIV__PING_INTERVAL", "KEEPALIVE__PING_INTERVAL"),
         ("PING_INTERVAL", "KEEPALIVE__PING_INTERVAL"),
-        ("HOTS", "HOST"),
+        ("PRT", "PORT"),
         ("STATEDIR", "STATE_DIR"),
         ("STREAMS_PER_USER", "LIMITS__STREAMS_PER_USER"),
         ("CORS_ORIGIN", "CORS_ORIGINS"),
