@@ -48,11 +48,6 @@ class StateDirectory:
                 "SSE_APP_STATE_DIR, or begin a new one with 'serve' or 'user add --init'"
             )
         try:
-            if _belongs_to_others(path):
-                raise StateError(
-                    f"cannot use the state directory {path.absolute()}: "
-                    "it holds other files and no state; name one of its own"
-                )
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise StateError(f"cannot use the state directory {path}: {error.strerror}") from None
@@ -67,6 +62,11 @@ class StateDirectory:
         path = self.path
         try:
             require_own(path, "the state directory")
+            if _belongs_to_others(path):
+                raise StateError(
+                    f"cannot use the state directory {path.absolute()}: "
+                    "it holds other files and no state; name one of its own"
+                )
             if path.stat().st_mode & 0o077:
                 path.chmod(0o700)
             if not os.access(path, os.W_OK | os.X_OK):

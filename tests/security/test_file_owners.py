@@ -211,11 +211,13 @@ def test_a_linked_state_directory_works_if_the_link_is_ours(state: Path) -> None
         assert "link" in told(run(link, "serve"))
 
 
-def test_a_directory_of_keys_that_is_not_there_is_an_error_and_no_new_key(tmp_path: Path) -> None:
+def test_a_directory_of_keys_that_is_not_there_is_an_error_and_no_new_key(
+    tmp_path: Path, state: Path
+) -> None:
     for keys in (tmp_path / "absent", tmp_path / "absent/deeper"):
         for command in ("serve", "keys", "token"):
             more = ["--subject", "ann"] if command == "token" else []
-            line = told(run(tmp_path / "state", command, *more, SSE_APP_AUTH__KEYS_DIR=str(keys)))
+            line = told(run(state, command, *more, SSE_APP_AUTH__KEYS_DIR=str(keys)))
             assert str(keys) in line
             assert "auth.keys_dir" in line
         assert not keys.exists()
