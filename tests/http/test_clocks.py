@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sqlite3
 import time
 from collections.abc import Callable
 from contextlib import closing
+from pathlib import Path
 
 import httpx
 import pytest
 
 from sse_app.auth.tokens.issuer import TokenKind
+from sse_app.storage.state_dir import StateDirectory
 from tests.support.people import Ear, bearer
 from tests.support.waiting import until
 from tests.support.wall_clock import HOUR, MINUTE, YEAR, ClockedServer, Hear
@@ -109,6 +113,43 @@ def test_many_streams_that_expire_at_once_do_not_hold_others_up(start: Start, he
     ears = [hear(server, "dashboard", token) for _ in range(200)]
     server.clock.set(2 * YEAR)
     until(lambda: all(ear.farewell == "token_expired" for ear in ears), "all end", 10)
+
+
+def test_the_next_process_ends_a_stream_when_this_one_would_have_although_the_clock_was_set_back(
+    start: Start, hear: Hear
+) -> None:
+    server = start()
+    lasting = hear(server, "dashboard", server.minted(TokenKind.STREAM))
+    begun = time.monotonic()
+    brief = hear(server, "dashboard", server.minted(TokenKind.STREAM, ttl=8))
+    server.clock.set(-HOUR)
+    first = server.process
+    assert first is not None
+    server.command("upgrade")
+    try:
+        assert first.wait(timeout=60) == 0
+        assert lasting.open
+        assert brief.open
+        fresh = hear(server, "dashboard", server.minted(TokenKind.STREAM))
+        until(lambda: brief.ended_at, "the life of its token is over", 20)
+        assert brief.farewell == "token_expired"
+        assert brief.ended_at is not None
+        assert begun + 6.5 < brief.ended_at < begun + 15
+        before = pings(lasting)
+        until(lambda: pings(lasting) > before and pings(fresh), "the others are pinged", 10)
+    finally:
+        successor = StateDirectory(server.state_dir).holder()
+        assert successor is not None
+        os.kill(successor, signal.SIGTERM)
+        until(lambda: not Path(f"/proc/{successor}").exists() or is_over(successor), "it has ended")
+
+
+def is_over(pid: int) -> bool:
+    """Return whether a process has ended that nobody has waited for yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
 
 
 # -- history ------------------------------------------------------------------------------------------------

@@ -1,0 +1,89 @@
+"""What is called again and again: in time, one call after the other, whatever a call does."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from sse_app.core.periodic import PeriodicCallback
+from tests.support.waiting import until_async
+
+pytestmark = pytest.mark.gen_test
+
+
+async def test_it_is_called_again_and_again_until_it_is_stopped() -> None:
+    calls: list[float] = []
+    callback = PeriodicCallback(lambda: calls.append(time.monotonic()), 0.02)
+    begun = time.monotonic()
+    callback.start()
+    callback.start()
+    await until_async(lambda: len(calls) >= 10, "ten calls")
+    callback.stop()
+    assert calls[9] - begun >= 0.19
+    count = len(calls)
+    await asyncio.sleep(0.1)
+    assert len(calls) == count
+
+
+@pytest.mark.expects_logs("a periodic callback failed")
+@pytest.mark.parametrize("awaited", [False, True])
+async def test_it_is_called_again_although_a_call_failed(awaited: bool) -> None:
+    calls = 0
+
+    def fail() -> None:
+        nonlocal calls
+        calls += 1
+        raise ValueError("a mistake")
+
+    async def fail_later() -> None:
+        await asyncio.sleep(0)
+        fail()
+
+    callback = PeriodicCallback(fail_later if awaited else fail, 0.01)
+    callback.start()
+    await until_async(lambda: calls >= 3, "three calls")
+    callback.stop()
+    await asyncio.sleep(0.02)
+
+
+async def test_a_call_waits_for_the_one_before_also_when_it_was_stopped_and_started_meanwhile() -> None:
+    running = most = calls = 0
+    proceed = asyncio.Event()
+
+    async def work() -> None:
+        nonlocal running, most, calls
+        calls += 1
+        running += 1
+        most = max(most, running)
+        await proceed.wait()
+        running -= 1
+
+    callback = PeriodicCallback(work, 0.01)
+    callback.start()
+    await until_async(lambda: calls == 1, "a call")
+    callback.stop()
+    callback.start()
+    await asyncio.sleep(0.05)
+    proceed.set()
+    await until_async(lambda: calls >= 4, "more calls")
+    callback.stop()
+    await until_async(lambda: running == 0, "the last has ended")
+    assert most == 1
+
+
+async def test_calls_that_were_missed_are_left_out() -> None:
+    calls = 0
+
+    def count() -> None:
+        nonlocal calls
+        calls += 1
+
+    callback = PeriodicCallback(count, 0.05)
+    callback.start()
+    time.sleep(0.5)  # noqa: ASYNC251 - the event loop is busy
+    begun = time.monotonic()
+    await until_async(lambda: calls, "a call")
+    callback.stop()
+    assert calls <= 2 + (time.monotonic() - begun) / 0.05
