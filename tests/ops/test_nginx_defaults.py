@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 
 from sse_app.client import Event, Publisher, Reset, Stream
+from sse_app.core.errors import TokenTooLarge
 from tests.ops.test_proxies import CHANNEL, DEADLINE, next_event
 from tests.support.ports import reserve_port
 from tests.support.proxies import bare_nginx
@@ -57,3 +58,48 @@ def test_nginx_with_its_defaults_which_speak_http_1_0_to_the_server_passes_a_cor
 
     with bare_nginx(defaults, url, folder):
         asyncio.run(test())
+
+
+def test_the_largest_tokens_that_are_issued_pass_through_nginx_with_its_defaults(
+    start_server: Callable[..., ServerProcess], tmp_path: Path
+) -> None:
+    server = start_server(CHANNELS=["**"])
+    url = f"http://127.0.0.1:{reserve_port(server)}"
+    folder = tmp_path / "proxy"
+    folder.mkdir()
+    listen = url.removeprefix("http://")
+    defaults = f"access_log off; server {{ listen {listen}; location / {{ proxy_pass {server.url}; }} }}"
+    names = [f"{number:02}.{'x' * 60}.{'y' * 60}" for number in range(32)]
+    with bare_nginx(defaults, url, folder), httpx.Client(base_url=url, trust_env=False, timeout=30) as http:
+        bearer = {"Authorization": f"Bearer {largest_access_token(server)}"}
+        assert http.get("/api/v1/auth/me", headers=bearer).status_code == 200
+        bearer = {"Authorization": f"Bearer {server.access_token()}"}
+        count = 0
+        for count in range(1, 33):
+            answer = http.post("/api/v1/auth/stream-token", json={"channels": names[:count]}, headers=bearer)
+            if answer.status_code != 200:
+                break
+            query = {
+                "token": answer.json()["stream_token"],
+                "client_id": "c" * 64,
+                "last_event_id": "p" * 60,
+            }
+            path = f"/api/v1/sse/{','.join(names[:count])}"
+            with http.stream("GET", path, params=query) as stream:
+                assert stream.status_code == 200, count
+        assert answer.status_code == 422
+        assert answer.json()["error"]["code"] == "token_too_large"
+        assert count > 20
+
+
+def largest_access_token(server: ServerProcess) -> str:
+    """Return an access token with as many grants as one can have."""
+    patterns: list[str] = []
+    token = ""
+    try:
+        while True:
+            patterns.append(f"pattern-{len(patterns):04}.**")
+            token = server.access_token(subscribe=",".join(patterns))
+    except TokenTooLarge:
+        assert len(token) > 7000
+        return token
