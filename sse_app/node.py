@@ -15,7 +15,7 @@ from sse_app.auth.accounts.login import Login
 from sse_app.auth.accounts.passwords import PasswordThreads
 from sse_app.auth.accounts.sessions import Sessions
 from sse_app.auth.audit import Audit
-from sse_app.auth.factory import issuer_of, keys_directory, make_auth_store, provider_of
+from sse_app.auth.factory import issuer_of, keys_directory, make_auth_store, provider_of, require_auth_store
 from sse_app.auth.revocations import Revocations
 from sse_app.auth.tokens.keyring import load_keys
 from sse_app.core.addresses import parse_address
@@ -25,9 +25,10 @@ from sse_app.core.events import EventId
 from sse_app.core.lifecycle import Lifecycle
 from sse_app.core.rate_limit import RateLimit
 from sse_app.core.repeated_event import RepeatedEvent
-from sse_app.eventlog.factory import event_log_path, make_event_log
+from sse_app.eventlog.factory import event_log_path, make_event_log, stored_event_log
 from sse_app.http.open_connections import ConnectionLimits
 from sse_app.monitoring.live_stats import LiveStats
+from sse_app.monitoring.readiness import Readiness
 from sse_app.settings.model import Limits, Settings
 from sse_app.storage.ownership import require_private_database
 from sse_app.storage.state_dir import StateDirectory
@@ -77,6 +78,8 @@ class Node:
         if locked:
             self.state.lock()
         auth = settings.auth
+        # Before the keys: a first start that is cut short must not look like one whose accounts were lost.
+        require_auth_store(self.state, stored_event_log(settings.event_log, self.state))
         self.auth_store = make_auth_store(self.state)
         self._auth_is_open = False
         self.revocations = Revocations(self.auth_store, auth.longest_lifetime)
@@ -121,6 +124,7 @@ class Node:
         """Requests that needed accounts, sessions or revocations, which could not be read or written."""
         self.event_log_failures = RepeatedEvent(log, logging.ERROR, "event_log_unavailable")
         """Requests that needed the event log, which could not be read or written."""
+        self.readiness = Readiness(self.lifecycle, self.eventlog, self.auth_store)
         self.opening = InProgress()
         """The streams that are being opened."""
         self.live_stats = LiveStats(self.hub, self.eventlog, self.metrics, self.channels, self.lifecycle)

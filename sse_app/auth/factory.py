@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sse_app.auth.revocations import Revocations
-from sse_app.auth.sqlite_store import SqliteAuthStore
+from sse_app.auth.sqlite_store import SqliteAuthStore, make_tables
 from sse_app.auth.store import AuthStore
 from sse_app.auth.tokens.issuer import Tokens
 from sse_app.auth.tokens.keyring import load_keys
 from sse_app.core.errors import StateError
 from sse_app.settings.model import OIDC, Auth
+from sse_app.storage.sqlite import is_missing_or_empty
 from sse_app.storage.state_dir import StateDirectory
 
 if TYPE_CHECKING:
@@ -21,6 +22,33 @@ if TYPE_CHECKING:
 def make_auth_store(state: StateDirectory) -> AuthStore:
     """Return the store of accounts, sessions, revocations and the audit trail, not yet open."""
     return SqliteAuthStore(state.accounts)
+
+
+def require_auth_store(state: StateDirectory, event_log: Path | None, *, anew: bool = False) -> bool:
+    """Make the store of auth where there is none yet, and return whether that was done.
+
+    It is not made in silence where it must have been lost: nobody could log in, and what was revoked would be valid.
+
+    Args:
+        state: holds it.
+        event_log: the file of the event log, if there is one.
+        anew: make it even where it was lost.
+
+    Raises:
+        StateError: it is missing or empty where it must have been, or cannot be made.
+    """
+    if not is_missing_or_empty(state.accounts):
+        return False
+    lost_beside = [state.keys] if state.has_keys() else []
+    if event_log is not None:
+        lost_beside.append(event_log)
+    if lost_beside and not anew:
+        raise StateError(
+            f"{state.accounts} is missing or empty, but {lost_beside[0]} is there: restore a backup of it, "
+            "or make a new one, without the accounts and revocations, with: sse-app user add NAME --init"
+        )
+    make_tables(state.accounts)
+    return True
 
 
 def keys_directory(auth: Auth, state: StateDirectory) -> Path:

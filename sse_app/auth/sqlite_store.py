@@ -8,7 +8,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,9 +23,18 @@ from sse_app.auth.records import (
 )
 from sse_app.auth.store import AUDIT_KEPT, REPEATABLE, AuthStore, RefreshRefused
 from sse_app.auth.tokens.grants import Grants
-from sse_app.core.errors import AuthStoreUnavailable, StateError
+from sse_app.core.errors import AuthStoreUnavailable, SSEAppError, StateError
 from sse_app.storage.boot import boot_id
-from sse_app.storage.sqlite import connect, open_database
+from sse_app.storage.sqlite import (
+    DatabaseDamaged,
+    DatabaseFiles,
+    connect,
+    content_of_ours,
+    is_damaged,
+    kept_as_it_is,
+    open_database,
+    unusable,
+)
 
 APPLICATION_ID = 0x53534541  # "SSEA"
 MIGRATIONS = [
@@ -79,6 +88,12 @@ MIGRATIONS = [
     """,
 ]
 
+SMALL_TABLES = ("accounts", "sessions", "refresh_tokens", "revocations")
+"""They are looked through for damage when the file is opened; the audit trail is left out, as it is large."""
+
+PROBE_INTERVAL = 1.0
+"""How often a file that failed is tried again, in seconds."""
+
 T = TypeVar("T")
 
 
@@ -97,6 +112,16 @@ class SqliteAuthStore(AuthStore):
         self._thread = ThreadPoolExecutor(1, "auth-store")
         self._writing: sqlite3.Connection | None = None
         self._reading: sqlite3.Connection | None = None
+        self._failed = False
+        self._damage = ""
+        """What is wrong with the file's content, once that has been found: only a restart looks at it anew."""
+        self._probing: asyncio.Task[None] | None = None
+        self._probed_at = 0.0
+
+    @property
+    def available(self) -> bool:
+        """Whether the file could be read and written the last time."""
+        return self._writing is not None and not self._failed and not self._damage
 
     async def open(self) -> None:
         """Open the file, and make or migrate its tables."""
@@ -104,10 +129,13 @@ class SqliteAuthStore(AuthStore):
 
     async def close(self) -> None:
         """Finish what was begun, and close the file."""
+        if self._probing is not None:
+            await asyncio.wait([self._probing])
         connections, self._writing, self._reading = (self._reading, self._writing), None, None
-        for connection in connections:
-            if connection is not None:
-                await self._in_thread(connection.close)
+        with kept_as_it_is(self._path) if self._damage else nullcontext():
+            for connection in connections:
+                if connection is not None:
+                    await self._in_thread(connection.close)
         self._thread.shutdown()
 
     # -- accounts -------------------------------------------------------------------------------------------
@@ -305,14 +333,20 @@ class SqliteAuthStore(AuthStore):
         return int(rows[0][0]) if rows else 0
 
     async def revocations_since(self, number: int, made_after: float = 0.0) -> list[tuple[int, Revocation]]:
-        """Read what has been inserted since; numbers are given in the order of the commits."""
+        """Read what has been inserted since; numbers are given in the order of the commits.
+
+        As this is asked several times a second, it also finds out whether the file is still in its place, and tries
+        it again where it failed.
+        """
+        self._watch()
         made_on_after = time.monotonic() - (time.time() - made_after)
         rows = self._rows(
             "SELECT number, kind, value, issued_until, forget_at, made_at FROM revocations "
             "WHERE number > ? AND (made_at >= ? OR (boot = ? AND made_on >= ?)) ORDER BY number",
             (number, made_after, boot_id(), made_on_after),
         )
-        return [(row[0], Revocation(Scope(row[1]), *row[2:])) for row in rows]
+        with self._noticed_errors(), content_of_ours():
+            return [(row[0], Revocation(Scope(row[1]), *row[2:])) for row in rows]
 
     # -- the audit trail ------------------------------------------------------------------------------------
 
@@ -347,59 +381,127 @@ class SqliteAuthStore(AuthStore):
     def _connect(self) -> tuple[sqlite3.Connection, sqlite3.Connection]:
         writing = open_database(self._path, APPLICATION_ID, MIGRATIONS)
         try:
-            return writing, connect(self._path)
-        except sqlite3.Error as error:
-            writing.close()
-            raise StateError(f"cannot open {self._path}: {error}") from error
+            for table in SMALL_TABLES:
+                _require_sound(writing, table)
+            reading = connect(self._path)
+            self._files = DatabaseFiles(self._path)
+            return writing, reading
+        except (OSError, sqlite3.Error) as error:
+            with kept_as_it_is(self._path):
+                writing.close()
+            raise unusable(self._path, error) from error
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     async def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Do work in a transaction, all or nothing; when it returns it is on the disk."""
-        connection = _opened(self._writing)
-        return await self._in_thread(lambda: _transaction(connection, work))
+        connection = self._opened(self._writing)
+        with self._noticed_errors():
+            result = await self._in_thread(lambda: _transaction(connection, self._files, work))
+        self._failed = False
+        return result
 
     def _rows(self, statement: str, values: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
         """Read what is committed."""
-        connection = _opened(self._reading)
-        with _translated_errors():
+        connection = self._opened(self._reading)
+        with self._noticed_errors():
             return connection.execute(statement, values).fetchall()
 
+    def _opened(self, connection: sqlite3.Connection | None) -> sqlite3.Connection:
+        if self._damage:
+            raise AuthStoreUnavailable(self._damage)
+        if connection is None:
+            raise AuthStoreUnavailable("it is not open")
+        return connection
 
-def _opened(connection: sqlite3.Connection | None) -> sqlite3.Connection:
-    if connection is None:
-        raise AuthStoreUnavailable("it is not open")
-    return connection
-
-
-def _transaction(connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -> T:
-    with _translated_errors():
-        connection.execute("BEGIN IMMEDIATE")
+    @contextmanager
+    def _noticed_errors(self) -> Iterator[None]:
+        """Turn an error of the file into `AuthStoreUnavailable`, and note it; a mistake in a call stays what it is."""
         try:
-            result = work(connection)
-            connection.execute("COMMIT")
-        except BaseException:
-            if connection.in_transaction:  # SQLite itself ends it after some errors
-                connection.execute("ROLLBACK")
+            yield
+        except sqlite3.ProgrammingError:
             raise
-        return result
+        except (StateError, sqlite3.Error) as error:
+            self._failed = True
+            text = str(error)
+            if is_damaged(error):
+                text = self._damage = str(unusable(self._path, error))
+            raise AuthStoreUnavailable(text) from error
+
+    def _watch(self) -> None:
+        """Look whether the file is in its place, and have it tried now and then while it cannot be used.
+
+        Raises:
+            AuthStoreUnavailable: it is not in its place.
+        """
+        self._opened(self._reading)
+        with self._noticed_errors():
+            shrunk = self._files.have_shrunk()
+        if (self._failed or shrunk) and self._probing is None:
+            now = time.monotonic()
+            if now >= self._probed_at + PROBE_INTERVAL:
+                self._probed_at = now
+                self._probing = asyncio.create_task(self._probe())
+
+    async def _probe(self) -> None:
+        """Try to write: what has failed is known already, and stays so where this fails too."""
+        try:
+            with suppress(AuthStoreUnavailable):
+                await self._write(_probe)
+        finally:
+            self._probing = None
 
 
-@contextmanager
-def _translated_errors() -> Iterator[None]:
-    """Turn an error of the file into `AuthStoreUnavailable`; one of a statement, a mistake, stays what it is."""
+def make_tables(path: Path) -> None:
+    """Make the file of a store, with its tables.
+
+    Raises:
+        StateError: it cannot be made.
+    """
+    open_database(path, APPLICATION_ID, MIGRATIONS).close()
+
+
+def _probe(connection: sqlite3.Connection) -> None:
+    """Write something that changes, as a number is used up: SQLite leaves a cell alone whose content stays the same."""
+    connection.execute(
+        "INSERT INTO audit (at, action, subject, address, target, detail) VALUES (0, '', '', '', '', '')"
+    )
+    connection.execute("DELETE FROM audit WHERE number = last_insert_rowid()")
+
+
+def _require_sound(connection: sqlite3.Connection, table: str) -> None:
+    """Look through a table and its indexes for damage.
+
+    Raises:
+        sqlite3.DatabaseError: there is some.
+    """
+    (found,) = connection.execute(f"PRAGMA quick_check({table})").fetchone()
+    if found != "ok":
+        raise DatabaseDamaged(f"{table}: {found}".replace("\n", " "))
+
+
+def _transaction(
+    connection: sqlite3.Connection, files: DatabaseFiles, work: Callable[[sqlite3.Connection], T]
+) -> T:
     try:
-        yield
-    except sqlite3.DatabaseError as error:
-        # "file is not a database" and "disk image is malformed" are plain DatabaseErrors.
-        if isinstance(error, sqlite3.OperationalError) or type(error) is sqlite3.DatabaseError:
-            raise AuthStoreUnavailable(str(error)) from error
+        connection.execute("BEGIN IMMEDIATE")
+        files.check(connection)
+        result = work(connection)
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:  # SQLite itself ends it after some errors
+            with suppress(sqlite3.Error):
+                connection.execute("ROLLBACK")
         raise
+    return result
 
 
 def _account(name: str, grants: str, disabled: int) -> Account:
-    return Account(name, Grants.from_claim(json.loads(grants)), bool(disabled))
+    try:
+        return Account(name, Grants.from_claim(json.loads(grants)), bool(disabled))
+    except (TypeError, ValueError, SSEAppError) as error:
+        raise AuthStoreUnavailable(f"the account {name!r} cannot be read: {error}") from error
 
 
 def _add_refresh_token(connection: sqlite3.Connection, session: str, digest: bytes) -> None:

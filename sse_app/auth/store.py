@@ -48,6 +48,11 @@ class AuthStore(ABC):
     Times are in seconds since the epoch.
     """
 
+    @property
+    @abstractmethod
+    def available(self) -> bool:
+        """Whether the last attempt to use the store succeeded; while it did not, the store is tried by itself."""
+
     @abstractmethod
     async def open(self) -> None:
         """Begin to use the store, which is made, or migrated forward; calls before that raise `AuthStoreUnavailable`.

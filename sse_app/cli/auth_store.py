@@ -8,10 +8,12 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from sse_app.auth.factory import issuer_of, make_auth_store
-from sse_app.auth.records import AuditEntry
+from sse_app.auth.factory import issuer_of, make_auth_store, require_auth_store
+from sse_app.auth.records import AuditEntry, Revocation
 from sse_app.auth.store import AuthStore
 from sse_app.cli.options import settings_of
+from sse_app.core.errors import AuthStoreUnavailable, StateError
+from sse_app.eventlog.factory import stored_event_log
 from sse_app.settings.model import Settings
 from sse_app.storage.state_dir import StateDirectory
 
@@ -24,26 +26,38 @@ async def auth_store(
 
     Args:
         options: of the command.
-        create: whether to begin a state directory, with a key, where there is none.
+        create: whether to begin a state directory, with a key, where there is none, and to make the store where it
+            was lost. What was issued before is then revoked, as nobody knows any more what of it had been.
 
     Raises:
         SettingsError, StateError: it cannot be used.
     """
     settings = settings_of(options)
     state = StateDirectory(settings.state_dir, create=create)
+    event_log = stored_event_log(settings.event_log, state)
+    made = require_auth_store(state, event_log, anew=create)
     store = make_auth_store(state)
-    if create:
-        issuer_of(settings.auth, state)
     await store.open()
     try:
+        if made and state.has_keys():
+            await store.revoke([Revocation.of_everything()])
+        if create:
+            issuer_of(settings.auth, state)
         yield store, settings
     finally:
         await store.close()
 
 
 async def note(store: AuthStore, action: str, target: str, detail: str = "") -> None:
-    """Write to the audit trail what a user of this machine has done on the command line."""
-    await store.append_audit([AuditEntry(time.time(), action, f"cli:{_user()}", "", target, detail)])
+    """Write to the audit trail what a user of this machine has done on the command line.
+
+    Raises:
+        StateError: that is not possible; what was done stays done, as the text says.
+    """
+    try:
+        await store.append_audit([AuditEntry(time.time(), action, f"cli:{_user()}", "", target, detail)])
+    except AuthStoreUnavailable as error:
+        raise StateError(f"it is done, but not noted in the audit trail: {error.detail}") from error
 
 
 def _user() -> str:

@@ -11,7 +11,7 @@ from sse_app.cli.options import settings_of
 from sse_app.core.errors import InvalidInput
 from sse_app.eventlog.factory import event_log_path
 from sse_app.eventlog.sqlite import schema as sqlite_schema
-from sse_app.storage.sqlite import open_database
+from sse_app.storage.sqlite import is_missing_or_empty, kept_as_it_is, open_database, unusable
 from sse_app.storage.state_dir import StateDirectory
 
 
@@ -22,11 +22,15 @@ def _database(options: argparse.Namespace) -> Iterator[sqlite3.Connection]:
     path = event_log_path(settings.event_log, state)
     if path is None:
         raise InvalidInput("the event log is in memory: there is nothing to look after")
-    if not path.exists():
+    if is_missing_or_empty(path):
         raise InvalidInput(f"there is no event log at {path}")
     connection = open_database(path, sqlite_schema.APPLICATION_ID, sqlite_schema.MIGRATIONS)
     try:
         yield connection
+    except sqlite3.Error as error:
+        with kept_as_it_is(path):
+            connection.close()
+        raise unusable(path, error) from error
     finally:
         connection.close()
 

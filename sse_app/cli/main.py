@@ -214,7 +214,10 @@ def _add_users(user: argparse.ArgumentParser) -> None:
             _add_grants(action)
         if name == "add":
             action.add_argument(
-                "--init", action="store_true", help="begin a new state directory where there is none"
+                "--init",
+                action="store_true",
+                help="begin a new state directory where there is none, or make the accounts anew where they were "
+                "lost: what was issued before is then revoked",
             )
         if name in ("add", "passwd"):
             action.add_argument(

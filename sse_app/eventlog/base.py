@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
+from hashlib import sha256
 from typing import NamedTuple
 
 from sse_app.core.channels import ChannelName
@@ -48,11 +49,24 @@ class LogClock:
 
 
 class IdempotencyKey(NamedTuple):
-    """What makes a repeated append answer as the first did: the key, whose it is, and a digest of the request."""
+    """What makes a repeated append answer as the first did: the key, whose it is, and a digest of the request.
+
+    A log on disk keeps them as `of` makes them: another way to make them is another version of its schema.
+    """
 
     subject: str
     key: str
     digest: bytes
+
+    @classmethod
+    def of(cls, subject: str, key: str, path: str, body: bytes) -> IdempotencyKey:
+        """Return what stands for the key of a request."""
+        return cls(subject, hash_of_key(key), sha256(path.encode() + b"\0" + body).digest())
+
+
+def hash_of_key(key: str) -> str:
+    """Return what is kept of an idempotency key: a client may have made it of anything, also of a secret."""
+    return sha256(key.encode()).hexdigest()
 
 
 class Page(NamedTuple):

@@ -7,7 +7,9 @@ from pathlib import Path
 from sse_app.eventlog.base import EventLog, Retention
 from sse_app.eventlog.memory import MemoryEventLog
 from sse_app.eventlog.sqlite.log import SqliteEventLog
+from sse_app.eventlog.sqlite.schema import APPLICATION_ID
 from sse_app.settings.model import History
+from sse_app.storage.sqlite import has_database
 from sse_app.storage.state_dir import StateDirectory
 
 
@@ -19,6 +21,20 @@ def event_log_path(url: str, state: StateDirectory) -> Path | None:
         state: holds the file unless the URL names one.
     """
     return None if url == "memory:" else Path(url.removeprefix("sqlite:") or state.events)
+
+
+def stored_event_log(url: str, state: StateDirectory) -> Path | None:
+    """Return the file of an event log that is there already, or None.
+
+    Args:
+        url: the setting ``event_log``.
+        state: holds the file unless the URL names one.
+
+    Raises:
+        StateError: there is another file in its place.
+    """
+    path = event_log_path(url, state)
+    return path if path is not None and has_database(path, APPLICATION_ID) else None
 
 
 def make_event_log(url: str, history: History, state: StateDirectory) -> EventLog:

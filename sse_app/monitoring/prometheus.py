@@ -19,6 +19,7 @@ from sse_app.core.channels import ChannelPatterns
 from sse_app.core.counters import Metrics
 from sse_app.core.lifecycle import Lifecycle
 from sse_app.eventlog.base import EventLog
+from sse_app.monitoring.readiness import Readiness
 from sse_app.streams.hub import Hub
 from sse_app.streams.keepalive import Keepalive
 
@@ -36,6 +37,7 @@ class NodeMetrics(Collector):
         metrics: Metrics,
         channels: ChannelPatterns,
         lifecycle: Lifecycle,
+        readiness: Readiness,
     ) -> None:
         self._hub = hub
         self._keepalive = keepalive
@@ -43,6 +45,7 @@ class NodeMetrics(Collector):
         self._metrics = metrics
         self._channels = channels
         self._lifecycle = lifecycle
+        self._readiness = readiness
 
     def render(self) -> bytes:
         """Return all metrics of the node and its process."""
@@ -59,7 +62,10 @@ class NodeMetrics(Collector):
         """Yield each metric with its value of this moment."""
         hub = self._hub
         yield GaugeMetricFamily("sse_app_uptime_seconds", "Time since the start.", self._lifecycle.uptime)
-        yield GaugeMetricFamily("sse_app_ready", "Whether the server is ready.", float(self._lifecycle.ready))
+        ready = self._readiness.obstacle() is None
+        yield GaugeMetricFamily(
+            "sse_app_ready", "Whether the server is ready, as /readyz says.", float(ready)
+        )
         yield GaugeMetricFamily("sse_app_streams", "Open streams.", len(hub.streams))
         on_channel = GaugeMetricFamily(
             "sse_app_channel_streams", "Open streams on a configured channel.", labels=["channel"]

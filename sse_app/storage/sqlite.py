@@ -1,11 +1,13 @@
-"""SQLite files in the state directory: opened privately, checked for their schema version, migrated forward."""
+"""SQLite files in the state directory: looked at before they are touched, migrated forward, watched while in use."""
 
 from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Sequence
-from contextlib import suppress
+import stat
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 from sse_app.core.errors import StateError
@@ -14,37 +16,52 @@ from sse_app.storage.ownership import require_private_database
 BUSY_TIMEOUT = 10.0
 """How long a connection waits for another one's transaction, in seconds."""
 
+Migration = str | Callable[[sqlite3.Connection], None]
+"""SQL statements, each ended by a semicolon and a line's end; or a function, where SQL is not enough."""
 
-def open_database(path: Path, application_id: int, migrations: Sequence[str]) -> sqlite3.Connection:
+_LOCK_BYTE = 0x40000000
+"""The page with this byte is never written (SQLite file format, section 1.4)."""
+
+
+def open_database(path: Path, application_id: int, migrations: Sequence[Migration]) -> sqlite3.Connection:
     """Open or create a database and bring it to the newest schema version.
 
-    The schema version is the number of ``migrations`` applied, kept in ``PRAGMA user_version``.
-    The connection is in autocommit mode and may be used from any thread, by one at a time.
+    The schema version is the number of ``migrations`` applied, kept in ``PRAGMA user_version``; what the rows mean
+    is part of it. The connection is in autocommit mode and may be used from any thread, by one at a time. A file that
+    is not ours, and what lies beside it, is left as it was.
 
     Args:
         path: the file; it is made with mode 0600.
         application_id: marks the file as ours, and as the kind of ours that it is.
-        migrations: SQL scripts; the n-th leads from version n to n + 1.
+        migrations: the n-th leads from version n to n + 1.
 
     Raises:
         StateError: the file cannot be opened, is not this user's alone (see `storage.ownership`), is no database of
-            this kind, or is of a newer version.
+            this kind, is damaged, or is of a newer version.
     """
     require_private_database(path)
     try:
+        wal_is_there = not is_missing_or_empty(
+            Path(f"{path}-wal")
+        )  # asked first: another process may be making both
+        if not has_database(path, application_id) and wal_is_there:  # SQLite would delete it
+            raise StateError(
+                f"{path} is missing or empty, but {path}-wal is there: restore both, or remove {path}-wal"
+            )
         # Only a new file is opened here: to close one that this process has open in SQLite would drop the locks
         # that SQLite holds on it, and another process could then take it for its own (fcntl(2)).
         with suppress(FileExistsError):
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         connection = connect(path)
     except (OSError, sqlite3.Error) as error:
-        raise StateError(f"cannot open {path}: {error}") from error
+        raise unusable(path, error) from error
     try:
         _migrate(connection, path, application_id, migrations)
-    except sqlite3.Error as error:
-        connection.close()
-        raise StateError(f"cannot open {path}: {error}") from error
-    except StateError:
+    except (OSError, sqlite3.Error) as error:
+        with kept_as_it_is(path):
+            connection.close()
+        raise unusable(path, error) from error
+    except BaseException:
         connection.close()
         raise
     return connection
@@ -53,22 +70,242 @@ def open_database(path: Path, application_id: int, migrations: Sequence[str]) ->
 def connect(path: Path) -> sqlite3.Connection:
     """Return one more connection to a database that `open_database` has opened before."""
     connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
-    # A commit in WAL mode reaches the disk only with FULL; it is what a 201 promises.
-    # Temporary tables stay in memory: for a file of theirs there may be no descriptor left.
-    connection.executescript(
-        "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON; PRAGMA temp_store=MEMORY;"
-    )
+    try:
+        # A commit in WAL mode reaches the disk only with FULL; it is what a 201 promises.
+        # Temporary tables stay in memory: for a file of theirs there may be no descriptor left.
+        connection.executescript(
+            "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON; PRAGMA temp_store=MEMORY;"
+        )
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 
+def is_damaged(error: BaseException | None) -> bool:
+    """Return whether an error says that a database's content is not what was written; trying again is of no use."""
+    if isinstance(error, DatabaseDamaged):
+        return True
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or (
+        isinstance(error, sqlite3.OperationalError) and str(error).startswith("Could not decode to UTF-8")
+    )
+
+
+def unusable(path: Path, error: Exception) -> StateError:
+    """Return what to tell the operator of a database that cannot be used, in one line with the way out."""
+    if is_damaged(error):
+        return StateError(f"{path} is damaged ({error}): restore a backup of it, as docs/operations.md says")
+    text = error.strerror if isinstance(error, OSError) else str(error)
+    return StateError(f"cannot open {path}: {text}")
+
+
+class DatabaseDamaged(sqlite3.DatabaseError):
+    """A database lacks pages, or has content that this program has not written."""
+
+
+@contextmanager
+def kept_as_it_is(path: Path) -> Iterator[None]:
+    """Have the last connection that is closed within write nothing into a damaged file.
+
+    SQLite would else move the write-ahead log into it, and a file that was cut short would be whole again, with
+    zeros. It does so only where no other connection is open, and one that only reads cannot.
+    """
+    with ExitStack() as stack:
+        with suppress(sqlite3.Error):
+            uri = f"{path.absolute().as_uri()}?mode=ro"
+            other = stack.enter_context(closing(sqlite3.connect(uri, uri=True, check_same_thread=False)))
+            other.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+        yield
+
+
+@contextmanager
+def content_of_ours() -> Iterator[None]:
+    """Have what was read taken as `DatabaseDamaged` where it is not of the kind that this program writes."""
+    try:
+        yield
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DatabaseDamaged(f"it has content that this program has not written: {error}") from error
+
+
+class DatabaseFiles:
+    """The files of an open database, by which it is noticed that others lie in their place, or none.
+
+    Nothing here opens the database's file: to close it again would drop SQLite's locks on it (fcntl(2)).
+
+    Args:
+        path: of the database, in which a transaction has been begun before, so that all of its files are there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._paths = [str(path), f"{path}-wal", f"{path}-shm"]
+        self._known = [_inode(os.stat(path)) if os.path.exists(path) else None for path in self._paths]
+        self._size = path.stat().st_size
+        self._size_before = 0
+        """The size from which the database's file has shrunk; 0 where it has not."""
+
+    def have_shrunk(self) -> bool:
+        """Look at the files, and return whether the database's has become smaller, for `check` to find out why.
+
+        Raises:
+            StateError: one of them is no longer there, or is another one: what is written would be lost.
+        """
+        for path, known in zip(self._paths, self._known, strict=True):
+            try:
+                found = os.stat(path)
+            except OSError as error:
+                raise StateError(
+                    f"{path} is not there any more ({error.strerror}): put it back, or restart"
+                ) from None
+            if known is not None and _inode(found) != known:
+                raise StateError(f"{path} has been replaced under the running server: restart it")
+            if path == self._paths[0]:
+                if found.st_size < self._size:
+                    self._size_before = max(self._size, self._size_before)
+                self._size = found.st_size
+        return self._size_before > 0
+
+    def check(self, connection: sqlite3.Connection) -> None:
+        """Make sure that a transaction that has just begun to write goes to these files, and that none is cut short.
+
+        Raises:
+            StateError: one is no longer there, or is another one.
+            sqlite3.DatabaseError: pages are missing.
+        """
+        if self.have_shrunk():
+            _require_whole(connection, self._path)
+            self._size_before = 0
+        """The size from which the database's file has shrunk; 0 where it has not."""
+
+
+def is_missing_or_empty(path: Path) -> bool:
+    """Return whether there is no file, or an empty one.
+
+    Raises:
+        StateError: what is there is no file, or cannot be looked at.
+    """
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        raise unusable(path, error) from None
+    if not stat.S_ISREG(found.st_mode):
+        raise StateError(f"cannot open {path}: it is not a file")
+    return found.st_size == 0
+
+
+def _inode(found: os.stat_result) -> tuple[int, int]:
+    return found.st_dev, found.st_ino
+
+
+def has_database(path: Path, application_id: int) -> bool:
+    """Return whether there is a database of ours, without a change to what is there, or to what lies beside it.
+
+    Raises:
+        StateError: there is a file that is not ours, or cannot be read.
+    """
+    try:
+        if is_missing_or_empty(path):
+            return False
+        _refuse_foreign(path, application_id)
+    except (OSError, sqlite3.Error) as error:
+        raise unusable(path, error) from error
+    return True
+
+
+def _refuse_foreign(path: Path, application_id: int) -> None:
+    if not os.access(path, os.R_OK | os.W_OK):
+        raise StateError(f"cannot open {path}: it is not ours to read and write")
+    try:
+        # As if nothing could change it, SQLite takes no locks and makes no files. It sees what has been checkpointed.
+        found, version, objects = _identity(path, "mode=ro&immutable=1")
+    except sqlite3.DatabaseError as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_NOTADB:
+            raise StateError(
+                f"{path} is no SQLite database, or is damaged: restore a backup of it, as docs/operations.md says"
+            ) from None
+        # Another process may just be writing it, which the locks keep apart.
+        found, version, objects = _identity(path, "mode=ro")
+    if not (found or version or objects) and (frame := _wal_frames(path).get(1)):
+        with open(f"{path}-wal", "rb") as wal:
+            wal.seek(frame + 68)
+            (found,) = struct.unpack(">i", wal.read(4))
+            objects = 1
+    if found != application_id and (found or version or objects):
+        raise StateError(f"{path} is not a database of this kind")
+
+
+def _identity(path: Path, how: str) -> tuple[int, int, int]:
+    """Return the application id, the schema version and the number of tables and indexes of a database."""
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?{how}", uri=True)) as connection:
+        found, version, objects = (
+            int(connection.execute(question).fetchone()[0])
+            for question in (
+                "PRAGMA application_id",
+                "PRAGMA user_version",
+                "SELECT count(*) FROM sqlite_schema",
+            )
+        )
+    return found, version, objects
+
+
+def _wal_frames(path: Path) -> dict[int, int]:
+    """Return where in the write-ahead log each page stands that is committed there (SQLite file format, section 4)."""
+    frames: dict[int, int] = {}
+    uncommitted: dict[int, int] = {}
+    with suppress(FileNotFoundError), open(f"{path}-wal", "rb") as wal:
+        header = wal.read(32)
+        end = os.fstat(wal.fileno()).st_size
+        size, salts, at = int.from_bytes(header[8:12], "big"), header[16:24], 32
+        while at + 24 + size <= end:
+            wal.seek(at)
+            frame = wal.read(16)
+            if frame[8:] != salts:  # left from before the log began anew
+                break
+            page, commits = struct.unpack(">II", frame[:8])
+            uncommitted[page] = at + 24
+            if commits:
+                frames |= uncommitted
+                uncommitted.clear()
+            at += 24 + size
+    return frames
+
+
+def _require_whole(connection: sqlite3.Connection, path: Path, size_before: int | None = None) -> None:
+    """Make sure that each page is in the file or in its write-ahead log, in a transaction that has changed nothing.
+
+    SQLite itself takes the number of pages from the log where there is one, and reads what is missing as zeros.
+
+    Args:
+        connection: to the database.
+        path: its file.
+        size_before: what the file held before it became smaller must be there, unless there are fewer pages now.
+
+    Raises:
+        DatabaseDamaged: pages are missing.
+    """
+    (pages,) = connection.execute("PRAGMA page_count").fetchone()
+    (size,) = connection.execute("PRAGMA page_size").fetchone()
+    there = path.stat().st_size // size
+    if there < pages:
+        missing = set(range(there + 1, pages + 1)) - {_LOCK_BYTE // size + 1}
+        if size_before is None or pages * size < size_before:
+            missing -= _wal_frames(path).keys()
+        if missing:
+            raise DatabaseDamaged(f"it is cut short: {len(missing)} of {pages} pages are missing")
+
+
 def _migrate(
-    connection: sqlite3.Connection, path: Path, application_id: int, migrations: Sequence[str]
+    connection: sqlite3.Connection, path: Path, application_id: int, migrations: Sequence[Migration]
 ) -> None:
     connection.execute("BEGIN IMMEDIATE")
     try:
         version = int(connection.execute("PRAGMA user_version").fetchone()[0])
         found = int(connection.execute("PRAGMA application_id").fetchone()[0])
         empty = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0] == 0
+        _require_whole(connection, path)
         if found != application_id and not (empty and version == 0):
             raise StateError(f"{path} is not a database of this kind")
         if version > len(migrations):
@@ -76,15 +313,19 @@ def _migrate(
                 f"{path} has schema version {version}; this program knows versions up to {len(migrations)} "
                 "and does not open newer ones"
             )
-        for script in migrations[version:]:
-            for statement in script.split(";\n"):
-                if statement.strip():
-                    connection.execute(statement)
+        for migration in migrations[version:]:
+            if isinstance(migration, str):
+                for statement in migration.split(";\n"):
+                    if statement.strip():
+                        connection.execute(statement)
+            else:
+                migration(connection)
         if version < len(migrations) or found != application_id:
             connection.execute(f"PRAGMA application_id = {application_id}")
             connection.execute(f"PRAGMA user_version = {len(migrations)}")
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:
-            connection.execute("ROLLBACK")
+            with suppress(sqlite3.Error):
+                connection.execute("ROLLBACK")
         raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from sse_app.core.errors import StateError
@@ -92,6 +93,13 @@ class StateDirectory:
         """The directory of the token keys."""
         return self.path / "keys"
 
+    def has_keys(self) -> bool:
+        """Return whether there is a key in the directory of the token keys."""
+        try:
+            return any(not file.name.startswith(".") for file in self.keys.iterdir())
+        except OSError:  # there is no such directory; who cannot read it is told so when the keys are read
+            return False
+
     def lock(self) -> None:
         """Keep other servers out until `unlock` or the end of the process.
 
@@ -116,8 +124,8 @@ class StateDirectory:
     def take_lock(self, descriptor: int) -> None:
         """Take over a lock that another process has passed on, and write down whose it is now."""
         os.set_inheritable(descriptor, False)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)
+        with suppress(OSError):  # on a full disk it may not be written down; what counts is the lock
+            os.pwrite(descriptor, b"%-20d\n" % os.getpid(), 0)  # in place, which needs no space there
         self._lock = descriptor
 
     @property

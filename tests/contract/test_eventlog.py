@@ -427,6 +427,7 @@ async def test_a_page_knows_of_a_trim_that_the_event_loop_has_not_heard_of(
 
 
 @pytest.mark.gen_test
+@pytest.mark.expects_logs("event_log_unavailable")
 async def test_a_full_disk_refuses_appends_and_loses_nothing(tmp_path: Path) -> None:
     log = SqliteEventLog(tmp_path / "e.db")
     async with opened(log):

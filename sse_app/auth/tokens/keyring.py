@@ -112,6 +112,13 @@ def rotate(directory: Path, algorithm: str, spent_before: float) -> tuple[str, l
         StateError: the keys cannot be used.
     """
     load_keys(directory)  # what cannot be read is not to be added to
+    try:
+        return _rotate(directory, algorithm, spent_before)
+    except OSError as error:
+        raise StateError(f"cannot make a new key in {directory}: {error.strerror}") from error
+
+
+def _rotate(directory: Path, algorithm: str, spent_before: float) -> tuple[str, list[str]]:
     kid = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(2)}"
     suffix = "hs256" if algorithm == "HS256" else "pem"
     files = sorted(
@@ -191,14 +198,14 @@ def _create(directory: Path, name: str, content: bytes, newer_than: int = 0) -> 
     """
     draft = directory / f".{secrets.token_hex(8)}"
     descriptor = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        if os.fstat(descriptor).st_mtime_ns <= newer_than:
-            os.utime(descriptor, ns=(newer_than + 1_000_000, newer_than + 1_000_000))
-        os.fsync(descriptor)
     target = directory / name
     try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            if os.fstat(descriptor).st_mtime_ns <= newer_than:
+                os.utime(descriptor, ns=(newer_than + 1_000_000, newer_than + 1_000_000))
+            os.fsync(descriptor)
         os.link(draft, target)
     except FileExistsError:
         pass  # another process was first; its key is the one

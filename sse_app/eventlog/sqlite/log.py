@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sqlite3
 from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from heapq import merge
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -17,11 +19,13 @@ from sse_app.eventlog.base import EventLog, IdempotencyKey, Page, Retention, fir
 from sse_app.eventlog.sqlite.schema import ChannelState
 from sse_app.eventlog.sqlite.writer import Commit, Growth, Report, SqliteWriter
 from sse_app.eventlog.tail import TAIL_EVENTS, Tails
-from sse_app.storage.sqlite import connect
+from sse_app.storage.sqlite import connect, content_of_ours, is_damaged, kept_as_it_is, unusable
 
 MAX_SEQ = 2**63 - 1
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 
 class SqliteEventLog(EventLog):
@@ -48,6 +52,8 @@ class SqliteEventLog(EventLog):
         self._shared = False
         """Whether another process has been seen to append."""
         self._available = False
+        self._damage = ""
+        """What is wrong with the file's content, once that has been found: only a restart looks at it anew."""
         self._writer: SqliteWriter | None = None
 
     @property
@@ -56,15 +62,19 @@ class SqliteEventLog(EventLog):
 
     @property
     def available(self) -> bool:
-        return self._available
+        return self._available and not self._damage
 
     async def open(self) -> None:
         loop = asyncio.get_running_loop()
         writer = SqliteWriter(self._path, self._retention, lambda report: self._report(loop, report))
         self._epoch, self._seq, self._channels = writer.start()
         self._tails.grown_to(self._seq)
+        try:
+            self._reader = connect(self._path)
+        except sqlite3.Error as error:
+            writer.stop()
+            raise unusable(self._path, error) from error
         self._writer = writer
-        self._reader = connect(self._path)
         self._cursors: list[sqlite3.Cursor] = []
         self._reading = ThreadPoolExecutor(1, "eventlog-reader")
         self._available = True
@@ -93,15 +103,14 @@ class SqliteEventLog(EventLog):
 
     async def _look(self) -> None:
         """Have what other processes have committed reported."""
-        if self._writer is None:
-            raise EventLogUnavailable("the event log is closed")
+        writer = self._opened()
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._writer.look(future)
+        writer.look(future)
         await future
 
     def _committed(self, commit: Commit) -> None:
         """Take over what the writer thread has done, on the event loop."""
-        self._available = commit.failure is None
+        self._set_available(commit.failure)
         self._channels.update(commit.channels)
         if commit.events:
             self._seq = commit.events[-1].seq
@@ -114,12 +123,29 @@ class SqliteEventLog(EventLog):
             else:
                 future.set_result([EventId(self._epoch, seq) for seq in outcome])
 
-    async def append(self, events: Sequence[NewEvent], key: IdempotencyKey | None = None) -> list[EventId]:
-        await self._tails.room()
+    def _set_available(self, failure: Exception | None) -> None:
+        """Note whether the last attempt to use the file succeeded, and log it where that has changed."""
+        before = self.available
+        self._available = failure is None
+        if isinstance(failure, EventLogUnavailable) and is_damaged(failure.__cause__):
+            self._damage = self._damage or str(failure)
+        if before and failure is not None:
+            log.error("event_log_unavailable", extra={"detail": str(failure)})
+        elif self.available and not before:
+            log.info("event_log_available")
+
+    def _opened(self) -> SqliteWriter:
+        if self._damage:
+            raise EventLogUnavailable(self._damage)
         if self._writer is None:
             raise EventLogUnavailable("the event log is closed")
+        return self._writer
+
+    async def append(self, events: Sequence[NewEvent], key: IdempotencyKey | None = None) -> list[EventId]:
+        await self._tails.room()
+        writer = self._opened()
         future: asyncio.Future[list[EventId]] = asyncio.get_running_loop().create_future()
-        self._writer.append(events, key, future)
+        writer.append(events, key, future)
         return await future
 
     async def lost(self, channels: Collection[ChannelName], position: EventId) -> dict[ChannelName, str]:
@@ -150,17 +176,22 @@ class SqliteEventLog(EventLog):
 
     async def _read(self, work: Callable[[], T]) -> T:
         """Run ``work`` in the reader's thread, on one snapshot of the database."""
-        if self._writer is None:
-            raise EventLogUnavailable("the event log is closed")
+        self._opened()
         try:
             return await asyncio.get_running_loop().run_in_executor(self._reading, self._on_snapshot, work)
         except sqlite3.Error as error:
-            raise EventLogUnavailable(f"the event log cannot be read: {error}") from error
+            text = str(unusable(self._path, error)) if is_damaged(error) else str(error)
+            failure = EventLogUnavailable(f"the event log cannot be read: {text}")
+            failure.__cause__ = error
+            if is_damaged(error):
+                self._set_available(failure)
+            raise failure from error
 
     def _on_snapshot(self, work: Callable[[], T]) -> T:
         self._reader.execute("BEGIN")
         try:
-            return work()
+            with content_of_ours():
+                return work()
         finally:
             for cursor in self._cursors:
                 cursor.close()
@@ -229,8 +260,9 @@ class SqliteEventLog(EventLog):
         if self._writer is not None:
             writer, self._writer = self._writer, None
             loop = asyncio.get_running_loop()
-            await loop.run_in_executor(None, writer.stop)
-            await loop.run_in_executor(self._reading, self._reader.close)
+            with kept_as_it_is(self._path) if self._damage else nullcontext():
+                await loop.run_in_executor(None, writer.stop)
+                await loop.run_in_executor(self._reading, self._reader.close)
             self._reading.shutdown()
         self._available = False
 

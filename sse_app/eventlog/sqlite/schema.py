@@ -7,8 +7,26 @@ import sqlite3
 from functools import cache
 from typing import NamedTuple
 
+from sse_app.eventlog.base import hash_of_key
+from sse_app.storage.sqlite import Migration
+
 APPLICATION_ID = 0x53534531  # "SSE1"
-MIGRATIONS = [
+
+
+def _hash_keys(connection: sqlite3.Connection) -> None:
+    """Have every idempotency key known by its hash: programs of version 1 first kept the keys themselves.
+
+    One that looks like a hash may be a key all the same, and stays known as both for its 24 hours.
+    """
+    connection.create_function("hash_of_key", 1, hash_of_key, deterministic=True)
+    connection.execute(
+        "INSERT OR IGNORE INTO answers (subject, key, digest, first_seq, count, at) "
+        "SELECT subject, hash_of_key(key), digest, first_seq, count, at FROM answers"
+    )
+    connection.execute("DELETE FROM answers WHERE length(key) != 64 OR key GLOB '*[^0-9a-f]*'")
+
+
+MIGRATIONS: list[Migration] = [
     """
     CREATE TABLE log (epoch TEXT NOT NULL);
     CREATE TABLE channels (
@@ -25,7 +43,11 @@ MIGRATIONS = [
         first_seq INTEGER NOT NULL, count INTEGER NOT NULL, at REAL NOT NULL, PRIMARY KEY (subject, key)
     ) WITHOUT ROWID;
     CREATE INDEX answers_by_age ON answers (at);
+    """,
+    _hash_keys,
     """
+    ALTER TABLE log ADD COLUMN probes INTEGER NOT NULL DEFAULT 0;
+    """,
 ]
 
 COLUMNS = 6
@@ -61,6 +83,14 @@ def new_epoch(connection: sqlite3.Connection) -> str:
     connection.execute("INSERT INTO log (epoch) VALUES (?)", (epoch,))
     connection.execute("COMMIT")
     return epoch
+
+
+def probe(connection: sqlite3.Connection) -> None:
+    """Find out, within a transaction, whether the log can be written.
+
+    SQLite writes no page whose content stays the same, so something changes.
+    """
+    connection.execute("UPDATE log SET probes = probes + 1")
 
 
 @cache

@@ -14,6 +14,7 @@ import time
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,8 +32,16 @@ from sse_app.eventlog.sqlite.schema import (
     ChannelState,
     epoch_of,
     insertion,
+    probe,
 )
-from sse_app.storage.sqlite import open_database
+from sse_app.storage.sqlite import (
+    DatabaseFiles,
+    content_of_ours,
+    is_damaged,
+    kept_as_it_is,
+    open_database,
+    unusable,
+)
 
 MAX_EVENTS_PER_COMMIT = 2_000
 PROBE_INTERVAL = 1.0
@@ -116,9 +125,11 @@ class SqliteWriter:
             self._db.execute("BEGIN")
             self._catch_up()
             self._db.execute("COMMIT")
-        except sqlite3.Error as error:
-            self._db.close()
-            raise StateError(f"cannot read {self._path}: {error}") from error
+            self._files = DatabaseFiles(self._path)
+        except (sqlite3.Error, OSError) as error:
+            with kept_as_it_is(self._path):
+                self._db.close()
+            raise unusable(self._path, error) from error
         self._thread.start()
         return epoch, self._head, dict(self._channels)
 
@@ -148,8 +159,6 @@ class SqliteWriter:
                 appends, looks, stopping = self._gather(first)
                 if appends:
                     self._report(self._commit(appends))
-                    if self._failed:
-                        due_at = min(due_at, time.monotonic() + PROBE_INTERVAL)
                 if looks:
                     failure = self._look()
                     for future in looks:
@@ -157,6 +166,8 @@ class SqliteWriter:
                 if stopping:
                     self._db.close()
                     return
+            if self._failed:
+                due_at = min(due_at, time.monotonic() + PROBE_INTERVAL)
             if time.monotonic() >= due_at:
                 due_at = time.monotonic() + self._look_after()
 
@@ -185,15 +196,39 @@ class SqliteWriter:
     def _look(self) -> Exception | None:
         """Report what other processes have committed; return the error where the file cannot be read."""
         try:
-            if self._is_current():  # mostly so, and then no transaction is needed
+            if self._files.have_shrunk():
+                self._begin_to_write()
+            elif self._is_current():  # mostly so, and then no transaction is needed
                 return None
-            self._db.execute("BEGIN")
+            else:
+                self._db.execute("BEGIN")
             self._catch_up()
             self._db.execute("COMMIT")
-        except sqlite3.Error as error:
-            self._roll_back()
-            return EventLogUnavailable(f"the event log cannot be read: {error}")
+        except (StateError, sqlite3.Error) as error:
+            return self._fail("read", error)
         return None
+
+    def _begin_to_write(self) -> None:
+        """Begin a transaction that writes to the file which lies at the path, and which is whole."""
+        self._db.execute("BEGIN IMMEDIATE")
+        self._files.check(self._db)
+
+    def _fail(self, what: str, error: Exception) -> EventLogUnavailable:
+        """Roll back what has failed, and have it tried again; report the first failure of several.
+
+        Returns:
+            What those get who wait.
+        """
+        with suppress(sqlite3.Error):
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+        text = str(unusable(self._path, error)) if is_damaged(error) else str(error)
+        failure = EventLogUnavailable(f"the event log cannot be {what}: {text}")
+        failure.__cause__ = error
+        if not self._failed:
+            self._failed = True
+            self._report(Commit(failure=failure))
+        return failure
 
     def _catch_up(self) -> None:
         """Read anew what is remembered of the log, if another process has committed, and report it.
@@ -204,15 +239,19 @@ class SqliteWriter:
             return
         (version,) = self._db.execute("PRAGMA data_version").fetchone()
         changed: dict[ChannelName, ChannelState] = {}
-        for name, *columns in self._db.execute("SELECT name, id, published, last_seq, trimmed FROM channels"):
-            state = ChannelState(*columns)
-            if state != self._channels.get(name):
-                changed[ChannelName(name)] = state
-        seqs = {name: self._kept(name, state) for name, state in changed.items() if name in self._seqs}
-        (last_at,) = self._db.execute(
-            "SELECT max(ifnull((SELECT at FROM events ORDER BY seq DESC LIMIT 1), 0), "
-            "ifnull((SELECT max(at) FROM answers), 0))"
-        ).fetchone()
+        with content_of_ours():
+            for name, *columns in self._db.execute(
+                "SELECT name, id, published, last_seq, trimmed FROM channels"
+            ):
+                state = ChannelState(*map(int, columns))
+                if state != self._channels.get(name):
+                    changed[ChannelName(name)] = state
+            seqs = {name: self._kept(name, state) for name, state in changed.items() if name in self._seqs}
+            (last_at,) = self._db.execute(
+                "SELECT max(ifnull((SELECT at FROM events ORDER BY seq DESC LIMIT 1), 0), "
+                "ifnull((SELECT max(at) FROM answers), 0))"
+            ).fetchone()
+            last_at = float(last_at)
         # Nothing has been changed so far that an error could leave half done.
         self._clock.follow(last_at)
         self._seqs.update(seqs)
@@ -244,7 +283,7 @@ class SqliteWriter:
         commit = Commit()
         seqs: dict[ChannelName, array[int]] = {}
         try:
-            self._db.execute("BEGIN IMMEDIATE")
+            self._begin_to_write()
             self._catch_up()
             now = self._clock.now()
             for events, key, future in appends:
@@ -258,9 +297,7 @@ class SqliteWriter:
         except (
             Exception
         ) as error:  # of any kind: the publishers must get an answer, and the thread must not end
-            self._roll_back()
-            self._failed = True
-            failure = EventLogUnavailable(f"the event log cannot be written: {error}")
+            failure = self._fail("written", error)
             return Commit(outcomes=[(append.future, failure) for append in appends], failure=failure)
         self._failed = False
         self._channels.update(commit.channels)
@@ -271,10 +308,6 @@ class SqliteWriter:
             kept.extend(new)
             del kept[: max(0, len(kept) - self._retention.size)]
         return commit
-
-    def _roll_back(self) -> None:
-        if self._db.in_transaction:
-            self._db.execute("ROLLBACK")
 
     def _store(
         self, events: Sequence[NewEvent], key: IdempotencyKey | None, now: float, commit: Commit
@@ -328,10 +361,12 @@ class SqliteWriter:
             assert id is not None
             state = ChannelState(id, 0, 0, 0)
         if name not in self._seqs:
-            rows = self._db.execute(
-                "SELECT seq FROM events WHERE channel = ? AND seq > ? ORDER BY seq", (state.id, state.trimmed)
-            )
-            self._seqs[name] = array("q", [seq for (seq,) in rows])
+            with content_of_ours():
+                rows = self._db.execute(
+                    "SELECT seq FROM events WHERE channel = ? AND seq > ? ORDER BY seq",
+                    (state.id, state.trimmed),
+                )
+                self._seqs[name] = array("q", [seq for (seq,) in rows])
         return state
 
     def _count(self, channel: ChannelName, state: ChannelState, new: array[int]) -> ChannelState:
@@ -360,8 +395,11 @@ class SqliteWriter:
         if not self._failed:
             return self._expiry_interval
         try:
-            self._db.execute("UPDATE log SET epoch = epoch")  # a write: a full disk still reads
-        except sqlite3.Error:
+            self._begin_to_write()
+            probe(self._db)
+            self._db.execute("COMMIT")
+        except (StateError, sqlite3.Error) as error:
+            self._fail("written", error)
             return PROBE_INTERVAL
         self._failed = False
         self._report(Commit())
@@ -372,10 +410,11 @@ class SqliteWriter:
         now = self._clock.now()
         try:
             self._db.execute("DELETE FROM answers WHERE at <= ?", (now - IDEMPOTENCY_AGE,))
-            while (last := self._last_expired(now)) is not None:
-                self._erase(last)
-        except sqlite3.Error:
-            self._roll_back()  # the next append will fail for the same reason and report it
+            with content_of_ours():
+                while (last := self._last_expired(now)) is not None:
+                    self._erase(last)
+        except (StateError, sqlite3.Error) as error:
+            self._fail("written", error)
 
     def _last_expired(self, now: float) -> int | None:
         """Return the ``seq`` of the last expired event, among the oldest that one transaction erases."""
@@ -392,7 +431,7 @@ class SqliteWriter:
     def _erase(self, until: int) -> None:
         """Erase the oldest events up to this one; every channel that loses some is told to be trimmed."""
         changed: dict[ChannelName, ChannelState] = {}
-        self._db.execute("BEGIN IMMEDIATE")
+        self._begin_to_write()
         self._catch_up()
         last = dict(
             self._db.execute("SELECT channel, max(seq) FROM events WHERE seq <= ? GROUP BY channel", (until,))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 import time
@@ -53,9 +52,7 @@ class _Publishing(BodyHandler):
         if key is not None:
             if not _KEY.fullmatch(key):
                 raise Refusal(400, "invalid_key", "Idempotency-Key must be 1 to 255 visible ASCII characters")
-            digest = hashlib.sha256(self.request.path.encode() + b"\0" + body).digest()
-            # Kept as a hash: a client may have made its key of anything, also of a secret.
-            idempotency = IdempotencyKey(claims.subject, hashlib.sha256(key.encode()).hexdigest(), digest)
+            idempotency = IdempotencyKey.of(claims.subject, key, self.request.path, body)
         begun = time.perf_counter()
         ids = await self.node.publisher.append(events, idempotency)
         self.node.metrics.publish_seconds.observe(time.perf_counter() - begun)

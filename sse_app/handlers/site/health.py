@@ -25,15 +25,10 @@ class ReadyHandler(ApiHandler):
     any_host = True
 
     def get(self) -> None:
-        """Answer 503 while starting or draining, or while the event log is away."""
-        node = self.node
-        if node.lifecycle.draining:
-            raise Refusal(503, "draining", "the server is shutting down", Retry_After=RETRY_AFTER)
-        if not node.lifecycle.ready:
-            raise Refusal(503, "starting", "the server is starting", Retry_After=RETRY_AFTER)
-        if not node.eventlog.available:
-            message = "the event log is not available just now"
-            raise Refusal(503, "log_unavailable", message, Retry_After=RETRY_AFTER)
+        """Answer 503 while starting or draining, or while the event log or the accounts are away."""
+        obstacle = self.node.readiness.obstacle()
+        if obstacle is not None:
+            raise Refusal(503, obstacle.code, obstacle.message, Retry_After=RETRY_AFTER)
         self.write_json({"status": "ready"})
 
 
@@ -47,7 +42,13 @@ class MetricsHandler(ApiHandler):
 
         node = self.node
         metrics = NodeMetrics(
-            node.hub, node.keepalive, node.eventlog, node.metrics, node.channels, node.lifecycle
+            node.hub,
+            node.keepalive,
+            node.eventlog,
+            node.metrics,
+            node.channels,
+            node.lifecycle,
+            node.readiness,
         )
         self.set_header("Content-Type", CONTENT_TYPE)
         self.write(metrics.render())
