@@ -224,7 +224,8 @@ def _refuse_foreign(path: Path, application_id: int) -> None:
     except sqlite3.DatabaseError as error:
         if error.sqlite_errorcode == sqlite3.SQLITE_NOTADB:
             raise StateError(
-                f"{path} is no SQLite database, or is damaged: restore a backup of it, as docs/operations.md says"
+                f"cannot open {path}: it is no SQLite database, or is damaged: "
+                "restore a backup of it, as docs/operations.md says"
             ) from None
         # Another process may just be writing it, which the locks keep apart.
         found, version, objects = _identity(path, "mode=ro")

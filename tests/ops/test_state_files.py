@@ -187,7 +187,7 @@ def test_a_flipped_page_is_refused_in_one_line_or_found_when_it_is_read(
             text = server.log_path.read_text()
             assert "Traceback" not in text
             (line,) = [line for line in text.splitlines() if not line.startswith("{")]
-            assert re.search(f"{name} is (no SQLite database, or is )?damaged", line)
+            assert re.search(rf"{name}\b.* is damaged", line)
             refusals += 1
             continue
         try:
