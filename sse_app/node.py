@@ -75,11 +75,11 @@ class Node:
         self.lifecycle = Lifecycle()
         self.channels = ChannelPatterns(settings.channels)
         self.state = StateDirectory(settings.state_dir)
+        # First of all: a first start that is cut short must not look like one whose accounts were lost.
+        require_auth_store(self.state, stored_event_log(settings.event_log, self.state))
         if locked:
             self.state.lock()
         auth = settings.auth
-        # Before the keys: a first start that is cut short must not look like one whose accounts were lost.
-        require_auth_store(self.state, stored_event_log(settings.event_log, self.state))
         self.auth_store = make_auth_store(self.state)
         self._auth_is_open = False
         self.revocations = Revocations(self.auth_store, auth.longest_lifetime)

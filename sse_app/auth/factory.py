@@ -39,7 +39,7 @@ def require_auth_store(state: StateDirectory, event_log: Path | None, *, anew: b
     """
     if not is_missing_or_empty(state.accounts):
         return False
-    lost_beside = [state.keys] if state.has_keys() else []
+    lost_beside = [state.keys] if state.has_keys_of_a_server() else []
     if event_log is not None:
         lost_beside.append(event_log)
     if lost_beside and not anew:

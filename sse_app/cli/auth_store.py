@@ -39,7 +39,7 @@ async def auth_store(
     store = make_auth_store(state)
     await store.open()
     try:
-        if made and state.has_keys():
+        if made and state.has_keys_of_a_server():
             await store.revoke([Revocation.of_everything()])
         if create:
             issuer_of(settings.auth, state)

