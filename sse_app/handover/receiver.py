@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
@@ -167,6 +168,8 @@ class HandoverReceiver:
         stream.opened_at = stream_state.opened_at
         if stream_state.begun_at is not None:
             stream.begun_at = stream_state.begun_at
+        else:
+            stream.begun_at -= max(0.0, time.time() - stream_state.opened_at)
         if stream_state.deadline is not None:
             stream.deadline = stream_state.deadline
         stream.retry = stream_state.retry

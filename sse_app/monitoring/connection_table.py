@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -69,7 +70,7 @@ Key = Callable[[Stream, Positions], Any]
 COLUMNS: dict[str, Key] = {
     "connection": lambda stream, positions: stream.number,
     **{name: (lambda stream, positions, read=read: read(stream)) for name, read in FIELDS.items()},  # type: ignore[misc]
-    "opened_at": lambda stream, positions: stream.opened_at,
+    "opened_at": lambda stream, positions: stream.begun_at,
     "expires_at": lambda stream, positions: stream.subscriber.lease.expires_at,
     "last_event_id": lambda stream, positions: positions.last_id(stream).seq,
     "lag_events": lambda stream, positions: positions.lag_events(stream),
@@ -118,6 +119,7 @@ async def _slices(streams: list[Stream]) -> AsyncIterator[list[Stream]]:
 
 
 def _rows(streams: Iterable[Stream], positions: Positions) -> Iterable[dict[str, Any]]:
+    now = time.monotonic()
     for stream in streams:
         subscriber = stream.subscriber
         yield {
@@ -129,6 +131,7 @@ def _rows(streams: Iterable[Stream], positions: Positions) -> Iterable[dict[str,
             "channels": stream.channels,
             "address": subscriber.address,
             "opened_at": timestamp(stream.opened_at),
+            "open_seconds": round(now - stream.begun_at, 3),
             "expires_at": timestamp(subscriber.lease.expires_at),
             "last_event_id": str(positions.last_id(stream)),
             "lag_events": positions.lag_events(stream),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -116,7 +117,7 @@ def sockets(state: State, first: int) -> list[int]:
 def spelt_out(state: State) -> list[tuple[object, ...]]:
     """Return the streams with their channels in the place of a number."""
     return [
-        (one.number, one.subscriber, state.channels[one.channels], one.opened_at, one.retry, one.replay)
+        (one.number, one.subscriber, state.channels[one.channels], *msgspec.structs.astuple(one)[3:])
         for one in state.streams
     ]
 
