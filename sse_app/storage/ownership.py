@@ -131,7 +131,7 @@ def read_trusted(path: Path, within: Path, owners: Collection[int]) -> tuple[byt
                 f"{path} is a link to another directory, which is not followed: put the file itself there"
             )
     descriptor = os.open(target, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
             raise StateError(f"{path} is not a file")
@@ -145,7 +145,10 @@ def read_trusted(path: Path, within: Path, owners: Collection[int]) -> tuple[byt
             raise StateError(
                 f"{path} can be written by other users (mode {_octal(found.st_mode)}): chmod 600 {quoted}"
             )
-        return file.read(), found
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return file.read(), found
+    finally:
+        os.close(descriptor)
 
 
 def require_unreadable(path: Path, found: os.stat_result) -> None:

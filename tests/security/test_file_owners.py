@@ -150,6 +150,9 @@ def test_a_pipe_or_a_directory_in_the_place_of_a_file_is_refused_and_not_waited_
     os.mkfifo(state / "keys/second.hs256", 0o600)
     assert "second.hs256" in told(run(state, "serve"))
     (state / "keys/second.hs256").unlink()
+    (state / "keys/third.pem").mkdir()
+    assert "third.pem is not a file" in told(run(state, "serve"))
+    (state / "keys/third.pem").rmdir()
     (state / "lock").unlink()
     os.mkfifo(state / "lock", 0o600)
     assert "lock" in told(run(state, "serve"))
@@ -248,7 +251,7 @@ def test_keys_as_systemd_and_kubernetes_hand_them_over_are_taken(tmp_path: Path,
 
 
 def test_a_reload_looks_again_and_keeps_what_was_in_force(tmp_path: Path) -> None:
-    with site(tmp_path / "state", expected=("reload_refused",)) as desk:
+    with site(tmp_path / "state", expected=("reload_refused", "keys_refused")) as desk:
         state, token = tmp_path / "state", desk.mint(TokenKind.ACCESS, "ann")
         spoilt = {"keys/first.hs256": 0o644, "keys": 0o777, "accounts.db": 0o666, "events.db": 0o640}
         for name, mode in spoilt.items():
