@@ -173,6 +173,22 @@ def test_without_any_descriptor_accepting_rests_and_is_taken_up_again(start_serv
     assert [line["event"] for line in warnings(server)] == ["accept_failed"]
 
 
+def test_keys_that_come_while_no_descriptor_is_left_are_read_later(start_server: Start) -> None:
+    server = start_server(open_files=FILES, expected=("keys_unread",))
+    assert server.process is not None
+    wait_until_idle(server)
+    with server.publisher() as publisher:
+        assert publisher.get("/api/v1/auth/me").status_code == 200
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (3, FILES))
+        server.command("keys", "rotate")
+        until(lambda: [line["event"] for line in warnings(server)] == ["keys_unread"], "it is told")
+        assert publisher.get("/api/v1/auth/me").status_code == 200
+        with server.publisher() as later:
+            resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (FILES, FILES))
+            until(lambda: later.get("/api/v1/auth/me").status_code == 200, "the new key is known")
+    assert len(warnings(server)) == 1
+
+
 def test_an_upgrade_and_an_end_go_well_among_silent_clients(few: ServerProcess) -> None:
     stream = Client(few.port, stream_path(few))
     assert few.process is not None
