@@ -111,6 +111,13 @@ class OpenConnections:
             self.shed()
         return True
 
+    def back_to_limit(self) -> bool:
+        """Close what is too many; return False where that is not possible, because all are busy."""
+        while self.too_many:
+            if not self.shed():
+                return False
+        return True
+
     def shed(self) -> bool:
         """Close the connection that is missed least; return False where all are busy."""
         return self._close(self._oldest())

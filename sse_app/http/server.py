@@ -248,6 +248,11 @@ class HTTPServer:
     # -- accepting ------------------------------------------------------------------------------------------
 
     def _accept(self, listening: socket.socket) -> None:
+        if self._accept_again is not None:  # the call was under way when the pause began
+            return
+        if not self._connections.back_to_limit():
+            self._wait_for_room()
+            return
         for _ in range(ACCEPTED_AT_ONCE):
             try:
                 sock, address = listening.accept()
@@ -263,11 +268,15 @@ class HTTPServer:
                 return
             self._begin(sock, _context(sock, address))
             if self._connections.too_many:
-                self._counts.accept_failures += 1
-                self._failures.add("all connections are busy")
-                self._pause_accepting(BUSY_PAUSE)
-                self._full = True
+                self._wait_for_room()
                 return
+
+    def _wait_for_room(self) -> None:
+        """Accept no connection until one of those that there are has ended, or can be closed."""
+        self._counts.accept_failures += 1
+        self._failures.add("all connections are busy")
+        self._pause_accepting(BUSY_PAUSE)
+        self._full = True
 
     def _begin(self, sock: socket.socket, context: Context) -> None:
         """Serve a new connection, unless its address has too many."""

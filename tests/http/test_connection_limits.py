@@ -14,7 +14,7 @@ from sse_app.core.counters import ConnectionCounts
 from sse_app.core.repeated_event import RepeatedEvent
 from sse_app.http import server as server_module
 from sse_app.http.open_connections import ConnectionLimits
-from sse_app.http.server import HTTPServer
+from sse_app.http.server import BUSY_PAUSE, HTTPServer
 from sse_app.node import FEWEST_CONNECTIONS, connection_limits
 from sse_app.settings.model import Limits, Settings
 from sse_app.settings.types import Network
@@ -99,16 +99,16 @@ async def test_where_all_are_busy_the_next_waits_for_its_turn(slow: type[Slow]) 
         one.send(SLOW)
         two.send(SLOW)
         await until_async(lambda: len(slow.begun) == 2, "the requests are under way")
-        async with connected(port) as over, connected(port) as next_:
-            for client in (over, next_):
-                client.send(GET)
-            assert (await over.response()).status == 200  # the limit is exceeded by one
-            await asyncio.sleep(0.05)
-            assert counts.open == 3
-            slow.may_answer.set()
-            for client in (one, two):
-                assert (await client.response()).status == 200
-            assert (await next_.response()).status == 200
+        async with connected(port) as over:
+            over.send(SLOW)
+            await until_async(lambda: len(slow.begun) == 3, "the limit is exceeded by one")
+            async with connected(port) as next_:
+                next_.send(SLOW)
+                await asyncio.sleep(4 * BUSY_PAUSE)
+                assert len(slow.begun) == counts.open == 3
+                slow.may_answer.set()
+                for client in (one, two, over, next_):
+                    assert (await client.response()).status == 200
     assert counts.shed.keys() <= {"idle"}
 
 
