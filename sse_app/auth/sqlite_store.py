@@ -12,6 +12,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+from sse_app.auth import store
 from sse_app.auth.records import (
     Account,
     AuditEntry,
@@ -258,8 +259,8 @@ class SqliteAuthStore(AuthStore):
     ) -> Continued:
         """Mark a refresh token as spent and insert the next, or delete the session.
 
-        Spent ones stay as long as their session does, so that one that comes back is known. The last of them alone
-        has its seed, until the next one is used.
+        Spent ones stay as long as their session does, up to a number, so that one that comes back is known. The
+        last of them alone has its seed, until the next one is used.
         """
 
         def spend(connection: sqlite3.Connection) -> Continued | RefreshRefused:
@@ -285,7 +286,10 @@ class SqliteAuthStore(AuthStore):
                 refused = "no account"
             else:
                 if not repeated:
-                    connection.execute("UPDATE refresh_tokens SET seed = NULL WHERE session = ?", (session,))
+                    connection.execute(
+                        "UPDATE refresh_tokens SET seed = NULL WHERE session = ? AND seed IS NOT NULL",
+                        (session,),
+                    )
                     connection.execute(
                         "UPDATE refresh_tokens SET spent = 1, spent_at = ?, seed = ? WHERE digest = ?",
                         (now, seed, digest),
@@ -295,6 +299,11 @@ class SqliteAuthStore(AuthStore):
                         (now, expires_at, session),
                     )
                     _add_refresh_token(connection, session, next_digest)
+                    connection.execute(
+                        "DELETE FROM refresh_tokens WHERE digest IN (SELECT digest FROM refresh_tokens "
+                        "WHERE session = ? AND spent ORDER BY spent_at DESC LIMIT -1 OFFSET ?)",
+                        (session, store.SPENT_KEPT),
+                    )
                 return Continued(session, _account(*account), expires_at, first_seed if repeated else seed)
             _revoke(connection, Revocation.of_session(session))
             return RefreshRefused(refused, session, subject)

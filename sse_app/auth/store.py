@@ -21,6 +21,11 @@ REPEATABLE = 10.0
 """For how many seconds a refresh token that was spent still brings the one that came after it, if that is not used."""
 
 
+SPENT_KEPT = 1000
+"""How many spent refresh tokens of a session are kept, the last ones: with 60 refreshes an hour, of 16 hours; with the
+default lifetime of access tokens, of more than a session's 30 days. An older one is unknown, and ends nothing."""
+
+
 class RefreshRefused(SSEAppError):
     """A refresh token is unknown, spent or too old; its holder must log in again.
 
