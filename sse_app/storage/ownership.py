@@ -52,7 +52,7 @@ def _require_owner(path: Path, found: os.stat_result, what: str) -> None:
 
 
 def require_closed(path: Path, what: str) -> None:
-    """Refuse a directory that others than its owner can write to, unless nobody can.
+    """Refuse a directory that others than its owner can write to, unless it is on a volume that is read-only.
 
     Raises:
         StateError: they can.
@@ -154,7 +154,7 @@ def read_trusted(path: Path, within: Path, owners: Collection[int]) -> tuple[byt
 def require_unreadable(path: Path, found: os.stat_result) -> None:
     """Refuse a secret that others than its owner can read.
 
-    A group may read what root owns and nobody may write: so systemd hands over credentials, and Kubernetes secrets.
+    A group may read a file of root that no user may write (0440): a credential of systemd, or a secret of Kubernetes.
 
     Raises:
         StateError: they can.

@@ -73,7 +73,7 @@ class PasswordThreads:
     """Runs what hashes passwords off the event loop, a few at a time, in fair shares.
 
     Networks take turns, and where all places are taken one that has fewer gets a place of the one that has most: so
-    whoever fills the queue fills it for itself.
+    a network that fills the queue fills it for itself.
     """
 
     def __init__(self) -> None:
