@@ -148,7 +148,11 @@ def _parser() -> argparse.ArgumentParser:
         "--algorithm", choices=["HS256", "EdDSA", "ES256", "RS256"], help="default: as the key that signs now"
     )
     systemd = add("systemd", "systemd_units:install", "write the units for this installation")
-    systemd.add_argument("action", choices=["install"], help="write sse-app.socket and sse-app.service")
+    systemd.add_argument(
+        "action",
+        choices=["install", "check"],
+        help="write sse-app.socket and sse-app.service, or compare those that are there",
+    )
     systemd.add_argument(
         "--user", action="store_true", help="for the systemd manager of the user who runs this"
     )

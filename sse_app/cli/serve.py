@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import signal
+import socket
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -14,8 +15,9 @@ from sse_app.cli.options import settings_of, uncovered
 from sse_app.core.errors import StateError
 from sse_app.process import logs
 from sse_app.process.standard_streams import complain
+from sse_app.process.systemd import Systemd
 from sse_app.settings.loader import find_settings_file, passed_over
-from sse_app.settings.model import plain
+from sse_app.settings.model import Settings, plain
 from sse_app.storage.state_dir import StateDirectory
 
 log = logging.getLogger(__name__)
@@ -34,7 +36,24 @@ def serve(options: argparse.Namespace) -> None:
     with logs.written(settings.log.level, settings.log.format):
         if foreign := passed_over():
             log.info("environment_passed_over", extra={"variables": ", ".join(foreign)})
-        server.run(settings, lambda: settings_of(options))
+        _warn_of_missing_network(settings)
+        server.run(settings, lambda: _warn_of_missing_network(settings_of(options)))
+
+
+def _warn_of_missing_network(settings: Settings) -> Settings:
+    """Say in the log where the settings need a network that the unit, installed with others, does not give."""
+    if (
+        settings.oidc.issuer
+        and Systemd().knows_unit
+        and {name for _, name in socket.if_nameindex()} == {"lo"}
+    ):
+        log.warning(
+            "unit_outdated",
+            extra={
+                "detail": "oidc needs the network, the unit has PrivateNetwork=yes: run 'systemd install' again"
+            },
+        )
+    return settings
 
 
 def upgrade(options: argparse.Namespace) -> None:

@@ -1,40 +1,54 @@
-"""``systemd install``: writes the socket and service units for this installation (socket activation)."""
+"""``systemd install``, ``systemd check``: write the socket and service units of this installation, or compare them."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import pwd
 import shlex
+import socket
+import subprocess
 import sys
+from difflib import unified_diff
 from pathlib import Path
 from string import Template
 
 from sse_app.cli.options import settings_of
-from sse_app.core.errors import StateError
-from sse_app.settings.loader import find_settings_file
+from sse_app.core.errors import InvalidInput, StateError
+from sse_app.process.standard_streams import complain
 
 TEMPLATES = Path(__file__).parent / "units"
+SYSTEM_FILE = Path("/etc/sse_app/sse_app.toml")
+"""The settings file of the service where none is named."""
+
+HOMES = (Path("/home"), Path("/root"), Path("/run/user"))
+"""What ``ProtectHome=`` hides (systemd.exec(5))."""
+
+TEMPORARY = (Path("/tmp"), Path("/var/tmp"))
+"""What ``PrivateTmp=`` replaces."""
+
 UNITS = ("sse-app.socket", "sse-app.service")
 
 
-def install(options: argparse.Namespace) -> None:
-    """Write both units, and print the command that starts them.
+def install(options: argparse.Namespace) -> int:
+    """Write both units, and print the command that starts them; or with ``check`` compare them with what is there.
 
     Raises:
-        StateError: the units cannot be written.
+        InvalidInput: the settings file is named by a relative path, or the socket has no port of its own.
+        StateError: the service's user is not there or cannot read the settings file, or the units cannot be written.
     """
-    settings = settings_of(options)
-    config = find_settings_file(getattr(options, "config", None))
-    listen = f"[{settings.host}]" if ":" in settings.host else settings.host
-    texts = render(
-        command=[*_program(), "serve"],
-        config=_environment("SSE_APP_CONFIG", str(config.absolute())) if config else "",
-        listen=f"{listen}:{settings.port}",
-        user="" if options.user else options.run_as,
-        calls_out=bool(settings.oidc.issuer),
-        home=Path(sys.executable).is_relative_to("/home") or Path(sys.executable).is_relative_to("/root"),
-    )
     directory = options.unit_dir or _unit_directory(options.user)
+    user = "" if options.user else options.run_as
+    if options.action == "check":
+        return _check(directory, _texts(options, user))
+    if user:
+        _require_user(user)
+    config = _settings_file(options)
+    if config and user:
+        _require_readable(config, user)
+    texts = _texts(options, user)
+    if user:
+        _warn_of_program(user)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
@@ -42,28 +56,148 @@ def install(options: argparse.Namespace) -> None:
             print(f"wrote {directory / name}")
     except OSError as error:
         raise StateError(f"cannot write the units to {directory}: {error.strerror}") from None
+    print(f"settings: {config or f'the defaults, until there is a {SYSTEM_FILE}'}")
     systemctl = "systemctl --user" if options.user else "systemctl"
     print(f"next: {systemctl} daemon-reload && {systemctl} enable --now {' '.join(UNITS)}")
+    return 0
+
+
+def _texts(options: argparse.Namespace, user: str) -> dict[str, str]:
+    """Return the units as this version writes them for the settings in force."""
+    config = _settings_file(options)
+    options.config = config or Path(os.devnull)  # else the one of a checkout would be found
+    settings = settings_of(options)
+    seen = [Path(sys.executable), *([config] if config else [])]
+    return render(
+        command=[*_program(), "serve"],
+        config=_environment("SSE_APP_CONFIG", str(config)) if config else "",
+        listen=_addresses(settings.host, settings.port),
+        user=user,
+        calls_out=bool(settings.oidc.issuer),
+        home=any(path.is_relative_to(home) for path in seen for home in HOMES),
+    )
+
+
+def _settings_file(options: argparse.Namespace) -> Path | None:
+    """Return the settings file of the service: the one that is named, else the system's, never that of a checkout.
+
+    Raises:
+        InvalidInput: its path is relative.
+        StateError: it is not there.
+    """
+    named = getattr(options, "config", None) or os.environ.get("SSE_APP_CONFIG")
+    if not named:
+        return SYSTEM_FILE if SYSTEM_FILE.is_file() else None
+    path = Path(named)
+    if path == Path(os.devnull):
+        return None
+    if not path.is_absolute():
+        raise InvalidInput(
+            f"a unit takes no relative path: name the settings file {named} from the root, or {SYSTEM_FILE}"
+        )
+    if not path.is_file():
+        raise StateError(f"cannot read the settings file {path}: it is not a file")
+    return path
+
+
+def _addresses(host: str, port: int) -> list[str]:
+    """Return what ``ListenStream=`` takes: addresses, for systemd looks no name up.
+
+    Raises:
+        InvalidInput: systemd cannot listen there.
+    """
+    if port == 0:
+        raise InvalidInput("a socket unit needs a port: port = 0 takes any that is free")
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"cannot look up the host {host}: {error}") from None
+    names = dict.fromkeys(str(address[0]) for *_, address in found)
+    return [f"[{name}]:{port}" if ":" in name else f"{name}:{port}" for name in names]
+
+
+def _require_user(name: str) -> None:
+    try:
+        pwd.getpwnam(name)
+    except KeyError:
+        raise StateError(f"there is no user {name}: make it with 'useradd --system {name}'") from None
+
+
+def _require_readable(path: Path, user: str) -> None:
+    """Refuse a settings file that the service will not be able to read.
+
+    Raises:
+        StateError: it cannot; the text names what is in the way.
+    """
+    for own in TEMPORARY:
+        if path.is_relative_to(own):
+            raise StateError(
+                f"the service has a {own} of its own (PrivateTmp=), without {path}: put it to {SYSTEM_FILE}"
+            )
+    if (obstacle := _obstacle(path, user)) is not None:
+        verb = "read" if obstacle == path.resolve() else "enter"
+        raise StateError(
+            f"the user {user} cannot {verb} {obstacle}: the service could not read its settings in {path}"
+        )
+
+
+def _obstacle(path: Path, user: str) -> Path | None:
+    """Return what keeps a user from reading a file, a directory above it or itself; only root can find out."""
+    if os.geteuid() != 0:
+        return None
+    entry = pwd.getpwnam(user)
+    groups = os.getgrouplist(user, entry.pw_gid)
+    real = path.resolve()
+    for place in (*reversed(real.parents), real):
+        asked = ["test", "-r" if place == real else "-x", str(place)]
+        done = subprocess.run(asked, user=entry.pw_uid, group=entry.pw_gid, extra_groups=groups, cwd="/")
+        if done.returncode != 0:
+            return place
+    return None
+
+
+def _warn_of_program(user: str) -> None:
+    for word in _program():
+        if os.path.isabs(word) and (obstacle := _obstacle(Path(word), user)) is not None:
+            complain(f"warning: the user {user} has no access to {obstacle}, and so cannot run {word}")
+
+
+def _check(directory: Path, texts: dict[str, str]) -> int:
+    """Print how the units that are installed differ from those of this version, and return 1 where they do."""
+    differences: list[str] = []
+    for name, text in texts.items():
+        try:
+            installed = (directory / name).read_text()
+        except OSError as error:
+            raise StateError(f"cannot read {directory / name}: {error.strerror}") from None
+        there, here = f"{directory / name} (installed)", f"{name} (this version, with these settings)"
+        differences += unified_diff(installed.splitlines(), text.splitlines(), there, here, n=0, lineterm="")
+    if differences:
+        print("\n".join(differences))
+        complain("the units differ: run 'systemd install' again, then systemctl daemon-reload, and restart")
+        return 1
+    print("the units are as this version writes them")
+    return 0
 
 
 def render(
-    *, command: list[str], config: str, listen: str, user: str, home: bool, calls_out: bool
+    *, command: list[str], config: str, listen: list[str], user: str, home: bool, calls_out: bool
 ) -> dict[str, str]:
     """Return the units' texts by their names.
 
     Args:
         command: the words of the command that starts the server.
         config: the ``Environment=`` line that names the settings file; empty without one.
-        listen: the address of the socket, as ``ListenStream=`` takes it.
+        listen: the addresses of the socket, as ``ListenStream=`` takes them.
         user: the user that the service runs as; empty in a user's own manager.
         home: whether the program is in a home directory, which the service must then be able to read.
         calls_out: whether the server opens connections of its own, as it does to an OpenID provider.
     """
     values = {
         "command": " ".join(shlex.quote(word) for word in command),
-        "config": config,
-        "listen": listen,
-        "user": f"User={user}" if user else "",
+        "config": f"{config}\n" if config else "",
+        "listen": "\n".join(f"ListenStream={address}" for address in listen),
+        "user": f"User={user}\n" if user else "",
         "protect_home": "read-only" if home or not user else "yes",
         "private_network": "no" if calls_out else "yes",
         "target": "multi-user.target" if user else "default.target",

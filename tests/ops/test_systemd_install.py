@@ -1,0 +1,203 @@
+"""What ``systemd install`` writes and refuses, and how ``systemd check`` finds that a unit is of other days."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sse_app.cli.systemd_units import render
+from tests.support.programs import require
+from tests.support.server_process import ROOT
+from tests.support.service import Service
+
+USER = "daemon"
+"""A user that each system has."""
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: another user's access is looked at")
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder that is in none of those that a service does not see, and that all may enter."""
+    path = Path(tempfile.mkdtemp(prefix="sse-app-test-", dir="/opt"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
+
+
+def systemd(
+    action: str, units: Path, *words: str, cwd: Path = ROOT, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("SSE_APP_")}
+    where = ["--unit-dir", str(units)]
+    if "--user" not in words and "--run-as" not in words:
+        where += ["--run-as", USER]
+    return subprocess.run(
+        [sys.executable, str(ROOT / "main.py"), "systemd", action, *where, *words],
+        cwd=cwd,
+        env=clean | variables,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def test_the_units_in_the_repository_are_those_that_are_written() -> None:
+    texts = render(
+        command=["/opt/sse_app/current/bin/python", "-m", "sse_app", "serve"],
+        config="",
+        listen=["127.0.0.1:8000"],
+        user="sse_app",
+        home=False,
+        calls_out=False,
+    )
+    assert {path.name: path.read_text() for path in (ROOT / "config/systemd").iterdir()} == texts
+
+
+@as_root
+def test_the_settings_of_a_checkout_do_not_get_into_a_unit(tmp_path: Path) -> None:
+    checkout = tmp_path / "checkout"
+    (checkout / "config").mkdir(parents=True)
+    (checkout / "config/sse_app.toml").write_text('port = 1234\n[oidc]\nissuer = "x"\n')  # not even read
+    done = systemd("install", tmp_path / "units", cwd=checkout)
+    assert done.returncode == 0, done.stderr
+    service, socket = ((tmp_path / "units" / f"sse-app.{kind}").read_text() for kind in ("service", "socket"))
+    if not Path("/etc/sse_app/sse_app.toml").exists():
+        assert "SSE_APP_CONFIG" not in service
+        assert "ListenStream=127.0.0.1:8000\n" in socket
+        assert "settings: the defaults, until there is a /etc/sse_app/sse_app.toml" in done.stdout
+    assert str(checkout) not in service
+    for words, variables in (
+        (("--config", "config/sse_app.toml"), {}),
+        ((), {"SSE_APP_CONFIG": "config/sse_app.toml"}),
+    ):
+        refused = systemd("install", tmp_path / "other", *words, cwd=checkout, **variables)
+        assert refused.returncode == 1
+        assert "no relative path" in refused.stderr
+    assert not (tmp_path / "other").exists()
+
+
+@as_root
+def test_settings_that_the_services_user_cannot_read_are_refused(tmp_path: Path, folder: Path) -> None:
+    closed = folder / "closed"
+    closed.mkdir()
+    for file in (folder / "private.toml", closed / "settings.toml", folder / "good.toml"):
+        file.write_text("port = 8123\n")
+        file.chmod(0o644)
+    (folder / "private.toml").chmod(0o600)
+    closed.chmod(0o700)
+    (folder / "link.toml").symlink_to(closed / "settings.toml")
+    (tmp_path / "hidden.toml").write_text("port = 8123\n")
+    for file, obstacle in (
+        (folder / "private.toml", folder / "private.toml"),
+        (closed / "settings.toml", closed),
+        (folder / "link.toml", closed),
+        (tmp_path / "hidden.toml", Path("/tmp")),
+        (folder / "absent.toml", folder / "absent.toml"),
+    ):
+        done = systemd("install", tmp_path / "units", "--config", str(file))
+        assert done.returncode == 1
+        (line,) = done.stderr.splitlines()
+        assert str(obstacle) in line
+        assert not (tmp_path / "units").exists()
+    done = systemd("install", tmp_path / "units", "--config", str(folder / "good.toml"))
+    assert done.returncode == 0, done.stderr
+    assert f'"SSE_APP_CONFIG={folder / "good.toml"}"' in (tmp_path / "units/sse-app.service").read_text()
+    assert "ListenStream=127.0.0.1:8123\n" in (tmp_path / "units/sse-app.socket").read_text()
+
+
+def test_a_user_that_is_not_there_is_refused_with_the_command_that_makes_it(tmp_path: Path) -> None:
+    done = systemd("install", tmp_path / "units", "--run-as", "no-such-user")
+    assert done.returncode == 1
+    assert "useradd --system no-such-user" in done.stderr
+    assert not (tmp_path / "units").exists()
+
+
+@pytest.mark.parametrize(
+    ("host", "listens"),
+    [
+        ("127.0.0.1", ["127.0.0.1:8000"]),
+        ("0.0.0.0", ["0.0.0.0:8000"]),
+        ("::", ["[::]:8000"]),
+        ("::1", ["[::1]:8000"]),
+        ("localhost", ["127.0.0.1:8000"]),
+    ],
+)
+def test_the_socket_unit_has_addresses_also_where_the_host_is_a_name(
+    tmp_path: Path, host: str, listens: list[str]
+) -> None:
+    require("systemd-analyze")
+    assert systemd("install", tmp_path, "--host", host).returncode == 0
+    lines = (tmp_path / "sse-app.socket").read_text().splitlines()
+    found = [line.partition("=")[2] for line in lines if line.startswith("ListenStream=")]
+    assert set(found) >= set(listens)
+    assert "BindIPv6Only=both" in lines
+    units = [str(tmp_path / name) for name in ("sse-app.socket", "sse-app.service")]
+    verified = subprocess.run(
+        ["systemd-analyze", "verify", *units], capture_output=True, text=True, check=False
+    )
+    assert (verified.returncode, verified.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("words", [("--port", "0"), ("--host", "nowhere.invalid")])
+def test_what_systemd_cannot_listen_on_is_refused(tmp_path: Path, words: tuple[str, ...]) -> None:
+    done = systemd("install", tmp_path / "units", *words)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "units").exists()
+
+
+def test_check_finds_a_unit_that_this_version_would_write_otherwise(tmp_path: Path) -> None:
+    assert systemd("check", tmp_path).returncode == 1
+    assert systemd("install", tmp_path).returncode == 0
+    assert systemd("check", tmp_path).returncode == 0
+    provider = ("oidc.issuer=https://a", "oidc.audience=b", "oidc.jwks_url=https://a/keys")
+    flags = [word for one in provider for word in ("--set", one)]
+    done = systemd("check", tmp_path, *flags)
+    assert done.returncode == 1
+    assert "-PrivateNetwork=yes" in done.stdout.splitlines()
+    assert "+PrivateNetwork=no" in done.stdout.splitlines()
+    assert "systemd install" in done.stderr
+    service = tmp_path / "sse-app.service"
+    service.write_text(service.read_text().replace("LimitCORE=0\n", ""))
+    done = systemd("check", tmp_path)
+    assert (done.returncode, "+LimitCORE=0" in done.stdout.splitlines()) == (1, True)
+
+
+def test_the_service_is_limited_in_memory_tasks_and_core_dumps(service: Service) -> None:
+    assert service.manager.show("MemoryMax") == str(4 * 2**30)
+    assert service.manager.show("TasksMax") == "128"
+    limits = Path(f"/proc/{service.manager.main_pid}/limits").read_text().splitlines()
+    (core,) = [line.split() for line in limits if line.startswith("Max core file size")]
+    assert core[4:6] == ["0", "0"]
+
+
+def test_settings_that_need_the_network_in_a_unit_without_one_are_told_at_the_start(tmp_path: Path) -> None:
+    require("unshare")
+    log = subprocess.run(
+        ["unshare", "--net", *[sys.executable, str(ROOT / "main.py"), "serve"]],
+        env={
+            **{name: value for name, value in os.environ.items() if not name.startswith("SSE_APP_")},
+            "SYSTEMD_UNIT": "sse-app.service",
+            "SSE_APP_STATE_DIR": str(tmp_path / "state"),
+            "SSE_APP_AUTH__KEYS_DIR": str(tmp_path / "absent"),  # the start ends by itself
+            "SSE_APP_OIDC": '{"issuer": "https://a", "audience": "b", "jwks_url": "https://a/keys"}',
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    if log.stderr.startswith("unshare:"):
+        pytest.skip("network namespaces need root")
+    assert log.returncode == 1
+    assert '"event":"unit_outdated"' in log.stderr
+    assert "systemd install" in log.stderr
