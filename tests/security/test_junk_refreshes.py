@@ -1,4 +1,4 @@
-"""Refresh tokens that the server has not issued cost little: no write, no line of the audit trail each, and then a wait."""
+"""Refresh tokens that the server has not issued cost little: no write, no line of the audit trail each, then a wait."""
 
 from __future__ import annotations
 
