@@ -11,7 +11,7 @@ from sse_app.auth.tokens.grants import Grants
 from sse_app.auth.tokens.issuer import TokenKind
 from sse_app.cli.options import grants_of, settings_of, warn_of_uncovered
 from sse_app.core.channels import own_patterns
-from sse_app.core.errors import InvalidInput
+from sse_app.core.errors import AuthStoreUnavailable, InvalidInput, StateError
 from sse_app.settings.model import Settings
 from sse_app.storage.state_dir import StateDirectory
 
@@ -56,12 +56,17 @@ async def mint_with_own_keys(
 
 
 async def _last_revocation(state: StateDirectory) -> int | None:
-    """Return the number of the last revocation; None where nothing was ever revoked, as there are no accounts."""
+    """Return the number of the last revocation; None where there is no store, or none that can be read.
+
+    The token is then told from those that were revoked by its issuing time alone.
+    """
     if not state.accounts.exists():
         return None
     store = make_auth_store(state)
-    await store.open()
     try:
+        await store.open()
         return await store.last_revocation()
+    except (StateError, AuthStoreUnavailable):
+        return None
     finally:
         await store.close()

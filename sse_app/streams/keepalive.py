@@ -24,8 +24,8 @@ CLOSING_TIMEOUT = 5.0
 """How long a stream that is being ended may take to accept its ``closing``, in seconds."""
 
 
-ENDED_AT_ONCE = 256
-"""How many streams are ended before the event loop runs other callbacks: a few milliseconds."""
+ENDED_AT_ONCE = 64
+"""How many streams are ended before the event loop runs other callbacks: some milliseconds, with what follows."""
 
 
 class _Agenda:
