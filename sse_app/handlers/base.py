@@ -21,7 +21,7 @@ from sse_app.core.private_apis import without_access_line
 from sse_app.core.redaction import loggable_path
 from sse_app.handlers.client_address import SIGNS_OF_A_PROXY, UNKNOWN, client_address, is_in
 from sse_app.handlers.cors import OriginHandler
-from sse_app.handlers.errors import Refusal, refusal_of
+from sse_app.handlers.errors import RETRY_AFTER, Refusal, refusal_of
 from sse_app.handlers.hosts import is_local_name, is_named
 from sse_app.handlers.parsing import parse_json
 from sse_app.node import Node
@@ -288,6 +288,11 @@ class ApiHandler(OriginHandler):
     def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
         """Answer an error of this package with its own status, and any other with the one given."""
         error = kwargs.get("exc_info", (None, None, None))[1]
+        if (
+            error is None and status_code == 500
+        ):  # Tornado says so of a handler that is cancelled: the process ends
+            error = Refusal(503, "draining", "the server is shutting down", Retry_After=RETRY_AFTER)
+            kwargs["exc_info"] = (Refusal, error, None)
         if self._too_large:
             self.finish()  # the answer is out already, and no second one can follow
         elif isinstance(error, StreamClosedError):
