@@ -7,6 +7,8 @@ import logging
 import os
 import resource
 import select
+import socket
+import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from sse_app.process.log_format import JSONFormatter
+from sse_app.process.log_limits import LEFT_OUT, LogLimits
 from sse_app.process.log_writer import DROPPED, FLUSH_TIMEOUT, LogWriter
 from tests.support.waiting import DEADLINE, until
 
@@ -182,6 +185,61 @@ def test_a_record_that_cannot_be_formatted_is_told_and_raises_nothing(pipe: tupl
     (line,) = lines_of(reading, bool)
     assert line["event"] == "log_line_failed"
     assert line["logger"] == "sse_app.test"
+
+
+def test_a_terminal_that_is_stopped_with_ctrl_s_holds_up_only_the_thread() -> None:
+    ours, theirs = os.openpty()
+    try:
+        handler, logger = writer(theirs)
+        termios.tcflow(theirs, termios.TCOOFF)
+        for number in range(200):
+            logger.debug("one", extra={"number": number, "text": "x" * 300})
+        termios.tcflow(theirs, termios.TCOON)
+        found = lines_of(ours, lambda found: len(found) == 200)
+        assert [line["number"] for line in found] == list(range(200))
+        assert handler.dropped == 0
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+def test_a_socket_such_as_the_journal_s_gets_every_line_whole() -> None:
+    ours, theirs = socket.socketpair()  # a stream, as systemd gives (systemd.exec(5), StandardError=journal)
+    with ours, theirs:
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        _, logger = writer(theirs.fileno(), 10_000_000)
+        for number in range(1000):
+            logger.debug("one", extra={"number": number, "text": "x" * (number % 700)})
+        found = lines_of(ours.fileno(), lambda found: len(found) == 1000)
+        assert [line["number"] for line in found] == list(range(1000))
+
+
+def test_a_thread_that_waits_for_lines_does_not_run(pipe: tuple[int, int]) -> None:
+    handler, logger = writer(pipe[1])
+    logger.debug("one")
+    handler.flush()
+    assert handler._thread is not None
+    status = Path(f"/proc/self/task/{handler._thread.native_id}/status")
+
+    def runs() -> list[str]:
+        return [line for line in status.read_text().splitlines() if "ctxt_switches" in line]
+
+    until(lambda: "State:\tS" in status.read_text(), "it waits")
+    before = runs()
+    time.sleep(0.5)
+    assert runs() == before
+
+
+def test_what_is_left_out_is_told_also_when_nothing_more_is_logged(pipe: tuple[int, int]) -> None:
+    reading, writing = pipe
+    handler, logger = writer(writing, 10_000_000)
+    handler._limits = LogLimits(lambda: time.monotonic() * 20)  # the interval takes half a second
+    for _ in range(300):
+        logger.info("one")
+    found = lines_of(reading, lambda found: bool(found) and found[-1]["event"] == LEFT_OUT)
+    shown = [line["event"] for line in found].count("one")
+    assert shown < 300
+    assert sum(int(str(line["lines"])) for line in found if line["event"] == LEFT_OUT) == 300 - shown
 
 
 def test_nothing_runs_until_the_first_line(pipe: tuple[int, int]) -> None:
