@@ -27,28 +27,42 @@ def make_auth_store(state: StateDirectory) -> AuthStore:
 def require_auth_store(state: StateDirectory, event_log: Path | None, *, anew: bool = False) -> bool:
     """Make the store of auth where there is none yet, and return whether that was done.
 
-    It is not made in silence where it must have been lost: nobody could log in, and what was revoked would be valid.
-
     Args:
         state: holds it.
         event_log: the file of the event log, if there is one.
         anew: make it even where it was lost.
 
     Raises:
-        StateError: it is missing or empty where it must have been, or cannot be made.
+        StateError: it was lost, or cannot be made.
     """
     if not is_missing_or_empty(state.accounts):
         return False
-    lost_beside = [state.keys] if state.has_keys_of_a_server() else []
-    if event_log is not None:
-        lost_beside.append(event_log)
-    if lost_beside and not anew:
-        raise StateError(
-            f"{state.accounts} is missing or empty, but {lost_beside[0]} is there: restore a backup of it, "
-            "or make a new one, without the accounts and revocations, with: sse-app user add NAME --init"
-        )
+    if not anew:
+        refuse_lost_accounts(state, event_log)
     make_tables(state.accounts)
     return True
+
+
+def refuse_lost_accounts(state: StateDirectory, event_log: Path | None) -> None:
+    """Refuse a state in which the store of auth must have been lost.
+
+    It is not made anew in silence: nobody could log in, and what was revoked would be valid.
+
+    Args:
+        state: holds it.
+        event_log: the file of the event log, if there is one.
+
+    Raises:
+        StateError: it is missing or empty, and there is what a server makes after it.
+    """
+    there = [state.keys] if state.has_keys_of_a_server() else []
+    if event_log is not None:
+        there.append(event_log)
+    if there and is_missing_or_empty(state.accounts):
+        raise StateError(
+            f"{state.accounts} is missing or empty, but {there[0]} is there: restore a backup of it, "
+            "or make a new one, without the accounts and revocations, with: sse-app user add NAME --init"
+        )
 
 
 def keys_directory(auth: Auth, state: StateDirectory) -> Path:

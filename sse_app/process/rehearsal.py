@@ -9,11 +9,14 @@ from contextlib import closing
 from pathlib import Path
 
 from sse_app.auth import sqlite_store
+from sse_app.auth.factory import refuse_lost_accounts
 from sse_app.auth.tokens.keyring import load_keys
 from sse_app.core.errors import StateError
+from sse_app.eventlog.factory import stored_event_log
 from sse_app.eventlog.sqlite import schema
 from sse_app.process.sockets import check_address, processes_listening
 from sse_app.settings.model import Settings
+from sse_app.storage.sqlite import has_database, unusable
 from sse_app.storage.state_dir import StateDirectory
 
 
@@ -48,6 +51,9 @@ def _keys(settings: Settings) -> str:
 
 def _accounts(settings: Settings) -> str:
     path = settings.state_dir / "accounts.db"
+    if settings.state_dir.exists():
+        state = StateDirectory(settings.state_dir)
+        refuse_lost_accounts(state, stored_event_log(settings.event_log, state))
     return "accounts: " + _database(settings, path, sqlite_store.APPLICATION_ID, len(sqlite_store.MIGRATIONS))
 
 
@@ -65,19 +71,15 @@ def _database(settings: Settings, path: Path, application_id: int, newest: int) 
             raise StateError(f"cannot open {path}: there is no directory {path.parent}")
         _require_room_for(path)
         return f"{path.absolute()} is not there yet; the start makes it"
-    if not os.access(path, os.R_OK | os.W_OK):
-        raise StateError(f"cannot open {path}: it is not ours to read and write")
+    if not has_database(path, application_id):
+        return f"{path.absolute()} is empty; the start makes it"
     # Where no other process writes it SQLite takes no locks and makes no files.
     how = "mode=ro" if path.with_name(f"{path.name}-wal").exists() else "mode=ro&immutable=1"
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?{how}", uri=True)) as database:
-            (found,) = database.execute("PRAGMA application_id").fetchone()
             (version,) = database.execute("PRAGMA user_version").fetchone()
-            (tables,) = database.execute("SELECT count(*) FROM sqlite_schema").fetchone()
     except sqlite3.Error as error:
-        raise StateError(f"cannot open {path}: {error}") from None
-    if found != application_id and (found or version or tables):
-        raise StateError(f"{path} is not a database of this kind")
+        raise unusable(path, error) from None
     if version > newest:
         raise StateError(
             f"{path} has schema version {version}; this program knows versions up to {newest} "
