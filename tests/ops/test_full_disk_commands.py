@@ -25,6 +25,9 @@ SCRIPT = """
 set -e
 mount -t tmpfs -o size=3m,mode=700 none "$DISK"
 cp -a "$STATE/." "$DISK"
+"$PYTHON" -c "$HOLDER" > "$OUT/held" &  # as a running server has the databases open
+holder=$!
+until [ -s "$OUT/held" ]; do sleep 0.05; done
 head -c 4000000 /dev/zero > "$DISK/ballast" 2> /dev/null || true
 set +e
 number=0
@@ -36,11 +39,21 @@ done
 find "$DISK/keys" -type f -size -32c > "$OUT/empty_keys"
 ls -A "$DISK/keys" > "$OUT/keys"
 rm "$DISK/ballast"
+kill $holder
 "$PYTHON" main.py user list > "$OUT/users"
 "$PYTHON" main.py audit > "$OUT/audit"
 "$PYTHON" main.py eventlog show > "$OUT/log"
 echo 'correct horse battery' | "$PYTHON" main.py user add bob --password-stdin 2> "$OUT/after"
 "$PYTHON" main.py keys rotate >> "$OUT/after"
+"""
+
+HOLDER = """
+import os, sqlite3, time
+databases = [sqlite3.connect(f"{os.environ['DISK']}/{name}.db") for name in ("accounts", "events")]
+for database in databases:
+    database.execute("SELECT * FROM sqlite_schema").fetchall()
+print("held", flush=True)
+time.sleep(100)
 """
 
 
@@ -66,6 +79,7 @@ def test_on_a_full_disk_each_command_says_so_in_one_line_and_does_nothing_by_hal
             "DISK": str(disk),
             "OUT": str(out),
             "PYTHON": sys.executable,
+            "HOLDER": HOLDER,
             "COMMANDS": "\n".join(COMMANDS),
         },
         check=True,
