@@ -19,10 +19,8 @@ def install() -> None:
     python = PEERS / "venv" / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", str(PEERS / "venv")], check=True)
-    requirements = str(HERE / "requirements.txt")
-    subprocess.run(
-        [str(python), "-m", "pip", "install", "--quiet", "--requirement", requirements], check=True
-    )
+    pip = [str(python), "-m", "pip", "install", "--quiet", "--require-hashes"]
+    subprocess.run([*pip, "--requirement", str(HERE / "requirements.txt")], check=True)
     if shutil.which("npm") is None:
         print("bench: npm is not installed, better-sse is left out (Debian: apt install nodejs npm)")
         return
@@ -33,7 +31,7 @@ def install() -> None:
 
 def pinned() -> dict[str, str]:
     """Return the versions that `install` asks for."""
-    lines = [line.partition("#")[0].strip() for line in (HERE / "requirements.txt").read_text().splitlines()]
-    versions = dict(line.split("==", 1) for line in lines if line)
+    words = (HERE / "requirements.txt").read_text().split()
+    versions = dict(word.split("==", 1) for word in words if "==" in word)
     versions.update(json.loads((HERE / "package.json").read_text())["dependencies"])
     return versions

@@ -80,6 +80,10 @@ def test_no_file_says_where_to_install_from(file: str) -> None:
     assert set(re.findall(r"--[a-z-]+", content)) == {"--hash"}
 
 
+def test_the_peers_of_the_benchmark_have_hashes_too() -> None:
+    assert [name for name, (_, hashes) in pins("bench/requirements.txt").items() if not hashes] == []
+
+
 def test_make_installs_nothing_without_a_hash() -> None:
     lines = [line for line in (ROOT / "Makefile").read_text().splitlines() if "pip install" in line]
     assert lines
