@@ -36,11 +36,10 @@ def _database(options: argparse.Namespace) -> Iterator[sqlite3.Connection]:
 
 
 def show(options: argparse.Namespace) -> None:
-    """Print the epoch, the head, and each channel with the number of events ever published to it."""
+    """Print the epoch, the head, and each channel that is remembered with the number of events published to it."""
     with _database(options) as database:
         row = database.execute("SELECT epoch FROM log").fetchone()
-        head = database.execute("SELECT coalesce(max(last_seq), 0) FROM channels").fetchone()[0]
-        print(f"epoch {row[0] if row else 'none'}\nhead {head}")
+        print(f"epoch {row[0] if row else 'none'}\nhead {sqlite_schema.head_of(database)}")
         for name, published, last in database.execute(
             "SELECT name, published, last_seq FROM channels ORDER BY name"
         ):

@@ -16,8 +16,8 @@ from sse_app.core.channels import ChannelName
 from sse_app.core.errors import EventLogUnavailable
 from sse_app.core.events import Event, EventId, NewEvent
 from sse_app.eventlog.base import EventLog, IdempotencyKey, Page, Retention, first_page, without_holes
-from sse_app.eventlog.sqlite.schema import ChannelState
-from sse_app.eventlog.sqlite.writer import Commit, Growth, Report, SqliteWriter
+from sse_app.eventlog.sqlite.schema import ChannelState, forgotten_until, head_of
+from sse_app.eventlog.sqlite.writer import Commit, Forgotten, Growth, Report, SqliteWriter
 from sse_app.eventlog.tail import TAIL_EVENTS, Tails
 from sse_app.storage.sqlite import connect, content_of_ours, is_damaged, kept_as_it_is, unusable
 
@@ -67,7 +67,8 @@ class SqliteEventLog(EventLog):
     async def open(self) -> None:
         loop = asyncio.get_running_loop()
         writer = SqliteWriter(self._path, self._retention, lambda report: self._report(loop, report))
-        self._epoch, self._seq, self._channels = writer.start()
+        self._epoch, log = writer.start()
+        self._seq, self._channels, self._forgotten = log.head, log.channels, log.forgotten.until
         self._tails.grown_to(self._seq)
         try:
             self._reader = connect(self._path)
@@ -97,9 +98,15 @@ class SqliteEventLog(EventLog):
     def _grown(self, growth: Growth) -> None:
         """Take over what other processes have done."""
         self._shared = True
+        self._forget(growth.forgotten)
         self._channels.update(growth.channels)
         self._seq = growth.head
         self._tails.grown_to(growth.head)
+
+    def _forget(self, forgotten: Forgotten) -> None:
+        self._forgotten = forgotten.until
+        for name in forgotten.names:
+            self._channels.pop(name, None)
 
     async def _look(self) -> None:
         """Have what other processes have committed reported."""
@@ -111,6 +118,8 @@ class SqliteEventLog(EventLog):
     def _committed(self, commit: Commit) -> None:
         """Take over what the writer thread has done, on the event loop."""
         self._set_available(commit.failure)
+        if commit.forgotten is not None:
+            self._forget(commit.forgotten)
         self._channels.update(commit.channels)
         if commit.events:
             self._seq = commit.events[-1].seq
@@ -156,7 +165,11 @@ class SqliteEventLog(EventLog):
         if position.seq > self._seq:
             return dict.fromkeys(channels, "position_ahead")
         known = ((name, self._channels.get(name)) for name in channels)
-        return {name: "history_trimmed" for name, state in known if state and position.seq < state.trimmed}
+        return {
+            name: "history_trimmed"
+            for name, state in known
+            if position.seq < (state.trimmed if state else self._forgotten)
+        }
 
     async def replay(self, channels: Collection[ChannelName], after: int, until: int, limit: int) -> Page:
         wanted = list(channels)
@@ -164,7 +177,7 @@ class SqliteEventLog(EventLog):
             wanted = [
                 name
                 for name in wanted
-                if (state := self._channels.get(name)) is not None and state.last_seq > after
+                if after < (state.last_seq if (state := self._channels.get(name)) else self._forgotten)
             ]
         if not wanted:
             return Page([], False, False)
@@ -211,7 +224,9 @@ class SqliteEventLog(EventLog):
         pasts = []
         for name in channels:
             row = self._reader.execute("SELECT id, trimmed FROM channels WHERE name = ?", (name,)).fetchone()
-            if row is not None:
+            if row is None:
+                gap = gap or after < forgotten_until(self._reader)
+            else:
                 id, trimmed = row
                 gap = gap or after < trimmed
                 pasts.append(self._select(name, id, max(after, trimmed), until, order, limit + 1))
@@ -253,8 +268,7 @@ class SqliteEventLog(EventLog):
         )
 
     def _head_in_file(self) -> int:
-        (head,) = self._reader.execute("SELECT max(last_seq) FROM channels").fetchone()
-        return head or 0
+        return head_of(self._reader)
 
     async def close(self) -> None:
         if self._writer is not None:

@@ -48,6 +48,9 @@ MIGRATIONS: list[Migration] = [
     """
     ALTER TABLE log ADD COLUMN probes INTEGER NOT NULL DEFAULT 0;
     """,
+    """
+    ALTER TABLE log ADD COLUMN forgotten INTEGER NOT NULL DEFAULT 0;
+    """,
 ]
 
 COLUMNS = 6
@@ -79,10 +82,22 @@ def new_epoch(connection: sqlite3.Connection) -> str:
     """Give the log another epoch, so that no id of the old one is taken for an event of the new, and return it."""
     epoch = secrets.token_hex(4)
     connection.execute("BEGIN IMMEDIATE")
-    connection.execute("DELETE FROM log")
-    connection.execute("INSERT INTO log (epoch) VALUES (?)", (epoch,))
+    if not connection.execute("UPDATE log SET epoch = ?", (epoch,)).rowcount:
+        connection.execute("INSERT INTO log (epoch) VALUES (?)", (epoch,))
     connection.execute("COMMIT")
     return epoch
+
+
+def forgotten_until(connection: sqlite3.Connection) -> int:
+    """Return the ``seq`` of the last event of any channel that was forgotten."""
+    row = connection.execute("SELECT forgotten FROM log").fetchone()
+    return int(row[0]) if row else 0
+
+
+def head_of(connection: sqlite3.Connection) -> int:
+    """Return the ``seq`` of the last event that was ever appended."""
+    (last,) = connection.execute("SELECT max(last_seq) FROM channels").fetchone()
+    return max(int(last or 0), forgotten_until(connection))
 
 
 def probe(connection: sqlite3.Connection) -> None:

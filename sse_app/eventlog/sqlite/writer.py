@@ -23,7 +23,7 @@ import msgspec
 from sse_app.core.channels import ChannelName
 from sse_app.core.errors import EventLogUnavailable, IdempotencyKeyReused, StateError
 from sse_app.core.events import Event, EventId, NewEvent
-from sse_app.eventlog.base import IDEMPOTENCY_AGE, IdempotencyKey, LogClock, Retention
+from sse_app.eventlog.base import EMPTY_CHANNELS, IDEMPOTENCY_AGE, IdempotencyKey, LogClock, Retention
 from sse_app.eventlog.sqlite.schema import (
     APPLICATION_ID,
     COLUMNS,
@@ -31,6 +31,7 @@ from sse_app.eventlog.sqlite.schema import (
     MIGRATIONS,
     ChannelState,
     epoch_of,
+    forgotten_until,
     insertion,
     probe,
 )
@@ -48,8 +49,17 @@ PROBE_INTERVAL = 1.0
 """How often a log that failed is tried again while nothing is published, in seconds."""
 LOOK_INTERVAL = 0.2
 """How often the file is looked at for what other processes have committed, in seconds."""
+CHANNELS_WITH_NUMBERS = 1000
+"""Of how many channels the numbers of the kept events are remembered; of others they are read where they are needed."""
 ERASE_STEP = 2_000
 """How many expired events one transaction erases, so that publishers do not wait long behind it."""
+
+
+class Forgotten(NamedTuple):
+    """Channels that are no longer remembered, and the ``seq`` of the last event of any that ever was."""
+
+    until: int
+    names: frozenset[ChannelName]
 
 
 class Commit(msgspec.Struct):
@@ -57,6 +67,7 @@ class Commit(msgspec.Struct):
 
     events: list[Event] = []
     channels: dict[ChannelName, ChannelState] = {}
+    forgotten: Forgotten | None = None
     outcomes: list[tuple[asyncio.Future[list[EventId]], range | Exception]] = []
     failure: Exception | None = None
 
@@ -66,6 +77,7 @@ class Growth(NamedTuple):
 
     head: int
     channels: dict[ChannelName, ChannelState]
+    forgotten: Forgotten
 
 
 class Looked(NamedTuple):
@@ -107,14 +119,16 @@ class SqliteWriter:
         self._data_version = -1
         """As of which the following hold: while it stays the same, no other connection has committed; -1 at first."""
         self._head = 0
+        self._forgotten = 0
+        """The ``seq`` of the last event of any channel that was forgotten."""
         self._channels: dict[ChannelName, ChannelState] = {}
         self._seqs: dict[ChannelName, array[int]] = {}
-        """The numbers of the kept events of the channels that this process has appended to."""
+        """The numbers of the kept events of the channels that this process has appended to last."""
         self._clock = LogClock()
         self._failed = False
 
-    def start(self) -> tuple[str, int, dict[ChannelName, ChannelState]]:
-        """Open the database, start the thread, and return the epoch, the head's ``seq`` and the channels.
+    def start(self) -> tuple[str, Growth]:
+        """Open the database, start the thread, and return the epoch and the log as it is.
 
         Raises:
             StateError: the database cannot be used.
@@ -131,7 +145,7 @@ class SqliteWriter:
                 self._db.close()
             raise unusable(self._path, error) from error
         self._thread.start()
-        return epoch, self._head, dict(self._channels)
+        return epoch, Growth(self._head, dict(self._channels), Forgotten(self._forgotten, frozenset()))
 
     def append(
         self, events: Sequence[NewEvent], key: IdempotencyKey | None, future: asyncio.Future[list[EventId]]
@@ -239,10 +253,12 @@ class SqliteWriter:
             return
         (version,) = self._db.execute("PRAGMA data_version").fetchone()
         changed: dict[ChannelName, ChannelState] = {}
+        names: set[str] = set()
         with content_of_ours():
             for name, *columns in self._db.execute(
                 "SELECT name, id, published, last_seq, trimmed FROM channels"
             ):
+                names.add(name)
                 state = ChannelState(*map(int, columns))
                 if state != self._channels.get(name):
                     changed[ChannelName(name)] = state
@@ -252,14 +268,23 @@ class SqliteWriter:
                 "ifnull((SELECT max(at) FROM answers), 0))"
             ).fetchone()
             last_at = float(last_at)
+            forgotten = Forgotten(forgotten_until(self._db), frozenset(self._channels.keys() - names))
         # Nothing has been changed so far that an error could leave half done.
         self._clock.follow(last_at)
         self._seqs.update(seqs)
+        self._drop(forgotten)
         self._channels.update(changed)
-        self._head = max((state.last_seq for state in self._channels.values()), default=0)
+        self._head = max([forgotten.until, *(state.last_seq for state in self._channels.values())])
         first, self._data_version = self._data_version == -1, version
         if not first:
-            self._report(Growth(self._head, changed))
+            self._report(Growth(self._head, changed, forgotten))
+
+    def _drop(self, forgotten: Forgotten) -> None:
+        """Remember channels no longer."""
+        self._forgotten = forgotten.until
+        for name in forgotten.names:
+            self._channels.pop(name, None)
+            self._seqs.pop(name, None)
 
     def _is_current(self) -> bool:
         """Return whether no other connection has committed since the log was last read."""
@@ -304,9 +329,11 @@ class SqliteWriter:
         if commit.events:
             self._head = commit.events[-1].seq
         for channel, new in seqs.items():
-            kept = self._seqs[channel]
+            self._seqs[channel] = kept = self._seqs.pop(channel)  # to the end of the order
             kept.extend(new)
             del kept[: max(0, len(kept) - self._retention.size)]
+        while len(self._seqs) > CHANNELS_WITH_NUMBERS:
+            del self._seqs[next(iter(self._seqs))]
         return commit
 
     def _store(
@@ -356,10 +383,10 @@ class SqliteWriter:
         state = self._channels.get(name)
         if state is None:
             id = self._db.execute(
-                "INSERT INTO channels (name, published, last_seq, trimmed) VALUES (?, 0, 0, 0)", (name,)
+                "INSERT INTO channels (name, published, last_seq, trimmed) VALUES (?, 0, 0, ?)", (name, self._forgotten)
             ).lastrowid
             assert id is not None
-            state = ChannelState(id, 0, 0, 0)
+            state = ChannelState(id, 0, 0, self._forgotten)
         if name not in self._seqs:
             with content_of_ours():
                 rows = self._db.execute(
@@ -413,6 +440,7 @@ class SqliteWriter:
             with content_of_ours():
                 while (last := self._last_expired(now)) is not None:
                     self._erase(last)
+                self._forget_channels()
         except (StateError, sqlite3.Error) as error:
             self._fail("written", error)
 
@@ -437,7 +465,7 @@ class SqliteWriter:
             self._db.execute("SELECT channel, max(seq) FROM events WHERE seq <= ? GROUP BY channel", (until,))
         )
         self._db.execute("DELETE FROM events WHERE seq <= ?", (until,))
-        for name, state in self._channels.items():
+        for name, state in self._channels.items():  # at most those with kept events, and a thousand
             if last.get(state.id, 0) > state.trimmed:
                 changed[name] = state._replace(trimmed=last[state.id])
                 self._db.execute("UPDATE channels SET trimmed = ? WHERE id = ?", (last[state.id], state.id))
@@ -447,3 +475,26 @@ class SqliteWriter:
             if (kept := self._seqs.get(name)) is not None:
                 self._seqs[name] = array("q", [seq for seq in kept if seq > changed[name].trimmed])
         self._report(Commit(channels=changed))
+
+    def _forget_channels(self) -> None:
+        """Forget the channels that were used longest ago, of those of which no event is kept any more."""
+        if len(self._empty_channels()) <= EMPTY_CHANNELS:
+            return
+        self._begin_to_write()
+        self._catch_up()
+        surplus = self._empty_channels()[:-EMPTY_CHANNELS]
+        if surplus:
+            until = max(self._forgotten, surplus[-1].last_seq)
+            names = {state.id: name for name, state in self._channels.items()}
+            self._db.executemany("DELETE FROM channels WHERE id = ?", [(state.id,) for state in surplus])
+            self._db.execute("UPDATE log SET forgotten = ?", (until,))
+        self._db.execute("COMMIT")
+        if surplus:
+            forgotten = Forgotten(until, frozenset(names[state.id] for state in surplus))
+            self._drop(forgotten)
+            self._report(Commit(forgotten=forgotten))
+
+    def _empty_channels(self) -> list[ChannelState]:
+        """Return the channels of which no event is kept, the one used longest ago first."""
+        empty = [state for state in self._channels.values() if state.trimmed >= state.last_seq]
+        return sorted(empty, key=lambda state: state.last_seq)
