@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, closing
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ import pytest
 from sse_app.core.channels import ChannelName
 from sse_app.core.errors import EventLogUnavailable, IdempotencyKeyReused, StateError
 from sse_app.core.events import Event, EventId, NewEvent
-from sse_app.eventlog.base import EventLog, EventsTrimmed, IdempotencyKey, Page, Retention
+from sse_app.eventlog.base import EMPTY_CHANNELS, EventLog, EventsTrimmed, IdempotencyKey, Page, Retention
 from sse_app.eventlog.memory import MemoryEventLog
 from sse_app.eventlog.sqlite.log import SqliteEventLog
 from sse_app.eventlog.sqlite.writer import Commit
@@ -594,3 +594,68 @@ async def test_processes_that_make_a_log_at_once_agree_on_its_epoch(tmp_path: Pa
         assert one.head.epoch == other.head.epoch
         await one.close()
         await other.close()
+
+
+@pytest.mark.gen_test
+async def test_of_many_channels_used_once_a_thousand_empty_ones_are_remembered_and_no_gap_is_silent(
+    make: Callable[..., EventLog],
+) -> None:
+    names = [ChannelName(f"once.{number}") for number in range(3000)]
+    async with opened(make(age=1.0)) as log:
+        (start, *_) = [await log.append([new(A)])]
+        for begin in range(0, len(names), 500):
+            await log.append([new(name) for name in names[begin : begin + 500]])
+
+        async def remembered() -> list[ChannelName]:
+            return [name for name in names if await log.published(name) != (0, 0)]
+
+        async def forgotten() -> bool:
+            await log.append([new(B)])  # a log in memory looks around when something is appended
+            return len(await remembered()) <= EMPTY_CHANNELS
+
+        deadline = asyncio.get_running_loop().time() + 60
+        while not await forgotten():
+            assert asyncio.get_running_loop().time() < deadline
+            await asyncio.sleep(0.1)
+        assert await remembered() == names[-len(await remembered()) :]  # those that were used last
+        position = start[0]
+        first, last = names[0], names[-1]
+        assert await log.lost([first, last], position) == dict.fromkeys([first, last], "history_trimmed")
+        assert (await log.replay([first], position.seq, log.head.seq, 10)).gap
+        # A channel that is used again does not hide what it once had.
+        (id,) = await log.append([new(first)])
+        assert id.seq == log.head.seq
+        assert await log.published(first) == (1, id.seq)
+        assert await log.lost([first], position) == {first: "history_trimmed"}
+        assert await log.lost([first], EventId(id.epoch, id.seq - 1)) == {}
+        page = await log.replay([first], id.seq - 1, log.head.seq, 10)
+        assert ([event.seq for event in page.events], page.gap) == ([id.seq], False)
+
+
+@pytest.mark.gen_test
+async def test_a_log_all_of_whose_channels_are_forgotten_gives_no_number_twice(tmp_path: Path) -> None:
+    names = [ChannelName(f"once.{number}") for number in range(EMPTY_CHANNELS + 500)]
+    retention = Retention(10, 0.5)
+    async with opened(SqliteEventLog(tmp_path / "e.db", retention)) as log:
+        ids = await log.append([new(name) for name in reversed(names)])
+        await until_channels(tmp_path, EMPTY_CHANNELS)
+        with sqlite3.connect(tmp_path / "e.db") as database:  # as if the others had gone as well
+            database.execute("UPDATE log SET forgotten = ?", (ids[-1].seq,))
+            database.execute("DELETE FROM channels")
+        database.close()
+    async with opened(SqliteEventLog(tmp_path / "e.db", retention)) as log:
+        assert log.head == ids[-1]
+        (following,) = await log.append([new(A)])
+        assert following.seq == ids[-1].seq + 1
+        assert await log.lost([A], ids[0]) == {A: "history_trimmed"}
+        assert await log.lost([A], ids[-1]) == {}
+
+
+async def until_channels(directory: Path, count: int) -> None:
+    """Wait until the log on disk remembers so many channels."""
+
+    def remembered() -> int:
+        with closing(sqlite3.connect(directory / "e.db")) as database:
+            return int(database.execute("SELECT count(*) FROM channels").fetchone()[0])
+
+    await until_async(lambda: remembered() == count, f"{count} channels are remembered")

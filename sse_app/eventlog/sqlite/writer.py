@@ -383,7 +383,8 @@ class SqliteWriter:
         state = self._channels.get(name)
         if state is None:
             id = self._db.execute(
-                "INSERT INTO channels (name, published, last_seq, trimmed) VALUES (?, 0, 0, ?)", (name, self._forgotten)
+                "INSERT INTO channels (name, published, last_seq, trimmed) VALUES (?, 0, 0, ?)",
+                (name, self._forgotten),
             ).lastrowid
             assert id is not None
             state = ChannelState(id, 0, 0, self._forgotten)
