@@ -22,7 +22,13 @@ from sse_app.auth.records import (
     Scope,
     SessionLimits,
 )
-from sse_app.auth.store import AUDIT_KEPT, REPEATABLE, AuthStore, RefreshRefused
+from sse_app.auth.store import (
+    AUDIT_KEPT,
+    REPEATABLE,
+    SESSIONS_KEPT,
+    AuthStore,
+    RefreshRefused,
+)
 from sse_app.auth.tokens.grants import Grants
 from sse_app.core.errors import AuthStoreUnavailable, SSEAppError, StateError
 from sse_app.storage.boot import boot_id
@@ -229,7 +235,7 @@ class SqliteAuthStore(AuthStore):
     async def begin_session(
         self, session: str, subject: str, digest: bytes, *, since: int, now: float, limits: SessionLimits
     ) -> bool:
-        """Insert a session and its first refresh token; delete the sessions that have run out."""
+        """Insert a session and its first refresh token; delete those that have run out or are too many."""
 
         def begin(connection: sqlite3.Connection) -> bool:
             if connection.execute(
@@ -248,6 +254,11 @@ class SqliteAuthStore(AuthStore):
             connection.execute(
                 "INSERT INTO sessions (id, subject, created_at, used_at, expires_at) VALUES (?, ?, ?, ?, ?)",
                 (session, subject, now, now, now + limits.absolute),
+            )
+            connection.execute(
+                "DELETE FROM sessions WHERE subject = ?1 AND id NOT IN "
+                "(SELECT id FROM sessions WHERE subject = ?1 ORDER BY used_at DESC LIMIT ?2)",
+                (subject, SESSIONS_KEPT),
             )
             _add_refresh_token(connection, session, digest)
             return True
@@ -301,7 +312,7 @@ class SqliteAuthStore(AuthStore):
                     _add_refresh_token(connection, session, next_digest)
                     connection.execute(
                         "DELETE FROM refresh_tokens WHERE digest IN (SELECT digest FROM refresh_tokens "
-                        "WHERE session = ? AND spent ORDER BY spent_at DESC LIMIT -1 OFFSET ?)",
+                        "WHERE session = ? AND spent ORDER BY seed IS NULL, spent_at DESC LIMIT -1 OFFSET ?)",
                         (session, store.SPENT_KEPT),
                     )
                 return Continued(session, _account(*account), expires_at, first_seed if repeated else seed)

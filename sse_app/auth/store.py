@@ -17,6 +17,9 @@ AUDIT_KEPT = 20_000
 """How many entries of each action the audit trail keeps; older ones of it are dropped, and none of another action."""
 
 
+SESSIONS_KEPT = 1000
+"""How many sessions of one subject there are at the most."""
+
 REPEATABLE = 10.0
 """For how many seconds a refresh token that was spent still brings the one that came after it, if that is not used."""
 
@@ -138,6 +141,8 @@ class AuthStore(ABC):
         self, session: str, subject: str, digest: bytes, *, since: int, now: float, limits: SessionLimits
     ) -> bool:
         """Keep a new session with its first refresh token; drop all that have run out.
+
+        Of the subject's sessions those that were used last are kept, `SESSIONS_KEPT` at the most.
 
         Args:
             session: its id, which is new.

@@ -19,7 +19,7 @@ from sse_app.auth.audit import Audit
 from sse_app.auth.records import Account, AuditEntry, Continued, Credentials, Revocation, Scope, SessionLimits
 from sse_app.auth.revocations import Revocations
 from sse_app.auth.sqlite_store import SqliteAuthStore
-from sse_app.auth.store import AUDIT_KEPT, REPEATABLE, AuthStore, RefreshRefused
+from sse_app.auth.store import AUDIT_KEPT, REPEATABLE, SESSIONS_KEPT, AuthStore, RefreshRefused
 from sse_app.auth.tokens.claims import Lease
 from sse_app.auth.tokens.grants import Grants
 from sse_app.core.errors import AuthStoreUnavailable, StateError
@@ -329,6 +329,20 @@ async def test_a_refresh_token_continues_its_session_once(made: Implementation) 
             None,
         ]
         assert await revoked(store) == []
+
+
+@pytest.mark.gen_test
+async def test_of_one_subject_the_thousand_sessions_used_last_are_kept(made: Implementation) -> None:
+    async with opened(made) as store:
+        await store.add_account(ANN, "hash")
+        await store.add_account(BEN, "hash")
+        now = time.time()
+        assert await begin(store, "of ben", "ben", b"ben", now=now)
+        for number in range(SESSIONS_KEPT + 5):
+            assert await begin(store, f"s{number}", "ann", b"%d" % number, now=now + number / 100)
+        kept = [number for number in range(SESSIONS_KEPT + 5) if await store.session_of(b"%d" % number)]
+        assert kept == list(range(5, SESSIONS_KEPT + 5))
+        assert await store.session_of(b"ben") == ("of ben", "ben")
 
 
 @pytest.mark.gen_test
