@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 
 from sse_app.auth import sqlite_store
@@ -16,7 +14,7 @@ from sse_app.eventlog.factory import stored_event_log
 from sse_app.eventlog.sqlite import schema
 from sse_app.process.sockets import check_address, processes_listening
 from sse_app.settings.model import Settings
-from sse_app.storage.sqlite import has_database, unusable
+from sse_app.storage.sqlite import has_database, schema_version
 from sse_app.storage.state_dir import StateDirectory
 
 
@@ -73,13 +71,7 @@ def _database(settings: Settings, path: Path, application_id: int, newest: int) 
         return f"{path.absolute()} is not there yet; the start makes it"
     if not has_database(path, application_id):
         return f"{path.absolute()} is empty; the start makes it"
-    # Where no other process writes it SQLite takes no locks and makes no files.
-    how = "mode=ro" if path.with_name(f"{path.name}-wal").exists() else "mode=ro&immutable=1"
-    try:
-        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?{how}", uri=True)) as database:
-            (version,) = database.execute("PRAGMA user_version").fetchone()
-    except sqlite3.Error as error:
-        raise unusable(path, error) from None
+    version = schema_version(path)
     if version > newest:
         raise StateError(
             f"{path} has schema version {version}; this program knows versions up to {newest} "

@@ -215,6 +215,21 @@ def has_database(path: Path, application_id: int) -> bool:
     return True
 
 
+def schema_version(path: Path) -> int:
+    """Return the schema version of a database of ours, which is neither changed nor locked.
+
+    Raises:
+        StateError: it cannot be read.
+    """
+    # Where no other process writes it, SQLite takes no locks and makes no files.
+    how = "mode=ro" if Path(f"{path}-wal").exists() else "mode=ro&immutable=1"
+    try:
+        _, version, _ = _identity(path, how)
+    except sqlite3.Error as error:
+        raise unusable(path, error) from None
+    return version
+
+
 def _refuse_foreign(path: Path, application_id: int) -> None:
     if not os.access(path, os.R_OK | os.W_OK):
         raise StateError(f"cannot open {path}: it is not ours to read and write")
