@@ -29,6 +29,11 @@ class PeriodicCallback:
         self._timer: asyncio.TimerHandle | None = None
         self._running: asyncio.Task[None] | None = None
 
+    @property
+    def running(self) -> bool:
+        """Whether it was started, and not stopped since."""
+        return self._loop is not None
+
     def start(self) -> None:
         """Begin to call, for the first time after one interval; does nothing where that was done before."""
         if self._loop is None:

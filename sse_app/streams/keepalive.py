@@ -140,7 +140,14 @@ class Keepalive:
         self._ping()
         now, wall = time.monotonic(), time.time()
         for number, stream in enumerate(self._deadlines.take_due(now) + self._expiries.take_due(wall), 1):
-            if stream.deadline <= now or stream.subscriber.lease.expires_at <= wall:  # not renewed meanwhile
+            if (
+                not self._callback.running
+            ):  # a handover has begun: the next process ends it, or this one later
+                if stream in self._hub.streams:
+                    self._expect_expiry(stream)
+            elif (
+                stream.deadline <= now or stream.subscriber.lease.expires_at <= wall
+            ):  # not renewed meanwhile
                 stream.end("token_expired", None)
             if number % ENDED_AT_ONCE == 0:
                 await asyncio.sleep(0)
