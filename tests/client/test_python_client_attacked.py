@@ -169,17 +169,19 @@ def test_who_is_kicked_stays_away_also_where_it_did_not_hear_of_the_kick(
             await stream.opened()
             found = (await http.get("/api/v1/admin/connections")).json()["connections"]
             if heard:
-                await http.post(f"/api/v1/admin/connections/{found[0]['connection']}/kick")
+                kicked = await http.post(f"/api/v1/admin/connections/{found[0]['connection']}/kick")
+                kicked.raise_for_status()
             else:
                 async with httpx.AsyncClient() as other:
                     token = await session.stream_token([CHANNEL])
                     url = server.stream_url(CHANNEL, token, client_id="other")
                     async with other.stream("GET", url) as answer:
-                        await anext(answer.aiter_bytes())
-                        found = (await http.get("/api/v1/admin/connections?search=other")).json()[
-                            "connections"
-                        ]
-                        await http.post(f"/api/v1/admin/connections/{found[0]['connection']}/kick")
+                        pieces = answer.aiter_bytes()  # kept: it closes the stream when it is collected
+                        await anext(pieces)
+                        listed = await http.get("/api/v1/admin/connections?search=other&field=client_id")
+                        number = listed.json()["connections"][0]["connection"]
+                        kicked = await http.post(f"/api/v1/admin/connections/{number}/kick")
+                        kicked.raise_for_status()
                 await asyncio.to_thread(server.kill)
                 await asyncio.to_thread(server.start)
             with pytest.raises(StreamEnded, match="kicked"):
