@@ -206,6 +206,12 @@ async def test_clients_that_come_and_go_leave_nothing_behind(
 ) -> None:
     server = start_server(KEEPALIVE__PING_INTERVAL=1)
     server.add_user("ann", PASSWORD, subscribe="dashboard,user.**", publish="**")
+    with (
+        server.publisher() as publisher
+    ):  # the ring of recent events is full from here on, as on a busy server
+        for _ in range(10):
+            events = [{"channel": "dashboard", "event": "e", "data": {"text": "a" * 1000}}] * 900
+            publisher.post("/api/v1/sse", json={"events": events}).raise_for_status()
     churn = Churn(server)
     usages = []
     for span in (warm_up, seconds):
