@@ -41,9 +41,8 @@ def open_database(path: Path, application_id: int, migrations: Sequence[Migratio
     """
     require_private_database(path)
     try:
-        wal_is_there = not is_missing_or_empty(
-            Path(f"{path}-wal")
-        )  # asked first: another process may be making both
+        # The log is asked for first: another process may be making both.
+        wal_is_there = not is_missing_or_empty(Path(f"{path}-wal"))
         if not has_database(path, application_id) and wal_is_there:  # SQLite would delete it
             raise StateError(
                 f"{path} is missing or empty, but {path}-wal is there: restore both, or remove {path}-wal"
@@ -171,12 +170,11 @@ class DatabaseFiles:
 
         Raises:
             StateError: one is no longer there, or is another one.
-            sqlite3.DatabaseError: pages are missing.
+            DatabaseDamaged: pages are missing.
         """
         if self.have_shrunk():
-            _require_whole(connection, self._path)
+            _require_whole(connection, self._path, self._size_before)
             self._size_before = 0
-        """The size from which the database's file has shrunk; 0 where it has not."""
 
 
 def is_missing_or_empty(path: Path) -> bool:
