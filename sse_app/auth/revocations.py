@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from sse_app.auth.records import Revocation, Scope
 from sse_app.auth.store import AuthStore
-from sse_app.auth.tokens.claims import Claims, Lease, issued_after
+from sse_app.auth.tokens.claims import Claims, Lease, Mark, issued_after
 
 SLACK = 60.0
 """By how many seconds a token may seem to live longer than is allowed: one that a provider dates a little ahead, or
@@ -36,10 +36,17 @@ class _Known(NamedTuple):
     forget_at: float = -math.inf
     held_until: float = -math.inf
 
-    def revokes(self, claims: Claims | Lease) -> bool:
-        """Return whether a token was issued before: by the numbers of revocations, where it says, else by the clock."""
+    def revokes(self, claims: Claims | Lease, store: str) -> bool:
+        """Return whether a token was issued before: by the numbers of revocations, where it says, else by the clock.
+
+        Args:
+            claims: of the token.
+            store: the id of the store that has numbered the revocations; the numbers of others say nothing here.
+        """
         after = issued_after(claims.token_id)
-        return claims.issued_at <= self.issued_until if after is None else after < self.number
+        if after is None or after.store != store:
+            return claims.issued_at <= self.issued_until
+        return after.number < self.number
 
 
 class Revocations:
@@ -63,7 +70,7 @@ class Revocations:
         self._next_longest = longest
         self._seen = 0
         """The number of the last revocation that was learned."""
-        self.newest = 0
+        self._newest = 0
         """The greatest number of a revocation that was ever learned."""
         self._in_force: dict[Scope, dict[str, _Known]] = {scope: {} for scope in Scope}
         self._tokens = self._in_force[Scope.TOKEN]
@@ -91,9 +98,14 @@ class Revocations:
         return (
             claims.token_id in self._tokens
             or claims.session in self._sessions
-            or (self._all.number > 0 and self._all.revokes(claims))
-            or (of_subject is not None and of_subject.revokes(claims))
+            or (self._all.number > 0 and self._all.revokes(claims, self._store.id))
+            or (of_subject is not None and of_subject.revokes(claims, self._store.id))
         )
+
+    @property
+    def newest(self) -> Mark:
+        """The last revocation that was ever learned."""
+        return Mark(self._newest, self._store.id)
 
     def answers_for(self, claims: Claims | Lease) -> bool:
         """Return whether no revocation of a token of this lifetime can have been forgotten here."""
@@ -124,7 +136,7 @@ class Revocations:
         for number, revocation in new:
             self._seen = max(self._seen, number)
             self._take(number, revocation, now)
-        self.newest = max(self.newest, self._seen)
+        self._newest = max(self._newest, self._seen)
         if time.monotonic() >= self._swept_at + SWEEP_INTERVAL:
             self._sweep(now)
         return bool(new)
@@ -132,9 +144,10 @@ class Revocations:
     def _take(self, number: int, revocation: Revocation, now: float) -> None:
         scope, value, issued_until, forget_at, made_at = revocation
         if scope is Scope.KICK:
-            self._barred[value] = time.monotonic() + min(issued_until - now, issued_until - made_at)
+            if number > self._newest:  # one that is read again has its end on the monotonic clock already
+                self._barred[value] = time.monotonic() + min(issued_until - now, issued_until - made_at)
             return
-        if scope in (Scope.SUBJECT, Scope.ALL) and number > self.newest and self._latest_issue > now:
+        if scope in (Scope.SUBJECT, Scope.ALL) and number > self._newest and self._latest_issue > now:
             issued_until = max(
                 issued_until, self._latest_issue
             )  # the clock was set back since that token was issued

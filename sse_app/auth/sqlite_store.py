@@ -93,6 +93,10 @@ MIGRATIONS = [
     ALTER TABLE revocations ADD COLUMN boot TEXT NOT NULL DEFAULT '';
     ALTER TABLE revocations ADD COLUMN made_on REAL NOT NULL DEFAULT 0;
     """,
+    """
+    CREATE TABLE identity (id TEXT NOT NULL);
+    INSERT INTO identity (id) VALUES (lower(hex(randomblob(4))));
+    """,
 ]
 
 SMALL_TABLES = ("accounts", "sessions", "refresh_tokens", "revocations")
@@ -119,6 +123,7 @@ class SqliteAuthStore(AuthStore):
         self._thread = ThreadPoolExecutor(1, "auth-store")
         self._writing: sqlite3.Connection | None = None
         self._reading: sqlite3.Connection | None = None
+        self._id = ""
         self._failed = False
         self._damage = ""
         """What is wrong with the file's content, once that has been found: only a restart looks at it anew."""
@@ -129,6 +134,11 @@ class SqliteAuthStore(AuthStore):
     def available(self) -> bool:
         """Whether the file could be read and written the last time."""
         return self._writing is not None and not self._failed and not self._damage
+
+    @property
+    def id(self) -> str:
+        """What was drawn when the file was made."""
+        return self._id
 
     async def open(self) -> None:
         """Open the file, and make or migrate its tables."""
@@ -403,6 +413,7 @@ class SqliteAuthStore(AuthStore):
         try:
             for table in SMALL_TABLES:
                 _require_sound(writing, table)
+            self._id = _identity(writing)
             reading = connect(self._path)
             self._files = DatabaseFiles(self._path)
             return writing, reading
@@ -488,6 +499,18 @@ def _probe(connection: sqlite3.Connection) -> None:
         "INSERT INTO audit (at, action, subject, address, target, detail) VALUES (0, '', '', '', '', '')"
     )
     connection.execute("DELETE FROM audit WHERE number = last_insert_rowid()")
+
+
+def _identity(connection: sqlite3.Connection) -> str:
+    """Return the id of a store.
+
+    Raises:
+        sqlite3.DatabaseError: it has none.
+    """
+    rows = connection.execute("SELECT id FROM identity").fetchall()
+    if len(rows) != 1:
+        raise DatabaseDamaged(f"identity: {len(rows)} rows")
+    return str(rows[0][0])
 
 
 def _require_sound(connection: sqlite3.Connection, table: str) -> None:

@@ -61,6 +61,11 @@ class AuthStore(ABC):
     def available(self) -> bool:
         """Whether the last attempt to use the store succeeded; while it did not, the store is tried by itself."""
 
+    @property
+    @abstractmethod
+    def id(self) -> str:
+        """What tells this store from any other, once it was open: 8 hexadecimal digits, drawn when it was made."""
+
     @abstractmethod
     async def open(self) -> None:
         """Begin to use the store, which is made, or migrated forward; calls before that raise `AuthStoreUnavailable`.

@@ -6,7 +6,7 @@ import argparse
 import asyncio
 
 from sse_app.auth.factory import issuer_of, make_auth_store
-from sse_app.auth.tokens.claims import new_id
+from sse_app.auth.tokens.claims import Mark, new_id
 from sse_app.auth.tokens.grants import Grants
 from sse_app.auth.tokens.issuer import TokenKind
 from sse_app.cli.options import grants_of, settings_of, warn_of_uncovered
@@ -55,8 +55,8 @@ async def mint_with_own_keys(
     return tokens.issue(kind, subject, session or new_id(), grants, ttl, after=after)
 
 
-async def _last_revocation(state: StateDirectory) -> int | None:
-    """Return the number of the last revocation; None where there is no store, or none that can be read.
+async def _last_revocation(state: StateDirectory) -> Mark | None:
+    """Return the last revocation; None where there is no store, or none that can be read.
 
     The token is then told from those that were revoked by its issuing time alone.
     """
@@ -65,7 +65,7 @@ async def _last_revocation(state: StateDirectory) -> int | None:
     store = make_auth_store(state)
     try:
         await store.open()
-        return await store.last_revocation()
+        return Mark(await store.last_revocation(), store.id)
     except (StateError, AuthStoreUnavailable):
         return None
     finally:

@@ -701,7 +701,7 @@ WRITES: dict[str, Callable[[AuthStore], Awaitable[object]]] = {
 
 def test_every_method_that_writes_is_tried() -> None:
     read = {"open", "close", "accounts", "credentials", "session_of", "audit_entries"}
-    read |= {"last_revocation", "revocations_since", "available"}
+    read |= {"id", "last_revocation", "revocations_since", "available"}
     assert AuthStore.__abstractmethods__ - read == WRITES.keys()
 
 

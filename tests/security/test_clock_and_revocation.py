@@ -192,3 +192,31 @@ def test_a_session_begun_while_the_clock_was_ahead_lasts_no_longer_than_others(s
     assert len(rows) == 2
     now = time.time()
     assert all(used_at <= now and expires_at <= now + 31 * 86_400 for used_at, expires_at in rows)
+
+
+# -- kicks --------------------------------------------------------------------------------------------------
+
+
+def test_a_clock_set_back_neither_lengthens_a_kick_nor_brings_it_back(start: Start, hear: Hear) -> None:
+    server = start()
+    server.add_user("ann", PASSWORD, subscribe="dashboard")
+    tokens = log_in(server)
+    hear(server, "dashboard", tokens["stream_token"])
+
+    def barred() -> bool:
+        url = f"{server.url}/api/v1/auth/stream-token"
+        answer = httpx.post(url, json={}, headers=bearer(tokens["access_token"]))
+        return answer.status_code == 403
+
+    admin = bearer(server.access_token(admin=True, ttl=60))
+    listed = httpx.get(f"{server.url}/api/v1/admin/connections", headers=admin).json()["connections"]
+    url = f"{server.url}/api/v1/admin/connections/{listed[0]['connection']}/kick"
+    begun = time.monotonic()
+    assert httpx.post(url, json={"for": 4}, headers=admin).json() == {"kicked": 1}
+    assert barred()
+    server.clock.set(-HOUR)
+    until(lambda: not barred(), "the kick ends", 60)
+    assert 3 < time.monotonic() - begun < 30
+    server.clock.set(-2 * HOUR)
+    time.sleep(1)  # the server looks four times a second
+    assert not barred()

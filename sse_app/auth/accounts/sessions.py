@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from sse_app.auth.records import Account, SessionLimits
 from sse_app.auth.store import AuthStore
-from sse_app.auth.tokens.claims import new_id
+from sse_app.auth.tokens.claims import Mark, new_id
 from sse_app.settings.model import Auth
 
 REFRESH_TOKEN_BYTES = 33
@@ -36,14 +36,14 @@ class Session(NamedTuple):
         lifetime: of the refresh token, in seconds.
         at: when it was opened or refreshed; tokens are issued as of then, so that a revocation that comes
             between covers them.
-        after: the number of the last revocation then, for the same purpose: clocks are set.
+        after: the last revocation then, for the same purpose: clocks are set.
     """
 
     id: str
     refresh_token: str
     lifetime: int
     at: float
-    after: int
+    after: Mark
 
 
 class Sessions:
@@ -76,7 +76,7 @@ class Sessions:
             since: the number of the last revocation when its password began to be checked. If the account has
                 been changed since, the check is worth nothing, and there is no session.
         """
-        after = await self._store.last_revocation()
+        after = await self._mark()
         now = time.time()
         limits = self._limits
         session = Session(new_id(), _new_token(), int(min(limits.idle, limits.absolute)), now, after)
@@ -92,7 +92,7 @@ class Sessions:
         Raises:
             RefreshRefused: it does not continue a session; one that was spent for good has ended it.
         """
-        after = await self._store.last_revocation()
+        after = await self._mark()
         now = time.time()
         limits = self._limits
         seed = secrets.token_bytes(SEED_BYTES)
@@ -112,6 +112,9 @@ class Sessions:
     async def end(self, session: str) -> None:
         """End a session and revoke every token issued in it, whether it is in the store or not."""
         await self._store.end_session(session)
+
+    async def _mark(self) -> Mark:
+        return Mark(await self._store.last_revocation(), self._store.id)
 
 
 def _new_token() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from typing import Any, NamedTuple
 
@@ -9,6 +10,21 @@ from sse_app.auth.tokens.grants import Grants
 
 MAX_TIME = 2**40
 """A time that no clock will show: what lies beyond is a mistake."""
+
+_MARKED_ID = re.compile(r"(\d{1,18})-([0-9a-f]{8})\.[A-Za-z0-9_]{16}", re.ASCII)
+
+
+class Mark(NamedTuple):
+    """When a token was issued, on the scale of revocations, which no clock moves.
+
+    Args:
+        number: of the last revocation of that time.
+        store: the id of the store that has numbered it: servers that share keys, and not a store, count each for
+            itself.
+    """
+
+    number: int
+    store: str
 
 
 class Lease(NamedTuple):
@@ -63,19 +79,19 @@ class Claims(NamedTuple):
         return cls(subject, session, token_id, issued_at, expires_at, Grants.from_claim(payload["sse"]))
 
 
-def new_token_id(after: int | None) -> str:
+def new_token_id(after: Mark | None) -> str:
     """Return a new ``jti``, which says after which revocation the token was issued: clocks cannot, they are set.
 
     Args:
-        after: the number of the last revocation of that time; None where it is not known.
+        after: the last revocation of that time; None where it is not known.
     """
-    return new_id() if after is None else f"{after}.{new_id()}"
+    return new_id() if after is None else f"{after.number}-{after.store}.{new_id()}"
 
 
-def issued_after(token_id: str) -> int | None:
-    """Return the number of the revocation after which a token was issued; None where its ``jti`` does not say."""
-    number, dot, _ = token_id.partition(".")
-    return int(number) if dot and number.isascii() and number.isdigit() and len(number) < 19 else None
+def issued_after(token_id: str) -> Mark | None:
+    """Return after which revocation a token was issued; None where its ``jti`` does not say, as another's may not."""
+    match = _MARKED_ID.fullmatch(token_id)
+    return None if match is None else Mark(int(match[1]), match[2])
 
 
 def new_id() -> str:

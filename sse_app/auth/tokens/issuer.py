@@ -13,7 +13,7 @@ from enum import Enum
 from typing import Any
 
 from sse_app.auth.revocations import Revocations
-from sse_app.auth.tokens.claims import MAX_TIME, Claims, is_text, new_token_id
+from sse_app.auth.tokens.claims import MAX_TIME, Claims, Mark, is_text, new_token_id
 from sse_app.auth.tokens.grants import Grants
 from sse_app.auth.tokens.keyring import Key, KeyRing
 from sse_app.core.errors import InvalidChannel, InvalidInput, Kicked, TokenRefused, TokenTooLarge
@@ -104,7 +104,7 @@ class Tokens:
         lifetime: float,
         *,
         as_of: float | None = None,
-        after: int | None = None,
+        after: Mark | None = None,
     ) -> str:
         """Return a new token.
 
@@ -115,7 +115,7 @@ class Tokens:
             grants: what it allows.
             lifetime: seconds until it expires, but never beyond ``longest`` after the issuing time.
             as_of: the issuing time that it states, where that is not now (seconds since the epoch).
-            after: the number of the last revocation of that time; None where it is now, or not known.
+            after: the last revocation of that time; None where it is now, or not known.
 
         Raises:
             TokenTooLarge: it would have more characters than can be used everywhere.
@@ -146,7 +146,7 @@ class Tokens:
         expires_at: int,
         *,
         as_of: float | None = None,
-        after: int | None = None,
+        after: Mark | None = None,
     ) -> str:
         """Return a new token that expires at a time; see `issue`."""
         if not (is_text(subject) and is_text(session)):
