@@ -41,11 +41,11 @@ def test_after_kill_9_systemd_starts_it_again_and_clients_resume_by_id(service: 
 
 def test_a_hung_event_loop_is_killed_by_the_watchdog_and_comes_back(service: Service) -> None:
     service.configure("watchdog", "WatchdogSec=1")
-    service.inject("import signal\ndef hang(*_):\n    while True: pass\nsignal.signal(signal.SIGUSR1, hang)")
+    service.inject("import signal\ndef hang(*_):\n    while True: pass\nsignal.signal(signal.SIGRTMIN, hang)")
     service.restart()
     service.fleet.open(5, service.stream_path())
     before = service.manager.main_pid
-    os.kill(before, signal.SIGUSR1)  # from now on the loop does not turn; the other threads do
+    os.kill(before, signal.SIGRTMIN)  # from now on the loop does not turn; the other threads do
     until(lambda: service.manager.main_pid not in (0, before), "another process serves")
     until(lambda: service.manager.show("ActiveState") == "active", "the service is active")
     assert service.manager.show("NRestarts") == "1"
