@@ -85,9 +85,10 @@ def is_damaged(error: BaseException | None) -> bool:
     """Return whether an error says that a database's content is not what was written; trying again is of no use."""
     if isinstance(error, DatabaseDamaged):
         return True
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or (
-        isinstance(error, sqlite3.OperationalError) and str(error).startswith("Could not decode to UTF-8")
+    code = getattr(error, "sqlite_errorcode", 0)
+    return (code & 0xFF) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or (
+        isinstance(error, sqlite3.OperationalError)
+        and (code == sqlite3.SQLITE_IOERR_SHORT_READ or str(error).startswith("Could not decode to UTF-8"))
     )
 
 
@@ -140,17 +141,17 @@ class DatabaseFiles:
         self._path = path
         self._paths = [str(path), f"{path}-wal", f"{path}-shm"]
         self._known = [_inode(os.stat(path)) if os.path.exists(path) else None for path in self._paths]
-        self._size = path.stat().st_size
-        self._size_before = 0
-        """The size from which the database's file has shrunk; 0 where it has not."""
+        self._sizes = [os.stat(path).st_size for path in self._paths]
+        self._shrunk_from = [0] * len(self._paths)
+        """The sizes from which the files have shrunk; 0 where one has not."""
 
     def have_shrunk(self) -> bool:
-        """Look at the files, and return whether the database's has become smaller, for `check` to find out why.
+        """Look at the files, and return whether one has become smaller, for `check` to find out why.
 
         Raises:
             StateError: one of them is no longer there, or is another one: what is written would be lost.
         """
-        for path, known in zip(self._paths, self._known, strict=True):
+        for number, (path, known) in enumerate(zip(self._paths, self._known, strict=True)):
             try:
                 found = os.stat(path)
             except OSError as error:
@@ -159,22 +160,22 @@ class DatabaseFiles:
                 ) from None
             if known is not None and _inode(found) != known:
                 raise StateError(f"{path} has been replaced under the running server: restart it")
-            if path == self._paths[0]:
-                if found.st_size < self._size:
-                    self._size_before = max(self._size, self._size_before)
-                self._size = found.st_size
-        return self._size_before > 0
+            if found.st_size < self._sizes[number]:
+                self._shrunk_from[number] = max(self._sizes[number], self._shrunk_from[number])
+            self._sizes[number] = found.st_size
+        return any(self._shrunk_from)
 
     def check(self, connection: sqlite3.Connection) -> None:
         """Make sure that a transaction that has just begun to write goes to these files, and that none is cut short.
 
         Raises:
             StateError: one is no longer there, or is another one.
-            DatabaseDamaged: pages are missing.
+            DatabaseDamaged: pages are missing, or frames of the write-ahead log.
         """
         if self.have_shrunk():
-            _require_whole(connection, self._path, self._size_before)
-            self._size_before = 0
+            _require_whole(connection, self._path, self._shrunk_from[0] or None)
+            _require_whole_wal(self._path)
+            self._shrunk_from = [0] * len(self._paths)
 
 
 def is_missing_or_empty(path: Path) -> bool:
@@ -309,6 +310,26 @@ def _require_whole(connection: sqlite3.Connection, path: Path, size_before: int 
             missing -= _wal_frames(path).keys()
         if missing:
             raise DatabaseDamaged(f"it is cut short: {len(missing)} of {pages} pages are missing")
+
+
+def _require_whole_wal(path: Path) -> None:
+    """Make sure that the write-ahead log has all its frames, in another connection's transaction that may write.
+
+    SQLite itself would append behind what is missing, and find nothing of that when the database is opened again.
+
+    Raises:
+        DatabaseDamaged: frames are missing.
+        sqlite3.OperationalError: it cannot be found out, because another process moves the log into the database.
+    """
+    with closing(connect(path)) as connection:
+        # Nobody adds to the log meanwhile, or begins it anew; of what there is, this says how much.
+        busy, frames, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        if busy:
+            raise sqlite3.OperationalError("its write-ahead log is in use by another process")
+        (size,) = connection.execute("PRAGMA page_size").fetchone()
+    there = os.stat(f"{path}-wal").st_size
+    if frames and there < 32 + frames * (24 + size):  # SQLite file format, section 4.1
+        raise DatabaseDamaged(f"its write-ahead log is cut short: {there} bytes are left of {frames} frames")
 
 
 def _migrate(

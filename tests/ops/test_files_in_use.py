@@ -188,6 +188,42 @@ def test_a_file_that_another_program_has_made_smaller_is_not_taken_for_damaged(s
     assert lines(server, "event_log_unavailable") == []
 
 
+@pytest.mark.parametrize("name", ["events.db", "accounts.db"])
+@pytest.mark.parametrize("left", [0, 0.5, 0.99])
+def test_nothing_is_acknowledged_once_the_write_ahead_log_is_cut(
+    server: ServerProcess, name: str, left: float
+) -> None:
+    for number in range(10):
+        assert publish(server, "x" * 4000).status_code == 201
+        server.add_user(f"user{number}", PASSWORD)
+    assert login(server) == 200
+    time.sleep(0.5)  # with a look at the log
+    assert ready(server)  # with a look at the accounts
+    wal = server.state_dir / f"{name}-wal"
+    os.truncate(wal, int(wal.stat().st_size * left))
+    for _ in range(3):
+        assert (publish(server).status_code if name == "events.db" else login(server)) == 503
+    assert not ready(server)
+    event = "event_log_unavailable" if name == "events.db" else "accounts_unavailable"
+    assert f"{name} is damaged" in lines(server, event)[0]
+
+
+def test_a_write_ahead_log_that_another_program_has_emptied_is_not_taken_for_damaged(
+    server: ServerProcess,
+) -> None:
+    for _ in range(10):
+        assert publish(server, "x" * 4000).status_code == 201
+    time.sleep(0.5)  # with a look at the file
+    for name in ("events.db", "accounts.db"):
+        with closing(sqlite3.connect(server.state_dir / name, isolation_level=None)) as database:
+            database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        assert (server.state_dir / f"{name}-wal").stat().st_size == 0
+    assert publish(server).json()["id"].endswith("-12")
+    assert login(server) == 200
+    assert ready(server)
+    assert lines(server, "event_log_unavailable") == lines(server, "accounts_unavailable") == []
+
+
 @contextmanager
 def no_more_space(server: ServerProcess) -> Iterator[None]:
     """Let no file of the server grow beyond the write-ahead logs as they are: EFBIG for ENOSPC, until the end."""
