@@ -71,12 +71,7 @@ def _database(settings: Settings, path: Path, application_id: int, newest: int) 
         return f"{path.absolute()} is not there yet; the start makes it"
     if not has_database(path, application_id):
         return f"{path.absolute()} is empty; the start makes it"
-    version = schema_version(path)
-    if version > newest:
-        raise StateError(
-            f"{path} has schema version {version}; this program knows versions up to {newest} "
-            "and does not open newer ones"
-        )
+    version = schema_version(path, newest)
     later = f", which the start brings to {newest}" if version < newest else ""
     return f"{path.absolute()} has schema version {version}{later}"
 

@@ -9,6 +9,7 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from sse_app.core.errors import StateError
 from sse_app.storage.ownership import require_private_database
@@ -214,19 +215,31 @@ def has_database(path: Path, application_id: int) -> bool:
     return True
 
 
-def schema_version(path: Path) -> int:
+def schema_version(path: Path, newest: int) -> int:
     """Return the schema version of a database of ours, which is neither changed nor locked.
 
+    Args:
+        path: its file.
+        newest: the last version that this program knows.
+
     Raises:
-        StateError: it cannot be read.
+        StateError: it cannot be read, or is of a newer version.
     """
     # Where no other process writes it, SQLite takes no locks and makes no files.
     how = "mode=ro" if Path(f"{path}-wal").exists() else "mode=ro&immutable=1"
     try:
-        _, version, _ = _identity(path, how)
+        version = _identity_of_file(path, how).version
     except sqlite3.Error as error:
         raise unusable(path, error) from None
+    _require_known(path, version, newest)
     return version
+
+
+class _Identity(NamedTuple):
+    application_id: int
+    version: int
+    objects: int
+    """How many tables and indexes there are."""
 
 
 def _refuse_foreign(path: Path, application_id: int) -> None:
@@ -234,7 +247,7 @@ def _refuse_foreign(path: Path, application_id: int) -> None:
         raise StateError(f"cannot open {path}: it is not ours to read and write")
     try:
         # As if nothing could change it, SQLite takes no locks and makes no files. It sees what has been checkpointed.
-        found, version, objects = _identity(path, "mode=ro&immutable=1")
+        found = _identity_of_file(path, "mode=ro&immutable=1")
     except sqlite3.DatabaseError as error:
         if error.sqlite_errorcode == sqlite3.SQLITE_NOTADB:
             raise StateError(
@@ -242,28 +255,38 @@ def _refuse_foreign(path: Path, application_id: int) -> None:
                 "restore a backup of it, as docs/operations.md says"
             ) from None
         # Another process may just be writing it, which the locks keep apart.
-        found, version, objects = _identity(path, "mode=ro")
-    if not (found or version or objects) and (frame := _wal_frames(path).get(1)):
+        found = _identity_of_file(path, "mode=ro")
+    if not any(found) and (frame := _wal_frames(path).get(1)):
         with open(f"{path}-wal", "rb") as wal:
-            wal.seek(frame + 68)
-            (found,) = struct.unpack(">i", wal.read(4))
-            objects = 1
-    if found != application_id and (found or version or objects):
+            wal.seek(
+                frame + 68
+            )  # where the first page has the application id (SQLite file format, section 1.3)
+            found = _Identity(int.from_bytes(wal.read(4), "big", signed=True), 0, 1)
+    _require_kind(path, found, application_id)
+
+
+def _identity_of_file(path: Path, how: str) -> _Identity:
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?{how}", uri=True)) as connection:
+        return _identity(connection)
+
+
+def _identity(connection: sqlite3.Connection) -> _Identity:
+    questions = ("PRAGMA application_id", "PRAGMA user_version", "SELECT count(*) FROM sqlite_schema")
+    return _Identity(*(int(connection.execute(question).fetchone()[0]) for question in questions))
+
+
+def _require_kind(path: Path, found: _Identity, application_id: int) -> None:
+    """Refuse a database that is neither of this kind nor empty."""
+    if found.application_id != application_id and any(found):
         raise StateError(f"{path} is not a database of this kind")
 
 
-def _identity(path: Path, how: str) -> tuple[int, int, int]:
-    """Return the application id, the schema version and the number of tables and indexes of a database."""
-    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?{how}", uri=True)) as connection:
-        found, version, objects = (
-            int(connection.execute(question).fetchone()[0])
-            for question in (
-                "PRAGMA application_id",
-                "PRAGMA user_version",
-                "SELECT count(*) FROM sqlite_schema",
-            )
+def _require_known(path: Path, version: int, newest: int) -> None:
+    if version > newest:
+        raise StateError(
+            f"{path} has schema version {version}; this program knows versions up to {newest} "
+            "and does not open newer ones"
         )
-    return found, version, objects
 
 
 def _wal_frames(path: Path) -> dict[int, int]:
@@ -337,25 +360,18 @@ def _migrate(
 ) -> None:
     connection.execute("BEGIN IMMEDIATE")
     try:
-        version = int(connection.execute("PRAGMA user_version").fetchone()[0])
-        found = int(connection.execute("PRAGMA application_id").fetchone()[0])
-        empty = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0] == 0
+        found = _identity(connection)
         _require_whole(connection, path)
-        if found != application_id and not (empty and version == 0):
-            raise StateError(f"{path} is not a database of this kind")
-        if version > len(migrations):
-            raise StateError(
-                f"{path} has schema version {version}; this program knows versions up to {len(migrations)} "
-                "and does not open newer ones"
-            )
-        for migration in migrations[version:]:
+        _require_kind(path, found, application_id)
+        _require_known(path, found.version, len(migrations))
+        for migration in migrations[found.version :]:
             if isinstance(migration, str):
                 for statement in migration.split(";\n"):
                     if statement.strip():
                         connection.execute(statement)
             else:
                 migration(connection)
-        if version < len(migrations) or found != application_id:
+        if found.version < len(migrations) or found.application_id != application_id:
             connection.execute(f"PRAGMA application_id = {application_id}")
             connection.execute(f"PRAGMA user_version = {len(migrations)}")
         connection.execute("COMMIT")
