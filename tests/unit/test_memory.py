@@ -70,4 +70,4 @@ def test_json_is_written_by_the_one_function_whose_result_is_of_the_exact_length
         if "orjson.dumps(" in path.read_text()
     ]
     # A line of the log is decoded at once, and so copied.
-    assert sorted(users) == ["sse_app/core/json_text.py", "sse_app/process/logs.py"]
+    assert sorted(users) == ["sse_app/core/json_text.py", "sse_app/process/log_format.py"]
