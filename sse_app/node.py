@@ -18,7 +18,7 @@ from sse_app.auth.audit import Audit
 from sse_app.auth.factory import issuer_of, keys_directory, make_auth_store, provider_of, require_auth_store
 from sse_app.auth.revocations import Revocations
 from sse_app.auth.tokens.keyring import load_keys
-from sse_app.core.addresses import parse_address
+from sse_app.core.addresses import LOOPBACK, UNIX_SOCKET, is_in
 from sse_app.core.channels import ChannelPatterns
 from sse_app.core.counters import InProgress, Metrics
 from sse_app.core.events import EventId
@@ -173,8 +173,8 @@ class Node:
         provider = provider_of(settings.oidc, auth)
         directory = keys_directory(auth, self.state)
         self.state.check()
-        if (log := event_log_path(self.settings.event_log, self.state)) is not None:
-            require_private_database(log)
+        if (event_log := event_log_path(self.settings.event_log, self.state)) is not None:
+            require_private_database(event_log)
         keys = load_keys(directory)
         self.settings = msgspec.structs.replace(settings, **fixed)
         self.channels = channels
@@ -232,8 +232,7 @@ def connection_limits(settings: Settings) -> ConnectionLimits:
     total = max(FEWEST_CONNECTIONS, min(limits.connections, files))
 
     def is_shared(address: str) -> bool:
-        parsed = parse_address(address)
-        return parsed.is_loopback or parsed.is_unspecified or any(parsed in network for network in trusted)
+        return address == UNIX_SOCKET or is_in(address, LOOPBACK) or is_in(address, trusted)
 
     return ConnectionLimits(total, min(limits.connections_per_address, total // 2), is_shared)
 

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import Protocol
 
 CUSTOMER_PREFIX = 64
 """How many bits of an IPv6 address name its network: one customer, often one machine, has all addresses below."""
 
+LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
+
+UNIX_SOCKET = "0.0.0.0"
+"""Stands for the address of a client at the other end of a Unix socket, as with Tornado."""
+
 _TRANSLATED = IPv6Network("64:ff9b::/96")
 """IPv4 addresses as a translator in front of an IPv6 network writes them (RFC 6052 §2.1)."""
+
+
+class Network(Protocol):
+    """What addresses belong to."""
+
+    def __contains__(self, address: IPv4Address | IPv6Address, /) -> bool:
+        """Return whether an address does."""
 
 
 def parse_address(text: str) -> IPv4Address | IPv6Address:
@@ -23,6 +37,15 @@ def parse_address(text: str) -> IPv4Address | IPv6Address:
     if not isinstance(parsed, IPv6Address):
         return parsed
     return parsed.ipv4_mapped or (parsed if parsed.scope_id is None else IPv6Address(int(parsed)))
+
+
+def is_in(address: str, networks: Iterable[Network]) -> bool:
+    """Return whether an address belongs to one of the networks; what is no address belongs to none."""
+    try:
+        parsed = parse_address(address)
+    except ValueError:
+        return False
+    return any(parsed in network for network in networks)
 
 
 def network_of(address: str, prefix: int = CUSTOMER_PREFIX) -> str:

@@ -14,26 +14,23 @@ from tornado.iostream import StreamClosedError
 
 from sse_app.auth.tokens.claims import Claims
 from sse_app.auth.tokens.issuer import TokenKind
-from sse_app.core.addresses import network_of
+from sse_app.core.addresses import LOOPBACK, is_in, network_of
 from sse_app.core.errors import AuthStoreUnavailable, EventLogUnavailable, Forbidden, TokenRefused
 from sse_app.core.json_text import to_json
 from sse_app.core.private_apis import without_access_line
 from sse_app.core.redaction import loggable_path
-from sse_app.handlers.client_address import SIGNS_OF_A_PROXY, UNKNOWN, client_address, is_in
+from sse_app.handlers.client_address import SIGNS_OF_A_PROXY, UNKNOWN, client_address
 from sse_app.handlers.cors import OriginHandler
 from sse_app.handlers.errors import RETRY_AFTER, Refusal, refusal_of
 from sse_app.handlers.hosts import is_local_name, is_named
 from sse_app.handlers.parsing import parse_json
 from sse_app.node import Node
-from sse_app.settings.types import Network
 
 DRAINED_BODIES = 64
 """A body that is too large is read and thrown away up to this many times the limit; a larger one is cut off."""
 
 SMALL_BODY_BYTES = 64 * 1024
 """How many bytes of a body are kept before the request's token has been looked at."""
-
-LOOPBACK = (Network("127.0.0.0/8"), Network("::1/128"))
 
 UNKNOWN_HOST = (
     "this server does not serve the name in the Host header: "
@@ -288,9 +285,7 @@ class ApiHandler(OriginHandler):
     def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
         """Answer an error of this package with its own status, and any other with the one given."""
         error = kwargs.get("exc_info", (None, None, None))[1]
-        if (
-            error is None and status_code == 500
-        ):  # Tornado says so of a handler that is cancelled: the process ends
+        if error is None and status_code == 500:  # Tornado, of a handler that is cancelled: the process ends
             error = Refusal(503, "draining", "the server is shutting down", Retry_After=RETRY_AFTER)
             kwargs["exc_info"] = (Refusal, error, None)
         if self._too_large:

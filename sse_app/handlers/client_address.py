@@ -5,10 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from sse_app.core.addresses import parse_address
+from sse_app.core.addresses import is_in, parse_address
 from sse_app.settings.types import Network
-
-Networks = Sequence[Network]
 
 UNKNOWN = "unknown"
 """Stands for an address that a proxy names in a form that is none: it is in no network, and has limits of its own."""
@@ -27,16 +25,7 @@ _WITH_PORT = re.compile(r"(?:\[([^\[\]]*:[^\[\]]*)\]|([0-9.]+)(?=:))(?::[0-9]{1,
 """An address as it stands before a port, as some proxies add one: an IPv6 address is in brackets (RFC 3986 §3.2.2)."""
 
 
-def is_in(address: str, networks: Networks) -> bool:
-    """Return whether an address belongs to one of the networks, such as those of trusted proxies."""
-    try:
-        parsed = parse_address(address)
-    except ValueError:
-        return False
-    return any(parsed in network for network in networks)
-
-
-def client_address(peer: str, forwarded: Sequence[str], trusted: Networks) -> str:
+def client_address(peer: str, forwarded: Sequence[str], trusted: Sequence[Network]) -> str:
     """Return the address of the client behind trusted proxies, or `UNKNOWN`.
 
     Each proxy adds the address of its peer on the right. So the first from the right that is not a trusted

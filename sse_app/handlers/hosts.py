@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv6Address
 
 from sse_app.core.addresses import parse_address
 
@@ -13,16 +14,27 @@ def is_local_name(name: str) -> bool:
     Args:
         name: in lower case, without a port; an IPv6 address in brackets.
     """
-    if name == "localhost" or name.endswith(".localhost"):
-        return True
-    try:
-        parse_address(name.removeprefix("[").removesuffix("]"))
-    except ValueError:
-        return False
-    return True
+    return name == "localhost" or name.endswith(".localhost") or _address_in(name) is not None
+
+
+def is_loopback(name: str) -> bool:
+    """Return whether a name is ``localhost`` or a loopback address; a name below ``localhost`` can have siblings.
+
+    Args:
+        name: in lower case, without a port; an IPv6 address in brackets.
+    """
+    address = _address_in(name)
+    return name == "localhost" if address is None else address.is_loopback
 
 
 def is_named(name: str, hosts: Iterable[str]) -> bool:
     """Return whether a name is among those configured, in lower case: ``*.example.com`` is every name below."""
     name = name.removesuffix(".")
     return any(host in (name, "*") or (host.startswith("*.") and name.endswith(host[1:])) for host in hosts)
+
+
+def _address_in(name: str) -> IPv4Address | IPv6Address | None:
+    try:
+        return parse_address(name.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return None

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from tornado.httputil import HTTPHeaders
 
-from sse_app.core.addresses import parse_address
+from sse_app.handlers.hosts import is_loopback
 
 PLAIN = "sse_app_refresh"
 PREFIXED = f"__Host-{PLAIN}"
@@ -44,7 +44,7 @@ def name_for(headers: HTTPHeaders, host: str) -> str:
         return PREFIXED
     if urlsplit(headers.get("Origin", "")).scheme == "https":  # where a proxy has changed Host, it tells
         return PREFIXED
-    return PLAIN if _is_loopback(host) else PREFIXED
+    return PLAIN if is_loopback(host) else PREFIXED
 
 
 def set_as(name: str, value: str, max_age: int) -> str:
@@ -71,11 +71,3 @@ def dropping_elsewhere(name: str, values: list[str]) -> list[str]:
 
 def _dropped(name: str, path: str) -> str:
     return f"{name}=; expires=Thu, 01 Jan 1970 00:00:00 GMT; Max-Age=0; Path={path}; {_ATTRIBUTES}"
-
-
-def _is_loopback(host: str) -> bool:
-    """Return whether a host is ``localhost`` or a loopback address; a name below ``localhost`` can have siblings."""
-    try:
-        return host == "localhost" or parse_address(host.removeprefix("[").removesuffix("]")).is_loopback
-    except ValueError:
-        return False

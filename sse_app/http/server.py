@@ -12,6 +12,7 @@ from itertools import chain
 
 from tornado import httputil
 
+from sse_app.core.addresses import UNIX_SOCKET
 from sse_app.core.counters import ConnectionCounts
 from sse_app.core.repeated_event import RepeatedEvent
 from sse_app.http.connection import READ_AHEAD, Connection
@@ -326,6 +327,6 @@ def _is_tcp(sock: socket.socket) -> bool:
 def _context(sock: socket.socket, address: tuple[str, int]) -> Context:
     """Return the address that requests of a connection come from; a Unix socket has none."""
     if not _is_tcp(sock):
-        return Context("0.0.0.0")
+        return Context(UNIX_SOCKET)
     # On a socket of both families, which systemd makes for ::, an IPv4 address comes mapped (RFC 4291 §2.5.5.2).
     return Context(address[0].removeprefix("::ffff:") if "." in address[0] else address[0])
