@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+
+EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+"""Error numbers that say that there is no file descriptor, or no memory, just now."""
+
 
 class SSEAppError(Exception):
     """The root of everything this package raises on purpose. Its text is a sentence fit for the caller."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import math
 
 from sse_app.auth.accounts.login import LoginThrottled
 from sse_app.auth.accounts.passwords import TooManyLogins
 from sse_app.auth.store import RefreshRefused
 from sse_app.core.errors import (
+    EXHAUSTED,
     AuthStoreUnavailable,
     EventLogUnavailable,
     Forbidden,
@@ -26,9 +26,6 @@ from sse_app.core.errors import (
 
 RETRY_AFTER = "5"
 """Seconds after which a client that met a limit or an unavailable store may try again."""
-
-
-_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 class Refusal(SSEAppError):
@@ -84,6 +81,6 @@ def refusal_of(error: BaseException | None) -> Refusal | None:
         case EventLogUnavailable():
             message = "the event log is not available just now"
             return Refusal(503, "log_unavailable", message, Retry_After=RETRY_AFTER)
-        case OSError(errno=number) if number in _EXHAUSTED:
+        case OSError(errno=number) if number in EXHAUSTED:
             return Refusal(503, "busy", "the server is busy", Retry_After=RETRY_AFTER)
     return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from sse_app.auth.revocations import Revocations
 from sse_app.auth.store import AuthStore
 from sse_app.auth.tokens.issuer import Tokens
 from sse_app.auth.tokens.keyring import load_keys
-from sse_app.core.errors import AuthStoreUnavailable, StateError
+from sse_app.core.errors import EXHAUSTED, AuthStoreUnavailable, StateError
 from sse_app.core.periodic import PeriodicCallback
 from sse_app.core.repeated_event import RepeatedEvent
 from sse_app.streams.hub import Hub
@@ -169,7 +168,7 @@ class Enforcement:
             keys = load_keys(self._keys, create=False)
         except StateError as error:
             cause = error.__cause__
-            if isinstance(cause, OSError) and cause.errno in (errno.EMFILE, errno.ENFILE):
+            if isinstance(cause, OSError) and cause.errno in EXHAUSTED:
                 self._keys_changed_at = -1  # that says nothing of the keys, and the next look tries again
                 self._unread.add(cause.strerror or "")
             else:
