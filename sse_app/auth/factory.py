@@ -46,7 +46,7 @@ def require_auth_store(state: StateDirectory, event_log: Path | None, *, anew: b
 def refuse_lost_accounts(state: StateDirectory, event_log: Path | None) -> None:
     """Refuse a state in which the store of auth must have been lost.
 
-    It is not made anew in silence: nobody could log in, and what was revoked would be valid.
+    It is not made anew in silence: no user could log in, and what was revoked would be valid.
 
     Args:
         state: holds it.

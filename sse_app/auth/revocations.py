@@ -148,9 +148,8 @@ class Revocations:
                 self._barred[value] = time.monotonic() + min(issued_until - now, issued_until - made_at)
             return
         if scope in (Scope.SUBJECT, Scope.ALL) and number > self._newest and self._latest_issue > now:
-            issued_until = max(
-                issued_until, self._latest_issue
-            )  # the clock was set back since that token was issued
+            # The clock was set back since that token was issued.
+            issued_until = max(issued_until, self._latest_issue)
         known = self._in_force[scope]
         before = known.get(value, _Known())
         forget_at = min(forget_at, made_at + self.longest + SLACK)

@@ -16,13 +16,11 @@ from sse_app.core.errors import SSEAppError
 AUDIT_KEPT = 20_000
 """How many entries of each action the audit trail keeps; older ones of it are dropped, and none of another action."""
 
-
 SESSIONS_KEPT = 1000
 """How many sessions of one subject there are at the most."""
 
 REPEATABLE = 10.0
 """For how many seconds a refresh token that was spent still brings the one that came after it, if that is not used."""
-
 
 SPENT_KEPT = 1000
 """How many spent refresh tokens of a session are kept, the last ones: with 60 refreshes an hour, of 16 hours; with the

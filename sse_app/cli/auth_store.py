@@ -27,7 +27,7 @@ async def auth_store(
     Args:
         options: of the command.
         create: whether to begin a state directory, with a key, where there is none, and to make the store where it
-            was lost. What was issued before is then revoked, as nobody knows any more what of it had been.
+            was lost. What was issued before is then revoked: which of it had been is no longer known.
 
     Raises:
         SettingsError, StateError: it cannot be used.

@@ -88,10 +88,6 @@ class Metrics:
         """How many of these gave a position: clients that reconnected."""
         self.refusals: Counter[str] = Counter()
         """Requests and streams that were refused, by the code of the error or the reason of the ``closing``."""
-        self.dropped_log_lines: Callable[[], int] = _none
+        self.dropped_log_lines: Callable[[], int] = lambda: 0
         """Returns how many lines of the log have been dropped; set by what writes the log."""
         self.connections = ConnectionCounts()
-
-
-def _none() -> int:
-    return 0

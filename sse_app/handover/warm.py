@@ -19,9 +19,11 @@ from sse_app.handover.sender import HandoverSender
 SUCCESSOR_VARIABLE = "SSE_APP_SUCCESSOR"
 """Names the successor's file descriptors: its ends of the two channels."""
 
-
 INIT_PROGRAMS = frozenset({"tini", "docker-init", "podman-init", "dumb-init", "catatonit"})
 """Programs that run as process 1 of a container for one other process, and end with it."""
+
+
+_OBSTACLE = "the server is {}, and the container would end with it: replace the container instead"
 
 
 def upgrade_obstacle(pid: int) -> str | None:
@@ -46,9 +48,6 @@ def upgrade_obstacle(pid: int) -> str | None:
     if parent == 1 and name in INIT_PROGRAMS:
         return _OBSTACLE.format(f"what the container's {name} waits for")
     return None
-
-
-_OBSTACLE = "the server is {}, and the container would end with it: replace the container instead"
 
 
 class Upgrade:

@@ -22,7 +22,7 @@ class Readiness:
     Args:
         lifecycle: whether it starts or drains.
         eventlog: what it publishes to.
-        auth_store: without it nobody can log in, and revocations are not learned of.
+        auth_store: without it no user can log in, and revocations are not learned of.
     """
 
     def __init__(self, lifecycle: Lifecycle, eventlog: EventLog, auth_store: AuthStore) -> None:

@@ -49,11 +49,11 @@ class DeliveryWatch:
         Args:
             now: the time (`time.monotonic`).
         """
-        for noted, patience, reason in (
+        for noted, longest, reason in (
             (self._in_flight, self._unanswered, None),
             (self._closed_windows, self._unread, "stalled"),
         ):
-            for stream in _noted_until(noted, now - patience):
+            for stream in _noted_until(noted, now - longest):
                 before = noted[stream]
                 self._note(stream, now)
                 if noted.get(stream) is before:  # nothing has been acknowledged since

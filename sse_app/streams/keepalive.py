@@ -23,13 +23,12 @@ MAX_TICK = 0.25
 CLOSING_TIMEOUT = 5.0
 """How long a stream that is being ended may take to accept its ``closing``, in seconds."""
 
-
 ENDED_AT_ONCE = 64
 """How many streams are ended before the event loop runs other callbacks: some milliseconds, with what follows."""
 
 
-class _Agenda:
-    """The streams by when something is due, on one clock; that clock may jump.
+class _DeadlineQueue:
+    """The streams by their deadlines on one clock; that clock may jump.
 
     Args:
         step: times within so many seconds count as one, the last of them.
@@ -42,7 +41,7 @@ class _Agenda:
         """A heap of the keys, and of some that are no longer there."""
 
     def add(self, stream: Stream, at: float) -> None:
-        """Note a stream for a time."""
+        """Add a stream with its deadline."""
         step = math.ceil(at / self._step)
         if (streams := self._streams.get(step)) is None:
             self._streams[step] = {stream}
@@ -54,7 +53,7 @@ class _Agenda:
             streams.add(stream)
 
     def discard(self, stream: Stream, at: float) -> None:
-        """Strike a stream off."""
+        """Remove a stream, if it is there by that deadline."""
         step = math.ceil(at / self._step)
         if (streams := self._streams.get(step)) is not None:
             streams.discard(stream)
@@ -62,7 +61,7 @@ class _Agenda:
                 del self._streams[step]
 
     def take_due(self, now: float) -> list[Stream]:
-        """Strike off what is due, and return it."""
+        """Remove the streams whose deadlines have passed, and return them."""
         due: list[Stream] = []
         while self._steps and self._steps[0] * self._step <= now:
             due += self._streams.pop(heappop(self._steps), ())
@@ -92,8 +91,8 @@ class Keepalive:
         self._turns: list[set[Stream]] = [set() for _ in range(round(interval / self._tick))]
         self._turn = 0
         self._delivery = DeliveryWatch(unanswered or interval / 2, 2 * interval)
-        self._deadlines = _Agenda(MAX_TICK)
-        self._expiries = _Agenda(MAX_TICK)
+        self._deadlines = _DeadlineQueue(MAX_TICK)
+        self._expiries = _DeadlineQueue(MAX_TICK)
         self.pings = 0
         self._callback = PeriodicCallback(self.sweep, self._tick)
 
@@ -140,9 +139,8 @@ class Keepalive:
         self._ping()
         now, wall = time.monotonic(), time.time()
         for number, stream in enumerate(self._deadlines.take_due(now) + self._expiries.take_due(wall), 1):
-            if (
-                not self._callback.running
-            ):  # a handover has begun: the next process ends it, or this one later
+            if not self._callback.running:
+                # A handover has begun: the next process ends the stream, or this one if the handover fails.
                 if stream in self._hub.streams:
                     self._expect_expiry(stream)
             elif (
@@ -155,7 +153,7 @@ class Keepalive:
     def _reap(self, now: float) -> None:
         stalled = (
             now - 2 * self._interval + self._tick / 2
-        )  # on average two intervals, though it looks at ticks only
+        )  # as it looks at ticks only: two intervals on average
         leaving = now - min(CLOSING_TIMEOUT, 2 * self._interval)
         for stream in list(self._hub.laggards):
             if stream.stalled_since < (stalled if stream.ending is None else leaving):

@@ -100,9 +100,7 @@ class Sessions:
             _digest(token), _digest(_next_token(token, seed)), seed, now=now, limits=limits
         )
         following = _next_token(token, continued.seed)  # where it was spent before, the same as then
-        lifetime = max(
-            1, int(min(limits.idle, continued.expires_at - now))
-        )  # 0 would drop the cookie at once
+        lifetime = max(1, int(min(limits.idle, continued.expires_at - now)))  # 0 would drop the cookie
         return Session(continued.session, following, lifetime, now, after), continued.account
 
     async def find(self, token: str) -> tuple[str, str] | None:

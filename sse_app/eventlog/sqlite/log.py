@@ -67,8 +67,8 @@ class SqliteEventLog(EventLog):
     async def open(self) -> None:
         loop = asyncio.get_running_loop()
         writer = SqliteWriter(self._path, self._retention, lambda report: self._report(loop, report))
-        self._epoch, log = writer.start()
-        self._seq, self._channels, self._forgotten = log.head, log.channels, log.forgotten.until
+        self._epoch, stored = writer.start()
+        self._seq, self._channels, self._forgotten = stored.head, stored.channels, stored.forgotten.until
         self._tails.grown_to(self._seq)
         try:
             self._reader = connect(self._path)
@@ -90,9 +90,7 @@ class SqliteEventLog(EventLog):
             else:
                 loop.call_soon_threadsafe(_resolve, report.future, report.failure)
         except RuntimeError:
-            if (
-                not loop.is_closed()
-            ):  # else the loop is gone, and with it the tasks that waited for the report
+            if not loop.is_closed():  # else the tasks that waited for the report are gone too
                 raise
 
     def _grown(self, growth: Growth) -> None:
