@@ -10,6 +10,7 @@ from sse_app.auth.audit import Audit
 from sse_app.auth.records import Revocation
 from sse_app.auth.revocations import Revocations
 from sse_app.auth.store import AuthStore
+from sse_app.auth.tokens.claims import Lease
 from sse_app.auth.tokens.issuer import Tokens
 from sse_app.auth.tokens.keyring import load_keys
 from sse_app.core.errors import EXHAUSTED, AuthStoreUnavailable, StateError
@@ -111,12 +112,15 @@ class Enforcement:
         ids = {token.token_id for token in tokens}
         self._kicked |= ids
         try:
-            return await self.revoke(
-                *(Revocation.of_token(token.token_id, token.expires_at) for token in tokens),
-                Revocation.of_kick(stream.subscriber.lease.session, seconds),
+            ended = await self.revoke(
+                *map(_of_lease, tokens), Revocation.of_kick(stream.subscriber.lease.session, seconds)
             )
         finally:
             self._kicked -= ids
+        # It may have been renewed while that was written. It has ended now, and is renewed no more.
+        if late := [token for token in stream.subscriber.tokens if token.token_id not in ids]:
+            await self.revoke(*map(_of_lease, late))
+        return ended
 
     async def apply(self) -> None:
         """Learn what has been revoked, and end the streams opened or renewed with such tokens.
@@ -177,3 +181,7 @@ class Enforcement:
         if keys.signing.id != self._tokens.keys.signing.id:
             self._audit.record("key_rotation", target=keys.signing.id, detail=keys.signing.algorithm)
         self._tokens.use_keys(keys)
+
+
+def _of_lease(token: Lease) -> Revocation:
+    return Revocation.of_token(token.token_id, token.expires_at)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import httpx
 import pytest
@@ -173,3 +175,23 @@ def test_a_minted_token_is_kicked_by_its_session_too(desk: Site) -> None:
     kick(desk, "backend")
     assert_kicked(opened(desk, tokens[1]), 300)
     assert desk.stream_status(desk.mint(TokenKind.STREAM, "backend", "job-8")) == 200
+
+
+def test_a_token_that_a_stream_is_renewed_with_during_its_kick_is_revoked_too(desk: Site) -> None:
+    session = desk.log_in("ann")
+    fresh = desk.stream_token(session.access).json()["stream_token"]
+    ear = desk.hear(session.stream, client_id="renewed")
+    path, admin = path_of(desk, "renewed"), desk.admin
+    with (
+        closing(sqlite3.connect(desk.server.state_dir / "accounts.db")) as database,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        database.execute("BEGIN IMMEDIATE")  # the kick has to wait until this is over
+        kicking = pool.submit(desk.http.post, path, json={"for": 0}, headers=admin)
+        time.sleep(0.5)
+        assert desk.renew(fresh, "renewed").status_code == 200
+        assert not kicking.done()
+        database.rollback()
+        assert kicking.result().json() == {"kicked": 1}
+    assert_ended([ear], time.monotonic(), "kicked")
+    assert desk.stream_status(session.stream) == desk.stream_status(fresh) == 401
