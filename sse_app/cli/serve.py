@@ -33,7 +33,7 @@ def serve(options: argparse.Namespace) -> None:
     from sse_app.process import server
 
     settings = settings_of(options)
-    with logs.written(settings.log.level, settings.log.format):
+    with logs.to_standard_error(settings.log.level, settings.log.format):
         if foreign := passed_over():
             log.info("environment_passed_over", extra={"variables": ", ".join(foreign)})
         _warn_of_missing_network(settings)
@@ -100,7 +100,7 @@ def _uses(pid: int, state_dir: Path) -> bool:
 
 def check_config(options: argparse.Namespace) -> int:
     """Print the settings in force, and whether a server could start with them now; return 1 where it could not."""
-    from sse_app.process.rehearsal import rehearse
+    from sse_app.process.dry_run import try_start
 
     settings = settings_of(options)
     print(f"settings file: {find_settings_file(getattr(options, 'config', None)) or 'none'}")
@@ -112,7 +112,7 @@ def check_config(options: argparse.Namespace) -> int:
                 print(f"{name}.{inner} = {inner_value!r}")
         else:
             print(f"{name} = {value!r}")
-    good, bad = rehearse(settings)
+    good, bad = try_start(settings)
     for line in good:
         print(f"# {line}", flush=True)
     for group, granted in settings.oidc.grants.items():

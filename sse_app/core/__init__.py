@@ -1,1 +1,1 @@
-"""Pure code that all else rests on: no I/O, no clock of its own."""
+"""What all else rests on: no I/O. All but `periodic` and `repeated_event`, which need an event loop, is pure."""

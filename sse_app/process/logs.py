@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def written(level: str, format: Literal["auto", "console", "json"]) -> Iterator[None]:
+def to_standard_error(level: str, format: Literal["auto", "console", "json"]) -> Iterator[None]:
     """Send all logs of the process to standard error in one form, written by a thread (`LogWriter`).
 
     So is what would be printed there past the logs: by a library, of a warning, of an exception that is not caught.

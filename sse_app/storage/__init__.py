@@ -1,1 +1,1 @@
-"""The state directory, and the SQLite files in it."""
+"""The state directory and the SQLite files in it: `ownership` looks whose they are before they are used."""

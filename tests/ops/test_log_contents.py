@@ -58,7 +58,7 @@ async def serve():
     timer.stop()
 
 atexit.register(fails, "exit")
-with logs.written("info", FORMAT):
+with logs.to_standard_error("info", FORMAT):
     asyncio.run(serve())
     fails("main")
 """.replace("SECRET", SECRET)

@@ -1,4 +1,4 @@
-"""What ``check-config`` tries: each thing that the start needs of this machine, without changing or disturbing any."""
+"""A dry run of the start, for ``check-config``: tries what it needs of this machine, and changes nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sse_app.storage.sqlite import has_database, schema_version
 from sse_app.storage.state_dir import StateDirectory
 
 
-def rehearse(settings: Settings) -> tuple[list[str], list[str]]:
+def try_start(settings: Settings) -> tuple[list[str], list[str]]:
     """Return a line for each thing that is as the start needs it, and a line for each that would stop it."""
     good, bad = [], []
     steps: tuple[Callable[[Settings], str], ...] = (_state, _keys, _accounts, _event_log, _address)
