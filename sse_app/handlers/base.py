@@ -14,16 +14,13 @@ from tornado.iostream import StreamClosedError
 
 from sse_app.auth.tokens.claims import Claims
 from sse_app.auth.tokens.issuer import TokenKind
-from sse_app.core.addresses import LOOPBACK, is_in, network_of
 from sse_app.core.errors import AuthStoreUnavailable, EventLogUnavailable, Forbidden, TokenRefused
 from sse_app.core.json_text import to_json
 from sse_app.core.private_apis import without_access_line
 from sse_app.core.redaction import loggable_path
-from sse_app.handlers.client_address import SIGNS_OF_A_PROXY, UNKNOWN, client_address
-from sse_app.handlers.cors import OriginHandler
 from sse_app.handlers.errors import RETRY_AFTER, Refusal, refusal_of
-from sse_app.handlers.hosts import is_local_name, is_named
 from sse_app.handlers.parsing import parse_json
+from sse_app.handlers.peer import PeerHandler
 from sse_app.node import Node
 
 DRAINED_BODIES = 64
@@ -31,14 +28,6 @@ DRAINED_BODIES = 64
 
 SMALL_BODY_BYTES = 64 * 1024
 """How many bytes of a body are kept before the request's token has been looked at."""
-
-UNKNOWN_HOST = (
-    "this server does not serve the name in the Host header: "
-    "its settings must have the name in hosts, or the proxy in trusted_proxies"
-)
-
-UNTRUSTED_PROXIES = 8
-"""How many peers the log names as proxies that are not trusted; any client can send the headers of a proxy."""
 
 MAX_LENGTH_DIGITS = 18
 """How many digits of a Content-Length are read as a number; a longer one is too large in any case."""
@@ -58,7 +47,7 @@ def _do_nothing(*path_arguments: str) -> None:
 
 @without_access_line
 @web.stream_request_body
-class ApiHandler(OriginHandler):
+class ApiHandler(PeerHandler):
     """The base of all handlers."""
 
     claims: Claims | None = None
@@ -66,8 +55,6 @@ class ApiHandler(OriginHandler):
     detail = ""
     """Why the request was refused, for the log."""
     keeps_body = False
-    any_host = False
-    """Whether it answers whatever the ``Host`` is, for load balancers that have a name of their own for the server."""
 
     def __init_subclass__(cls) -> None:
         """Answer HEAD wherever GET is answered (RFC 9110 §9.1): Tornado and the server leave the body out."""
@@ -103,8 +90,8 @@ class ApiHandler(OriginHandler):
     def prepare(self) -> Awaitable[None] | None:
         """Refuse a request for another host, and a body whose Content-Length is over the limit, before it is read."""
         self.allow_origin()
-        self._tell_of_untrusted_proxy()
-        self._require_host()
+        self.warn_of_untrusted_proxy()
+        self.require_host()
         self.request.connection.set_max_body_size(sys.maxsize)  # type: ignore[union-attr]
         length = self.request.headers.get("Content-Length", "")
         if length.isascii() and length.isdigit():
@@ -184,78 +171,6 @@ class ApiHandler(OriginHandler):
         if not claims.grants.admin:
             raise Forbidden("the token does not allow administration")
         return claims
-
-    @property
-    def address(self) -> str:
-        """The address of the client: what a trusted proxy says, or else the connection's own."""
-        if not self._is_from_trusted_proxy:
-            return self._peer
-        if "X-Forwarded-For" in self.request.headers:
-            forwarded = self.request.headers.get_list("X-Forwarded-For")
-            return client_address(self._peer, forwarded, self.node.settings.trusted_proxies)
-        return UNKNOWN if self._came_through_proxy else self._peer
-
-    @property
-    def _peer(self) -> str:
-        return self.request.remote_ip or UNKNOWN
-
-    @property
-    def _is_from_trusted_proxy(self) -> bool:
-        trusted = self.node.settings.trusted_proxies
-        return bool(trusted) and is_in(self._peer, trusted)
-
-    @property
-    def _came_through_proxy(self) -> bool:
-        return any(name in self.request.headers for name in SIGNS_OF_A_PROXY)
-
-    def _require_host(self) -> None:
-        """Refuse a request for a name that this server does not serve.
-
-        A page may give the name that it has been loaded by another address (DNS rebinding): its browser then takes
-        this server for the page's own, and sends it what only this machine may ask. An address cannot be
-        rebound, nor ``localhost``.
-
-        Raises:
-            Refusal: the name in ``Host`` is not configured (RFC 9110 §15.5.20).
-        """
-        if self.any_host or self._has_own_host():
-            return
-        if self.node.settings.hosts or (is_in(self._peer, LOOPBACK) and not self._is_from_trusted_proxy):
-            raise Refusal(421, "unknown_host", UNKNOWN_HOST)
-
-    def _has_own_host(self) -> bool:
-        name, settings = self.request.host_name, self.node.settings
-        return (
-            not self.request.headers.get("Host")  # HTTP/1.0: no browser
-            or is_local_name(name)
-            or is_named(name, (*settings.hosts, settings.host.lower()))
-        )
-
-    def _tell_of_untrusted_proxy(self) -> None:
-        """Log once for each of the first such peers that what it forwards is not believed."""
-        told = self.node.untrusted_proxies
-        if len(told) < UNTRUSTED_PROXIES and self._came_through_proxy and not self._is_from_trusted_proxy:
-            network = network_of(self._peer)
-            if network not in told:
-                told.add(network)
-                detail = (
-                    "it forwards requests and is not believed, so all its clients have its address; "
-                    "if it is a proxy of yours, name it in trusted_proxies"
-                )
-                log.warning("proxy_not_trusted", extra={"address": self._peer, "detail": detail})
-
-    def require_local(self) -> None:
-        """Refuse a client that may not read the metrics.
-
-        Raises:
-            Refusal: it comes from this machine, for a name that this server does not serve.
-            Forbidden: the address is not among ``metrics.allow``, or the request came through a proxy.
-        """
-        if is_in(self._peer, LOOPBACK) and not self._has_own_host():
-            raise Refusal(421, "unknown_host", UNKNOWN_HOST)  # a browser here may pose as a proxy here
-        forwarded = self._came_through_proxy and not self._is_from_trusted_proxy
-        if forwarded or not is_in(self.address, self.node.settings.metrics.allow):
-            raise Forbidden("metrics are not for this address")
 
     def number(self, name: str, default: int, least: int, most: int) -> int:
         """Return a whole number of the query.
