@@ -292,9 +292,22 @@ def test_every_component_is_used() -> None:
                 assert f'"#/components/{kind}/{name}"' in text, name
 
 
+CODES = set(
+    DESCRIPTION["components"]["schemas"]["Error"]["properties"]["error"]["properties"]["code"]["enum"]
+)
+
+
 def test_every_error_code_is_told_where_it_is_answered() -> None:
-    told = " ".join(answer["description"] for answer in DESCRIPTION["components"]["responses"].values())
-    for code in DESCRIPTION["components"]["schemas"]["Error"]["properties"]["error"]["properties"]["code"][
-        "enum"
-    ]:
-        assert code in told, code
+    answers = [answer["description"] for answer in DESCRIPTION["components"]["responses"].values()]
+    streams = [
+        item["x-stream"]["description"] for item in DESCRIPTION["paths"].values() if "x-stream" in item
+    ]
+    told = set(re.findall(r"\w+", " ".join([DESCRIPTION["info"]["description"], *answers, *streams])))
+    assert told >= CODES, CODES - told
+
+
+def test_every_error_code_in_the_code_is_described() -> None:
+    sources = [path.read_text() for path in (STATIC.parent / "handlers").rglob("*.py")]
+    found = {code for text in sources for code in re.findall(r'Refusal\(\s*\d{3}, "(\w+)"', text)}
+    assert "kicked" in found
+    assert found <= CODES, found - CODES

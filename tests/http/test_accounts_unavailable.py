@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -17,10 +18,12 @@ from sse_app.auth.records import Revocation
 from sse_app.auth.tokens.grants import Grants
 from sse_app.auth.tokens.issuer import TokenKind
 from sse_app.core.errors import AuthStoreUnavailable
+from sse_app.handlers.site.pages import STATIC
 from sse_app.storage import sqlite as storage
 from tests.support.databases import disk_full, locked
 from tests.support.waiting import until_async
 
+DESCRIBED = json.loads((STATIC / "openapi.json").read_bytes())["paths"]
 PASSWORD = "correct horse battery"
 GRANTS = Grants.of(subscribe=["alerts"], publish=["alerts"])
 
@@ -62,6 +65,7 @@ async def test_what_needs_accounts_is_503_and_is_done_when_they_are_back(
                 answer = await http.post(path, json=body, headers=headers if is_admin else {})
                 assert answer.status_code == 503, path
                 assert answer.json()["error"]["code"] == "unavailable"
+                assert "503" in DESCRIBED[path]["post"]["responses"], path
                 assert "locked" not in answer.text
                 assert "disk" not in answer.text
                 assert int(answer.headers["retry-after"]) > 0
