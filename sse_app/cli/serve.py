@@ -86,16 +86,39 @@ def upgrade(options: argparse.Namespace) -> None:
 
 
 def _uses(pid: int, state_dir: Path) -> bool:
-    """Return whether that process has the lock open: a number from another container is here that of any process."""
+    """Return whether that process has the lock open: a number from another container is here that of any process.
+
+    Of a process in another user namespace (``PrivateUsers=`` in the unit) its user cannot see that (ptrace(2)). It
+    must then be of the same user, and handle the signal.
+    """
     if not Path("/proc/self").exists():  # a system that cannot tell
         return True
     lock = (state_dir / "lock").stat()
+    hidden = False
     with suppress(OSError):  # no such process, or another user's
         for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-            with suppress(OSError):  # closed meanwhile
+            try:
                 if os.path.samestat(descriptor.stat(), lock):
                     return True
-    return False
+            except PermissionError:
+                hidden = True
+            except OSError:  # closed meanwhile
+                pass
+    return hidden and _handles_upgrade(pid)
+
+
+def _handles_upgrade(pid: int) -> bool:
+    """Return whether a process of this user, in the same PID namespace, handles SIGUSR2, which else would end it."""
+    fields: dict[str, list[str]] = {}
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            name, _, text = line.partition(":")
+            fields[name] = text.split()
+    try:
+        handled = int(fields["SigCgt"][0], 16) >> (signal.SIGUSR2 - 1) & 1
+        return bool(handled) and int(fields["Uid"][1]) == os.geteuid() and len(fields["NSpid"]) == 1
+    except (KeyError, IndexError, ValueError):
+        return False
 
 
 def check_config(options: argparse.Namespace) -> int:

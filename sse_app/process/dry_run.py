@@ -26,7 +26,8 @@ def try_start(settings: Settings) -> tuple[list[str], list[str]]:
         try:
             good.append(step(settings))
         except StateError as error:
-            bad.append(str(error))
+            if str(error) not in bad:  # one cause may stop several steps
+                bad.append(str(error))
     return good, bad
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -27,6 +28,17 @@ COMMANDS = (
     "eventlog show",
     "systemd install --user --unit-dir {state}",
 )
+
+
+_IN_A_USER_NAMESPACE = """
+import ctypes, os, sys, time
+os.seteuid(1)  # whose the namespace is; else the one who owns it could look into the server
+assert ctypes.CDLL(None).unshare(0x10000000) == 0, "CLONE_NEWUSER"
+while not open("/proc/self/uid_map").read():
+    time.sleep(0.05)
+os.setuid(0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
 
 
 @pytest.fixture(scope="module")
@@ -230,6 +242,83 @@ def test_an_upgrade_where_a_container_would_end_with_the_server_is_refused(init:
     finally:
         server.kill()
     server.check_log()
+
+
+@pytest.mark.netns
+def test_a_server_in_a_user_namespace_as_in_the_unit_is_upgraded_by_its_user(tmp_path: Path) -> None:
+    server = ServerProcess(state_dir=tmp_path / "state")
+    with server.log_path.open("ab") as log:
+        server.process = subprocess.Popen(
+            [sys.executable, "-c", _IN_A_USER_NAMESPACE, sys.executable, "main.py", "serve"],
+            cwd=ROOT,
+            env=server.environment,
+            stderr=log,
+        )
+    served_by = pid = server.process.pid
+    try:
+        own = os.readlink("/proc/self/ns/user")
+        until(lambda: os.readlink(f"/proc/{pid}/ns/user") != own, "the namespace is made")
+        for table in ("uid_map", "gid_map"):
+            Path(f"/proc/{pid}/{table}").write_text("0 0 65536")
+        until(server._ready, "the server is ready")
+        upgraded = subprocess.run(
+            [
+                "setpriv",
+                "--bounding-set=-sys_ptrace",
+                "--inh-caps=-sys_ptrace",
+                sys.executable,
+                "main.py",
+                "upgrade",
+            ],
+            cwd=ROOT,
+            env=server.environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert upgraded.returncode == 0, upgraded.stderr
+        served_by = int((server.state_dir / "lock").read_text())
+        assert served_by != pid
+        assert httpx.get(f"{server.url}/healthz").status_code == 200
+    finally:
+        for process in {pid, served_by}:
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGTERM)
+        server.process.wait(timeout=60)
+        until(lambda: not _is_there(served_by), "the server has ended")
+    server.check_log()
+
+
+@pytest.mark.parametrize("handles", [True, False])
+def test_a_process_that_does_not_use_the_state_directory_is_sent_no_signal(
+    handles: bool, tmp_path: Path
+) -> None:
+    server = ServerProcess(state_dir=tmp_path / "state")
+    server.start()
+    trap = "trap 'echo no; exit 1' USR2; " if handles else ""
+    with subprocess.Popen(
+        ["sh", "-c", f"{trap}echo yes; read _"], stdin=-1, stdout=-1, text=True
+    ) as stranger:
+        try:
+            assert stranger.stdout
+            assert stranger.stdout.readline() == "yes\n"
+            (server.state_dir / "lock").write_text(f"{stranger.pid:<20}\n")
+            with pytest.raises(AssertionError, match="is not visible"):
+                server.command("upgrade")
+            out, _ = stranger.communicate("\n")
+            assert (stranger.returncode, out) == (0, "")
+        finally:
+            stranger.kill()
+            server.stop()
+    server.check_log()
+
+
+def _is_there(pid: int) -> bool:
+    """Return whether a process runs; one that has ended and is not yet waited for does not."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def _descendant(pid: int, word: str) -> int:
