@@ -274,10 +274,18 @@ class HTTPServer:
 
     def _wait_for_room(self) -> None:
         """Accept no connection until one of those that there are has ended, or can be closed."""
+        self._stop_accepting()
+        self._accept_again = self.loop.call_later(BUSY_PAUSE, self._look_for_room)
+        self._full = True
+
+    def _look_for_room(self) -> None:
+        """Accept again where there is room; say so where there was none all the while, as a burst does no harm."""
+        if self._connections.back_to_limit():
+            self._start_accepting()
+            return
         self._counts.accept_failures += 1
         self._failures.add("all connections are busy")
-        self._pause_accepting(BUSY_PAUSE)
-        self._full = True
+        self._wait_for_room()
 
     def _begin(self, sock: socket.socket, context: Context) -> None:
         """Serve a new connection, unless its address has too many."""

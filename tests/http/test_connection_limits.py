@@ -113,6 +113,25 @@ async def test_where_all_are_busy_the_next_waits_for_its_turn(slow: type[Slow]) 
 
 
 @pytest.mark.gen_test
+async def test_a_burst_of_requests_is_served_without_a_word(
+    slow: type[Slow], caplog: pytest.LogCaptureFixture
+) -> None:
+    counts = ConnectionCounts()
+    async with AsyncExitStack() as stack:
+        _, port = await stack.enter_async_context(serving(limits=limits(2), counts=counts))
+        clients = []
+        for number in range(1, 4):
+            clients.append(await stack.enter_async_context(connected(port)))
+            clients[-1].send(SLOW)
+            await until_async(lambda number=number: len(slow.begun) == number, "it is under way")
+        slow.may_answer.set()
+        for client in clients:
+            assert (await client.response()).status == 200
+    assert counts.accept_failures == 0
+    assert "accept_failed" not in [record.getMessage() for record in caplog.records]
+
+
+@pytest.mark.gen_test
 async def test_an_address_has_its_share_and_shuts_out_nobody_else(slow: type[Slow]) -> None:
     counts = ConnectionCounts()
     async with AsyncExitStack() as stack:
