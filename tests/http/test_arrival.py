@@ -76,7 +76,8 @@ def assert_tuned(sock: socket.socket, settings: Settings) -> None:
     assert sock.getsockopt(tcp, socket.TCP_KEEPIDLE) == options.keepalive_idle
     assert sock.getsockopt(tcp, socket.TCP_KEEPINTVL) == options.keepalive_interval
     assert sock.getsockopt(tcp, socket.TCP_KEEPCNT) == options.keepalive_count
-    assert sock.getsockopt(tcp, socket.TCP_USER_TIMEOUT) == 500 * settings.keepalive.ping_interval
+    given_up_after = options.user_timeout + 4 * settings.keepalive.ping_interval
+    assert sock.getsockopt(tcp, socket.TCP_USER_TIMEOUT) == 1000 * given_up_after
     assert sock.getsockopt(tcp, getattr(socket, "TCP_NOTSENT_LOWAT", 25)) == options.notsent_lowat
 
 
