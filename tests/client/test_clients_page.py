@@ -194,3 +194,21 @@ def test_the_lines_for_vue_run_as_they_stand_and_outlive_their_tokens(
     tab.wait("navigator.locks.query().then(({ held }) => held.length >= 2)")
     count = numbered_alerts(server, seconds)
     tab.wait(f"log.find((entry) => entry.kind === 'ready').alerts.value.length === {min(count, 50)}")
+
+
+@pytest.mark.browser
+@pytest.mark.node
+@pytest.mark.slow
+def test_all_streams_of_the_page_with_vue_end_as_kicked(chrome: Chrome, serve: Start, built: str) -> None:
+    """One is told so as it ends; the other one is refused a token, and the page's own function must say why."""
+    server = add_ann(serve())
+    tab = open_vue(chrome, server)
+    tab.page.add_script_tag(content=f"{example('Vue 3', server, 'localhost')}\n{NAMES}", type="module")
+    wait_for_connections(server, 1)
+    tab.wait("navigator.locks.query().then(({ held }) => held.length >= 2)")
+    headers = {"Authorization": f"Bearer {server.access_token(admin=True)}"}
+    listed = httpx.get(f"{server.url}/api/v1/admin/connections", headers=headers).json()["connections"]
+    url = f"{server.url}/api/v1/admin/connections/{listed[0]['connection']}/kick"
+    assert httpx.post(url, headers=headers).status_code == 200
+    tab.wait(f"{SHOWN}.filter((text) => text.includes('kicked')).length === 2")
+    assert not any('"token"' in text for text in tab.page.evaluate(SHOWN))
