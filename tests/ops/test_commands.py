@@ -17,29 +17,14 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.support.server_process import ROOT, ServerProcess
+from tests.support.server_process import PROGRAM, ROOT, ServerProcess, clean_environment, run_program
 from tests.support.waiting import until
 
-PROGRAM = [sys.executable, str(ROOT / "main.py")]
 PASSWORD = "correct horse\n"
 
 
-def clean(**variables: str) -> dict[str, str]:
-    """Return the environment without our settings, and with these."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("SSE_APP_")} | variables
-
-
 def run(folder: Path, *words: str, input: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*PROGRAM, *words],
-        cwd=folder,
-        env=clean(**variables),
-        input=input,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    return run_program(*words, environment=clean_environment(**variables), cwd=folder, input=input)
 
 
 def at_a_terminal(folder: Path, words: list[str], answers: list[tuple[str, str]]) -> tuple[int, str]:
@@ -48,7 +33,7 @@ def at_a_terminal(folder: Path, words: list[str], answers: list[tuple[str, str]]
     process = subprocess.Popen(
         [*PROGRAM, *words],
         cwd=folder,
-        env=clean(),
+        env=clean_environment(),
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
@@ -200,7 +185,7 @@ def test_input_that_will_not_do_is_told_in_one_line(tmp_path: Path, words: list[
     done = subprocess.run(
         [*PROGRAM, *words],
         cwd=tmp_path,
-        env=clean(PYTHONUTF8="1"),
+        env=clean_environment(PYTHONUTF8="1"),
         input=input,
         capture_output=True,
         check=False,

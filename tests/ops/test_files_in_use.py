@@ -6,8 +6,6 @@ import os
 import resource
 import shutil
 import sqlite3
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -16,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.support.server_process import ROOT, ServerProcess
+from tests.support.server_process import ServerProcess, run_program
 from tests.support.waiting import until
 
 Start = Callable[..., ServerProcess]
@@ -152,15 +150,7 @@ def test_a_file_that_is_cut_under_a_server_stops_it_until_a_backup_is_there(
     event = "event_log_unavailable" if name == "events.db" else "accounts_unavailable"
     assert f"{name} is damaged" in lines(server, event)[0]
     assert server.stop() == 0
-    refused = subprocess.run(
-        [sys.executable, "main.py", "serve"],
-        cwd=ROOT,
-        env=server.environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    refused = run_program("serve", environment=server.environment)
     assert refused.returncode == 1
     assert f"{name} is damaged" in refused.stderr
     remove(server.state_dir, name)

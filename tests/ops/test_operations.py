@@ -13,22 +13,13 @@ from pathlib import Path
 
 import httpx
 
-from tests.support.server_process import ROOT, ServerProcess
+from tests.support.server_process import ROOT, ServerProcess, clean_environment, run_program
 
 Start = Callable[..., ServerProcess]
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("SSE_APP_")}
-    return subprocess.run(
-        [sys.executable, "main.py", *arguments],
-        cwd=ROOT,
-        env=clean | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=30,
-    )
+    return run_program(*arguments, environment=clean_environment(**environment))
 
 
 def test_a_server_ends_with_status_0_on_sigterm_and_says_so(server: ServerProcess) -> None:

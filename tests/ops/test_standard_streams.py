@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.support.server_process import ROOT, ServerProcess
+from tests.support.server_process import ROOT, ServerProcess, clean_environment, run_program
 from tests.support.waiting import until
 
 COMMANDS = (
@@ -60,11 +60,10 @@ def in_shell(
     """Run a command with redirections, and return its status and what it prints on standard error."""
     words = command.format(state=state.parent)
     line = f"exec {sys.executable} main.py {words} {redirection}"
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("SSE_APP_")}
     done = subprocess.run(
         ["/bin/sh", "-c", line],
         cwd=ROOT,
-        env=clean | {"SSE_APP_STATE_DIR": str(state)} | environment,
+        env=clean_environment(SSE_APP_STATE_DIR=str(state), **environment),
         stdin=subprocess.DEVNULL,
         stdout=stdout,
         stderr=subprocess.PIPE,
@@ -98,8 +97,8 @@ def test_a_command_whose_reader_has_gone_ends_without_a_word(command: str, state
 
 
 def test_a_command_with_closed_descriptors_works_without_them(state: Path) -> None:
-    assert in_shell("<&- >&-", "check-config", state) == (0, "")
-    assert in_shell("<&- >&- 2>&-", "check-config", state) == (0, "")
+    assert in_shell("<&- >&-", "check-config --set port=0", state) == (0, "")
+    assert in_shell("<&- >&- 2>&-", "check-config --set port=0", state) == (0, "")
     status, errors = in_shell("<&-", "user add bob --password-stdin", state)
     assert (status, errors.count("\n"), "Traceback" in errors) == (1, 1, False)
     assert in_shell("2>&-", "check-config --set log.level=loud", state)[0] == 1
@@ -203,35 +202,12 @@ def test_an_upgrade_where_a_container_would_end_with_the_server_is_refused(init:
         )
     try:
         until(server._ready, "the server is ready")
-        outside = subprocess.run(
-            [sys.executable, "main.py", "upgrade"],
-            cwd=ROOT,
-            env=server.environment,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+        outside = run_program("upgrade", environment=server.environment)
         assert outside.returncode == 1
         assert "in its container" in outside.stderr
         inner = _descendant(server.process.pid, "serve")
-        inside = subprocess.run(
-            [
-                "nsenter",
-                "--target",
-                str(inner),
-                "--pid",
-                "--mount",
-                f"--wd={ROOT}",
-                sys.executable,
-                "main.py",
-                "upgrade",
-            ],
-            cwd=ROOT,
-            env=server.environment,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+        container = ["nsenter", "--target", str(inner), "--pid", "--mount", f"--wd={ROOT}"]
+        inside = run_program("upgrade", environment=server.environment, within=container)
         assert inside.returncode == 1
         assert "the container would end with it" in inside.stderr
         os.kill(inner, signal.SIGUSR2)

@@ -14,7 +14,7 @@ import pytest
 
 from sse_app.cli.systemd_units import render
 from tests.support.programs import require
-from tests.support.server_process import ROOT
+from tests.support.server_process import ROOT, clean_environment, run_program
 from tests.support.service import Service
 
 USER = "daemon"
@@ -35,19 +35,10 @@ def folder() -> Iterator[Path]:
 def systemd(
     action: str, units: Path, *words: str, cwd: Path = ROOT, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("SSE_APP_")}
     where = ["--unit-dir", str(units)]
     if "--user" not in words and "--run-as" not in words:
         where += ["--run-as", USER]
-    return subprocess.run(
-        [sys.executable, str(ROOT / "main.py"), "systemd", action, *where, *words],
-        cwd=cwd,
-        env=clean | variables,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    return run_program("systemd", action, *where, *words, environment=clean_environment(**variables), cwd=cwd)
 
 
 def test_the_units_in_the_repository_are_those_that_are_written() -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from sse_app.auth.tokens.issuer import TokenKind
 from tests.support.people import Site, site
-from tests.support.server_process import ROOT, ServerProcess
+from tests.support.server_process import ROOT, ServerProcess, clean_environment, run_program
 from tests.support.waiting import until
 
 STRANGER = 65_534  # nobody
@@ -26,11 +26,8 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files to
 
 def run(state: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
     """Run a command on a state directory."""
-    environment = {**os.environ, "SSE_APP_STATE_DIR": str(state), "SSE_APP_PORT": "0", **settings}
-    return subprocess.run(
-        [sys.executable, "main.py", *arguments],
-        cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=60,
-    )  # fmt: skip
+    environment = clean_environment(SSE_APP_STATE_DIR=str(state), SSE_APP_PORT="0", **settings)
+    return run_program(*arguments, environment=environment)
 
 
 def told(done: subprocess.CompletedProcess[str]) -> str:

@@ -20,7 +20,7 @@ from sse_app.auth.tokens.issuer import TokenKind
 from sse_app.auth.tokens.keyring import KeyRing, rotate
 from tests.support.forging import private_pem
 from tests.support.people import Site, assert_go_on, site
-from tests.support.server_process import ROOT
+from tests.support.server_process import ROOT, clean_environment, run_program
 from tests.support.waiting import until
 
 ALGORITHMS = ["EdDSA", "ES256", "RS256", "HS256"]
@@ -221,11 +221,8 @@ def test_a_server_with_a_bad_key_does_not_start_and_says_so_in_one_line(tmp_path
     (keys / name).write_bytes(BAD[name]())
     for file in keys.iterdir():
         file.chmod(0o600)
-    environment = {**os.environ, "SSE_APP_STATE_DIR": str(keys.parent), "SSE_APP_PORT": "0"}
-    done = subprocess.run(
-        [sys.executable, "main.py", "serve"],
-        cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=60,
-    )  # fmt: skip
+    environment = clean_environment(SSE_APP_STATE_DIR=str(keys.parent), SSE_APP_PORT="0")
+    done = run_program("serve", environment=environment)
     assert done.returncode == 1
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert name in done.stderr

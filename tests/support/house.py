@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hmac
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from tests.support.forging import encoded as encoded
 from tests.support.people import Site, serving
 from tests.support.people import bearer as bearer
 from tests.support.people import claims_of as claims_of
-from tests.support.server_process import ROOT, ServerProcess
+from tests.support.server_process import ServerProcess, run_program
 
 PASSWORDS = {"ann": "correct horse battery", "bob": "a second secret", "a.b": "dotted secret"}
 CHANNELS = ["dashboard", "alerts", "training", "backtest", "user.**", "desk.**"]
@@ -139,13 +138,4 @@ def assert_login_refused(answer: httpx.Response) -> None:
 
 
 def command(house: House, *arguments: str, input: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "main.py", *arguments],
-        cwd=ROOT,
-        env=house.server.environment,
-        input=input,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=30,
-    )
+    return run_program(*arguments, environment=house.server.environment, input=input)

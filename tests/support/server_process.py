@@ -9,7 +9,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,41 @@ from tests.support.ports import reserve_port
 from tests.support.waiting import until
 
 ROOT = Path(__file__).parents[2]
+PROGRAM = (sys.executable, str(ROOT / "main.py"))
 _TOKEN = re.compile(r"eyJ[\w-]{10,}")
+
+
+def clean_environment(**variables: str) -> dict[str, str]:
+    """Return the environment without settings of ours, and with these variables."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("SSE_APP_")} | variables
+
+
+def run_program(
+    *words: str,
+    environment: Mapping[str, str],
+    cwd: Path = ROOT,
+    input: str | None = None,
+    within: Sequence[str] = (),
+) -> subprocess.CompletedProcess[str]:
+    """Run a command of the program to its end, and return its status and what it printed.
+
+    Args:
+        words: of the command.
+        environment: all of its variables.
+        cwd: where it is run.
+        input: what it reads.
+        within: another command that runs it, such as ``nsenter``.
+    """
+    return subprocess.run(
+        [*within, *PROGRAM, *words],
+        cwd=cwd,
+        env=environment,
+        input=input,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
 
 
 class ServerProcess:
@@ -48,8 +82,7 @@ class ServerProcess:
         self.url = f"http://127.0.0.1:{self.port}"
         state_dir.parent.mkdir(parents=True, exist_ok=True)
         self.log_path = state_dir.with_suffix(f".{self.port}.log")
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("SSE_APP_")}
-        self.environment = inherited | {
+        self.environment = clean_environment() | {
             "SSE_APP_PORT": str(self.port),
             "SSE_APP_STATE_DIR": str(state_dir),
             "SSE_APP_LOG__LEVEL": "debug",
@@ -103,16 +136,7 @@ class ServerProcess:
 
     def command(self, *arguments: str, input: str | None = None) -> str:
         """Run an ``sse-app`` command on this server's state and return what it prints."""
-        done = subprocess.run(
-            [sys.executable, "main.py", *arguments],
-            cwd=ROOT,
-            env=self.environment,
-            input=input,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=30,
-        )
+        done = run_program(*arguments, environment=self.environment, input=input)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
