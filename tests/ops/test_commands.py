@@ -42,14 +42,14 @@ def at_a_terminal(folder: Path, words: list[str], answers: list[tuple[str, str]]
         preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
     )
     os.close(theirs)
-    said = ""
+    said = typed = ""
 
     def more() -> bool:
         nonlocal said
         for _ in range(30):
             if select.select([ours], [], [], 2)[0]:
                 break
-            if said.endswith("^C"):  # Python misses one that comes just before it begins to read
+            if typed == "\x03":  # Python misses one that comes just before it begins to read
                 os.write(ours, b"\x03")
         else:
             raise AssertionError(said)
@@ -64,6 +64,7 @@ def at_a_terminal(folder: Path, words: list[str], answers: list[tuple[str, str]]
         for question, answer in answers:
             while question not in said:
                 assert more(), said
+            typed = answer
             os.write(ours, answer.encode())
         while more():
             pass

@@ -201,7 +201,8 @@ def test_a_clock_set_back_neither_lengthens_a_kick_nor_brings_it_back(start: Sta
     server = start()
     server.add_user("ann", PASSWORD, subscribe="dashboard")
     tokens = log_in(server)
-    hear(server, "dashboard", tokens["stream_token"])
+    ear = hear(server, "dashboard", tokens["stream_token"])
+    until(lambda: pings(ear) >= 2, "the server has begun, and has looked for new keys", 10)
 
     def barred() -> bool:
         url = f"{server.url}/api/v1/auth/stream-token"
@@ -212,11 +213,11 @@ def test_a_clock_set_back_neither_lengthens_a_kick_nor_brings_it_back(start: Sta
     listed = httpx.get(f"{server.url}/api/v1/admin/connections", headers=admin).json()["connections"]
     url = f"{server.url}/api/v1/admin/connections/{listed[0]['connection']}/kick"
     begun = time.monotonic()
-    assert httpx.post(url, json={"for": 4}, headers=admin).json() == {"kicked": 1}
+    assert httpx.post(url, json={"for": 2}, headers=admin).json() == {"kicked": 1}
     assert barred()
     server.clock.set(-HOUR)
     until(lambda: not barred(), "the kick ends", 60)
-    assert 3 < time.monotonic() - begun < 30
+    assert 1.5 < time.monotonic() - begun < 30
     server.clock.set(-2 * HOUR)
     time.sleep(1)  # the server looks four times a second
     assert not barred()

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pytest
 
+from sse_app.process import log_limits
 from sse_app.process.log_format import JSONFormatter
-from sse_app.process.log_limits import LEFT_OUT, LogLimits
+from sse_app.process.log_limits import LEFT_OUT
 from sse_app.process.log_writer import DROPPED, FLUSH_TIMEOUT, LogWriter
 from tests.support.waiting import DEADLINE, until
 
@@ -230,10 +231,12 @@ def test_a_thread_that_waits_for_lines_does_not_run(pipe: tuple[int, int]) -> No
     assert runs() == before
 
 
-def test_what_is_left_out_is_told_also_when_nothing_more_is_logged(pipe: tuple[int, int]) -> None:
+def test_what_is_left_out_is_told_also_when_nothing_more_is_logged(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_limits, "REPORT_INTERVAL", 0.5)
     reading, writing = pipe
-    handler, logger = writer(writing, 10_000_000)
-    handler._limits = LogLimits(lambda: time.monotonic() * 20)  # the interval takes half a second
+    _, logger = writer(writing, 10_000_000)
     for _ in range(300):
         logger.info("one")
     found = lines_of(reading, lambda found: bool(found) and found[-1]["event"] == LEFT_OUT)
