@@ -55,6 +55,8 @@ class Enforcement:
         self._audit = audit
         self._kicked: set[str] = set()
         self._available = True
+        self._keys_refused = ""
+        """Why the keys that are there are not in use; such a file can be mended without a change of the directory."""
         self._unread = RepeatedEvent(log, logging.ERROR, "keys_unread")
         self._looking = asyncio.Lock()
         self._callback = PeriodicCallback(self._look, INTERVAL)
@@ -162,7 +164,7 @@ class Enforcement:
             changed_at = self._keys.stat().st_mtime_ns
         except OSError:
             changed_at = 0  # taken away: that is logged once, and the keys from before stay in use
-        if changed_at != self._keys_changed_at:
+        if changed_at != self._keys_changed_at or self._keys_refused:
             self._keys_changed_at = changed_at
             self._reload_keys()
 
@@ -175,9 +177,11 @@ class Enforcement:
             if isinstance(cause, OSError) and cause.errno in EXHAUSTED:
                 self._keys_changed_at = -1  # that says nothing of the keys, and the next look tries again
                 self._unread.add(cause.strerror or "")
-            else:
-                log.error("keys_refused", extra={"detail": str(error)})
+            elif str(error) != self._keys_refused:
+                self._keys_refused = str(error)
+                log.error("keys_refused", extra={"detail": self._keys_refused})
             return
+        self._keys_refused = ""
         if keys.signing.id != self._tokens.keys.signing.id:
             self._audit.record("key_rotation", target=keys.signing.id, detail=keys.signing.algorithm)
         self._tokens.use_keys(keys)

@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -284,4 +285,10 @@ def test_a_key_that_comes_to_a_running_server_is_looked_at_too(tmp_path: Path) -
         planted.chmod(0o644)
         until(lambda: "keys_refused" in desk.server.log_path.read_text(), "it is told")
         assert "chmod 600" in desk.server.log_path.read_text()
+        assert desk.me(token) == 200
+        time.sleep(1)  # the server looks four times a second
+        assert desk.server.log_path.read_text().count("keys_refused") == 1
+        planted.chmod(0o600)
+        minted = desk.mint(TokenKind.ACCESS, "ann")  # with the new key
+        until(lambda: desk.me(minted) == 200, "the key that was mended is in use")
         assert desk.me(token) == 200
