@@ -73,7 +73,7 @@ HOSTS = ["127.0.0.1", "localhost"]
 
 def lifetimes(long: bool) -> dict[str, int]:
     """Return settings with which tokens expire while a test runs."""
-    access, stream = (20, 8) if long else (6, 2)
+    access, stream = (20, 8) if long else (4, 2)
     return {"AUTH__ACCESS_LIFETIME": access, "AUTH__STREAM_LIFETIME": stream}
 
 
@@ -89,7 +89,7 @@ def numbered_alerts(server: ServerProcess, seconds: float) -> int:
 
 
 DURATIONS = [
-    pytest.param(9, id="nine seconds"),
+    pytest.param(6, id="six seconds"),
     pytest.param(600, id="ten minutes", marks=pytest.mark.long),
 ]
 

@@ -205,12 +205,12 @@ def test_an_event_published_while_the_clock_was_ahead_is_there_or_told_to_be_gon
 def test_history_keeps_its_age_when_the_clock_is_set_while_the_server_runs(
     start: Start, hear: Hear, step: float
 ) -> None:
-    server = start(HISTORY__AGE=60)
+    server = start(HISTORY__AGE=40)
     first = publish(server, "alerts", 1)
     publish(server, "alerts", 2)
     server.clock.set(step)
     publish(server, "alerts", 3)
-    time.sleep(4)  # longer than the interval at which the log looks for what has expired
+    time.sleep(2.5)  # longer than the interval at which the log looks for what has expired
     assert read_after(hear, server, "alerts", first) == (True, [2, 3], [])
     server.clock.set(0)
     assert read_after(hear, server, "alerts", first) == (True, [2, 3], [])
