@@ -30,22 +30,26 @@ class Retention(NamedTuple):
 
 
 class LogClock:
-    """The time by which a log dates its events: the wall clock when it is opened, and the monotonic one from then on.
+    """The time by which a log dates its events: the wall clock when it is made, and the monotonic one from then on.
 
     So an event has its age whatever the wall clock is set to meanwhile. The time never goes back: where the last
     event of the log is dated in the future, because the clock was ahead, the time continues from there.
+
+    Args:
+        ahead: by how many seconds it is ahead of the monotonic clock, where another process of the same start of the
+            machine has begun it.
     """
 
-    def __init__(self) -> None:
-        self._ahead = time.time() - time.monotonic()
+    def __init__(self, ahead: float | None = None) -> None:
+        self.ahead = time.time() - time.monotonic() if ahead is None else ahead
 
     def now(self) -> float:
         """Return the time, in seconds since the epoch or a little off."""
-        return self._ahead + time.monotonic()
+        return self.ahead + time.monotonic()
 
     def follow(self, at: float) -> None:
         """Be at a time or later: another process has dated an event so."""
-        self._ahead = max(self._ahead, at - time.monotonic())
+        self.ahead = max(self.ahead, at - time.monotonic())
 
 
 class IdempotencyKey(NamedTuple):

@@ -176,19 +176,27 @@ def is_complete(server: ClockedServer, channel: str, position: str) -> bool:
     return bool(answer["complete"])
 
 
+def restart(server: ClockedServer, *, with_the_machine: bool) -> None:
+    """Stop the server and start it again, as if the machine had been restarted in between or not."""
+    server.stop()
+    if with_the_machine:
+        with closing(sqlite3.connect(server.state_dir / "events.db")) as database, database:
+            database.execute("UPDATE log SET boot = 'another'")
+    server.start()
+
+
+@pytest.mark.parametrize("rebooted", [False, True])
 @pytest.mark.parametrize("ahead", [HOUR, 2 * YEAR])
 def test_an_event_published_while_the_clock_was_ahead_is_there_or_told_to_be_gone(
-    start: Start, hear: Hear, ahead: float
+    start: Start, hear: Hear, ahead: float, rebooted: bool
 ) -> None:
     server = start(HISTORY__AGE=2)
     server.clock.set(ahead)
-    server.stop()
-    server.start()
+    restart(server, with_the_machine=rebooted)
     first = publish(server, "alerts", 1)
     publish(server, "alerts", 2)
-    server.stop()
     server.clock.set(0)
-    server.start()
+    restart(server, with_the_machine=rebooted)
     publish(server, "dashboard", 3)
 
     def gone() -> bool:
@@ -219,14 +227,12 @@ def test_history_keeps_its_age_when_the_clock_is_set_while_the_server_runs(
 def test_events_of_1970_and_of_the_future_go_when_their_age_has_passed(start: Start, hear: Hear) -> None:
     server = start(HISTORY__AGE=2)
     server.clock.set_to(1000)
-    server.stop()
-    server.start()
+    restart(server, with_the_machine=True)
     first = publish(server, "alerts", 1)
     server.clock.set(2 * YEAR)
     publish(server, "alerts", 2)
-    server.stop()
     server.clock.set_to(1000)
-    server.start()
+    restart(server, with_the_machine=True)
     publish(server, "alerts", 3)
     until(lambda: stored(server) == 0, "all are older than their age", 30)
     recovered, numbers, resets = read_after(hear, server, "alerts", first)
@@ -239,8 +245,25 @@ def stored(server: ClockedServer) -> int:
         return int(count)
 
 
+@pytest.mark.parametrize("step", [2 * YEAR, -2 * YEAR, -HOUR])
+def test_history_keeps_its_age_when_the_clock_is_set_over_a_restart(
+    start: Start, hear: Hear, step: float
+) -> None:
+    server = start(HISTORY__AGE=60)
+    first = publish(server, "alerts", 1)
+    publish(server, "alerts", 2)
+    for offset in (step, 0):
+        server.clock.set(offset)
+        restart(server, with_the_machine=False)
+        time.sleep(1)  # the log looks for what has expired
+        assert read_after(hear, server, "alerts", first) == (True, [2], [])
+
+
+@pytest.mark.parametrize("restarted", [False, True])
 @pytest.mark.parametrize("step", [-HOUR, 2 * YEAR])
-def test_an_idempotency_key_is_known_when_the_clock_was_set(start: Start, step: float) -> None:
+def test_an_idempotency_key_is_known_when_the_clock_was_set(
+    start: Start, step: float, restarted: bool
+) -> None:
     server = start()
 
     def post() -> httpx.Response:
@@ -250,6 +273,8 @@ def test_an_idempotency_key_is_known_when_the_clock_was_set(start: Start, step: 
 
     first = post().json()["id"]
     server.clock.set(step)
+    if restarted:
+        restart(server, with_the_machine=False)
     time.sleep(1)
     assert post().json()["id"] == first
     server.clock.set(0)

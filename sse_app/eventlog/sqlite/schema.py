@@ -7,7 +7,8 @@ import sqlite3
 from functools import cache
 from typing import NamedTuple
 
-from sse_app.eventlog.base import hash_of_key
+from sse_app.eventlog.base import LogClock, hash_of_key
+from sse_app.storage.boot import boot_id
 from sse_app.storage.sqlite import Migration
 
 APPLICATION_ID = 0x53534531  # "SSE1"
@@ -51,6 +52,11 @@ MIGRATIONS: list[Migration] = [
     """
     ALTER TABLE log ADD COLUMN forgotten INTEGER NOT NULL DEFAULT 0;
     """,
+    # By how much the log's time is ahead of the monotonic clock, which runs through one start of the machine.
+    """
+    ALTER TABLE log ADD COLUMN boot TEXT NOT NULL DEFAULT '';
+    ALTER TABLE log ADD COLUMN ahead REAL NOT NULL DEFAULT 0;
+    """,
 ]
 
 COLUMNS = 6
@@ -86,6 +92,17 @@ def new_epoch(connection: sqlite3.Connection) -> str:
         connection.execute("INSERT INTO log (epoch) VALUES (?)", (epoch,))
     connection.execute("COMMIT")
     return epoch
+
+
+def clock_of(connection: sqlite3.Connection) -> LogClock | None:
+    """Return the clock that a process has begun since the machine was started, as it is in the log."""
+    row = connection.execute("SELECT ahead FROM log WHERE boot = ?", (boot_id(),)).fetchone()
+    return LogClock(float(row[0])) if row else None
+
+
+def keep_clock(connection: sqlite3.Connection, clock: LogClock) -> None:
+    """Have the clock continued by the processes that open the log until the machine is started again."""
+    connection.execute("UPDATE log SET boot = ?, ahead = ?", (boot_id(), clock.ahead))
 
 
 def forgotten_until(connection: sqlite3.Connection) -> int:

@@ -30,9 +30,11 @@ from sse_app.eventlog.sqlite.schema import (
     INSERT_SIZES,
     MIGRATIONS,
     ChannelState,
+    clock_of,
     epoch_of,
     forgotten_until,
     insertion,
+    keep_clock,
     probe,
 )
 from sse_app.storage.sqlite import (
@@ -136,8 +138,13 @@ class SqliteWriter:
         self._db = open_database(self._path, APPLICATION_ID, MIGRATIONS)
         try:
             epoch = epoch_of(self._db)
-            self._db.execute("BEGIN")
+            self._db.execute("BEGIN IMMEDIATE")
+            with content_of_ours():
+                begun = clock_of(self._db)
+            self._clock = begun or self._clock
             self._catch_up()
+            if begun is None:
+                keep_clock(self._db, self._clock)
             self._db.execute("COMMIT")
             self._files = DatabaseFiles(self._path)
         except (sqlite3.Error, OSError) as error:
