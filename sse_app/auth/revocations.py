@@ -36,15 +36,16 @@ class _Known(NamedTuple):
     forget_at: float = -math.inf
     held_until: float = -math.inf
 
-    def revokes(self, claims: Claims | Lease, store: str) -> bool:
+    def revokes(self, claims: Claims | Lease, newest: Mark) -> bool:
         """Return whether a token was issued before: by the numbers of revocations, where it says, else by the clock.
 
         Args:
             claims: of the token.
-            store: the id of the store that has numbered the revocations; the numbers of others say nothing here.
+            newest: the last revocation that is known. What a token says of another store's means nothing here, and what
+                it says of one that is yet to come was made up by who has forged it.
         """
         after = issued_after(claims.token_id)
-        if after is None or after.store != store:
+        if after is None or after.store != newest.store or after.number > newest.number:
             return claims.issued_at <= self.issued_until
         return after.number < self.number
 
@@ -98,8 +99,8 @@ class Revocations:
         return (
             claims.token_id in self._tokens
             or claims.session in self._sessions
-            or (self._all.number > 0 and self._all.revokes(claims, self._store.id))
-            or (of_subject is not None and of_subject.revokes(claims, self._store.id))
+            or (self._all.number > 0 and self._all.revokes(claims, self.newest))
+            or (of_subject is not None and of_subject.revokes(claims, self.newest))
         )
 
     @property

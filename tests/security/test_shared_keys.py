@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.forging import Forge
-from tests.support.people import Site, site
+from tests.support.people import Site, claims_of, site
 from tests.support.waiting import until
 
 
@@ -77,3 +77,25 @@ def test_an_id_that_another_signer_has_made_is_told_by_its_issuing_time(
     revoke(desk)
     until(lambda: desk.me(before) == 401, "it is revoked", 10)
     assert desk.me(signed(1)) == 200
+
+
+@pytest.mark.parametrize("how", ["--subject ann", "--all"])
+def test_no_id_that_a_forger_makes_up_escapes_a_revocation(desks: list[Site], keys: Path, how: str) -> None:
+    """Where a key has leaked, taking it away refuses what was forged with it; open streams end by the revocation."""
+    desk = desks[0]
+    (key,) = keys.iterdir()
+    forge = Forge("HS256", key.stem, key.read_bytes())
+    number, dash, store = str(claims_of(desk.log_in("ann").access)["jti"]).partition(".")[0].partition("-")
+    assert dash
+    ids = [
+        f"{made_up}-{store}.{'x' * 16}"
+        for made_up in (10**18 - 1, int(number) + 10**9, int(time.time() * 1000) + 5000)
+    ]
+    now = time.time()
+    tokens = [forge.token("stream", claims=forge.claims(sub="ann", iat=now, jti=id)) for id in ids]
+    ears = [desk.hear(token) for token in tokens]
+    desk.server.command("revoke", *how.split())
+    until(lambda: not any(ear.open for ear in ears), "the streams end", 10)
+    assert [ear.farewell for ear in ears] == ["revoked"] * len(ears)
+    assert [desk.stream_status(token) for token in tokens] == [401] * len(tokens)
+    assert desk.me(desk.log_in("ann").access) == 200
