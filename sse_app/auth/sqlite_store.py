@@ -38,9 +38,9 @@ from sse_app.storage.sqlite import (
     connect,
     content_of_ours,
     is_damaged,
-    kept_as_it_is,
     open_database,
     unusable,
+    without_checkpoint,
 )
 
 APPLICATION_ID = 0x53534541  # "SSEA"
@@ -149,7 +149,7 @@ class SqliteAuthStore(AuthStore):
         if self._probing is not None:
             await asyncio.wait([self._probing])
         connections, self._writing, self._reading = (self._reading, self._writing), None, None
-        with kept_as_it_is(self._path) if self._damage else nullcontext():
+        with without_checkpoint(self._path) if self._damage else nullcontext():
             for connection in connections:
                 if connection is not None:
                     await self._in_thread(connection.close)
@@ -418,7 +418,7 @@ class SqliteAuthStore(AuthStore):
             self._files = DatabaseFiles(self._path)
             return writing, reading
         except (OSError, sqlite3.Error) as error:
-            with kept_as_it_is(self._path):
+            with without_checkpoint(self._path):
                 writing.close()
             raise unusable(self._path, error) from error
 

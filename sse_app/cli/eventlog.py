@@ -11,7 +11,7 @@ from sse_app.cli.options import settings_of
 from sse_app.core.errors import InvalidInput
 from sse_app.eventlog.factory import event_log_path
 from sse_app.eventlog.sqlite import schema as sqlite_schema
-from sse_app.storage.sqlite import is_missing_or_empty, kept_as_it_is, open_database, unusable
+from sse_app.storage.sqlite import is_missing_or_empty, open_database, unusable, without_checkpoint
 from sse_app.storage.state_dir import StateDirectory
 
 
@@ -28,7 +28,7 @@ def _database(options: argparse.Namespace) -> Iterator[sqlite3.Connection]:
     try:
         yield connection
     except sqlite3.Error as error:
-        with kept_as_it_is(path):
+        with without_checkpoint(path):
             connection.close()
         raise unusable(path, error) from error
     finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import wraps
 from typing import Concatenate, ParamSpec, Protocol
 
@@ -56,6 +56,8 @@ class Server(Protocol):
     """Connections that wait for the client to read some of a response."""
     lingering: Deadlines[Connection]
     """Connections that wait until the client has read the last response."""
+    deadlines: Sequence[Deadlines[Connection]]
+    """All of these."""
 
     def forget(self, connection: Connection) -> None:
         """Forget a connection that has ended or has given its socket away."""
@@ -547,7 +549,7 @@ class Connection:
         self._unwatch()
         self._socket = None
         server = self._server
-        for deadlines in (server.waiting, server.resting, server.receiving, server.sending, server.lingering):
+        for deadlines in server.deadlines:
             deadlines.stop(self)
         server.forget(self)
 

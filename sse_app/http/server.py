@@ -7,7 +7,7 @@ import errno
 import logging
 import socket
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 
 from tornado import httputil
@@ -115,6 +115,13 @@ class HTTPServer:
         self.receiving = Deadlines(body_timeout, Connection.close)
         self.sending = Deadlines(send_timeout, Connection.close)
         self.lingering = Deadlines(LINGER_TIMEOUT, Connection.close)
+        self.deadlines: Sequence[Deadlines[Connection]] = (
+            self.waiting,
+            self.resting,
+            self.receiving,
+            self.sending,
+            self.lingering,
+        )
         self._unread_bytes = 0
         self._max_unread_bytes = max_unread_bytes
         self._tune = tune
@@ -180,7 +187,7 @@ class HTTPServer:
         self.close_listening()
         for connection in list(self._connections):
             connection.close()
-        for deadlines in (self.waiting, self.resting, self.receiving, self.sending, self.lingering):
+        for deadlines in self.deadlines:
             deadlines.close()
         await asyncio.sleep(0)  # so that the handlers of the requests learn of it
 

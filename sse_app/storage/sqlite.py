@@ -58,7 +58,7 @@ def open_database(path: Path, application_id: int, migrations: Sequence[Migratio
     try:
         _migrate(connection, path, application_id, migrations)
     except (OSError, sqlite3.Error) as error:
-        with kept_as_it_is(path):
+        with without_checkpoint(path):
             connection.close()
         raise unusable(path, error) from error
     except BaseException:
@@ -106,7 +106,7 @@ class DatabaseDamaged(sqlite3.DatabaseError):
 
 
 @contextmanager
-def kept_as_it_is(path: Path) -> Iterator[None]:
+def without_checkpoint(path: Path) -> Iterator[None]:
     """Have the last connection that is closed within write nothing into a damaged file.
 
     SQLite would else move the write-ahead log into it, and a file that was cut short would be whole again, with

@@ -19,7 +19,7 @@ from sse_app.eventlog.base import EventLog, IdempotencyKey, Page, Retention, fir
 from sse_app.eventlog.sqlite.schema import ChannelState, forgotten_until, head_of
 from sse_app.eventlog.sqlite.writer import Commit, Forgotten, Growth, Report, SqliteWriter
 from sse_app.eventlog.tail import TAIL_EVENTS, Tails
-from sse_app.storage.sqlite import connect, content_of_ours, is_damaged, kept_as_it_is, unusable
+from sse_app.storage.sqlite import connect, content_of_ours, is_damaged, unusable, without_checkpoint
 
 MAX_SEQ = 2**63 - 1
 
@@ -272,7 +272,7 @@ class SqliteEventLog(EventLog):
         if self._writer is not None:
             writer, self._writer = self._writer, None
             loop = asyncio.get_running_loop()
-            with kept_as_it_is(self._path) if self._damage else nullcontext():
+            with without_checkpoint(self._path) if self._damage else nullcontext():
                 await loop.run_in_executor(None, writer.stop)
                 await loop.run_in_executor(self._reading, self._reader.close)
             self._reading.shutdown()

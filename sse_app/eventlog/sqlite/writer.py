@@ -41,9 +41,9 @@ from sse_app.storage.sqlite import (
     DatabaseFiles,
     content_of_ours,
     is_damaged,
-    kept_as_it_is,
     open_database,
     unusable,
+    without_checkpoint,
 )
 
 MAX_EVENTS_PER_COMMIT = 2_000
@@ -148,7 +148,7 @@ class SqliteWriter:
             self._db.execute("COMMIT")
             self._files = DatabaseFiles(self._path)
         except (sqlite3.Error, OSError) as error:
-            with kept_as_it_is(self._path):
+            with without_checkpoint(self._path):
                 self._db.close()
             raise unusable(self._path, error) from error
         self._thread.start()
