@@ -108,10 +108,14 @@ class Systemd:
     async def keeps_other_processes(self) -> bool:
         """Return whether another process of the unit can serve on when the main process has ended.
 
-        By default systemd would end it too, and make the listening socket, which both have, a blocking one.
+        By default systemd would end it too, and make the listening socket, which both have, a blocking one. Where the
+        socket unit is restarted too, systemd opens that socket anew, which it cannot while a process has it.
         """
         answer = await self._ask("show", "--property=KillMode,NonBlocking", self._unit)
-        return {"KillMode=process", "NonBlocking=yes"} <= set(answer.split())
+        if not {"KillMode=process", "NonBlocking=yes"} <= set(answer.split()):
+            return False
+        jobs = await self._ask("list-jobs", "--no-legend", "--plain", "--full")
+        return queued_job(jobs, f"{self._unit.removesuffix('.service')}.socket") is None
 
     async def _ask(self, *words: str) -> str:
         """Return what systemctl prints; nothing where it does not answer, or the unit is not known."""

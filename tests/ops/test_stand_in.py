@@ -169,3 +169,17 @@ def test_restarts_on_each_other_s_heels_lose_nothing(service: Service) -> None:
     service.settle(publisher)
     assert_all_received(clients, publisher.stop())
     assert not service.fleet.ended
+
+
+def test_a_restart_of_the_socket_too_keeps_the_streams_and_opens_the_socket_anew(service: Service) -> None:
+    clients = service.fleet.open(STREAMS, service.stream_path())
+    publisher = service.publisher()
+    for listening, units in enumerate((["sse-app.socket", "sse-app.service"], ["sse-app.socket"]), 2):
+        service.manager.systemctl("restart", *units)
+        service.manager.systemctl("start", "sse-app.service")
+        service.wait_for_log("listening", listening)
+        service.settle(publisher)
+    assert service.manager.show("ActiveState") == "active"
+    assert_all_received(clients, publisher.stop())
+    assert not service.fleet.ended
+    assert not service.logged("standing_in")
