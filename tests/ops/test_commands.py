@@ -309,6 +309,7 @@ def test_check_config_says_who_else_uses_the_address(tmp_path: Path) -> None:
         ("::1", ["::1"]),
         ("localhost", ["127.0.0.1"]),
     ],
+    ids=lambda value: str(value)[:40],
 )
 def test_the_address_says_where_it_answers(tmp_path: Path, host: str, reached: list[str]) -> None:
     if "::1" in reached and not _has_ipv6():
