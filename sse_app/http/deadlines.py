@@ -41,6 +41,9 @@ class Deadlines(Generic[Item]):
         """Return when an item's time began, by the event loop's clock."""
         return self._since[item]
 
+    def __len__(self) -> int:
+        return len(self._since)
+
     def __contains__(self, item: object) -> bool:
         return item in self._since
 

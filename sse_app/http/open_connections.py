@@ -20,6 +20,10 @@ from sse_app.http.deadlines import Deadlines
 log = logging.getLogger(__name__)
 
 
+SHARE = 4
+"""Of which part of the places those that are slow may be spared: so many at once are no slow clients, but an attack."""
+
+
 class ConnectionLimits(NamedTuple):
     """How many connections there may be.
 
@@ -40,7 +44,7 @@ class Sheddable(NamedTuple):
     Args:
         reason: for logs and metrics.
         connections: since when each waits.
-        grace: for how many seconds it may do so unharmed.
+        grace: for how many seconds it may do so unharmed, while it and its like have few of the places.
     """
 
     reason: str
@@ -123,22 +127,29 @@ class OpenConnections:
         return self._close(self._oldest())
 
     def _oldest(self) -> tuple[str, Connection] | None:
-        now = asyncio.get_running_loop().time()
-        for reason, connections, grace in self._order:
-            connection = next(iter(connections), None)
-            if connection is not None and connections.since(connection) <= now - grace:
-                return reason, connection
+        for sheddable in self._order:
+            oldest = next(iter(sheddable.connections), None)
+            if oldest is not None and self._may_be_closed(
+                oldest, sheddable, len(sheddable.connections), self.limits.total
+            ):
+                return sheddable.reason, oldest
         return None
 
     def _oldest_of(self, some: Iterable[Connection]) -> tuple[str, Connection] | None:
-        now = asyncio.get_running_loop().time()
-        for reason, connections, grace in self._order:
-            waiting = [connection for connection in some if connection in connections]
-            if waiting:
-                oldest = min(waiting, key=connections.since)
-                if connections.since(oldest) <= now - grace:
-                    return reason, oldest
+        for sheddable in self._order:
+            waiting = [connection for connection in some if connection in sheddable.connections]
+            if not waiting:
+                continue
+            oldest = min(waiting, key=sheddable.connections.since)
+            if self._may_be_closed(oldest, sheddable, len(waiting), self.limits.per_address):
+                return sheddable.reason, oldest
         return None
+
+    @staticmethod
+    def _may_be_closed(oldest: Connection, sheddable: Sheddable, count: int, places: int) -> bool:
+        """Return whether the oldest of so many of a kind may be closed, where there are so many places."""
+        now = asyncio.get_running_loop().time()
+        return sheddable.connections.since(oldest) <= now - sheddable.grace or count > max(1, places // SHARE)
 
     def _close(self, found: tuple[str, Connection] | None) -> bool:
         if found is None:

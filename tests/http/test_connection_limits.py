@@ -193,6 +193,37 @@ async def test_slow_senders_and_readers_make_room_last_and_only_after_a_while(
                     assert (await busy.response()).status == 200
 
 
+@pytest.mark.parametrize("which", [limits(8), limits(100, 8)], ids=["in all", "of an address"])
+@pytest.mark.gen_test
+async def test_so_many_slow_senders_that_they_have_more_than_their_share_make_room_at_once(
+    slow: type[Slow], monkeypatch: pytest.MonkeyPatch, which: ConnectionLimits
+) -> None:
+    monkeypatch.setattr(server_module, "SLOW_AFTER", 1000.0)
+    counts = ConnectionCounts()
+    async with AsyncExitStack() as stack:
+        server, port = await stack.enter_async_context(serving(limits=which, counts=counts))
+
+        async def one(sent: bytes) -> Client:
+            client = await stack.enter_async_context(connected_from(port, "127.0.0.2"))
+            client.send(sent)
+            return client
+
+        senders = []
+        for number in range(8):
+            senders.append(await one(BODY))
+            await until_async(lambda number=number: len(slow.begun) > number, "the body is coming")
+        for _ in range(20):
+            served = await one(GET)
+            assert (await served.response()).status == 200
+        assert counts.accept_failures == 0
+        assert counts.shed["slow_body"] == 1  # from then on those that were served made room
+        for number in range(20):
+            await one(BODY)
+            await until_async(lambda number=number: len(slow.begun) > 8 + number, "the body is coming")
+        assert counts.accept_failures == 0
+        assert counts.open == 8
+
+
 @pytest.mark.gen_test
 async def test_what_is_closed_is_told_once_an_interval_and_counted(
     caplog: pytest.LogCaptureFixture,

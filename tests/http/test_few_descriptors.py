@@ -16,7 +16,7 @@ import pytest
 
 from tests.support.fleet import Client
 from tests.support.server_process import ServerProcess
-from tests.support.silence import own_address, silent_clients
+from tests.support.silence import half_a_head, own_address, silent_clients
 from tests.support.waiting import until
 
 FILES = 300
@@ -63,14 +63,21 @@ def warnings(server: ServerProcess) -> list[dict[str, object]]:
     return [line for line in server.log_lines() if line["level"] not in ("debug", "info")]
 
 
+def half_a_body(number: int) -> bytes:
+    """Return the beginning of a request that needs no token, or does and has none."""
+    path = b"/api/v1/auth/login" if number % 2 else b"/api/v1/sse/dashboard"
+    return b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900\r\n\r\n{" % path
+
+
 @pytest.mark.parametrize("address", [lambda number: "127.0.0.1", own_address], ids=["one address", "many"])
-def test_connections_that_send_nothing_keep_nobody_out(
-    few: ServerProcess, address: Callable[[int], str]
+@pytest.mark.parametrize("sent", [half_a_head, half_a_body])
+def test_connections_that_send_nothing_or_half_a_request_keep_nobody_out(
+    few: ServerProcess, address: Callable[[int], str], sent: Callable[[int], bytes]
 ) -> None:
     stream = Client(few.port, stream_path(few))
     try:
         stream.read_until("event: connected")
-        with silent_clients(few.port, 400, address=address):
+        with silent_clients(few.port, 400, address=address, sent=sent):
             assert_serves(few, [stream])
             assert descriptors(few) < FILES
             assert few.stop() == 0
@@ -78,7 +85,7 @@ def test_connections_that_send_nothing_keep_nobody_out(
         stream.socket.close()
     lines = warnings(few)
     assert [line["event"] for line in lines] == ["connections_shed"], lines
-    assert lines[0]["detail"] == "silent"
+    assert lines[0]["detail"] == ("silent" if sent is half_a_head else "slow_body")
 
 
 def test_before_the_first_stream_nothing_is_opened_that_could_be_missing(few: ServerProcess) -> None:

@@ -9,6 +9,11 @@ from contextlib import ExitStack, contextmanager
 HALF_A_HEAD = b"GET /healthz HTTP/1.1\r\nHo"
 
 
+def half_a_head(number: int) -> bytes:
+    """Return nothing for every second number, and half a head for the others."""
+    return HALF_A_HEAD if number % 2 else b""
+
+
 def own_address(number: int) -> str:
     """Return an address of this machine that no other number has."""
     return f"127.1.{number // 250}.{1 + number % 250}"
@@ -20,7 +25,7 @@ def silent_clients(
     count: int,
     *,
     address: Callable[[int], str] = lambda number: "127.0.0.1",
-    sent: Callable[[int], bytes] = lambda number: HALF_A_HEAD if number % 2 else b"",
+    sent: Callable[[int], bytes] = half_a_head,
 ) -> Iterator[list[socket.socket]]:
     """Connect so many times.
 
