@@ -13,6 +13,20 @@ _HEAD = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
 _END = b"\r\n\r\n"
 
 
+class _Content:
+    """Receives the content from the parser. It does not know the parser, so that both go when the body does."""
+
+    def __init__(self) -> None:
+        self.pieces: list[bytes] = []
+        self.complete = False
+
+    def on_body(self, piece: bytes) -> None:
+        self.pieces.append(piece)
+
+    def on_message_complete(self) -> None:
+        self.complete = True
+
+
 class ChunkedBody:
     """Decodes one body. Extensions and trailers are read over.
 
@@ -21,12 +35,15 @@ class ChunkedBody:
     """
 
     def __init__(self) -> None:
-        self.complete = False
-        self._content: list[bytes] = []
+        self._content = _Content()
         self._framing = 0
-        self._parser: HttpRequestParser | None = HttpRequestParser(self)
-        """None once the body is complete: parser and this object refer to each other, which would be a cycle."""
+        self._parser = HttpRequestParser(self._content)
         self._parser.feed_data(_HEAD)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all of the body has been fed."""
+        return self._content.complete
 
     def feed(self, received: bytes) -> tuple[bytes, bytes]:
         """Decode what has been received; return the content, and the bytes that are yet to be fed.
@@ -47,31 +64,20 @@ class ChunkedBody:
                     break
             self._feed(received[start:end])
             start = end
-        content, self._content = b"".join(self._content), []
+        pieces = self._content.pieces
+        content = b"".join(pieces)
+        pieces.clear()
         return content, received[start:]
 
     def _feed(self, piece: bytes) -> None:
-        assert self._parser is not None
-        pieces = len(self._content)
+        before = len(self._content.pieces)
         try:
             self._parser.feed_data(piece)
         except HttpParserError:
             raise BadRequest("the chunked body is malformed") from None
-        if self.complete:
-            self._parser = None
-        self._framing = self._framing + len(piece) if len(self._content) == pieces else 0
+        self._framing = self._framing + len(piece) if len(self._content.pieces) == before else 0
         if self._framing > MAX_FRAMING:
             raise BadRequest("the framing of the chunked body is too large")
-
-    # -- called by the parser -------------------------------------------------------------------------------
-
-    def on_body(self, content: bytes) -> None:
-        """Keep a piece of the content."""
-        self._content.append(content)
-
-    def on_message_complete(self) -> None:
-        """Note the end of the body."""
-        self.complete = True
 
 
 def _partial_end(received: bytes) -> int:

@@ -560,7 +560,7 @@ class Connection:
         self._server.receiving.stop(self)
         if exchange is None:
             return
-        exchange.end()
         callback = exchange.close_callback if delegate is None else delegate.on_connection_close
+        exchange.end()
         if callback is not None:  # later, for the caller may be the handler's own write
             self._server.loop.call_soon(callback)

@@ -86,6 +86,7 @@ class Exchange(httputil.HTTPConnection):
     def end(self) -> None:
         """Stop sending: what the handler still writes is dropped."""
         self._connection = None
+        self.close_callback = None  # it belongs to the handler, whose request has this object
 
     def set_close_callback(self, callback: Callable[[], None] | None) -> None:
         """Set what is called when the client disconnects before the response is complete."""

@@ -13,6 +13,12 @@ from sse_app.http.errors import BadRequest
 CHUNKED_BODY = -1
 """Stands for the length of a chunked body."""
 
+MAX_FIELDS = 128
+"""How many header fields a request may have: each takes far more memory than its bytes."""
+
+MAX_PARAMETERS = 128
+"""How many parameters its query may have."""
+
 _METHODS = frozenset(
     {b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"PATCH", b"OPTIONS", b"TRACE", b"CONNECT"}
 )
@@ -82,6 +88,10 @@ def parse_head(head: bytes) -> RequestHead:
     if match is None:
         raise BadRequest("the request line is malformed, or that of another protocol than HTTP/1.1 and 1.0")
     method, target, version = match.groups()
+    if head.count(b"\r\n") > MAX_FIELDS + 2:
+        raise BadRequest("there are too many headers", 431, "headers_too_large")
+    if target.count(b"&") >= MAX_PARAMETERS:
+        raise BadRequest("the query has too many parameters")
     fields = _parse(head, method)
     headers, first, repeated = fields.headers, fields.first, fields.repeated
     is_current = version == b"HTTP/1.1"

@@ -634,6 +634,20 @@ async def test_a_body_is_limited_by_the_server_where_the_handler_sets_no_limit()
             assert (await client.response()).status == 200
 
 
+@pytest.mark.parametrize(
+    ("query", "fields", "status"),
+    [(128, 1, 200), (129, 1, 400), (1, 127, 200), (1, 128, 431), (1, 2400, 431)],
+)
+@pytest.mark.gen_test
+async def test_a_head_has_at_most_128_fields_and_128_parameters(query: int, fields: int, status: int) -> None:
+    """Beside these there is ``Host``."""
+    async with serving() as (_, port), connected(port) as client:
+        target = b"&".join(b"a%d=" % number for number in range(query))
+        lines = b"".join(b"X-%d: a\r\n" % number for number in range(fields))
+        client.send(b"GET /echo?%s HTTP/1.1\r\nHost: here\r\n%s\r\n" % (target, lines))
+        assert (await client.response()).status == status
+
+
 @pytest.mark.gen_test
 async def test_a_client_that_goes_within_its_body_is_told_to_the_handler(slow: type[Slow]) -> None:
     async with serving() as (server, port):
