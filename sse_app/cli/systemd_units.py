@@ -74,8 +74,13 @@ def _texts(options: argparse.Namespace, user: str) -> dict[str, str]:
         listen=_addresses(settings.host, settings.port),
         user=user,
         calls_out=bool(settings.oidc.issuer),
-        home=any(path.is_relative_to(home) for path in seen for home in HOMES),
+        home=any(path.is_relative_to(home) for path in _with_targets(seen) for home in HOMES),
     )
+
+
+def _with_targets(paths: list[Path]) -> list[Path]:
+    """Return the paths with what they lead to: a link to an interpreter in a home is of no use where that is hidden."""
+    return [*paths, *(path.resolve() for path in paths)]
 
 
 def _settings_file(options: argparse.Namespace) -> Path | None:

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,6 +104,34 @@ def test_settings_that_the_services_user_cannot_read_are_refused(tmp_path: Path,
     assert done.returncode == 0, done.stderr
     assert f'"SSE_APP_CONFIG={folder / "good.toml"}"' in (tmp_path / "units/sse-app.service").read_text()
     assert "ListenStream=127.0.0.1:8123\n" in (tmp_path / "units/sse-app.socket").read_text()
+
+
+@as_root
+def test_an_interpreter_in_a_home_is_seen_by_the_service_also_through_a_link(
+    tmp_path: Path, folder: Path
+) -> None:
+    with tempfile.TemporaryDirectory(dir="/root") as home:
+        shutil.copy(Path(sys.executable).resolve(), Path(home) / "python")
+        (folder / "python").symlink_to(Path(home) / "python")
+        done = subprocess.run(
+            [
+                str(folder / "python"),
+                "-m",
+                "sse_app",
+                "systemd",
+                "install",
+                *("--run-as", USER, "--unit-dir", str(tmp_path / "units")),
+            ],
+            env=clean_environment(PYTHONPATH=f"{ROOT}:{sysconfig.get_path('purelib')}"),
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    assert done.returncode == 0, done.stderr
+    service = (tmp_path / "units/sse-app.service").read_text()
+    assert f"ExecStart={folder}/python -m sse_app serve\n" in service
+    assert "ProtectHome=read-only\n" in service
+    assert f"the user {USER} has no access to /root" in done.stderr
 
 
 def test_a_user_that_is_not_there_is_refused_with_the_command_that_makes_it(tmp_path: Path) -> None:
