@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
-from sse_app.auth.accounts.accounts import Accounts
+from sse_app.auth.accounts.accounts import Accounts, check_new_account
 from sse_app.auth.accounts.passwords import PasswordThreads
 from sse_app.cli.auth_store import auth_store, note
 from sse_app.cli.options import grants_of, settings_of, warn_of_uncovered
@@ -34,6 +34,7 @@ def add(options: argparse.Namespace) -> None:
         StateDirectory(settings.state_dir, create=False)  # before a password is asked for
     warn_of_uncovered(granted, settings)
     password = _password(options)
+    check_new_account(options.name, password, granted, settings.auth)  # before state is begun for it
     _change(
         options,
         "user_added",

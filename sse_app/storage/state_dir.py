@@ -50,6 +50,8 @@ class StateDirectory:
             )
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except FileExistsError:
+            raise StateError(f"cannot use the state directory {path}: it is not a directory") from None
         except OSError as error:
             raise StateError(f"cannot use the state directory {path}: {error.strerror}") from None
         self.check()

@@ -142,6 +142,36 @@ def test_state_that_user_add_begins_is_what_the_server_and_the_other_commands_us
     assert run(tmp_path, "user").stdout == "ann\nbob\n"
 
 
+@pytest.mark.parametrize(
+    ("words", "input", "reason"),
+    [
+        (["ann"], "short\n", "a password has 8"),
+        (["-ann" * 30], PASSWORD, "a user name is"),
+        (
+            ["ann", "--subscribe", ",".join(f"channel.{number}.{'x' * 60}" for number in range(300))],
+            PASSWORD,
+            "a token that grants all",
+        ),
+    ],
+)
+def test_an_account_that_cannot_be_made_begins_no_state(
+    tmp_path: Path, words: list[str], input: str, reason: str
+) -> None:
+    added = run(
+        tmp_path, "user", "add", "--init", "--password-stdin", *words[1:], "--", words[0], input=input
+    )
+    assert added.returncode == 1
+    assert added.stderr.splitlines()[-1].startswith(f"sse-app: {reason}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_state_directory_that_is_a_file_is_named_as_such_once(tmp_path: Path) -> None:
+    (tmp_path / "var").write_text("")
+    for command in ("check-config", "serve"):
+        lines = run(tmp_path, command, SSE_APP_PORT="0").stderr.splitlines()
+        assert len([line for line in lines if line.endswith("var: it is not a directory")]) == 1
+
+
 def test_at_a_terminal_user_add_asks_before_it_begins_new_state(tmp_path: Path) -> None:
     question = f"there is no state in {tmp_path / 'var'} yet; begin a new one there? [y/N] "
     words = ["user", "add", "ann"]

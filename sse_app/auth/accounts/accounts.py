@@ -51,12 +51,8 @@ class Accounts:
             InvalidInput: the name or the password will not do, or the name is taken.
             TokenTooLarge: the grants do not fit into a token.
         """
-        if not _NAME.fullmatch(name):
-            raise InvalidInput(
-                "a user name is letters, digits and _ . @ -, at most 64, and begins with a letter or digit"
-            )
-        self._require_room(name, grants)
-        hashed = await self._checked_hash(password)
+        check_new_account(name, password, grants, self._auth)
+        hashed = await self._threads.run(lambda: hash_password(password))
         if not await self._store.add_account(Account(name, grants, disabled=False), hashed):
             raise InvalidInput(f"user {name} exists already")
 
@@ -66,7 +62,8 @@ class Accounts:
         Raises:
             InvalidInput: there is no such user, or the password will not do.
         """
-        hashed = await self._checked_hash(password)
+        _require_length(password)
+        hashed = await self._threads.run(lambda: hash_password(password))
         _require(name, await self._store.set_password(name, hashed))
 
     async def set_grants(self, name: str, grants: Grants) -> None:
@@ -76,7 +73,7 @@ class Accounts:
             InvalidInput: there is no such user.
             TokenTooLarge: the grants do not fit into a token.
         """
-        self._require_room(name, grants)
+        _require_room(name, grants, self._auth)
         _require(name, await self._store.set_grants(name, grants))
 
     async def disable(self, name: str) -> None:
@@ -137,14 +134,29 @@ class Accounts:
             await self._store.replace_password_hash(name, found.password_hash, renewed)
         return found.account
 
-    def _require_room(self, name: str, grants: Grants) -> None:
-        own = own_patterns(self._auth.own_channels, name)
-        require_room(self._auth, name, grants.with_subscriptions(own))
 
-    async def _checked_hash(self, password: str) -> str:
-        if not MIN_PASSWORD_LENGTH <= len(password) <= MAX_PASSWORD_LENGTH:
-            raise InvalidInput(f"a password has {MIN_PASSWORD_LENGTH} to {MAX_PASSWORD_LENGTH} characters")
-        return await self._threads.run(lambda: hash_password(password))
+def check_new_account(name: str, password: str, grants: Grants, auth: Auth) -> None:
+    """Look whether an account can be made, but for its name being taken.
+
+    Raises:
+        InvalidInput: the name or the password will not do.
+        TokenTooLarge: the grants do not fit into a token.
+    """
+    if not _NAME.fullmatch(name):
+        raise InvalidInput(
+            "a user name is letters, digits and _ . @ -, at most 64, and begins with a letter or digit"
+        )
+    _require_room(name, grants, auth)
+    _require_length(password)
+
+
+def _require_room(name: str, grants: Grants, auth: Auth) -> None:
+    require_room(auth, name, grants.with_subscriptions(own_patterns(auth.own_channels, name)))
+
+
+def _require_length(password: str) -> None:
+    if not MIN_PASSWORD_LENGTH <= len(password) <= MAX_PASSWORD_LENGTH:
+        raise InvalidInput(f"a password has {MIN_PASSWORD_LENGTH} to {MAX_PASSWORD_LENGTH} characters")
 
 
 def _require(name: str, known: bool) -> None:

@@ -74,7 +74,7 @@ class KeyRing:
             owners = (ROOT, os.geteuid(), directory.stat().st_uid)
             keys = [_read(file, directory, owners) for file in files]
         except OSError as error:
-            raise StateError(f"cannot use the keys in {directory}: {error}") from error
+            raise StateError(f"cannot use the keys in {directory}: {error.strerror}") from error
         twice = {key.id for key in keys if sum(other.id == key.id for other in keys) > 1}
         if twice:
             raise StateError(f"two keys in {directory} have the id {min(twice)!a}")
