@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Protocol
 
@@ -10,6 +11,11 @@ CUSTOMER_PREFIX = 64
 """How many bits of an IPv6 address name its network: one customer, often one machine, has all addresses below."""
 
 LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
+
+_REMEMBERED = 1024
+"""How many addresses are remembered as they were read: each request reads some, again and again the same."""
+_LONGEST_REMEMBERED = 64
+"""How long a text is at most that is remembered: with a zone an address may be as long as a header."""
 
 UNIX_SOCKET = "0.0.0.0"
 """Stands for the address of a client at the other end of a Unix socket, as with Tornado."""
@@ -33,10 +39,17 @@ def parse_address(text: str) -> IPv4Address | IPv6Address:
     Raises:
         ValueError: the text is not an IP address.
     """
+    return _remembered(text) if len(text) <= _LONGEST_REMEMBERED else _parsed(text)
+
+
+def _parsed(text: str) -> IPv4Address | IPv6Address:
     parsed = ip_address(text)
     if not isinstance(parsed, IPv6Address):
         return parsed
     return parsed.ipv4_mapped or (parsed if parsed.scope_id is None else IPv6Address(int(parsed)))
+
+
+_remembered = lru_cache(_REMEMBERED)(_parsed)
 
 
 def is_in(address: str, networks: Iterable[Network]) -> bool:
