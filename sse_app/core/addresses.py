@@ -70,6 +70,10 @@ def network_of(address: str, prefix: int = CUSTOMER_PREFIX) -> str:
         address: as the socket or `handlers.client_address` names it.
         prefix: how many bits an IPv6 network has in common.
     """
+    return (_remembered_network if len(address) <= _LONGEST_REMEMBERED else _network)(address, prefix)
+
+
+def _network(address: str, prefix: int) -> str:
     try:
         parsed = parse_address(address)
     except ValueError:
@@ -80,3 +84,6 @@ def network_of(address: str, prefix: int = CUSTOMER_PREFIX) -> str:
         host_bits = 128 - prefix
         return str(IPv6Address(int(parsed) >> host_bits << host_bits))
     return str(parsed)
+
+
+_remembered_network = lru_cache(_REMEMBERED)(_network)

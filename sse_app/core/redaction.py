@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from urllib.parse import unquote
 
 LONGEST_READ = 16 * 1024
@@ -45,7 +46,10 @@ _SIGNS = (
 def may_hold_secret(text: str) -> bool:
     """Return whether it is worth a closer look: hardly ever true, and much quicker than the expression."""
     lower = text.lower()
-    return any(sign in lower for sign in _SIGNS)
+    for sign in _SIGNS:  # noqa: SIM110 - each line of the log comes here: twice as quick as any()
+        if sign in lower:
+            return True
+    return False
 
 
 def redact(text: str) -> str:
@@ -74,5 +78,12 @@ def loggable(text: str, length: int) -> str:
 
 def loggable_path(path: str) -> str:
     """Return the path of a request for a log line, or ``[redacted]`` if a token stands in it, even URL-encoded."""
+    return (_remembered_path if len(path) <= PATH_LENGTH else _loggable_path)(path)
+
+
+def _loggable_path(path: str) -> str:
     decoded = unquote(path)
     return loggable(path, PATH_LENGTH) if redact(decoded) == decoded else "[redacted]"
+
+
+_remembered_path = lru_cache(1024)(_loggable_path)

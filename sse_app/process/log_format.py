@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import select
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import orjson
@@ -73,6 +74,11 @@ def _shortened(traceback: str, length: int) -> str:
     return "\n".join(map(printable, text.split("\n")))
 
 
+@lru_cache(256)
+def _loggable_name(name: str) -> str:
+    return loggable(name, 100)
+
+
 class LineFormatter(logging.Formatter):
     """Formats a record within `LINE_BYTES`."""
 
@@ -127,7 +133,7 @@ class JSONFormatter(LineFormatter):
             "level": record.levelname.lower(),
             "event": content.event,
             **content.fields,
-            "logger": loggable(record.name, 100),
+            "logger": _loggable_name(record.name),
         }
         if content.traceback:
             line["exception"] = content.traceback

@@ -21,6 +21,10 @@ ITEM_OVERHEAD = 64
 FLUSH_TIMEOUT = 1.0
 """For how many seconds the end of the process waits for the lines that are queued."""
 
+REST = 0.02
+"""For how many seconds the thread rests after it has written all: where lines come thick and fast, they are written
+together. To wake it costs the thread that logs more than the line."""
+
 BATCH_BYTES = 32 * 1024
 """How many bytes are written at once, except into a pipe: a Unix socket takes so many without mixing them with those of
 another process."""
@@ -55,6 +59,8 @@ class LogWriter(logging.Handler):
         self._overflowing = False
         """Whether lines are dropped until all that waits is written, so that the gap is at one place."""
         self._reported = 0
+        self._hurry = threading.Event()
+        """Set while a caller waits until all is written."""
         self._torn = False
         """Whether the last line was written only in part."""
         self._thread: threading.Thread | None = None
@@ -100,7 +106,9 @@ class LogWriter(logging.Handler):
         if self._thread is not None:
             written = threading.Event()
             self._queue.put(written)
+            self._hurry.set()
             written.wait(FLUSH_TIMEOUT)
+            self._hurry.clear()
 
     def _encoded(self, record: logging.LogRecord) -> bytes:
         return self.format(record).encode("utf-8", "backslashreplace") + b"\n"
@@ -136,6 +144,8 @@ class LogWriter(logging.Handler):
                 size += len(following)
                 following = None
             is_written = self._write(b"".join(lines))
+            if self._queue.empty() and following is None:
+                self._hurry.wait(REST)
             with self._accounts:
                 self._waiting_bytes -= size + ITEM_OVERHEAD * len(lines)
                 if not is_written:
