@@ -27,6 +27,12 @@ def run(folder: Path, *words: str, input: str = "", **variables: str) -> subproc
     return run_program(*words, environment=clean_environment(**variables), cwd=folder, input=input)
 
 
+def _take_terminal() -> None:
+    """Make the terminal that of the new session, so that Ctrl-C there is a signal; a background job may ignore it."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def at_a_terminal(folder: Path, words: list[str], answers: list[tuple[str, str]]) -> tuple[int, str]:
     """Run a command at a terminal, type each answer once its question has come; return status and output."""
     ours, theirs = pty.openpty()
@@ -38,21 +44,14 @@ def at_a_terminal(folder: Path, words: list[str], answers: list[tuple[str, str]]
         stdout=theirs,
         stderr=theirs,
         start_new_session=True,
-        # The terminal becomes that of the new session, so that Ctrl-C there is a signal.
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        preexec_fn=_take_terminal,
     )
     os.close(theirs)
-    said = typed = ""
+    said = ""
 
     def more() -> bool:
         nonlocal said
-        for _ in range(30):
-            if select.select([ours], [], [], 2)[0]:
-                break
-            if typed == "\x03":  # Python misses one that comes just before it begins to read
-                os.write(ours, b"\x03")
-        else:
-            raise AssertionError(said)
+        assert select.select([ours], [], [], 60)[0], said
         try:
             part = os.read(ours, 4096).decode()
         except OSError:  # EIO: the other side is closed
@@ -64,7 +63,6 @@ def at_a_terminal(folder: Path, words: list[str], answers: list[tuple[str, str]]
         for question, answer in answers:
             while question not in said:
                 assert more(), said
-            typed = answer
             os.write(ours, answer.encode())
         while more():
             pass

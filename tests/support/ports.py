@@ -9,9 +9,13 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def reserved_port() -> Iterator[int]:
-    """Yield a port of 127.0.0.1 that only a server started for this test will get."""
-    with _reservation() as reservation:
+def reserved_port(*, everywhere: bool = False) -> Iterator[int]:
+    """Yield a port that only a server started for this test will get.
+
+    Args:
+        everywhere: of all addresses of both families, for a server that listens on them; else of 127.0.0.1.
+    """
+    with _reservation(everywhere) as reservation:
         yield _port_of(reservation)
 
 
@@ -22,7 +26,7 @@ def reserve_port(owner: object) -> int:
     return _port_of(reservation)
 
 
-def _reservation() -> socket.socket:
+def _reservation(everywhere: bool = False) -> socket.socket:
     """Return a socket that is bound and does not listen.
 
     With SO_REUSEADDR on both, a server may bind the same port and listen on it (socket(7)), again after each
@@ -30,9 +34,11 @@ def _reservation() -> socket.socket:
     any, nor to an outgoing connection. A port that is found by binding and closing may be taken by another test
     before the server binds it.
     """
-    reservation = socket.socket()
+    reservation = socket.socket(socket.AF_INET6 if everywhere else socket.AF_INET)
     reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    reservation.bind(("127.0.0.1", 0))
+    if everywhere:
+        reservation.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    reservation.bind(("::" if everywhere else "127.0.0.1", 0))
     return reservation
 
 

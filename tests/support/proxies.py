@@ -182,7 +182,7 @@ def nginx(
 @contextmanager
 def caddy(upstream: int, certificate: Certificate, folder: Path) -> Iterator[Proxy]:
     """Run Caddy on the configuration that comes with the server."""
-    with reserved_port() as port, reserved_port() as unencrypted:
+    with reserved_port(everywhere=True) as port, reserved_port(everywhere=True) as unencrypted:
         url = f"https://localhost:{port}"
         environment = {
             "SSE_APP_SITE": url,
