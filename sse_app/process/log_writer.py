@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import select
 import stat
 import threading
+import time
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 
@@ -22,8 +24,8 @@ FLUSH_TIMEOUT = 1.0
 """For how many seconds the end of the process waits for the lines that are queued."""
 
 REST = 0.02
-"""For how many seconds the thread rests after it has written all: where lines come thick and fast, they are written
-together. To wake it costs the thread that logs more than the line."""
+"""For how many seconds the thread rests after it has written twice within that time: where lines come thick and fast, they
+are written together. To wake it costs the thread that logs more than the line."""
 
 BATCH_BYTES = 32 * 1024
 """How many bytes are written at once, except into a pipe: a Unix socket takes so many without mixing them with those of
@@ -122,6 +124,7 @@ class LogWriter(logging.Handler):
             of_pipe = False
         batch_bytes = select.PIPE_BUF if of_pipe else BATCH_BYTES
         following: bytes | threading.Event | None = None
+        now = -math.inf
         while True:
             if following is None and self._queue.empty():
                 self._report_gap()
@@ -144,7 +147,8 @@ class LogWriter(logging.Handler):
                 size += len(following)
                 following = None
             is_written = self._write(b"".join(lines))
-            if self._queue.empty() and following is None:
+            before, now = now, time.monotonic()
+            if now - before < REST and following is None and self._queue.empty():
                 self._hurry.wait(REST)
             with self._accounts:
                 self._waiting_bytes -= size + ITEM_OVERHEAD * len(lines)

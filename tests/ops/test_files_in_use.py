@@ -96,7 +96,7 @@ def test_a_log_that_is_not_at_its_place_is_noticed_without_a_publish(
 ) -> None:
     take_away(server.state_dir, "events.db")
     until(lambda: not ready(server), "the server is not ready")
-    assert len(lines(server, "event_log_unavailable")) == 1
+    until(lambda: len(lines(server, "event_log_unavailable")) == 1, "the log says so")
     assert "events.db" in lines(server, "event_log_unavailable")[0]
 
 
