@@ -24,8 +24,8 @@ FLUSH_TIMEOUT = 1.0
 """For how many seconds the end of the process waits for the lines that are queued."""
 
 REST = 0.02
-"""For how many seconds the thread rests after it has written twice within that time: where lines come thick and fast, they
-are written together. To wake it costs the thread that logs more than the line."""
+"""For how many seconds the thread rests once it has written twice within that time: where lines come thick and fast,
+they are written together. To wake it costs the thread that logs more than the line."""
 
 BATCH_BYTES = 32 * 1024
 """How many bytes are written at once, except into a pipe: a Unix socket takes so many without mixing them with those of
