@@ -148,6 +148,7 @@ def test_a_file_that_is_cut_under_a_server_stops_it_until_a_backup_is_there(
     until(lambda: not ready(server), "the server is not ready")
     assert (publish(server).status_code if name == "events.db" else login(server)) == 503
     event = "event_log_unavailable" if name == "events.db" else "accounts_unavailable"
+    until(lambda: lines(server, event), "the log says so")
     assert f"{name} is damaged" in lines(server, event)[0]
     assert server.stop() == 0
     refused = run_program("serve", environment=server.environment)
@@ -195,6 +196,7 @@ def test_nothing_is_acknowledged_once_the_write_ahead_log_is_cut(
         assert (publish(server).status_code if name == "events.db" else login(server)) == 503
     assert not ready(server)
     event = "event_log_unavailable" if name == "events.db" else "accounts_unavailable"
+    until(lambda: lines(server, event), "the log says so")
     assert f"{name} is damaged" in lines(server, event)[0]
 
 

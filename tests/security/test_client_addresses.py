@@ -211,6 +211,7 @@ def test_a_server_behind_a_proxy_that_it_does_not_trust_says_so(
         behind = Behind(server)
         for _ in range(3):
             assert behind.ask("/nope", "X-Forwarded-For: 203.0.113.7:4711", by="127.0.0.1") == 404
+        until(lambda: _told(server), "the log says so")
         assert [line["address"] for line in _told(server)] == ["127.0.0.1"]
 
 
