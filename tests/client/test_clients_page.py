@@ -80,7 +80,8 @@ def lifetimes(long: bool) -> dict[str, int]:
 def numbered_alerts(server: ServerProcess, seconds: float) -> int:
     """Publish a numbered alert every half second for so long, and return how many."""
     begun, number = time.monotonic(), 0
-    with server.publisher() as publisher:
+    headers = {"Authorization": f"Bearer {server.access_token(ttl=seconds + 300)}"}
+    with httpx.Client(base_url=server.url, headers=headers, timeout=30) as publisher:
         while time.monotonic() - begun < seconds:
             number += 1
             alert(publisher, number)
