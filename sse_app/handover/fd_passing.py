@@ -7,8 +7,10 @@ crashes in between leaves all of it for the next one.
 from __future__ import annotations
 
 import array
+import errno
 import os
 import socket
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -16,6 +18,11 @@ from sse_app.core.errors import SSEAppError
 
 SOCKETS_A_MESSAGE = 253
 """SCM_MAX_FD (unix(7))."""
+
+CROWDED_TIMEOUT = 1.0
+CROWDED_PAUSE = 0.01
+"""For how many seconds it is tried again, and how often, where too many sockets of this user are on their way: the
+kernel counts those of all processes against the limit of this one (unix(7), ETOOMANYREFS)."""
 
 _SO_SNDBUFFORCE = 32  # socket(7); Python has no name for it
 _BUFFER = 4 * 1024 * 1024
@@ -69,7 +76,15 @@ def send(to: socket.socket, text: bytes, descriptors: Sequence[int], *, last: bo
 
 def _send(to: socket.socket, kind: bytes, descriptors: Sequence[int]) -> None:
     passed = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
-    to.sendmsg([kind], passed)
+    deadline = time.monotonic() + CROWDED_TIMEOUT
+    while True:
+        try:
+            to.sendmsg([kind], passed)
+            return
+        except OSError as error:
+            if error.errno != errno.ETOOMANYREFS or time.monotonic() > deadline:
+                raise
+            time.sleep(CROWDED_PAUSE)
 
 
 class Arrival:

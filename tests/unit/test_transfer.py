@@ -6,6 +6,8 @@ import gc
 import os
 import resource
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -296,3 +298,32 @@ def test_what_does_not_fit_is_an_error_and_waits_for_nobody(ends: Ends) -> None:
 def send_for_ever(sending: socket.socket, descriptors: Sequence[int]) -> None:
     while True:
         send(sending, b"text", descriptors, last=False)
+
+
+CROWD = """
+import os, resource, socket, threading
+from sse_app.handover.fd_passing import Arrival, channel, send
+
+os.setgid(65534)
+os.setuid(65534)
+resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
+others, theirs = socket.socketpair()
+try:
+    for _ in range(100):  # as another service of this user does, which may have more
+        socket.send_fds(others, [b"x"], [0])
+except OSError as error:
+    print(error.strerror)
+threading.Timer(0.3, theirs.close).start()
+sending, receiving = channel()
+send(sending, b"streams", [1, 2])
+print(*[(text.decode(), len(sockets)) for text, sockets in Arrival(receiving).parts])
+"""
+"""Hands something over while too many descriptors of the same user are on their way, and for a while only."""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root takes another user's place")
+def test_a_handover_waits_a_little_where_too_many_sockets_of_the_user_are_on_their_way() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", CROWD], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.stdout.splitlines() == ["Too many references: cannot splice", "('streams', 2)"], done.stderr
