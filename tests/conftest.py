@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from tornado import web
@@ -22,7 +22,7 @@ from tests.support.hostility import (
 from tests.support.house import house as house
 from tests.support.house import limited as limited
 from tests.support.house import the_log_stays_quiet as the_log_stays_quiet
-from tests.support.server_process import ServerProcess
+from tests.support.server_process import ServerProcess, starting
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -87,20 +87,7 @@ def start_server(tmp_path: Path) -> Iterator[Callable[..., ServerProcess]]:
 
     Its log is checked at the end: no traceback, no token, nothing worse than what the test says it expects.
     """
-    servers: list[ServerProcess] = []
-
-    def start(**settings: Any) -> ServerProcess:
-        settings.setdefault("state_dir", tmp_path / "state")
-        server = ServerProcess(**settings)
-        servers.append(server)
-        server.start()
-        return server
-
-    yield start
-    for server in servers:
-        server.stop()
-    for server in servers:
-        server.check_log()
+    yield from starting(lambda **settings: ServerProcess(**{"state_dir": tmp_path / "state", **settings}))
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 
@@ -204,6 +204,26 @@ class ServerProcess:
 
 def _lines(text: str) -> list[dict[str, object]]:
     return [json.loads(line) for line in text.split("\n") if line]
+
+
+Server = TypeVar("Server", bound=ServerProcess)
+
+
+def starting(make: Callable[..., Server]) -> Iterator[Callable[..., Server]]:
+    """Yield a function that makes and starts servers; at the end they are stopped, and their logs are checked."""
+    servers: list[Server] = []
+
+    def start(**settings: Any) -> Server:
+        server = make(**settings)
+        servers.append(server)
+        server.start()
+        return server
+
+    yield start
+    for server in servers:
+        server.stop()
+    for server in servers:
+        server.check_log()
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from sse_app.auth.tokens.keyring import KeyRing
 from sse_app.settings.model import Settings
 from tests.support.people import Ear
 from tests.support.programs import require
-from tests.support.server_process import ServerProcess
+from tests.support.server_process import ServerProcess, starting
 
 SOURCE = Path(__file__).with_suffix(".c")
 MINUTE, HOUR, YEAR = 60.0, 3600.0, 365 * 86_400.0
@@ -103,20 +103,8 @@ def wall_clock(clock_library: Path, tmp_path: Path) -> Iterator[WallClock]:
 @pytest.fixture
 def start(wall_clock: WallClock, tmp_path: Path) -> Iterator[Callable[..., ClockedServer]]:
     """A function that starts a server by the clock; its log is checked at the end."""
-    servers: list[ClockedServer] = []
-
-    def start(**settings: Any) -> ClockedServer:
-        settings = {"state_dir": tmp_path / "state", "KEEPALIVE__PING_INTERVAL": 0.5, **settings}
-        server = ClockedServer(wall_clock, **settings)
-        servers.append(server)
-        server.start()
-        return server
-
-    yield start
-    for server in servers:
-        server.stop()
-    for server in servers:
-        server.check_log()
+    defaults = {"state_dir": tmp_path / "state", "KEEPALIVE__PING_INTERVAL": 0.5}
+    yield from starting(lambda **settings: ClockedServer(wall_clock, **{**defaults, **settings}))
 
 
 @pytest.fixture
