@@ -12,7 +12,6 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sse_app.auth import store
 from sse_app.auth.records import (
     Account,
     AuditEntry,
@@ -26,6 +25,7 @@ from sse_app.auth.store import (
     AUDIT_KEPT,
     REPEATABLE,
     SESSIONS_KEPT,
+    SPENT_KEPT,
     AuthStore,
     RefreshRefused,
 )
@@ -323,7 +323,7 @@ class SqliteAuthStore(AuthStore):
                     connection.execute(
                         "DELETE FROM refresh_tokens WHERE digest IN (SELECT digest FROM refresh_tokens "
                         "WHERE session = ? AND spent ORDER BY seed IS NULL, spent_at DESC LIMIT -1 OFFSET ?)",
-                        (session, store.SPENT_KEPT),
+                        (session, SPENT_KEPT),
                     )
                 return Continued(session, _account(*account), expires_at, first_seed if repeated else seed)
             _revoke(connection, Revocation.of_session(session))

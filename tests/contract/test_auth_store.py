@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import sse_app
-from sse_app.auth import store as auth_store
+from sse_app.auth import sqlite_store
 from sse_app.auth.audit import Audit
 from sse_app.auth.records import Account, AuditEntry, Continued, Credentials, Revocation, Scope, SessionLimits
 from sse_app.auth.revocations import Revocations
@@ -383,7 +383,7 @@ async def test_a_token_that_was_spent_some_time_ago_ends_its_session_also_if_the
 async def test_of_many_refreshes_the_last_spent_tokens_are_kept(
     made: Implementation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(auth_store, "SPENT_KEPT", 5)
+    monkeypatch.setattr(sqlite_store, "SPENT_KEPT", 5)
     async with opened(made) as store:
         await store.add_account(ANN, "hash")
         now = time.time()
