@@ -59,24 +59,24 @@ def send(to: socket.socket, text: bytes, descriptors: Sequence[int], *, last: bo
     Raises:
         OSError: not all of it was sent.
     """
+    deadline = time.monotonic() + CROWDED_TIMEOUT
     file = os.memfd_create("handover")
     try:
         with memoryview(text) as view:
             written = 0
             while written < len(text):
                 written += os.write(file, view[written:])
-        _send(to, _TEXT, [file])
+        _send(to, _TEXT, [file], deadline)
     finally:
         os.close(file)
     for start in range(0, len(descriptors), SOCKETS_A_MESSAGE):
-        _send(to, _SOCKETS, descriptors[start : start + SOCKETS_A_MESSAGE])
+        _send(to, _SOCKETS, descriptors[start : start + SOCKETS_A_MESSAGE], deadline)
     if last:
-        _send(to, _END, [])
+        _send(to, _END, [], deadline)
 
 
-def _send(to: socket.socket, kind: bytes, descriptors: Sequence[int]) -> None:
+def _send(to: socket.socket, kind: bytes, descriptors: Sequence[int], deadline: float) -> None:
     passed = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
-    deadline = time.monotonic() + CROWDED_TIMEOUT
     while True:
         try:
             to.sendmsg([kind], passed)
