@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import select
+from abc import ABC, abstractmethod
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -79,7 +80,7 @@ def _loggable_name(name: str) -> str:
     return loggable(name, 100)
 
 
-class LineFormatter(logging.Formatter):
+class LineFormatter(logging.Formatter, ABC):
     """Formats a record within `LINE_BYTES`."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -91,9 +92,9 @@ class LineFormatter(logging.Formatter):
                 break
         return line
 
+    @abstractmethod
     def line(self, record: logging.LogRecord, content: Content) -> str:
         """Return the line of such content."""
-        raise NotImplementedError
 
     def _content(self, record: logging.LogRecord, share: int) -> Content:
         length = TEXT_LENGTH // share
