@@ -57,7 +57,7 @@ class AuthStore(ABC):
     @property
     @abstractmethod
     def available(self) -> bool:
-        """Whether the last attempt to use the store succeeded; while it did not, the store is tried by itself."""
+        """Whether the last attempt to use the store succeeded; while it did not, the store tries again now and then."""
 
     @property
     @abstractmethod

@@ -111,7 +111,7 @@ def _handles_upgrade(pid: int) -> bool:
     """Return whether a process of this user, in the same PID namespace, handles SIGUSR2, which else would end it."""
     fields: dict[str, list[str]] = {}
     with suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        for line in Path(f"/proc/{pid}/status").read_text().split("\n"):
             name, _, text = line.partition(":")
             fields[name] = text.split()
     try:

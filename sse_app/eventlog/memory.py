@@ -129,7 +129,7 @@ class MemoryEventLog(EventLog):
         empty = [(channel.last_seq, name) for name, channel in self._channels.items() if not channel.events]
         for last_seq, name in sorted(empty)[:-EMPTY_CHANNELS]:
             del self._channels[name]
-            self._forgotten = last_seq
+            self._forgotten = max(self._forgotten, last_seq)
 
     def _trimmed(self, name: ChannelName) -> int:
         """Return the ``seq`` of the last event of a channel that is not kept, as far as there may be one."""

@@ -19,7 +19,7 @@ SIGNS_OF_A_PROXY = (
     "X-Forwarded-Host",
     "X-Forwarded-Proto",
 )
-"""Headers that a proxy adds, and no client that asks by itself."""
+"""Headers that a proxy adds, and that no client sends which asks directly."""
 
 _WITH_PORT = re.compile(r"(?:\[([^\[\]]*:[^\[\]]*)\]|([0-9.]+)(?=:))(?::[0-9]{1,5})?")
 """An address as it stands before a port, as some proxies add one: an IPv6 address is in brackets (RFC 3986 §3.2.2)."""

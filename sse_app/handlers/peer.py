@@ -26,7 +26,7 @@ class PeerHandler(OriginHandler):
     """Knows the address of the client, behind proxies too, and refuses names that this server does not serve."""
 
     any_host = False
-    """Whether it answers whatever the ``Host`` is, for load balancers that have a name of their own for the server."""
+    """Whether requests for any ``Host`` are answered: load balancers have names of their own for the server."""
 
     @property
     def address(self) -> str:

@@ -39,7 +39,7 @@ def upgrade_obstacle(pid: int) -> str | None:
         return _OBSTACLE.format("the container's process 1")
     try:
         status = Path(f"/proc/{pid}/status").read_text()
-        parent = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("PPid:"))
+        parent = next(int(line.split()[1]) for line in status.split("\n") if line.startswith("PPid:"))
         if parent == 0:
             return _OBSTACLE.format("the process that the container was started with")
         name = Path(f"/proc/{parent}/comm").read_text().strip()

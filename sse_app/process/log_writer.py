@@ -99,7 +99,7 @@ class LogWriter(logging.Handler):
     def _start(self) -> None:
         """Start the thread, at the first line only: a process without threads starts faster."""
         thread = threading.Thread(target=self._write_lines, name="log", daemon=True)
-        with suppress(RuntimeError):  # no thread can be had now; the next line tries again
+        with suppress(RuntimeError):  # no thread can be started now; the next line tries again
             thread.start()
             self._thread = thread
 

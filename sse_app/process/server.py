@@ -288,7 +288,7 @@ class Server:
             if number == signal.SIGTERM and self._store and not await self._systemd.stops_for_good():
                 await self._hand_over(self._store)
             await self._drain()
-        finally:  # whatever fails, the process that was asked to end does
+        finally:  # a process that was asked to end ends, also if a step fails
             self._ended.set()
 
     async def _hand_over(self, store: FdStore) -> None:

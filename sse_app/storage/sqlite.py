@@ -345,7 +345,7 @@ def _require_whole_wal(path: Path) -> None:
         sqlite3.OperationalError: it cannot be found out, because another process moves the log into the database.
     """
     with closing(connect(path)) as connection:
-        # Nobody adds to the log meanwhile, or begins it anew; of what there is, this says how much.
+        # No process adds to the log meanwhile, or begins it anew; this says how many frames there are.
         busy, frames, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
         if busy:
             raise sqlite3.OperationalError("its write-ahead log is in use by another process")
