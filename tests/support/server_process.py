@@ -179,20 +179,30 @@ class ServerProcess:
 
     def log_lines(self) -> list[dict[str, object]]:
         """Return the lines of the log."""
-        return _lines(self.log_path.read_text())
+        return _lines(self._log())
+
+    def _log(self) -> str:
+        """Return the text of the log, once no line is just being written."""
+        text = ""
+
+        def is_whole() -> bool:
+            nonlocal text
+            text = self.log_path.read_text()
+            return not text or text.endswith("\n")
+
+        until(is_whole, f"the last line of {self.log_path} is complete")
+        return text
 
     @contextmanager
     def log_stays_quiet(self) -> Iterator[None]:
         """Fail where something of level warning or above that is not expected is logged meanwhile."""
-        before = self.log_path.stat().st_size
+        before = len(self._log())
         yield
-        with self.log_path.open("rb") as log:
-            log.seek(before)
-            self._check(log.read().decode())
+        self._check(self._log()[before:])
 
     def check_log(self) -> None:
         """Fail where the log has a token, a traceback, or a line of level warning or above not expected."""
-        self._check(self.log_path.read_text())
+        self._check(self._log())
 
     def _check(self, text: str) -> None:
         assert not _TOKEN.search(text), _TOKEN.findall(text)
