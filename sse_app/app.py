@@ -28,13 +28,14 @@ class SSEApp:
         settings: its settings; host, port and log format concern only `sse_app.process.server`.
         locked: whether to lock the state directory against other servers; False where another process
             hands its lock over.
+        worker: the number of this process among several on the same state directory; 0 where it is alone.
 
     Raises:
         StateError: the state directory cannot be used, or another server uses it.
     """
 
-    def __init__(self, settings: Settings, *, locked: bool = True) -> None:
-        self.node = Node(settings, locked=locked)
+    def __init__(self, settings: Settings, *, locked: bool = True, worker: int = 0) -> None:
+        self.node = Node(settings, locked=locked, worker=worker)
 
     async def start(self) -> None:
         """Open the event log and begin to serve; call it on the event loop, before requests come.

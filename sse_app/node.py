@@ -65,25 +65,27 @@ class Node:
     Args:
         settings: what to make the parts from.
         locked: whether to lock the state directory against other servers.
+        worker: the number of this process among several on the same state directory; 0 where it is alone.
 
     Raises:
         StateError: the state directory cannot be used, or another server uses it.
     """
 
-    def __init__(self, settings: Settings, *, locked: bool = True) -> None:
+    def __init__(self, settings: Settings, *, locked: bool = True, worker: int = 0) -> None:
         self.settings = settings
         self.lifecycle = Lifecycle()
         self.channels = ChannelPatterns(settings.channels)
-        self.state = StateDirectory(settings.state_dir)
-        # First of all: a first start that is cut short must not look like one whose accounts were lost.
-        require_auth_store(self.state, stored_event_log(settings.event_log, self.state))
-        if locked:
-            self.state.lock()
+        self.state = StateDirectory(settings.state_dir, worker=worker)
         auth = settings.auth
         self.auth_store = make_auth_store(self.state)
         self._auth_is_open = False
         self.revocations = Revocations(self.auth_store, auth.longest_lifetime)
-        self.tokens = issuer_of(auth, self.state, self.revocations)
+        with self.state.starting():
+            # First of all: a first start that is cut short must not look like one whose accounts were lost.
+            require_auth_store(self.state, stored_event_log(settings.event_log, self.state))
+            if locked:
+                self.state.lock()
+            self.tokens = issuer_of(auth, self.state, self.revocations)
         self.provider = provider_of(settings.oidc, auth)
         self.audit = Audit(self.auth_store)
         self.password_threads = PasswordThreads()
@@ -138,7 +140,8 @@ class Node:
             StateError: the store cannot be used.
         """
         if not self._auth_is_open:
-            await self.auth_store.open()
+            with self.state.starting():
+                await self.auth_store.open()
             await self.revocations.learn()
             self._auth_is_open = True
 
@@ -152,7 +155,8 @@ class Node:
             StateError: the store of auth or the event log cannot be used.
         """
         await self.open_auth()
-        await self.eventlog.open()
+        with self.state.starting():
+            await self.eventlog.open()
         self.hub.begin(after)
         self.keepalive.start()
         self.enforcement.start()

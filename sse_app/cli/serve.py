@@ -16,6 +16,7 @@ from sse_app.core.errors import StateError
 from sse_app.process import logs
 from sse_app.process.standard_streams import complain
 from sse_app.process.systemd import Systemd
+from sse_app.process.workers import worker_number
 from sse_app.settings.loader import find_settings_file, passed_over
 from sse_app.settings.model import Settings, plain
 from sse_app.storage.state_dir import StateDirectory
@@ -33,7 +34,7 @@ def serve(options: argparse.Namespace) -> None:
     from sse_app.process import server
 
     settings = settings_of(options)
-    with logs.to_standard_error(settings.log.level, settings.log.format):
+    with logs.to_standard_error(settings.log.level, settings.log.format, worker_number()):
         if foreign := passed_over():
             log.info("environment_passed_over", extra={"variables": ", ".join(foreign)})
         _warn_of_missing_network(settings)

@@ -10,7 +10,7 @@ import io
 import logging
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -26,7 +26,9 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def to_standard_error(level: str, format: Literal["auto", "console", "json"]) -> Iterator[None]:
+def to_standard_error(
+    level: str, format: Literal["auto", "console", "json"], worker: int = 0
+) -> Iterator[None]:
     """Send all logs of the process to standard error in one form, written by a thread (`LogWriter`).
 
     So is what would be printed there past the logs: by a library, of a warning, of an exception that is not caught.
@@ -35,6 +37,7 @@ def to_standard_error(level: str, format: Literal["auto", "console", "json"]) ->
     Args:
         level: the least level that is shown.
         format: ``console`` for people, ``json`` for machines, ``auto`` by whether a terminal is there.
+        worker: the number of the process among several, which each line then names; 0 where it is alone.
 
     Raises:
         SystemExit: something failed that the package does not raise on purpose; it is logged.
@@ -43,6 +46,8 @@ def to_standard_error(level: str, format: Literal["auto", "console", "json"]) ->
     console = format == "console" or (format == "auto" and terminal)
     handler = LogWriter()
     handler.setFormatter(ConsoleFormatter(terminal) if console else JSONFormatter())
+    if worker:
+        handler.addFilter(_naming(worker))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
@@ -64,6 +69,16 @@ def to_standard_error(level: str, format: Literal["auto", "console", "json"]) ->
     finally:
         sys.stderr = printed
         handler.flush()
+
+
+def _naming(worker: int) -> Callable[[logging.LogRecord], bool]:
+    """Return a filter that lets every record pass, with the worker among its fields."""
+
+    def name(record: logging.LogRecord) -> bool:
+        record.worker = worker
+        return True
+
+    return name
 
 
 def dropped_lines() -> int:

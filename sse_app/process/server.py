@@ -39,7 +39,9 @@ from sse_app.process import logs, tuning
 from sse_app.process.garbage_collection import garbage_collection
 from sse_app.process.sockets import addresses, bind, inherited_sockets
 from sse_app.process.systemd import Systemd, inherited_descriptors
+from sse_app.process.workers import worker_number
 from sse_app.settings.model import Settings
+from sse_app.storage.state_dir import own_directory
 from sse_app.streams.connection import tune
 from sse_app.streams.stream import Stream
 from sse_app.version import VERSION
@@ -84,6 +86,7 @@ class Server:
         self._settings = settings
         self._reread = reread
         self._systemd = Systemd()
+        self._worker = worker_number()
         self._is_standby = os.environ.pop(STANDBY_VARIABLE, "") != ""
         self._store: FdStore | None = None
         self._ended = asyncio.Event()
@@ -105,8 +108,9 @@ class Server:
         if successor is None:
             self._handle_end_signals()
             self._store = FdStore.of(inherited, self._systemd)
-            successor = connect_standby(self._settings.state_dir) if self._systemd.knows_unit else None
-        self._app = SSEApp(self._settings, locked=successor is None)
+            own = own_directory(self._settings.state_dir, self._worker)
+            successor = connect_standby(own) if self._systemd.knows_unit else None
+        self._app = SSEApp(self._settings, locked=successor is None, worker=self._worker)
         self._node = self._app.node
         self._node.metrics.dropped_log_lines = logs.dropped_lines
         application = self._app.application()
@@ -126,7 +130,7 @@ class Server:
             loop.add_signal_handler(number, _ignore_signal, number, "it comes too early")
         detail = "there is no log file to open again: the log is standard error"
         loop.add_signal_handler(signal.SIGUSR1, _ignore_signal, signal.SIGUSR1, detail)
-        standby_socket = bind_standby_socket(self._node.state.path) if self._is_standby else None
+        standby_socket = bind_standby_socket(self._node.state.own) if self._is_standby else None
         listening = await (self._start() if successor is None else self._take_over(successor))
         if not self._is_standby:
             loop.add_signal_handler(signal.SIGHUP, self._begin, self._reload)
@@ -176,8 +180,8 @@ class Server:
             self._store = FdStore.of(attached, self._systemd)
         successor.serve()
         if not self._is_standby:  # the one before may be slow to end, and must not remove the next one's
-            remove_standby_socket(self._node.state.path)
-        self._node.state.take_lock(next(descriptor for kind, descriptor in attached if kind == LOCK))
+            remove_standby_socket(self._node.state.own)
+        self._node.state.take_locks([descriptor for kind, descriptor in attached if kind == LOCK])
         log.info("succeeded", extra={"streams": len(self._node.hub.streams)})
         theirs = [socket.socket(fileno=descriptor) for kind, descriptor in attached if kind == LISTENING]
         if not (ours := inherited_sockets(self._inherited)):
@@ -249,7 +253,7 @@ class Server:
     def _attached(self) -> Attached:
         """Return the descriptors that a warm handover passes beside the connections."""
         attached = [(LISTENING, sock.fileno()) for sock in self._server.listening]
-        return [*attached, (LOCK, self._node.state.lock_descriptor)]
+        return attached + [(LOCK, descriptor) for descriptor in self._node.state.lock_descriptors]
 
     async def _run_as_standby(self, listening: socket.socket) -> None:
         """Serve only until the next main process has taken over."""
@@ -257,7 +261,7 @@ class Server:
             await run_standby(self._sender, self._attached(), listening, self._systemd.has_stopped)
         except UpgradeFailed as error:
             log.warning("stand_in_alone", extra={"detail": str(error)})
-            remove_standby_socket(self._node.state.path)
+            remove_standby_socket(self._node.state.own)
             os.kill(os.getpid(), signal.SIGTERM)
             return
         _exit_now()
@@ -293,7 +297,7 @@ class Server:
 
     async def _hand_over(self, store: FdStore) -> None:
         """Hand all connections over to the next process, and exit; return only if that is not possible."""
-        directory = self._node.state.path
+        directory = self._node.state.own
         with garbage_collection(False):
             if (
                 await self._systemd.keeps_other_processes()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -62,6 +63,9 @@ def find_problem(value: object, kind: Any, name: str = "") -> Problem | None:
     origin = get_origin(bare) or bare
     if origin is Literal:
         return Problem(name, f"must be one of {', '.join(get_args(bare))}", value)
+    if origin in (Union, UnionType):
+        problems = (find_problem(value, one, name) for one in get_args(bare))
+        return Problem(name, ", or ".join(problem.reason for problem in problems if problem), value)
     if origin is tuple:
         return _problem_in_list(value, get_args(bare)[0], name)
     if origin is dict:

@@ -15,7 +15,14 @@ from sse_app.settings.model import Section, Settings
 
 ENV_PREFIX = "SSE_APP_"
 OTHER_VARIABLES = frozenset(
-    {"SSE_APP_CONFIG", "SSE_APP_URL", "SSE_APP_TOKEN", "SSE_APP_SUCCESSOR", "SSE_APP_STAND_IN"}
+    {
+        "SSE_APP_CONFIG",
+        "SSE_APP_URL",
+        "SSE_APP_TOKEN",
+        "SSE_APP_SUCCESSOR",
+        "SSE_APP_STAND_IN",
+        "SSE_APP_WORKER",
+    }
 )
 """Variables with our prefix that are not settings: commands and processes of this package read them."""
 

@@ -47,6 +47,8 @@ class Section(msgspec.Struct, metaclass=_Checked, frozen=True, kw_only=True, for
     """
 
 
+MOST_WORKERS = 256
+
 Count = Annotated[int, Meta(ge=1, le=2**31)]
 Seconds = Annotated[float, Meta(gt=0, le=10 * 365 * 86_400)]
 Text = Annotated[str, Meta(min_length=1)]
@@ -161,6 +163,7 @@ class Settings(Section, frozen=True):
     port: Annotated[int, Meta(ge=0, le=65_535)] = 8000
     state_dir: Path = Path("./var")
     event_log: EventLogURL = EventLogURL("sqlite:")
+    workers: Annotated[int, Meta(ge=1, le=MOST_WORKERS)] | Literal["auto"] = 1
     hosts: tuple[HostName, ...] = ()
     cors_origins: tuple[Origin, ...] = ()
     trusted_proxies: tuple[Network, ...] = ()

@@ -1,10 +1,12 @@
-"""The state directory: private, and used by one server at a time."""
+"""The state directory: private, and used by one server at a time, which may be several worker processes."""
 
 from __future__ import annotations
 
 import fcntl
 import os
-from contextlib import suppress
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sse_app.core.errors import StateError
@@ -12,6 +14,9 @@ from sse_app.storage.ownership import require_own, require_private, require_priv
 
 OURS = ("accounts.db", "events.db", "keys/*.hs256", "keys/*.pem", "keys/*.jwk")
 """By any of these a directory is known as one with state; /var has a lock too."""
+
+STARTING_TIMEOUT = 30.0
+"""How many seconds a process waits for another one that is making or migrating the state."""
 
 
 def has_state(path: Path) -> bool:
@@ -29,20 +34,32 @@ def _belongs_to_others(path: Path) -> bool:
     return not {"keys", "lost+found"}.issuperset(os.listdir(path))
 
 
+def own_directory(state_dir: Path, worker: int) -> Path:
+    """Return where the lock and the sockets of one process are.
+
+    Args:
+        state_dir: the state directory, which it is itself where one process uses it alone.
+        worker: the number of the process among several; 0 where it is alone.
+    """
+    return state_dir / "workers" / str(worker) if worker else state_dir
+
+
 class StateDirectory:
     """Where accounts, keys and the event log are kept.
 
     Args:
         path: made with mode 0700 where it is not there.
         create: whether to make it; a command that was called in a wrong directory must not.
+        worker: the number of this process among several that use the directory together; 0 where it is alone.
 
     Raises:
         StateError: it cannot be made or made private, or there is no state in it and none is to be made.
     """
 
-    def __init__(self, path: Path, *, create: bool = True) -> None:
+    def __init__(self, path: Path, *, create: bool = True, worker: int = 0) -> None:
         self.path = path
-        self._lock: int | None = None
+        self.worker = worker
+        self._locks: list[int] = []
         if not create and not has_state(path):
             raise StateError(
                 f"there is no state in {path.absolute()}: name the server's directory with --state-dir or "
@@ -104,57 +121,171 @@ class StateDirectory:
         except OSError:  # there is no such directory; who cannot read it is told so when the keys are read
             return False
 
+    @property
+    def workers(self) -> Path:
+        """The directory with one of its own for each worker."""
+        return self.path / "workers"
+
+    @property
+    def own(self) -> Path:
+        """The directory of what is this process's own."""
+        return own_directory(self.path, self.worker)
+
+    @contextmanager
+    def starting(self) -> Iterator[None]:
+        """Let no other process make or migrate what is in the directory meanwhile; waits for one that does.
+
+        Raises:
+            StateError: another one takes too long.
+        """
+        # The directory itself is locked: a start that is refused leaves no file behind.
+        descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        deadline = time.monotonic() + STARTING_TIMEOUT
+        try:
+            while not _flocked(descriptor, fcntl.LOCK_EX):
+                if time.monotonic() > deadline:
+                    raise StateError(f"another process has been starting in {self.path} for too long")
+                time.sleep(0.01)
+            yield
+        finally:
+            os.close(descriptor)
+
     def lock(self) -> None:
-        """Keep other servers out until `unlock` or the end of the process.
+        """Keep other servers out until `unlock` or the end of the process; a worker keeps out those that are none.
 
         Raises:
             StateError: another server has it; the text names the directory and the process.
         """
-        flags = os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+        if not self.worker:
+            self._lock_alone()
+            return
+        shared = self._lock_shared()
         try:
-            descriptor = os.open(self.path / "lock", flags, 0o600)
+            own = self._lock_own(self.own, f"worker {self.worker}")
+        except StateError:
+            os.close(shared)
+            raise
+        self.take_locks([shared, own])
+
+    def lock_for_parent(self) -> None:
+        """Keep out servers without workers, and other parents of workers, until `unlock` or the end of the process.
+
+        Raises:
+            StateError: another server, or another parent, has the directory.
+        """
+        shared = self._lock_shared()
+        try:
+            own = self._lock_own(self.workers, "a parent of workers")
+        except StateError:
+            os.close(shared)
+            raise
+        self.take_locks([shared, own])
+
+    def _lock_alone(self) -> None:
+        descriptor = self._opened(self.path / "lock")
+        if not _flocked(descriptor, fcntl.LOCK_EX):
+            os.close(descriptor)
+            self._refuse()
+        self.take_locks([descriptor])
+
+    def _lock_shared(self) -> int:
+        """Return a descriptor of the lock that workers and their parent share."""
+        descriptor = self._opened(self.path / "lock")
+        if not _flocked(descriptor, fcntl.LOCK_SH):
+            os.close(descriptor)
+            self._refuse()
+        return descriptor
+
+    def _refuse(self) -> None:
+        holder = self.holder()
+        processes = [holder] if holder is not None else list(self.running_workers().values())
+        named = ", ".join(map(str, processes)) or "unknown"
+        raise StateError(f"the state directory {self.path} is in use by another server (process {named})")
+
+    def _lock_own(self, directory: Path, who: str) -> int:
+        """Return a descriptor of a lock that one process alone has, in a directory that is made for it."""
+        try:
+            for made in dict.fromkeys((self.workers, directory)):
+                made.mkdir(mode=0o700, exist_ok=True)
+                require_own(made, "the directory")
         except OSError as error:
-            raise StateError(f"cannot lock the state directory {self.path}: {error.strerror}") from None
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            holder = os.read(descriptor, 32).decode("ascii", "replace").strip()
+            raise StateError(f"cannot make {directory}: {error.strerror}") from None
+        descriptor = self._opened(directory / "lock")
+        if not _flocked(descriptor, fcntl.LOCK_EX):
+            holder = _written(descriptor)
             os.close(descriptor)
             raise StateError(
-                f"the state directory {self.path} is in use by another server (process {holder or 'unknown'})"
-            ) from None
-        self.take_lock(descriptor)
+                f"{who} of the state directory {self.path} runs already (process {holder or 'unknown'})"
+            )
+        return descriptor
 
-    def take_lock(self, descriptor: int) -> None:
-        """Take over a lock that another process has passed on, and write down whose it is now."""
-        os.set_inheritable(descriptor, False)
+    def _opened(self, file: Path) -> int:
+        try:
+            return os.open(file, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise StateError(f"cannot lock the state directory {self.path}: {error.strerror}") from None
+
+    def take_locks(self, descriptors: list[int]) -> None:
+        """Take over locks that another process has passed on, and write down whose the last one is now."""
+        for descriptor in descriptors:
+            os.set_inheritable(descriptor, False)
         with suppress(OSError):  # on a full disk it may not be written down; what counts is the lock
-            os.pwrite(descriptor, b"%-20d\n" % os.getpid(), 0)  # in place, which needs no space there
-        self._lock = descriptor
+            os.pwrite(descriptors[-1], b"%-20d\n" % os.getpid(), 0)  # in place, which needs no space there
+        self._locks = descriptors
 
     @property
-    def lock_descriptor(self) -> int:
-        """The descriptor of the lock; a process that it is passed to has the lock too."""
-        assert self._lock is not None
-        return self._lock
+    def lock_descriptors(self) -> list[int]:
+        """The descriptors of the locks; a process that they are passed to has the locks too."""
+        assert self._locks
+        return self._locks
 
     def holder(self) -> int | None:
-        """Return the process id of the server that uses the directory, or None."""
-        try:
-            descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return None
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            holder = os.read(descriptor, 32).decode("ascii", "replace").strip()
-            return int(holder) if holder.isdigit() else None
-        finally:
-            os.close(descriptor)
-        return None
+        """Return the process id of the server that uses the directory alone, or of the parent of workers, or None."""
+        alone = _holder_of(self.path / "lock", fcntl.LOCK_SH)
+        return alone if alone is not None else _holder_of(self.workers / "lock", fcntl.LOCK_EX)
+
+    def running_workers(self) -> dict[int, int]:
+        """Return the process ids of the workers that use the directory, by their numbers."""
+        found = {}
+        for directory in self.workers.glob("[1-9]*"):
+            if directory.name.isdigit():
+                process = _holder_of(directory / "lock", fcntl.LOCK_EX)
+                if process is not None:
+                    found[int(directory.name)] = process
+        return dict(sorted(found.items()))
 
     def unlock(self) -> None:
         """Let other servers in."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        for descriptor in self._locks:
+            os.close(descriptor)
+        self._locks = []
+
+
+def _flocked(descriptor: int, kind: int) -> bool:
+    """Take a lock, and return whether that was possible at once."""
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _written(descriptor: int) -> str:
+    """Return the process id that is written in a lock file, as text; nothing where it is none."""
+    text = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
+    return text if text.isdigit() else ""
+
+
+def _holder_of(file: Path, kind: int) -> int | None:
+    """Return the process id in a lock file, if a process has the lock such that one of this kind is not to be had."""
+    try:
+        descriptor = os.open(file, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        if _flocked(descriptor, kind):
+            return None
+        text = _written(descriptor)
+        return int(text) if text else None
+    finally:
+        os.close(descriptor)
