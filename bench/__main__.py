@@ -14,9 +14,9 @@ from pathlib import Path
 
 from bench import installation, machine, native, report
 from bench.load import LoadFailed
-from bench.measure import Sample
 from bench.processes import ServerFailed, raise_file_limit
 from bench.results import Result
+from bench.run import Run, Size
 from bench.scenarios import SCENARIOS, Scenario, Variant
 from bench.servers import SERVERS, SseApp, SseAppBefore
 
@@ -26,17 +26,45 @@ RESULTS = HERE / "results"
 
 def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measure sse_app beside its peers.")
-    parser.add_argument("--quick", action="store_true", help="a small run that shows that everything works")
+    sizes = parser.add_mutually_exclusive_group()
+    sizes.add_argument(
+        "--quick",
+        dest="size",
+        action="store_const",
+        const=Size.QUICK,
+        default=Size.FULL,
+        help="the lines that matter, once, under five minutes",
+    )
+    sizes.add_argument(
+        "--tiny",
+        dest="size",
+        action="store_const",
+        const=Size.TINY,
+        help="far smaller: only shows that everything works",
+    )
     parser.add_argument(
         "--scenario", action="append", choices=list(SCENARIOS), help="this one only; may be repeated"
     )
     parser.add_argument("--peers", help="the servers that take part, with commas: " + ",".join(SERVERS))
-    parser.add_argument("--rounds", type=int, default=0, help="rounds of each scenario (default 5, quick 1)")
+    parser.add_argument(
+        "--rounds", type=int, default=0, help="rounds of each scenario (default 1 to 3, quick and tiny 1)"
+    )
+    crowds = parser.add_argument_group("the scenarios crowd, million and storm")
+    crowds.add_argument("--streams", type=int, help="how many streams (default 100,000; million: 1,000,000)")
+    crowds.add_argument("--workers", type=int, help="of the server (default 6; million: 56)")
+    crowds.add_argument(
+        "--minutes", type=float, help="for how long streams are held (default 10; million: 2)"
+    )
+    crowds.add_argument(
+        "--streams-per-token",
+        type=int,
+        help="streams that share a user and a token (default 1; million: 100)",
+    )
     parser.add_argument(
         "--out",
         type=Path,
         default=None,
-        help="where results go (default bench/results; with --quick or --before a folder in bench/.build)",
+        help="where results go (default bench/results; with --quick, --tiny or --before a folder in bench/.build)",
     )
     parser.add_argument(
         "--install", action="store_true", help="install the peers from PyPI and npm, then end"
@@ -48,7 +76,9 @@ def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
         help="measure another checkout of sse_app beside this one (with --peers sse_app: these two only)",
     )
     parser.add_argument(
-        "--report", action="store_true", help="only write the report from the results there are"
+        "--report",
+        action="store_true",
+        help="only write the report from the results there are, and show its table",
     )
     options = parser.parse_args(arguments)
     unknown = set((options.peers or "").split(",")) - set(SERVERS) - {""}
@@ -62,7 +92,7 @@ def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _chosen(
-    scenario: Scenario, peers: list[str], hints: dict[str, str], before: bool
+    scenario: Scenario, peers: list[str], hints: dict[str, str], before: bool, quick: bool
 ) -> tuple[list[Variant], list[str]]:
     """Return the variants that take part, and a line for each server that is left out.
 
@@ -71,7 +101,7 @@ def _chosen(
     wanted = peers or list(scenario.default)
     variants = []
     for variant in scenario.variants:
-        if variant.server in wanted:
+        if variant.server in wanted and not (quick and variant.once):
             variants.append(variant)
             if before and variant.server == SseApp.name:
                 variants.append(replace(variant, server=SseAppBefore.name))
@@ -91,20 +121,18 @@ def _without_out(arguments: Sequence[str]) -> list[str]:
     return kept
 
 
-def _take(variant: Variant, scenario: Scenario, quick: bool) -> Sample:
-    return (variant.measure or scenario.measure)(variant.server, quick)
-
-
-def _run(scenario: Scenario, variants: list[Variant], rounds: int, result: Result) -> None:
+def _run(scenario: Scenario, variants: list[Variant], rounds: int, run: Run, result: Result) -> None:
     """Measure all variants in turn, round after round. A failure is shown, kept, and does not end the run."""
     result.versions = {variant.server: SERVERS[variant.server].version() for variant in variants}
     result.samples = {variant.key: [] for variant in variants}
     first = scenario.columns[0]
     for number in range(1, rounds + 1):
         for variant in variants:
+            if variant.once and number > 1:
+                continue
             began = time.monotonic()
             try:
-                sample = _take(variant, scenario, result.quick)
+                sample = (variant.measure or scenario.measure)(variant.server, run)
             except (LoadFailed, ServerFailed, OSError) as error:
                 result.samples[variant.key].append(None)
                 result.failures.setdefault(variant.key, []).append(f"round {number}: {error}")
@@ -114,6 +142,7 @@ def _run(scenario: Scenario, variants: list[Variant], rounds: int, result: Resul
                 shown = "  ".join(
                     f"{column.title} {sample[column.metric]:,.{column.digits}f}"
                     for column in scenario.columns
+                    if column.metric in sample
                 )
             took = time.monotonic() - began
             print(f"  round {number}/{rounds}  {variant.key:<28} {shown}  ({took:.0f} s)", flush=True)
@@ -132,38 +161,52 @@ def main(arguments: Sequence[str]) -> int:
         installation.install()
         return 0
     directory: Path = options.out or RESULTS
-    if options.out is None and (options.quick or options.before):  # not to be published
-        directory = HERE / ".build" / ("before" if options.before else "quick")
+    if options.out is None and (options.size != Size.FULL or options.before):  # not to be published
+        directory = HERE / ".build" / ("before" if options.before else options.size)
     page = HERE.parent / "BENCHMARKS.md" if directory.resolve() == RESULTS else directory / "BENCHMARKS.md"
     if options.report:
         report.write(directory, page)
+        print("\n".join(report.summary(directory)))
         return 0
     native.build()
     about = machine.describe(raise_file_limit())
     hints = {name: server.missing() for name, server in SERVERS.items()}
     command = shlex.join(["python", "-m", "bench", *_without_out(arguments)])
     failed = False
-    for name in options.scenario or SCENARIOS:
+    asked = options.scenario or [
+        name
+        for name, scenario in SCENARIOS.items()
+        if not scenario.on_demand and (options.size != Size.QUICK or scenario.quick)
+    ]
+    began = time.monotonic()
+    for name in asked:
         scenario = SCENARIOS[name]
         variants, left_out = _chosen(
             scenario,
             (options.peers or "").split(",") if options.peers else [],
             hints,
             options.before is not None,
+            options.size == Size.QUICK,
         )
-        rounds = min(options.rounds or (1 if options.quick else 5), scenario.max_rounds)
+        rounds = options.rounds or (scenario.rounds if options.size == Size.FULL else 1)
         print(f"{scenario.title}", flush=True)
         for line in left_out:
             print(f"  left out: {line}")
         if not variants:
             continue
         taken = datetime.now(UTC).date().isoformat()
-        result = Result(name, options.quick, command, taken, about, left_out=left_out)
-        _run(scenario, variants, rounds, result)
+        run = Run(options.size, options.streams, options.workers, options.minutes, options.streams_per_token)
+        result = Result(
+            name, options.size != Size.FULL, command, taken, about, left_out=left_out, notes=run.notes
+        )
+        _run(scenario, variants, rounds, run, result)
+        for line in run.notes:
+            print(f"  {line}")
         result.save(directory)
         report.write(directory, page)
         failed = failed or bool(result.failures)
-    print(f"results in {directory}, report in {page}")
+    print("\n".join(["", *report.summary(directory), ""]))
+    print(f"{(time.monotonic() - began) / 60:.1f} minutes; results in {directory}, report in {page}")
     return 1 if failed else 0
 
 

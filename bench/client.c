@@ -1,22 +1,27 @@
 /* Epoll load client: holds N SSE streams, checks that each got every event once and in order, times them.
  *
- * client HOST PORT PATHS_FILE STREAMS SOURCES READY     (READY: "head" or "connected")
+ * client HOST PORT PATHS_FILE STREAMS SOURCES READY [FIRST_SOURCE FIRST_PATH]     (READY: "head" or "connected")
  *
- * Stream i asks for line i of PATHS_FILE (wrapping around) from the address 127.0.1.(1 + i mod SOURCES).
+ * Stream i asks for line FIRST_PATH + i of PATHS_FILE (wrapping around) from the address
+ * 127.0.1.0 + 1 + FIRST_SOURCE + (i mod SOURCES), so that several clients can share one file and no address.
  * Commands come on stdin, one a line; each is answered with one line of JSON, the state at that moment:
  *   open INFLIGHT TIMEOUT_MS   connect all that are not, so many at a time (with their last event ids);
  *                              what gets no answer is tried again after STUCK_US, and counted
+ *   return INFLIGHT TIMEOUT_MS the same, and what fails is tried again too, after RETRY_US, and counted as refused
  *   wait EVENTS TIMEOUT_MS     until every reading stream has had so many events since the reset
  *   total EVENTS TIMEOUT_MS    until all streams together have had so many
  *   reset | stats | drop       zero the counters | report | close all streams
  *   stall I | unstall I        stop or resume reading stream I
+ *   nap US | buckets ON        see below | whether reports have the histograms whole, for adding those of clients
  *
- * In a report, longest_wait_us is the longest time since the reset that a stream had nothing to read, closing_us when
- * the closing events came, and returning_us when the clients would be back by their retry, both from the reset on.
+ * In a report, longest_wait_us is the longest time since the reset between two reads of a stream, silent_us the longest
+ * time for which a stream has had nothing up to now, closing_us when the closing events came, and returning_us when
+ * the clients would be back by their retry, both from the reset on.
  *
  * Once something arrived the client looks every NAP_US instead of sleeping in epoll_wait: else each send of the
  * server would pay for waking a thread of this machine, which no server does for clients elsewhere. So a
- * latency is up to NAP_US too long. After QUIET_US without anything it sleeps until it is woken. */
+ * latency is up to NAP_US too long. After QUIET_US without anything it sleeps until it is woken. "nap" sets NAP_US:
+ * a crowd of idle streams, where something comes all the time, is read in larger steps. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
@@ -24,8 +29,10 @@
 #include <netinet/tcp.h>
 #include <signal.h>
 #include <sys/epoll.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "client_state.h"
@@ -33,6 +40,9 @@
 #define NAP_US 500
 #define QUIET_US 5000
 #define STUCK_US 5000000
+#define RETRY_US 100000
+
+static uint64_t nap_us = NAP_US;
 
 static void mark_ready(struct stream *s) {
     if (s->state != WAITING) return;
@@ -89,7 +99,7 @@ static void start(struct stream *s, unsigned index) {
     int one = 1;
     struct sockaddr_in local = {.sin_family = AF_INET};
     struct epoll_event ev = {.events = EPOLLOUT, .data.u32 = index + 1};
-    local.sin_addr.s_addr = htonl(0x7f000101u + index % sources);
+    local.sin_addr.s_addr = htonl(0x7f000101u + first_source + index % sources);
     parser_reset(&s->parser);
     s->started = now_us();
     s->state = CONNECTING;
@@ -110,8 +120,10 @@ static void send_request(struct stream *s, unsigned index) {
     char request[4096], resume[80] = "";
     const char *id = s->parser.id[s->parser.id_slot];
     if (id[0]) snprintf(resume, sizeof resume, "Last-Event-ID: %s\r\n", id);
-    int length = snprintf(request, sizeof request, "GET %s HTTP/1.1\r\nHost: %s:%u\r\nAccept: text/event-stream\r\n%s\r\n",
-                          paths[index % path_count], host, ntohs(server.sin_port), resume);
+    const char *path = path_file + path_at[index % path_count];
+    int path_length = (int)strcspn(path, "\n");
+    int length = snprintf(request, sizeof request, "GET %.*s HTTP/1.1\r\nHost: %s:%u\r\nAccept: text/event-stream\r\n%s\r\n",
+                          path_length, path, host, ntohs(server.sin_port), resume);
     struct epoll_event ev = {.events = EPOLLIN, .data.u32 = index + 1};
     if (length >= (int)sizeof request) { fail(s, "path too long", "", 0); return; }
     if (send(s->fd, request, (size_t)length, MSG_NOSIGNAL) != length) {
@@ -150,7 +162,8 @@ static void obey(char *line) {
     char word[16] = "";
     sscanf(line, "%15s %lu %lu", word, &a, &b);
     deadline = now_us() + b * 1000;
-    if (strcmp(word, "open") == 0) {
+    if (strcmp(word, "open") == 0 || strcmp(word, "return") == 0) {
+        persistent = word[0] == 'r';
         inflight_limit = (unsigned)a;
         next_to_open = failed_count = 0;
         last_progress = now_us();
@@ -182,7 +195,8 @@ static void obey(char *line) {
             int room = s->stalled ? 4096 : 1 << 20;
             if (s->fd >= 0) setsockopt(s->fd, SOL_SOCKET, SO_RCVBUF, &room, sizeof room);
             if (s->fd >= 0) epoll_ctl(poller, s->stalled ? EPOLL_CTL_DEL : EPOLL_CTL_ADD, s->fd, &ev);
-        }
+        } else if (strcmp(word, "nap") == 0) nap_us = a;
+        else if (strcmp(word, "buckets") == 0) with_buckets = a != 0;
         report();
     }
 }
@@ -198,44 +212,67 @@ static void reopen_stuck(void) {
     last_progress = now_us();
 }
 
+/* When all have been tried and some have failed, or were ended meanwhile, those are tried again, after a pause. */
+static void open_refused(void) {
+    total.refused += failed_count;
+    failed_count = next_to_open = 0;
+    retry_at = now_us() + RETRY_US;
+}
+
 static void advance(void) {
     if (pending == OPENING && now_us() - last_progress > STUCK_US) reopen_stuck();
+    if (pending == OPENING && persistent && next_to_open == stream_count && inflight == 0 && ready_count < stream_count) open_refused();
+    if (pending == OPENING && now_us() < retry_at && now_us() < deadline) return;
     while (pending == OPENING && next_to_open < stream_count && inflight < inflight_limit) {
         if (streams[next_to_open].fd < 0) start(&streams[next_to_open], next_to_open);
         next_to_open++;
     }
     int done = pending == OPENING && next_to_open == stream_count && inflight == 0;
     done |= pending == AWAITING && total.events >= awaited;
-    if (pending != NOTHING && (done || now_us() >= deadline)) report();
+    if (pending == NOTHING || !(done || now_us() >= deadline)) return;
+    if (pending == OPENING) madvise((void *)path_file, path_file_size, MADV_DONTNEED);
+    report();
 }
 
-static void read_paths(const char *name) {
-    FILE *file = fopen(name, "r");
-    char line[4096];
-    if (file == NULL) { perror(name); exit(2); }
-    while (fgets(line, sizeof line, file)) {
-        line[strcspn(line, "\r\n")] = 0;
-        if (line[0] == 0) continue;
-        paths = realloc(paths, (path_count + 1) * sizeof *paths);
-        if (paths == NULL || (paths[path_count++] = strdup(line)) == NULL) abort();
+/* The file stays where it is: of its pages only those in use are in this process's memory. */
+static void map_paths(const char *name) {
+    struct stat about;
+    int fd = open(name, O_RDONLY | O_CLOEXEC);
+    if (fd < 0 || fstat(fd, &about) < 0) { perror(name); exit(2); }
+    path_file_size = (size_t)about.st_size;
+    path_file = mmap(NULL, path_file_size, PROT_READ, MAP_SHARED, fd, 0);
+    close(fd);
+    if (path_file == MAP_FAILED || path_file[path_file_size - 1] != '\n') { perror(name); exit(2); }
+    const char *end = path_file + path_file_size;
+    unsigned lines = 0, line = 0;
+    for (const char *at = path_file; at < end; at = strchr(at, '\n') + 1) lines++;
+    path_count = lines < stream_count ? lines : stream_count;
+    path_at = malloc(path_count * sizeof *path_at);
+    if (path_at == NULL || path_file_size > UINT32_MAX) abort();
+    for (const char *at = path_file; at < end; at = strchr(at, '\n') + 1, line++) {
+        unsigned index = (line + lines - first_path % lines) % lines;
+        if (index < path_count) path_at[index] = (uint32_t)(at - path_file);
     }
-    fclose(file);
-    if (path_count == 0) exit(2);
 }
 
 int main(int argc, char **argv) {
     static char input[256];
     size_t filled = 0;
     struct epoll_event events[512], ev = {.events = EPOLLIN, .data.u32 = 0};
-    if (argc != 7) { fprintf(stderr, "usage: client HOST PORT PATHS_FILE STREAMS SOURCES READY\n"); return 2; }
+    if (argc != 7 && argc != 9) {
+        fprintf(stderr, "usage: client HOST PORT PATHS_FILE STREAMS SOURCES READY [FIRST_SOURCE FIRST_PATH]\n");
+        return 2;
+    }
     host = argv[1];
     server.sin_family = AF_INET;
     server.sin_port = htons((uint16_t)atoi(argv[2]));
     inet_pton(AF_INET, host, &server.sin_addr);
-    read_paths(argv[3]);
     stream_count = (unsigned)atoi(argv[4]);
     sources = (unsigned)atoi(argv[5]);
     ready_on_connected = strcmp(argv[6], "connected") == 0;
+    first_source = argc == 9 ? (unsigned)atoi(argv[7]) : 0;
+    first_path = argc == 9 ? (unsigned)atoi(argv[8]) : 0;
+    map_paths(argv[3]);
     streams = calloc(stream_count, sizeof *streams);
     if (streams == NULL || sources == 0 || sources > 200) return 2;
     for (unsigned i = 0; i < stream_count; i++) streams[i].fd = -1;
@@ -247,7 +284,7 @@ int main(int argc, char **argv) {
         int napping = now_us() - busy < QUIET_US;
         int n = epoll_wait(poller, events, 512, napping ? 0 : pending == NOTHING ? -1 : 20);
         if (n > 0) busy = now_us();
-        else if (napping) usleep(NAP_US);
+        else if (napping) usleep((useconds_t)nap_us);
         for (int i = 0; i < n; i++) {
             if (events[i].data.u32 == 0) {
                 ssize_t got = read(0, input + filled, sizeof input - 1 - filled);

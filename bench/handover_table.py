@@ -5,6 +5,8 @@ from __future__ import annotations
 from bench.results import Result
 
 SCENARIO = "handover"
+WORKERS_SCENARIO = "handover-workers"
+"""The same with several workers."""
 BOUNDS = {"restart": 400.0, "upgrade": 50.0}
 """How long the pause may be, in milliseconds."""
 

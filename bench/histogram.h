@@ -60,4 +60,16 @@ static inline void histogram_print(const struct histogram *h, const char *name, 
             (unsigned long long)h->max);
 }
 
+/* What is counted, as [[bucket, count], ...]; histogram.py reads it. */
+static inline void histogram_print_buckets(const struct histogram *h, FILE *out) {
+    const char *comma = "";
+    fprintf(out, "[");
+    for (unsigned i = 0; i < HISTOGRAM_SIZE; i++) {
+        if (h->bucket[i] == 0) continue;
+        fprintf(out, "%s[%u, %u]", comma, i, h->bucket[i]);
+        comma = ", ";
+    }
+    fprintf(out, "]");
+}
+
 #endif

@@ -8,11 +8,11 @@ import select
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, cast
+from typing import Any, Self, cast
 
 from bench.native import program
 
@@ -23,34 +23,66 @@ class LoadFailed(Exception):
     """Streams or requests failed, so that the figures would mean nothing."""
 
 
-def _path_file(paths: Sequence[str]) -> Path:
+def path_file(paths: Iterable[str]) -> Path:
+    """Write a file of request paths for the load programs, and return its name."""
     with tempfile.NamedTemporaryFile("w", suffix=".paths", delete=False) as file:
-        file.write("\n".join(paths) + "\n")
+        file.writelines(path + "\n" for path in paths)
     return Path(file.name)
 
 
 class StreamClient:
-    """N streams held by the C client (`client.c`): one path each, or fewer paths taken in turn."""
+    """N streams held by the C client (`client.c`): one path each, or fewer paths taken in turn.
+
+    Args:
+        port: of the server.
+        paths: of the streams, or a file of them that others use too and that is left in place.
+        streams: how many.
+        ready: what tells that a stream is subscribed, `head` or `connected`.
+        sources: over so many loopback addresses the connections are spread.
+        first_source, first_path: where this client's addresses and paths begin, beside those of others.
+    """
 
     def __init__(
-        self, port: int, paths: Sequence[str], streams: int, *, ready: str = "head", sources: int = 16
+        self,
+        port: int,
+        paths: Sequence[str] | Path,
+        streams: int,
+        *,
+        ready: str = "head",
+        sources: int = 16,
+        first_source: int = 0,
+        first_path: int = 0,
     ) -> None:
-        self._paths = _path_file(paths)
+        self._shared = isinstance(paths, Path)
+        self._paths = paths if isinstance(paths, Path) else path_file(paths)
         self.streams = streams
         self._process = subprocess.Popen(
-            [program("client"), "127.0.0.1", str(port), str(self._paths), str(streams), str(sources), ready],
+            [
+                program("client"),
+                "127.0.0.1",
+                *map(str, (port, self._paths, streams, sources, ready, first_source, first_path)),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             bufsize=1,
         )
 
-    def __enter__(self) -> StreamClient:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    @property
+    def pids(self) -> list[int]:
+        """The processes that hold the streams."""
+        return [self._process.pid]
+
+    def close(self) -> None:
+        """End the client, and with it all its streams."""
         assert self._process.stdin
         assert self._process.stdout
         with contextlib.suppress(BrokenPipeError):
@@ -61,19 +93,31 @@ class StreamClient:
             self._process.kill()
             self._process.wait()
         self._process.stdout.close()
-        self._paths.unlink(missing_ok=True)
+        if not self._shared:
+            self._paths.unlink(missing_ok=True)
 
-    def ask(self, command: str, timeout: float = 10.0) -> Report:
-        """Send one command of `client.c` and return the report it answers with."""
+    def send(self, command: str) -> None:
+        """Send one command of `client.c`; `receive` has to follow."""
         assert self._process.stdin
+        try:
+            self._process.stdin.write(command + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise LoadFailed("the stream client has ended") from None
+
+    def receive(self, timeout: float = 10.0) -> Report:
+        """Return the report that the client answers a command with."""
         assert self._process.stdout
-        self._process.stdin.write(command + "\n")
-        self._process.stdin.flush()
         ready, _, _ = select.select([self._process.stdout], [], [], timeout + 10)
         line = self._process.stdout.readline() if ready else ""
         if not line:
-            raise LoadFailed(f"the stream client did not answer {command!r}")
+            raise LoadFailed("the stream client did not answer")
         return cast(Report, json.loads(line))
+
+    def ask(self, command: str, timeout: float = 10.0) -> Report:
+        """Send one command of `client.c` and return the report it answers with."""
+        self.send(command)
+        return self.receive(timeout)
 
     def open(self, inflight: int = 100, timeout: float = 60.0) -> Report:
         """Connect all streams that are not. Raises LoadFailed unless every one is ready."""
@@ -135,7 +179,7 @@ class Publisher:
         first: int = 1,
         method: str = "POST",
     ) -> None:
-        self._paths = _path_file(publish.paths or [publish.path])
+        self._paths = path_file(publish.paths or [publish.path])
         self._count = count
         self._limit = 60.0 + (count / rate if rate else 0.0)
         options = {

@@ -18,15 +18,21 @@ Sample = dict[str, float]
 CHANNEL = "bench.0"
 WARM_UP_CHANNEL = "bench.warm-up"
 SETTLE_SECONDS = 0.5
+_ENOUGH = 8
+"""Connections for each worker of which it is all but certain that each worker gets one."""
 
 
 def _warm_up(server: Server) -> None:
-    """One stream and one event on a channel of their own, so that what is loaded on first use is there."""
+    """One stream and one event on a channel of their own, so that what is loaded on first use is there.
+
+    With several workers so many of both that each has some.
+    """
     if server.streams:
-        with stream_client(server, 1, [WARM_UP_CHANNEL]) as client:
+        enough = 1 if server.options.workers == 1 else _ENOUGH * server.options.workers
+        with stream_client(server, enough, [WARM_UP_CHANNEL]) as client:
             client.open()
-            Publisher(server.publish([WARM_UP_CHANNEL]), 1).result()
-            client.wait(1, 5.0)
+            Publisher(server.publish([WARM_UP_CHANNEL]), enough, connections=enough).result()
+            client.wait(enough, 5.0)
     time.sleep(SETTLE_SECONDS)
 
 

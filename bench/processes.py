@@ -9,9 +9,12 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+_MARK = "BENCH_SERVER"
+"""A variable of the environment, by which a server's processes are known when their parent has ended."""
 
 
 class ServerFailed(Exception):
@@ -41,23 +44,20 @@ def free_port() -> int:
         return port
 
 
-def _parents() -> Iterator[tuple[int, int]]:
+@dataclass(frozen=True)
+class _Process:
+    pid: int
+    parent: int
+    session: int
+
+
+def _all_processes() -> Iterator[_Process]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
-                stat = (entry / "stat").read_text()
-                yield int(entry.name), int(stat.rpartition(")")[2].split()[1])
-
-
-def tree(root: int) -> list[int]:
-    """Return the process and all its descendants that are alive, parents first."""
-    children: dict[int, list[int]] = {}
-    for pid, parent in _parents():
-        children.setdefault(parent, []).append(pid)
-    found = [root]
-    for pid in found:
-        found.extend(children.get(pid, []))
-    return found
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                if fields[0] not in "ZX":
+                    yield _Process(int(entry.name), int(fields[1]), int(fields[3]))
 
 
 def _cpu_seconds(pid: int) -> float:
@@ -77,33 +77,80 @@ def _rollup(pid: int, path: str, names: Sequence[str]) -> list[int]:
     return [values[name] for name in names]
 
 
+def proportional_kib(pids: Iterable[int]) -> int:
+    """Return the memory of processes in KiB, shared pages divided by their users. Those that have ended have none."""
+    total = 0
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            total += _rollup(pid, "smaps_rollup", ("Pss",))[0]
+    return total
+
+
+def socket_count(pid: int) -> int:
+    """Return how many sockets a process has open."""
+    count = 0
+    with contextlib.suppress(OSError):
+        for number in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError):
+                count += os.readlink(f"/proc/{pid}/fd/{number}").startswith("socket:")
+    return count
+
+
 class Processes:
-    """The processes of one server under test: started together, summed together, ended together."""
+    """The processes of one server under test: started together, summed together, ended together.
+
+    What they have started belongs to them, also where the one that started it has ended.
+    """
 
     def __init__(self, log: Path) -> None:
         self._log = log
         self._started: list[subprocess.Popen[bytes]] = []
+        self._sessions: set[int] = set()
+        self._mark = f"{os.getpid()}-{id(self)}"
 
     def start(
         self, argv: Sequence[str], env: Mapping[str, str] | None = None, cwd: Path | None = None
     ) -> None:
         """Start one process; what it prints goes to the log."""
         with self._log.open("ab") as log:
-            self._started.append(
-                subprocess.Popen(
-                    list(argv),
-                    env={**os.environ, **(env or {})},
-                    cwd=cwd,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,
-                )
+            process = subprocess.Popen(
+                list(argv),
+                env={**os.environ, **(env or {}), _MARK: self._mark},
+                cwd=cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
+        self._started.append(process)
+        self._sessions.add(process.pid)
 
     def pids(self) -> list[int]:
-        """Every process of this server that is alive, children included."""
-        return [pid for process in self._started if process.poll() is None for pid in tree(process.pid)]
+        """Every process of this server that is alive, those that were started by others of them included."""
+        alive = list(_all_processes())
+        found = set(self.parents)
+        found |= {one.pid for one in alive if one.session in self._sessions and self._is_ours(one.pid)}
+        grown = True
+        while grown:
+            children = {one.pid for one in alive if one.parent in found} - found
+            found |= children
+            grown = bool(children)
+        return sorted(found)
+
+    def _is_ours(self, pid: int) -> bool:
+        """Whether a process has been started by one of these: the number of an old session may have been given anew."""
+        with contextlib.suppress(OSError):
+            return f"{_MARK}={self._mark}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        return False
+
+    @property
+    def parents(self) -> list[int]:
+        """The processes that were started here, of those that are alive."""
+        return [process.pid for process in self._started if process.poll() is None]
+
+    def sockets(self) -> dict[int, int]:
+        """Return how many sockets each process has open."""
+        return {pid: socket_count(pid) for pid in self.pids()}
 
     def check(self) -> None:
         """Raise ServerFailed, with the end of the log, if a process has ended."""
@@ -127,7 +174,11 @@ class Processes:
 
     def cpu_seconds(self) -> float:
         """CPU time of all processes since they began."""
-        return sum(_cpu_seconds(pid) for pid in self.pids())
+        used = 0.0
+        for pid in self.pids():
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                used += _cpu_seconds(pid)
+        return used
 
     def memory(self) -> Memory:
         """Memory of all processes now."""
@@ -146,19 +197,24 @@ class Processes:
         """The high-water mark of resident memory in KiB since `reset_peak`, summed over the processes."""
         return sum(_rollup(pid, "status", ("VmHWM",))[0] for pid in self.pids())
 
+    def forget_ended(self) -> None:
+        """Have `check` not complain of those that have ended on purpose."""
+        self._started = [process for process in self._started if process.poll() is None]
+
     def stop(self) -> None:
         """End what was started: SIGTERM, and SIGKILL for what is left after five seconds."""
-        pids = self.pids()
-        for process in self._started:
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-        for process in self._started:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(5)
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                if os.getsid(pid) in {process.pid for process in self._started}:
-                    os.kill(pid, signal.SIGKILL)
+        parents = self.parents
+        _signal(parents or self.pids(), signal.SIGTERM)
+        deadline = time.monotonic() + 5
+        while time.monotonic() < deadline and (self.parents if parents else self.pids()):
+            time.sleep(0.05)
+        _signal(self.pids(), signal.SIGKILL)
         for process in self._started:
             process.wait(5)
         self._started.clear()
+
+
+def _signal(pids: Iterable[int], number: int) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, number)

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
 from bench import handover_table, plots
@@ -13,17 +12,26 @@ from bench.results import Result, load
 from bench.scenarios import SCENARIOS, Scenario
 from bench.scenarios.scenario import Column
 from bench.servers import SERVERS
-from bench.targets import OURS, TARGETS, Target
+from bench.targets import GROUPS, OURS, Measured, Target
 
-_NUMBER = re.compile(r"\{[^}]*\}( (×|%|[µm]s|KiB|events/s))?")
+_HEADS = ("line", "measured", "at least", "aim", "met")
 _INTRODUCTION = """\
 # Benchmarks
 
+sse_app beside others, on one machine with two cores that server, clients and publisher share. **nchan** is the
+nginx module for server-sent events, in C. sse_app checks a token for each stream and has each event on disk before
+it is sent; nchan does neither. "0.85 × nchan" is what sse_app took, divided by what nchan took in the same round
+for the same work: less is better, and "at least" and "aim" are what was set for it. Figures of other machines are
+others; ratios travel better.
+
+{table}
+"""
+_METHOD = """\
+## How it is measured
+
 Written by `python -m bench` from the JSON files in `{results}`; do not edit. Every figure is the median
-of the rounds. In a round the servers run one after the other (A B A B), each started anew and given one
-stream and one event to warm up; a ratio is the median of the ratios within a round. All runs over
-loopback, and server, client and publisher share the cores, so compare figures within a table, not with
-those of other machines.
+of the rounds. In a round the servers run one after the other (A B A B), each started anew and given
+streams and events to warm up; a ratio is the median of the ratios within a round. All runs over loopback.
 
 CPU is user and system time of all processes of a server, as the kernel counts it, from just before the
 first request to the moment the last stream has the last event; nothing is subtracted. Events have 200
@@ -50,7 +58,7 @@ def _commands(results: dict[str, Result]) -> list[str]:
     lines = ["## Commands", "", "```sh"]
     lines += dict.fromkeys(result.command for result in results.values())
     lines += ["```", ""]
-    missing = [name for name in SCENARIOS if name not in results]
+    missing = [name for name, scenario in SCENARIOS.items() if name not in results and not scenario.on_demand]
     if missing:
         lines += ["Not run: " + ", ".join(missing) + ".", ""]
     if any(result.quick for result in results.values()):
@@ -61,34 +69,41 @@ def _commands(results: dict[str, Result]) -> list[str]:
     return lines
 
 
-def _verdict(target: Target, value: float | None, limit: float | None) -> tuple[str, str]:
-    if limit is None:
-        return "", ""
-    number = _NUMBER.search(target.unit)
-    shown = number[0].format(limit) if number else str(limit)
-    return ("≥ " if target.higher else "≤ ") + shown, "" if value is None else "yes" if target.met(
-        value, limit
-    ) else "**no**"
+def _cells(target: Target, measured: Measured | None) -> list[str]:
+    shown = "not measured" if measured is None else measured.text
+    return [
+        target.line,
+        shown,
+        target.shown(target.bound),
+        target.shown(target.aim),
+        target.verdict(measured),
+    ]
 
 
 def targets_table(results: dict[str, Result]) -> list[str]:
-    """Return the table of what must be shown, measured value next to target."""
-    lines = [
-        "## Must show",
-        "",
-        "| what | measured | at least | met | aim | met |",
-        "|---|---|---|---|---|---|",
-    ]
-    before = ""
-    for target in TARGETS:
-        value = target.value(results)
-        measured = "not measured" if value is None else target.unit.format(value)
-        bound, bound_met = _verdict(target, value, target.bound)
-        aim, aim_met = _verdict(target, value, target.aim)
-        row = "" if target.row == before else target.row
-        before = target.row
-        lines.append(f"| {row} | {measured} | {bound} | {bound_met} | {aim} | {aim_met} |")
+    """Return the table of what must be shown, with what was measured beside its bound and its aim."""
+    lines = ["| " + " | ".join(_HEADS) + " |", "|---" * len(_HEADS) + "|"]
+    for group in GROUPS:
+        lines.append(f"| **{group.title}** |" + " |" * (len(_HEADS) - 1))
+        lines += ["| " + " | ".join(_cells(target, target.value(results))) + " |" for target in group.targets]
     return [*lines, ""]
+
+
+def summary(directory: Path) -> list[str]:
+    """Return the lines of that table that were measured, as text for a terminal."""
+    results = load(directory)
+    rows: list[list[str]] = [list(_HEADS)]
+    for group in GROUPS:
+        known = [(target, target.value(results)) for target in group.targets]
+        cells = [_cells(target, measured) for target, measured in known if measured is not None]
+        rows += [[group.title], *cells] if cells else []
+    widths = [max(len(row[column]) for row in rows if len(row) > 1) for column in range(len(_HEADS))]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        if len(row) > 1
+        else f"\n{row[0]}"
+        for row in rows
+    ]
 
 
 def _cell(result: Result, variant: str, column: Column) -> str:
@@ -121,6 +136,8 @@ def _section(scenario: Scenario, result: Result, plot: str) -> list[str]:
         lines += [f"![{scenario.title}]({plot})", ""]
     if result.left_out:
         lines += ["Left out: " + "; ".join(result.left_out) + ".", ""]
+    if result.notes:
+        lines += ["Seen beside the figures: " + "; ".join(result.notes) + ".", ""]
     failures = [f"- {variant}: {text}" for variant, texts in result.failures.items() for text in texts]
     if failures:
         lines += ["Failed measurements:", "", *failures, ""]
@@ -135,8 +152,8 @@ def write(directory: Path, page: Path) -> None:
         return
     place = Path(os.path.relpath(directory, page.parent)).as_posix()
     ordered = {name: results[name] for name in SCENARIOS if name in results}
-    lines = [_INTRODUCTION.format(results=place)]
-    lines += [*targets_table(ordered), *_machine(ordered), *_commands(ordered)]
+    lines = [_INTRODUCTION.format(table="\n".join(targets_table(loaded)))]
+    lines += [_METHOD.format(results=place), *_machine(ordered), *_commands(ordered)]
     for name, result in ordered.items():
         scenario, plot = SCENARIOS[name], ""
         if scenario.plot:

@@ -24,6 +24,8 @@ class Result:
     """One for each round; None where the measurement failed."""
     failures: dict[str, list[str]] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What was seen beside the figures."""
 
     def median(self, variant: str, metric: str) -> float | None:
         """Return the median of a metric over the rounds, None where there is no sample."""

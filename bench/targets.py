@@ -1,148 +1,388 @@
-"""What sse_app must show: bounds and aims, and the measured value for each of them."""
+"""What sse_app must show: bounds and aims, and the measured figure for each of them."""
 
 # ruff: noqa: RUF001  (the multiplication sign is meant)
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from bench import handover_table
 from bench.results import Result
 
 Results = dict[str, Result]
 OURS = "sse_app"
+_NUMBER = re.compile(r"\{[^}]*\}")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A figure, and how it is shown with what it is made of."""
+
+    value: float
+    text: str
+
+
+Value = Callable[[Results], Measured | None]
 
 
 @dataclass(frozen=True)
 class Target:
     """One bound; lower is better unless said otherwise."""
 
-    row: str
-    unit: str
-    """How a value is written: a format with one place, like "{:.2f} × nchan"."""
+    line: str
+    limit: str
+    """How a limit is written: a format with one place, like "{:.2f} ×"."""
     bound: float | None
     aim: float | None
-    value: Callable[[Results], float | None]
+    value: Value
     higher: bool = False
 
-    def met(self, value: float, limit: float) -> bool:
-        """Whether the value is on the right side of the limit."""
+    def _meets(self, value: float, limit: float) -> bool:
         return value >= limit if self.higher else value <= limit
 
+    def shown(self, limit: float | None) -> str:
+        """Return a limit as it is written; empty where there is none."""
+        if limit is None:
+            return ""
+        return ("≥ " if self.higher else "≤ ") + self.limit.format(limit)
 
-def _ratio(scenario: str, metric: str, other: str, ours: str = OURS) -> Callable[[Results], float | None]:
-    return lambda results: results[scenario].ratio(ours, other, metric) if scenario in results else None
+    def verdict(self, measured: Measured | None) -> str:
+        """Return whether bound and aim are met."""
+        if measured is None:
+            return ""
+        if self.bound is not None and not self._meets(measured.value, self.bound):
+            return "**no**"
+        if self.aim is None:
+            return "yes"
+        aim = self._meets(measured.value, self.aim)
+        if self.bound is None:
+            return "yes, the aim" if aim else "not the aim"
+        return "yes, and the aim" if aim else "yes"
 
 
-def _value(scenario: str, metric: str, variant: str = OURS) -> Callable[[Results], float | None]:
-    return lambda results: results[scenario].median(variant, metric) if scenario in results else None
+@dataclass(frozen=True)
+class Group:
+    """Targets of one kind."""
+
+    title: str
+    targets: tuple[Target, ...]
 
 
-def _stalled_memory(results: Results) -> float | None:
+def _beside(scenario: str, metric: str, figure: str, other: str, named: str, ours: str = OURS) -> Value:
+    """Ours divided by another's, in the same round.
+
+    Args:
+        figure: how each of the two figures is written.
+        other: the variant it is compared with.
+        named: what it is called.
+    """
+
+    def value(results: Results) -> Measured | None:
+        if (result := results.get(scenario)) is None:
+            return None
+        ratio, mine, theirs = (
+            result.ratio(ours, other, metric),
+            result.median(ours, metric),
+            result.median(other, metric),
+        )
+        if ratio is None or mine is None or theirs is None:
+            return None
+        digits = 3 if ratio < 0.1 else 2
+        two = f"{figure.format(mine)} against {_NUMBER.search(figure)[0].format(theirs)}"  # type: ignore[index]
+        return Measured(ratio, f"{ratio:.{digits}f} × {named}: {two}")
+
+    return value
+
+
+def _figure(scenario: str, metric: str, figure: str, variant: str = OURS, peer: str = "") -> Value:
+    """A figure of ours, and where a peer is named its figure beside it."""
+
+    def value(results: Results) -> Measured | None:
+        result = results.get(scenario)
+        mine = result.median(variant, metric) if result else None
+        if result is None or mine is None:
+            return None
+        theirs = result.median(peer, metric) if peer else None
+        shown = figure.format(mine)
+        if theirs is not None:
+            shown += f" (nchan: {figure.format(theirs)})"
+        return Measured(mine, shown)
+
+    return value
+
+
+def _stalled_memory(results: Results) -> Measured | None:
     if "stalled" not in results:
         return None
     with_one = results["stalled"].median("sse_app, one stalled", "peak_growth_kib")
     without = results["stalled"].median("sse_app, all read", "peak_growth_kib")
-    return None if with_one is None or without is None else with_one - without
+    if with_one is None or without is None:
+        return None
+    return Measured(with_one - without, f"{with_one - without:,.0f} KiB more memory")
 
 
-_DELIVERY = "CPU per delivery, one event a POST"
-_BATCHES = "CPU per delivery, batches of 100"
-_MEMORY = "RSS per idle authorised stream"
-_CONNECT = "CPU per authorised connect"
-_RESUME = "10,000 clients resume 100 events back"
-_PUBLISH = "publish from 64 clients, each 201 after its fsync"
-_STALLED = "one stalled client among 1,000"
-_SINGLE, _HUNDRED = "single", "batches of 100"
+def _held(results: Results) -> Measured | None:
+    for scenario in ("million", "crowd"):
+        result = results.get(scenario)
+        streams = result.median(OURS, "streams") if result else None
+        lost = result.median(OURS, "lost") if result else None
+        minutes = result.median(OURS, "minutes") if result else None
+        if streams is not None and lost is not None and minutes is not None:
+            return Measured(streams - lost, f"{streams:,.0f}, {lost:,.0f} lost in {minutes:.0f} minutes")
+    return None
 
-TARGETS = (
-    Target(_DELIVERY, "{:.2f} × nchan at 1,000 streams", 0.85, 0.6, _ratio("fanout-1000", "cpu_us", "nchan")),
-    Target(
-        _DELIVERY, "{:.2f} × nchan at 10,000 streams", 0.8, 0.6, _ratio("fanout-10000", "cpu_us", "nchan")
+
+def _survived(results: Results) -> Measured | None:
+    result = results.get("crowd")
+    sample = next((one for one in result.samples.get(OURS, []) if one), None) if result else None
+    if sample is None:
+        return None
+    text = (
+        f"{sample['streams'] - sample['lost']:,.0f} of {sample['streams']:,.0f}, for {sample['minutes']:.0f} minutes; "
+        f"{sample['pings_per_stream']:.1f} pings each"
+    )
+    return Measured(100 * (1 - sample["lost"] / sample["streams"]), text)
+
+
+def _storm(results: Results) -> Measured | None:
+    result = results.get("storm")
+    sample = next((one for one in result.samples.get(OURS, []) if one), None) if result else None
+    if sample is None:
+        return None
+    text = (
+        f"{sample['complete_s']:.1f} s for {sample['streams']:,.0f} streams and {sample['events']:,.0f} missed events, "
+        "none lost, none twice"
+    )
+    return Measured(sample["complete_s"], text)
+
+
+def _disturbed(scenario: str) -> Value:
+    """How many streams were closed, and events lost or doubled, over all restarts and upgrades."""
+
+    def value(results: Results) -> Measured | None:
+        if (result := results.get(scenario)) is None:
+            return None
+        counts = {
+            name: sum(sum(result.values(variant, name)) for variant in ("restart", "upgrade"))
+            for name in ("closed", "lost", "doubled")
+        }
+        return Measured(
+            sum(counts.values()), ", ".join(f"{count:.0f} {name}" for name, count in counts.items())
+        )
+
+    return value
+
+
+def _milliseconds(value: Value) -> Value:
+    """Microseconds as milliseconds."""
+
+    def shown(results: Results) -> Measured | None:
+        measured = value(results)
+        return measured and Measured(measured.value / 1e3, f"{measured.value / 1e3:.2f} ms")
+
+    return shown
+
+
+_SINGLE, _HUNDRED, _TWO = "single", "batches of 100", "2 workers"
+_OURS_TWO = f"{OURS}, {_TWO}"
+_RATIO = "{:.2f} ×"
+_US, _MS = "{:.2f} µs", "{:.1f} ms"
+
+_DELIVERY = Group(
+    "Server CPU to deliver an event to a stream",
+    (
+        Target(
+            "1,000 streams, one event a POST, 10 a second",
+            _RATIO, 0.85, 0.75, _beside("fanout-1000", "cpu_us", _US, "nchan", "nchan"),
+        ),
+        Target(
+            "10,000 streams, one event a POST, 4 a second",
+            _RATIO, 0.75, 0.7, _beside("fanout-10000", "cpu_us", _US, "nchan", "nchan"),
+        ),
+        Target(
+            "1,000 streams, two workers on both sides",
+            _RATIO, 0.9, 0.8, _beside("fanout-1000", "cpu_us", _US, f"nchan, {_TWO}", "nchan", _OURS_TWO),
+        ),
+        Target(
+            "10,000 streams, two workers on both sides",
+            _RATIO, 0.9, 0.8, _beside("fanout-10000", "cpu_us", _US, f"nchan, {_TWO}", "nchan", _OURS_TWO),
+        ),
+        Target(
+            "1,000 streams, two workers beside one of ours",
+            _RATIO, 1.1, None, _beside("fanout-1000", "cpu_us", _US, OURS, "one worker", _OURS_TWO),
+        ),
+        Target(
+            "10,000 streams, two workers beside one of ours",
+            _RATIO, 1.1, None, _beside("fanout-10000", "cpu_us", _US, OURS, "one worker", _OURS_TWO),
+        ),
+        Target(
+            "1,000 streams, batches of 100 events",
+            "{:.3f} ×", 0.06, 0.03, _beside("fanout-1000-batch", "cpu_us", _US, "nchan", "nchan"),
+        ),
+        Target(
+            "10,000 streams, batches of 100 events",
+            "{:.3f} ×", 0.06, 0.03, _beside("fanout-10000-batch", "cpu_us", _US, "nchan", "nchan"),
+        ),
+        Target(
+            "1,000 streams, beside a Python server",
+            "{:.3f} ×", 1 / 6, None, _beside("fanout-1000", "cpu_us", _US, "sse-starlette", "sse-starlette"),
+        ),
+        Target(
+            "10,000 streams, beside a bare `send()` loop in C",
+            _RATIO, None, 1.2, _beside("fanout-10000", "cpu_us", _US, "floor", "the C loop"),
+        ),
+        Target(
+            "an event to one of 10,000 channels, beside one of 100",
+            _RATIO, 1.2, 1.1,
+            _beside(
+                "channels", "cpu_us_per_event", "{:.0f} µs", "sse_app, 100 channels", "that", "sse_app, 10,000 channels"
+            ),
+        ),
     ),
-    Target(_DELIVERY, "{:.2f} × the C loop at 10,000", None, 1.2, _ratio("fanout-10000", "cpu_us", "floor")),
-    Target(
-        _DELIVERY, "{:.3f} × sse-starlette", 1 / 6, None, _ratio("fanout-1000", "cpu_us", "sse-starlette")
+)  # fmt: skip
+
+_LATENCY = Group(
+    "Time from publish to receipt, which 99 of 100 do not exceed",
+    (
+        Target(
+            "1,000 streams, 50 durable events a second, each to all",
+            _MS, 20.0, 5.0, _figure("steady", "p99_ms", _MS, peer="nchan"),
+        ),
+        Target(
+            "10,000 streams, 4 events a second",
+            _RATIO, 0.95, 0.75, _beside("fanout-10000", "p99_ms", _MS, "nchan", "nchan"),
+        ),
+        Target(
+            "published in one worker and received from another, beside from the same",
+            _RATIO, 1.5, 1.2, _figure("across", "p99_ratio", _RATIO, peer="nchan"),
+        ),
+        Target(
+            "with one client among 1,000 that does not read, beside without it",
+            _RATIO, 1.2, None, _beside("stalled", "p99_ms", _MS, "sse_app, all read", "that", "sse_app, one stalled"),
+        ),
+        Target(
+            "a health check (`/healthz`) while events go to 10,000 streams",
+            _MS, 20.0, 10.0, _figure("health", "probe_p99_ms", _MS, peer="nchan"),
+        ),
     ),
-    Target(
-        _BATCHES,
-        "{:.3f} × nchan at 1,000 streams",
-        0.06,
-        0.03,
-        _ratio("fanout-1000-batch", "cpu_us", "nchan"),
+)  # fmt: skip
+
+_PUBLISHING = Group(
+    "Publishing, answered 201 when the event is on disk",
+    (
+        Target(
+            "server CPU of a lone publish, 10 a second, one stream",
+            "{:.1f} ms", 1.2, 0.8,
+            _milliseconds(_figure("lone", "cpu_us_per_request", "{:.0f}", f"{OURS}, ten a second")),
+        ),
+        Target(
+            "requests a second from 64 clients, beside a bare Tornado POST handler",
+            _RATIO, 0.9, 1.2,
+            _beside(
+                "publish", "requests_per_s", "{:,.0f}", f"tornado-post, {_SINGLE}", "the handler", f"{OURS}, {_SINGLE}"
+            ),
+            higher=True,
+        ),
+        Target(
+            "requests a second from 64 clients, two workers beside one of ours",
+            _RATIO, 1.25, 1.5,
+            _beside(
+                "publish", "requests_per_s", "{:,.0f}", f"{OURS}, {_SINGLE}", "one worker", f"{OURS}, {_SINGLE}, {_TWO}"
+            ),
+            higher=True,
+        ),
+        Target(
+            "events a second in batches of 100, one worker",
+            "{:,.0f}", 50_000, 100_000, _figure("publish", "events_per_s", "{:,.0f}", f"{OURS}, {_HUNDRED}"),
+            higher=True,
+        ),
+        Target(
+            "events a second in batches of 100, two workers",
+            "{:,.0f}", 60_000, 100_000, _figure("publish", "events_per_s", "{:,.0f}", f"{OURS}, {_HUNDRED}, {_TWO}"),
+            higher=True,
+        ),
     ),
-    Target(
-        _BATCHES,
-        "{:.3f} × nchan at 10,000 streams",
-        0.06,
-        0.03,
-        _ratio("fanout-10000-batch", "cpu_us", "nchan"),
+)  # fmt: skip
+
+_STREAMS = Group(
+    "A stream, with a user and a token of its own",
+    (
+        Target(
+            "memory of an idle one as it was opened (RSS)",
+            "{:.1f} KiB", 2.2, 1.5, _figure("idle", "rss_kib_per_stream", "{:.2f} KiB", peer="nchan"),
+        ),
+        Target(
+            "memory of an idle one as an upgrade's new process has adopted it",
+            "{:.1f} KiB", 2.2, 1.5, _figure("idle", "rss_kib_per_stream", "{:.2f} KiB", f"{OURS}, adopted"),
+        ),
+        Target(
+            "server CPU to connect",
+            "{:.0f} µs", 200.0, 150.0, _figure("connect", "connect_cpu_us", "{:.0f} µs", peer="nchan"),
+        ),
+        Target(
+            "server CPU to resume, nothing missed",
+            "{:.0f} µs", 250.0, 170.0, _figure("reconnect", "plain_cpu_us", "{:.0f} µs", peer="nchan"),
+        ),
+        Target(
+            "server CPU of each missed event it is sent",
+            "{:.2f} µs", 1.0, 0.5, _figure("reconnect", "replay_cpu_us", _US, peer="nchan"),
+        ),
+        Target(
+            "10,000 come back and have missed 100 events: with each, once and in order",
+            "{:.0f} %", 100, None, _figure("reconnect", "complete_percent", "{:.0f} %"),
+            higher=True,
+        ),
+        Target(
+            "10,000 idle ones with a ping every 30 s: of a core",
+            "{:.1f} %", 2.0, 1.0, _figure("idle", "cpu_percent", "{:.2f} %", peer="nchan"),
+        ),
+        Target(
+            "memory of one that does not read; its byte limit is 1,024 KiB, a quarter more is for what holds the bytes",
+            "{:,.0f} KiB", 1280.0, None, _stalled_memory,
+        ),
+        Target(
+            "1,000 from one address on four workers: most on one, beside the mean",
+            _RATIO, 1.2, 1.1, _figure("spread", "most_of_mean", _RATIO, peer="nchan"),
+        ),
     ),
-    Target(
-        "p99 from publish to receipt, 10,000 streams",
-        "{:.2f} × nchan",
-        0.95,
-        0.75,
-        _ratio("fanout-10000", "p99_ms", "nchan"),
+)  # fmt: skip
+
+_CROWD = Group(
+    "100,000 idle streams on six workers, their clients on the same machine",
+    (
+        Target("open at the end, none lost", "{:.0f} %", 100, None, _survived, higher=True),
+        Target(
+            "with a ping every 30 s: of a core",
+            "{:.0f} %", 6.0, None, _figure("crowd", "cpu_percent", "{:.1f} %", peer="nchan"),
+        ),
+        Target(
+            "memory of one: server, kernel and client together",
+            "{:.0f} KB", 12.0, None, _figure("crowd", "total_kb", "{:.1f} KB", peer="nchan"),
+        ),
+        Target("streams held at once, with more workers", "{:,.0f}", 100_000, 1_000_000, _held, higher=True),
+        Target(
+            "all workers are ended by `kill -9`, all clients come back with 100 missed events: until all have all",
+            "{:.0f} s", 60.0, 30.0, _storm,
+        ),
     ),
-    Target(_MEMORY, "{:.1f} KiB", 12.0, None, _value("idle", "rss_kib_per_stream")),
-    Target(_MEMORY, "{:.2f} × nchan", None, 1.0, _ratio("idle", "rss_kib_per_stream", "nchan")),
-    Target(_CONNECT, "{:.0f} µs", 250.0, 180.0, _value("connect", "connect_cpu_us")),
-    Target(
-        _CONNECT,
-        "{:.2f} × sse-starlette without auth",
-        0.5,
-        None,
-        _ratio("connect", "connect_cpu_us", "sse-starlette"),
-    ),
-    Target(
-        _RESUME,
-        "{:.0f} % complete, none lost, none twice",
-        100,
-        None,
-        _value("reconnect", "complete_percent"),
-        True,
-    ),
-    Target(_RESUME, "{:.2f} µs CPU per replayed event", 1.0, 0.5, _value("reconnect", "replay_cpu_us")),
-    Target(
-        _PUBLISH,
-        "{:.2f} × the requests/s of a bare Tornado POST handler",
-        0.5,
-        0.7,
-        _ratio("publish", "requests_per_s", f"tornado-post, {_SINGLE}", f"{OURS}, {_SINGLE}"),
-        higher=True,
-    ),
-    Target(
-        _PUBLISH,
-        "{:,.0f} events/s in batches of 100",
-        50_000,
-        100_000,
-        _value("publish", "events_per_s", f"{OURS}, {_HUNDRED}"),
-        higher=True,
-    ),
-    Target("idle, 10,000 streams, ping 30 s", "{:.2f} % of a core", 2.0, 1.0, _value("idle", "cpu_percent")),
-    Target(
-        "`/healthz` p99 during fan-outs to 10,000", "{:.1f} ms", 20.0, 10.0, _value("health", "probe_p99_ms")
-    ),
-    Target(
-        _STALLED,
-        "others' p99 {:.2f} × that without it",
-        1.2,
-        None,
-        _ratio("stalled", "p99_ms", "sse_app, all read", "sse_app, one stalled"),
-    ),
-    Target(
-        _STALLED,
-        "{:,.0f} KiB more memory; its byte limit is 1,024 KiB, a quarter more is for what holds the bytes",
-        1280.0,
-        None,
-        _stalled_memory,
-    ),
-    Target(
-        "an event to one of 10,000 channels",
-        "{:.2f} × the CPU of one among 100",
-        1.2,
-        1.1,
-        _ratio("channels", "cpu_us_per_event", "sse_app, 100 channels", "sse_app, 10,000 channels"),
+)  # fmt: skip
+
+_RESTARTS = Group(
+    "`systemctl restart` and `sse-app upgrade` of 10,000 streams while events are published",
+    (
+        Target(
+            "streams closed, events lost, events doubled",
+            "{:.0f}",
+            0.0,
+            None,
+            _disturbed(handover_table.SCENARIO),
+        ),
+        Target(
+            "the same with four workers", "{:.0f}", 0.0, None, _disturbed(handover_table.WORKERS_SCENARIO)
+        ),
     ),
 )
+
+GROUPS = (_DELIVERY, _LATENCY, _PUBLISHING, _STREAMS, _CROWD, _RESTARTS)

@@ -2,12 +2,38 @@
 
 from __future__ import annotations
 
-from bench.scenarios import channels, dashboards, fanout, health, idle, publishing, reconnect, stalled
+from bench.scenarios import (
+    channels,
+    crowd,
+    dashboards,
+    fanout,
+    health,
+    idle,
+    publishing,
+    reconnect,
+    stalled,
+    steady,
+    storm,
+    workers,
+)
 from bench.scenarios.scenario import Scenario, Variant
 
 SCENARIOS: dict[str, Scenario] = {
     scenario.name: scenario
-    for module in (fanout, idle, reconnect, publishing, stalled, health, channels, dashboards)
+    for module in (
+        fanout,
+        steady,
+        workers,
+        publishing,
+        idle,
+        reconnect,
+        stalled,
+        health,
+        channels,
+        dashboards,
+        crowd,
+        storm,
+    )
     for scenario in module.SCENARIOS
 }
 

@@ -6,6 +6,7 @@ from functools import partial
 
 from bench.load import LoadFailed, Publisher
 from bench.measure import Sample, Stopwatch, connect, latencies, running, stream_client
+from bench.run import Run
 from bench.scenarios.scenario import Column, Scenario, Variant
 from bench.servers import Options
 
@@ -14,8 +15,8 @@ _TARGETS = 100
 _RATE = 100.0
 
 
-def _measure(channels: int, server_name: str, quick: bool) -> Sample:
-    channels, events = (max(_TARGETS, channels // 10), 200) if quick else (channels, 500)
+def _measure(channels: int, server_name: str, run: Run) -> Sample:
+    channels, events = run.pick((max(_TARGETS, channels // 10), 200), (channels, 200), (channels, 500))
     names = [f"bench.{number}" for number in range(channels)]
     options = Options(ping_interval=300)  # so that pings to the streams are not in the figure
     with running(server_name, options) as server, stream_client(server, channels, names) as client:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from bench.measure import Sample, connect, fan_out, running, stream_client
+from bench.run import Run
 from bench.scenarios.scenario import Column, Scenario, Variant
 from bench.servers.sse_app import SseApp
 
@@ -66,8 +67,8 @@ def _dashboards(server: SseApp, count: int) -> Iterator[list[_Dashboard]]:
             dashboard.close()
 
 
-def _measure(dashboards: int, server_name: str, quick: bool) -> Sample:
-    streams, events = (1_000, 12) if quick else (10_000, 60)
+def _measure(dashboards: int, server_name: str, run: Run) -> Sample:
+    streams, events = run.pick((1_000, 12), (10_000, 20), (10_000, 40))
     with running(server_name) as server, stream_client(server, streams) as client:
         assert isinstance(server, SseApp)
         connect(server, client)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from bench.load import Publish, Publisher, verify
 from bench.measure import CHANNEL, Sample, Stopwatch, connect, latencies, running, stream_client
+from bench.run import Run
 from bench.scenarios.scenario import Column, Scenario, servers
 
 _PROBES_PER_SECOND = 100.0
 
 
-def _measure(server_name: str, quick: bool) -> Sample:
-    streams, events, rate = (1_000, 8, 4.0) if quick else (10_000, 40, 4.0)
+def _measure(server_name: str, run: Run) -> Sample:
+    streams, events, rate = run.pick((1_000, 8, 4.0), (10_000, 20, 4.0), (10_000, 40, 4.0))
     with running(server_name) as server, stream_client(server, streams) as client:
         connect(server, client)
         client.reset()

@@ -1,24 +1,27 @@
-"""Durable publishing: 64 clients publish as fast as they are answered, one event a request and in batches."""
+"""Durable publishing: as fast as 64 clients are answered, one event a request and in batches; and a lone publish."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
 
-from bench.load import Publisher
-from bench.measure import CHANNEL, Sample, Stopwatch, running
+from bench.load import Publisher, verify
+from bench.measure import CHANNEL, Sample, Stopwatch, running, stream_client, wait_until_quiet
+from bench.run import Run
 from bench.scenarios.scenario import Column, Scenario, Variant
+from bench.servers import Options
 
 _CLIENTS = 64
 _LONE_RATE = 10.0
 
 
-def _measure(batch: int, requests: int, clients: int, rate: float, server_name: str, quick: bool) -> Sample:
-    requests = requests // 10 if quick else requests
-    with running(server_name) as server:
+def _measure(batch: int, requests: int, workers: int, server_name: str, run: Run) -> Sample:
+    requests = run.pick(requests // 10, requests // 2, requests)
+    with running(server_name, Options(workers=workers)) as server:
         publish = server.publish([CHANNEL], batch)
-        Publisher(publish, clients * 2, connections=clients).result()  # warm up
+        Publisher(publish, _CLIENTS * 2, connections=_CLIENTS).result()  # warm up
         watch = Stopwatch(server)
-        report = Publisher(publish, requests, rate=rate, connections=clients).result()
+        report = Publisher(publish, requests, connections=_CLIENTS).result()
         cost = watch.stop()
         return {
             "requests_per_s": requests / report["wall_s"],
@@ -32,26 +35,79 @@ def _measure(batch: int, requests: int, clients: int, rate: float, server_name: 
         }
 
 
-_SINGLE = partial(_measure, 1, 10_000, _CLIENTS, 0.0)
-_BATCH = partial(_measure, 100, 2_000, _CLIENTS, 0.0)
-_LONE = partial(_measure, 1, 300, 1, _LONE_RATE)
+def _measure_lone(rate: float, server_name: str, run: Run) -> Sample:
+    requests = run.pick(20, 60, 150) * (1 if rate else 10)
+    with running(server_name) as server:
+        listening = stream_client(server, 1) if server.streams else nullcontext()
+        with listening as client:
+            if client:
+                client.open()
+            publish = server.publish([CHANNEL])
+            Publisher(publish, 20).result()  # warm up
+            if client:
+                client.wait(20, 10.0)
+                client.reset()
+            wait_until_quiet(server, 5.0)
+            watch = Stopwatch(server)
+            report = Publisher(publish, requests, rate=rate, first=21).result()
+            if client:
+                verify(client.wait(requests, 10.0), requests)
+            cost = watch.stop()
+    return {
+        "cpu_us_per_request": cost.cpu / requests * 1e6,
+        "requests_per_s": requests / report["wall_s"],
+        "answer_p50_ms": report["answer_us"]["p50"] / 1e3,
+        "answer_p99_ms": report["answer_us"]["p99"] / 1e3,
+        "publisher_cpu_us": report["cpu_s"] / requests * 1e6,
+        "stolen_percent": cost.stolen * 100,
+    }
+
+
+_SINGLE = partial(_measure, 1, 10_000)
+_BATCH = partial(_measure, 100, 2_000)
 
 SCENARIOS = (
+    Scenario(
+        "lone",
+        "A lone publish",
+        "One publisher with one connection, and one stream that gets its events (the bare Tornado handler has none): "
+        "ten a second, each of which finds the caches cold, and the next one when the last was answered. CPU is that "
+        "of the publish, the log and the delivery together.",
+        (
+            Variant("sse_app", "ten a second", partial(_measure_lone, _LONE_RATE)),
+            Variant("tornado-post", "ten a second", partial(_measure_lone, _LONE_RATE)),
+            Variant("nchan", "ten a second", partial(_measure_lone, _LONE_RATE), once=True),
+            Variant("sse_app", "back to back", partial(_measure_lone, 0.0)),
+            Variant("tornado-post", "back to back", partial(_measure_lone, 0.0)),
+        ),
+        (
+            Column("cpu_us_per_request", "server CPU, µs a publish", 0),
+            Column("answer_p50_ms", "answer p50 ms"),
+            Column("answer_p99_ms", "answer p99 ms"),
+            Column("publisher_cpu_us", "publisher CPU, µs a publish", 0),
+            Column("stolen_percent", "stolen %"),
+        ),
+        partial(_measure_lone, _LONE_RATE),
+        plot="cpu_us_per_request",
+        quick=True,
+        default=("sse_app", "tornado-post", "nchan"),
+    ),
     Scenario(
         "publish",
         "Durable publishing from 64 clients",
         "10,000 requests of one event, and 2,000 of 100 events, over 64 connections, the next one when the "
-        "last was answered; and 300 requests at ten a second over one connection, each of which finds the caches "
-        "cold. sse_app answers when the event is on disk (SQLite, synchronous=FULL); nchan "
-        "keeps it in memory; the bare Tornado handler reads the body and answers, nothing else.",
+        "last was answered; with one worker and with two. sse_app answers when the event is on disk (SQLite, "
+        "synchronous=FULL); nchan keeps it in memory; the bare Tornado handler reads the body and answers, nothing "
+        "else.",
         (
-            Variant("sse_app", "single", _SINGLE),
-            Variant("tornado-post", "single", _SINGLE),
-            Variant("nchan", "single", _SINGLE),
-            Variant("sse_app", "ten a second", _LONE),
-            Variant("tornado-post", "ten a second", _LONE),
-            Variant("sse_app", "batches of 100", _BATCH),
-            Variant("tornado-post", "batches of 100", _BATCH),
+            Variant("sse_app", "single", partial(_SINGLE, 1)),
+            Variant("sse_app", "single, 2 workers", partial(_SINGLE, 2)),
+            Variant("tornado-post", "single", partial(_SINGLE, 1)),
+            Variant("tornado-post", "single, 2 workers", partial(_SINGLE, 2)),
+            Variant("nchan", "single", partial(_SINGLE, 1), once=True),
+            Variant("sse_app", "batches of 100", partial(_BATCH, 1)),
+            Variant("sse_app", "batches of 100, 2 workers", partial(_BATCH, 2)),
+            Variant("tornado-post", "batches of 100", partial(_BATCH, 1), once=True),
         ),
         (
             Column("requests_per_s", "requests a second", 0),
@@ -62,8 +118,10 @@ SCENARIOS = (
             Column("publisher_cpu_us", "publisher CPU, µs a request", 0),
             Column("stolen_percent", "stolen %"),
         ),
-        _SINGLE,
+        partial(_SINGLE, 1),
         plot="events_per_s",
+        rounds=3,
+        quick=True,
         default=("sse_app", "tornado-post", "nchan"),
     ),
 )

@@ -6,6 +6,7 @@ import time
 
 from bench.load import LoadFailed, Publisher, Report, StreamClient, verify
 from bench.measure import CHANNEL, Cost, Sample, Stopwatch, connect, running, stream_client, wait_until_quiet
+from bench.run import Run
 from bench.scenarios.scenario import Column, Scenario, servers
 from bench.servers import Server
 
@@ -31,8 +32,8 @@ def _come_back(server: Server, client: StreamClient, missed: int, first: int) ->
     return cost, verify(report, missed), took
 
 
-def _measure(server_name: str, quick: bool) -> Sample:
-    streams, missed = (500, 20) if quick else (10_000, 100)
+def _measure(server_name: str, run: Run) -> Sample:
+    streams, missed = run.pick((500, 20), (10_000, 100), (10_000, 100))
     with running(server_name) as server, stream_client(server, streams) as client:
         connect(server, client)
         client.reset()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bench.measure import Sample
+from bench.run import Run
 
 STREAM_SERVERS = (
     "sse_app",
@@ -25,8 +26,10 @@ class Variant:
 
     server: str
     label: str = ""
-    measure: Callable[[str, bool], Sample] | None = None
-    """Takes the server's name and whether the run is quick. None: the scenario's own."""
+    measure: Callable[[str, Run], Sample] | None = None
+    """Takes the server's name and the run. None: the scenario's own."""
+    once: bool = False
+    """Measured in the first round only, and not in a quick run: a peer that no bound is set against."""
 
     @property
     def key(self) -> str:
@@ -52,14 +55,19 @@ class Scenario:
     what: str
     variants: tuple[Variant, ...]
     columns: tuple[Column, ...]
-    measure: Callable[[str, bool], Sample]
+    measure: Callable[[str, Run], Sample]
     plot: str = ""
     """The metric that is drawn; none when empty."""
-    max_rounds: int = 99
+    rounds: int = 2
+    """In a full run, where none are asked for."""
+    quick: bool = False
+    """Whether it is part of a quick run: it has lines that matter."""
+    on_demand: bool = False
+    """Whether it runs only when it is named."""
     default: tuple[str, ...] = STREAM_SERVERS
     """Servers that take part unless peers are named."""
 
 
-def servers(*names: str) -> tuple[Variant, ...]:
+def servers(*names: str, once: bool = False) -> tuple[Variant, ...]:
     """Return one plain variant for each server."""
-    return tuple(Variant(name) for name in names)
+    return tuple(Variant(name, once=once) for name in names)

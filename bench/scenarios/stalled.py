@@ -7,14 +7,15 @@ from functools import partial
 
 from bench.load import Publisher, verify
 from bench.measure import CHANNEL, Sample, Stopwatch, connect, latencies, running, stream_client
+from bench.run import Run
 from bench.scenarios.scenario import Column, Scenario, Variant
 
 _BATCH = 50
 _RATE = 10.0
 
 
-def _measure(stall: bool, server_name: str, quick: bool) -> Sample:
-    streams, batches = (100, 120) if quick else (1_000, 120)
+def _measure(stall: bool, server_name: str, run: Run) -> Sample:
+    streams, batches = run.pick((100, 120), (1_000, 120), (1_000, 120))
     with running(server_name) as server, stream_client(server, streams) as client:
         connect(server, client)
         if stall:

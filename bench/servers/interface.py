@@ -27,6 +27,12 @@ class Options:
     """Seconds between pings to a stream."""
     foreign_tokens: bool = True
     """Whether the tokens of streams are signed outside of the server, which then has never seen them."""
+    workers: int = 1
+    """Processes that serve. Servers without workers take no notice."""
+    streams_per_token: int = 1
+    """So many streams share a user and a token, where there are any."""
+    most_streams: int = 20_000
+    """More are not needed; what a server limits is set by it."""
     env: dict[str, str] = field(default_factory=dict)
     """Further settings of sse_app; peers know nothing of them."""
 
@@ -97,7 +103,12 @@ class PythonApp(Server):
     health_path = "/healthz"
 
     def launch(self) -> None:
-        self.processes.start([str(self.interpreter), str(APPS / f"{self.module}.py"), str(self.port)])
+        command = [str(self.interpreter), str(APPS / f"{self.module}.py"), str(self.port)]
+        self.processes.start([*command, *self.arguments()])
+
+    def arguments(self) -> list[str]:
+        """Return what the module is told beside its port."""
+        return []
 
 
 def missing_command(command: str, install: str) -> str:

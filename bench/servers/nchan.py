@@ -1,4 +1,4 @@
-"""Peer: nchan, the nginx module, with one worker and messages kept in memory."""
+"""Peer: nchan, the nginx module, with as many workers as asked for and messages kept in memory."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _CONFIG = """\
 load_module {module};
 daemon off;
 {user}
-worker_processes 1;
+worker_processes {workers};
 worker_rlimit_nofile 20000;
 pid {directory}/nginx.pid;
 error_log {directory}/error.log warn;
-events {{ worker_connections 16000; }}
+events {{ worker_connections {connections}; }}
 http {{
     access_log off;
     client_body_temp_path {directory}/body;
@@ -34,7 +34,7 @@ http {{
     keepalive_requests 1000000;
     nchan_shared_memory_size 512M;
     server {{
-        listen 127.0.0.1:{port} backlog=4096;
+        listen 127.0.0.1:{port} backlog=4096{reuse};
         tcp_nodelay on;
         location = /healthz {{ return 200 "ok"; }}
         location ~ ^/stream/(.+)$ {{
@@ -88,6 +88,9 @@ class Nchan(Server):
                 directory=self.directory,
                 port=self.port,
                 ping=self.options.ping_interval,
+                workers=self.options.workers,
+                connections=19_000 if self.options.workers > 1 else 16_000,
+                reuse=" reuseport" if self.options.workers > 1 else "",
             )
         )
         environment = {"PATH": os.environ.get("PATH", "") + ":/usr/sbin"}

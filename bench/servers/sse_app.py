@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
 from bench.load import Publish
 from bench.payload import EVENT_ITEM
+from bench.processes import ServerFailed
 from bench.servers.interface import Server
 from sse_app.auth.tokens.grants import Grants
 from sse_app.auth.tokens.issuer import TokenKind, Tokens
@@ -42,7 +46,9 @@ class SseApp(Server):
         return f"sse_app {VERSION}"
 
     def launch(self) -> None:
-        limits = {"STREAMS": 20_000, "STREAMS_PER_USER": 20_000, "STREAMS_PER_ADDRESS": 20_000}
+        limits = dict.fromkeys(
+            ("STREAMS", "STREAMS_PER_USER", "STREAMS_PER_ADDRESS"), self.options.most_streams
+        )
         env = {
             "SSE_APP_HOST": "127.0.0.1",
             "SSE_APP_PORT": str(self.port),
@@ -52,9 +58,10 @@ class SseApp(Server):
             **{f"SSE_APP_LIMITS__{name}": str(value) for name, value in limits.items()},
             **self.options.env,
         }
-        self.processes.start(
-            [sys.executable, str(self.checkout / "main.py"), "serve"], env, cwd=self.checkout
-        )
+        command = [sys.executable, str(self.checkout / "main.py"), "serve"]
+        if self.options.workers > 1:
+            command += ["--workers", str(self.options.workers)]
+        self.processes.start(command, env, cwd=self.checkout)
 
     @property
     def _state(self) -> Path:
@@ -75,12 +82,13 @@ class SseApp(Server):
         ]
 
     def stream_paths(self, channels: Sequence[str], streams: int) -> list[str]:
-        names = [channels[number % len(channels)] for number in range(streams)]
+        tokens = -(-streams // self.options.streams_per_token)
+        names = [channels[number % len(channels)] for number in range(tokens)]
         if self.options.foreign_tokens:
-            tokens = self._mint(TokenKind.STREAM, [Grants.of(subscribe=[name]) for name in names])
+            minted = self._mint(TokenKind.STREAM, [Grants.of(subscribe=[name]) for name in names])
         else:
-            tokens = self._ask_for(names)
-        return [f"/api/v1/sse/{name}?token={token}" for name, token in zip(names, tokens, strict=True)]
+            minted = self._ask_for(names)
+        return [f"/api/v1/sse/{name}?token={token}" for name, token in zip(names, minted, strict=True)]
 
     def _ask_for(self, names: Sequence[str]) -> list[str]:
         """Return stream tokens as clients get them: the server issues them for an access token."""
@@ -97,6 +105,21 @@ class SseApp(Server):
             tokens.append(str(json.load(connection.getresponse())["stream_token"]))
         connection.close()
         return tokens
+
+    def upgrade(self) -> None:
+        """Have a successor take over, with all streams, and return when it serves.
+
+        Raises:
+            ServerFailed: no other process serves after a minute.
+        """
+        (before,) = self.processes.pids()
+        os.kill(before, signal.SIGUSR2)
+        deadline = time.monotonic() + 60
+        while before in (now := self.processes.pids()) or len(now) != 1:
+            if time.monotonic() > deadline:
+                raise ServerFailed("no successor has taken over")
+            time.sleep(0.05)
+        self.processes.forget_ended()
 
     def figures_path(self) -> str:
         """Return the path of a stream of the server's own figures."""

@@ -36,6 +36,9 @@ class TornadoPost(PythonApp):
     def version(cls) -> str:
         return f"Tornado {version('tornado')}, uvloop {version('uvloop')}"
 
+    def arguments(self) -> list[str]:
+        return [str(self.options.workers)]
+
     def publish(self, channels: Sequence[str], batch: int = 1) -> Publish:
         del channels
         return Publish(self.port, "/publish", EVENT_ITEM, separator=",", batch=batch)

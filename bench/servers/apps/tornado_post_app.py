@@ -1,8 +1,12 @@
-"""Peer of the publish rows: a bare Tornado POST handler that reads the body and answers 201, nothing else."""
+"""Peer of the publish rows: a bare Tornado POST handler that reads the body and answers 201, nothing else.
+
+Arguments: the port, and how many processes.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 
 import uvloop
@@ -19,11 +23,15 @@ class PublishHandler(RequestHandler):
         self.write({"id": len(self.request.body)})
 
 
-async def main() -> None:
+async def main(port: int, shared: bool) -> None:
     app = Application([(r"/publish", PublishHandler)], log_function=lambda handler: None)
-    HTTPServer(app).add_sockets(bind_sockets(int(sys.argv[1]), "127.0.0.1", backlog=4096))
+    HTTPServer(app).add_sockets(bind_sockets(port, "127.0.0.1", backlog=4096, reuse_port=shared))
     await asyncio.Event().wait()
 
 
 if __name__ == "__main__":
-    uvloop.run(main())
+    port, workers = map(int, sys.argv[1:])
+    for _ in range(workers - 1):
+        if os.fork() == 0:
+            break
+    uvloop.run(main(port, workers > 1))
