@@ -44,6 +44,7 @@ class SSEApp:
             StateError: the event log cannot be used.
         """
         await self.node.start()
+        await self.node.join()
 
     async def stop(self, drain_time: float = 0.0) -> None:
         """End all streams with ``closing``, so that clients reconnect elsewhere, and close the event log.

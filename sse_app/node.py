@@ -18,6 +18,7 @@ from sse_app.auth.audit import Audit
 from sse_app.auth.factory import issuer_of, keys_directory, make_auth_store, provider_of, require_auth_store
 from sse_app.auth.revocations import Revocations
 from sse_app.auth.tokens.keyring import load_keys
+from sse_app.cluster.factory import make_cluster
 from sse_app.core.addresses import LOOPBACK, UNIX_SOCKET, is_in
 from sse_app.core.channels import ChannelPatterns
 from sse_app.core.counters import InProgress, Metrics
@@ -76,6 +77,7 @@ class Node:
         self.lifecycle = Lifecycle()
         self.channels = ChannelPatterns(settings.channels)
         self.state = StateDirectory(settings.state_dir, worker=worker)
+        self.cluster = make_cluster(self.state)
         auth = settings.auth
         self.auth_store = make_auth_store(self.state)
         self._auth_is_open = False
@@ -146,7 +148,7 @@ class Node:
             self._auth_is_open = True
 
     async def start(self, after: EventId | None = None) -> None:
-        """Open what is stored and begin to serve.
+        """Open what is stored and begin to serve; the other nodes are told by `join`.
 
         Args:
             after: the position up to which streams of an earlier process have their events; see `Hub.begin`.
@@ -162,6 +164,10 @@ class Node:
         self.enforcement.start()
         self.live_stats.start()
         self.lifecycle.ready = True
+
+    async def join(self) -> None:
+        """Answer the other nodes from now on, in the place of an earlier process of this node."""
+        await self.cluster.start()
 
     def reload(self, settings: Settings) -> list[str]:
         """Put settings in force without touching a stream, and return the names of those that need a restart.
@@ -210,6 +216,7 @@ class Node:
         with suppress(TimeoutError):
             async with asyncio.timeout(DRAIN_TIMEOUT):
                 await self.hub.emptied()
+        self.cluster.stop()
         self.live_stats.stop()
         self.keepalive.stop()
         await self.hub.close()

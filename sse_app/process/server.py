@@ -132,6 +132,7 @@ class Server:
         loop.add_signal_handler(signal.SIGUSR1, _ignore_signal, signal.SIGUSR1, detail)
         standby_socket = bind_standby_socket(self._node.state.own) if self._is_standby else None
         listening = await (self._start() if successor is None else self._take_over(successor))
+        await node.join()
         if not self._is_standby:
             loop.add_signal_handler(signal.SIGHUP, self._begin, self._reload)
             loop.add_signal_handler(signal.SIGUSR2, self._begin, self._hand_to_successor)

@@ -1,0 +1,160 @@
+"""The interface of a cluster: what a node asks the others, what it tells them, and what it answers."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Collection
+from typing import Any, NamedTuple
+
+from sse_app.core.errors import SSEAppError
+
+ASK_TIMEOUT = 2.0
+"""How long the others may take to answer, in seconds."""
+
+Handler = Callable[[str, Any], Any]
+"""Takes the name of the node that asks or tells, and the payload; returns the answer, or an awaitable of it."""
+
+log = logging.getLogger(__name__)
+
+
+class NoAnswer(SSEAppError):
+    """A node has no answer to a question; the text says why."""
+
+
+class Answers(NamedTuple):
+    """What the nodes have answered.
+
+    Args:
+        by_node: the answers by the names of the nodes, in the order of `Cluster.peers`, this node's own first.
+        missing: the names of the nodes that have not answered in time, or have no answer.
+    """
+
+    by_node: dict[str, Any]
+    missing: tuple[str, ...]
+
+
+class Cluster(ABC):
+    """A node and the others that serve the same streams: other workers on this machine, later also on other machines.
+
+    A payload is what msgpack can carry: None, bool, int, float, str, bytes, and lists, tuples and dicts with text keys
+    of these; also a ``msgspec.Struct``. It arrives as plain lists and dicts, which ``msgspec.convert`` makes a type of.
+    The other node may run another version of the program for a while: a kind that it does not know has no answer, and
+    a handler has to ignore members that it does not know, as ``msgspec.convert`` does.
+
+    A node may hang or die at any time. So a message to it may be lost, and what is told should say how things are
+    rather than what has changed since the last message.
+    """
+
+    def __init__(self) -> None:
+        self._handlers: dict[str, Handler] = {}
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The name of this node; empty where it is alone. A worker's is its number."""
+
+    @abstractmethod
+    def peers(self) -> tuple[str, ...]:
+        """Return the names of the other nodes, also of those that do not answer just now."""
+
+    @abstractmethod
+    def tell(self, kind: str, payload: object = None) -> None:
+        """Send something to all others; returns at once, and does not say who has received it.
+
+        Raises:
+            ValueError: the payload is too large.
+        """
+
+    @abstractmethod
+    async def ask(
+        self,
+        kind: str,
+        payload: object = None,
+        within: float = ASK_TIMEOUT,
+        to: Collection[str] | None = None,
+    ) -> Answers:
+        """Ask all nodes, this one among them, and return what they have answered.
+
+        Args:
+            kind: which handler answers.
+            payload: what is asked.
+            within: how many seconds to wait at most. A node that did not answer the last time is waited for no longer
+                than a short while, until it sends something again.
+            to: the names of the nodes to ask; all where it is None.
+
+        Raises:
+            ValueError: the payload is too large.
+        """
+
+    @abstractmethod
+    async def start(self) -> None:
+        """Find the others, and answer them from now on."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Leave: the others do not wait for this node any more."""
+
+    def answer(self, kind: str, handler: Handler) -> None:
+        """Answer what is asked or told of a kind with a handler; there is one for each kind."""
+        assert kind not in self._handlers
+        self._handlers[kind] = handler
+
+    async def _answer_of(self, node: str, kind: str, payload: Any) -> Any:
+        """Return the answer of this node.
+
+        Raises:
+            NoAnswer: the kind is not known, or its handler has failed; what is a mistake is logged.
+        """
+        handler = self._handlers.get(kind)
+        if handler is None:
+            raise NoAnswer("this kind of question is not known")
+        try:
+            answer = handler(node, payload)
+            return await answer if inspect.isawaitable(answer) else answer
+        except SSEAppError as error:
+            raise NoAnswer(str(error)) from error
+        except Exception as error:
+            log.error("uncaught: %s", kind, exc_info=error)
+            raise NoAnswer("the handler has failed") from error
+
+
+class Alone(Cluster):
+    """A node without others; it answers itself."""
+
+    @property
+    def name(self) -> str:
+        """The empty text."""
+        return ""
+
+    def peers(self) -> tuple[str, ...]:
+        """Return nothing."""
+        return ()
+
+    def tell(self, kind: str, payload: object = None) -> None:
+        """Do nothing: there is no other."""
+
+    async def ask(
+        self,
+        kind: str,
+        payload: object = None,
+        within: float = ASK_TIMEOUT,
+        to: Collection[str] | None = None,
+    ) -> Answers:
+        """Return the answer of this node."""
+        return await own_answer(self._answer_of(self.name, kind, payload), self.name)
+
+    async def start(self) -> None:
+        """Do nothing."""
+
+    def stop(self) -> None:
+        """Do nothing."""
+
+
+async def own_answer(answer: Awaitable[Any], name: str) -> Answers:
+    """Return what a node itself answers to its own question."""
+    try:
+        return Answers({name: await answer}, ())
+    except NoAnswer:
+        return Answers({}, (name,))

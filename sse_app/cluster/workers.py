@@ -1,0 +1,423 @@
+"""The cluster of the worker processes of one machine: each listens on a Unix socket in its own directory.
+
+A worker connects to each of the others, asks and tells over that connection, and is answered there. So two workers
+have two connections. The others are found by their sockets: one that ends removes its own, one that was killed leaves
+it behind. When a worker is handed over to another process, that one binds its socket beside the old one and renames it
+to its place, and the others connect again when the old process has ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+import socket
+import struct
+from collections.abc import Collection, Coroutine, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from sse_app.cluster.base import ASK_TIMEOUT, Answers, Cluster, NoAnswer, own_answer
+from sse_app.cluster.link import ANSWER, ASK, HELLO, MAX_TOLD, NO_ANSWER, TELL, Link, message
+from sse_app.core.errors import EXHAUSTED
+from sse_app.core.periodic import PeriodicCallback
+
+SOCKET_NAME = "control"
+
+LOOK_INTERVAL = 1.0
+"""Seconds between two looks for other workers."""
+
+RECONNECT_TIME = 1.0
+"""For how many seconds after the end of a connection the next process of that worker is waited for."""
+
+RECONNECT_INTERVAL = 0.02
+"""Seconds between two tries meanwhile."""
+
+SILENT_TIMEOUT = 0.2
+"""How long a worker that did not answer the last time is waited for, in seconds."""
+
+FORGET_TIME = 300.0
+"""After how many seconds without a process a worker is taken for one that is not to come back."""
+
+BACKLOG = 1024
+"""How many connections may wait: more than there are workers."""
+
+log = logging.getLogger(__name__)
+
+
+class Peer:
+    """Another worker, and the connection to it.
+
+    Args:
+        name: its number.
+        now: the time, of the event loop.
+    """
+
+    def __init__(self, name: str, now: float) -> None:
+        self.name = name
+        self.link: Link | None = None
+        self.lost_at = now
+        """Since when there is no connection, where there is none."""
+        self.silent = False
+        """Whether it did not answer in time, and has sent nothing since."""
+        self._waiting: dict[int, tuple[bytes, asyncio.Future[Any]]] = {}
+
+    def tell(self, data: bytes) -> None:
+        """Send a message; it is lost where the worker cannot be reached, or does not read."""
+        if self.link is not None:
+            self.link.send(data, MAX_TOLD)
+
+    async def ask(self, number: int, data: bytes, within: float) -> Any:
+        """Send a question, again where the connection is made anew meanwhile, and return the answer.
+
+        Raises:
+            NoAnswer: there is none in time.
+        """
+        loop = asyncio.get_running_loop()
+        if self.link is None and loop.time() > self.lost_at + RECONNECT_TIME:
+            raise NoAnswer("it cannot be reached")
+        if self.link is not None and not self.link.send(data):
+            raise NoAnswer("it does not read")
+        future: asyncio.Future[Any] = loop.create_future()
+        self._waiting[number] = data, future
+        try:
+            async with asyncio.timeout(min(within, SILENT_TIMEOUT) if self.silent else within):
+                return await future
+        except TimeoutError:
+            if self.link is not None:
+                self._say(silent=True)
+            raise NoAnswer("it has not answered in time") from None
+        finally:
+            del self._waiting[number]
+
+    def connected(self, link: Link) -> None:
+        """Use a connection, and send again what has not been answered over the one before."""
+        self.link = link
+        for data, _ in self._waiting.values():
+            link.send(data)
+
+    def disconnected(self, now: float) -> None:
+        """Use no connection from now on."""
+        self.link = None
+        self.lost_at = now
+
+    def give_up(self) -> None:
+        """Wait for no answer any more."""
+        for _, future in self._waiting.values():
+            if not future.done():
+                future.set_exception(NoAnswer("it has ended"))
+
+    def heard(self) -> None:
+        """Note that it has sent something."""
+        if self.silent:
+            self._say(silent=False)
+
+    def answered(self, number: object, answer: Any, failed: bool) -> None:
+        """Take an answer; one that came too late is dropped."""
+        _, future = self._waiting.get(number, (b"", None))  # type: ignore[call-overload]
+        if future is not None and not future.done():
+            if failed:
+                future.set_exception(NoAnswer(str(answer)))
+            else:
+                future.set_result(answer)
+
+    def _say(self, *, silent: bool) -> None:
+        if silent != self.silent:
+            level = logging.WARNING if silent else logging.INFO
+            log.log(level, "worker_silent" if silent else "worker_answers", extra={"peer": self.name})
+        self.silent = silent
+
+
+class Workers(Cluster):
+    """The workers that use one state directory.
+
+    Args:
+        number: of this worker.
+        directory: which has one for each worker, named by its number.
+    """
+
+    def __init__(self, number: int, directory: Path) -> None:
+        super().__init__()
+        self._name = str(number)
+        self._directory = directory
+        self._peers: dict[str, Peer] = {}
+        self._connecting: set[str] = set()
+        self._incoming: set[Link] = set()
+        self._numbers = itertools.count(1)
+        self._listening: socket.socket | None = None
+        self._inode = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._unbound = False
+        """Whether it was logged that the socket cannot be bound."""
+        self._looking = PeriodicCallback(self._look, LOOK_INTERVAL)
+
+    @property
+    def name(self) -> str:
+        """The number of this worker."""
+        return self._name
+
+    def peers(self) -> tuple[str, ...]:
+        """Return the numbers of the other workers, in their order."""
+        oldest = asyncio.get_running_loop().time() - FORGET_TIME
+        known = (peer for peer in self._peers.values() if peer.link is not None or peer.lost_at > oldest)
+        return tuple(sorted((peer.name for peer in known), key=int))
+
+    def tell(self, kind: str, payload: object = None) -> None:
+        """Send something to all others that can be reached."""
+        data = message(TELL, kind, payload)
+        for peer in self._peers.values():
+            peer.tell(data)
+
+    async def ask(
+        self,
+        kind: str,
+        payload: object = None,
+        within: float = ASK_TIMEOUT,
+        to: Collection[str] | None = None,
+    ) -> Answers:
+        """Ask all workers at the same time."""
+        number = next(self._numbers)
+        data = message(ASK, number, kind, payload)
+        asked = [self._peers[name] for name in self.peers() if to is None or name in to]
+        answers = Answers({}, ())
+        others = asyncio.gather(*(peer.ask(number, data, within) for peer in asked), return_exceptions=True)
+        if to is None or self._name in to:
+            answers = await own_answer(self._answer_of(self._name, kind, payload), self._name)
+        by_node, missing = answers.by_node, list(answers.missing)
+        for peer, answer in zip(asked, await others, strict=True):
+            if isinstance(answer, NoAnswer):
+                missing.append(peer.name)
+            elif isinstance(answer, BaseException):
+                raise answer
+            else:
+                by_node[peer.name] = answer
+        return Answers(by_node, tuple(missing))
+
+    # -- connections ----------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Take the place of an earlier process of this worker, and connect to the others."""
+        await self._look()
+        self._looking.start()
+
+    def stop(self) -> None:
+        """Remove the socket, unless it is the next process's, and close all connections."""
+        self._looking.stop()
+        if self._listening is not None:
+            asyncio.get_running_loop().remove_reader(self._listening.fileno())
+            self._listening.close()
+            self._listening = None
+            path = self._directory / self._name / SOCKET_NAME
+            with suppress(OSError):
+                if path.lstat().st_ino == self._inode:
+                    path.unlink()
+        peers, self._peers = self._peers, {}
+        for peer in peers.values():
+            peer.give_up()
+            if peer.link is not None:
+                peer.link.close()
+        for link in list(self._incoming):
+            link.close()
+
+    async def _look(self) -> None:
+        """Connect to workers that have come, forget those that have gone."""
+        if self._listening is None:
+            self._bind()
+        now = asyncio.get_running_loop().time()
+        found = self._found()
+        for name in found - self._peers.keys() - {self._name}:
+            self._peers[name] = Peer(name, now)
+        for name, peer in list(self._peers.items()):
+            if peer.link is not None:
+                continue
+            if name not in found:
+                self._forget(peer)
+            else:
+                await self._connect(peer)
+
+    def _found(self) -> set[str]:
+        """Return the names of the workers that have a socket."""
+        try:
+            with os.scandir(self._directory) as entries:
+                return {
+                    entry.name
+                    for entry in entries
+                    if entry.name.isdecimal() and os.path.lexists(os.path.join(entry.path, SOCKET_NAME))
+                }
+        except OSError:
+            return set(self._peers)  # for lack of descriptors, for instance: that says nothing about them
+
+    def _forget(self, peer: Peer) -> None:
+        del self._peers[peer.name]
+        peer.give_up()
+
+    def _bind(self) -> None:
+        """Listen; where that is not possible just now, on a full disk for instance, the next look tries again."""
+        directory = self._directory / self._name
+        beside = f".{SOCKET_NAME}.{os.getpid()}"
+        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listening.setblocking(False)
+        try:
+            with _short(directory) as path:
+                with suppress(FileNotFoundError):
+                    os.unlink(f"{path}/{beside}")
+                listening.bind(f"{path}/{beside}")
+                os.chmod(f"{path}/{beside}", 0o600)
+                listening.listen(BACKLOG)
+                self._inode = os.lstat(f"{path}/{beside}").st_ino
+                os.replace(f"{path}/{beside}", f"{path}/{SOCKET_NAME}")
+        except OSError as error:
+            listening.close()
+            if not self._unbound:
+                log.error("control_socket_failed", extra={"detail": f"{directory}: {error.strerror}"})
+            self._unbound = True
+            return
+        self._unbound = False
+        self._listening = listening
+        asyncio.get_running_loop().add_reader(listening.fileno(), self._accept)
+
+    def _accept(self) -> None:
+        assert self._listening is not None
+        loop = asyncio.get_running_loop()
+        try:
+            connection, _ = self._listening.accept()
+        except OSError as error:
+            if error.errno in EXHAUSTED:  # it would be called again at once
+                descriptor = self._listening.fileno()
+                loop.remove_reader(descriptor)
+                loop.call_later(LOOK_INTERVAL, self._accept_again, descriptor)
+            return
+        self._begin(self._serve(connection))
+
+    def _accept_again(self, descriptor: int) -> None:
+        if self._listening is not None and self._listening.fileno() == descriptor:
+            asyncio.get_running_loop().add_reader(descriptor, self._accept)
+
+    async def _serve(self, connection: socket.socket) -> None:
+        link = Link(self._asked, self._incoming.discard)
+        if await _open(link, connection):
+            self._incoming.add(link)
+
+    async def _connect(self, peer: Peer) -> None:
+        """Connect to a worker, if it listens."""
+        if peer.name in self._connecting:
+            return
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.setblocking(False)
+        self._connecting.add(peer.name)
+        try:
+            try:
+                with _short(self._directory / peer.name) as path:
+                    connection.connect(f"{path}/{SOCKET_NAME}")
+            except OSError:  # it does not listen, or very many wait
+                connection.close()
+                return
+            link = Link(self._answered, self._disconnected)
+            link.node = peer.name
+            if await _open(link, connection):
+                link.send(message(HELLO, self._name))
+                peer.connected(link)
+        finally:
+            self._connecting.discard(peer.name)
+
+    def _disconnected(self, link: Link) -> None:
+        peer = self._peers.get(link.node)
+        if peer is not None and peer.link is link:
+            peer.disconnected(asyncio.get_running_loop().time())
+            self._begin(self._reconnect(peer))
+
+    async def _reconnect(self, peer: Peer) -> None:
+        """Connect to the next process of a worker as soon as it is there; one that has left is forgotten."""
+        loop = asyncio.get_running_loop()
+        while self._peers.get(peer.name) is peer and peer.link is None:
+            if peer.name not in self._found():
+                self._forget(peer)
+                return
+            await self._connect(peer)
+            if loop.time() > peer.lost_at + RECONNECT_TIME:
+                peer.give_up()
+                return
+            await asyncio.sleep(RECONNECT_INTERVAL)
+
+    # -- messages -------------------------------------------------------------------------------------------
+
+    def _answered(self, link: Link, members: list[Any]) -> None:
+        """Take a message over a connection of ours."""
+        peer = self._peers.get(link.node)
+        if peer is None:
+            return
+        peer.heard()
+        match members:
+            case [int(kind), number, answer, *_] if kind in (ANSWER, NO_ANSWER):
+                peer.answered(number, answer, kind == NO_ANSWER)
+
+    def _asked(self, link: Link, members: list[Any]) -> None:
+        """Take a message over a connection of another's."""
+        match members:
+            case [int(kind), str(name), *_] if kind == HELLO:
+                link.node = name
+                peer = self._peers.get(name)
+                if peer is None or peer.link is None:  # it has just come
+                    self._begin(self._look())
+            case [int(kind), str(about), payload, *_] if kind == TELL:
+                self._begin(self._told(link, about, payload))
+            case [int(kind), number, str(about), payload, *_] if kind == ASK:
+                self._begin(self._reply(link, number, about, payload))
+        if peer := self._peers.get(link.node):
+            peer.heard()
+
+    async def _told(self, link: Link, kind: str, payload: Any) -> None:
+        with suppress(NoAnswer):
+            await self._answer_of(link.node, kind, payload)
+
+    async def _reply(self, link: Link, number: Any, kind: str, payload: Any) -> None:
+        try:
+            reply = message(ANSWER, number, await self._answer_of(link.node, kind, payload))
+        except (NoAnswer, ValueError) as error:
+            reply = message(NO_ANSWER, number, str(error))
+        link.send(reply)
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("uncaught", exc_info=error)
+
+
+async def _open(link: Link, connection: socket.socket) -> bool:
+    """Begin a connection, if the process at its other end runs as this user; return whether it does."""
+    if not _is_own_user(connection):
+        connection.close()
+        return False
+    try:
+        await asyncio.get_running_loop().connect_accepted_socket(lambda: link, connection)
+    except OSError:
+        connection.close()
+        return False
+    return True
+
+
+def _is_own_user(connection: socket.socket) -> bool:
+    """Return whether the process at the other end of a Unix socket runs as the user of this one (unix(7))."""
+    if not hasattr(socket, "SO_PEERCRED"):  # not on Linux: the directory is private
+        return True
+    size = struct.calcsize("3i")
+    _, user, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
+    return bool(user == os.geteuid())
+
+
+@contextmanager
+def _short(directory: Path) -> Iterator[str]:
+    """Give a path of a directory that is short: that of a Unix socket can have 107 bytes only (unix(7))."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        short = f"/proc/self/fd/{descriptor}"
+        yield short if os.path.isdir(short) else str(directory)
+    finally:
+        os.close(descriptor)
