@@ -191,6 +191,9 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--state-dir", default=absent, metavar="DIR")
     group.add_argument("--event-log", default=absent, metavar="URL", help="sqlite:, sqlite:/path or memory:")
     group.add_argument(
+        "--workers", metavar="N", default=absent, help="processes that serve: a number, or auto"
+    )
+    group.add_argument(
         "--set",
         action="append",
         default=absent,

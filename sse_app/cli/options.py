@@ -23,7 +23,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
     """
     flags: dict[str, object] = {
         name: getattr(options, name)
-        for name in ("host", "port", "state_dir", "event_log")
+        for name in ("host", "port", "state_dir", "event_log", "workers")
         if hasattr(options, name)
     }
     for assignment in getattr(options, "set", []):

@@ -16,7 +16,7 @@ from sse_app.core.errors import StateError
 from sse_app.process import logs
 from sse_app.process.standard_streams import complain
 from sse_app.process.systemd import Systemd
-from sse_app.process.workers import worker_number
+from sse_app.process.workers import SUPERVISOR_VARIABLE, worker_count, worker_number
 from sse_app.settings.loader import find_settings_file, passed_over
 from sse_app.settings.model import Settings, plain
 from sse_app.storage.state_dir import StateDirectory
@@ -27,18 +27,29 @@ UPGRADE_TIMEOUT = 60.0
 """How many seconds ``upgrade`` waits for the successor."""
 
 
-def serve(options: argparse.Namespace) -> None:
-    """Serve until SIGTERM, SIGINT or SIGQUIT."""
-    for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+def serve(options: argparse.Namespace) -> int:
+    """Serve until SIGTERM, SIGINT or SIGQUIT; return the exit status."""
+    goes_on = SUPERVISOR_VARIABLE in os.environ
+    for number in () if goes_on else (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)  # until the server handles them; by default they would end it
-    from sse_app.process import server
-
     settings = settings_of(options)
-    with logs.to_standard_error(settings.log.level, settings.log.format, worker_number()):
-        if foreign := passed_over():
+    worker = worker_number()
+
+    def reread() -> Settings:
+        return _warn_of_missing_network(settings_of(options))
+
+    with logs.to_standard_error(settings.log.level, settings.log.format, worker):
+        if worker <= 1 and not goes_on and (foreign := passed_over()):
             log.info("environment_passed_over", extra={"variables": ", ".join(foreign)})
         _warn_of_missing_network(settings)
-        server.run(settings, lambda: _warn_of_missing_network(settings_of(options)))
+        if goes_on or (not worker and worker_count(settings) > 1):
+            from sse_app.process import supervisor
+
+            return supervisor.run(settings, reread)
+        from sse_app.process import server
+
+        server.run(settings, reread)
+        return 0
 
 
 def _warn_of_missing_network(settings: Settings) -> Settings:

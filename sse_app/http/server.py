@@ -219,6 +219,13 @@ class HTTPServer:
         for connection in list(self._connections):
             connection.resume()
 
+    def stop_listening(self, sockets: Iterable[socket.socket]) -> None:
+        """Close listening sockets, which other processes have too."""
+        for listening in sockets:
+            self._listening.remove(listening)
+            self.loop.remove_reader(listening.fileno())
+            listening.close()
+
     def close_listening(self) -> None:
         """Close the listening sockets, so that connections are refused unless another process has them too."""
         self._stop_accepting()

@@ -37,6 +37,7 @@ from sse_app.http.server import HTTPServer
 from sse_app.node import connection_limits
 from sse_app.process import logs, tuning
 from sse_app.process.garbage_collection import garbage_collection
+from sse_app.process.parent_link import PARENT_LINK, ParentLink, same
 from sse_app.process.sockets import addresses, bind, inherited_sockets
 from sse_app.process.systemd import Systemd, inherited_descriptors
 from sse_app.process.workers import worker_number
@@ -103,11 +104,13 @@ class Server:
     async def serve(self) -> None:
         """Start, serve, and end."""
         inherited = inherited_descriptors()
-        self._inherited = [one for one in inherited if one[0] not in (SENDING, RECEIVING)]
+        self._parent = ParentLink.among(inherited)
+        """The way to the parent, where that is one of ours."""
+        self._inherited = [one for one in inherited if one[0] not in (SENDING, RECEIVING, PARENT_LINK)]
         successor = started_as_successor()
         if successor is None:
             self._handle_end_signals()
-            self._store = FdStore.of(inherited, self._systemd)
+            self._store = FdStore.of(inherited, self._systemd) if self._parent is None else None
             own = own_directory(self._settings.state_dir, self._worker)
             successor = connect_standby(own) if self._systemd.knows_unit else None
         self._app = SSEApp(self._settings, locked=successor is None, worker=self._worker)
@@ -131,6 +134,8 @@ class Server:
         detail = "there is no log file to open again: the log is standard error"
         loop.add_signal_handler(signal.SIGUSR1, _ignore_signal, signal.SIGUSR1, detail)
         standby_socket = bind_standby_socket(self._node.state.own) if self._is_standby else None
+        if self._parent is not None:
+            self._watch_parent(self._parent)
         listening = await (self._start() if successor is None else self._take_over(successor))
         await node.join()
         if not self._is_standby:
@@ -140,8 +145,9 @@ class Server:
         self._server.add_sockets(listening)
         # The first WATCHDOG=1 comes with READY: else systemd could take quick upgrades in a row for one hung process.
         self._systemd.notify("READY=1", "WATCHDOG=1", self._status())
+        serving = "standing_in" if self._is_standby else "serving" if self._parent else "listening"
         log.info(
-            "standing_in" if self._is_standby else "listening",
+            serving,
             extra={"address": addresses(listening), "pid": os.getpid(), "version": VERSION},
         )
         with garbage_collection(True):
@@ -176,10 +182,13 @@ class Server:
         if not self._node.hub.continues(state.position):
             raise UpgradeFailed("the event log is not where the process before said it was")
         self._adopted = self._receiver.adopt(state, descriptors, built)
+        self._parent = ParentLink.among(attached)
         if self._store is None:  # until now a signal ended only this process, and the one before kept serving
             self._handle_end_signals()
-            self._store = FdStore.of(attached, self._systemd)
+            self._store = FdStore.of(attached, self._systemd) if self._parent is None else None
         successor.serve()
+        if self._parent is not None:
+            self._watch_parent(self._parent)
         if not self._is_standby:  # the one before may be slow to end, and must not remove the next one's
             remove_standby_socket(self._node.state.own)
         self._node.state.take_locks([descriptor for kind, descriptor in attached if kind == LOCK])
@@ -234,7 +243,10 @@ class Server:
             return
         if obstacle := upgrade_obstacle(os.getpid()):
             log.error("upgrade_refused", extra={"detail": obstacle})
+            self._systemd.notify("X_SSE_APP_UPGRADE=failed")
             return
+        if self._parent is not None:
+            self._parent.stop_watching()  # what it asks for meanwhile is the successor's to do
         attached = self._attached() + (self._store.descriptors() if self._store else [])
         self._upgraded.clear()
         try:
@@ -242,6 +254,9 @@ class Server:
             successor = await self._upgrade.run()
         except UpgradeFailed as error:
             log.error("upgrade_failed", extra={"detail": str(error)})
+            self._systemd.notify("X_SSE_APP_UPGRADE=failed")
+            if self._parent is not None:
+                self._watch_parent(self._parent)
         else:
             self._systemd.notify(f"MAINPID={successor}")
             log.info("upgraded", extra={"successor": successor})
@@ -254,7 +269,8 @@ class Server:
     def _attached(self) -> Attached:
         """Return the descriptors that a warm handover passes beside the connections."""
         attached = [(LISTENING, sock.fileno()) for sock in self._server.listening]
-        return attached + [(LOCK, descriptor) for descriptor in self._node.state.lock_descriptors]
+        attached += [(LOCK, descriptor) for descriptor in self._node.state.lock_descriptors]
+        return attached + ([(PARENT_LINK, self._parent.fileno())] if self._parent is not None else [])
 
     async def _run_as_standby(self, listening: socket.socket) -> None:
         """Serve only until the next main process has taken over."""
@@ -266,6 +282,34 @@ class Server:
             os.kill(os.getpid(), signal.SIGTERM)
             return
         _exit_now()
+
+    # -- the parent of workers ------------------------------------------------------------------------------
+
+    def _watch_parent(self, parent: ParentLink) -> None:
+        parent.watch(self._listen, self._leave, self._end_without_signal, self._on_death_of_parent)
+
+    def _listen(self, sockets: list[socket.socket]) -> None:
+        """Accept connections on sockets of other workers too, which do not serve just now."""
+        for sock in sockets:
+            if self._ending or any(same(sock, one) for one in self._server.listening):
+                sock.close()
+            else:
+                self._server.add_sockets([sock])
+
+    def _leave(self, sockets: list[socket.socket]) -> None:
+        """Leave these sockets to their workers again."""
+        left = [one for one in self._server.listening if any(same(sock, one) for sock in sockets)]
+        self._server.stop_listening(left)
+
+    def _end_without_signal(self) -> None:
+        """End as at a signal, of which one may follow: a service manager sends it to parent and workers."""
+        self._begin(lambda: self._end(signal.SIGINT))
+
+    def _on_death_of_parent(self) -> None:
+        """End: no process would restart this one, nor could another parent have the address."""
+        log.warning("parent_died")
+        self._systemd.leave()
+        self._end_without_signal()
 
     # -- ending ---------------------------------------------------------------------------------------------
 
@@ -283,6 +327,8 @@ class Server:
 
     async def _end(self, number: int) -> None:
         await self._started.wait()
+        if self._ending:
+            return
         self._ending = True
         if self._upgrade is not None:
             self._upgrade.give_up()

@@ -11,8 +11,6 @@ from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from typing import Any
 
-from tornado.netutil import bind_sockets
-
 from sse_app.core.errors import StateError
 from sse_app.settings.model import Settings
 
@@ -23,10 +21,12 @@ def bind(settings: Settings) -> list[socket.socket]:
     Raises:
         StateError: the address cannot be used.
     """
+    from tornado.netutil import bind_sockets  # the parent of workers does without Tornado
+
     try:
         return bind_sockets(settings.port, _host(settings), backlog=settings.socket.backlog)
     except (OSError, ValueError) as error:
-        raise _unusable(settings, error) from None
+        raise unusable(settings, error) from None
 
 
 def check_address(settings: Settings) -> None:
@@ -38,12 +38,22 @@ def check_address(settings: Settings) -> None:
         StateError: the address cannot be used.
     """
     try:
-        for found in socket.getaddrinfo(
-            _host(settings), settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        ):
-            _bind_for_a_moment(found[0], found[4])
+        for family, address in found_addresses(settings):
+            _bind_for_a_moment(family, address)
     except (OSError, ValueError) as error:
-        raise _unusable(settings, error) from None
+        raise unusable(settings, error) from None
+
+
+def found_addresses(settings: Settings) -> list[tuple[int, Any]]:
+    """Return family and address of each socket that the settings ask for.
+
+    Raises:
+        OSError: the host is not known.
+    """
+    found = socket.getaddrinfo(
+        _host(settings), settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
+    return list(dict.fromkeys((int(one[0]), one[4]) for one in found))
 
 
 def _bind_for_a_moment(family: int, address: Any) -> None:
@@ -93,7 +103,8 @@ def _host(settings: Settings) -> str | None:
         return settings.host
 
 
-def _unusable(settings: Settings, error: Exception) -> StateError:
+def unusable(settings: Settings, error: Exception) -> StateError:
+    """Return the error that says why the settings' address cannot be used."""
     reason = getattr(error, "strerror", None) or error
     return StateError(f"cannot listen on {settings.host}:{settings.port}: {reason}")
 

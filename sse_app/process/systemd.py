@@ -69,8 +69,14 @@ class Systemd:
         """Whether it accepts notifications of this process."""
         return bool(self._address)
 
-    def notify(self, *assignments: str, descriptors: Sequence[int] = ()) -> None:
-        """Send it assignments, e.g. ``READY=1``; where it cannot be reached, that is only logged."""
+    def notify(self, *assignments: str, descriptors: Sequence[int] = (), wait: bool = True) -> None:
+        """Send it assignments, e.g. ``READY=1``; where it cannot be reached, that is only logged.
+
+        Args:
+            assignments: what to send.
+            descriptors: what to send with them.
+            wait: whether to wait until it takes them; else they are dropped where it has many unread.
+        """
         if self._notifier is None:
             return
         address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
@@ -78,18 +84,27 @@ class Systemd:
             [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
         )
         try:
-            self._notifier.sendmsg(["\n".join(assignments).encode()], passed, 0, address)
+            flags = 0 if wait else socket.MSG_DONTWAIT
+            self._notifier.sendmsg(["\n".join(assignments).encode()], passed, flags, address)
+        except BlockingIOError:
+            pass
         except OSError as error:
             log.warning("systemd_unreachable", extra={"detail": str(error)})
 
     def notify_periodically(self, status: Callable[[], str]) -> list[PeriodicCallback]:
         """Send STATUS= and, where systemd watches, WATCHDOG=1 from the event loop; return the timers."""
-        timers = [PeriodicCallback(lambda: self.notify(status()), STATUS_INTERVAL)]
+        timers = [PeriodicCallback(lambda: self.notify(status(), wait=False), STATUS_INTERVAL)]
         if self.watchdog:
-            timers.append(PeriodicCallback(lambda: self.notify("WATCHDOG=1"), self.watchdog / 3))
+            timers.append(PeriodicCallback(lambda: self.notify("WATCHDOG=1", wait=False), self.watchdog / 3))
         for timer in timers if self.present else ():
             timer.start()
         return timers
+
+    def leave(self) -> None:
+        """Send nothing any more: it has gone."""
+        if self._notifier is not None:
+            self._notifier.close()
+            self._notifier = None
 
     async def stops_for_good(self) -> bool:
         """Return whether it stops the unit rather than restarts it; unknown counts as a restart.

@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from sse_app.core.errors import SettingsError
 from sse_app.settings.model import MOST_WORKERS, Settings
 
+SUPERVISOR_VARIABLE = "SSE_APP_SUPERVISOR"
+"""The variable in which the parent of workers leaves what it holds for the program that takes its place."""
+
 WORKER_VARIABLE = "SSE_APP_WORKER"
 """The variable that tells a process that it is a worker, and which: its number, from 1."""
 
@@ -33,6 +36,18 @@ def worker_count(settings: Settings) -> int:
     if settings.workers == "auto":
         return min(MOST_WORKERS, usable_cores())
     return settings.workers
+
+
+def require_shareable(settings: Settings) -> None:
+    """Refuse settings that several workers cannot have.
+
+    Raises:
+        SettingsError: they cannot.
+    """
+    if settings.event_log == "memory:" and worker_count(settings) > 1:
+        raise SettingsError(
+            'bad value for the setting event_log: "memory:" is one process\'s alone; set workers to 1, or use "sqlite:"'
+        )
 
 
 def usable_cores() -> int:

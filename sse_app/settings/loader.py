@@ -22,6 +22,7 @@ OTHER_VARIABLES = frozenset(
         "SSE_APP_SUCCESSOR",
         "SSE_APP_STAND_IN",
         "SSE_APP_WORKER",
+        "SSE_APP_SUPERVISOR",
     }
 )
 """Variables with our prefix that are not settings: commands and processes of this package read them."""

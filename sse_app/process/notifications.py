@@ -1,0 +1,87 @@
+"""What workers report to their parent: the receiving side of sd_notify(3)."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from sse_app.core.errors import StateError
+
+LONGEST_MESSAGE = 4096
+"""How many bytes of a message are read."""
+
+LONGEST_ADDRESS = 107
+"""How many bytes an address of a Unix socket can have (unix(7))."""
+
+_NAME = "notify"
+_CREDENTIALS = struct.Struct("3i")
+
+
+class Notifications:
+    """The socket that workers report to.
+
+    It lies in the state directory, where other users do not come.
+
+    Args:
+        sock: the socket, bound.
+        address: what workers are told as ``NOTIFY_SOCKET``.
+        directory: a descriptor of the directory, where the address names it by that.
+    """
+
+    def __init__(self, sock: socket.socket, address: str, directory: int | None) -> None:
+        self.socket = sock
+        self.address = address
+        self.directory = directory
+        sock.setblocking(False)
+        if hasattr(socket, "SO_PASSCRED"):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+
+    @classmethod
+    def bound(cls, directory: Path) -> Notifications:
+        """Make the socket in a directory.
+
+        Raises:
+            StateError: it cannot be made, on a full disk for instance.
+        """
+        path = directory.absolute() / _NAME
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        opened = None
+        try:
+            path.unlink(missing_ok=True)
+            address = str(path)
+            if len(os.fsencode(address)) > LONGEST_ADDRESS:
+                # For the life of this process, which the workers see as they are of the same user.
+                opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                address = f"/proc/{os.getpid()}/fd/{opened}/{_NAME}"
+            sock.bind(address)
+            path.chmod(0o600)
+        except OSError as error:
+            sock.close()
+            raise StateError(
+                f"cannot make a socket for the workers in {directory}: {error.strerror}"
+            ) from None
+        return cls(sock, address, opened)
+
+    def read(self) -> Iterator[tuple[int, str]]:
+        """Yield what has been reported, each message with the process that sent it, which the kernel names."""
+        space = socket.CMSG_SPACE(_CREDENTIALS.size)
+        while True:
+            try:
+                text, ancillary, _, _ = self.socket.recvmsg(LONGEST_MESSAGE, space)
+            except BlockingIOError:
+                return
+            for level, kind, data in ancillary:
+                if level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS:
+                    pid, user, _ = _CREDENTIALS.unpack(data[: _CREDENTIALS.size])
+                    if user == os.geteuid():
+                        yield pid, text.decode("utf-8", "replace")
+
+    def close(self) -> None:
+        """Close the socket and remove its file."""
+        self.socket.close()
+        with suppress(OSError):
+            os.unlink(self.address)

@@ -1,0 +1,615 @@
+"""The parent of several workers: it binds, starts them, watches them, restarts what dies, and passes signals on.
+
+The workers do all the work, and each is as a server alone is; nothing that a client sends comes by here. The
+parent is their service manager: it opens their listening sockets and keeps them (sd_listen_fds(3)), and they report
+to it (sd_notify(3)). It has no event loop, and holds no connection and no database.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+import os
+import re
+import select
+import signal
+import socket
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from sse_app.core.errors import SSEAppError, StateError
+from sse_app.process import logs, parent_link
+from sse_app.process.garbage_collection import garbage_collection
+from sse_app.process.listeners import Listeners
+from sse_app.process.notifications import Notifications
+from sse_app.process.sockets import addresses
+from sse_app.process.systemd import STATUS_INTERVAL, Systemd, inherited_descriptors
+from sse_app.process.worker_process import HANG_TIMEOUT, START_TIMEOUT, WorkerProcess, cause_of
+from sse_app.process.workers import SUPERVISOR_VARIABLE, require_shareable, worker_count
+from sse_app.settings.model import Settings
+from sse_app.storage.state_dir import StateDirectory
+from sse_app.version import VERSION
+
+LENT_AFTER = 2.0
+"""For how many seconds a worker may be away before the others accept the connections that wait on its socket."""
+
+ENDING_GRACE = 15.0
+"""How many seconds more than `stream.drain_time` a worker may take to end."""
+
+UPGRADE_TIMEOUT = 150.0
+"""How many seconds the upgrade of one worker may take; within these it gives up by itself."""
+
+LOOKING_INTERVAL = 5.0
+"""After how many seconds at most the parent looks after everything."""
+
+END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+
+PR_SET_CHILD_SUBREAPER = 36
+
+_STREAMS = re.compile(r"STATUS=([0-9]+) streams")
+_UPGRADE_FAILED = "X_SSE_APP_UPGRADE=failed"
+
+log = logging.getLogger(__name__)
+
+
+def run(settings: Settings, reread: Callable[[], Settings]) -> int:
+    """Run workers until a signal asks to stop, and return the exit status.
+
+    Args:
+        settings: in force at first.
+        reread: returns the settings as they are now, when SIGHUP asks for it.
+
+    Raises:
+        StateError: the state directory, the event log or the address cannot be used by several workers.
+    """
+    kept = os.environ.pop(SUPERVISOR_VARIABLE, "")
+    return Supervisor(settings, reread, json.loads(kept) if kept else None).run()
+
+
+class Supervisor:
+    """The parent.
+
+    Args:
+        settings: in force at first.
+        reread: returns the settings as they are now.
+        kept: what the program that this process ran before has left, after an upgrade.
+    """
+
+    def __init__(
+        self, settings: Settings, reread: Callable[[], Settings], kept: dict[str, Any] | None
+    ) -> None:
+        self._reread = reread
+        self._systemd = Systemd()
+        self._signals: deque[int] = deque()
+        self._ending = False
+        self._exit_status = 0
+        self._rolling: deque[WorkerProcess] = deque()
+        """The workers that are yet to be upgraded, the one that is being upgraded first."""
+        self._upgrade_until = 0.0
+        self._retired: set[int] = set()
+        """Processes that have handed over, and are about to end."""
+        self._announced = False
+        """Whether the service manager and the log have been told that the workers serve."""
+        self._told_status = ""
+        self._next_status = self._next_watchdog = 0.0
+        self._replace_program = False
+        self._state = StateDirectory(settings.state_dir)
+        self._workers: dict[int, WorkerProcess] = {}
+        if kept is None:
+            self._settings = settings
+            require_shareable(settings)
+            self._state.lock_for_parent()
+            self._wait_for_workers()
+            passed = inherited_descriptors()
+            count = worker_count(settings)
+            self._listeners = Listeners.inherited(passed) if passed else Listeners.bound(settings, count)
+            self._notifications = Notifications.bound(self._state.workers)
+            self._wanted = 0
+        else:
+            self._settings = msgspec.structs.replace(
+                settings, state_dir=Path(kept["state_dir"]), event_log=kept["event_log"]
+            )
+            self._take(kept)
+
+    def _wait_for_workers(self) -> None:
+        """Wait for workers whose parent has died, which are about to end.
+
+        Raises:
+            StateError: they do not end; they may have been started by others.
+        """
+        deadline = time.monotonic() + self._settings.stream.drain_time + ENDING_GRACE
+        told = False
+        while running := self._state.running_workers():
+            named = ", ".join(f"{number} (process {pid})" for number, pid in running.items())
+            if time.monotonic() > deadline:
+                raise StateError(
+                    f"workers of the state directory {self._state.path} run without this parent: {named}"
+                )
+            if not told:
+                log.info("waiting_for_workers", extra={"workers": named})
+                told = True
+            time.sleep(0.05)
+
+    # -- the loop -------------------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Run until the last worker has ended, and return the exit status."""
+        _become_subreaper()
+        ours, wakeup = socket.socketpair()
+        for end in (ours, wakeup):
+            end.setblocking(False)
+        signal.set_wakeup_fd(wakeup.fileno(), warn_on_full_buffer=False)
+        for number in (*END_SIGNALS, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD):
+            signal.signal(number, lambda number, frame: self._signals.append(number))
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())  # they were blocked when the program was replaced
+        poll = select.poll()
+        poll.register(ours, select.POLLIN)
+        poll.register(self._notifications.socket, select.POLLIN)
+        with garbage_collection(True):
+            self._resize(worker_count(self._settings), first=not self._workers)
+            while not (self._ending and not any(worker.pid for worker in self._workers.values())):
+                begun = time.monotonic()
+                wait = max(0.0, self._next_due(begun) - begun)
+                poll.poll(wait * 1000 + 1)
+                with suppress(BlockingIOError):
+                    ours.recv(4096)
+                if time.monotonic() - begun > wait + HANG_TIMEOUT / 3:  # this process was stopped for a while
+                    for worker in self._workers.values():
+                        worker.seen_at = time.monotonic()
+                self._turn()
+        self._notifications.close()
+        if self._announced:
+            log.info("stopped")
+        return self._exit_status
+
+    def _turn(self) -> None:
+        """Look after everything once."""
+        # What a process has reported before its end is read after that was noticed.
+        ended = _ended_children()
+        for pid, message in self._notifications.read():
+            self._hear(pid, message, ended)
+        for pid, status in ended.items():
+            self._bury(pid, status)
+        while self._signals:
+            self._on_signal(self._signals.popleft())
+        self._look_after_workers(time.monotonic())
+        self._lend_sockets()
+        self._report(time.monotonic())
+        if self._replace_program and not self._ending:
+            self._replace_program = False
+            self._become_new_program()
+
+    def _next_due(self, now: float) -> float:
+        """Return the time at which there is something to do, if no signal and no report comes before."""
+        due = [now + LOOKING_INTERVAL]
+        for worker in self._workers.values():
+            due += [at for at in (worker.start_at, worker.kill_at) if at is not None]
+            if worker.pid is not None:
+                due.append(worker.seen_at + (HANG_TIMEOUT if worker.ready else START_TIMEOUT))
+            if worker.down_since is not None and now < worker.down_since + LENT_AFTER:
+                due.append(worker.down_since + LENT_AFTER)
+        if self._rolling:
+            due.append(self._upgrade_until)
+        if self._systemd.watchdog:
+            due.append(self._next_watchdog)
+        return min(due)
+
+    def _look_after_workers(self, now: float) -> None:
+        for worker in list(self._workers.values()):
+            if worker.start_at is not None and now >= worker.start_at:
+                self._start(worker, now)
+            if worker.pid is None:
+                continue
+            if worker.kill_at is not None:
+                if now >= worker.kill_at:
+                    log.error("worker_killed", extra=_of(worker) | {"detail": "it did not end in time"})
+                    self._exit_status = 1
+                    worker.kill_at = now + LOOKING_INTERVAL
+                    worker.kill("it did not end in time")
+            elif not worker.killed_for and now >= worker.seen_at + (
+                HANG_TIMEOUT if worker.ready else START_TIMEOUT
+            ):
+                log.error("worker_hung", extra=_of(worker) | {"silent_for": round(now - worker.seen_at, 1)})
+                worker.kill("it hung")
+        if self._rolling and now >= self._upgrade_until:
+            self._stop_rolling("it has taken too long")
+
+    # -- workers --------------------------------------------------------------------------------------------
+
+    def _resize(self, count: int, *, first: bool = False) -> None:
+        """Have so many workers from now on.
+
+        Args:
+            count: how many.
+            first: whether the others wait for the first one, which makes the state and finds out whether it can be
+                used.
+        """
+        self._listeners.grow(count)
+        self._wanted = count
+        now = time.monotonic()
+        for number in range(1, count + 1):
+            worker = self._workers.setdefault(number, WorkerProcess(number))
+            if worker.pid is None and worker.start_at is None and (number == 1 or not first):
+                worker.start_at = now
+        surplus = [worker for number, worker in self._workers.items() if number > count]
+        self._lend_sockets()  # so that what waits on theirs is accepted
+        for worker in surplus:
+            self._ask_to_end(worker)
+            if worker.pid is None:
+                del self._workers[worker.number]
+
+    def _start(self, worker: WorkerProcess, now: float) -> None:
+        try:
+            worker.start(self._environment(), self._listeners.of(worker.number), now, HANG_TIMEOUT)
+        except OSError as error:
+            detail = f"it cannot be started: {error.strerror}"
+            self._restart_later(worker, detail, now)
+
+    def _environment(self) -> dict[str, str]:
+        """Return the variables that each worker gets.
+
+        The settings file may name another state directory or event log by now; all workers have the same.
+        """
+        hidden = ("WATCHDOG_PID", "SYSTEMD_UNIT", SUPERVISOR_VARIABLE)
+        environment = {name: value for name, value in os.environ.items() if name not in hidden}
+        environment["NOTIFY_SOCKET"] = self._notifications.address
+        environment["SSE_APP_STATE_DIR"] = str(self._settings.state_dir)
+        environment["SSE_APP_EVENT_LOG"] = str(self._settings.event_log)
+        return environment
+
+    def _ask_to_end(self, worker: WorkerProcess) -> None:
+        worker.start_at = None
+        if worker.pid is not None and worker.link is not None:
+            worker.ask_to_end()
+            worker.kill_at = time.monotonic() + self._settings.stream.drain_time + ENDING_GRACE
+
+    def _restart_later(self, worker: WorkerProcess, cause: str, now: float) -> None:
+        fields = _of(worker) | {"cause": cause}
+        delay = worker.has_died(now)
+        worker.start_at = now + delay
+        log.error("worker_died", extra=fields | {"restart_in": round(delay, 1)})
+
+    def _bury(self, pid: int, status: int) -> None:
+        """Do what is due when a child has ended."""
+        self._retired.discard(pid)
+        worker = next((one for one in self._workers.values() if one.pid == pid), None)
+        if worker is None:
+            return
+        now = time.monotonic()
+        if self._rolling and self._rolling[0] is worker:
+            self._stop_rolling("it has died")
+        cause = worker.killed_for or cause_of(status)
+        if not self._ending and self._is_first_start(worker) and os.WIFEXITED(status):
+            self._exit_status = os.WEXITSTATUS(status) or 1  # it has said why
+            self._ending = True
+            worker.has_died(now)
+            return
+        if worker.stopping or self._ending:
+            log.info("worker_ended", extra=_of(worker) | {"cause": cause})
+            worker.has_died(now)
+            worker.failures = 0
+            if worker.number > self._wanted:
+                del self._workers[worker.number]
+            elif not self._ending:  # it is wanted again
+                worker.start_at = now
+            return
+        self._restart_later(worker, cause, now)
+
+    def _is_first_start(self, worker: WorkerProcess) -> bool:
+        """Return whether no worker has ever served, and the others wait for this one."""
+        others = (one for one in self._workers.values() if one is not worker)
+        return (
+            not self._announced
+            and worker.ready_at is None
+            and all(one.pid is None and one.start_at is None for one in others)
+        )
+
+    def _hear(self, pid: int, message: str, ended: dict[int, int]) -> None:
+        """Act on what a worker has reported."""
+        worker = next((one for one in self._workers.values() if one.pid == pid), None)
+        if worker is None:
+            return
+        now = time.monotonic()
+        worker.seen_at = now
+        for line in message.split("\n"):
+            name, _, value = line.partition("=")
+            if name in ("READY", "WATCHDOG"):
+                self._serves(worker, now)
+            elif name == "STATUS" and (found := _STREAMS.fullmatch(line)):
+                worker.streams = int(found[1])
+            elif name == "MAINPID" and value.isdigit() and (int(value) in ended or _is_child(int(value))):
+                self._retired.add(pid)
+                worker.succeeded_by(int(value), now)
+                log.info("worker_succeeded", extra=_of(worker))
+            elif line == _UPGRADE_FAILED and self._rolling and self._rolling[0] is worker:
+                self._stop_rolling("its log lines say why")
+
+    def _serves(self, worker: WorkerProcess, now: float) -> None:
+        if worker.ready:
+            worker.serves(now)
+            return
+        is_new = worker.ready_at is None
+        worker.serves(now)
+        if is_new:
+            log.info("worker_started", extra=_of(worker))
+        if self._ending or worker.stopping:
+            return
+        for other in self._workers.values():  # those that waited for the first one
+            if other.pid is None and other.start_at is None and other.number <= self._wanted:
+                other.start_at = now
+        if worker.reload_due:
+            worker.reload_due = False
+            worker.signal(signal.SIGHUP)
+        if self._rolling and self._rolling[0] is worker:
+            self._rolling.popleft()
+            self._upgrade_next()
+
+    def _lend_sockets(self) -> None:
+        """Have the workers that serve accept also what waits on the sockets of those that do not."""
+        now = time.monotonic()
+        cared_for: set[socket.socket] = set()
+        for worker in self._workers.values():
+            away = worker.down_since is None or now >= worker.down_since + LENT_AFTER
+            if worker.number <= self._wanted and not worker.stopping and (worker.ready or not away):
+                cared_for.update(self._listeners.of(worker.number))
+        orphans = set(self._listeners.all()) - cared_for
+        for worker in self._workers.values():
+            if not worker.ready or worker.link is None:
+                continue
+            due = orphans | set(self._listeners.of(worker.number))
+            for word, sockets in (
+                (parent_link.LISTEN, due - worker.listens),
+                (parent_link.LEAVE, worker.listens - due),
+            ):
+                if sockets and parent_link.send(worker.link, word, list(sockets)):
+                    worker.listens ^= sockets
+
+    # -- signals --------------------------------------------------------------------------------------------
+
+    def _on_signal(self, number: int) -> None:
+        if number in END_SIGNALS:
+            if self._ending:
+                self._end_at_once(number)
+            log.info("stopping", extra={"streams": sum(one.streams for one in self._workers.values())})
+            self._end_all()
+        elif number == signal.SIGHUP:
+            self._reload()
+        elif number == signal.SIGUSR2:
+            self._upgrade()
+        elif number == signal.SIGUSR1:
+            detail = "there is no log file to open again: the log is standard error"
+            log.info("signal_ignored", extra={"signal": "SIGUSR1", "detail": detail})
+
+    def _end_all(self) -> None:
+        """Have all workers end, as each does alone."""
+        self._ending = True
+        self._rolling.clear()
+        seconds = self._settings.stream.drain_time + ENDING_GRACE + LOOKING_INTERVAL
+        self._systemd.notify("STOPPING=1", f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}")
+        self._listeners.close()
+        for worker in self._workers.values():
+            self._ask_to_end(worker)
+
+    def _end_at_once(self, number: int) -> None:
+        """End all workers and this process, as a second signal asks for."""
+        for worker in self._workers.values():
+            worker.kill("a second signal has come")
+        for pid in self._retired:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._notifications.close()
+        logging.shutdown()
+        if os.getpid() == 1:  # the kernel's default passes process 1 over (pid_namespaces(7))
+            os._exit(128 + number)
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    def _reload(self) -> None:
+        """Read the settings again, and have all workers do so, if they are good."""
+        if self._ending:
+            return
+        self._systemd.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        try:
+            settings = self._reread()
+            count = worker_count(settings)
+            self._listeners.grow(count)
+        except (SSEAppError, OSError) as error:
+            log.error("reload_refused", extra={"detail": str(error)})
+        else:
+            self._settings = msgspec.structs.replace(
+                settings, state_dir=self._settings.state_dir, event_log=self._settings.event_log
+            )
+            logs.set_level(settings.log.level)
+            log.info("reloaded", extra={"workers": count})
+            self._resize(count)
+            for worker in self._workers.values():
+                if worker.ready and not (self._rolling and self._rolling[0] is worker):
+                    worker.signal(signal.SIGHUP)
+                else:
+                    worker.reload_due = worker.pid is not None
+        self._systemd.notify("READY=1")
+
+    # -- upgrades -------------------------------------------------------------------------------------------
+
+    def _upgrade(self) -> None:
+        """Have each worker hand over to a successor, one after the other; this process becomes the new program last."""
+        if self._ending or self._rolling:
+            return
+        self._rolling.extend(
+            worker for _, worker in sorted(self._workers.items()) if worker.ready and not worker.stopping
+        )
+        log.info("upgrading", extra={"workers": len(self._rolling)})
+        self._upgrade_next()
+
+    def _upgrade_next(self) -> None:
+        while self._rolling and (self._rolling[0].stopping or not self._rolling[0].ready):
+            self._rolling.popleft()  # it starts with the new program anyway, or ends
+        if self._rolling:
+            self._upgrade_until = time.monotonic() + UPGRADE_TIMEOUT
+            self._rolling[0].signal(signal.SIGUSR2)
+        else:
+            self._replace_program = True
+
+    def _stop_rolling(self, detail: str) -> None:
+        log.error(
+            "upgrade_failed",
+            extra={
+                "detail": f"worker {self._rolling[0].number} could not be upgraded, {detail}; the rest were not tried"
+            },
+        )
+        self._rolling.clear()
+
+    def _become_new_program(self) -> None:
+        """Run the program anew in this very process: it keeps its children, sockets and locks."""
+        kept = {
+            "state_dir": str(self._settings.state_dir),
+            "event_log": str(self._settings.event_log),
+            "locks": self._state.lock_descriptors,
+            "listeners": [[sock.fileno() for sock in sockets] for sockets in self._listeners.addresses],
+            "backlog": self._listeners.backlog,
+            "notifications": [
+                self._notifications.socket.fileno(),
+                self._notifications.address,
+                self._notifications.directory,
+            ],
+            "wanted": self._wanted,
+            "announced": self._announced,
+            "workers": [
+                {
+                    "number": worker.number,
+                    "pid": worker.pid,
+                    "link": worker.link.fileno() if worker.link is not None else None,
+                    "ready": worker.ready,
+                    "streams": worker.streams,
+                    "failures": worker.failures,
+                    "reload_due": worker.reload_due,
+                    "listens": [sock.fileno() for sock in worker.listens],
+                }
+                for worker in self._workers.values()
+            ],
+        }
+        log.info("upgraded", extra={"workers": len(self._workers)})
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        descriptors = _descriptors(kept)
+        try:
+            for descriptor in descriptors:
+                os.set_inheritable(descriptor, True)
+            for handler in logging.getLogger().handlers:
+                handler.flush()
+            environment = {**os.environ, SUPERVISOR_VARIABLE: json.dumps(kept)}
+            os.execvpe(sys.orig_argv[0], sys.orig_argv, environment)
+        except OSError as error:
+            for descriptor in descriptors:
+                os.set_inheritable(descriptor, False)
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            log.error("upgrade_failed", extra={"detail": f"the parent keeps its program: {error}"})
+
+    def _take(self, kept: dict[str, Any]) -> None:
+        """Take what the program before has left in this process."""
+        for descriptor in _descriptors(kept):
+            os.set_inheritable(descriptor, False)
+        self._state.take_locks(kept["locks"])
+        by_number = {
+            number: socket.socket(fileno=number) for numbers in kept["listeners"] for number in numbers
+        }
+        self._listeners = Listeners(
+            [[by_number[number] for number in numbers] for numbers in kept["listeners"]], kept["backlog"]
+        )
+        descriptor, address, directory = kept["notifications"]
+        self._notifications = Notifications(socket.socket(fileno=descriptor), address, directory)
+        self._wanted = kept["wanted"]
+        self._announced = kept["announced"]
+        now = time.monotonic()
+        for one in kept["workers"]:
+            worker = self._workers[one["number"]] = WorkerProcess(one["number"])
+            worker.pid, worker.ready, worker.streams = one["pid"], one["ready"], one["streams"]
+            worker.failures, worker.reload_due = one["failures"], one["reload_due"]
+            worker.link = socket.socket(fileno=one["link"]) if one["link"] is not None else None
+            worker.listens = {by_number[number] for number in one["listens"]}
+            worker.seen_at = now
+            worker.ready_at = now if worker.ready else None
+            worker.down_since = None if worker.ready else now
+            if worker.stopping:
+                worker.kill_at = now + self._settings.stream.drain_time + ENDING_GRACE
+            elif worker.pid is None and worker.number <= self._wanted:
+                worker.start_at = now
+        log.info("parent_replaced", extra={"pid": os.getpid(), "version": VERSION})
+
+    # -- reports --------------------------------------------------------------------------------------------
+
+    def _report(self, now: float) -> None:
+        """Tell the service manager and the log how it goes."""
+        if self._ending:
+            return
+        workers = [worker for worker in self._workers.values() if worker.number <= self._wanted]
+        ready = sum(worker.ready for worker in workers)
+        settled = all(worker.ready or worker.failures for worker in workers)
+        streams = sum(worker.streams for worker in self._workers.values())
+        status = f"STATUS={ready} of {self._wanted} workers, {streams} streams"
+        if not self._announced and ready and settled:
+            self._announced = True
+            self._systemd.notify("READY=1", "WATCHDOG=1", status)
+            log.info(
+                "listening",
+                extra={
+                    "address": addresses([sockets[0] for sockets in self._listeners.addresses]),
+                    "pid": os.getpid(),
+                    "version": VERSION,
+                    "workers": self._wanted,
+                },
+            )
+        elif status != self._told_status and now >= self._next_status:
+            self._systemd.notify(status)
+            self._told_status, self._next_status = status, now + STATUS_INTERVAL
+        if self._systemd.watchdog and now >= self._next_watchdog:
+            self._systemd.notify("WATCHDOG=1")
+            self._next_watchdog = now + self._systemd.watchdog / 3
+
+
+def _of(worker: WorkerProcess) -> dict[str, Any]:
+    """Return the fields of a log line that name a worker."""
+    return {"worker": worker.number, "pid": worker.pid}
+
+
+def _descriptors(kept: dict[str, Any]) -> list[int]:
+    """Return the descriptors among what is left for the new program."""
+    links = [worker["link"] for worker in kept["workers"] if worker["link"] is not None]
+    sockets = [number for numbers in kept["listeners"] for number in numbers]
+    notifications, _, directory = kept["notifications"]
+    directories = [directory] if directory is not None else []
+    return [*kept["locks"], *sockets, notifications, *directories, *links]
+
+
+def _ended_children() -> dict[int, int]:
+    """Return the children that have ended, with their status; none of them stays a zombie."""
+    ended = {}
+    with suppress(ChildProcessError):  # there is none
+        while True:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                break
+            ended[pid] = status
+    return ended
+
+
+def _is_child(pid: int) -> bool:
+    """Return whether a process is a child of this one, as far as the system can tell."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) == os.getpid()
+    except (OSError, ValueError, IndexError):
+        return not Path("/proc/self").exists()
+
+
+def _become_subreaper() -> None:
+    """Become the parent of workers' successors, which a shell has started that has ended (PR_SET_CHILD_SUBREAPER)."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)

@@ -1,0 +1,216 @@
+"""One worker as its parent sees it: the process, what it has reported, and what is to happen to it next."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import socket
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+
+from sse_app.process import parent_link
+from sse_app.process.systemd import FIRST_INHERITED
+
+FIRST_DELAY = 0.1
+"""After how many seconds a worker that has died is started again; each time that it dies soon doubles it."""
+
+LONGEST_DELAY = 5.0
+"""Up to how many seconds."""
+
+GOOD_START = 10.0
+"""A worker that has served for so many seconds did not die soon."""
+
+HANG_TIMEOUT = 15.0
+"""A worker that serves and has reported nothing for so many seconds hangs."""
+
+START_TIMEOUT = 60.0
+"""So does one that has not begun to serve for so many seconds."""
+
+
+class WorkerProcess:
+    """One worker.
+
+    Args:
+        number: from 1.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.pid: int | None = None
+        self.link: socket.socket | None = None
+        """The parent's end; None where the worker is to end, or does not run."""
+        self.ready = False
+        self.streams = 0
+        self.seen_at = 0.0
+        """When it last reported, or was started."""
+        self.ready_at: float | None = None
+        """When it began to serve, itself or a process that it has succeeded."""
+        self.down_since: float | None = None
+        """Since when no process of this number has served."""
+        self.start_at: float | None = None
+        """When to start it."""
+        self.kill_at: float | None = None
+        """When to kill it, if it has been asked to end and has not."""
+        self.killed_for = ""
+        """Why the parent has killed it."""
+        self.failures = 0
+        """How often it has died soon after its start, one after another."""
+        self.listens: set[socket.socket] = set()
+        """The sockets that it accepts connections on."""
+        self.reload_due = False
+        """Whether the settings have changed while it was starting."""
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it runs and has been asked to end."""
+        return self.pid is not None and self.link is None
+
+    def start(
+        self, environment: Mapping[str, str], sockets: Sequence[socket.socket], now: float, timeout: float
+    ) -> None:
+        """Start the process.
+
+        Args:
+            environment: its variables, but for those of its descriptors.
+            sockets: what it is to listen on.
+            now: the time.
+            timeout: after how many seconds without a word it counts as hung.
+
+        Raises:
+            OSError: it cannot be started.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        passed = [
+            *(("listening", sock.fileno()) for sock in sockets),
+            (parent_link.PARENT_LINK, theirs.fileno()),
+        ]
+        variables = {
+            **environment,
+            "SSE_APP_WORKER": str(self.number),
+            "WATCHDOG_USEC": str(int(timeout * 1e6)),
+        }
+        self.start_at = None
+        try:
+            self.pid = _spawn(sys.orig_argv, variables, passed)
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        self.link = ours
+        self.listens = set(sockets)
+        self.seen_at = now
+        if self.down_since is None:
+            self.down_since = now
+
+    def serves(self, now: float) -> None:
+        """Note that it has reported that it serves."""
+        self.seen_at = now
+        if not self.ready:
+            self.ready = True
+            self.down_since = None
+            self.ready_at = self.ready_at or now
+
+    def succeeded_by(self, pid: int, now: float) -> None:
+        """Note that another process has taken over from it."""
+        self.pid = pid
+        self.ready = False
+        self.seen_at = now
+
+    def has_died(self, now: float) -> float:
+        """Note that the process has gone, and return after how many seconds it is to be started again."""
+        soon = self.ready_at is None or now - self.ready_at < GOOD_START
+        self.failures = self.failures + 1 if soon else 0
+        self.ask_to_end()
+        self.pid = self.ready_at = self.kill_at = None
+        self.ready = self.reload_due = False
+        self.streams = 0
+        self.listens = set()
+        self.down_since = self.down_since or now
+        self.killed_for = ""
+        return float(min(FIRST_DELAY * 2 ** max(0, min(self.failures, 10) - 1), LONGEST_DELAY))
+
+    def ask_to_end(self) -> None:
+        """Ask it to end, as it would at a signal; nothing more can be asked of it then."""
+        if self.link is not None:
+            parent_link.ask_to_end(self.link)
+            self.link = None
+
+    def signal(self, number: int) -> None:
+        """Send it a signal, if it runs."""
+        if self.pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def kill(self, cause: str) -> None:
+        """End it at once."""
+        self.killed_for = self.killed_for or cause
+        self.signal(signal.SIGKILL)
+
+
+def cause_of(status: int) -> str:
+    """Return in words how a process has ended, by the status of waitpid(2)."""
+    code = os.waitstatus_to_exitcode(status)
+    if code >= 0:
+        return f"exit status {code}"
+    try:
+        return f"killed by {signal.Signals(-code).name}"
+    except ValueError:  # a real-time signal
+        return f"killed by signal {-code}"
+
+
+def _spawn(command: Sequence[str], environment: Mapping[str, str], passed: Sequence[tuple[str, int]]) -> int:
+    """Start a program with descriptors as sd_listen_fds(3) says, in a process group of its own; return its id.
+
+    What a terminal sends to its foreground processes, at Ctrl-C for instance, comes to the parent alone.
+
+    Args:
+        command: the program and its arguments.
+        environment: its variables, without those about the descriptors.
+        passed: the descriptors with their names.
+
+    Raises:
+        OSError: no process can be made.
+    """
+    variables = {
+        **environment,
+        "LISTEN_FDS": str(len(passed)),
+        "LISTEN_FDNAMES": ":".join(name for name, _ in passed),
+    }
+    # No handler of this process is to run in the new one.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        with warnings.catch_warnings():
+            # The log's thread is not needed in the new process, which becomes another program at once.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            pid = os.fork()
+        if pid == 0:
+            _become(command, variables, [descriptor for _, descriptor in passed])
+        return pid
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _become(command: Sequence[str], variables: dict[str, str], descriptors: Sequence[int]) -> None:
+    """Make this process the program; it never returns."""
+    try:
+        os.setpgid(0, 0)
+        beyond = FIRST_INHERITED + len(descriptors)
+        copies = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, beyond) for descriptor in descriptors]
+        for place, copy in enumerate(copies):
+            os.dup2(copy, FIRST_INHERITED + place)
+        for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(number, signal.SIG_IGN)  # until it handles them; by default they would end it
+        variables["LISTEN_PID"] = str(os.getpid())
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGCHLD):
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        os.execvpe(command[0], list(command), variables)
+    except BaseException as error:
+        with suppress(OSError):
+            os.write(2, f"sse-app: cannot start {command[0]}: {error}\n".encode())
+    finally:
+        os._exit(127)
