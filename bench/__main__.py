@@ -56,9 +56,7 @@ def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
         "--minutes", type=float, help="for how long streams are held (default 10; million: 2)"
     )
     crowds.add_argument(
-        "--streams-per-token",
-        type=int,
-        help="streams that share a user and a token (default 1; million: 100)",
+        "--streams-per-token", type=int, default=1, help="streams that share a user and a token (default 1)"
     )
     parser.add_argument(
         "--out",

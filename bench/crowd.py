@@ -64,17 +64,16 @@ class Crowd:
 
 
 @contextmanager
-def crowd(
-    server_name: str, run: Run, streams: int, workers: int, streams_per_token: int
-) -> Iterator[tuple[Server, Crowd]]:
+def crowd(server_name: str, run: Run, streams: int, workers: int) -> Iterator[tuple[Server, Crowd]]:
     """Run a server, with its streams yet to be opened; end both afterwards."""
     options = Options(
         ping_interval=_PING_SECONDS,
         workers=workers,
         most_streams=streams + _ROOM,
-        streams_per_token=run.streams_per_token or streams_per_token,
+        streams_per_token=run.streams_per_token,
     )
-    with running(server_name, options) as server:
-        paths = server.stream_paths([CHANNEL], streams)
-        with Fleet(server.port, paths, streams, server.ready) as clients:
-            yield server, Crowd(server, clients, workers)
+    with (
+        running(server_name, options) as server,
+        Fleet(server.port, server.stream_paths([CHANNEL], streams), streams, server.ready) as clients,
+    ):
+        yield server, Crowd(server, clients, workers)

@@ -13,13 +13,14 @@ from pathlib import Path
 from bench.load import Publisher, Report, StreamClient, verify
 from bench.native import BUILD
 from bench.servers import SERVERS, Options, Server
+from bench.servers.interface import ENOUGH
 
 Sample = dict[str, float]
 CHANNEL = "bench.0"
 WARM_UP_CHANNEL = "bench.warm-up"
 SETTLE_SECONDS = 0.5
-_ENOUGH = 8
-"""Connections for each worker of which it is all but certain that each worker gets one."""
+_MOST = 64
+"""No more connections than these are warmed up."""
 
 
 def _warm_up(server: Server) -> None:
@@ -28,7 +29,7 @@ def _warm_up(server: Server) -> None:
     With several workers so many of both that each has some.
     """
     if server.streams:
-        enough = 1 if server.options.workers == 1 else _ENOUGH * server.options.workers
+        enough = 1 if server.options.workers == 1 else min(_MOST, ENOUGH * server.options.workers)
         with stream_client(server, enough, [WARM_UP_CHANNEL]) as client:
             client.open()
             Publisher(server.publish([WARM_UP_CHANNEL]), enough, connections=enough).result()

@@ -28,7 +28,7 @@ class Run:
     """Of the scenarios with a crowd of streams, as are the following; None: what the scenario has by itself."""
     workers: int | None = None
     minutes: float | None = None
-    streams_per_token: int | None = None
+    streams_per_token: int = 1
     notes: list[str] = field(default_factory=list)
     """What a scenario has to say beside its figures."""
 

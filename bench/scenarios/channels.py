@@ -58,5 +58,6 @@ SCENARIOS = (
         ),
         partial(_measure, 100),
         plot="cpu_us_per_event",
+        rounds=1,
     ),
 )

@@ -19,7 +19,6 @@ def _measure(
     streams: int,
     workers: int,
     minutes: float,
-    streams_per_token: int,
     whole: bool,
     server_name: str,
     run: Run,
@@ -32,7 +31,7 @@ def _measure(
     streams = run.streams or run.pick(streams // 50, streams // 10, streams)
     workers = run.workers or run.pick(2, 2, workers)
     minutes = run.minutes if run.minutes is not None else run.pick(0.1, 0.5, minutes)
-    with crowd(server_name, run, streams, workers, streams_per_token) as (server, fleet):
+    with crowd(server_name, run, streams, workers) as (server, fleet):
         opened = fleet.open(_LEAST_AVAILABLE_MIB)
         if fleet.short:
             said = f"{server_name}: {fleet.clients.streams:,} of {streams:,} streams are open: {fleet.short}"
@@ -99,22 +98,22 @@ SCENARIOS = (
         "the kernel (its slab and the buffers of TCP, for both ends of each stream) and the clients grew by; beside "
         "it what the whole machine has less of. A stream that is lost, or has no ping for 45 seconds, is a failure.",
         (
-            Variant("sse_app", "", partial(_HUNDRED_THOUSAND, 10.0, 1, True)),
-            Variant("nchan", "", partial(_HUNDRED_THOUSAND, 1.0, 1, True), once=True),
+            Variant("sse_app", "", partial(_HUNDRED_THOUSAND, 10.0, True)),
+            Variant("nchan", "", partial(_HUNDRED_THOUSAND, 1.0, True), once=True),
         ),
         _COLUMNS,
-        partial(_HUNDRED_THOUSAND, 10.0, 1, True),
+        partial(_HUNDRED_THOUSAND, 10.0, True),
         rounds=1,
         default=("sse_app", "nchan"),
     ),
     Scenario(
         "million",
         "As many idle streams as the machine holds, a ping every 30 s",
-        "Workers and clients as above, more of each; a hundred streams share a user and a token. Streams are opened "
-        "until all are there, memory is short, or something refuses.",
-        (Variant("sse_app", "", partial(_measure, 1_000_000, 56, 2.0, 100, False)),),
+        "Workers and clients as above, more of each. Streams are opened until all are there, memory is short, or "
+        "something refuses.",
+        (Variant("sse_app", "", partial(_measure, 1_000_000, 56, 2.0, False)),),
         _COLUMNS,
-        partial(_measure, 1_000_000, 56, 2.0, 100, False),
+        partial(_measure, 1_000_000, 56, 2.0, False),
         rounds=1,
         on_demand=True,
         default=("sse_app",),

@@ -95,5 +95,6 @@ SCENARIOS = (
         ),
         partial(_measure, 0),
         default=("sse_app",),
+        rounds=1,
     ),
 )

@@ -97,7 +97,7 @@ SCENARIOS = (
         _COLUMNS,
         partial(_TEN_THOUSAND, 1),
         plot="p99_ms",
-        rounds=3,
+        rounds=2,
         quick=True,
         default=_FAST,
     ),

@@ -52,5 +52,6 @@ SCENARIOS = (
         _measure,
         plot="probe_p99_ms",
         default=("sse_app", "nchan"),
+        rounds=1,
     ),
 )

@@ -36,7 +36,7 @@ def _measure(batch: int, requests: int, workers: int, server_name: str, run: Run
 
 
 def _measure_lone(rate: float, server_name: str, run: Run) -> Sample:
-    requests = run.pick(20, 60, 150) * (1 if rate else 10)
+    requests = run.pick(20, 60, 120) * (1 if rate else 10)
     with running(server_name) as server:
         listening = stream_client(server, 1) if server.streams else nullcontext()
         with listening as client:

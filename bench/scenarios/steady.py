@@ -11,7 +11,7 @@ from bench.servers import Options
 
 
 def _measure(workers: int, server_name: str, run: Run) -> Sample:
-    streams, events = run.pick((100, 50), (1_000, 150), (1_000, 500))
+    streams, events = run.pick((100, 50), (1_000, 150), (1_000, 300))
     with running(server_name, Options(workers=workers)) as server, stream_client(server, streams) as client:
         connect(server, client)
         return fan_out(server, client, events, 50.0)
@@ -21,7 +21,7 @@ SCENARIOS = (
     Scenario(
         "steady",
         "1,000 streams, 50 durable events a second",
-        "500 events, 50 a second, one a request, each to 1,000 streams: 50,000 deliveries a second. Latency is from "
+        "300 events, 50 a second, one a request, each to 1,000 streams: 50,000 deliveries a second. Latency is from "
         "just before the request is sent to the moment the client has read the event.",
         (
             *servers("sse_app", "nchan"),

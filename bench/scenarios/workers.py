@@ -37,7 +37,7 @@ def _grown(server: Server, before: dict[int, int]) -> int:
 
 
 def _measure_across(server_name: str, run: Run) -> Sample:
-    events = run.pick(50, 250, 750)
+    events = run.pick(50, 200, 500)
     with running(server_name, Options(workers=2)) as server, contextlib.ExitStack() as opened:
         streams: dict[int, list[StreamClient]] = {}
         for _ in range(_MOST_OPENED):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import time
 import urllib.request
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -13,9 +14,13 @@ from typing import ClassVar
 
 from bench.load import Publish
 from bench.payload import EVENT_ITEM
-from bench.processes import Processes, free_port
+from bench.processes import Processes, ServerFailed, free_port
 
 APPS = Path(__file__).resolve().parent / "apps"
+ENOUGH = 8
+"""Connections for each worker of which it is all but certain that each worker gets one."""
+
+_START_SECONDS = 90.0
 PEERS = Path(__file__).resolve().parent.parent / ".peers"
 
 
@@ -71,11 +76,32 @@ class Server(ABC):
         """Start the processes."""
 
     def start(self) -> None:
-        """Start, and return when connections are accepted."""
+        """Start, and return when connections are accepted, by all workers.
+
+        Raises:
+            ServerFailed: a process has ended, or does not answer within a minute and a half.
+        """
         self.launch()
         self.processes.wait_for_port(self.port)
-        if self.health_path:
-            urllib.request.urlopen(f"http://127.0.0.1:{self.port}{self.health_path}", timeout=10).close()
+        wanted = 1 if self.options.workers == 1 else ENOUGH * self.options.workers
+        answers, deadline = 0, time.monotonic() + _START_SECONDS
+        while self.health_path and answers < wanted:
+            try:
+                self.check_health(timeout=5)
+                answers += 1
+            except OSError as error:
+                self.processes.check()
+                answers = 0
+                if time.monotonic() > deadline:
+                    raise ServerFailed(f"no answer from {self.health_path}: {error}") from None
+
+    def check_health(self, timeout: float) -> None:
+        """Ask for the health check over a new connection, which comes to any of the workers.
+
+        Raises:
+            OSError: there was no answer in time, or another than 200.
+        """
+        urllib.request.urlopen(f"http://127.0.0.1:{self.port}{self.health_path}", timeout=timeout).close()
 
     def stop(self) -> None:
         """End all processes of this server."""
