@@ -13,7 +13,7 @@ import socket
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from tornado import httputil, web
+    from tornado import web
 
 Handler = TypeVar("Handler", bound="type[web.RequestHandler]")
 
@@ -40,11 +40,6 @@ def _write_nothing(handler: web.RequestHandler) -> None:
 def drop_output_transforms(handler: web.RequestHandler) -> None:
     """Have a response written as it is, although the application compresses responses (``compress_response``)."""
     handler._transforms = []
-
-
-def replace_response_headers(handler: web.RequestHandler, headers: httputil.HTTPHeaders) -> None:
-    """Replace the response headers that a handler keeps after it has sent them: each open stream would hold them."""
-    handler._headers = headers
 
 
 def free_cut_off(handler: web.RequestHandler) -> None:

@@ -50,10 +50,10 @@ def take_over(
     """Return the bare connection of a request that nothing has been written to.
 
     The request may have come through `sse_app.http` or, where the routes are mounted in another application,
-    through Tornado's own server.
+    through Tornado's own server. Its response is a `StreamResponse` from then on.
 
     Args:
-        request: it is written to through the connection from then on.
+        request: whose connection.
         framing: how the bytes of the stream stand in the body of the response.
         settings: have the options of the socket.
         disconnects: notices when the client goes.
@@ -70,7 +70,7 @@ def take_over(
         detached = detached.socket
         tune(detached, settings)
     connection = StreamConnection(detached, framing)
-    request.connection = connection
+    request.connection = StreamResponse(connection)
     try:
         connection.watch(disconnects)
     except OSError as error:  # epoll_ctl(2) has limits of its own
@@ -83,8 +83,51 @@ def _nothing() -> None:
     """Do nothing when a connection ends that no stream has been attached to."""
 
 
-class StreamConnection(httputil.HTTPConnection):
-    """Replaces Tornado's connection behind a stream's handler, whose ``write`` and ``flush`` end here.
+class StreamResponse(httputil.HTTPConnection):
+    """The response to the request of a stream, as its handler writes it: ``write`` and ``flush`` end here.
+
+    The body comes framed already. When the handler is done it detaches, and the connection stays open.
+
+    Args:
+        connection: where to.
+    """
+
+    __slots__ = ("_connection",)
+
+    def __init__(self, connection: StreamConnection) -> None:
+        self._connection = connection
+
+    def write_headers(
+        self,
+        start_line: httputil.RequestStartLine | httputil.ResponseStartLine,
+        headers: httputil.HTTPHeaders,
+        chunk: bytes | None = None,
+    ) -> asyncio.Future[None]:
+        """Write the head of the response, and with it the first of its body."""
+        assert isinstance(start_line, httputil.ResponseStartLine)
+        headers["Connection"] = "close"
+        headers.update(self._connection.framing.headers)
+        head = encode_head(start_line, headers)
+        return self._connection.write(head + chunk if chunk else head)
+
+    def write(self, chunk: bytes) -> asyncio.Future[None]:
+        """Write a piece of the body."""
+        return self._connection.write(chunk)
+
+    def finish(self) -> None:
+        """End the body and close: the handler has failed."""
+        self._connection.finish()
+
+    def set_close_callback(self, callback: Callable[[], None] | None) -> None:
+        """Ignore Tornado, which clears its callback when it finishes a response; that of the stream stays."""
+
+    def detach(self) -> StreamConnection:
+        """Return the connection: the handler is done, and the stream is not."""
+        return self._connection
+
+
+class StreamConnection:
+    """A bare socket, and what waits until it accepts more.
 
     It takes the place of an IOStream and an HTTP1Connection, which hold much more memory, and gives the hub
     the bare ``send`` of the socket. It takes wire bytes, framed already. A client that is gone is no error here:
@@ -183,28 +226,12 @@ class StreamConnection(httputil.HTTPConnection):
                 return self._resolve(self._drained)
         return self._drained
 
-    def write_headers(
-        self,
-        start_line: httputil.RequestStartLine | httputil.ResponseStartLine,
-        headers: httputil.HTTPHeaders,
-        chunk: bytes | None = None,
-    ) -> asyncio.Future[None]:
-        """Write the head of the response, and with it the first of its body, which the caller has framed."""
-        assert isinstance(start_line, httputil.ResponseStartLine)
-        headers["Connection"] = "close"
-        headers.update(self.framing.headers)
-        head = encode_head(start_line, headers)
-        return self.write(head + chunk if chunk else head)
-
     def finish(self) -> None:
         """End the body where the socket accepts it, and close."""
         if self.framing.end and not self._rest and not self.closed:
             with suppress(OSError):  # the connection is closed next in any case
                 self.send(self.framing.end)
         self.close()
-
-    def set_close_callback(self, callback: Callable[[], None] | None) -> None:
-        """Ignore Tornado, which clears its callback when it finishes a response; ours stays until the close."""
 
     def close(self) -> None:
         """Close the socket and call ``on_close``; harmless the second time."""

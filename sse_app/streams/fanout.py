@@ -36,7 +36,7 @@ def _discard(frames: bytes) -> int:
 class FanoutGroup(Generic[Stream]):
     """A table with a slot for each stream: the function that takes its bytes.
 
-    That is the bare ``socket.send`` of a stream that is ready, and `Member.enqueue` of one that is behind, so
+    That is the bare ``socket.send`` of a stream that is parked, and `Member.enqueue` of one that is behind, so
     the hot loop checks nothing and touches little memory: at 10,000 streams its cost is cache misses.
     The streams share their channels and their framing, so they share the bytes also where events of several
     channels go out together, in log order.

@@ -171,6 +171,6 @@ class Keepalive:
         if not turn:
             return
         ping = framed(encode_ping(time.time()))
-        for stream in turn:
+        for stream in list(turn):  # one whose client turns out to have gone leaves it
             stream.write(ping(stream.framing))
         self.pings += len(turn)

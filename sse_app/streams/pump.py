@@ -29,6 +29,9 @@ class Writer(Protocol):
 class Pump:
     """Writes streams: replays what follows their positions, joins them to the present, and writes what waits.
 
+    A stream that has caught up, and for which nothing waits, is *parked*: the hub sends to its socket, and neither a
+    handler nor a task is there for it. It is written by a task again once the socket does not accept everything.
+
     At every await, events up to ``replay.after`` have been written or queued, the rest is still in the log.
     So a stream can be handed to another process, or be cut off, at any of them.
 
@@ -40,10 +43,11 @@ class Pump:
     def __init__(self, hub: Hub, keepalive: Keepalive) -> None:
         self._hub = hub
         self._keepalive = keepalive
-        self._adopted: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._resume = self._run_again  # one object for all streams, each of which has it while it is parked
 
     async def run(self, stream: Stream, writer: Writer) -> None:
-        """Write a stream until its client goes or the server ends it; then remove it from hub and keepalive.
+        """Write a stream until it can be parked, or has ended; then it is removed from hub and keepalive.
 
         Args:
             stream: registered and attached to its connection, its first events written.
@@ -51,42 +55,47 @@ class Pump:
         """
         try:
             await self._catch_up(stream, writer)
-            while await stream.behind():  # while this waits, the hub writes to the socket directly
+            while stream.waits:
                 writer.write(stream.take())
                 await writer.flush()
-        finally:
-            self._hub.unregister(stream)
-            self._keepalive.forget(stream)
-            seconds = round(time.monotonic() - stream.begun_at, 3)
-            log.info(
-                "stream_closed", extra=stream.log_fields(reason=stream.ending or "client", seconds=seconds)
-            )
+        except BaseException:
+            self._end(stream)
+            raise
+        if stream.closed or stream.ending is not None:
+            self._end(stream)
+        else:
+            stream.park(self._resume)
 
     def adopt(self, stream: Stream) -> None:
-        """Run a stream of an earlier process, which has no request here.
+        """Write a stream of an earlier process, whose request was answered there.
 
-        A stream at the head with nothing to write gets a task only once it falls behind: until then the hub
-        sends to its socket, so ten thousand are adopted in little time.
+        A stream at the head with nothing to write is parked at once, so ten thousand are adopted in little time.
         """
         if stream.ending is None and not stream.closed and stream.replay is None:
             self._hub.join(stream)
-            if not stream.backlog_bytes:
-                stream.park(self._start)
+            if not stream.waits:
+                stream.park(self._resume)
                 return
-        self._start(stream)
+        self._run_again(stream)
 
-    def _start(self, stream: Stream) -> None:
-        task = asyncio.create_task(self._run_adopted(stream))
-        self._adopted.add(task)  # the event loop keeps no task alive
-        task.add_done_callback(self._adopted.discard)
+    def _run_again(self, stream: Stream) -> None:
+        """Write a stream that was parked; one whose client has gone has ended."""
+        if stream.closed:
+            self._end(stream)
+            return
+        assert stream.connection is not None
+        task = asyncio.create_task(self.run(stream, stream.connection))
+        self._tasks.add(task)  # the event loop keeps no task alive
+        task.add_done_callback(self._tasks.discard)
 
-    async def _run_adopted(self, stream: Stream) -> None:
-        connection = stream.connection
-        assert connection is not None
-        try:
-            await self.run(stream, connection)
-        finally:
-            connection.finish()
+    def _end(self, stream: Stream) -> None:
+        """End the body of a stream and close its connection; remove the stream from hub and keepalive."""
+        self._hub.unregister(stream)
+        self._keepalive.forget(stream)
+        seconds = round(time.monotonic() - stream.begun_at, 3)
+        log.info("stream_closed", extra=stream.log_fields(reason=stream.ending or "client", seconds=seconds))
+        assert stream.connection is not None
+        stream.connection.finish()
 
     async def _catch_up(self, stream: Stream, writer: Writer) -> None:
         """Replay what follows the position until the stream is at the head, and join it there.

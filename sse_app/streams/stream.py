@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import time
 from collections.abc import Callable
@@ -65,8 +64,8 @@ class Replay(NamedTuple):
 class Stream:
     """The state of one open stream.
 
-    A stream is *ready* when its flush loop is parked and nothing waits: then the hub sends straight to the
-    socket. Otherwise it is *behind*: what the hub has for it waits here, and the flush loop writes it.
+    A stream is *parked* when it has caught up and nothing waits: then the hub sends straight to the socket, and no
+    flush loop is there. Otherwise it is *behind*: what the hub has for it waits here, and a flush loop writes it.
 
     Args:
         number: unique, also among the streams of earlier processes.
@@ -83,7 +82,6 @@ class Stream:
         "_pending",
         "_pending_bytes",
         "_resume",
-        "_waiter",
         "adopted",
         "begun_at",
         "channels",
@@ -136,19 +134,25 @@ class Stream:
         self._laggards = laggards
         self._pending: list[bytes] | None = None
         self._pending_bytes = 0
-        self._waiter: asyncio.Future[bool] | None = None
         self._resume: Callable[[Stream], None] | None = None
+        """Starts a flush loop; there while the stream is parked."""
 
     def attach(self, connection: StreamConnection) -> None:
-        """Write to this connection from now on; the stream is behind until its flush loop parks."""
+        """Write to this connection from now on; the stream is behind until it is parked."""
         self.connection = connection
-        connection.on_close = self._connection_closed
+        connection.on_close = self._wake
         self._laggards.add(self)
 
     @property
     def closed(self) -> bool:
         """Whether the connection has ended (not: is about to)."""
         return self.connection is not None and self.connection.closed
+
+    @property
+    def waits(self) -> bool:
+        """Whether there is something to write, on a connection that has not ended."""
+        assert self.connection is not None
+        return not self.connection.closed and (bool(self._pending) or self.connection.unsent_bytes > 0)
 
     @property
     def stalled_since(self) -> float:
@@ -187,10 +191,10 @@ class Stream:
         return len(frames)
 
     def fall_behind(self, frames: bytes, sent: int) -> None:
-        """Leave the ready state: the socket accepted only ``sent`` bytes of the frames."""
+        """Be parked no longer: the socket accepted only ``sent`` bytes of the frames."""
         assert self.connection is not None
-        self.connection.queue_rest(frames, sent)
         self._mark_behind()
+        self.connection.queue_rest(frames, sent)
         self._wake()
 
     def end(self, reason: str, retry: int | None) -> None:
@@ -230,28 +234,16 @@ class Stream:
         return b"".join([*rest, *(self._pending or ())])
 
     def park(self, resume: Callable[[Stream], None]) -> None:
-        """Make the stream ready without a flush loop, and call ``resume`` once there is something to write.
+        """Have the hub send straight to the socket; only for a stream that has joined, and has nothing to write.
 
-        Only for a stream that has joined, and has nothing to write.
-        """
-        self._make_ready()
-        self._resume = resume
-
-    def behind(self) -> asyncio.Future[bool]:
-        """Return what the flush loop waits for: True when there is something to write, False at the end.
-
-        While the loop is parked here the stream is ready. It is a future and no coroutine, for which each
-        idle stream would pay.
+        Args:
+            resume: called once there is something to write, or the connection has ended.
         """
         assert self.connection is not None
-        waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        waiting = bool(self._pending) or self.connection.unsent_bytes > 0
-        if self.connection.closed or waiting or self.ending is not None:
-            waiter.set_result(waiting and not self.connection.closed)
-            return waiter
-        self._make_ready()
-        self._waiter = waiter
-        return waiter
+        assert self.group is not None
+        self.group.sends[self.slot] = self.connection.send
+        self._laggards.discard(self)
+        self._resume = resume
 
     def take(self) -> bytes:
         """Return what waits, as one piece of about `FLUSH_BYTES` at the most."""
@@ -271,12 +263,6 @@ class Stream:
         self._pending_bytes -= size
         return piece
 
-    def _connection_closed(self) -> None:
-        """Wake the flush loop. Until it runs, a handover must find the stream among those that have changed."""
-        if self._waiter is not None or self._resume is not None:
-            self._laggards.add(self)
-        self._wake()
-
     def _push(self, frames: bytes) -> None:
         if self._pending is None:
             self._pending = []
@@ -285,21 +271,13 @@ class Stream:
         self._laggards.add(self)
         self._wake()
 
-    def _make_ready(self) -> None:
-        assert self.connection is not None
-        assert self.group is not None
-        self.group.sends[self.slot] = self.connection.send
-        self._laggards.discard(self)
-
     def _mark_behind(self) -> None:
         self._laggards.add(self)
         if self.group is not None:
             self.group.sends[self.slot] = self.enqueue
 
     def _wake(self) -> None:
+        """Start a flush loop if the stream is parked; one that is at work looks by itself."""
         resume, self._resume = self._resume, None
         if resume is not None:
             resume(self)
-        waiter, self._waiter = self._waiter, None
-        if waiter is not None and not waiter.done():
-            waiter.set_result(not self.closed)

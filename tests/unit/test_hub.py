@@ -24,6 +24,7 @@ from sse_app.streams import hub as hub_module
 from sse_app.streams.connection import StreamConnection
 from sse_app.streams.hub import Hub
 from sse_app.streams.keepalive import Keepalive
+from sse_app.streams.pump import Pump
 from sse_app.streams.stream import Stream, Subscriber
 from tests.support.sse_reader import EventStreamReader, ReceivedEvent
 from tests.support.waiting import until_async
@@ -32,9 +33,16 @@ A, B, C = ChannelName("a"), ChannelName("b"), ChannelName("c")
 
 
 class Client:
-    """The far end of a stream on a real socket pair, and a flush loop as the handler has it."""
+    """The far end of a stream on a real socket pair, and a pump for it."""
 
-    def __init__(self, hub: Hub, channels: tuple[ChannelName, ...], *, buffer: int = 0) -> None:
+    def __init__(
+        self,
+        hub: Hub,
+        channels: tuple[ChannelName, ...],
+        *,
+        buffer: int = 0,
+        keepalive: Keepalive | None = None,
+    ) -> None:
         ours, self.socket = socket.socketpair()
         for end in (ours, self.socket):
             end.setblocking(False)
@@ -51,16 +59,11 @@ class Client:
         self.connection.watch(hub.disconnects)
         self.stream.attach(self.connection)
         hub.join(self.stream)
-        self.loop = asyncio.create_task(self._run())
+        pump = Pump(hub, keepalive or Keepalive(hub, KeepaliveSettings()))
+        self.loop = asyncio.create_task(pump.run(self.stream, self.connection))
         self.parser = EventStreamReader()
         self.received: list[ReceivedEvent] = []
         self.eof = False
-
-    async def _run(self) -> None:
-        while await self.stream.behind():
-            await self.connection.write(self.stream.take())
-        self.connection.finish()
-        self.hub.unregister(self.stream)
 
     def read(self, size: int = 1 << 20) -> None:
         """Take what has arrived."""
@@ -190,7 +193,7 @@ async def test_a_stream_that_accepts_nothing_for_two_intervals_is_closed_and_oth
     async with opened() as (hub, publish):
         keepalive = Keepalive(hub, KeepaliveSettings(ping_interval=0.4))
         keepalive.start()
-        stalled, alive = Client(hub, (A,), buffer=4096), Client(hub, (A,))
+        stalled, alive = (Client(hub, (A,), buffer=buffer, keepalive=keepalive) for buffer in (4096, 0))
         for client in (stalled, alive):
             keepalive.watch(client.stream)
         for _ in range(20):
@@ -207,8 +210,6 @@ async def test_a_stream_that_accepts_nothing_for_two_intervals_is_closed_and_oth
         assert stalled.stream.ending == "stalled"
         assert alive.stream in hub.streams
         assert any(event.type == "ping" for event in alive.received)
-        for client in (stalled, alive):
-            keepalive.forget(client.stream)
         keepalive.stop()
         stalled.leave()
         alive.leave()

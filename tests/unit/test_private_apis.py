@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import tornado
-from tornado import httputil, web
+from tornado import web
 from tornado.httpclient import HTTPResponse
 
 import sse_app
@@ -53,19 +53,10 @@ class Plain(Compressed):
         super().get()
 
 
-class OtherHeaders(web.RequestHandler):
-    """Answers with headers put in the place of its own."""
-
-    def get(self) -> None:
-        """Set a header after the headers were replaced."""
-        private_apis.replace_response_headers(self, httputil.HTTPHeaders({"X-Replaced": "yes"}))
-        self.set_header("X-Set", "yes")
-
-
 @pytest.fixture
 def app() -> web.Application:
     """An application that compresses, and logs as Tornado does by default."""
-    handlers = [("/compressed", Compressed), ("/plain", Plain), ("/other", OtherHeaders)]
+    handlers = [("/compressed", Compressed), ("/plain", Plain)]
     return web.Application(handlers, compress_response=True)
 
 
@@ -106,17 +97,6 @@ async def test_tornado_applies_the_transforms_that_are_dropped(
         "application around them has compress_response (drop_output_transforms)"
     )
     assert plain.body == TEXT.encode()
-
-
-@pytest.mark.gen_test
-async def test_tornado_keeps_response_headers_in_the_attribute_that_is_replaced(
-    http_client: Any, http_server: Any, base_url: str
-) -> None:
-    headers = (await fetch(http_client, base_url + "/other")).headers
-    assert headers.get("X-Replaced") == headers.get("X-Set") == "yes", (
-        f"{TORNADO} does not keep a response's headers in RequestHandler._headers any more: "
-        "each open stream holds its own (replace_response_headers)"
-    )
 
 
 @pytest.fixture

@@ -172,7 +172,6 @@ async def opened(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Room]:
 async def run(room: Room, client: Client, writer: Writer) -> None:
     """Run a stream as the handler of its request does."""
     await room.pump.run(client.stream, writer)
-    client.connection.finish()
 
 
 POSITIONS = [
@@ -333,10 +332,9 @@ async def test_a_replay_is_framed_as_the_stream_is(framing: Framing, monkeypatch
     async with opened(monkeypatch) as room:
         client = Client(room, (A, B, C), Replay(0), framing)
         running = asyncio.create_task(run(room, client, RequestWriter(client.connection)))
-        await until_async(lambda: client.stream.replay is None, "the replay is over")
-        client.stream.end("shutdown", None)
         await running
-        client.receive()
+        client.stream.end("shutdown", None)
+        await until_async(client.has_ended, "the stream has ended")
         body, payload = client.raw, b""
         if framing is CHUNKED:
             while (size := int(body[: body.index(b"\r\n")], 16)) != 0:

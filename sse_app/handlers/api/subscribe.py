@@ -6,53 +6,41 @@ import logging
 import re
 import secrets
 
-from tornado import httputil
-from tornado.util import ObjectDict
-
 from sse_app.auth.tokens.claims import Claims
 from sse_app.auth.tokens.issuer import TokenKind
 from sse_app.core.channels import parse_channels
 from sse_app.core.errors import TokenRefused
 from sse_app.core.framing import framing_for
-from sse_app.core.private_apis import drop_output_transforms, replace_response_headers
+from sse_app.core.private_apis import drop_output_transforms
 from sse_app.handlers.api.publish import PublishHandler
 from sse_app.handlers.errors import Refusal
 from sse_app.handlers.parsing import parse_position
 from sse_app.streams.admission import Subscription, TurnedAway
-from sse_app.streams.connection import StreamConnection, take_over
+from sse_app.streams.connection import take_over
 from sse_app.streams.stream import Stream
 
 log = logging.getLogger(__name__)
 
 _CLIENT_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_NO_HEADERS = httputil.HTTPHeaders()
-_NO_UI = ObjectDict()
-
-
-class _OpenRequest(httputil.HTTPServerRequest):
-    """What a handler needs of its request once the stream is open: where it writes to."""
-
-    method = "GET"
-    path = "stream"
-    remote_ip = ""
-
-    def __init__(self, connection: StreamConnection) -> None:
-        self.connection = connection
 
 
 class StreamHandler(PublishHandler):
-    """Opens a stream, and keeps it open.
+    """Opens a stream, and writes it until it has come to the present.
 
     Publishing to a channel is at the same path, so its ``post`` is inherited.
     """
 
     async def get(self, names: str) -> None:
-        """Stream the channels' events until the client goes or the stream is ended."""
+        """Open a stream of the channels' events, and write what it is behind by.
+
+        The response goes on after that: the stream has the bare connection then, and needs no handler.
+        """
         with self.node.opening:
             stream = await self._open(names)
         if stream is not None:
-            del names  # an idle stream holds no more than it needs
             await self.node.pump.run(stream, self)
+            self.detach()
+            self.ui.clear()  # it refers to the handler, which would wait for the garbage collector
 
     async def head(self, names: str) -> None:
         """Answer what ``get`` would, with the head of a stream alone; nothing is opened."""
@@ -71,8 +59,7 @@ class StreamHandler(PublishHandler):
             return None
         stream = admitted.stream
         try:
-            connection = take_over(self.request, stream.framing, node.settings, node.hub.disconnects)
-            stream.attach(connection)
+            stream.attach(take_over(self.request, stream.framing, node.settings, node.hub.disconnects))
             self._set_stream_headers()
             drop_output_transforms(self)  # an application around this one may have some that compress
             self.write(admitted.first_events)
@@ -81,7 +68,6 @@ class StreamHandler(PublishHandler):
             node.admission.abandon(stream)
             stream.close()  # an error can no longer be answered: the response is framed as a stream
             raise
-        self._forget_request(connection)
         if log.isEnabledFor(logging.DEBUG):  # its end is logged in any case
             log.debug("stream_opened", extra=stream.log_fields(resumed=admitted.recovered))
         return stream
@@ -131,16 +117,3 @@ class StreamHandler(PublishHandler):
         self.request.headers.pop("Connection", None)
         self.write(turned_away.closing)
         await self.finish()
-
-    def _forget_request(self, connection: StreamConnection) -> None:
-        """Write to the bare connection from now on, and drop what the request brought along: most of the memory."""
-        self.request = _OpenRequest(connection)
-        replace_response_headers(self, _NO_HEADERS)
-        self.ui = _NO_UI
-        self.path_args = []
-        self.claims = None
-
-    def on_finish(self) -> None:
-        """Write an access line only for what was refused: a stream has its own two lines."""
-        if not isinstance(self.request, _OpenRequest):
-            super().on_finish()
