@@ -5,6 +5,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 PROCESSES ?= 4
 
+# Else each of the hundreds of servers that the tests start would compile the whole program first.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: run test quick test-long check bench bench-quick bench-handover clean
 
 run: .venv/installed

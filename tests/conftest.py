@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
 # httpx reads all certificates of the machine for each client, 30 ms: no test speaks to a host that has one of them.
 os.environ.pop("SSL_CERT_FILE", None)
 os.environ["SSL_CERT_DIR"] = str(Path(__file__).parent)
+
+# As in the Makefile: else each server of a test compiles the whole program at its start, in ten times the time.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # Else the first to ask for the main thread's event loop gets one made, which nobody closes: pytest-tornado asks.
 asyncio.set_event_loop(None)

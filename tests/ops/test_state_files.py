@@ -14,7 +14,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.support.server_process import ROOT, ServerProcess, running
+from tests.support.preloaded import start
+from tests.support.server_process import ROOT, ServerProcess, clean_environment, run_program, running
 from tests.support.waiting import until
 
 Start = Callable[..., ServerProcess]
@@ -35,25 +36,12 @@ COMMANDS = {
 
 def refused(state: Path, *arguments: str) -> str:
     """Return the one line in which a command that must not succeed says why."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("SSE_APP_")}
-    process = subprocess.Popen(
-        [sys.executable, "main.py", *arguments],
-        cwd=ROOT,
-        env={**environment, "SSE_APP_STATE_DIR": str(state), "SSE_APP_PORT": "0"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        _, errors = process.communicate(f"{PASSWORD}\n", timeout=30)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        raise AssertionError(f"it was not refused: {process.communicate()[1]}") from None
-    assert process.returncode == 1, errors
-    assert len(errors.splitlines()) == 1, errors
-    assert errors.startswith("sse-app: ")
-    return errors.strip()
+    environment = clean_environment(SSE_APP_STATE_DIR=str(state), SSE_APP_PORT="0")
+    done = run_program(*arguments, environment=environment, input=f"{PASSWORD}\n")
+    assert done.returncode == 1, done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.stderr.startswith("sse-app: ")
+    return done.stderr.strip()
 
 
 @pytest.fixture(scope="module")
@@ -212,9 +200,7 @@ def serves(server: ServerProcess) -> bool:
         return False
 
     with server.log_path.open("ab") as log:
-        process = server.process = subprocess.Popen(
-            [sys.executable, "main.py", "serve"], cwd=ROOT, env=server.environment, stderr=log
-        )
+        process = server.process = start(["serve"], environment=server.environment, stderr=log)
     until(lambda: process.poll() is not None or answers(), "the server answers or has ended")
     return process.poll() is None
 

@@ -8,7 +8,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,10 +19,11 @@ from sse_app.auth.tokens.grants import Grants
 from sse_app.auth.tokens.issuer import TokenKind
 from tests.support.minting import add_account, mint, split
 from tests.support.ports import reserve_port
+from tests.support.preloaded import PROGRAM as PROGRAM
+from tests.support.preloaded import ROOT as ROOT
+from tests.support.preloaded import start
 from tests.support.waiting import until
 
-ROOT = Path(__file__).parents[2]
-PROGRAM = (sys.executable, str(ROOT / "main.py"))
 _TOKEN = re.compile(r"eyJ[\w-]{10,}")
 
 
@@ -48,16 +48,20 @@ def run_program(
         input: what it reads.
         within: another command that runs it, such as ``nsenter``.
     """
-    return subprocess.run(
-        [*within, *PROGRAM, *words],
-        cwd=cwd,
-        env=environment,
-        input=input,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    streams: dict[str, Any] = dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
+    if input is not None:
+        streams["stdin"] = subprocess.PIPE
+    with (
+        subprocess.Popen([*within, *PROGRAM, *words], env=environment, cwd=cwd, text=True, **streams)
+        if within
+        else start(words, environment=environment, cwd=cwd, text=True, **streams)
+    ) as process:
+        try:
+            printed, complained = process.communicate(input, timeout=60)
+        except BaseException:
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(process.args, process.returncode, printed, complained)
 
 
 class ServerProcess:
@@ -75,9 +79,7 @@ class ServerProcess:
     ) -> None:
         self.state_dir = state_dir
         self.expected = expected
-        command = [sys.executable, "main.py", "serve"]
-        limited = ["/bin/sh", "-c", f'ulimit -n {open_files}; exec "$@"', "sh", *command]
-        self._command = limited if open_files else command
+        self._open_files = open_files
         self.port = int(settings.pop("PORT", 0) or reserve_port(self))
         self.url = f"http://127.0.0.1:{self.port}"
         state_dir.parent.mkdir(parents=True, exist_ok=True)
@@ -100,13 +102,16 @@ class ServerProcess:
             stderr: the descriptor of its standard error, if it is not its log file.
         """
         with self.log_path.open("ab") as log:
-            self.process = subprocess.Popen(
-                self._command,
-                cwd=ROOT,
-                env=self.environment,
-                stdin=subprocess.DEVNULL,
-                stderr=log if stderr is None else stderr,
-            )
+            streams: dict[str, Any] = {
+                "stdin": subprocess.DEVNULL,
+                "stderr": log if stderr is None else stderr,
+            }
+            if self._open_files:
+                limited = ["/bin/sh", "-c", f'ulimit -n {self._open_files}; exec "$@"', "sh"]
+                command = [*limited, *PROGRAM, "serve"]
+                self.process = subprocess.Popen(command, cwd=ROOT, env=self.environment, **streams)
+            else:
+                self.process = start(["serve"], environment=self.environment, **streams)
         until(self._ready, f"the server is ready; its log is {self.log_path}")
 
     def _ready(self) -> bool:

@@ -148,6 +148,7 @@ def wait_for_chart(page: Page, name: str, points: int, last: str = "") -> None:
           return last ? dataset.last === last : Number(dataset.points) >= points;
         }""",
         arg=[name, points, last],
+        polling=50,  # milliseconds; else each frame asks, and the page draws frames all the while
     )
 
 

@@ -1,0 +1,172 @@
+"""Processes of the program that need not load it: each is forked from one process that has loaded it.
+
+A server spends more than half of its start on loading its modules, and the tests start hundreds. What runs is all
+that ``python main.py`` does from `main` on, in a process of its own, with the environment, the directory and the
+streams that it is given. Tests of what comes before that, or of how the process looks from outside, start the program
+with `subprocess.Popen`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import inspect
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = (sys.executable, str(ROOT / "main.py"))
+_PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
+_LARGEST = 1 << 18
+"""Bytes of the longest request: arguments and environment."""
+
+
+def start(
+    words: Sequence[str], *, environment: Mapping[str, str], cwd: Path = ROOT, **streams: Any
+) -> subprocess.Popen[Any]:
+    """Start a command of the program, as ``subprocess.Popen([*PROGRAM, *words])`` does.
+
+    Args:
+        words: of the command.
+        environment: all of its variables; where more than settings of ours differ from those of the tests, which the
+            interpreter or the C library may have read at their start, the process is an ordinary one.
+        cwd: where it runs.
+        streams: arguments of `subprocess.Popen` for standard input, output and error.
+    """
+    kind = _Forked if _others(environment) == _others(os.environ) else subprocess.Popen
+    return kind([*PROGRAM, *words], env=environment, cwd=cwd, **streams)
+
+
+def _others(environment: Mapping[str, str]) -> dict[str, str]:
+    return {
+        name: value
+        for name, value in environment.items()
+        if not name.startswith(("SSE_APP_", "PYTEST_CURRENT_TEST"))
+    }
+
+
+class _Forked(subprocess.Popen[Any]):
+    """A process that is forked, and becomes a child of this one like any other."""
+
+    def _execute_child(self, *values: Any) -> None:
+        names = [*inspect.signature(super()._execute_child).parameters]  # type: ignore[misc]
+        given = dict(zip(names, values, strict=True))
+        ends = [given[name] for name in ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")]
+        request = {
+            "arguments": [os.fspath(one) for one in given["args"]],
+            "environment": dict(given["env"]),
+            "cwd": os.fspath(given["cwd"]),
+        }
+        streams = [number if end == -1 else end for number, end in enumerate((ends[0], ends[3], ends[5]))]
+        try:
+            self.pid = _loaded().fork(json.dumps(request).encode(), streams)
+        finally:
+            self._close_pipe_fds(*ends)  # type: ignore[attr-defined]
+        self._child_created = True
+
+
+class _Loaded:
+    """The process that has loaded the program, and waits for what it is to become."""
+
+    def __init__(self) -> None:
+        self._turn = threading.Lock()
+        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tests.support.preloaded", str(theirs.fileno())],
+                cwd=ROOT,
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+            )
+        atexit.register(self.close)
+
+    def fork(self, request: bytes, streams: list[int]) -> int:
+        """Have a child of this process forked off, and return its number."""
+        with self._turn:
+            _adopt_orphans(True)
+            try:
+                socket.send_fds(self._channel, [request], streams)
+                return int(self._channel.recv(32))
+            finally:
+                _adopt_orphans(False)
+
+    def close(self) -> None:
+        """End the process."""
+        self._channel.close()
+        self._process.wait()
+
+
+_instances: dict[int, _Loaded] = {}
+
+
+def _loaded() -> _Loaded:
+    """Return the one of this process, started at the first use."""
+    if os.getpid() not in _instances:
+        _instances[os.getpid()] = _Loaded()
+    return _instances[os.getpid()]
+
+
+def _adopt_orphans(wanted: bool) -> None:
+    """Have processes whose parent has ended become children of this one, or of init again (prctl(2))."""
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, int(wanted), 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl")
+
+
+def _fork_for(channel: socket.socket) -> list[str] | None:
+    """Fork a process for each request; return its arguments in each of these, and None when no more can come."""
+    while True:
+        message, streams, _, _ = socket.recv_fds(channel, _LARGEST, 3)
+        if not message:
+            return None
+        parent = os.fork()
+        if parent == 0:
+            parent = os.getpid()
+            if os.fork():
+                os._exit(0)
+            return _become(json.loads(message), streams, channel, parent)
+        for descriptor in streams:
+            os.close(descriptor)
+        os.waitpid(parent, 0)
+
+
+def _become(request: dict[str, Any], streams: list[int], channel: socket.socket, parent: int) -> list[str]:
+    while os.getppid() == parent:  # until it has ended, and this one is a child of the process that asked
+        time.sleep(0.0002)
+    for number, descriptor in enumerate(streams):
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    os.chdir(request["cwd"])
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    channel.send(b"%d" % os.getpid())
+    channel.close()
+    arguments: list[str] = request["arguments"]
+    return arguments
+
+
+def _run(channel: socket.socket) -> int:
+    from sse_app.auth.tokens import jose as jose
+    from sse_app.cli import main
+    from sse_app.cli import serve as serve
+    from sse_app.monitoring import prometheus as prometheus
+    from sse_app.process import server as server
+
+    arguments = _fork_for(channel)
+    if arguments is None:
+        return 0
+    sys.orig_argv[:] = arguments
+    sys.argv[:] = arguments[1:]
+    return main.main()
+
+
+if __name__ == "__main__":
+    raise SystemExit(_run(socket.socket(fileno=int(sys.argv[1]))))
