@@ -48,6 +48,9 @@ SLOW_AFTER = 1.0
 ACCEPTED_AT_ONCE = 64
 """How many connections are accepted before the event loop runs other callbacks."""
 
+MOST_WAITING = 65_536
+"""How many connections at most are still accepted when a listening socket is closed."""
+
 ACCEPT_PAUSE = 1.0
 """Seconds for which no connection is accepted after that failed, for lack of descriptors or memory."""
 
@@ -227,7 +230,12 @@ class HTTPServer:
             listening.close()
 
     def close_listening(self) -> None:
-        """Close the listening sockets, so that connections are refused unless another process has them too."""
+        """Close the listening sockets, so that connections are refused unless another process has them too.
+
+        Those that wait there are accepted first: the kernel would reset them.
+        """
+        for listening in () if self.paused else self._listening:
+            self._accept_up_to(MOST_WAITING, listening)
         self._stop_accepting()
         for listening in self._listening:
             listening.close()
@@ -263,12 +271,15 @@ class HTTPServer:
     # -- accepting ------------------------------------------------------------------------------------------
 
     def _accept(self, listening: socket.socket) -> None:
+        self._accept_up_to(ACCEPTED_AT_ONCE, listening)
+
+    def _accept_up_to(self, most: int, listening: socket.socket) -> None:
         if self._accept_again is not None:  # the call was under way when the pause began
             return
         if not self._connections.back_to_limit():
             self._wait_for_room()
             return
-        for _ in range(ACCEPTED_AT_ONCE):
+        for _ in range(most):
             try:
                 sock, address = listening.accept()
             except (BlockingIOError, InterruptedError):

@@ -1496,3 +1496,21 @@ async def test_without_descriptors_accepting_pauses_and_says_so_once(
             answer = await asyncio.to_thread(sock.recv, 65536)
             assert answer.startswith(b"HTTP/1.1 200")
     assert [record.getMessage() for record in caplog.records].count("accept_failed") == 1
+
+
+@pytest.mark.gen_test
+async def test_connections_that_wait_when_the_server_stops_listening_are_answered() -> None:
+    async with serving() as (server, port):
+        server.pause()  # so that they wait
+        waiting = [socket.create_connection(("127.0.0.1", port)) for _ in range(100)]
+        for client in waiting:
+            client.sendall(GET)
+            client.setblocking(False)
+        server.resume()
+        server.close_listening()  # before the event loop has looked at the listening socket
+        for client in waiting:
+            answer = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(client, 4096), 10)
+            assert answer.startswith(b"HTTP/1.1 200 OK")
+            client.close()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port))
