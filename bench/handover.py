@@ -131,7 +131,7 @@ class Bench:
 
     def without_stand_in(self) -> None:
         """Have the unit let no standby live, so that restarts are cold."""
-        (self._manager.drop_ins / "cold.conf").write_text("[Service]\nKillMode=mixed\n")
+        self._manager.add_to_unit("cold", "[Service]\nKillMode=mixed\n")
         self._manager.systemctl("daemon-reload")
 
     def pauses(self) -> Sample:

@@ -151,7 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     systemd.add_argument(
         "action",
         choices=["install", "check"],
-        help="write sse-app.socket and sse-app.service, or compare those that are there",
+        help="write the units of a socket and a service, or of several workers; or compare those that are there",
     )
     systemd.add_argument(
         "--user", action="store_true", help="for the systemd manager of the user who runs this"

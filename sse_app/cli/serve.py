@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from sse_app.process.systemd import Systemd
 from sse_app.process.workers import SUPERVISOR_VARIABLE, worker_count, worker_number
 from sse_app.settings.loader import find_settings_file, passed_over
 from sse_app.settings.model import Settings, plain
-from sse_app.storage.state_dir import StateDirectory
+from sse_app.storage.state_dir import StateDirectory, own_directory
 
 log = logging.getLogger(__name__)
 
@@ -71,41 +72,76 @@ def _warn_of_missing_network(settings: Settings) -> Settings:
 def upgrade(options: argparse.Namespace) -> None:
     """Have the server that uses the state directory start its successor and hand all connections over to it.
 
+    Workers that no parent looks after do so one after the other, so that one pauses at a time.
+
     Raises:
         StateError: no server uses it, its container would end with it, or the successor did not take over within
-            `UPGRADE_TIMEOUT`.
+            `UPGRADE_TIMEOUT`. The workers after that one are left as they are.
+    """
+    settings = settings_of(options)
+    state = StateDirectory(settings.state_dir, create=False)
+    if (holder := state.holder()) is not None:
+        _replace(holder, state.path / "lock", state.holder)
+        print(f"process {state.holder()} serves in the place of {holder}")
+        return
+    workers = state.running_workers()
+    if not workers:
+        raise StateError(f"no server uses the state directory {settings.state_dir}")
+    for number, process in workers.items():
+        lock = own_directory(state.path, number) / "lock"
+        try:
+            _replace(process, lock, lambda number=number: state.running_workers().get(number))  # type: ignore[misc]
+        except StateError as error:
+            raise StateError(f"worker {number}: {error}{_left(workers, number)}") from None
+        print(
+            f"worker {number}: process {state.running_workers().get(number)} serves in the place of {process}"
+        )
+
+
+def _left(workers: dict[int, int], failed: int) -> str:
+    """Return the end of a sentence: which workers after the one that failed have not been asked."""
+    left = ", ".join(str(number) for number in workers if number > failed)
+    return f"; not replaced: {left}" if left else ""
+
+
+def _replace(process: int, lock: Path, holder: Callable[[], int | None]) -> None:
+    """Have a process hand over to a successor, and wait until that serves.
+
+    Args:
+        process: the server's.
+        lock: a file of whose lock it is the holder.
+        holder: returns who that is now.
+
+    Raises:
+        StateError: it cannot be replaced, or the successor did not take over in time.
     """
     from sse_app.handover.warm import upgrade_obstacle
 
-    settings = settings_of(options)
-    state = StateDirectory(settings.state_dir, create=False)
-    holder = state.holder()
-    if holder is None:
-        raise StateError(f"no server uses the state directory {settings.state_dir}")
-    if not _uses(holder, settings.state_dir):
+    if not _uses(process, lock):
         raise StateError(
-            f"the server's process {holder} is not visible: run this as its user, and in its container"
+            f"the server's process {process} is not visible: run this as its user, and in its container"
         )
-    if obstacle := upgrade_obstacle(holder):
+    if obstacle := upgrade_obstacle(process):
         raise StateError(obstacle)
-    os.kill(holder, signal.SIGUSR2)
+    os.kill(process, signal.SIGUSR2)
     deadline = time.monotonic() + UPGRADE_TIMEOUT
-    while state.holder() == holder:
+    while (now := holder()) == process:
         if time.monotonic() > deadline:
-            raise StateError(f"process {holder} still serves; its log says why")
+            raise StateError(f"process {process} still serves; its log says why")
         time.sleep(0.05)
-    print(f"process {state.holder()} serves in the place of {holder}")
+    if now is None:
+        raise StateError(f"process {process} has ended, and no other serves in its place")
 
 
-def _uses(pid: int, state_dir: Path) -> bool:
-    """Return whether that process has the lock open: a number from another container is here that of any process.
+def _uses(pid: int, file: Path) -> bool:
+    """Return whether that process has a lock's file open: a number from another container is here any process's.
 
     Of a process in another user namespace (``PrivateUsers=`` in the unit) its user cannot see that (ptrace(2)). It
     must then be of the same user, and handle the signal.
     """
     if not Path("/proc/self").exists():  # a system that cannot tell
         return True
-    lock = (state_dir / "lock").stat()
+    lock = file.stat()
     hidden = False
     with suppress(OSError):  # no such process, or another user's
         for descriptor in Path(f"/proc/{pid}/fd").iterdir():

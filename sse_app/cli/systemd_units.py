@@ -1,4 +1,8 @@
-"""``systemd install``, ``systemd check``: write the socket and service units of this installation, or compare them."""
+"""``systemd install``, ``systemd check``: write the units of this installation, or compare them.
+
+One process has a socket and a service. Several workers have a template of each, ``sse-app@.socket`` and
+``sse-app@.service``, and a target that names the instances.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,7 @@ from string import Template
 from sse_app.cli.options import settings_of
 from sse_app.core.errors import InvalidInput, StateError
 from sse_app.process.standard_streams import complain
+from sse_app.process.workers import require_shareable, worker_count
 
 TEMPLATES = Path(__file__).parent / "units"
 SYSTEM_FILE = Path("/etc/sse_app/sse_app.toml")
@@ -27,14 +32,27 @@ HOMES = (Path("/home"), Path("/root"), Path("/run/user"))
 TEMPORARY = (Path("/tmp"), Path("/var/tmp"))
 """What ``PrivateTmp=`` replaces."""
 
-UNITS = ("sse-app.socket", "sse-app.service")
+SINGLE = ("sse-app.socket", "sse-app.service")
+"""The units of one process."""
+
+TARGET = "sse-app.target"
+
+SEVERAL = ("sse-app@.socket", "sse-app@.service", TARGET)
+"""The units of several workers."""
+
+_STOPPED_WITH_TARGET = f"""# A restart of the target leaves the socket as it is.
+StopPropagatedFrom={TARGET}"""
+
+_REUSE_PORT = """# Each worker has a socket of its own on this port; the kernel spreads the connections over them.
+ReusePort=yes"""
 
 
 def install(options: argparse.Namespace) -> int:
-    """Write both units, and print the command that starts them; or with ``check`` compare them with what is there.
+    """Write the units, and print the commands that start them; or with ``check`` compare them with what is there.
 
     Raises:
         InvalidInput: the settings file is named by a relative path, or the socket has no port of its own.
+        SettingsError: a setting has a bad value, or one that several workers cannot have.
         StateError: the service's user is not there or cannot read the settings file, or the units cannot be written.
     """
     directory = options.unit_dir or _unit_directory(options.user)
@@ -49,6 +67,7 @@ def install(options: argparse.Namespace) -> int:
     texts = _texts(options, user)
     if user:
         _warn_of_program(user)
+    workers_before = _installed_workers(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
@@ -58,8 +77,62 @@ def install(options: argparse.Namespace) -> int:
         raise StateError(f"cannot write the units to {directory}: {error.strerror}") from None
     print(f"settings: {config or f'the defaults, until there is a {SYSTEM_FILE}'}")
     systemctl = "systemctl --user" if options.user else "systemctl"
-    print(f"next: {systemctl} daemon-reload && {systemctl} enable --now {' '.join(UNITS)}")
+    print("next: " + " && ".join(_next_steps(directory, systemctl, texts, workers_before)))
     return 0
+
+
+def _next_steps(directory: Path, systemctl: str, texts: dict[str, str], workers_before: int) -> list[str]:
+    """Return the commands that put the units in force, in place of those that were there before.
+
+    Args:
+        directory: of the units.
+        systemctl: how it is called.
+        texts: the units that have been written.
+        workers_before: how many workers the target had that was there before; 0 without one.
+    """
+    steps = []
+    if others := _of_the_other_kind(directory, texts):
+        # The files stay until systemd has stopped what they describe: two kinds cannot have one port.
+        if TARGET in texts:
+            steps.append(f"{systemctl} disable --now {' '.join(SINGLE)}")
+        else:
+            steps += [f"{systemctl} disable {TARGET}", f"{systemctl} stop {TARGET} 'sse-app@*'"]
+        steps.append(f"rm {shlex.join(map(str, others))}")
+    steps.append(f"{systemctl} daemon-reload")
+    if TARGET not in texts:
+        return [*steps, f"{systemctl} enable --now {' '.join(SINGLE)}"]
+    workers = _workers_of(texts[TARGET])
+    if surplus := range(workers + 1, workers_before + 1):
+        sockets, services = (
+            " ".join(f"sse-app@{number}.{kind}" for number in surplus) for kind in ("socket", "service")
+        )
+        # By itself systemd closes a socket only when the service has ended, and what connects meanwhile is reset.
+        steps += [
+            f"{systemctl} stop --job-mode=ignore-dependencies {sockets}",
+            f"{systemctl} stop {services}",
+        ]
+    if workers_before and workers_before != workers:
+        steps.append(f"{systemctl} restart {TARGET}")
+    return [*steps, f"{systemctl} enable --now {TARGET}"]
+
+
+def _of_the_other_kind(directory: Path, texts: dict[str, str]) -> list[Path]:
+    """Return the units that are there of one process, where those of workers are meant, or the other way round."""
+    return [
+        directory / name for name in (*SINGLE, *SEVERAL) if name not in texts and (directory / name).exists()
+    ]
+
+
+def _installed_workers(directory: Path) -> int:
+    """Return how many workers the target has that is there; 0 where there is none that can be read."""
+    try:
+        return _workers_of((directory / TARGET).read_text())
+    except (OSError, ValueError):
+        return 0
+
+
+def _workers_of(target: str) -> int:
+    return target.count("Wants=sse-app@")
 
 
 def _texts(options: argparse.Namespace, user: str) -> dict[str, str]:
@@ -68,6 +141,9 @@ def _texts(options: argparse.Namespace, user: str) -> dict[str, str]:
     options.config = config or Path(os.devnull)  # else the one of a checkout would be found
     settings = settings_of(options)
     seen = [Path(sys.executable), *([config] if config else [])]
+    workers = worker_count(settings)
+    if workers > 1:
+        require_shareable(settings)
     return render(
         command=[*_program(), "serve"],
         config=_environment("SSE_APP_CONFIG", str(config)) if config else "",
@@ -75,6 +151,7 @@ def _texts(options: argparse.Namespace, user: str) -> dict[str, str]:
         user=user,
         calls_out=bool(settings.oidc.issuer),
         home=any(path.is_relative_to(home) for path in _with_targets(seen) for home in HOMES),
+        workers=workers,
     )
 
 
@@ -169,24 +246,39 @@ def _warn_of_program(user: str) -> None:
 
 def _check(directory: Path, texts: dict[str, str]) -> int:
     """Print how the units that are installed differ from those of this version, and return 1 where they do."""
-    differences: list[str] = []
+    others = _of_the_other_kind(directory, texts)
+    kind = (
+        "one process, and the settings ask for workers"
+        if TARGET in texts
+        else "workers, and there is to be one process"
+    )
+    differences = [f"{path} is of {kind}" for path in others]
     for name, text in texts.items():
+        there, here = f"{directory / name} (installed)", f"{name} (this version, with these settings)"
         try:
             installed = (directory / name).read_text()
         except OSError as error:
-            raise StateError(f"cannot read {directory / name}: {error.strerror}") from None
-        there, here = f"{directory / name} (installed)", f"{name} (this version, with these settings)"
+            if not others:
+                raise StateError(f"cannot read {directory / name}: {error.strerror}") from None
+            continue
         differences += unified_diff(installed.splitlines(), text.splitlines(), there, here, n=0, lineterm="")
     if differences:
         print("\n".join(differences))
-        complain("the units differ: run 'systemd install' again, then systemctl daemon-reload, and restart")
+        complain("the units differ: run 'systemd install' again, and then what it prints")
         return 1
     print("the units are as this version writes them")
     return 0
 
 
 def render(
-    *, command: list[str], config: str, listen: list[str], user: str, home: bool, calls_out: bool
+    *,
+    command: list[str],
+    config: str,
+    listen: list[str],
+    user: str,
+    home: bool,
+    calls_out: bool,
+    workers: int = 1,
 ) -> dict[str, str]:
     """Return the units' texts by their names.
 
@@ -197,17 +289,40 @@ def render(
         user: the user that the service runs as; empty in a user's own manager.
         home: whether the program is in a home directory, which the service must then be able to read.
         calls_out: whether the server opens connections of its own, as it does to an OpenID provider.
+        workers: how many processes share the port; from 2 on there is a target for them.
     """
+    several = workers > 1
+    count = f"Environment=SSE_APP_WORKERS={workers}"
+    target = "multi-user.target" if user else "default.target"
     values = {
         "command": " ".join(shlex.quote(word) for word in command),
-        "config": f"{config}\n" if config else "",
+        "config": config,
         "listen": "\n".join(f"ListenStream={address}" for address in listen),
-        "user": f"User={user}\n" if user else "",
+        "user": f"User={user}" if user else "",
         "protect_home": "read-only" if home or not user else "yes",
         "private_network": "no" if calls_out else "yes",
-        "target": "multi-user.target" if user else "default.target",
+        "target": target,
+        "instance": "@%i" if several else "",
+        "which": ", worker %i" if several else "",
+        "workers": f"Environment=SSE_APP_WORKER=%i\n{count}" if several else count,
+        "count": str(workers),
+        "wants": "\n".join(
+            f"Wants=sse-app@{number}.socket sse-app@{number}.service" for number in range(1, workers + 1)
+        ),
+        "part_of": f"PartOf={TARGET}" if several else "",
+        "stopped_with": _STOPPED_WITH_TARGET if several else "",
+        "reuse_port": _REUSE_PORT if several else "",
+        "install_service": "" if several else f"\n[Install]\nWantedBy={target}\nAlso=sse-app.socket",
+        "install_socket": "" if several else "\n[Install]\nWantedBy=sockets.target",
     }
-    return {name: Template((TEMPLATES / name).read_text()).substitute(values) for name in UNITS}
+    names = SEVERAL if several else SINGLE
+    return {name: _filled((TEMPLATES / Path(name).suffix[1:]).read_text(), values) for name in names}
+
+
+def _filled(template: str, values: dict[str, str]) -> str:
+    """Return a template with its values; a line that has nothing but an empty one is left out."""
+    lines = [line for line in template.splitlines() if not line.startswith("$") or values.get(line[1:], line)]
+    return Template("\n".join(lines)).substitute(values) + "\n"
 
 
 def _environment(name: str, value: str) -> str:

@@ -18,7 +18,7 @@ from importlib import import_module
 from typing import Any
 
 from sse_app.app import SSEApp
-from sse_app.core.errors import SSEAppError
+from sse_app.core.errors import SSEAppError, StateError
 from sse_app.handover.cold import StoredHandover, store_handover
 from sse_app.handover.fd_store import RECEIVING, SENDING, FdStore
 from sse_app.handover.protocol import LISTENING, LOCK, Attached, Successor, UpgradeFailed, attached_to
@@ -168,7 +168,12 @@ class Server:
         await self._node.start(stored.position if stored else None)
         if stored:
             self._adopted = stored.adopt(self._receiver)
-        return inherited_sockets(self._inherited) or bind(self._settings)
+        listening = inherited_sockets(self._inherited)
+        if self._worker and not listening:
+            raise StateError(
+                f"worker {self._worker} was given no listening socket: it cannot share a port without"
+            )
+        return listening or bind(self._settings)
 
     async def _take_over(self, successor: Successor) -> list[socket.socket]:
         """Take over from a process that serves, and return the listening sockets."""

@@ -111,8 +111,7 @@ class Systemd:
 
         At SIGTERM the two look the same, but after a stop it empties the file descriptor store.
         """
-        jobs = await self._ask("list-jobs", "--no-legend", "--plain", "--full")
-        return queued_job(jobs, self._unit) == "stop"
+        return queued_job(await self._jobs(), self._unit) == "stop"
 
     async def has_stopped(self) -> bool:
         """Return whether the unit is neither there nor about to be; no answer counts as about to be."""
@@ -129,8 +128,14 @@ class Systemd:
         answer = await self._ask("show", "--property=KillMode,NonBlocking", self._unit)
         if not {"KillMode=process", "NonBlocking=yes"} <= set(answer.split()):
             return False
-        jobs = await self._ask("list-jobs", "--no-legend", "--plain", "--full")
-        return queued_job(jobs, f"{self._unit.removesuffix('.service')}.socket") is None
+        return queued_job(await self._jobs(), self._socket_unit) is None
+
+    @property
+    def _socket_unit(self) -> str:
+        return f"{self._unit.removesuffix('.service')}.socket"
+
+    async def _jobs(self) -> str:
+        return await self._ask("list-jobs", "--no-legend", "--plain", "--full")
 
     async def _ask(self, *words: str) -> str:
         """Return what systemctl prints; nothing where it does not answer, or the unit is not known."""

@@ -212,16 +212,19 @@ def test_reload_puts_every_live_setting_in_force(service: Service) -> None:
     assert all(b"closing" not in client.body() for client in clients)
 
 
-def test_the_units_verify_and_are_well_hardened(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", ["1", "4"])
+def test_the_units_verify_and_are_well_hardened(tmp_path: Path, workers: str) -> None:
     command = [sys.executable, "main.py", "systemd", "install", "--unit-dir", str(tmp_path)]
-    subprocess.run([*command, "--run-as", "daemon"], cwd=ROOT, check=True, capture_output=True)
-    units = [str(tmp_path / name) for name in ("sse-app.socket", "sse-app.service")]
+    subprocess.run(
+        [*command, "--run-as", "daemon", "--workers", workers], cwd=ROOT, check=True, capture_output=True
+    )
+    units = sorted(map(str, tmp_path.iterdir()))
     verified = subprocess.run(
         ["systemd-analyze", "verify", *units], capture_output=True, text=True, check=False
     )
     assert (verified.returncode, verified.stderr) == (0, "")
     judged = subprocess.run(
-        ["systemd-analyze", "security", "--offline=true", units[1]],
+        ["systemd-analyze", "security", "--offline=true", *(unit for unit in units if ".service" in unit)],
         capture_output=True,
         text=True,
         check=True,

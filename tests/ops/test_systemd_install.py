@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sse_app.cli.systemd_units import render
+from sse_app.cli.systemd_units import SEVERAL, SINGLE, render
 from tests.support.programs import require
 from tests.support.server_process import ROOT, clean_environment, run_program
 from tests.support.service import Service
@@ -42,7 +42,8 @@ def systemd(
     return run_program("systemd", action, *where, *words, environment=clean_environment(**variables), cwd=cwd)
 
 
-def test_the_units_in_the_repository_are_those_that_are_written() -> None:
+@pytest.mark.parametrize(("workers", "names"), [(1, SINGLE), (4, SEVERAL)])
+def test_the_units_in_the_repository_are_those_that_are_written(workers: int, names: tuple[str, ...]) -> None:
     texts = render(
         command=["/opt/sse_app/current/bin/python", "-m", "sse_app", "serve"],
         config="",
@@ -50,8 +51,71 @@ def test_the_units_in_the_repository_are_those_that_are_written() -> None:
         user="sse_app",
         home=False,
         calls_out=False,
+        workers=workers,
     )
-    assert {path.name: path.read_text() for path in (ROOT / "config/systemd").iterdir()} == texts
+    assert texts == {name: (ROOT / "config/systemd" / name).read_text() for name in names}
+    assert {path.name for path in (ROOT / "config/systemd").iterdir()} == {*SINGLE, *SEVERAL}
+
+
+def next_steps(units: Path, *words: str) -> list[str]:
+    done = systemd("install", units, *words)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.partition("next: ")[2].strip().split(" && ")
+
+
+def test_the_operator_is_told_how_to_get_from_each_number_of_workers_to_each_other(tmp_path: Path) -> None:
+    single, begin = "sse-app.socket sse-app.service", "systemctl enable --now sse-app.target"
+    reload, restart = "systemctl daemon-reload", "systemctl restart sse-app.target"
+    assert next_steps(tmp_path) == [reload, f"systemctl enable --now {single}"]
+    removal = f"rm {tmp_path}/sse-app.socket {tmp_path}/sse-app.service"
+    from_one = [f"systemctl disable --now {single}", removal, reload, begin]
+    assert next_steps(tmp_path, "--workers", "2") == from_one
+    assert next_steps(tmp_path, "--workers", "2") == from_one  # as long as it is not done
+    for name in SINGLE:
+        (tmp_path / name).unlink()
+    assert next_steps(tmp_path, "--workers", "2") == [reload, begin]
+    assert next_steps(tmp_path, "--set", "workers=4") == [reload, restart, begin]
+    assert next_steps(tmp_path, "--workers", "2") == [
+        reload,
+        "systemctl stop --job-mode=ignore-dependencies sse-app@3.socket sse-app@4.socket",
+        "systemctl stop sse-app@3.service sse-app@4.service",
+        restart,
+        begin,
+    ]
+    assert next_steps(tmp_path) == [
+        "systemctl disable sse-app.target",
+        "systemctl stop sse-app.target 'sse-app@*'",
+        f"rm {' '.join(str(tmp_path / name) for name in SEVERAL)}",
+        reload,
+        f"systemctl enable --now {single}",
+    ]
+
+
+def test_check_finds_another_number_of_workers_and_units_of_the_other_kind(tmp_path: Path) -> None:
+    assert systemd("install", tmp_path, "--workers", "2").returncode == 0
+    assert systemd("check", tmp_path, "--workers", "2").returncode == 0
+    other = systemd("check", tmp_path, "--workers", "3")
+    assert other.returncode == 1
+    assert "+Wants=sse-app@3.socket sse-app@3.service" in other.stdout.splitlines()
+    assert "+Environment=SSE_APP_WORKERS=3" in other.stdout.splitlines()
+    alone = systemd("check", tmp_path)
+    assert alone.returncode == 1
+    assert f"{tmp_path}/sse-app.target is of workers, and there is to be one process" in alone.stdout
+    assert systemd("install", tmp_path).returncode == 0
+    both = systemd("check", tmp_path, "--workers", "2")
+    assert both.returncode == 1
+    assert f"{tmp_path}/sse-app.service is of one process, and the settings ask for workers" in both.stdout
+
+
+@pytest.mark.parametrize(
+    "words", [("--workers", "0"), ("--workers", "x"), ("--workers", "2", "--event-log", "memory:")]
+)
+def test_workers_that_there_cannot_be_are_refused(tmp_path: Path, words: tuple[str, ...]) -> None:
+    done = systemd("install", tmp_path / "units", *words)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "workers" in done.stderr
+    assert not (tmp_path / "units").exists()
 
 
 @as_root

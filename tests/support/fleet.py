@@ -86,6 +86,10 @@ class Client:
 
         until(arrived, f"{text!r} has come", pause=0)
 
+    def wait_for(self, id: str) -> None:
+        """Wait until an event has come, for a client that a fleet reads for."""
+        until(lambda: id.encode() in self.received, f"the event {id} has come")
+
     def ids(self) -> list[str]:
         """Return the ids of the published events that came, in their order."""
         events = EventStreamReader().feed(self.body())

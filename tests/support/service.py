@@ -25,16 +25,18 @@ class Service:
 
     Args:
         manager: started.
+        workers: how many; one is the service, several are a target's.
         settings: ``SSE_APP_…`` variables without the prefix.
     """
 
-    def __init__(self, manager: Manager, **settings: object) -> None:
+    def __init__(self, manager: Manager, *, workers: int = 1, **settings: object) -> None:
         self.manager = manager
+        self.workers = workers
         self.port = manager.port
         self.url = f"http://127.0.0.1:{self.port}"
         self.expected: set[str] = set()
         """Events of level warning and above in the server's log that a test brings about."""
-        manager.install(self.port, **(LIMITS | settings))
+        manager.install(self.port, workers=workers, **(LIMITS | settings))
         self.fleet = Fleet(self.port)
 
     def command(self, *arguments: str) -> str:
@@ -69,19 +71,31 @@ class Service:
                 ids += http.post(f"{self.url}/api/v1/sse", json=batch).json()["ids"]
         return ids
 
+    @property
+    def pids(self) -> list[int]:
+        """The main processes, of the workers by their numbers."""
+        if self.workers == 1:
+            return [self.manager.main_pid]
+        return [self.manager.pid_of(number) for number in range(1, self.workers + 1)]
+
     def restart(self) -> None:
         """Restart the service as an operator would."""
-        before = self.manager.main_pid
-        self.manager.systemctl("restart", "sse-app.service")
-        assert self.manager.main_pid != before
-        assert not Path(f"/proc/{before}").exists()
+        before = self.pids
+        self.manager.systemctl("restart", "sse-app.target" if self.workers > 1 else "sse-app.service")
+        assert not {0, *before} & set(self.pids)
+        assert not [pid for pid in before if Path(f"/proc/{pid}").exists()]
 
     def upgrade(self) -> None:
-        """Let a warm successor take over, as an operator would."""
-        before = self.manager.main_pid
+        """Let warm successors take over, as an operator would."""
+        before = self.pids
         self.command("upgrade")
-        until(lambda: self.manager.main_pid not in (0, before), "another process serves")
-        until(lambda: not Path(f"/proc/{before}").exists(), "the process has gone")
+        until(lambda: not {0, *before} & set(self.pids), "other processes serve")
+        until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in before), "the processes have gone")
+
+    def change(self, workers: int) -> None:
+        """Have another number of workers, or one process, by the commands that the operator is told."""
+        self.manager.run_next(self.manager.installed(self.port, workers))
+        self.workers = workers
 
     def signal(self, name: str) -> None:
         """Send a signal to the main process."""
@@ -89,7 +103,7 @@ class Service:
 
     def configure(self, name: str, text: str) -> None:
         """Add to the service's unit."""
-        (self.manager.drop_ins / f"{name}.conf").write_text(f"[Service]\n{text}\n")
+        self.manager.add_to_unit(name, f"[Service]\n{text}\n")
         self.manager.systemctl("daemon-reload")
 
     def inject(self, code: str) -> None:
@@ -162,11 +176,11 @@ def managed(user: str | None, program: Sequence[str] = PROGRAM) -> Iterator[Mana
 
 @pytest.fixture
 def start_service(manager: Manager) -> Iterator[Callable[..., Service]]:
-    """A function that installs and starts the service; its arguments are settings."""
+    """A function that installs and starts the service; its arguments are settings, and how many workers."""
     services: list[Service] = []
 
-    def start(**settings: object) -> Service:
-        services.append(Service(manager, **settings))
+    def start(*, workers: int = 1, **settings: object) -> Service:
+        services.append(Service(manager, workers=workers, **settings))
         return services[0]
 
     yield start

@@ -43,6 +43,11 @@ NEEDS_A_USER_NAMESPACE = "CapabilityBoundingSet=~\n"
 
 PROGRAM = (sys.executable, str(ROOT / "main.py"))
 
+TEMPLATES = ("sse-app.service", "sse-app@.service")
+"""The services of one process, and of several workers."""
+
+_ALL_UNITS = ("sse-app.service", "sse-app.socket", "sse-app.target", "sse-app@*")
+
 
 class Manager:
     """A user manager of its own; its processes are ended with it.
@@ -58,8 +63,7 @@ class Manager:
         self.directory = Path(tempfile.mkdtemp(prefix="manager"))
         for name in ("runtime", "config", "state", "home"):
             (self.directory / name).mkdir(mode=0o700)
-        if user:
-            subprocess.run(["chown", "-R", user, str(self.directory)], check=True)
+        self._give_to_user()
         self.environment = {
             "PATH": os.environ["PATH"],
             "HOME": str(self.directory / "home"),
@@ -70,7 +74,7 @@ class Manager:
         }
         self.log_path = self.directory / "log"
         self.port = reserve_port(self)
-        self._installed = 0
+        self._installed = (0, 0)
         self._group = ControlGroup(self.directory.name, user)
 
     def _as_user(self, command: list[str]) -> list[str]:
@@ -119,31 +123,52 @@ class Manager:
         """Return a property of a unit."""
         return self.systemctl("show", "--value", "--property", name, unit).stdout.strip()
 
-    def install(self, port: int, **settings: object) -> None:
+    def install(self, port: int, *, workers: int = 1, **settings: object) -> None:
         """Install the units as an operator would, with what this container cannot do switched off."""
         self.config.write_text(f"port = {port}\n")
-        if self._installed != port:
-            done = self.run([*self.program, "systemd", "install", "--user", "--config", str(self.config)])
-            assert done.returncode == 0, done.stderr
-            self._installed = port
-        self.drop_ins.mkdir()
         lines = "".join(f"Environment=SSE_APP_{name}={value}\n" for name, value in settings.items())
         missing = NEEDS_NAMESPACES + (NEEDS_A_USER_NAMESPACE if self._user else "")
-        (self.drop_ins / "test.conf").write_text(f"{missing}{lines}StandardError=append:{self.server_log}\n")
+        self.add_to_unit("test", f"{missing}{lines}StandardError=append:{self.server_log}\n")
+        self._give_to_user()
+        if self._installed == (port, workers):
+            self.systemctl("daemon-reload")
+            self.systemctl("start", *self.units)
+        else:
+            self.run_next(self.installed(port, workers))
+
+    def _give_to_user(self) -> None:
         if self._user:
             subprocess.run(["chown", "-R", self._user, str(self.directory)], check=True)
-        self.systemctl("daemon-reload")
-        self.systemctl("start", "sse-app.socket", "sse-app.service")
+
+    def installed(self, port: int, workers: int) -> str:
+        """Write the units, and return what the operator is told to run next."""
+        words = ["systemd", "install", "--user", "--config", str(self.config), "--workers", str(workers)]
+        done = self.run([*self.program, *words])
+        assert done.returncode == 0, done.stderr
+        self._installed = (port, workers)
+        return done.stdout.partition("next: ")[2].strip()
+
+    def run_next(self, commands: str) -> None:
+        """Run what the operator is told to."""
+        done = self.run(["/bin/sh", "-c", commands])
+        assert done.returncode == 0, f"{commands}: {done.stderr}\n{self.log()[-3000:]}"
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """The units that are started and stopped."""
+        return ("sse-app.target",) if self._installed[1] > 1 else ("sse-app.socket", "sse-app.service")
 
     @property
     def config(self) -> Path:
         """The server's settings file."""
         return self.directory / "sse_app.toml"
 
-    @property
-    def drop_ins(self) -> Path:
-        """What adds to the service's unit."""
-        return self.directory / "config/systemd/user/sse-app.service.d"
+    def add_to_unit(self, name: str, text: str) -> None:
+        """Write what adds to the service's unit, as ``systemctl edit`` does; of the kind that is not installed too."""
+        for template in TEMPLATES:
+            directory = self.directory / f"config/systemd/user/{template}.d"
+            directory.mkdir(parents=True, exist_ok=True)
+            (directory / f"{name}.conf").write_text(text)
 
     @property
     def server_log(self) -> Path:
@@ -160,6 +185,10 @@ class Manager:
         """The main process of the service."""
         return int(self.show("MainPID"))
 
+    def pid_of(self, worker: int) -> int:
+        """Return the main process of a worker; 0 where there is none."""
+        return int(self.show("MainPID", f"sse-app@{worker}.service"))
+
     def log(self) -> str:
         """Return what manager and server wrote."""
         server = self.server_log.read_text() if self.server_log.exists() else ""
@@ -167,10 +196,12 @@ class Manager:
 
     def reset(self) -> None:
         """End the server, and remove all that it and a test have left, but for the installed units."""
-        self.systemctl("stop", "sse-app.service", "sse-app.socket", check=False)
-        self._group.end("sse-app.service")
+        self.systemctl("stop", *_ALL_UNITS, check=False)
+        for name in ("sse-app.service", "sse-app@*.service"):
+            self._group.end(name)
         self.systemctl("reset-failed", check=False)
-        shutil.rmtree(self.drop_ins, ignore_errors=True)
+        for template in TEMPLATES:
+            shutil.rmtree(self.directory / f"config/systemd/user/{template}.d", ignore_errors=True)
         shutil.rmtree(self.state_dir, ignore_errors=True)
         assert not self.state_dir.exists()
         for path in self.directory.iterdir():
@@ -180,7 +211,7 @@ class Manager:
 
     def stop(self) -> None:
         """End everything that the manager started, and itself."""
-        self.systemctl("stop", "sse-app.service", "sse-app.socket", check=False)
+        self.systemctl("stop", *_ALL_UNITS, check=False)
         self._process.send_signal(signal.SIGTERM)
         try:
             self._process.wait(20)
