@@ -13,6 +13,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+_ESTABLISHED = "01"
+"""A state of a connection, in /proc/net/tcp."""
+
 _MARK = "BENCH_SERVER"
 """A variable of the environment, by which a server's processes are known when their parent has ended."""
 
@@ -86,14 +89,14 @@ def proportional_kib(pids: Iterable[int]) -> int:
     return total
 
 
-def socket_count(pid: int) -> int:
-    """Return how many sockets a process has open."""
-    count = 0
-    with contextlib.suppress(OSError):
-        for number in os.listdir(f"/proc/{pid}/fd"):
-            with contextlib.suppress(OSError):
-                count += os.readlink(f"/proc/{pid}/fd/{number}").startswith("socket:")
-    return count
+def _connected(port: int) -> set[str]:
+    """Return the connections to a port of this machine, as links of /proc/PID/fd name them."""
+    found = set()
+    for line in Path("/proc/net/tcp").read_text().split("\n")[1:]:
+        fields = line.split()
+        if fields and fields[1].endswith(f":{port:04X}") and fields[3] == _ESTABLISHED:
+            found.add(f"socket:[{fields[9]}]")
+    return found
 
 
 class Processes:
@@ -148,9 +151,17 @@ class Processes:
         """The processes that were started here, of those that are alive."""
         return [process.pid for process in self._started if process.poll() is None]
 
-    def sockets(self) -> dict[int, int]:
-        """Return how many sockets each process has open."""
-        return {pid: socket_count(pid) for pid in self.pids()}
+    def connections(self, port: int) -> dict[int, int]:
+        """Return how many connections to a port each process has accepted."""
+        connected = _connected(port)
+        counts = {}
+        for pid in self.pids():
+            counts[pid] = 0
+            with contextlib.suppress(OSError):
+                for number in os.listdir(f"/proc/{pid}/fd"):
+                    with contextlib.suppress(OSError):
+                        counts[pid] += os.readlink(f"/proc/{pid}/fd/{number}") in connected
+        return counts
 
     def check(self) -> None:
         """Raise ServerFailed, with the end of the log, if a process has ended."""

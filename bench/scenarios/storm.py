@@ -26,9 +26,9 @@ def _kill_workers(server: Server) -> None:
     workers = [pid for pid in server.processes.pids() if pid not in parents] or parents
     for pid in workers:
         os.kill(pid, signal.SIGKILL)
+    while set(workers) & set(server.processes.pids()):
+        time.sleep(0.01)
     if workers == parents:
-        while server.processes.parents:
-            time.sleep(0.01)
         server.processes.forget_ended()
         server.launch()
 
