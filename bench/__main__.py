@@ -22,6 +22,7 @@ from bench.servers import SERVERS, SseApp, SseAppBefore
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
+_INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 
 
 def _arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -209,11 +210,14 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt  # so that the servers are ended on the way out
+    for one in _INTERRUPTS:
+        signal.signal(one, signal.SIG_IGN)
+    raise KeyboardInterrupt  # so that the servers are ended on the way out, which is not to be interrupted
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _interrupt)
+    for one in _INTERRUPTS:
+        signal.signal(one, _interrupt)
     try:
         sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:
