@@ -568,6 +568,7 @@ async def test_events_of_another_process_come_once_and_in_order_among_one_s_own(
                 while len(appender.ids) < 100:
                     mine += [id.seq for id in await log.append([new(A), new(A)])]
                     seen += await anext(tail)
+                    await asyncio.sleep(0.001)  # else this writer leaves the other one hardly a gap
                 if killed:
                     appender.kill()
                 else:

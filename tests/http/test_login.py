@@ -67,9 +67,9 @@ def test_a_wrong_password_and_an_unknown_user_are_told_apart_by_nothing(house: H
     times: dict[str, list[float]] = {"ann": [], "nobody": []}
     for number in range(15):
         for name, taken in times.items():
-            before = time.perf_counter()
+            before = house.server.processor_time()
             house.login(name, f"wrong {number}", f"127.0.1.{number + 1}")
-            taken.append(time.perf_counter() - before)
+            taken.append(house.server.processor_time() - before)
     ratio = statistics.median(times["ann"]) / statistics.median(times["nobody"])
     assert 0.5 < ratio < 2, times
 

@@ -168,7 +168,7 @@ class SteadyPublisher:
         url: str,
         token: str,
         channel: str = "dashboard",
-        pause: float = 0.01,
+        pause: float = 0.025,
         data: Callable[[int], dict[str, object]] = lambda number: {"number": number},
     ) -> None:
         self.ids: list[str] = []
@@ -183,7 +183,7 @@ class SteadyPublisher:
         self._thread.start()
 
     def _publish(self) -> None:
-        with httpx.Client(headers={"Authorization": f"Bearer {self._token}"}, timeout=30) as http:
+        with httpx.Client(headers={"Authorization": f"Bearer {self._token}"}, timeout=60) as http:
             number = 0
             while not self._stopping.is_set():
                 number += 1

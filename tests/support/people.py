@@ -108,7 +108,7 @@ class Site:
 
     def __init__(self, server: ServerProcess) -> None:
         self.server = server
-        self.http = httpx.Client(base_url=server.url, timeout=30)
+        self.http = httpx.Client(base_url=server.url, timeout=60)
         self.ears: list[Ear] = []
 
     def add_user(self, name: str, admin: bool = False) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import gc
 import inspect
 import json
 import os
@@ -19,12 +20,15 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = (sys.executable, str(ROOT / "main.py"))
 _PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
+_COMMANDS = [f"sse_app.cli.{path.stem}" for path in sorted((ROOT / "sse_app/cli").glob("[a-z]*.py"))]
+_LOADED_BY_A_SERVER = ("sse_app.process.server", "sse_app.auth.tokens.jose", "sse_app.monitoring.prometheus")
 _LARGEST = 1 << 18
 """Bytes of the longest request: arguments and environment."""
 
@@ -154,12 +158,12 @@ def _become(request: dict[str, Any], streams: list[int], channel: socket.socket,
 
 
 def _run(channel: socket.socket) -> int:
-    from sse_app.auth.tokens import jose as jose
     from sse_app.cli import main
-    from sse_app.cli import serve as serve
-    from sse_app.monitoring import prometheus as prometheus
-    from sse_app.process import server as server
 
+    for module in (*_COMMANDS, *_LOADED_BY_A_SERVER):
+        import_module(module)
+    gc.collect()
+    gc.freeze()  # memory that a collection looks at would have to be copied in each process
     arguments = _fork_for(channel)
     if arguments is None:
         return 0

@@ -57,7 +57,7 @@ class Service:
         """Return a token that may do everything."""
         return mint(self.manager.state_dir, TokenKind.ACCESS, EVERYTHING)
 
-    def publisher(self, pause: float = 0.01) -> SteadyPublisher:
+    def publisher(self, pause: float = 0.025) -> SteadyPublisher:
         """Publish all the while."""
         return SteadyPublisher(self.url, self.access_token(), pause=pause)
 
@@ -65,7 +65,7 @@ class Service:
         """Publish some events of so many bytes, and return their ids."""
         event = {"channel": "dashboard", "event": "e", "data": {"pad": "x" * size}}
         ids: list[str] = []
-        with httpx.Client(headers={"Authorization": f"Bearer {self.access_token()}"}, timeout=30) as http:
+        with httpx.Client(headers={"Authorization": f"Bearer {self.access_token()}"}, timeout=60) as http:
             for start in range(0, count, 50):
                 batch = {"events": [event] * min(50, count - start)}
                 ids += http.post(f"{self.url}/api/v1/sse", json=batch).json()["ids"]

@@ -123,7 +123,8 @@ def visitor(
     browser: Browser, server: ServerProcess, scheme: Literal["light", "dark"] = "light", **options: Any
 ) -> Iterator[Visitor]:
     """Yield a visitor; complaints of the browser that the test leaves in ``trouble`` fail it."""
-    with browser.new_context(color_scheme=scheme, **options) as context:
+    # Without motion: else Chromium draws frames all the while that a page is open.
+    with browser.new_context(color_scheme=scheme, reduced_motion="reduce", **options) as context:
         visitor = Visitor(context, server)
         yield visitor
         assert visitor.trouble == []
