@@ -14,6 +14,9 @@ import httpx
 from tests.support.sse_reader import EventStreamReader
 from tests.support.waiting import until
 
+PAUSE = 0.01
+"""Seconds between two looks at what has come to a fleet: else each event of each of a thousand clients is a look."""
+
 
 class Client:
     """One stream: a bare socket, and all bytes that came.
@@ -137,6 +140,7 @@ class Fleet:
                 client.read()
                 if client.ended:
                     self._poll.unregister(descriptor)
+            self._stopping.wait(PAUSE)
 
     @property
     def ended(self) -> list[str]:
