@@ -25,7 +25,7 @@ from tests.support.visitors import (
     visitor,
     wait_for_chart,
 )
-from tests.support.waiting import until
+from tests.support.waiting import PAUSE, until
 
 pytestmark = pytest.mark.browser
 
@@ -133,7 +133,7 @@ def test_kick_and_revoke_act_within_a_second_by_keyboard_and_are_in_the_trail(
         tab_to(page, "Kick")
         begun = time.monotonic()
         page.keyboard.press("Enter")
-        until(lambda: fleet.clients[42].ended is not None, "the stream has ended")
+        until(lambda: fleet.clients[42].ended is not None, "the stream has ended", pause=PAUSE)
         assert time.monotonic() - begun < 1
         assert b'"reason":"kicked"' in fleet.clients[42].received
         first_entry(page, "kick")
@@ -149,7 +149,7 @@ def test_kick_and_revoke_act_within_a_second_by_keyboard_and_are_in_the_trail(
         tab_to(page, "Revoke")
         begun = time.monotonic()
         page.keyboard.press("Enter")
-        until(lambda: all(fleet.clients[n].ended for n in (7, 47)), "the streams have ended")
+        until(lambda: all(fleet.clients[n].ended for n in (7, 47)), "the streams have ended", pause=PAUSE)
         assert time.monotonic() - begun < 1
         first_entry(page, "revocation")
         first_entry(page, "user-07")

@@ -18,7 +18,7 @@ import pytest
 from tests.support.programs import require, unavailable
 from tests.support.server_process import ServerProcess
 from tests.support.sse_reader import EventStreamReader
-from tests.support.waiting import until
+from tests.support.waiting import PAUSE, until
 
 INTERVAL = 2.0
 """The ping interval of these servers, in seconds."""
@@ -29,7 +29,7 @@ Start = Callable[..., ServerProcess]
 def seconds_until(condition: Callable[[], bool], what: str) -> float:
     """Wait until the condition holds, and return how long that took."""
     begun = time.monotonic()
-    until(condition, what)
+    until(condition, what, pause=PAUSE)
     return time.monotonic() - begun
 
 
