@@ -8,13 +8,14 @@ PROCESSES ?= 4
 # Else each of the hundreds of servers that the tests start would compile the whole program first.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test quick test-long check bench bench-quick bench-handover clean
+.PHONY: run test quick test-long check compiled bench bench-quick bench-handover clean
 
 run: .venv/installed
 	@$(BIN)/python -m examples.market
 
-# More processes than processors: half of the time the tests wait, for timeouts, restarts and each other.
-test: .venv/installed check
+# More processes than processors: now and then a test waits, for a timeout, a restart, or another process.
+test: .venv/installed
+	@$(MAKE) --no-print-directory --jobs=2 check compiled
 	@$(BIN)/python -m pytest --numprocesses=$(PROCESSES)
 
 quick: .venv/installed check
@@ -23,6 +24,11 @@ quick: .venv/installed check
 # What takes minutes, nearly all of them spent waiting; `make test` leaves it out.
 test-long: .venv/installed
 	@$(BIN)/python -m pytest --numprocesses=2 --dist=load -m long
+
+# Compiles the tests beside mypy, which keeps one processor busy; else each of pytest's processes does. What cannot be
+# collected is told by the run itself.
+compiled: .venv/installed
+	@$(BIN)/python -m pytest --collect-only --quiet >/dev/null || true
 
 check: .venv/installed
 	@$(BIN)/ruff check .
