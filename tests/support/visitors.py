@@ -124,7 +124,8 @@ def visitor(
 ) -> Iterator[Visitor]:
     """Yield a visitor; complaints of the browser that the test leaves in ``trouble`` fail it."""
     # Without motion: else Chromium draws frames all the while that a page is open.
-    with browser.new_context(color_scheme=scheme, reduced_motion="reduce", **options) as context:
+    options.setdefault("reduced_motion", "reduce")
+    with browser.new_context(color_scheme=scheme, **options) as context:
         visitor = Visitor(context, server)
         yield visitor
         assert visitor.trouble == []
