@@ -148,7 +148,7 @@ def test_it_ends_cleanly_in_every_state(start_server: Start) -> None:
                 await waiter
                 assert [item async for item in stream] == []
                 assert len(asyncio.all_tasks()) == 1
-                await asyncio.to_thread(until, nobody_listens, "the server has noticed", 5)
+                await asyncio.to_thread(until, nobody_listens, "the server has noticed")
 
     run(test())
 

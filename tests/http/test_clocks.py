@@ -63,7 +63,7 @@ def test_pings_events_and_expiry_come_in_time_after_the_clock_was_set(
     publish(server, "dashboard", 1)
     if step < YEAR:
         before = pings(lasting)
-        until(lambda: pings(lasting) >= before + 3, "pings", 10)
+        until(lambda: pings(lasting) >= before + 3, "pings")
         assert [type for type, _ in lasting.events].count("e") == 1
     else:
         until(lambda: lasting.farewell == "token_expired", "a token of the past ends its stream", 5)
@@ -76,7 +76,7 @@ def test_pings_events_and_expiry_come_in_time_after_the_clock_was_set(
         assert brief.ended_at < set_at + 5
     fresh = hear(server, "dashboard", server.minted(TokenKind.STREAM))
     assert 590 <= fresh.expires_in <= 600
-    until(lambda: pings(fresh) >= 3, "the fresh stream lives", 10)
+    until(lambda: pings(fresh) >= 3, "the fresh stream lives")
     assert fresh.farewell is None
 
 
@@ -90,7 +90,7 @@ def test_a_fresh_stream_stays_although_the_clock_was_set_back_by_more_than_its_l
     server.clock.set(0)
     fresh = hear(server, "dashboard", server.minted(TokenKind.STREAM, ttl=3))
     assert fresh.expires_in <= 3
-    until(lambda: pings(fresh) >= 2, "pings", 10)
+    until(lambda: pings(fresh) >= 2, "pings")
     assert fresh.farewell is None
     until(lambda: fresh.farewell == "token_expired", "its own life is over", 10)
     assert old.open
@@ -136,7 +136,7 @@ def test_the_next_process_ends_a_stream_when_this_one_would_have_although_the_cl
         assert brief.ended_at is not None
         assert begun + 6.5 < brief.ended_at < begun + 15
         before = pings(lasting)
-        until(lambda: pings(lasting) > before and pings(fresh), "the others are pinged", 10)
+        until(lambda: pings(lasting) > before and pings(fresh), "the others are pinged")
     finally:
         successor = StateDirectory(server.state_dir).holder()
         assert successor is not None
@@ -161,7 +161,7 @@ def read_after(
     """Return whether a stream says it has recovered, the numbers of its events, and the reasons of its resets."""
     token = server.minted(TokenKind.STREAM)
     ear = hear(server, channel, f"{token}&last_event_id={position}")
-    until(lambda: pings(ear) >= 2, "all that follows the position has come", 10)
+    until(lambda: pings(ear) >= 2, "all that follows the position has come")
     (recovered,) = [data["recovered"] for type, data in ear.events if type == "connected"]
     numbers = [data["number"] for type, data in ear.events if type == "e"]
     return recovered, numbers, [data["reason"] for type, data in ear.events if type == "reset"]
@@ -206,7 +206,7 @@ def test_an_event_published_while_the_clock_was_ahead_is_there_or_told_to_be_gon
         assert (recovered, numbers, resets) in [(True, [2], []), (False, [], ["history_trimmed"])]
         return not recovered
 
-    until(gone, "what is older than its age is gone, and that is told", 30)
+    until(gone, "what is older than its age is gone, and that is told")
 
 
 @pytest.mark.parametrize("step", [2 * YEAR, -2 * YEAR, -HOUR])
@@ -234,7 +234,7 @@ def test_events_of_1970_and_of_the_future_go_when_their_age_has_passed(start: St
     server.clock.set_to(1000)
     restart(server, with_the_machine=True)
     publish(server, "alerts", 3)
-    until(lambda: stored(server) == 0, "all are older than their age", 30)
+    until(lambda: stored(server) == 0, "all are older than their age")
     recovered, numbers, resets = read_after(hear, server, "alerts", first)
     assert (recovered, numbers, resets) == (False, [], ["history_trimmed"])
 

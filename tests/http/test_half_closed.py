@@ -84,7 +84,7 @@ def test_a_client_that_leaves_is_noticed_at_once_and_not_by_the_next_ping(
         until(lambda: room.status()["total_connections"] == 5, "the streams are open")
         for client in clients:
             leave(client, how)
-        until(lambda: room.status()["total_connections"] == 0, "all have left", 20)
+        until(lambda: room.status()["total_connections"] == 0, "all have left")
 
 
 def test_a_client_that_has_ended_its_side_and_then_leaves_is_noticed_by_the_next_write(room: Room) -> None:

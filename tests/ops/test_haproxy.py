@@ -52,6 +52,6 @@ def test_haproxy_that_checks_with_head_keeps_the_server_up(
         with running(
             [program, "-db", "-f", str(configuration)], f"http://127.0.0.1:{port}", tmp_path, {}
         ) as proxy:
-            until(lambda: checks() >= 3, "it has asked three times", 20)
+            until(lambda: checks() >= 3, "it has asked three times")
             assert httpx.get(f"{proxy.url}/api/v1/sse/status").status_code == 200
             assert "DOWN" not in proxy.logs(), proxy.logs()

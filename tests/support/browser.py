@@ -129,13 +129,13 @@ def publish(client: httpx.Client, count: int = 1, channel: str = CHANNEL, event:
 
 @contextmanager
 def publishing(server: ServerProcess) -> Iterator[list[str]]:
-    """Publish an event every 20 ms meanwhile, and at the end a last one; the list has their ids."""
+    """Publish an event every 40 ms meanwhile, and at the end a last one; the list has their ids."""
     ids: list[str] = []
     over = threading.Event()
 
     def run() -> None:
         with server.publisher() as publisher:
-            while not over.wait(0.02):
+            while not over.wait(0.04):
                 ids.extend(publish(publisher))
             ids.extend(publish(publisher))
 
