@@ -45,10 +45,18 @@ def parse_channels(text: str, limit: int) -> tuple[ChannelName, ...]:
     Raises:
         InvalidChannel: one of them is no channel name, or there are more than ``limit``.
     """
+    if "," not in text:
+        return _alone(text)
     names = text.split(",", limit)
     if len(names) > limit:
         raise InvalidChannel(f"more than {limit} channels on one stream", "channels")
     return tuple(dict.fromkeys(parse_channel(name) for name in names))
+
+
+@lru_cache(maxsize=4096)
+def _alone(text: str) -> tuple[ChannelName, ...]:
+    """Return the one name as a list, made once for all streams on this channel."""
+    return (parse_channel(text),)
 
 
 def channel_in(value: object, field: str) -> ChannelName:

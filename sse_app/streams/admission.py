@@ -128,13 +128,15 @@ class Admission:
         self._authorise(claims, wanted.channels)
         if (reason := self._unavailable(claims, wanted)) is not None:
             return self._turn_away(reason)
-        try:
-            start = await self._start(wanted)
-        except EventLogUnavailable:
-            return self._turn_away("unavailable")
-        # Others may have been admitted, and the server may have begun to drain, while the log was asked.
-        if (reason := self._unavailable(claims, wanted)) is not None:
-            return self._turn_away(reason)
+        start = self._start(wanted)
+        if isinstance(start, EventId):
+            try:
+                start = await self._resume(wanted.channels, start)
+            except EventLogUnavailable:
+                return self._turn_away("unavailable")
+            # Others may have been admitted, and the server may have begun to drain, while the log was asked.
+            if (reason := self._unavailable(claims, wanted)) is not None:
+                return self._turn_away(reason)
         # The stream is registered in the same step of the event loop, so a later revocation finds it.
         self._tokens.require_in_force(claims)
         self._tokens.require_not_kicked(claims)
@@ -170,7 +172,7 @@ class Admission:
             TooManyStreams: this user or this address has as many as it may.
         """
         limits, hub = self._limits, self._hub
-        if len(hub.streams_of_subject.get(claims.subject, ())) >= limits.streams_per_user:
+        if len(hub.streams_of_subject.get(claims.subject)) >= limits.streams_per_user:
             raise TooManyStreams(f"this user has {limits.streams_per_user} streams open, which is the limit")
         if hub.streams_of_address[network_of(wanted.address)] >= limits.streams_per_address:
             raise TooManyStreams(
@@ -185,20 +187,27 @@ class Admission:
         self._metrics.refusals[reason] += 1
         return TurnedAway(reason, encode_closing(reason, self._hub.jittered_retry()))
 
-    async def _start(self, wanted: Subscription) -> _Start:
-        """Return where the stream begins: at the position, or at the head where no channel can be continued.
+    def _start(self, wanted: Subscription) -> _Start | EventId:
+        """Return where the stream begins, or the position of which the log must be asked."""
+        head = self._hub.head
+        if wanted.position is None:
+            return _Start(head, {})
+        after = EventId.parse(wanted.position)
+        if after is None:
+            return _Start(head, dict.fromkeys(wanted.channels, "position_unreadable"))
+        # At the head nothing was missed: whatever follows comes with the fan-out, or ends all streams where it is
+        # trimmed before it was read. That holds whichever processes append to the log.
+        return _Start(after, {}) if after == head else after
+
+    async def _resume(self, channels: tuple[ChannelName, ...], after: EventId) -> _Start:
+        """Return where a stream begins: at the position, or at the head where no channel can be continued.
 
         Raises:
             EventLogUnavailable: the log cannot be asked just now.
         """
         hub = self._hub
-        if wanted.position is None:
-            return _Start(hub.head, {})
-        after = EventId.parse(wanted.position)
-        if after is None:
-            return _Start(hub.head, dict.fromkeys(wanted.channels, "position_unreadable"))
-        lost = await hub.eventlog.lost(wanted.channels, after)
-        if len(lost) == len(wanted.channels):
+        lost = await hub.eventlog.lost(channels, after)
+        if len(lost) == len(channels):
             return _Start(hub.head, lost)
         await hub.reached(after.seq)
         return _Start(after, lost)

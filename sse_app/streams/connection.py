@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Protocol
 
 from tornado import httputil
 from tornado.http1connection import HTTP1Connection
@@ -79,8 +80,11 @@ def take_over(
     return connection
 
 
-def _nothing() -> None:
-    """Do nothing when a connection ends that no stream has been attached to."""
+class Owner(Protocol):
+    """What a connection needs of its stream."""
+
+    def connection_closed(self) -> None:
+        """Note that the connection has ended, for whichever reason."""
 
 
 class StreamResponse(httputil.HTTPConnection):
@@ -131,7 +135,7 @@ class StreamConnection:
 
     It takes the place of an IOStream and an HTTP1Connection, which hold much more memory, and gives the hub
     the bare ``send`` of the socket. It takes wire bytes, framed already. A client that is gone is no error here:
-    writing to it does nothing, and ``on_close`` has been called.
+    writing to it does nothing, and the owner has been told.
 
     Args:
         sock: connected and non-blocking; closed by this object.
@@ -144,8 +148,9 @@ class StreamConnection:
         "_fd",
         "_rest",
         "_socket",
+        "closed",
         "framing",
-        "on_close",
+        "owner",
         "progressed_at",
         "send",
     )
@@ -154,8 +159,10 @@ class StreamConnection:
         self._socket = sock
         self._fd = sock.fileno()
         self.framing = framing
-        self.on_close: Callable[[], None] | None = _nothing
-        """Called once, when the connection ends for any reason; None from then on."""
+        self.closed = False
+        """Whether the connection has ended."""
+        self.owner: Owner | None = None
+        """Whose connection it is; it is told of the end."""
         self._disconnects: Disconnects | None = None
         self._rest: list[memoryview] | None = None
         self._drained: asyncio.Future[None] | None = None
@@ -174,11 +181,6 @@ class StreamConnection:
         if self._disconnects is not None:
             self._disconnects.forget(self._fd)
             self._disconnects = None
-
-    @property
-    def closed(self) -> bool:
-        """Whether the connection has ended."""
-        return self.on_close is None
 
     @property
     def unsent_bytes(self) -> int:
@@ -234,10 +236,10 @@ class StreamConnection:
         self.close()
 
     def close(self) -> None:
-        """Close the socket and call ``on_close``; harmless the second time."""
-        if self.on_close is None:
+        """Close the socket, and tell the owner; harmless the second time."""
+        if self.closed:
             return
-        on_close, self.on_close = self.on_close, None
+        self.closed = True
         self.unwatch()
         if self._rest:
             asyncio.get_running_loop().remove_writer(self._fd)
@@ -245,7 +247,9 @@ class StreamConnection:
         self._socket.close()
         if self._drained is not None:
             self._resolve(self._drained)
-        on_close()
+        owner, self.owner = self.owner, None
+        if owner is not None:
+            owner.connection_closed()
 
     def _queue(self, rest: memoryview) -> None:
         if self._rest:

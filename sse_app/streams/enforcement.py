@@ -97,7 +97,7 @@ class Enforcement:
     def sharing(self, stream: Stream) -> int:
         """Return how many streams a kick of this one would end: all that have a token in common with it."""
         ids = {token.token_id for token in stream.subscriber.tokens}
-        others = self._hub.streams_of_subject.get(stream.subscriber.lease.subject, ())
+        others = self._hub.streams_of_subject.get(stream.subscriber.lease.subject)
         return sum(any(token.token_id in ids for token in other.subscriber.tokens) for other in others)
 
     async def kick(self, stream: Stream, seconds: float) -> int:

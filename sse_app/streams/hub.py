@@ -18,6 +18,7 @@ from sse_app.core.counters import Durations
 from sse_app.core.errors import EventLogUnavailable
 from sse_app.core.events import Event, EventId
 from sse_app.core.framing import Framing
+from sse_app.core.multimap import Multimap
 from sse_app.eventlog.base import EventLog, EventsTrimmed
 from sse_app.streams.disconnects import Disconnects
 from sse_app.streams.fanout import FanoutGroup
@@ -66,7 +67,7 @@ class Hub:
         self.streams: set[Stream] = set()
         self.laggards: set[Stream] = set()
         """The streams that have something waiting."""
-        self.streams_of_subject: dict[str, set[Stream]] = {}
+        self.streams_of_subject: Multimap[str, Stream] = Multimap()
         self.streams_of_address: Counter[str] = Counter()
         """How many streams each address has, as `network_of` counts addresses."""
         self.streams_on_channel: Counter[ChannelName] = Counter()
@@ -82,7 +83,8 @@ class Hub:
         self._next_number = time.time_ns() // 1000
         self.backlog_limit = backlog_limit
         self.retry = retry
-        self._head = eventlog.head.seq
+        self.head = eventlog.head
+        """The id of the last event whose fan-out has begun: where a stream that joins now begins."""
         self._fanning_out = asyncio.Lock()
         self._replay_cache = ReplayCache(eventlog.head.epoch, REPLAY_CACHE_BYTES)
         self._groups: dict[tuple[frozenset[ChannelName], Framing], FanoutGroup[Stream]] = {}
@@ -91,14 +93,9 @@ class Hub:
         self._empty = asyncio.Event()
         self._following: asyncio.Task[None] | None = None
 
-    @property
-    def head(self) -> EventId:
-        """The id of the last event whose fan-out has begun: where a stream that joins now begins."""
-        return EventId(self.eventlog.head.epoch, self._head)
-
     def jittered_retry(self) -> int:
         """Return a reconnection time in milliseconds, so that clients whose streams end together come back apart."""
-        return random.randint(self.retry // 2, self.retry + self.retry // 2)
+        return self.retry // 2 + int(random.random() * (self.retry + 1))
 
     def use(self, *, backlog_limit: int, retry: int) -> None:
         """Take other settings; streams that are open keep their backlog limit."""
@@ -115,7 +112,7 @@ class Hub:
                 not continue it, or none is given, the hub begins at the log's head.
         """
         head = self.eventlog.head
-        self._head = after.seq if after is not None and self.continues(after) else head.seq
+        self.head = after if after is not None and self.continues(after) else head
         self._replay_cache = ReplayCache(head.epoch, REPLAY_CACHE_BYTES)
         self.disconnects.prepare()
         self.resume()
@@ -149,7 +146,7 @@ class Hub:
     async def _follow(self) -> None:
         while True:
             try:
-                async with aclosing(self.eventlog.tail(self._head)) as tail:
+                async with aclosing(self.eventlog.tail(self.head.seq)) as tail:
                     async for events in tail:
                         await self._bring(events)
             except EventsTrimmed as error:  # another process publishes faster than this one reads
@@ -170,7 +167,7 @@ class Hub:
             self.end_all("unavailable")
 
     def _advance(self, head: int) -> None:
-        self._head = head
+        self.head = self.head._replace(seq=head)
         arrival, self._arrival = self._arrival, asyncio.Event()
         arrival.set()
 
@@ -204,11 +201,7 @@ class Hub:
             laggards=self.laggards,
         )
         self.streams.add(stream)
-        subject = subscriber.lease.subject
-        if (of_subject := self.streams_of_subject.get(subject)) is None:
-            self.streams_of_subject[subject] = {stream}
-        else:
-            of_subject.add(stream)
+        self.streams_of_subject.add(subscriber.lease.subject, stream)
         self.streams_of_address[network_of(subscriber.address)] += 1
         for channel in channels:
             self.streams_on_channel[channel] += 1
@@ -234,10 +227,7 @@ class Hub:
         """Forget a stream as if it had not been registered."""
         self.streams.discard(stream)
         self.laggards.discard(stream)
-        of_subject = self.streams_of_subject[stream.subscriber.lease.subject]
-        of_subject.discard(stream)
-        if not of_subject:
-            del self.streams_of_subject[stream.subscriber.lease.subject]
+        self.streams_of_subject.discard(stream.subscriber.lease.subject, stream)
         _count_out(self.streams_of_address, network_of(stream.subscriber.address))
         for channel in stream.channels:
             _count_out(self.streams_on_channel, channel)
@@ -300,7 +290,7 @@ class Hub:
 
     async def reached(self, seq: int) -> None:
         """Wait until the fan-out of the event ``seq`` has begun."""
-        while self._head < seq:
+        while self.head.seq < seq:
             await self._arrival.wait()
 
     # -- fan-out --------------------------------------------------------------------------------------------

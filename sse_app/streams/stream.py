@@ -140,7 +140,7 @@ class Stream:
     def attach(self, connection: StreamConnection) -> None:
         """Write to this connection from now on; the stream is behind until it is parked."""
         self.connection = connection
-        connection.on_close = self._wake
+        connection.owner = self
         self._laggards.add(self)
 
     @property
@@ -263,6 +263,10 @@ class Stream:
         self._pending_bytes -= size
         return piece
 
+    def connection_closed(self) -> None:
+        """End the stream if it is parked; a flush loop that is at work looks by itself."""
+        self._wake()
+
     def _push(self, frames: bytes) -> None:
         if self._pending is None:
             self._pending = []
@@ -277,7 +281,7 @@ class Stream:
             self.group.sends[self.slot] = self.enqueue
 
     def _wake(self) -> None:
-        """Start a flush loop if the stream is parked; one that is at work looks by itself."""
+        """Be parked no longer, if the stream is."""
         resume, self._resume = self._resume, None
         if resume is not None:
             resume(self)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -25,9 +26,11 @@ from sse_app.eventlog.base import Retention
 from sse_app.eventlog.memory import MemoryEventLog
 from sse_app.settings.model import KeepaliveSettings, Limits
 from sse_app.streams.admission import Admission, Admitted, Subscription, TurnedAway
+from sse_app.streams.connection import StreamConnection
 from sse_app.streams.hub import Hub
 from sse_app.streams.keepalive import Keepalive
 from sse_app.streams.publisher import Publisher
+from sse_app.streams.pump import Pump
 from sse_app.streams.stream import Replay, Stream
 from tests.support.sse_reader import ReceivedEvent, read_events
 
@@ -278,6 +281,7 @@ async def test_the_checks_come_in_the_order_of_the_contract(keys: Path) -> None:
 async def test_streams_that_resume_together_do_not_exceed_the_limit(keys: Path) -> None:
     async with room_of(keys) as room:
         position = str(await room.publish(A))
+        await room.publish(A)  # at the head the log would not have to be asked
         room.log.meanwhile = lambda: asyncio.sleep(0)
         answers = await asyncio.gather(
             *(room.admit(position=position) for _ in range(5)), return_exceptions=True
@@ -289,6 +293,7 @@ async def test_streams_that_resume_together_do_not_exceed_the_limit(keys: Path) 
 async def test_a_drain_that_begins_while_the_log_is_asked_turns_the_stream_away(keys: Path) -> None:
     async with room_of(keys) as room:
         position = str(await room.publish(A))
+        await room.publish(A)  # at the head the log would not have to be asked
 
         async def drain() -> None:
             room.lifecycle.draining = True
@@ -303,6 +308,7 @@ async def test_a_drain_that_begins_while_the_log_is_asked_turns_the_stream_away(
 async def test_a_token_that_expires_while_the_log_is_asked_is_refused(keys: Path) -> None:
     async with room_of(keys) as room:
         position = str(await room.publish(A))
+        await room.publish(A)  # at the head the log would not have to be asked
 
         async def wait() -> None:
             room.now += 60
@@ -312,6 +318,38 @@ async def test_a_token_that_expires_while_the_log_is_asked_is_refused(keys: Path
             await room.admit(position=position)
         assert not room.hub.streams
         assert not any(room.keepalive._turns)
+
+
+async def test_at_the_head_a_stream_resumes_without_asking_the_log(keys: Path) -> None:
+    async with room_of(keys) as room:
+        position = str(await room.publish(A))
+        admitted = await room.opened(position=position)
+        assert admitted.recovered
+        assert room.log.asked == 0
+        assert [event.type for event in events_of(admitted)] == ["connected"]
+        assert events_of(admitted)[0].id == position
+
+
+async def test_what_the_log_has_behind_the_head_comes_to_a_stream_that_resumes_at_it(keys: Path) -> None:
+    async with room_of(keys) as room:
+        position = await room.publish(A)
+        await room.hub.pause()  # from here on the hub knows of nothing that is appended
+        await room.log.append([NewEvent(A, "e", b"later")])
+        admitted = await room.opened(position=str(position))
+        assert admitted.recovered
+        assert admitted.stream.replay == Replay(position.seq)
+        ours, client = socket.socketpair()
+        with client:
+            client.settimeout(30)
+            ours.setblocking(False)
+            connection = StreamConnection(ours, UNFRAMED)
+            admitted.stream.attach(connection)
+            await Pump(room.hub, room.keepalive).run(admitted.stream, connection)
+            room.hub.resume()
+            await room.hub.reached(position.seq + 1)
+            await room.hub.settled()
+            assert client.recv(4096) == b"id: %b-2\nevent: e\ndata: later\n\n" % position.epoch.encode()
+            connection.close()
 
 
 # Where a stream begins, and its first events
@@ -403,7 +441,7 @@ async def test_an_admitted_stream_is_registered_and_pinged_and_an_abandoned_one_
 
         def known() -> list[Collection[Stream]]:
             hub, turns = room.hub, [stream for turn in room.keepalive._turns for stream in turn]
-            return [hub.streams, hub.streams_of_subject.get("ann", ()), turns]
+            return [hub.streams, hub.streams_of_subject.get("ann"), turns]
 
         assert all(set(where) == {stream} for where in known())
         assert stream.ending is None

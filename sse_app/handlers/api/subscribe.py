@@ -91,11 +91,13 @@ class StreamHandler(PublishHandler):
 
     def _position(self) -> str | None:
         """Return where to resume: the header wins, for native reconnects repeat the old URL."""
-        header = [
-            value.encode("latin-1", "replace") for value in self.request.headers.get_list("Last-Event-ID")
-        ]
-        query = parse_position(self.request.arguments.get("last_event_id", []), "last_event_id")
-        return parse_position([b",".join(header)], "Last-Event-ID") or query
+        query = self.request.arguments.get("last_event_id")
+        position = parse_position(query, "last_event_id") if query else None
+        header = self.request.headers.get_list("Last-Event-ID")
+        if header:
+            given = b",".join([value.encode("latin-1", "replace") for value in header])
+            position = parse_position([given], "Last-Event-ID") or position
+        return position
 
     def _stream_claims(self) -> Claims:
         tokens = self.request.arguments.get("token", [])

@@ -81,7 +81,7 @@ class RenewHandler(ApiHandler):
         self.node.tokens.require_not_kicked(claims)
         streams = [
             stream
-            for stream in self.node.hub.streams_of_subject.get(claims.subject, ())
+            for stream in self.node.hub.streams_of_subject.get(claims.subject)
             if stream.subscriber.client_id == client_id
             and stream.subscriber.lease.session == claims.session
             and stream.ending is None
