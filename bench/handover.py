@@ -17,7 +17,7 @@ from pathlib import Path
 
 from bench import machine, native, report
 from bench.__main__ import HERE, RESULTS
-from bench.handover_table import SCENARIO
+from bench.handover_table import SCENARIO, WORKERS_SCENARIO
 from bench.load import LoadFailed, Report, StreamClient
 from bench.measure import Sample, machine_time
 from bench.payload import SENT_BASE, SEQ_BASE
@@ -50,15 +50,17 @@ class Bench:
         manager: started.
         streams: how many.
         rate: events a second.
+        workers: how many; one is the service, several are a target's.
     """
 
-    def __init__(self, manager: Manager, streams: int, rate: float) -> None:
+    def __init__(self, manager: Manager, streams: int, rate: float, workers: int) -> None:
         self._manager = manager
         self._streams = streams
+        self._workers = workers
         self._rate = rate
         port = free_port()
         limits = ("LIMITS__STREAMS_PER_USER", "LIMITS__STREAMS_PER_ADDRESS", "LIMITS__STREAMS")
-        manager.install(port, **dict.fromkeys(limits, streams + 1000))
+        manager.install(port, workers=workers, **dict.fromkeys(limits, streams + 1000))
         auth = Settings().auth
         self._tokens = Tokens(
             KeyRing.load(manager.state_dir / "keys"),
@@ -105,6 +107,7 @@ class Bench:
         total, _, stolen = (now - then for now, then in zip(after, before, strict=True))
         return {
             "streams": float(self._streams),
+            "workers": float(self._workers),
             "rate": self._rate,
             "longest_wait_ms": seen["longest_wait_us"] / 1e3,
             "closed": float(seen["ended"] + seen["broken"] + self._streams - seen["ready"]),
@@ -120,13 +123,29 @@ class Bench:
 
     def restart(self) -> None:
         """Restart the service as an operator would."""
-        self._manager.systemctl("restart", "sse-app.service")
+        self._manager.systemctl("restart", self._unit)
+
+    @property
+    def _unit(self) -> str:
+        return "sse-app.target" if self._workers > 1 else "sse-app.service"
+
+    def _pids(self) -> list[int]:
+        if self._workers == 1:
+            return [self._manager.main_pid]
+        return [self._manager.pid_of(number) for number in range(1, self._workers + 1)]
 
     def upgrade(self) -> None:
-        """Have a warm successor take over."""
-        before = self._manager.main_pid
-        self._manager.systemctl("kill", "--signal=USR2", "--kill-who=main", "sse-app.service")
-        until(lambda: self._manager.main_pid not in (0, before), "another process serves", DEADLINE)
+        """Have warm successors take over, as an operator would.
+
+        Raises:
+            LoadFailed: the command failed.
+        """
+        before = self._pids()
+        command = [*self._manager.program, "upgrade", "--state-dir", str(self._manager.state_dir)]
+        done = self._manager.run(command)
+        if done.returncode != 0:
+            raise LoadFailed(f"the upgrade failed: {done.stderr}")
+        until(lambda: not {0, *before} & set(self._pids()), "other processes serve", DEADLINE)
         time.sleep(0.2)
 
     def without_stand_in(self) -> None:
@@ -137,18 +156,23 @@ class Bench:
     def pauses(self) -> Sample:
         """Return how long the last change's pauses were, in milliseconds, by the service's own log.
 
-        A restart with a standby has two: until the standby serves, and until the next main process does.
+        A restart with a standby has two: until the standby serves, and until the next main process does. Of several
+        workers it is those of the one with the longest.
         """
-        held = 0.0
-        pauses: list[float] = []
+        held: dict[int, float] = {}
+        pauses: dict[int, list[float]] = {}
         for line in self._manager.server_log.read_text().splitlines()[self._seen :]:
             entry = json.loads(line)
             at = datetime.fromisoformat(entry["timestamp"]).timestamp()
+            worker = entry.get("worker", 0)
             if entry["event"] == "held":
-                held = at
+                held[worker] = at
             elif entry["event"] in ("standing_in", "listening"):
-                pauses.append(1000 * (at - held))
-        return {"pause_ms": sum(pauses), "longest_pause_ms": max(pauses)}
+                pauses.setdefault(worker, []).append(1000 * (at - held[worker]))
+        if len(pauses) != self._workers:
+            raise LoadFailed(f"{len(pauses)} of {self._workers} workers have changed")
+        longest = max(pauses.values(), key=sum)
+        return {"pause_ms": sum(longest), "longest_pause_ms": max(longest)}
 
     def stop_and_start(self) -> Sample:
         """Stop the service and start it again, and return how its streams ended and came back.
@@ -159,12 +183,15 @@ class Bench:
         self._publisher.stop()
         self.client.reset()
         began = time.monotonic()
-        self._manager.systemctl("stop", "sse-app.service")
+        self._manager.systemctl("stop", self._unit)
+        until(
+            lambda: not any(self._pids()), "all processes have ended", DEADLINE
+        )  # the target's stop waits for none
         took = time.monotonic() - began
         ended = self.client.ask("stats")
         if not ended["ended"] == ended["closings"] == self._streams:
             raise LoadFailed(f"{ended['ended']} streams ended, {ended['closings']} were told")
-        self._manager.systemctl("start", "sse-app.service")
+        self._manager.systemctl("start", *self._manager.units)
         back = self.client.open()
         if back["recovered"] != self._streams:
             raise LoadFailed(f"{back['recovered']} of {self._streams} streams were resumed")
@@ -188,12 +215,12 @@ def _spread(report: Report, name: str) -> Sample:
     return {f"{name}_{share}_s": figures[share] / 1e6 for share in ("p50", "p90", "max")}
 
 
-def run(checkout: Path, streams: int, rate: float, rounds: int, result: Result) -> None:
+def run(checkout: Path, streams: int, rate: float, workers: int, rounds: int, result: Result) -> None:
     """Measure all of it, and show it as it comes."""
     manager = Manager(program=(sys.executable, str(checkout / "main.py")))
     try:
         manager.start()
-        bench = Bench(manager, streams, rate)
+        bench = Bench(manager, streams, rate, workers)
         try:
             for variant, change in (
                 ("undisturbed", bench.nothing),
@@ -226,6 +253,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m bench.handover", description=__doc__)
     parser.add_argument("--streams", type=int, default=10_000)
+    parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--rate", type=float, default=4.0, help="events a second")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=RESULTS, help="where results go (default bench/results)")
@@ -236,9 +264,10 @@ def main(arguments: Sequence[str]) -> int:
     native.build()
     about = machine.describe(raise_file_limit())
     command = shlex.join(["python", "-m", "bench.handover", *arguments])
-    result = Result(SCENARIO, False, command, datetime.now(UTC).date().isoformat(), about)
+    scenario = SCENARIO if options.workers == 1 else WORKERS_SCENARIO
+    result = Result(scenario, False, command, datetime.now(UTC).date().isoformat(), about)
     result.versions = {"sse_app": f"sse_app {VERSION}"}
-    run(options.checkout.resolve(), options.streams, options.rate, options.rounds, result)
+    run(options.checkout.resolve(), options.streams, options.rate, options.workers, options.rounds, result)
     result.save(options.out)
     if options.out.resolve() == RESULTS:
         report.write(RESULTS, HERE.parent / "BENCHMARKS.md")

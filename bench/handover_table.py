@@ -18,13 +18,13 @@ _TITLES = {
 }
 _WHAT = """\
 {streams:,.0f} streams, each with a user and a token of its own, on the service as `sse-app systemd install` \
-writes it, under a real systemd user manager, with the SQLite log and uvloop; {rate:.0f} events a second are \
+writes it, under a real systemd user manager{workers}, with the SQLite log and uvloop; {rate:.0f} events a second are \
 published all the while. The pause is the time in which nothing is served: from the moment the last event of the \
 old process is out, to READY of the new one; a restart has two, until the standby serves and until the next main \
-process does, and this is their sum. The longest wait is that of any client between two of its reads, beside the \
-same over as long a time in which nothing happens: events are {apart:.0f} ms apart. Each figure is the median, with \
-the highest in brackets; then streams closed, events lost, events received twice, and publishes that had to be sent \
-again. {rounds}, {taken}."""
+process does, and this is their sum{longest}. The longest wait is that of any client between two of its reads, \
+beside the same over as long a time in which nothing happens: events are {apart:.0f} ms apart. Each figure is the \
+median, with the highest in brackets; then streams closed, events lost, events received twice, and publishes that \
+had to be sent again. {rounds}, {taken}."""
 _STOP = """\
 `systemctl stop` of the same {streams:,.0f} streams took {stop_s:.1f} s; {told:,.0f} were told `closing`, spread over \
 the drain time: half of them after {closing_p50_s:.1f} s, nine of ten after {closing_p90_s:.1f} s, the last after \
@@ -37,7 +37,11 @@ def section(result: Result) -> list[str]:
     first = next(iter(result.samples.values()))[0]
     assert first is not None
     rounds = max(len(samples) for samples in result.samples.values())
+    workers = int(first.get("workers", 1))
+    several = workers > 1
     what = _WHAT.format(
+        workers=f", with {workers} workers" if several else "",
+        longest=", of the worker with the longest" if several else "",
         streams=first["streams"],
         rate=first["rate"],
         apart=1000 / first["rate"],
@@ -45,7 +49,7 @@ def section(result: Result) -> list[str]:
         taken=result.taken,
     )
     lines = [
-        "## Restarts and upgrades under live streams",
+        f"## Restarts and upgrades under live streams{f', with {workers} workers' if several else ''}",
         "",
         what,
         "",

@@ -163,6 +163,7 @@ def write(directory: Path, page: Path) -> None:
                 (directory / f"{name}.svg").write_text(svg)
                 plot = f"{place}/{name}.svg"
         lines += _section(scenario, result, plot)
-    if (handover := loaded.get(handover_table.SCENARIO)) is not None:
-        lines += handover_table.section(handover)
+    for name in (handover_table.SCENARIO, handover_table.WORKERS_SCENARIO):
+        if (handover := loaded.get(name)) is not None:
+            lines += handover_table.section(handover)
     page.write_text("\n".join(lines).rstrip() + "\n")
