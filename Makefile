@@ -39,12 +39,16 @@ check: .venv/installed
 bench: .venv/installed
 	@$(BIN)/python -m bench --install
 	@$(BIN)/python -m bench $(if $(BEFORE),--before $(BEFORE))
+	@$(BIN)/python -m bench.handover --rounds 2
+	@$(BIN)/python -m bench.handover --rounds 2 --workers 4
+	@$(BIN)/python -m bench --report
 
 bench-quick: .venv/installed
 	@$(BIN)/python -m bench --quick $(if $(BEFORE),--before $(BEFORE))
 
 bench-handover: .venv/installed
 	@$(BIN)/python -m bench.handover
+	@$(BIN)/python -m bench.handover --workers 4
 
 .venv/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "sse_app needs Python 3.11 or later: make PYTHON=python3.11 …"; exit 1; }

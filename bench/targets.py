@@ -185,10 +185,20 @@ def _milliseconds(value: Value) -> Value:
     return shown
 
 
+def _pause(scenario: str, variant: str) -> Value:
+    """The longest time in which a process served nothing."""
+
+    def value(results: Results) -> Measured | None:
+        pauses = results[scenario].values(variant, "pause_ms") if scenario in results else []
+        return Measured(max(pauses), f"{max(pauses):.0f} ms") if pauses else None
+
+    return value
+
+
 _SINGLE, _HUNDRED, _TWO = "single", "batches of 100", "2 workers"
 _OURS_TWO = f"{OURS}, {_TWO}"
 _RATIO = "{:.2f} ×"
-_US, _MS = "{:.2f} µs", "{:.1f} ms"
+_US, _MS, _WHOLE_MS = "{:.2f} µs", "{:.1f} ms", "{:.0f} ms"
 
 _DELIVERY = Group(
     "Server CPU to deliver an event to a stream",
@@ -369,19 +379,23 @@ _CROWD = Group(
     ),
 )  # fmt: skip
 
+_RESTART_MS, _UPGRADE_MS = (handover_table.BOUNDS[variant] for variant in ("restart", "upgrade"))
+_ONE, _SEVERAL = handover_table.SCENARIO, handover_table.WORKERS_SCENARIO
 _RESTARTS = Group(
     "`systemctl restart` and `sse-app upgrade` of 10,000 streams while events are published",
     (
         Target(
-            "streams closed, events lost, events doubled",
-            "{:.0f}",
-            0.0,
-            None,
-            _disturbed(handover_table.SCENARIO),
+            "one worker: streams closed, events lost, events doubled", "{:.0f}", 0.0, None, _disturbed(_ONE)
         ),
+        Target("four workers: the same", "{:.0f}", 0.0, None, _disturbed(_SEVERAL)),
         Target(
-            "the same with four workers", "{:.0f}", 0.0, None, _disturbed(handover_table.WORKERS_SCENARIO)
+            "one worker: longest pause of a restart", _WHOLE_MS, _RESTART_MS, None, _pause(_ONE, "restart")
         ),
+        Target("four workers: the same", _WHOLE_MS, _RESTART_MS, None, _pause(_SEVERAL, "restart")),
+        Target(
+            "one worker: longest pause of an upgrade", _WHOLE_MS, _UPGRADE_MS, None, _pause(_ONE, "upgrade")
+        ),
+        Target("four workers: the same", _WHOLE_MS, _UPGRADE_MS, None, _pause(_SEVERAL, "upgrade")),
     ),
 )
 

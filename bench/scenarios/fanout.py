@@ -61,10 +61,10 @@ SCENARIOS = (
         "60 events at 10 a second, each to 1,000 streams; sse_app and nchan also with two workers, over which the "
         "streams are spread.",
         (
-            *servers(*_FAST),
+            *servers("sse_app", "nchan"),
             Variant("sse_app", "2 workers", partial(_THOUSAND, 2)),
             Variant("nchan", "2 workers", partial(_THOUSAND, 2)),
-            *servers(*_SLOW, once=True),
+            *servers("floor", *_SLOW, once=True),
         ),
         _COLUMNS,
         partial(_THOUSAND, 1),
@@ -89,10 +89,10 @@ SCENARIOS = (
         "just before the request is sent to the moment the client has read the event. Servers that may need more than "
         "a core for this are left out unless named with --peers.",
         (
-            *servers(*_FAST),
+            *servers("sse_app", "nchan"),
             Variant("sse_app", "2 workers", partial(_TEN_THOUSAND, 2)),
             Variant("nchan", "2 workers", partial(_TEN_THOUSAND, 2)),
-            *servers(*_SLOW, once=True),
+            *servers("floor", *_SLOW, once=True),
         ),
         _COLUMNS,
         partial(_TEN_THOUSAND, 1),
