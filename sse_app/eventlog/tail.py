@@ -42,8 +42,8 @@ class Tails:
         await self._room.wait()
 
     def publish(self, events: list[Event]) -> None:
-        """Give every follower events that this process has committed."""
-        self._head = events[-1].seq
+        """Give every follower events that have been committed, by this process or by another that has told of them."""
+        self._head = max(self._head, events[-1].seq)
         for follower in self._followers:
             follower.put(events)
             if follower.waiting_bytes > MAX_WAITING_BYTES:

@@ -15,8 +15,9 @@ from sse_app.core.errors import EventLogUnavailable, IdempotencyKeyReused, State
 from sse_app.core.events import Event, EventId, NewEvent
 from sse_app.eventlog.base import EMPTY_CHANNELS, EventLog, EventsTrimmed, IdempotencyKey, Page, Retention
 from sse_app.eventlog.memory import MemoryEventLog
+from sse_app.eventlog.sqlite.bells import Bells
 from sse_app.eventlog.sqlite.log import SqliteEventLog
-from sse_app.eventlog.sqlite.writer import Commit
+from sse_app.eventlog.sqlite.reports import Commit
 from tests.support.appender import Appender
 from tests.support.waiting import until_async
 
@@ -433,7 +434,7 @@ async def test_a_full_disk_refuses_appends_and_loses_nothing(tmp_path: Path) -> 
     async with opened(log):
         await log.append([new(A)])
         assert log._writer is not None
-        database = log._writer._db
+        database = log._writer._file.db
         pages = database.execute("PRAGMA page_count").fetchone()[0]
         database.execute(f"PRAGMA max_page_count = {pages + 2}")
         with pytest.raises(EventLogUnavailable, match="full"):
@@ -478,7 +479,14 @@ async def two_processes(
         yield one, other
 
 
+@pytest.fixture
+def lost_bells(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have each process learn of what others commit only by a look at the file."""
+    monkeypatch.setattr(Bells, "ring", lambda *_: None)
+
+
 @pytest.mark.gen_test
+@pytest.mark.usefixtures("lost_bells")
 async def test_a_position_ahead_of_what_a_process_knows_is_looked_up_in_the_log(tmp_path: Path) -> None:
     async with two_processes(tmp_path / "e.db", Retention()) as (one, other):
         await one.append([new(A)])
@@ -503,6 +511,7 @@ async def test_what_another_process_trims_is_lost_here_too(tmp_path: Path) -> No
 
 
 @pytest.mark.gen_test
+@pytest.mark.usefixtures("lost_bells")
 async def test_what_is_read_is_not_limited_to_what_this_process_remembers(tmp_path: Path) -> None:
     async with two_processes(tmp_path / "e.db", Retention()) as (one, other):
         await other.append([new(A), new(B)])

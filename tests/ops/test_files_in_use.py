@@ -59,7 +59,7 @@ def lines(server: ServerProcess, event: str) -> list[str]:
 
 def remove(state: Path, name: str) -> None:
     for path in state.glob(f"{name}*"):
-        path.unlink()
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def replace(state: Path, name: str) -> None:

@@ -7,21 +7,29 @@ import logging
 import sqlite3
 from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from heapq import merge
 from pathlib import Path
 from typing import Literal, TypeVar
 
 from sse_app.core.channels import ChannelName
-from sse_app.core.errors import EventLogUnavailable
-from sse_app.core.events import Event, EventId, NewEvent
+from sse_app.core.errors import EventLogUnavailable, StateError
+from sse_app.core.events import Event, EventId, NewEvent, held_bytes
 from sse_app.eventlog.base import EventLog, IdempotencyKey, Page, Retention, first_page, without_holes
-from sse_app.eventlog.sqlite.schema import ChannelState, forgotten_until, head_of
-from sse_app.eventlog.sqlite.writer import Commit, Forgotten, Growth, Report, SqliteWriter
+from sse_app.eventlog.sqlite.bells import MAX_BELL_BYTES, MAX_QUEUED, Bell
+from sse_app.eventlog.sqlite.reports import Alone, Commit, Growth, place
+from sse_app.eventlog.sqlite.schema import forgotten_until, head_of
+from sse_app.eventlog.sqlite.writer import SqliteWriter
 from sse_app.eventlog.tail import TAIL_EVENTS, Tails
 from sse_app.storage.sqlite import connect, content_of_ours, is_damaged, unusable, without_checkpoint
 
 MAX_SEQ = 2**63 - 1
+
+WATCH_INTERVAL = 0.25
+"""How often it is looked whether appends wait too long, in seconds."""
+
+BELLS_PER_TURN = 64
+"""How many bells are heard before the event loop runs other callbacks."""
 
 T = TypeVar("T")
 
@@ -31,11 +39,11 @@ log = logging.getLogger(__name__)
 class SqliteEventLog(EventLog):
     """Keeps events in a SQLite file; an append is durable (``synchronous=FULL``) before its ids are returned.
 
-    What the event loop knows of the log (`head`, each channel's state) is what the writer thread has reported
-    after it was committed, so no client is sent an event that a crash could still undo.
+    What the event loop knows of the log (`head`, what a tail yields) is what was committed: the writer thread has
+    reported it, or another process has told it (see `bells`), so no client is sent an event that a crash could undo.
 
-    Other processes may append to the same file. What they commit is noticed at once where this process appends
-    too, and else within a fraction of a second; the tail then reads it from the file.
+    Where no other process has the file open, each channel's state is known here too. Where one has, the file is
+    asked for it: another process may have changed it a moment ago.
 
     Args:
         path: the database file; it may be opened several times in a process only by objects of this class.
@@ -48,13 +56,18 @@ class SqliteEventLog(EventLog):
         self._tails = Tails(self._following)
         self._epoch = ""
         self._seq = 0
-        self._channels: dict[ChannelName, ChannelState] = {}
-        self._shared = False
-        """Whether another process has been seen to append."""
+        self._alone: Alone | None = None
+        """The state of the channels, where no other process has been seen to have the log open."""
         self._available = False
         self._damage = ""
         """What is wrong with the file's content, once that has been found: only a restart looks at it anew."""
         self._writer: SqliteWriter | None = None
+        self._bell: Bell | None = None
+        """What has been heard, and comes after what the writer thread is about to report."""
+        self._heard_bells = self._heard_bytes = 0
+        """How much this process's bell has held since it was last empty."""
+        self._unanswered = 0
+        self._watching: asyncio.TimerHandle | None = None
 
     @property
     def head(self) -> EventId:
@@ -66,62 +79,125 @@ class SqliteEventLog(EventLog):
 
     async def open(self) -> None:
         loop = asyncio.get_running_loop()
-        writer = SqliteWriter(self._path, self._retention, lambda report: self._report(loop, report))
+        self._loop = loop
+        writer = SqliteWriter(self._path, self._retention, self._wake)
         self._epoch, stored = writer.start()
-        self._seq, self._channels, self._forgotten = stored.head, stored.channels, stored.forgotten.until
+        self._seq = stored.head
+        self._alone = stored if isinstance(stored, Alone) else None
         self._tails.grown_to(self._seq)
         try:
             self._reader = connect(self._path)
         except sqlite3.Error as error:
             writer.stop()
+            writer.bells.close()
             raise unusable(self._path, error) from error
         self._writer = writer
         self._cursors: list[sqlite3.Cursor] = []
         self._reading = ThreadPoolExecutor(1, "eventlog-reader")
+        self._listen(writer)
         self._available = True
 
-    def _report(self, loop: asyncio.AbstractEventLoop, report: Report) -> None:
-        """Hand on what the writer thread reports; it comes to the event loop in the same order."""
+    # -- what happens to the log ----------------------------------------------------------------------------
+
+    def _listen(self, writer: SqliteWriter) -> None:
+        if (descriptor := writer.bells.fileno()) >= 0:
+            self._loop.add_reader(descriptor, self._take_reports)
+
+    def _wake(self) -> None:
+        """Have reports taken; called in the writer's thread."""
         try:
-            if isinstance(report, Commit):
-                loop.call_soon_threadsafe(self._committed, report)
-            elif isinstance(report, Growth):
-                loop.call_soon_threadsafe(self._grown, report)
-            else:
-                loop.call_soon_threadsafe(_resolve, report.future, report.failure)
+            self._loop.call_soon_threadsafe(self._take_reports)
         except RuntimeError:
-            if not loop.is_closed():  # else the tasks that waited for the report are gone too
+            if not self._loop.is_closed():  # else the tasks that waited for a report are gone too
                 raise
 
-    def _grown(self, growth: Growth) -> None:
-        """Take over what other processes have done."""
-        self._shared = True
-        self._forget(growth.forgotten)
-        self._channels.update(growth.channels)
-        self._seq = growth.head
-        self._tails.grown_to(growth.head)
+    def _take_reports(self) -> None:
+        """Take what the writer thread has reported and what other processes have rung, in log order.
 
-    def _forget(self, forgotten: Forgotten) -> None:
-        self._forgotten = forgotten.until
-        for name in forgotten.names:
-            self._channels.pop(name, None)
+        What one of the two says comes after all that the other has said by then of earlier events: both are told of
+        a commit before the lock is released.
+        """
+        writer = self._writer
+        if writer is None:
+            return
+        for _ in range(BELLS_PER_TURN):
+            report = writer.reports[0] if writer.reports else None
+            if self._bell is None:
+                self._bell = self._receive(writer)
+            if report is None:
+                if self._bell is None:
+                    return
+                if (
+                    writer.reports
+                ):  # of a commit in between, before which the bell may have been rung, or after
+                    continue
+            if report is not None and (self._bell is None or place(report) <= self._bell.previous + 1):
+                writer.reports.popleft()
+                if isinstance(report, Commit):
+                    self._committed(report)
+                elif isinstance(report, Growth):
+                    self._grown(report.head)
+                elif isinstance(report, Alone):
+                    self._alone = report
+                else:
+                    self._replace_bell(writer)
+            elif self._bell is not None:
+                bell, self._bell = self._bell, None
+                self._heard(bell)
+        self._loop.call_soon(self._take_reports)
 
-    async def _look(self) -> None:
-        """Have what other processes have committed reported."""
-        writer = self._opened()
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        writer.look(future)
-        await future
+    def _receive(self, writer: SqliteWriter) -> Bell | None:
+        bell = writer.bells.receive()
+        if bell is not None:
+            self._heard_bells += 1
+            self._heard_bytes += sum(map(held_bytes, bell.events))
+        elif self._heard_bells:
+            if self._heard_bells >= MAX_QUEUED or self._heard_bytes >= MAX_BELL_BYTES:
+                writer.look()  # it may have been full, and the last ones are missed
+            self._heard_bells = self._heard_bytes = 0
+        return bell
+
+    def _heard(self, bell: Bell) -> None:
+        """Take over what another process has committed."""
+        if bell.events and bell.previous <= self._seq < bell.head:
+            self._alone = None
+            self._publish(bell.events[self._seq - bell.previous :])
+        else:
+            self._grown(bell.head)
+            if not bell.head:  # it was not understood
+                self._opened().look()
+
+    def _grown(self, head: int) -> None:
+        """Take over that other processes have committed, up to an event."""
+        self._alone = None
+        if head > self._seq:
+            self._seq = head
+            self._tails.grown_to(head)
+
+    def _publish(self, events: list[Event]) -> None:
+        self._seq = max(self._seq, events[-1].seq)
+        self._tails.publish(events)
+
+    def _replace_bell(self, writer: SqliteWriter) -> None:
+        """Make a bell anew, where others do not find the one that was made."""
+        if (descriptor := writer.bells.fileno()) >= 0:
+            self._loop.remove_reader(descriptor)
+        with suppress(StateError):  # it is tried again, and the file is looked at all the same
+            writer.bells.open()
+        self._listen(writer)
 
     def _committed(self, commit: Commit) -> None:
-        """Take over what the writer thread has done, on the event loop."""
+        """Take over what the writer thread has done."""
         self._set_available(commit.failure)
-        if commit.forgotten is not None:
-            self._forget(commit.forgotten)
-        self._channels.update(commit.channels)
+        if (alone := self._alone) is not None:
+            alone.channels.update(commit.channels)
+            if commit.forgotten is not None:
+                self._alone = alone._replace(forgotten=commit.forgotten.until)
+                for name in commit.forgotten.names:
+                    alone.channels.pop(name, None)
         if commit.events:
-            self._seq = commit.events[-1].seq
-            self._tails.publish(commit.events)
+            self._publish(commit.events)
+        self._unanswered -= len(commit.outcomes)
         for future, outcome in commit.outcomes:
             if future.done():  # the publisher gave up waiting; its events are in the log all the same
                 continue
@@ -129,6 +205,21 @@ class SqliteEventLog(EventLog):
                 future.set_exception(outcome)
             else:
                 future.set_result([EventId(self._epoch, seq) for seq in outcome])
+
+    def _watch(self) -> None:
+        """Refuse the appends that wait too long for a process that does not release the lock."""
+        self._watching = None
+        if self._writer is not None:
+            self._refuse(self._writer.overdue())
+        if self._unanswered:
+            self._watching = self._loop.call_later(WATCH_INTERVAL, self._watch)
+
+    def _refuse(self, futures: list[asyncio.Future[list[EventId]]]) -> None:
+        if futures:
+            failure = EventLogUnavailable(
+                "the event log cannot be written: another process does not release its lock"
+            )
+            self._committed(Commit(outcomes=[(future, failure) for future in futures], failure=failure))
 
     def _set_available(self, failure: Exception | None) -> None:
         """Note whether the last attempt to use the file succeeded, and log it where that has changed."""
@@ -151,31 +242,49 @@ class SqliteEventLog(EventLog):
     async def append(self, events: Sequence[NewEvent], key: IdempotencyKey | None = None) -> list[EventId]:
         await self._tails.room()
         writer = self._opened()
-        future: asyncio.Future[list[EventId]] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[list[EventId]] = self._loop.create_future()
         writer.append(events, key, future)
+        self._unanswered += 1
+        if self._watching is None:
+            self._watching = self._loop.call_later(WATCH_INTERVAL, self._watch)
         return await future
 
     async def lost(self, channels: Collection[ChannelName], position: EventId) -> dict[ChannelName, str]:
         if position.epoch != self._epoch:
             return dict.fromkeys(channels, "log_replaced")
-        if self._shared or position.seq > self._seq:
-            await self._look()
+        if self._alone is not None and position.seq <= self._seq:
+            known = ((name, self._alone.channels.get(name)) for name in channels)
+            trimmed = {name: state.trimmed if state else self._alone.forgotten for name, state in known}
+        else:
+            head, trimmed = await self._read(lambda: (self._head_in_file(), self._trimmed(channels)))
+            self._catch_up(head)
         if position.seq > self._seq:
             return dict.fromkeys(channels, "position_ahead")
-        known = ((name, self._channels.get(name)) for name in channels)
-        return {
-            name: "history_trimmed"
-            for name, state in known
-            if position.seq < (state.trimmed if state else self._forgotten)
-        }
+        return {name: "history_trimmed" for name in channels if position.seq < trimmed[name]}
+
+    def _catch_up(self, head: int) -> None:
+        """Take over how far the log goes, where it has been read from the file, after what has been told of it."""
+        if head > self._seq:
+            self._take_reports()
+            if head > self._seq:
+                self._grown(head)
+
+    def _trimmed(self, channels: Collection[ChannelName]) -> dict[ChannelName, int]:
+        forgotten = forgotten_until(self._reader)
+        rows = (
+            self._reader.execute("SELECT trimmed FROM channels WHERE name = ?", (name,)).fetchone()
+            for name in channels
+        )
+        return {name: int(row[0]) if row else forgotten for name, row in zip(channels, rows, strict=True)}
 
     async def replay(self, channels: Collection[ChannelName], after: int, until: int, limit: int) -> Page:
         wanted = list(channels)
-        if until <= self._seq:  # what this process remembers is complete so far
+        if self._alone is not None and until <= self._seq:  # what is known here is complete so far
+            known = self._alone.channels
             wanted = [
                 name
                 for name in wanted
-                if after < (state.last_seq if (state := self._channels.get(name)) else self._forgotten)
+                if after < (state.last_seq if (state := known.get(name)) else self._alone.forgotten)
             ]
         if not wanted:
             return Page([], False, False)
@@ -242,10 +351,16 @@ class SqliteEventLog(EventLog):
         return (Event(seq, name, type, data, retry) for seq, type, data, retry in rows)
 
     async def published(self, channel: ChannelName) -> tuple[int, int]:
-        if self._shared:
-            await self._look()
-        state = self._channels.get(channel)
-        return (state.published, state.last_seq) if state else (0, 0)
+        if self._alone is not None:
+            state = self._alone.channels.get(channel)
+            return (state.published, state.last_seq) if state else (0, 0)
+        return await self._read(lambda: self._published(channel))
+
+    def _published(self, channel: ChannelName) -> tuple[int, int]:
+        row = self._reader.execute(
+            "SELECT published, last_seq FROM channels WHERE name = ?", (channel,)
+        ).fetchone()
+        return (int(row[0]), int(row[1])) if row else (0, 0)
 
     def tail(self, after: int) -> AsyncGenerator[list[Event], None]:
         return self._tails.follow(after)
@@ -269,20 +384,14 @@ class SqliteEventLog(EventLog):
         return head_of(self._reader)
 
     async def close(self) -> None:
-        if self._writer is not None:
-            writer, self._writer = self._writer, None
-            loop = asyncio.get_running_loop()
+        if (writer := self._writer) is not None:
             with without_checkpoint(self._path) if self._damage else nullcontext():
-                await loop.run_in_executor(None, writer.stop)
-                await loop.run_in_executor(self._reading, self._reader.close)
+                self._refuse(await self._loop.run_in_executor(None, writer.stop))
+                self._take_reports()
+                self._writer = None
+                await self._loop.run_in_executor(self._reading, self._reader.close)
             self._reading.shutdown()
+            if (descriptor := writer.bells.fileno()) >= 0:
+                self._loop.remove_reader(descriptor)
+            writer.bells.close()
         self._available = False
-
-
-def _resolve(future: asyncio.Future[None], failure: Exception | None) -> None:
-    if future.done():  # its task was cancelled
-        return
-    if failure is None:
-        future.set_result(None)
-    else:
-        future.set_exception(failure)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import sqlite3
+from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -57,6 +58,18 @@ MIGRATIONS: list[Migration] = [
     ALTER TABLE log ADD COLUMN boot TEXT NOT NULL DEFAULT '';
     ALTER TABLE log ADD COLUMN ahead REAL NOT NULL DEFAULT 0;
     """,
+    # So that a channel's size and the log's head are known without all events or channels being read: how many of a
+    # channel's events are no longer kept (NULL: to be counted), and a head that is at least that of all erased events.
+    # Where a process of an earlier version writes beside this one, the trigger does what that version does not.
+    """
+    ALTER TABLE log ADD COLUMN head INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE channels ADD COLUMN dropped INTEGER;
+    UPDATE log SET head = max(forgotten, ifnull((SELECT max(last_seq) FROM channels), 0));
+    CREATE TRIGGER trimmed_by_an_earlier_version AFTER UPDATE OF trimmed ON channels
+        WHEN new.trimmed <> old.trimmed AND new.dropped IS old.dropped
+        BEGIN
+            UPDATE channels SET dropped = NULL WHERE id = new.id; UPDATE log SET head = max(head, new.last_seq); END;
+    """,
 ]
 
 COLUMNS = 6
@@ -71,6 +84,50 @@ class ChannelState(NamedTuple):
     published: int
     last_seq: int
     trimmed: int
+    dropped: int | None
+    """How many of the published events are no longer kept; None where that has to be counted."""
+
+
+CHANNEL_STATE = "id, published, last_seq, trimmed, dropped"
+"""The columns of a `ChannelState`."""
+
+
+def channel_state(row: Sequence[object]) -> ChannelState:
+    """Return what a row says of a channel.
+
+    Raises:
+        TypeError, ValueError: this program has not written it.
+    """
+    id, published, last_seq, trimmed = map(_integer, row[:4])
+    return ChannelState(id, published, last_seq, trimmed, None if row[4] is None else _integer(row[4]))
+
+
+def _integer(value: object) -> int:
+    if not isinstance(value, int):
+        raise TypeError(f"{value!r} is not an integer")
+    return value
+
+
+class LogState(NamedTuple):
+    """What is committed of the log as a whole."""
+
+    epoch: str
+    head: int
+    """The ``seq`` of the last event that was ever appended."""
+    forgotten: int
+    """The ``seq`` of the last event of any channel that was forgotten."""
+    last_at: float
+    """When the last event was appended that is known of."""
+
+
+def log_state(connection: sqlite3.Connection) -> LogState:
+    """Return the state of a log that has an epoch, without a look at all of its channels."""
+    epoch, head, forgotten, at = connection.execute(
+        "SELECT epoch, max(head, forgotten, ifnull((SELECT max(seq) FROM events), 0)), forgotten, "
+        "max(ifnull((SELECT at FROM events ORDER BY seq DESC LIMIT 1), 0), "
+        "ifnull((SELECT max(at) FROM answers), 0)) FROM log"
+    ).fetchone()
+    return LogState(str(epoch), _integer(head), _integer(forgotten), float(at))
 
 
 def epoch_of(connection: sqlite3.Connection) -> str:
@@ -105,16 +162,30 @@ def keep_clock(connection: sqlite3.Connection, clock: LogClock) -> None:
     connection.execute("UPDATE log SET boot = ?, ahead = ?", (boot_id(), clock.ahead))
 
 
+def head_of(connection: sqlite3.Connection) -> int:
+    """Return the ``seq`` of the last event that was ever appended."""
+    row = connection.execute(
+        "SELECT max(head, forgotten, ifnull((SELECT max(seq) FROM events), 0)) FROM log"
+    ).fetchone()
+    return int(row[0]) if row else 0
+
+
+def keep_head(connection: sqlite3.Connection, head: int) -> None:
+    """Have the head known when the last events are erased."""
+    connection.execute("UPDATE log SET head = max(head, ?)", (head,))
+
+
+def require_head(connection: sqlite3.Connection) -> None:
+    """Make sure that the head is at least that of all channels, also where events were erased by hand."""
+    (last,) = connection.execute("SELECT ifnull(max(last_seq), 0) FROM channels").fetchone()
+    if last > head_of(connection):
+        keep_head(connection, int(last))
+
+
 def forgotten_until(connection: sqlite3.Connection) -> int:
     """Return the ``seq`` of the last event of any channel that was forgotten."""
     row = connection.execute("SELECT forgotten FROM log").fetchone()
     return int(row[0]) if row else 0
-
-
-def head_of(connection: sqlite3.Connection) -> int:
-    """Return the ``seq`` of the last event that was ever appended."""
-    (last,) = connection.execute("SELECT max(last_seq) FROM channels").fetchone()
-    return max(int(last or 0), forgotten_until(connection))
 
 
 def probe(connection: sqlite3.Connection) -> None:

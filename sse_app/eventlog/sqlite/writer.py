@@ -1,7 +1,6 @@
-"""The thread that writes the SQLite event log: takes what waits, commits it as one, reports it.
+"""The thread that writes the SQLite event log: takes what waits, commits it as one, tells of it.
 
-Other processes may write to the same file. What this one remembers of the log holds as long as no other process has
-committed, which ``PRAGMA data_version`` shows: it is read in every transaction, and every `LOOK_INTERVAL`.
+Other processes may write to the same file, each of them in turn (see `lock`).
 """
 
 from __future__ import annotations
@@ -11,89 +10,36 @@ import queue
 import sqlite3
 import threading
 import time
-from array import array
-from bisect import bisect_right
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
-
-import msgspec
 
 from sse_app.core.channels import ChannelName
 from sse_app.core.errors import EventLogUnavailable, IdempotencyKeyReused, StateError
 from sse_app.core.events import Event, EventId, NewEvent
-from sse_app.eventlog.base import EMPTY_CHANNELS, IDEMPOTENCY_AGE, IdempotencyKey, LogClock, Retention
-from sse_app.eventlog.sqlite.schema import (
-    APPLICATION_ID,
-    COLUMNS,
-    INSERT_SIZES,
-    MIGRATIONS,
-    ChannelState,
-    clock_of,
-    epoch_of,
-    forgotten_until,
-    insertion,
-    keep_clock,
-    probe,
-)
-from sse_app.storage.sqlite import (
-    DatabaseFiles,
-    content_of_ours,
-    is_damaged,
-    open_database,
-    unusable,
-    without_checkpoint,
-)
+from sse_app.eventlog.base import IDEMPOTENCY_AGE, IdempotencyKey, Retention
+from sse_app.eventlog.sqlite.bells import Bells
+from sse_app.eventlog.sqlite.expiry import Expiry
+from sse_app.eventlog.sqlite.file import LogFile
+from sse_app.eventlog.sqlite.reports import Alone, BellLost, Commit, Growth, Report
+from sse_app.eventlog.sqlite.schema import COLUMNS, INSERT_SIZES, ChannelState, insertion, probe
+from sse_app.storage.sqlite import content_of_ours, is_damaged, unusable
 
 MAX_EVENTS_PER_COMMIT = 2_000
 PROBE_INTERVAL = 1.0
 """How often a log that failed is tried again while nothing is published, in seconds."""
 LOOK_INTERVAL = 0.2
 """How often the file is looked at for what other processes have committed, in seconds."""
-CHANNELS_WITH_NUMBERS = 1000
-"""Of how many channels the numbers of the kept events are remembered; of others they are read where they are needed."""
-ERASE_STEP = 2_000
-"""How many expired events one transaction erases, so that publishers do not wait long behind it."""
-
-
-class Forgotten(NamedTuple):
-    """Channels that are no longer remembered, and the ``seq`` of the last event of any that ever was."""
-
-    until: int
-    names: frozenset[ChannelName]
-
-
-class Commit(msgspec.Struct):
-    """What one round of the writer did: the events stored, and what becomes of each append."""
-
-    events: list[Event] = []
-    channels: dict[ChannelName, ChannelState] = {}
-    forgotten: Forgotten | None = None
-    outcomes: list[tuple[asyncio.Future[list[EventId]], range | Exception]] = []
-    failure: Exception | None = None
-
-
-class Growth(NamedTuple):
-    """What other processes have done to the log: its head, and the channels as they are now, where they changed."""
-
-    head: int
-    channels: dict[ChannelName, ChannelState]
-    forgotten: Forgotten
-
-
-class Looked(NamedTuple):
-    """The end of a look at the file that was asked for: all that others had committed has been reported."""
-
-    future: asyncio.Future[None]
-    failure: Exception | None
-
-
-Report = Commit | Growth | Looked
+LOCK_TIMEOUT = 5.0
+"""How long appends wait for a process that has the lock, in seconds."""
+EVENT_BYTES = 128
+"""About how many bytes an event takes in the file besides its data, with its place in the index."""
 
 
 class _Look(NamedTuple):
-    future: asyncio.Future[None]
+    """Someone wants to know how far the log goes."""
 
 
 class _Append(NamedTuple):
@@ -103,56 +49,61 @@ class _Append(NamedTuple):
 
 
 class SqliteWriter:
-    """Owns the one connection of this process that writes, in a thread of its own.
+    """Writes to the log in a thread of its own.
 
     Args:
         path: the database file.
         retention: how much of each channel is kept.
-        report: called in the writer's thread with all that happens to the log, in log order.
+        wake: called in the writer's thread when something has been added to `reports`.
     """
 
-    def __init__(self, path: Path, retention: Retention, report: Callable[[Report], None]) -> None:
+    def __init__(self, path: Path, retention: Retention, wake: Callable[[], None]) -> None:
+        self.reports: deque[Report] = deque()
+        """What has happened to the log, in log order: what is of before a bell's ringing is here before it is rung."""
         self._path = path
         self._retention = retention
-        self._report = report
+        self._wake = wake
         self._waiting: queue.SimpleQueue[_Append | _Look | None] = queue.SimpleQueue()
+        self._first: list[_Append | _Look | None] = []
+        """What has been taken from the queue to see that there is something, and is still to be done."""
+        self._claiming = threading.Lock()
+        """Held to take what waits: by this thread, to write it, or on the event loop, to refuse it."""
+        self._lock_awaited_since: float | None = None
         self._thread = threading.Thread(target=self._run, name="eventlog-writer", daemon=True)
+        self._file = LogFile(path)
+        self._expiry = Expiry(self._file, retention.age, self._locked, self._tell)
         self._expiry_interval = min(max(retention.age / 20, 0.1), 30.0)
-        self._data_version = -1
-        """As of which the following hold: while it stays the same, no other connection has committed; -1 at first."""
-        self._head = 0
-        self._forgotten = 0
-        """The ``seq`` of the last event of any channel that was forgotten."""
-        self._channels: dict[ChannelName, ChannelState] = {}
-        self._seqs: dict[ChannelName, array[int]] = {}
-        """The numbers of the kept events of the channels that this process has appended to last."""
-        self._clock = LogClock()
+        self._shared = False
+        """Whether the event loop has to take it that other processes write to the log."""
         self._failed = False
+        self._given_up = False
 
-    def start(self) -> tuple[str, Growth]:
+    @property
+    def bells(self) -> Bells:
+        """The bells of the processes that have the log open."""
+        return self._file.bells
+
+    def start(self) -> tuple[str, Growth | Alone]:
         """Open the database, start the thread, and return the epoch and the log as it is.
 
         Raises:
             StateError: the database cannot be used.
         """
-        self._db = open_database(self._path, APPLICATION_ID, MIGRATIONS)
+        file = self._file
+        file.open()
+        self._shared = file.bells.others()
         try:
-            epoch = epoch_of(self._db)
-            self._db.execute("BEGIN IMMEDIATE")
-            with content_of_ours():
-                begun = clock_of(self._db)
-            self._clock = begun or self._clock
-            self._catch_up()
-            if begun is None:
-                keep_clock(self._db, self._clock)
-            self._db.execute("COMMIT")
-            self._files = DatabaseFiles(self._path)
-        except (sqlite3.Error, OSError) as error:
-            with without_checkpoint(self._path):
-                self._db.close()
+            state = (
+                Growth(file.head) if self._shared else Alone(file.head, file.forgotten, file.all_channels())
+            )
+        except sqlite3.Error as error:
+            file.bells.close()
+            file.close()
             raise unusable(self._path, error) from error
         self._thread.start()
-        return epoch, Growth(self._head, dict(self._channels), Forgotten(self._forgotten, frozenset()))
+        return file.epoch, state
+
+    # -- called on the event loop ---------------------------------------------------------------------------
 
     def append(
         self, events: Sequence[NewEvent], key: IdempotencyKey | None, future: asyncio.Future[list[EventId]]
@@ -160,79 +111,153 @@ class SqliteWriter:
         """Queue events; the outcome for ``future`` is part of a later report."""
         self._waiting.put(_Append(events, key, future))
 
-    def look(self, future: asyncio.Future[None]) -> None:
-        """Have the file looked at for what other processes have committed; `Looked` is reported at the end."""
-        self._waiting.put(_Look(future))
+    def look(self) -> None:
+        """Have it reported what other processes have committed."""
+        self._waiting.put(_Look())
 
-    def stop(self) -> None:
-        """Write what is queued, end the thread, and close the database."""
+    def overdue(self) -> list[asyncio.Future[list[EventId]]]:
+        """Return the appends that have waited too long for a process that has the lock: they will not be stored."""
+        with self._claiming:
+            since = self._lock_awaited_since
+            if since is None or time.monotonic() - since < LOCK_TIMEOUT:
+                return []
+            self._failed = True
+            return self._take_back()
+
+    def _take_back(self) -> list[asyncio.Future[list[EventId]]]:
+        waiting, self._first = self._first, []
+        with suppress(queue.Empty):
+            while True:
+                waiting.append(self._waiting.get_nowait())
+        if None in waiting:
+            self._waiting.put(None)
+        return [item.future for item in waiting if isinstance(item, _Append)]
+
+    def stop(self) -> list[asyncio.Future[list[EventId]]]:
+        """Write what is queued, end the thread, and close the database; give that up where the lock is not free.
+
+        Returns:
+            The appends that will not be stored.
+        """
         self._waiting.put(None)
-        self._thread.join()
+        self._thread.join(LOCK_TIMEOUT)
+        while self._thread.is_alive():
+            with self._claiming:
+                if self._lock_awaited_since is not None:
+                    self._given_up = True  # it ends when it has the lock, and writes nothing
+                    return self._take_back()
+            self._thread.join(LOOK_INTERVAL)
+        return []
+
+    # -- the thread -----------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         due_at = time.monotonic()
-        while True:
+        while not self._given_up:
             try:
-                first = self._waiting.get(timeout=min(LOOK_INTERVAL, max(0.0, due_at - time.monotonic())))
+                timeout = min(LOOK_INTERVAL, max(0.0, due_at - time.monotonic()))
+                self._first.append(self._waiting.get(timeout=timeout))
             except queue.Empty:
                 self._look()
             else:
-                appends, looks, stopping = self._gather(first)
-                if appends:
-                    self._report(self._commit(appends))
-                if looks:
-                    failure = self._look()
-                    for future in looks:
-                        self._report(Looked(future, failure))
-                if stopping:
-                    self._db.close()
-                    return
+                if self._round():
+                    break
             if self._failed:
                 due_at = min(due_at, time.monotonic() + PROBE_INTERVAL)
             if time.monotonic() >= due_at:
                 due_at = time.monotonic() + self._look_after()
+        self._file.close()
 
-    def _gather(
-        self, first: _Append | _Look | None
-    ) -> tuple[list[_Append], list[asyncio.Future[None]], bool]:
-        """Return what waits, as far as one commit should carry it, and whether the end was asked for."""
+    def _round(self) -> bool:
+        """Do what waits, as far as one commit should carry it, and return whether the end was asked for."""
         appends: list[_Append] = []
-        looks: list[asyncio.Future[None]] = []
-        count = 0
-        item = first
-        while item is not None:
-            if isinstance(item, _Look):
-                looks.append(item.future)
-            else:
-                appends.append(item)
-                count += len(item.events)
-                if count >= MAX_EVENTS_PER_COMMIT:
-                    return appends, looks, False
+        looked = stopping = False
+        if isinstance(self._first[0], _Append):
             try:
-                item = self._waiting.get_nowait()
-            except queue.Empty:
-                return appends, looks, False
-        return appends, looks, True
+                with self._locked():
+                    appends, looked, stopping = self._gather()
+                    if appends:
+                        self._commit(appends)
+            except OSError as error:  # of the lock's file
+                appends, looked, stopping = self._gather()
+                self._refuse(appends, self._fail("written", error))
+        else:
+            appends, looked, stopping = self._gather(1)
+        if looked:
+            self._look()
+        return stopping
 
-    def _look(self) -> Exception | None:
-        """Report what other processes have committed; return the error where the file cannot be read."""
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the lock of the log's file; what waits for the lock can be taken out of the queue meanwhile."""
+        lock = self._file.lock
+        if not lock.try_acquire():
+            with self._claiming:
+                self._lock_awaited_since = time.monotonic()
+            try:
+                lock.acquire()
+            finally:
+                with self._claiming:
+                    self._lock_awaited_since = None
         try:
-            if self._files.have_shrunk():
-                self._begin_to_write()
-            elif self._is_current():  # mostly so, and then no transaction is needed
-                return None
-            else:
-                self._db.execute("BEGIN")
-            self._catch_up()
-            self._db.execute("COMMIT")
-        except (StateError, sqlite3.Error) as error:
-            return self._fail("read", error)
-        return None
+            yield
+        finally:
+            lock.release()
 
-    def _begin_to_write(self) -> None:
-        """Begin a transaction that writes to the file which lies at the path, and which is whole."""
-        self._db.execute("BEGIN IMMEDIATE")
-        self._files.check(self._db)
+    def _gather(self, limit: int = MAX_EVENTS_PER_COMMIT) -> tuple[list[_Append], bool, bool]:
+        """Return the appends that wait, whether a look was asked for, and whether the end was."""
+        appends: list[_Append] = []
+        looked = stopping = False
+        count = 0
+        with self._claiming:
+            if self._given_up:
+                return [], False, True
+            while count < limit:
+                try:
+                    item = self._first.pop() if self._first else self._waiting.get_nowait()
+                except queue.Empty:
+                    break
+                if item is None:
+                    stopping = True
+                    break
+                if isinstance(item, _Look):
+                    looked = True
+                    count += 1
+                else:
+                    appends.append(item)
+                    count += len(item.events)
+        return appends, looked, stopping
+
+    def _look(self) -> None:
+        """Report what other processes have committed, and see to what lies beside the file."""
+        file = self._file
+        try:
+            if file.look():
+                self._shared = True
+                self._put(Growth(file.head))
+            if not file.lock.is_in_place():
+                file.lock.close()
+                file.lock.open()
+        except (StateError, sqlite3.Error) as error:
+            self._fail("read", error)
+        else:
+            if not file.bells.is_in_place():
+                self._put(BellLost())
+
+    def _put(self, report: Report) -> None:
+        self.reports.append(report)
+        self._wake()
+
+    def _tell(self, commit: Commit) -> None:
+        """Tell the other processes of a commit, and then the event loop; the lock is held.
+
+        The event loop is woken last: it may then run for a while in this thread's place.
+        """
+        self.reports.append(commit)
+        file = self._file
+        if file.bells.others():
+            previous = commit.events[0].seq - 1 if commit.events else file.head
+            file.bells.ring(previous, file.head, commit.events)
 
     def _fail(self, what: str, error: Exception) -> EventLogUnavailable:
         """Roll back what has failed, and have it tried again; report the first failure of several.
@@ -240,116 +265,60 @@ class SqliteWriter:
         Returns:
             What those get who wait.
         """
-        with suppress(sqlite3.Error):
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
+        self._file.roll_back()
         text = str(unusable(self._path, error)) if is_damaged(error) else str(error)
         failure = EventLogUnavailable(f"the event log cannot be {what}: {text}")
         failure.__cause__ = error
         if not self._failed:
             self._failed = True
-            self._report(Commit(failure=failure))
+            self._put(Commit(failure=failure))
         return failure
 
-    def _catch_up(self) -> None:
-        """Read anew what is remembered of the log, if another process has committed, and report it.
+    def _refuse(self, appends: list[_Append], failure: EventLogUnavailable) -> None:
+        self._put(Commit(outcomes=[(append.future, failure) for append in appends], failure=failure))
 
-        Only within a transaction, on whose end the report does not depend: what it says is committed.
-        """
-        if self._is_current():
-            return
-        (version,) = self._db.execute("PRAGMA data_version").fetchone()
-        changed: dict[ChannelName, ChannelState] = {}
-        names: set[str] = set()
-        with content_of_ours():
-            for name, *columns in self._db.execute(
-                "SELECT name, id, published, last_seq, trimmed FROM channels"
-            ):
-                names.add(name)
-                state = ChannelState(*map(int, columns))
-                if state != self._channels.get(name):
-                    changed[ChannelName(name)] = state
-            seqs = {name: self._kept(name, state) for name, state in changed.items() if name in self._seqs}
-            (last_at,) = self._db.execute(
-                "SELECT max(ifnull((SELECT at FROM events ORDER BY seq DESC LIMIT 1), 0), "
-                "ifnull((SELECT max(at) FROM answers), 0))"
-            ).fetchone()
-            last_at = float(last_at)
-            forgotten = Forgotten(forgotten_until(self._db), frozenset(self._channels.keys() - names))
-        # Nothing has been changed so far that an error could leave half done.
-        self._clock.follow(last_at)
-        self._seqs.update(seqs)
-        self._drop(forgotten)
-        self._channels.update(changed)
-        self._head = max([forgotten.until, *(state.last_seq for state in self._channels.values())])
-        first, self._data_version = self._data_version == -1, version
-        if not first:
-            self._report(Growth(self._head, changed, forgotten))
+    # -- a commit -------------------------------------------------------------------------------------------
 
-    def _drop(self, forgotten: Forgotten) -> None:
-        """Remember channels no longer."""
-        self._forgotten = forgotten.until
-        for name in forgotten.names:
-            self._channels.pop(name, None)
-            self._seqs.pop(name, None)
-
-    def _is_current(self) -> bool:
-        """Return whether no other connection has committed since the log was last read."""
-        (version,) = self._db.execute("PRAGMA data_version").fetchone()
-        return bool(version == self._data_version)
-
-    def _kept(self, name: ChannelName, state: ChannelState) -> array[int]:
-        """Return the numbers of a channel's kept events, of which this process remembers those up to a point."""
-        known = self._channels.get(name)
-        seqs = self._seqs[name][:]
-        rows = self._db.execute(
-            "SELECT seq FROM events WHERE channel = ? AND seq > ? ORDER BY seq",
-            (state.id, max(known.last_seq if known else 0, state.trimmed)),
-        )
-        seqs.extend([seq for (seq,) in rows])
-        del seqs[: bisect_right(seqs, state.trimmed)]
-        return seqs
-
-    def _commit(self, appends: list[_Append]) -> Commit:
+    def _commit(self, appends: list[_Append]) -> None:
         """Store the appends in one transaction: all of them are durable when this returns, or none is."""
         commit = Commit()
-        seqs: dict[ChannelName, array[int]] = {}
+        file = self._file
+        size = 0
         try:
-            self._begin_to_write()
-            self._catch_up()
-            now = self._clock.now()
-            for events, key, future in appends:
-                commit.outcomes.append((future, self._store(events, key, now, commit)))
-            self._insert(commit, now)
-            for event in commit.events:
-                seqs.setdefault(event.channel, array("q")).append(event.seq)
-            for channel, new in seqs.items():
-                commit.channels[channel] = self._count(channel, commit.channels[channel], new)
-            self._db.execute("COMMIT")
+            with file.transaction():
+                if file.others_committed and not self._shared:
+                    self._shared = True
+                    self.reports.append(Growth(file.head))
+                now = file.clock.now()
+                for events, key, future in appends:
+                    commit.outcomes.append((future, self._store(events, key, now, commit)))
+                size = self._insert(commit, now)
+                last = {event.channel: event.seq for event in commit.events}
+                for channel, new in Counter(event.channel for event in commit.events).items():
+                    state = commit.channels[channel]
+                    commit.channels[channel] = self._count(state, new, last[channel])
         except (
             Exception
         ) as error:  # of any kind: the publishers must get an answer, and the thread must not end
-            failure = self._fail("written", error)
-            return Commit(outcomes=[(append.future, failure) for append in appends], failure=failure)
+            self._refuse(appends, self._fail("written", error))
+            return
         self._failed = False
-        self._channels.update(commit.channels)
+        file.channels.update(commit.channels)
         if commit.events:
-            self._head = commit.events[-1].seq
-        for channel, new in seqs.items():
-            self._seqs[channel] = kept = self._seqs.pop(channel)  # to the end of the order
-            kept.extend(new)
-            del kept[: max(0, len(kept) - self._retention.size)]
-        while len(self._seqs) > CHANNELS_WITH_NUMBERS:
-            del self._seqs[next(iter(self._seqs))]
-        return commit
+            file.head = commit.events[-1].seq
+            self._tell(commit)
+        else:
+            self.reports.append(commit)
+        self._wake()
+        file.wrote(size)
 
     def _store(
         self, events: Sequence[NewEvent], key: IdempotencyKey | None, now: float, commit: Commit
     ) -> range | Exception:
         """Add one append to the transaction, or find the answer that its key got before."""
-        first = (commit.events[-1].seq if commit.events else self._head) + 1
+        first = (commit.events[-1].seq if commit.events else self._file.head) + 1
         if key is not None:
-            known = self._db.execute(
+            known = self._file.db.execute(
                 "SELECT digest, first_seq, count FROM answers WHERE subject = ? AND key = ? AND at > ?",
                 (key.subject, key.key, now - IDEMPOTENCY_AGE),
             ).fetchone()
@@ -358,7 +327,7 @@ class SqliteWriter:
                 if digest != key.digest:
                     return IdempotencyKeyReused("this Idempotency-Key was used with another request")
                 return range(known_first, known_first + count)
-            self._db.execute(
+            self._file.db.execute(
                 "INSERT OR REPLACE INTO answers (subject, key, digest, first_seq, count, at) "
                 "VALUES (?, ?, ?, ?, ?, ?)",
                 (key.subject, key.key, key.digest, first, len(events), now),
@@ -369,140 +338,106 @@ class SqliteWriter:
             commit.events.append(Event(seq, *event))
         return range(first, first + len(events))
 
-    def _insert(self, commit: Commit, now: float) -> None:
-        """Insert the events, many with one statement.
+    def _insert(self, commit: Commit, now: float) -> int:
+        """Insert the events, many with one statement, and return about how many bytes they take.
 
         SQLite releases the interpreter's lock for each statement, and to take it back from a busy event loop
         can take milliseconds. The statements are of a few sizes only, so that they stay prepared.
         """
         parameters: list[object] = []
+        size = 0
         for seq, channel, type, data, retry in commit.events:
             parameters += (seq, commit.channels[channel].id, type, data, retry, now)
+            size += len(data) + EVENT_BYTES
         start = 0
-        for size in INSERT_SIZES:
-            step = size * COLUMNS
+        for rows in INSERT_SIZES:
+            step = rows * COLUMNS
             while len(parameters) - start >= step:
-                self._db.execute(insertion(size), parameters[start : start + step])
+                self._file.db.execute(insertion(rows), parameters[start : start + step])
                 start += step
+        return size
 
     def _channel(self, name: ChannelName) -> ChannelState:
-        """Return a channel's state, making its row and reading its kept ``seq`` numbers at its first event."""
-        state = self._channels.get(name)
+        """Return a channel's state, making its row at its first event."""
+        state = self._file.channel(name)
         if state is None:
-            id = self._db.execute(
-                "INSERT INTO channels (name, published, last_seq, trimmed) VALUES (?, 0, 0, ?)",
-                (name, self._forgotten),
+            forgotten = self._file.forgotten
+            id = self._file.db.execute(
+                "INSERT INTO channels (name, published, last_seq, trimmed, dropped) VALUES (?, 0, 0, ?, 0)",
+                (name, forgotten),
             ).lastrowid
             assert id is not None
-            state = ChannelState(id, 0, 0, self._forgotten)
-        if name not in self._seqs:
-            with content_of_ours():
-                rows = self._db.execute(
-                    "SELECT seq FROM events WHERE channel = ? AND seq > ? ORDER BY seq",
-                    (state.id, state.trimmed),
-                )
-                self._seqs[name] = array("q", [seq for (seq,) in rows])
+            state = ChannelState(id, 0, 0, forgotten, 0)
         return state
 
-    def _count(self, channel: ChannelName, state: ChannelState, new: array[int]) -> ChannelState:
+    def _count(self, state: ChannelState, new: int, last_seq: int) -> ChannelState:
         """Return the channel's state with the new events, and erase those that are now over its size.
 
         What is over is out of reach at once (``trimmed``), but erased some at a time.
         """
-        kept = self._seqs[channel]
-        excess = len(kept) + len(new) - self._retention.size
+        db = self._file.db
+        published = state.published + new
+        counted = state.dropped is None
+        dropped = published - self._kept(state) if state.dropped is None else state.dropped
         trimmed = state.trimmed
-        if excess > 0:
-            trimmed = kept[excess - 1] if excess <= len(kept) else new[excess - len(kept) - 1]
+        while (excess := published - dropped - self._retention.size) > 0:
+            row = db.execute(
+                "SELECT seq FROM events WHERE channel = ? AND seq > ? ORDER BY seq LIMIT 1 OFFSET ?",
+                (state.id, trimmed, excess - 1),
+            ).fetchone()
+            if row is None and not counted:  # some were erased by hand
+                counted, dropped = True, published - self._kept(state)
+                continue
+            with content_of_ours():
+                trimmed, dropped = int(row[0]), dropped + excess
+        if trimmed == state.trimmed:
+            db.execute(
+                "UPDATE channels SET published = ?, last_seq = ?, dropped = ? WHERE id = ?",
+                (published, last_seq, dropped, state.id),
+            )
+        else:
             step = max(1, self._retention.size // 20)
-            if (state.published + len(new)) // step != state.published // step:
-                self._db.execute("DELETE FROM events WHERE channel = ? AND seq <= ?", (state.id, trimmed))
-        state = ChannelState(state.id, state.published + len(new), new[-1], trimmed)
-        self._db.execute(
-            "UPDATE channels SET published = ?, last_seq = ?, trimmed = ? WHERE id = ?",
-            (state.published, state.last_seq, state.trimmed, state.id),
-        )
-        return state
+            if published // step != state.published // step:
+                db.execute("DELETE FROM events WHERE channel = ? AND seq <= ?", (state.id, trimmed))
+            db.execute(
+                "UPDATE channels SET published = ?, last_seq = ?, trimmed = ?, dropped = ? WHERE id = ?",
+                (published, last_seq, trimmed, dropped, state.id),
+            )
+        return ChannelState(state.id, published, last_seq, trimmed, dropped)
+
+    def _kept(self, state: ChannelState) -> int:
+        """Count the kept events of a channel, those of this transaction included."""
+        (kept,) = self._file.db.execute(
+            "SELECT count(*) FROM events WHERE channel = ? AND seq > ?", (state.id, state.trimmed)
+        ).fetchone()
+        return int(kept)
+
+    # -- what is due without an append ----------------------------------------------------------------------
 
     def _look_after(self) -> float:
         """Do what is due without an append, and return in how many seconds to come back."""
-        self._expire()
-        if not self._failed:
-            return self._expiry_interval
         try:
-            self._begin_to_write()
-            probe(self._db)
-            self._db.execute("COMMIT")
-        except (StateError, sqlite3.Error) as error:
+            more = self._expiry.step()
+            if self._failed:
+                with self._locked(), self._file.transaction():
+                    probe(self._file.db)
+                self._failed = False
+                self._put(Commit())
+            elif self._shared:
+                self._find_out_whether_alone()
+        except (StateError, sqlite3.Error, OSError) as error:
             self._fail("written", error)
             return PROBE_INTERVAL
-        self._failed = False
-        self._report(Commit())
-        return self._expiry_interval
+        self._wake()  # for what the expiry has reported
+        return 0.0 if more else self._expiry_interval
 
-    def _expire(self) -> None:
-        """Erase what is older than the retention's age: events, and the answers to idempotency keys."""
-        now = self._clock.now()
-        try:
-            self._db.execute("DELETE FROM answers WHERE at <= ?", (now - IDEMPOTENCY_AGE,))
-            with content_of_ours():
-                while (last := self._last_expired(now)) is not None:
-                    self._erase(last)
-                self._forget_channels()
-        except (StateError, sqlite3.Error) as error:
-            self._fail("written", error)
-
-    def _last_expired(self, now: float) -> int | None:
-        """Return the ``seq`` of the last expired event, among the oldest that one transaction erases."""
-        oldest = self._db.execute("SELECT at FROM events ORDER BY seq LIMIT 1").fetchone()
-        if oldest is not None and oldest[0] > now:
-            # It was dated by a clock that was ahead, and later ones were not. Its age is not known; it begins now.
-            self._db.execute("UPDATE events SET at = ? WHERE at > ?", (now, now))
-        (last,) = self._db.execute(
-            "SELECT max(seq) FROM (SELECT seq, at FROM events ORDER BY seq LIMIT ?) WHERE at <= ?",
-            (ERASE_STEP, now - self._retention.age),
-        ).fetchone()
-        return None if last is None else int(last)
-
-    def _erase(self, until: int) -> None:
-        """Erase the oldest events up to this one; every channel that loses some is told to be trimmed."""
-        changed: dict[ChannelName, ChannelState] = {}
-        self._begin_to_write()
-        self._catch_up()
-        last = dict(
-            self._db.execute("SELECT channel, max(seq) FROM events WHERE seq <= ? GROUP BY channel", (until,))
-        )
-        self._db.execute("DELETE FROM events WHERE seq <= ?", (until,))
-        for name, state in self._channels.items():  # at most those with kept events, and a thousand
-            if last.get(state.id, 0) > state.trimmed:
-                changed[name] = state._replace(trimmed=last[state.id])
-                self._db.execute("UPDATE channels SET trimmed = ? WHERE id = ?", (last[state.id], state.id))
-        self._db.execute("COMMIT")
-        self._channels.update(changed)
-        for name in changed:
-            if (kept := self._seqs.get(name)) is not None:
-                self._seqs[name] = array("q", [seq for seq in kept if seq > changed[name].trimmed])
-        self._report(Commit(channels=changed))
-
-    def _forget_channels(self) -> None:
-        """Forget the channels that were used longest ago, of those of which no event is kept any more."""
-        if len(self._empty_channels()) <= EMPTY_CHANNELS:
+    def _find_out_whether_alone(self) -> None:
+        """Tell the event loop the state of all channels, where it need not ask the file any more."""
+        file = self._file
+        if file.bells.others():
             return
-        self._begin_to_write()
-        self._catch_up()
-        surplus = self._empty_channels()[:-EMPTY_CHANNELS]
-        if surplus:
-            until = max(self._forgotten, surplus[-1].last_seq)
-            names = {state.id: name for name, state in self._channels.items()}
-            self._db.executemany("DELETE FROM channels WHERE id = ?", [(state.id,) for state in surplus])
-            self._db.execute("UPDATE log SET forgotten = ?", (until,))
-        self._db.execute("COMMIT")
-        if surplus:
-            forgotten = Forgotten(until, frozenset(names[state.id] for state in surplus))
-            self._drop(forgotten)
-            self._report(Commit(forgotten=forgotten))
-
-    def _empty_channels(self) -> list[ChannelState]:
-        """Return the channels of which no event is kept, the one used longest ago first."""
-        empty = [state for state in self._channels.values() if state.trimmed >= state.last_seq]
-        return sorted(empty, key=lambda state: state.last_seq)
+        with self._locked(), file.transaction():
+            if not file.others_committed:
+                self._shared = False
+                self._put(Alone(file.head, file.forgotten, file.all_channels()))
+            file.others_committed = False

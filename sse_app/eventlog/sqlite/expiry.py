@@ -1,0 +1,124 @@
+"""Erases what is older than the event log keeps: events, channels, and the answers to idempotency keys."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+from sse_app.core.channels import ChannelName
+from sse_app.eventlog.base import EMPTY_CHANNELS, IDEMPOTENCY_AGE
+from sse_app.eventlog.sqlite.file import LogFile
+from sse_app.eventlog.sqlite.reports import Commit, Forgotten
+from sse_app.eventlog.sqlite.schema import CHANNEL_STATE, ChannelState, channel_state, keep_head
+from sse_app.storage.sqlite import content_of_ours
+
+ERASE_STEP = 2_000
+"""How many expired events one transaction erases, so that publishers do not wait long behind it."""
+
+
+class Expiry:
+    """Looks after the age of what is in the log, a step at a time; of several processes one does it at a time.
+
+    Args:
+        file: the log.
+        age: how long events are kept, in seconds.
+        locked: holds the lock.
+        report: is told of what has been erased, while the lock is held.
+    """
+
+    def __init__(
+        self,
+        file: LogFile,
+        age: float,
+        locked: Callable[[], AbstractContextManager[None]],
+        report: Callable[[Commit], None],
+    ) -> None:
+        self._file = file
+        self._age = age
+        self._locked = locked
+        self._report = report
+
+    def step(self) -> bool:
+        """Erase some of what is due, and return whether there may be more.
+
+        Raises:
+            StateError, sqlite3.Error: it cannot be done.
+        """
+        with content_of_ours():
+            if self._events_are_due():
+                return self._erase_events()
+            if self._answers_are_due():
+                with self._locked(), self._file.transaction():
+                    until = self._file.clock.now() - IDEMPOTENCY_AGE
+                    self._file.db.execute("DELETE FROM answers WHERE at <= ?", (until,))
+            self._forget_channels()
+        return False
+
+    def _events_are_due(self) -> bool:
+        oldest = self._file.db.execute("SELECT at FROM events ORDER BY seq LIMIT 1").fetchone()
+        now = self._file.clock.now()
+        return oldest is not None and not now - self._age < oldest[0] <= now
+
+    def _answers_are_due(self) -> bool:
+        until = self._file.clock.now() - IDEMPOTENCY_AGE
+        return self._file.db.execute("SELECT 1 FROM answers WHERE at <= ?", (until,)).fetchone() is not None
+
+    def _erase_events(self) -> bool:
+        """Erase some of the oldest events; every channel that loses some is told to be trimmed."""
+        file, db = self._file, self._file.db
+        with self._locked():
+            changed: dict[ChannelName, ChannelState] = {}
+            with file.transaction():
+                now = file.clock.now()
+                oldest = db.execute("SELECT at FROM events ORDER BY seq LIMIT 1").fetchone()
+                if oldest is not None and oldest[0] > now:
+                    # It was dated by a clock that was ahead, and later ones were not. Its age is not known: from now.
+                    db.execute("UPDATE events SET at = ? WHERE at > ?", (now, now))
+                (until,) = db.execute(
+                    "SELECT max(seq) FROM (SELECT seq, at FROM events ORDER BY seq LIMIT ?) WHERE at <= ?",
+                    (ERASE_STEP, now - self._age),
+                ).fetchone()
+                if until is None:
+                    return False
+                losses = db.execute(
+                    f"SELECT name, max(seq), sum(seq > trimmed), {CHANNEL_STATE} "
+                    "FROM events JOIN channels ON id = channel WHERE seq <= ? GROUP BY channel",
+                    (until,),
+                ).fetchall()
+                for name, last, dropped, *row in losses:
+                    state = channel_state(row)
+                    if dropped:
+                        known = None if state.dropped is None else state.dropped + dropped
+                        changed[name] = state._replace(trimmed=last, dropped=known)
+                db.executemany(
+                    "UPDATE channels SET trimmed = ?, dropped = ? WHERE id = ?",
+                    [(state.trimmed, state.dropped, state.id) for state in changed.values()],
+                )
+                keep_head(db, file.head)
+                db.execute("DELETE FROM events WHERE seq <= ?", (until,))
+            for name in changed:
+                file.channels.pop(name, None)
+            self._report(Commit(channels=changed))
+        return True
+
+    def _forget_channels(self) -> None:
+        """Forget the channels that were used longest ago, of those of which no event is kept any more."""
+        file, db = self._file, self._file.db
+        (empty,) = db.execute("SELECT count(*) FROM channels WHERE trimmed >= last_seq").fetchone()
+        if empty <= EMPTY_CHANNELS:
+            return
+        with self._locked():
+            with file.transaction():
+                surplus = db.execute(
+                    "SELECT id, name, last_seq FROM channels WHERE trimmed >= last_seq "
+                    "ORDER BY last_seq DESC LIMIT -1 OFFSET ?",
+                    (EMPTY_CHANNELS,),
+                ).fetchall()
+                until = max([file.forgotten, *(last for _, _, last in surplus)])
+                db.executemany("DELETE FROM channels WHERE id = ?", [(id,) for id, _, _ in surplus])
+                db.execute("UPDATE log SET forgotten = ?", (until,))
+            file.forgotten = until
+            names = frozenset(ChannelName(name) for _, name, _ in surplus)
+            for name in names:
+                file.channels.pop(name, None)
+            self._report(Commit(forgotten=Forgotten(until, names)))
