@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, closing
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from sse_app.eventlog.sqlite.bells import Bells
 from sse_app.eventlog.sqlite.log import SqliteEventLog
 from sse_app.eventlog.sqlite.reports import Commit
 from tests.support.appender import Appender
+from tests.support.log_processes import LogOfProcesses, log_processes
 from tests.support.waiting import until_async
 
 A, B = ChannelName("a"), ChannelName("b")
@@ -77,12 +78,24 @@ class SharedEventLog(EventLog):
         await self.second.close()
 
 
-@pytest.fixture(params=["memory", "sqlite", "sqlite, shared"])
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+    """Four processes that can open a log and append to it, by their addresses."""
+    with log_processes(4, tmp_path_factory.mktemp("processes")) as addresses:
+        yield addresses
+
+
+@pytest.fixture(params=["memory", "sqlite", "sqlite, shared", 1, 2, 4])
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., EventLog]:
+    """A function that makes a log: as named, or one to which so many other processes append at once."""
+    addresses = request.getfixturevalue("processes") if isinstance(request.param, int) else []
+
     def make(size: int = 10_000, age: float = 86_400.0) -> EventLog:
         retention = Retention(size, age)
         if request.param == "memory":
             return MemoryEventLog(retention)
+        if addresses:
+            return LogOfProcesses(addresses[: request.param], tmp_path / "e.db", retention)
         made = SqliteEventLog if request.param == "sqlite" else SharedEventLog
         return made(tmp_path / "e.db", retention)
 
@@ -254,7 +267,7 @@ async def test_appends_wait_while_a_follower_at_the_head_takes_nothing(make: Cal
 
             async def publish() -> None:
                 nonlocal done
-                target = log.first if isinstance(log, SharedEventLog) else log
+                target = log.first if isinstance(log, SharedEventLog | LogOfProcesses) else log
                 for _ in range(20):
                     await target.append([new(A, big)])
                     done += 1

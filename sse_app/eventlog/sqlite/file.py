@@ -40,6 +40,8 @@ MAX_WAL_BYTES = 32 * 1024 * 1024
 """A write-ahead log that readers have made larger than this is cut when it begins anew; to write over it is faster."""
 CHECKPOINT_PATIENCE = 10
 """How long a checkpoint waits for those who read, in milliseconds, while it holds the lock."""
+MAX_CHECKPOINT_PATIENCE = 100
+"""How long it waits at last, where again and again some read for longer."""
 PAGE_BYTES = 4096
 PAGES_PER_COMMIT = 4
 
@@ -70,6 +72,7 @@ class LogFile:
         self._data_version = -1
         self._pages = 0
         """About how many pages this process has added to the write-ahead log since it was moved into the database."""
+        self._patience = 0
 
     def open(self) -> None:
         """Create or migrate the database, one process at a time, and read what is remembered of it.
@@ -92,7 +95,6 @@ class LogFile:
                 self.db.execute("COMMIT")
                 self.db.execute("PRAGMA wal_autocheckpoint = 0")
                 self._checkpoints = connect(self.path)
-                self._checkpoints.execute(f"PRAGMA busy_timeout = {CHECKPOINT_PATIENCE}")
                 self.files = DatabaseFiles(self.path)
                 self.lock.open()
                 self.bells.open()
@@ -203,13 +205,15 @@ class LogFile:
         Args:
             size: about how many bytes a commit has stored.
         """
-        self._pages += PAGES_PER_COMMIT + size // PAGE_BYTES
+        self._pages += PAGES_PER_COMMIT + 2 * size // PAGE_BYTES  # as many are erased sooner or later
         if self._pages < CHECKPOINT_PAGES:
             return
         self._pages -= CHECKPOINT_PAGES // 4  # until it is tried again
+        self._patience = min(self._patience + CHECKPOINT_PATIENCE, MAX_CHECKPOINT_PATIENCE)
         with suppress(sqlite3.Error, OSError):  # as where the disk is full: the log itself is whole
             large = os.stat(f"{self.path}-wal").st_size > MAX_WAL_BYTES
             mode = "TRUNCATE" if large else "RESTART"
+            self._checkpoints.execute(f"PRAGMA busy_timeout = {self._patience}")
             (busy, *_) = self._checkpoints.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
             if not busy:
-                self._pages = 0
+                self._pages = self._patience = 0

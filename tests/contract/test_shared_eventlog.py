@@ -1,0 +1,628 @@
+"""One event log that several processes use at once: what is promised whatever becomes of one of them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import aclosing, asynccontextmanager, closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from sse_app.core.channels import ChannelName
+from sse_app.core.errors import EventLogUnavailable, StateError
+from sse_app.core.events import EventId, NewEvent
+from sse_app.eventlog.base import Retention
+from sse_app.eventlog.sqlite import writer
+from sse_app.eventlog.sqlite.bells import Bells
+from sse_app.eventlog.sqlite.file import CHECKPOINT_PAGES, PAGE_BYTES
+from sse_app.eventlog.sqlite.lock import LogLock
+from sse_app.eventlog.sqlite.log import SqliteEventLog
+from tests.support.appender import Appender
+from tests.support.log_processes import RemoteLog, log_processes
+from tests.support.server_process import ROOT
+from tests.support.waiting import until, until_async
+
+A, B = ChannelName("a"), ChannelName("b")
+
+
+def new(channel: ChannelName = A, text: str = "{}") -> NewEvent:
+    return NewEvent(channel, "t", text.encode())
+
+
+@asynccontextmanager
+async def opened(path: Path, retention: Retention | None = None) -> AsyncIterator[SqliteEventLog]:
+    log = SqliteEventLog(path, retention)
+    await log.open()
+    try:
+        yield log
+    finally:
+        await log.close()
+
+
+class Follower:
+    """Follows a log to its end, and keeps what its tail yields.
+
+    Args:
+        log: it is open.
+    """
+
+    def __init__(self, log: SqliteEventLog) -> None:
+        self.seqs: list[int] = []
+        self.channels: dict[ChannelName, list[int]] = {}
+        self._log = log
+        self._task = asyncio.create_task(self._follow())
+
+    async def _follow(self) -> None:
+        async with aclosing(self._log.tail(0)) as tail:
+            async for events in tail:
+                for event in events:
+                    self.seqs.append(event.seq)
+                    self.channels.setdefault(event.channel, []).append(event.seq)
+
+    async def has(self, seq: int) -> None:
+        """Wait until the tail has yielded an event, and check that it has yielded each before it once and in order."""
+        await until_async(
+            lambda: self._task.done() or (self.seqs and self.seqs[-1] >= seq), f"event {seq} has come"
+        )
+        assert self.seqs == list(range(1, len(self.seqs) + 1))
+
+    async def end(self) -> None:
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+
+def in_file(path: Path) -> dict[int, tuple[str, bytes]]:
+    """Return the channel and the data of each event in the file."""
+    with closing(sqlite3.connect(path)) as database:
+        rows = database.execute("SELECT seq, name, data FROM events JOIN channels ON channels.id = channel")
+        return {seq: (name, data) for seq, name, data in rows}
+
+
+def bells(path: Path) -> list[Path]:
+    return list(Path(f"{path}-bells").iterdir())
+
+
+async def kill_appenders(path: Path, kills: int) -> None:
+    """Kill processes that append, at random moments, and account for every event that one of them acknowledged."""
+    chance = random.Random(kills)
+    appenders = [Appender(path, f"c{number}", 0) for number in range(3)]
+    running = list(appenders)
+    async with opened(path, Retention(size=1_000_000)) as log:
+        follower = Follower(log)
+        try:
+            for _ in range(kills):
+                await until_async(lambda: all(appender.ids for appender in running), "all append")
+                await asyncio.sleep(chance.random() * 0.1)
+                victim = running.pop(chance.randrange(3))
+                await asyncio.to_thread(victim.kill)
+                appenders.append(Appender(path, f"c{len(appenders)}", 0))
+                running.append(appenders[-1])
+            await until_async(lambda: all(appender.ids for appender in running), "all append")
+            for appender in running:
+                await asyncio.to_thread(appender.stop)
+            (last,) = await log.append([new()])
+            await follower.has(last.seq)
+        finally:
+            await follower.end()
+            for appender in appenders:
+                await asyncio.to_thread(appender.kill)
+    stored = in_file(path)
+    assert sorted(stored) == follower.seqs
+    acknowledged = set()
+    for number, appender in enumerate(appenders):
+        seqs = [int(id.rpartition("-")[2]) for id in appender.ids if id.startswith(f"{last.epoch}-")]
+        assert len(seqs) >= len(appender.ids) - 1  # the last line of one that was killed may be cut
+        for count, seq in enumerate(seqs, 1):
+            assert seq not in acknowledged
+            acknowledged.add(seq)
+            assert stored[seq] == (f"c{number}", b'{"appended": %d}' % count)
+        # One may be stored and not acknowledged, when a process is killed.
+        assert len(follower.channels[ChannelName(f"c{number}")]) <= len(seqs) + 2
+
+
+@pytest.mark.gen_test(timeout=120)
+async def test_of_processes_that_are_killed_nothing_acknowledged_is_lost_and_no_number_is_given_twice(
+    tmp_path: Path,
+) -> None:
+    await kill_appenders(tmp_path / "e.db", 6)
+
+
+@pytest.mark.long
+@pytest.mark.gen_test(timeout=600)
+async def test_of_a_hundred_processes_that_are_killed_nothing_acknowledged_is_lost(tmp_path: Path) -> None:
+    await kill_appenders(tmp_path / "e.db", 100)
+
+
+def stop_with_the_lock(path: Path, appender: Appender) -> None:
+    """Stop a process that appends at a moment when it has the log's lock."""
+    lock = LogLock(path)
+    lock.open()
+    try:
+
+        def has_it() -> bool:
+            os.kill(appender.process.pid, signal.SIGSTOP)
+            os.waitid(os.P_PID, appender.process.pid, os.WSTOPPED)
+            if not lock.try_acquire():
+                return True
+            lock.release()
+            os.kill(appender.process.pid, signal.SIGCONT)
+            return False
+
+        until(has_it, "the process is stopped while it has the lock")
+    finally:
+        lock.close()
+
+
+@pytest.mark.gen_test(timeout=120)
+@pytest.mark.expects_logs("event_log_unavailable")
+async def test_a_process_that_is_stopped_with_the_lock_costs_the_others_a_bounded_time_and_stores_nothing_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "LOCK_TIMEOUT", 1.0)
+    path = tmp_path / "e.db"
+    appender = Appender(path, "b", 0)
+    try:
+        async with opened(path) as log:
+            follower = Follower(log)
+            await until_async(lambda: len(appender.ids) > 5, "others append")
+            await log.append([new(A, '{"n":0}')])
+            await asyncio.to_thread(stop_with_the_lock, path, appender)
+            begun = time.monotonic()
+            answers = await asyncio.gather(
+                *(log.append([new(A, f'{{"n":{number}}}')]) for number in range(1, 20)),
+                return_exceptions=True,
+            )
+            assert time.monotonic() - begun < 20
+            assert [type(answer) for answer in answers] == [EventLogUnavailable] * 19
+            with pytest.raises(
+                EventLogUnavailable, match="lock"
+            ):  # and those that come later do not wait as long
+                await log.append([new(A, '{"n":20}')])
+            assert not log.available
+            assert await log.lost([A], log.head) == {}  # what is stored can be read
+            os.kill(appender.process.pid, signal.SIGCONT)
+            await until_async(lambda: log.available, "the log is available again")
+            (last,) = await log.append([new(A, '{"n":21}')])
+            await asyncio.to_thread(appender.stop)
+            (last,) = await log.append([new(A, '{"n":22}')])
+            await follower.has(last.seq)
+            await follower.end()
+    finally:
+        appender.kill()
+    mine = [data for _, (name, data) in sorted(in_file(path).items()) if name == A]
+    assert mine == [b'{"n":0}', b'{"n":21}', b'{"n":22}']
+
+
+@pytest.mark.gen_test(timeout=120)
+@pytest.mark.expects_logs("event_log_unavailable")
+async def test_a_log_is_closed_and_opened_in_a_bounded_time_while_a_stopped_process_has_the_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "LOCK_TIMEOUT", 1.0)
+    monkeypatch.setattr("sse_app.eventlog.sqlite.lock.OPEN_TIMEOUT", 1.0)
+    path = tmp_path / "e.db"
+    appender = Appender(path, "b", 0)
+    try:
+        async with opened(path) as log:
+            await until_async(lambda: len(appender.ids) > 5, "others append")
+            await asyncio.to_thread(stop_with_the_lock, path, appender)
+            append = asyncio.create_task(log.append([new()]))
+            await asyncio.sleep(0.1)
+        with pytest.raises(EventLogUnavailable):
+            await append
+        with pytest.raises(StateError, match=r"another process has held .*e\.db-lock for 1 second"):
+            await SqliteEventLog(path).open()
+        os.kill(appender.process.pid, signal.SIGCONT)
+        await asyncio.to_thread(appender.stop)
+        async with opened(path) as log:
+            await log.append([new(A, '{"n":1}')])
+    finally:
+        appender.kill()
+    assert [data for name, data in in_file(path).values() if name == A] == [b'{"n":1}']
+
+
+@pytest.mark.gen_test
+async def test_events_of_others_come_in_order_when_every_bell_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Bells, "ring", lambda *_: None)
+    async with opened(tmp_path / "e.db") as one, opened(tmp_path / "e.db") as other:
+        follower = Follower(one)
+        for number in range(30):
+            (last,) = await (one, other, other)[number % 3].append([new()])
+        (last,) = await other.append([new()])
+        await follower.has(last.seq)
+        await follower.end()
+
+
+@pytest.mark.gen_test
+async def test_a_bell_that_is_full_holds_no_process_up_and_what_it_misses_is_read(tmp_path: Path) -> None:
+    async with opened(tmp_path / "e.db") as log:
+        follower = Follower(log)
+        appender = Appender(tmp_path / "e.db", "b", 0)
+        try:
+            await until_async(lambda: appender.ids, "others append")
+            for _ in range(3):
+                enough = len(appender.ids) + 100
+                until(lambda: len(appender.ids) > enough, "others append meanwhile")  # noqa: B023
+                (last,) = await log.append([new()])
+                await follower.has(last.seq)
+            await asyncio.to_thread(appender.stop)
+            await follower.has(int(appender.ids[-1].rpartition("-")[2]))
+        finally:
+            appender.kill()
+            await follower.end()
+
+
+@pytest.mark.gen_test
+async def test_events_too_large_for_a_bell_come_from_the_file(tmp_path: Path) -> None:
+    async with opened(tmp_path / "e.db") as one, opened(tmp_path / "e.db") as other:
+        follower = Follower(one)
+        await other.append([new(A, "x" * 1_000_000), new()])
+        await other.append([new()] * 1500)
+        (last,) = await other.append([new()])
+        await follower.has(last.seq)
+        await follower.end()
+
+
+@pytest.mark.gen_test
+async def test_the_bell_of_a_process_that_was_killed_is_removed_by_the_next_commit(tmp_path: Path) -> None:
+    path = tmp_path / "e.db"
+    async with opened(path) as log:
+        appender = Appender(path, "b", 0.01)
+        await until_async(lambda: appender.ids, "others append")
+        assert len(bells(path)) == 2
+        await asyncio.to_thread(appender.kill)
+        assert len(bells(path)) == 2
+        await log.append([new()])
+        assert len(bells(path)) == 1
+    assert os.listdir(tmp_path).count("e.db-bells") == 0
+
+
+@pytest.mark.gen_test
+async def test_a_bell_and_a_lock_that_are_removed_are_made_again(tmp_path: Path) -> None:
+    path = tmp_path / "e.db"
+    async with opened(path) as one, opened(path) as other:
+        shutil.rmtree(f"{path}-bells")
+        os.unlink(f"{path}-lock")
+
+        def are_back() -> bool:
+            return {"e.db-lock", "e.db-bells"} <= set(os.listdir(tmp_path)) and len(bells(path)) == 2
+
+        await until_async(are_back, "they are there again")
+        follower = Follower(one)
+        (last,) = await other.append([new()])
+        await follower.has(last.seq)
+        await follower.end()
+
+
+@pytest.mark.gen_test
+async def test_a_log_whose_path_is_longer_than_a_socket_s_can_be_has_bells(tmp_path: Path) -> None:
+    directory = tmp_path / ("long" * 30) / ("longer" * 20)
+    directory.mkdir(parents=True)
+    path = directory / "e.db"
+    async with opened(path) as one, opened(path) as other:
+        assert len(bells(path)) == 2
+        follower = Follower(one)
+        (last,) = await other.append([new()])
+        await follower.has(last.seq)
+        await follower.end()
+
+
+@pytest.mark.gen_test
+async def test_a_process_that_was_not_alone_and_is_again_asks_the_file_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "e.db"
+    async with opened(path, Retention(100, 2.0)) as one:
+        async with opened(path, Retention(100, 2.0)) as other:
+            await other.append([new(), new(B)])
+            assert await one.published(A) == (1, 1)
+        await until_async(lambda: one._alone is not None, "it knows that it is alone")
+        monkeypatch.delattr(SqliteEventLog, "_read")  # from here on to read fails
+        (last,) = await one.append([new()])
+        assert await one.published(A) == (2, last.seq)
+        assert await one.published(B) == (1, 2)
+        assert await one.lost([A, B], last) == {}
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+    with log_processes(4, tmp_path_factory.mktemp("processes")) as addresses:
+        yield addresses
+
+
+@pytest.mark.gen_test(timeout=120)
+async def test_four_processes_that_open_a_fresh_log_at_once_all_can_use_it(
+    tmp_path: Path, processes: list[str]
+) -> None:
+    for number in range(25):
+        path = tmp_path / f"{number}.db"
+        logs = [RemoteLog(address, path, Retention()) for address in processes]
+        heads = await asyncio.gather(*(log.open() for log in logs))
+        assert len({head.epoch for head in heads}) == 1
+        ids = await asyncio.gather(*(log.append([new()]) for log in logs))
+        assert sorted(ids) == [[EventId(heads[0].epoch, seq)] for seq in range(1, 5)]
+        await asyncio.gather(*(log.close() for log in logs))
+
+
+READER = """
+import sqlite3, sys, threading
+def read():
+    database = sqlite3.connect(sys.argv[1], isolation_level=None)
+    while True:  # each sees a part of the log for a while, and one always does
+        database.execute("BEGIN")
+        for _ in database.execute("SELECT data FROM events ORDER BY seq DESC LIMIT 100"):
+            pass
+        database.execute("COMMIT")
+for _ in range(3):
+    threading.Thread(target=read, daemon=True).start()
+print("reading", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def overlapping_readers(path: Path) -> Iterator[None]:
+    """Have another process read the log all the time, each time anew before the time before has ended."""
+    with subprocess.Popen(
+        [sys.executable, "-c", READER, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline()
+            yield
+        finally:
+            process.kill()
+
+
+@pytest.mark.gen_test(timeout=120)
+async def test_the_write_ahead_log_stays_bounded_with_writers_and_readers_that_overlap(
+    tmp_path: Path, processes: list[str]
+) -> None:
+    path = tmp_path / "e.db"
+    logs = [RemoteLog(address, path, Retention(size=1000)) for address in processes[:2]]
+    for log in logs:
+        await log.open()
+    await logs[0].append([new(A, "x" * 500)] * 300)
+    largest = 0
+    with overlapping_readers(path):
+        for _ in range(250):
+            await asyncio.gather(*(log.append([new(A, "x" * 500)] * 200) for log in logs))
+            largest = max(largest, os.stat(f"{path}-wal").st_size)
+    for log in logs:
+        await log.close()
+    assert largest < 12 * CHECKPOINT_PAGES * PAGE_BYTES
+
+
+@pytest.mark.gen_test
+async def test_a_commit_of_another_process_does_not_have_all_channels_read(tmp_path: Path) -> None:
+    path = tmp_path / "e.db"
+    async with opened(path) as one, opened(path) as other:
+        for begin in range(0, 5000, 500):
+            await one.append([new(ChannelName(f"c{number}")) for number in range(begin, begin + 500)])
+        assert one._writer is not None
+        database, steps = one._writer._file.db, 0
+
+        def step() -> int:
+            nonlocal steps
+            steps += 1
+            return 0
+
+        database.set_progress_handler(step, 1)  # for each instruction of SQLite's machine
+        for _ in range(10):
+            await other.append([new(A)])
+            await one.append([new(B)])
+        database.set_progress_handler(None, 0)
+        assert steps < 20 * 1000
+
+
+class EarlierVersion:
+    """Writes to a log as the version did that knew nothing of other processes' locks: with its statements.
+
+    Args:
+        path: the database file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._database = sqlite3.connect(path, timeout=10, isolation_level=None)
+        self.seqs: list[int] = []
+
+    def append(self, channel: str, size: int = 10_000) -> int:
+        database = self._database
+        database.execute("BEGIN IMMEDIATE")
+        (last,) = database.execute("SELECT max(last_seq) FROM channels").fetchone()
+        (forgotten,) = database.execute("SELECT forgotten FROM log").fetchone()
+        seq = int(max(last or 0, forgotten)) + 1
+        row = database.execute(
+            "SELECT id, published, trimmed FROM channels WHERE name = ?", (channel,)
+        ).fetchone()
+        if row is None:
+            id = database.execute(
+                "INSERT INTO channels (name, published, last_seq, trimmed) VALUES (?, 0, 0, ?)",
+                (channel, forgotten),
+            ).lastrowid
+            row = (id, 0, forgotten)
+        id, published, trimmed = row
+        database.execute(
+            "INSERT INTO events (seq, channel, type, data, retry, at) VALUES (?, ?, ?, ?, ?, ?)",
+            (seq, id, "t", b"{}", None, time.time()),
+        )
+        kept = database.execute(
+            "SELECT seq FROM events WHERE channel = ? AND seq > ? ORDER BY seq", (id, trimmed)
+        ).fetchall()
+        if len(kept) > size:
+            trimmed = kept[len(kept) - size - 1][0]
+        database.execute(
+            "UPDATE channels SET published = ?, last_seq = ?, trimmed = ? WHERE id = ?",
+            (published + 1, seq, trimmed, id),
+        )
+        database.execute("COMMIT")
+        self.seqs.append(seq)
+        return seq
+
+    def erase_all(self) -> None:
+        """Erase every event, as when all are too old."""
+        database = self._database
+        database.execute("BEGIN IMMEDIATE")
+        (until,) = database.execute("SELECT max(seq) FROM events").fetchone()
+        last = database.execute("SELECT channel, max(seq) FROM events GROUP BY channel").fetchall()
+        database.execute("DELETE FROM events WHERE seq <= ?", (until,))
+        for channel, seq in last:
+            database.execute("UPDATE channels SET trimmed = ? WHERE id = ?", (seq, channel))
+        database.execute("COMMIT")
+
+    def close(self) -> None:
+        self._database.close()
+
+
+@pytest.mark.gen_test
+async def test_a_process_of_the_version_before_may_write_beside_this_one(tmp_path: Path) -> None:
+    path = tmp_path / "e.db"
+    retention = Retention(size=5)
+    async with opened(path, retention) as log:
+        follower = Follower(log)
+        with closing(EarlierVersion(path)) as earlier:
+            for number in range(12):
+                (last,) = await log.append([new(A)])
+                assert earlier.append("a", 5) == last.seq + 1
+                await follower.has(last.seq + number % 2)
+                page = await log.replay([A], 0, 99, 99)
+                assert [event.seq for event in page.events] == list(range(last.seq + 1, 0, -1))[:5][::-1]
+            assert earlier.append("b") == 25
+            earlier.erase_all()
+            assert await log.lost([A, B], EventId(last.epoch, 24)) == {B: "history_trimmed"}
+            (last,) = await log.append([new(A)])
+            assert last.seq == 26
+            assert earlier.append("a", 5) == 27
+            earlier.erase_all()
+        await follower.end()
+    async with opened(path, retention) as log:
+        assert log.head.seq == 27
+        (last,) = await log.append([new(A)])
+        assert last.seq == 28
+        assert await log.published(A) == (27, 28)
+        assert await log.lost([A], EventId(last.epoch, 26)) == {A: "history_trimmed"}
+
+
+@pytest.mark.gen_test
+async def test_no_number_is_given_twice_when_all_events_were_erased_by_their_age(tmp_path: Path) -> None:
+    path = tmp_path / "e.db"
+    async with opened(path, Retention(10, 0.5)) as log:
+        ids = await log.append([new(A), new(B)])
+
+        def erased() -> bool:
+            return not in_file(path)
+
+        await until_async(erased, "the events are erased")
+    async with opened(path, Retention(10, 0.5)) as log:
+        assert log.head == ids[-1]
+        (following,) = await log.append([new(A)])
+        assert following.seq == 3
+
+
+@pytest.mark.gen_test
+async def test_two_processes_erase_what_is_too_old_once(tmp_path: Path) -> None:
+    path = tmp_path / "e.db"
+    retention = Retention(10_000, 1.0)
+    async with opened(path, retention) as one, opened(path, retention) as other:
+        for log in (one, other):
+            await log.append([new(A)] * 2500)
+        await until_async(lambda: not in_file(path), "the events are erased")
+        for log in (one, other):
+            assert await log.lost([A], EventId(log.head.epoch, 4999)) == {A: "history_trimmed"}
+            assert await log.published(A) == (5000, 5000)
+        with closing(sqlite3.connect(path)) as database:
+            assert database.execute("SELECT trimmed, dropped FROM channels").fetchall() == [(5000, 5000)]
+
+
+def make_the_lock_a_link(path: Path) -> None:
+    Path(f"{path}-lock").symlink_to(path.parent / "other")
+
+
+def open_the_lock_to_others(path: Path) -> None:
+    Path(f"{path}-lock").touch()
+    Path(f"{path}-lock").chmod(0o666)
+
+
+def open_the_bells_to_others(path: Path) -> None:
+    Path(f"{path}-bells").mkdir()
+    Path(f"{path}-bells").chmod(0o777)
+
+
+def make_the_bells_a_file(path: Path) -> None:
+    Path(f"{path}-bells").touch()
+
+
+@pytest.mark.gen_test
+@pytest.mark.parametrize(
+    "spoil",
+    [make_the_lock_a_link, open_the_lock_to_others, open_the_bells_to_others, make_the_bells_a_file],
+)
+async def test_what_lies_beside_the_log_and_is_not_this_user_s_alone_is_refused(
+    tmp_path: Path, spoil: Callable[[Path], None]
+) -> None:
+    path = tmp_path / "e.db"
+    spoil(path)
+    with pytest.raises(StateError, match=r"e\.db"):
+        await SqliteEventLog(path).open()
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.gen_test
+async def test_beside_a_file_that_is_not_ours_nothing_is_left(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "e.db")) as database:
+        database.execute("CREATE TABLE mine (x)")
+    with pytest.raises(StateError):
+        await SqliteEventLog(tmp_path / "e.db").open()
+    assert os.listdir(tmp_path) == ["e.db"]
+
+
+@pytest.mark.gen_test
+async def test_a_log_that_another_process_has_open_is_given_no_new_epoch(tmp_path: Path) -> None:
+    path = tmp_path / "elsewhere.db"
+    arguments = ["eventlog", "new-epoch", "--state-dir", str(tmp_path / "state")]
+    environment = os.environ | {"SSE_APP_EVENT_LOG": f"sqlite:{path}"}
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state/accounts.db").touch(mode=0o600)
+
+    async def command() -> tuple[int, str]:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, str(ROOT / "main.py"), *arguments, env=environment, stdout=-1, stderr=-2
+        )
+        printed, _ = await process.communicate()
+        return process.returncode or 0, printed.decode()
+
+    async with opened(path) as log:
+        status, printed = await command()
+        assert (status, "in use by another process" in printed) == (1, True), printed
+        await log.append([new()])
+    status, printed = await command()
+    assert (status, printed.strip() != log.head.epoch) == (0, True), printed
+    async with opened(path) as log:
+        assert log.head == EventId(printed.strip(), 1)
+
+
+@pytest.mark.gen_test
+@pytest.mark.expects_logs("event_log_unavailable")
+async def test_another_epoch_under_a_process_is_noticed_and_nothing_is_acknowledged(tmp_path: Path) -> None:
+    path = tmp_path / "e.db"
+    async with opened(path) as log:
+        await log.append([new()])
+        with closing(sqlite3.connect(path)) as database, database:
+            database.execute("UPDATE log SET epoch = 'other'")
+        with pytest.raises(EventLogUnavailable, match="another epoch"):
+            await log.append([new()])
+        with pytest.raises(EventLogUnavailable, match="another epoch"):
+            await log.append([new()])
+    assert sorted(in_file(path)) == [1]

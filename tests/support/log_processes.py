@@ -1,0 +1,206 @@
+"""Processes that open event logs on disk, and append to them as they are told.
+
+Each is ``python -m tests.support.log_processes SOCKET``, and listens on a Unix socket. A connection is one log that the
+process has open: its first line says which, each further one what to append. Several lines are worked on at once, and
+the log is closed when the connection is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sse_app.core import errors
+from sse_app.core.channels import ChannelName
+from sse_app.core.events import Event, EventId, NewEvent
+from sse_app.eventlog.base import EventLog, IdempotencyKey, Page, Retention
+from sse_app.eventlog.sqlite.log import SqliteEventLog
+from tests.support.server_process import ROOT
+from tests.support.waiting import until
+
+_LINE = 64 << 20
+"""Bytes of the longest line."""
+
+
+async def _serve(path: str) -> None:
+    server = await asyncio.start_unix_server(_use_a_log, path, limit=_LINE)
+    ended = asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+    await ended
+    server.close()
+
+
+async def _use_a_log(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    path, size, age = json.loads(await reader.readline())
+    log = SqliteEventLog(Path(path), Retention(size, age))
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def append(number: int, events: list[list[Any]], key: list[str] | None) -> None:
+        new = [
+            NewEvent(ChannelName(channel), type, data.encode(), retry)
+            for channel, type, data, retry in events
+        ]
+        try:
+            ids = await log.append(
+                new, IdempotencyKey(key[0], key[1], bytes.fromhex(key[2])) if key else None
+            )
+            answer: list[object] = [number, ids, None]
+        except errors.SSEAppError as error:
+            answer = [number, [], [type_of(error), str(error)]]
+        writer.write(json.dumps(answer).encode() + b"\n")
+
+    try:
+        await log.open()
+        writer.write(json.dumps(log.head).encode() + b"\n")
+    except errors.StateError as error:
+        writer.write(json.dumps(str(error)).encode() + b"\n")
+    while line := await reader.readline():
+        task = asyncio.create_task(append(*json.loads(line)))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+    await asyncio.gather(*tasks)
+    await log.close()
+    writer.close()
+
+
+def type_of(error: Exception) -> str:
+    """Return the name of an error's class."""
+    return type(error).__name__
+
+
+@contextmanager
+def log_processes(count: int, directory: Path) -> Iterator[list[str]]:
+    """Run so many processes, and give the sockets on which they listen."""
+    sockets = [directory / f"process-{number}" for number in range(count)]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.support.log_processes", str(path)], cwd=ROOT, stdin=subprocess.PIPE
+        )
+        for path in sockets
+    ]
+    try:
+        until(lambda: all(path.exists() for path in sockets), "the processes listen")
+        yield [str(path) for path in sockets]
+    finally:
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.close()
+            process.wait(60)
+
+
+class RemoteLog:
+    """A log that another process has open.
+
+    Args:
+        address: the socket of the process.
+        path: the database file.
+        retention: how much of each channel it keeps.
+    """
+
+    def __init__(self, address: str, path: Path, retention: Retention) -> None:
+        self._address = address
+        self._opening = [str(path), *retention]
+        self._answers: dict[int, asyncio.Future[list[EventId]]] = {}
+        self._appends = 0
+
+    async def open(self) -> EventId:
+        """Have the log opened, and return its head then."""
+        self._reader, self._writer = await asyncio.open_unix_connection(self._address, limit=_LINE)
+        self._writer.write(json.dumps(self._opening).encode() + b"\n")
+        answer = json.loads(await self._reader.readline())
+        if isinstance(answer, str):
+            self._writer.close()
+            raise errors.StateError(answer)
+        self._reading = asyncio.create_task(self._read())
+        return EventId(*answer)
+
+    async def _read(self) -> None:
+        while line := await self._reader.readline():
+            number, ids, error = json.loads(line)
+            future = self._answers.pop(number)
+            if error is None:
+                future.set_result([EventId(*id) for id in ids])
+            else:
+                future.set_exception(getattr(errors, error[0])(error[1]))
+
+    async def append(self, events: Sequence[NewEvent], key: IdempotencyKey | None = None) -> list[EventId]:
+        """Have events appended, as `EventLog.append` does."""
+        self._appends += 1
+        future: asyncio.Future[list[EventId]] = asyncio.get_running_loop().create_future()
+        self._answers[self._appends] = future
+        told = [(event.channel, event.type, event.data.decode(), event.retry) for event in events]
+        line = [self._appends, told, key and (key.subject, key.key, key.digest.hex())]
+        self._writer.write(json.dumps(line).encode() + b"\n")
+        return await future
+
+    async def close(self) -> None:
+        """Have the log closed."""
+        self._writer.write_eof()
+        await self._reading
+        self._writer.close()
+        await self._writer.wait_closed()
+
+
+class LogOfProcesses(EventLog):
+    """One log to which several other processes append in turn, and at once where appends are made at once.
+
+    Args:
+        addresses: of the processes.
+        path: the database file.
+        retention: of all.
+    """
+
+    def __init__(self, addresses: Collection[str], path: Path, retention: Retention) -> None:
+        self.first = SqliteEventLog(path, retention)
+        self._others = [RemoteLog(address, path, retention) for address in addresses]
+        self._appends = 0
+        self._appended = EventId("", 0)
+        self._open = False
+
+    @property
+    def head(self) -> EventId:
+        return max(self.first.head, self._appended, key=lambda id: id.seq)
+
+    @property
+    def available(self) -> bool:
+        return self.first.available
+
+    async def open(self) -> None:
+        await asyncio.gather(self.first.open(), *(other.open() for other in self._others))
+        self._open = True
+
+    async def append(self, events: Sequence[NewEvent], key: IdempotencyKey | None = None) -> list[EventId]:
+        if not self._open:
+            raise errors.EventLogUnavailable("the event log is closed")
+        self._appends += 1
+        ids = await self._others[self._appends % len(self._others)].append(events, key)
+        self._appended = max(self._appended, ids[-1], key=lambda id: id.seq)
+        return ids
+
+    async def lost(self, channels: Collection[ChannelName], position: EventId) -> dict[ChannelName, str]:
+        return await self.first.lost(channels, position)
+
+    async def replay(self, channels: Collection[ChannelName], after: int, until: int, limit: int) -> Page:
+        return await self.first.replay(channels, after, until, limit)
+
+    async def latest(self, channel: ChannelName, limit: int) -> list[Event]:
+        return await self.first.latest(channel, limit)
+
+    async def published(self, channel: ChannelName) -> tuple[int, int]:
+        return await self.first.published(channel)
+
+    def tail(self, after: int) -> AsyncGenerator[list[Event], None]:
+        return self.first.tail(after)
+
+    async def close(self) -> None:
+        self._open = False
+        await asyncio.gather(self.first.close(), *(other.close() for other in self._others))
+
+
+if __name__ == "__main__":
+    asyncio.run(_serve(sys.argv[1]))
