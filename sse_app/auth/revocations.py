@@ -114,7 +114,8 @@ class Revocations:
 
     def barred_for(self, session: str) -> float:
         """Return for how many seconds a session is still barred from streams."""
-        return max(0.0, self._barred.get(session, -math.inf) - time.monotonic())
+        until = self._barred.get(session)
+        return 0.0 if until is None else max(0.0, until - time.monotonic())
 
     def kicked(self, token: Lease) -> bool:
         """Return whether a token was revoked by a kick that is still in force."""
