@@ -282,10 +282,16 @@ def test_a_publisher_beyond_its_rate_is_429_with_retry_after_and_another_is_not(
     def publish(count: int, headers: dict[str, str]) -> httpx.Response:
         return desk.http.post("/api/v1/sse", json={"events": [event] * count}, headers=headers)
 
-    assert publish(5, tokens[0]).status_code == 201
-    begun = time.monotonic()
-    refused = publish(5, tokens[0])
-    assert refused.status_code == 429
+    accepted = 0
+    while True:
+        begun = time.monotonic()
+        refused = publish(5, tokens[0])
+        if refused.status_code == 429:
+            break
+        assert refused.status_code == 201
+        accepted += 5
+        assert accepted < 50  # on a busy machine one of them may take as long as the rate wants
+    assert accepted
     assert refused.json()["error"]["code"] == "too_many_events"
     assert int(refused.headers["retry-after"]) == 1
     assert time.monotonic() - begun < 1
@@ -293,7 +299,7 @@ def test_a_publisher_beyond_its_rate_is_429_with_retry_after_and_another_is_not(
     time.sleep(int(refused.headers["retry-after"]) + 0.1)
     assert publish(4, tokens[0]).status_code == 201
     history = desk.http.get("/api/v1/sse/dashboard/history?limit=1000", headers=tokens[0]).json()["events"]
-    assert len(history) == 14
+    assert len(history) == accepted + 9
 
 
 def test_streams_are_limited_per_user_and_per_address_and_a_place_left_is_free(proxied: Site) -> None:
