@@ -7,6 +7,7 @@ import logging
 import resource
 import sys
 from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -28,8 +29,10 @@ from sse_app.core.rate_limit import RateLimit
 from sse_app.core.repeated_event import RepeatedEvent
 from sse_app.eventlog.factory import event_log_path, make_event_log, stored_event_log
 from sse_app.http.open_connections import ConnectionLimits
+from sse_app.monitoring.connection_table import ConnectionTable
 from sse_app.monitoring.live_stats import LiveStats
 from sse_app.monitoring.readiness import Readiness
+from sse_app.monitoring.status import Status
 from sse_app.settings.model import Limits, Settings
 from sse_app.storage.ownership import require_private_database
 from sse_app.storage.state_dir import StateDirectory
@@ -37,8 +40,13 @@ from sse_app.streams.admission import Admission
 from sse_app.streams.enforcement import Enforcement
 from sse_app.streams.hub import Hub
 from sse_app.streams.keepalive import Keepalive
+from sse_app.streams.kicks import Kicks
 from sse_app.streams.publisher import Publisher
 from sse_app.streams.pump import Pump
+from sse_app.streams.renewal import Renewal
+
+if TYPE_CHECKING:
+    from sse_app.monitoring.prometheus import NodeMetrics
 
 RESERVED_FILES = 256
 """How many of the open files that the system allows are kept free for other things than streams."""
@@ -98,7 +106,9 @@ class Node:
         self.eventlog = make_event_log(settings.event_log, settings.history, self.state)
         self.publisher = Publisher(self.eventlog, self.channels, limits)
         self.publish_rate = RateLimit(limits.publish_rate)
-        self.hub = Hub(self.eventlog, backlog_limit=limits.backlog_bytes, retry=settings.stream.retry)
+        self.hub = Hub(
+            self.eventlog, backlog_limit=limits.backlog_bytes, retry=settings.stream.retry, node=worker
+        )
         self.keepalive = Keepalive(self.hub, settings.keepalive, settings.socket.user_timeout)
         self.metrics = Metrics()
         self.pump = Pump(self.hub, self.keepalive)
@@ -119,7 +129,10 @@ class Node:
             self.tokens,
             keys_directory(auth, self.state),
             self.audit,
+            self.cluster,
         )
+        self.kicks = Kicks(self.hub, self.enforcement, self.cluster)
+        self.renewal = Renewal(self.hub, self.keepalive, self.revocations, self.cluster)
         self.untrusted_proxies: set[str] = set()
         """Networks that the log has named as those of proxies that are not trusted."""
         self.shortages = RepeatedEvent(log, logging.ERROR, "request_failed")
@@ -131,7 +144,12 @@ class Node:
         self.readiness = Readiness(self.lifecycle, self.eventlog, self.auth_store)
         self.opening = InProgress()
         """The streams that are being opened."""
-        self.live_stats = LiveStats(self.hub, self.eventlog, self.metrics, self.channels, self.lifecycle)
+        self.connections = ConnectionTable(self.hub, self.cluster)
+        self.status = Status(self.hub, self.eventlog, self.channels, self.lifecycle, self.cluster)
+        self.live_stats = LiveStats(
+            self.hub, self.eventlog, self.metrics, self.channels, self.lifecycle, self.cluster
+        )
+        self.cluster.answer("metrics", self._metrics_for)
 
     async def open_auth(self) -> None:
         """Open the store of auth and learn what is revoked, unless that was done before.
@@ -164,6 +182,23 @@ class Node:
         self.enforcement.start()
         self.live_stats.start()
         self.lifecycle.ready = True
+
+    def prometheus(self) -> NodeMetrics:
+        """Return the metrics of this node, as Prometheus wants them; their module is loaded at the first use."""
+        from sse_app.monitoring.prometheus import NodeMetrics
+
+        return NodeMetrics(
+            self.hub,
+            self.keepalive,
+            self.eventlog,
+            self.metrics,
+            self.channels,
+            self.lifecycle,
+            self.readiness,
+        )
+
+    def _metrics_for(self, node: str, payload: Any) -> Any:
+        return self.prometheus().families()
 
     async def join(self) -> None:
         """Answer the other nodes from now on, in the place of an earlier process of this node."""
@@ -199,6 +234,7 @@ class Node:
         self.publish_rate.use(limits.publish_rate)
         self.hub.use(backlog_limit=limits.backlog_bytes, retry=settings.stream.retry)
         self.admission.use(limits, _stream_capacity(limits))
+        self.status.use(channels)
         self.live_stats.use(channels)
         return kept
 

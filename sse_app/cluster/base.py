@@ -59,6 +59,11 @@ class Cluster(ABC):
     def peers(self) -> tuple[str, ...]:
         """Return the names of the other nodes, also of those that do not answer just now."""
 
+    @property
+    def is_first(self) -> bool:
+        """Whether this node does what one of them is to do, as far as this one knows."""
+        return True
+
     @abstractmethod
     def tell(self, kind: str, payload: object = None) -> None:
         """Send something to all others; returns at once, and does not say who has received it.
@@ -76,6 +81,8 @@ class Cluster(ABC):
         to: Collection[str] | None = None,
     ) -> Answers:
         """Ask all nodes, this one among them, and return what they have answered.
+
+        A node that reads the question only after that time does nothing.
 
         Args:
             kind: which handler answers.
@@ -142,7 +149,9 @@ class Alone(Cluster):
         within: float = ASK_TIMEOUT,
         to: Collection[str] | None = None,
     ) -> Answers:
-        """Return the answer of this node."""
+        """Return the answer of this node, if it is asked."""
+        if to is not None and self.name not in to:
+            return Answers({}, ())
         return await own_answer(self._answer_of(self.name, kind, payload), self.name)
 
     async def start(self) -> None:

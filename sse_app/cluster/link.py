@@ -22,8 +22,9 @@ MAX_TOLD = 1024 * 1024
 """How many bytes may wait when it is told something; what it is told then is dropped."""
 
 HELLO, TELL, ASK, ANSWER, NO_ANSWER = range(5)
-"""Types of messages: ``[HELLO, name]``, ``[TELL, kind, payload]``, ``[ASK, number, kind, payload]``,
-``[ANSWER, number, payload]``, ``[NO_ANSWER, number, why]``."""
+"""Types of messages: ``[HELLO, name]``, ``[TELL, kind, payload]``, ``[ASK, number, kind, payload, until]``,
+``[ANSWER, number, payload]``, ``[NO_ANSWER, number, why]``. The time until which an answer is waited for is that of the
+monotonic clock, which is the same for all processes of a machine."""
 
 _LENGTH_BYTES = 4
 

@@ -14,6 +14,7 @@ import logging
 import os
 import socket
 import struct
+import time
 from collections.abc import Collection, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -69,13 +70,22 @@ class Peer:
         if self.link is not None:
             self.link.send(data, MAX_TOLD)
 
-    async def ask(self, number: int, data: bytes, within: float) -> Any:
+    async def ask(self, number: int, begin: tuple[object, ...], within: float) -> Any:
         """Send a question, again where the connection is made anew meanwhile, and return the answer.
+
+        Args:
+            number: of the question.
+            begin: of the message; what follows is until when the answer is waited for.
+            within: for how many seconds it is waited for; fewer where the worker is silent.
 
         Raises:
             NoAnswer: there is none in time.
+            ValueError: the question is too long.
         """
         loop = asyncio.get_running_loop()
+        if self.silent:
+            within = min(within, SILENT_TIMEOUT)
+        data = message(*begin, time.monotonic() + within)
         if self.link is None and loop.time() > self.lost_at + RECONNECT_TIME:
             raise NoAnswer("it cannot be reached")
         if self.link is not None and not self.link.send(data):
@@ -83,7 +93,7 @@ class Peer:
         future: asyncio.Future[Any] = loop.create_future()
         self._waiting[number] = data, future
         try:
-            async with asyncio.timeout(min(within, SILENT_TIMEOUT) if self.silent else within):
+            async with asyncio.timeout(within):
                 return await future
         except TimeoutError:
             if self.link is not None:
@@ -114,9 +124,9 @@ class Peer:
         if self.silent:
             self._say(silent=False)
 
-    def answered(self, number: object, answer: Any, failed: bool) -> None:
+    def answered(self, number: int, answer: Any, failed: bool) -> None:
         """Take an answer; one that came too late is dropped."""
-        _, future = self._waiting.get(number, (b"", None))  # type: ignore[call-overload]
+        _, future = self._waiting.get(number, (b"", None))
         if future is not None and not future.done():
             if failed:
                 future.set_exception(NoAnswer(str(answer)))
@@ -164,6 +174,12 @@ class Workers(Cluster):
         known = (peer for peer in self._peers.values() if peer.link is not None or peer.lost_at > oldest)
         return tuple(sorted((peer.name for peer in known), key=int))
 
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the worker with the least number of those that answer."""
+        answering = (peer.name for peer in self._peers.values() if peer.link is not None and not peer.silent)
+        return all(int(self._name) < int(name) for name in answering)
+
     def tell(self, kind: str, payload: object = None) -> None:
         """Send something to all others that can be reached."""
         data = message(TELL, kind, payload)
@@ -179,10 +195,10 @@ class Workers(Cluster):
     ) -> Answers:
         """Ask all workers at the same time."""
         number = next(self._numbers)
-        data = message(ASK, number, kind, payload)
+        begin = (ASK, number, kind, payload)
         asked = [self._peers[name] for name in self.peers() if to is None or name in to]
         answers = Answers({}, ())
-        others = asyncio.gather(*(peer.ask(number, data, within) for peer in asked), return_exceptions=True)
+        others = asyncio.gather(*(peer.ask(number, begin, within) for peer in asked), return_exceptions=True)
         if to is None or self._name in to:
             answers = await own_answer(self._answer_of(self._name, kind, payload), self._name)
         by_node, missing = answers.by_node, list(answers.missing)
@@ -350,7 +366,7 @@ class Workers(Cluster):
             return
         peer.heard()
         match members:
-            case [int(kind), number, answer, *_] if kind in (ANSWER, NO_ANSWER):
+            case [int(kind), int(number), answer, *_] if kind in (ANSWER, NO_ANSWER):
                 peer.answered(number, answer, kind == NO_ANSWER)
 
     def _asked(self, link: Link, members: list[Any]) -> None:
@@ -363,8 +379,9 @@ class Workers(Cluster):
                     self._begin(self._look())
             case [int(kind), str(about), payload, *_] if kind == TELL:
                 self._begin(self._told(link, about, payload))
-            case [int(kind), number, str(about), payload, *_] if kind == ASK:
-                self._begin(self._reply(link, number, about, payload))
+            case [int(kind), number, str(about), payload, float(until), *_] if kind == ASK:
+                if until > time.monotonic():  # else its asker has been told that it was not done
+                    self._begin(self._reply(link, number, about, payload))
         if peer := self._peers.get(link.node):
             peer.heard()
 

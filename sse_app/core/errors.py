@@ -72,6 +72,17 @@ class Kicked(SSEAppError):
         self.wait = wait
 
 
+class WorkerSilent(SSEAppError):
+    """What was asked for may be with a worker that does not answer just now."""
+
+    def __init__(self, *names: str) -> None:
+        super().__init__(f"worker {', '.join(names)} does not answer just now")
+
+
+class TooManyRenewals(SSEAppError):
+    """A stream has been renewed with as many tokens as it may that are still in force; the text says how many."""
+
+
 class TooManyStreams(SSEAppError):
     """A user or an address has as many streams open as it may; the text says which, and how many."""
 

@@ -20,8 +20,10 @@ from sse_app.core.errors import (
     SSEAppError,
     TokenRefused,
     TokenTooLarge,
+    TooManyRenewals,
     TooManyStreams,
     UnknownChannel,
+    WorkerSilent,
 )
 
 RETRY_AFTER = "5"
@@ -64,6 +66,10 @@ def refusal_of(error: BaseException | None) -> Refusal | None:
             return Refusal(403, "kicked", str(error), Retry_After=str(math.ceil(wait)))
         case TooManyStreams():
             return Refusal(429, "too_many_streams", str(error), Retry_After=RETRY_AFTER)
+        case TooManyRenewals():
+            return Refusal(429, "too_many_renewals", str(error), Retry_After=RETRY_AFTER)
+        case WorkerSilent():
+            return Refusal(503, "worker_silent", str(error), Retry_After=RETRY_AFTER)
         case UnknownChannel():
             return Refusal(404, "unknown_channel", str(error))
         case IdempotencyKeyReused():

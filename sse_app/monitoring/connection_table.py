@@ -5,15 +5,21 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple
 
+from sse_app.cluster.base import Answers, Cluster, NoAnswer
 from sse_app.core.events import EventId, timestamp
 from sse_app.streams.hub import Hub
+from sse_app.streams.numbers import node_of
 from sse_app.streams.stream import Stream
 
 SLICE = 512
 """How many streams are looked at before other tasks run: about a millisecond."""
+
+MAX_KEY = 128
+"""By how many characters of a text the rows of several nodes are sorted: each sends as many rows as come before the
+page and in it."""
 
 _ID = b"\nid: "
 _number = attrgetter("number")
@@ -23,8 +29,9 @@ FIELDS: dict[str, Callable[[Stream], str]] = {
     "subject": lambda stream: stream.subscriber.lease.subject,
     "channels": lambda stream: ",".join(stream.channels),
     "address": lambda stream: stream.subscriber.address,
+    "worker": lambda stream: str(node_of(stream.number) or ""),
 }
-"""How each column that can be searched is read."""
+"""How each column that can be searched is read; that of a worker is searched only where it is named, and as a whole."""
 
 
 class Query(NamedTuple):
@@ -32,7 +39,7 @@ class Query(NamedTuple):
 
     Args:
         search: a text that one of the fields contains, in upper or lower case; empty for all streams.
-        field: which of the `FIELDS` has to contain it; empty for any.
+        field: which of the `FIELDS` has to contain it; empty for any but the worker.
         sort: one of the `COLUMNS`.
         descending: whether the greatest come first.
         offset, limit: the page.
@@ -76,12 +83,92 @@ COLUMNS: dict[str, Key] = {
     "lag_events": lambda stream, positions: positions.lag_events(stream),
     "backlog_bytes": lambda stream, positions: stream.backlog_bytes,
     "adopted": lambda stream, positions: stream.adopted,
+    "worker": lambda stream, positions: node_of(stream.number),
 }
 """How each column is sorted; streams with equal values stay in the order in which they were opened."""
 
 
-async def list_streams(hub: Hub, query: Query) -> tuple[int, list[dict[str, Any]]]:
-    """Return how many streams match, and a page of them."""
+class Page(NamedTuple):
+    """A page of the table.
+
+    Args:
+        total: how many streams match.
+        rows: those of the page.
+        missing: the nodes whose streams are not among them, for they did not answer.
+    """
+
+    total: int
+    rows: list[dict[str, Any]]
+    missing: tuple[str, ...] = ()
+
+
+class ConnectionTable:
+    """The open streams of all nodes as one table.
+
+    Args:
+        hub: whose streams are this node's.
+        cluster: the other nodes.
+    """
+
+    def __init__(self, hub: Hub, cluster: Cluster) -> None:
+        self._hub = hub
+        self._cluster = cluster
+        cluster.answer("connections.keys", self._keys_for)
+        cluster.answer("connections.rows", lambda node, payload: self._rows_of(payload))
+
+    async def page(self, query: Query) -> Page:
+        """Return a page of the table."""
+        if not self._cluster.peers():
+            streams, _ = await _found(self._hub, query)
+            first = streams[query.offset : query.offset + query.limit]
+            return Page(len(streams), list(_rows(first, Positions(self._hub.head))))
+        # Each node sends what its first rows are sorted by; only then is it known which of them are in the page.
+        found = await self._cluster.ask("connections.keys", query._asdict())
+        entries = [(*entry, node) for node, answer in found.by_node.items() for entry in answer["entries"]]
+        entries.sort(key=itemgetter(1))  # equal ones stay in the order in which they were opened
+        entries.sort(key=itemgetter(0), reverse=query.descending)
+        page = entries[query.offset : query.offset + query.limit]
+        wanted: dict[str, list[int]] = {}
+        for _, _, number, node in page:
+            wanted.setdefault(node, []).append(number)
+        rows = await self._rows_from(wanted)
+        by_number = {row["connection"]: row for answer in rows.by_node.values() for row in answer}
+        missing = dict.fromkeys((*found.missing, *rows.missing))
+        total = sum(int(answer["total"]) for answer in found.by_node.values())
+        in_order = [by_number[str(number)] for _, _, number, _ in page if str(number) in by_number]
+        return Page(total, in_order, tuple(missing))
+
+    async def _rows_from(self, wanted: dict[str, list[int]]) -> Answers:
+        answers = await asyncio.gather(
+            *(self._cluster.ask("connections.rows", numbers, to=[node]) for node, numbers in wanted.items())
+        )
+        by_node = {node: answer for each in answers for node, answer in each.by_node.items()}
+        return Answers(by_node, tuple(node for each in answers for node in each.missing))
+
+    async def _keys_for(self, node: str, payload: dict[str, Any]) -> dict[str, Any]:
+        """Return how many streams of this node match, and of the first in the order asked for what they are sorted by,
+        when they began, and their numbers."""
+        query = Query(**{name: payload[name] for name in Query._fields})
+        if query.sort not in COLUMNS or (query.field and query.field not in FIELDS):
+            raise NoAnswer("a column is not known")
+        streams, keys = await _found(self._hub, query)
+        first = streams[: query.offset + query.limit]
+        entries = [(_short(keys(stream)), stream.begun_at, stream.number) for stream in first]
+        return {"total": len(streams), "entries": entries}
+
+    def _rows_of(self, numbers: list[int]) -> list[dict[str, Any]]:
+        """Return the rows of those of the streams that are still open."""
+        wanted = set(numbers)
+        streams = [stream for stream in self._hub.streams if stream.number in wanted]
+        return list(_rows(streams, Positions(self._hub.head)))
+
+
+def _short(key: Any) -> Any:
+    return key[:MAX_KEY] if isinstance(key, str) else key
+
+
+async def _found(hub: Hub, query: Query) -> tuple[list[Stream], Callable[[Stream], Any]]:
+    """Return the streams that match, in the order asked for, and what each is sorted by."""
     positions = Positions(hub.head)
     streams = list(hub.streams)
     streams.sort(key=_number)
@@ -90,15 +177,17 @@ async def list_streams(hub: Hub, query: Query) -> tuple[int, list[dict[str, Any]
     if query.sort != "connection":
         keys = await _keys(streams, COLUMNS[query.sort], positions)
         streams.sort(key=lambda stream: keys[stream], reverse=query.descending)
-    elif query.descending:
+        return streams, keys.__getitem__
+    if query.descending:
         streams.reverse()
-    page = streams[query.offset : query.offset + query.limit]
-    return len(streams), list(_rows(page, positions))
+    return streams, attrgetter("begun_at")  # of all nodes one clock
 
 
 async def _search(streams: list[Stream], query: Query) -> list[Stream]:
     wanted = query.search.casefold()
-    read = [FIELDS[query.field]] if query.field else list(FIELDS.values())
+    if query.field == "worker":
+        return [stream for stream in streams if FIELDS["worker"](stream) == wanted]
+    read = [FIELDS[query.field]] if query.field else [FIELDS[name] for name in FIELDS if name != "worker"]
     found = []
     async for some in _slices(streams):
         found += [stream for stream in some if any(wanted in part(stream).casefold() for part in read)]
@@ -137,6 +226,7 @@ def _rows(streams: Iterable[Stream], positions: Positions) -> Iterable[dict[str,
             "lag_events": positions.lag_events(stream),
             "backlog_bytes": stream.backlog_bytes,
             "adopted": stream.adopted,
+            **({"worker": worker} if (worker := FIELDS["worker"](stream)) else {}),
         }
 
 

@@ -1,14 +1,20 @@
-"""Live statistics of the node, once a second, on the admin channel; nothing is computed while it has no stream."""
+"""Live statistics, once a second, on the admin channel; nothing is computed while no node has a stream on it.
+
+A node that has one tells the others so, and each tells all others its own statistics then: every second, as they are.
+So each can add them up, for its own streams, and for an administrator's page that comes to it later.
+"""
 
 from __future__ import annotations
 
+import math
 import time
-from collections import deque
+from collections import Counter, deque
 from typing import Any, NamedTuple
 
+from sse_app.cluster.base import Cluster
 from sse_app.core.channels import ADMIN_CHANNEL, ChannelPatterns
 from sse_app.core.counters import Metrics, quantile
-from sse_app.core.events import timestamp
+from sse_app.core.events import EventId, timestamp
 from sse_app.core.framing import framed
 from sse_app.core.json_text import to_json
 from sse_app.core.lifecycle import Lifecycle
@@ -31,6 +37,13 @@ LINGER = 10.0
 """For how many seconds they are still computed after the last stream ended: a client that reconnects finds no gap."""
 
 PRECISION = 3
+
+
+FRESH = 2.5
+"""How old the statistics of another node may be, in seconds; it is named as missing where they are older."""
+
+WANTED, FIGURES = "figures.wanted", "figures"
+"""What a node tells that has a stream on the admin channel, and its statistics."""
 
 
 class _Counts(NamedTuple):
@@ -58,22 +71,35 @@ class LiveStats:
         metrics: the counters of requests.
         channels: those that are configured.
         lifecycle: since when the node exists, and whether it is draining.
+        cluster: the other nodes.
     """
 
     def __init__(
-        self, hub: Hub, eventlog: EventLog, metrics: Metrics, channels: ChannelPatterns, lifecycle: Lifecycle
+        self,
+        hub: Hub,
+        eventlog: EventLog,
+        metrics: Metrics,
+        channels: ChannelPatterns,
+        lifecycle: Lifecycle,
+        cluster: Cluster,
     ) -> None:
         self._hub = hub
         self._eventlog = eventlog
         self._metrics = metrics
         self._channels = channels
         self._lifecycle = lifecycle
+        self._cluster = cluster
         self._started_at = timestamp(time.time())
-        self._number = 0
         self._last = self._count(time.monotonic())
         self._wanted_until = 0.0
+        self._told_at: dict[str, float] = {}
+        self._told: dict[str, dict[str, Any]] = {}
+        """The last statistics of the other nodes."""
         self._recent: deque[bytes] = deque(maxlen=KEPT)
+        self._phase = time.monotonic() % INTERVAL
         self._callback = PeriodicCallback(self.tick, INTERVAL)
+        cluster.answer(WANTED, self._want)
+        cluster.answer(FIGURES, self._hear)
 
     @property
     def recent(self) -> list[bytes]:
@@ -82,6 +108,7 @@ class LiveStats:
 
     def start(self) -> None:
         """Begin to look for streams on the admin channel."""
+        self._phase = time.monotonic() % INTERVAL
         self._callback.start()
 
     def stop(self) -> None:
@@ -92,17 +119,30 @@ class LiveStats:
         """Show other channels from now on."""
         self._channels = channels
 
+    def _want(self, node: str, payload: object) -> None:
+        self._wanted_until = time.monotonic() + LINGER
+
+    def _hear(self, node: str, figures: dict[str, Any]) -> None:
+        self._told[node] = figures
+        self._told_at[node] = time.monotonic()
+
     async def tick(self) -> None:
         """Compute the statistics and send them, if the admin channel has a stream or had one within `LINGER`."""
-        subscribers = self._hub.subscribers(ADMIN_CHANNEL)
         now = time.monotonic()
         last, self._last = self._last, self._count(now)
-        self._number += 1
-        if subscribers:
+        if now > self._wanted_until:
+            self._told_at.clear()
+        if self._hub.subscribers(ADMIN_CHANNEL):
+            began = now > self._wanted_until
             self._wanted_until = now + LINGER
+            self._cluster.tell(WANTED)
+            if began and self._cluster.peers():
+                return  # what the others have is not known yet
         if now > self._wanted_until:
             return
-        figures = to_json(await self._figures(last, self._last))
+        own = self._own(last, self._last)
+        self._cluster.tell(FIGURES, own)
+        figures = to_json(await self._figures(own, now))
         self._recent.append(figures)
         event = framed(encode(figures, event=EVENT))
         for stream in self._hub.subscribers(ADMIN_CHANNEL):
@@ -122,20 +162,17 @@ class LiveStats:
             hub.fan_out_seconds.counts,
         )
 
-    async def _figures(self, last: _Counts, this: _Counts) -> dict[str, Any]:
+    def _own(self, last: _Counts, this: _Counts) -> dict[str, Any]:
+        """Return the statistics of this node, as it tells the others."""
         hub, metrics = self._hub, self._metrics
         seconds = this.at - last.at
 
         def rate(name: str) -> float:
             change: float = getattr(this, name) - getattr(last, name)
-            return round(change / seconds, PRECISION)
+            return change / seconds
 
         return {
-            "channel": ADMIN_CHANNEL,
-            "timestamp": timestamp(time.time()),
-            "version": VERSION,
             "started_at": self._started_at,
-            "number": self._number,
             "uptime_seconds": round(self._lifecycle.uptime, PRECISION),
             "draining": self._lifecycle.draining,
             "streams": len(hub.streams),
@@ -143,7 +180,7 @@ class LiveStats:
             "addresses": len(hub.streams_of_address),
             "streams_behind": len(hub.laggards),
             "backlog_bytes": sum(stream.backlog_bytes for stream in hub.laggards),
-            "log_head": str(hub.head),
+            "log_head": hub.head.seq,
             "log_available": self._eventlog.available,
             "cpu": rate("cpu"),
             "deliveries_per_second": rate("deliveries"),
@@ -151,27 +188,100 @@ class LiveStats:
             "opens_per_second": rate("opened"),
             "reconnects_per_second": rate("resumed"),
             "refusals_per_second": rate("refused"),
-            "publish_seconds": _latency(last.publish, this.publish),
-            "fan_out_seconds": _latency(last.fan_out, this.fan_out),
+            "publish_counts": _change(last.publish, this.publish),
+            "fan_out_counts": _change(last.fan_out, this.fan_out),
             "deliveries": hub.deliveries,
             "events": hub.events_fanned_out,
             "reconnects": metrics.streams_resumed,
-            "refusals": dict(sorted(metrics.refusals.items())),
-            "endings": dict(sorted(hub.endings.items())),
-            "channels": await self._channel_rows(),
+            "refusals": dict(metrics.refusals),
+            "endings": dict(hub.endings),
+            "channels": {name: hub.streams_on_channel[name] for name in self._channels.names},
         }
 
-    async def _channel_rows(self) -> list[dict[str, Any]]:
+    async def _figures(self, own: dict[str, Any], now: float) -> dict[str, Any]:
+        """Return the statistics of all nodes together."""
+        name = self._cluster.name
+        nodes = {name: own}
+        for peer in self._cluster.peers():
+            if self._told_at.get(peer, -math.inf) > now - FRESH:
+                nodes[peer] = self._told[peer]
+        every = nodes.values()
+
+        def total(name: str) -> Any:
+            return sum(node[name] for node in every)
+
+        def greatest(name: str) -> Any:
+            return max(node[name] for node in every)
+
+        figures = {
+            "channel": ADMIN_CHANNEL,
+            "timestamp": timestamp(time.time()),
+            "version": VERSION,
+            "started_at": min(node["started_at"] for node in every),
+            "number": round(now - self._phase),
+            "uptime_seconds": greatest("uptime_seconds"),
+            "draining": all(node["draining"] for node in every),
+            "streams": total("streams"),
+            "users": total("users"),
+            "addresses": total("addresses"),
+            "streams_behind": total("streams_behind"),
+            "backlog_bytes": total("backlog_bytes"),
+            "log_head": str(EventId(self._hub.head.epoch, greatest("log_head"))),
+            "log_available": all(node["log_available"] for node in every),
+            "cpu": round(total("cpu"), PRECISION),
+            "deliveries_per_second": round(total("deliveries_per_second"), PRECISION),
+            # Each node fans out each event.
+            "publishes_per_second": round(greatest("publishes_per_second"), PRECISION),
+            "opens_per_second": round(total("opens_per_second"), PRECISION),
+            "reconnects_per_second": round(total("reconnects_per_second"), PRECISION),
+            "refusals_per_second": round(total("refusals_per_second"), PRECISION),
+            "publish_seconds": _latency([node["publish_counts"] for node in every]),
+            "fan_out_seconds": _latency([node["fan_out_counts"] for node in every]),
+            "deliveries": total("deliveries"),
+            "events": greatest("events"),
+            "reconnects": total("reconnects"),
+            "refusals": _together([node["refusals"] for node in every]),
+            "endings": _together([node["endings"] for node in every]),
+            "channels": await self._channel_rows([node["channels"] for node in every]),
+        }
+        if name:
+            figures["workers"] = [_worker(each, nodes[each]) for each in sorted(nodes, key=int)]
+            figures["workers_missing"] = [each for each in self._cluster.peers() if each not in nodes]
+        return figures
+
+    async def _channel_rows(self, streams: list[dict[str, int]]) -> list[dict[str, Any]]:
         """Return the channels that are configured by name; those of patterns may be as many as there are users."""
         rows = []
         for name in self._channels.names:
             published, _ = await self._eventlog.published(name)
-            streams = self._hub.streams_on_channel[name]
-            rows.append({"channel": name, "streams": streams, "events": published})
+            count = sum(node.get(name, 0) for node in streams)
+            rows.append({"channel": name, "streams": count, "events": published})
         return rows
 
 
-def _latency(last: tuple[int, ...], this: tuple[int, ...]) -> dict[str, float | None]:
+def _worker(name: str, node: dict[str, Any]) -> dict[str, Any]:
+    """Return what is shown of one worker."""
+    return {
+        "worker": name,
+        "streams": node["streams"],
+        "deliveries_per_second": round(node["deliveries_per_second"], PRECISION),
+        "cpu": round(node["cpu"], PRECISION),
+        "backlog_bytes": node["backlog_bytes"],
+        "uptime_seconds": node["uptime_seconds"],
+        "draining": node["draining"],
+    }
+
+
+def _change(last: tuple[int, ...], this: tuple[int, ...]) -> list[int]:
+    return [now - before for now, before in zip(this, last, strict=True)]
+
+
+def _together(counters: list[dict[str, int]]) -> dict[str, int]:
+    """Return the sums of counts by their names, in the order of these."""
+    return dict(sorted(sum(map(Counter, counters), Counter()).items()))
+
+
+def _latency(counts: list[list[int]]) -> dict[str, float | None]:
     """Return upper bounds of the median and the 99th percentile, in seconds; None where nothing was counted."""
-    counts = [now - before for now, before in zip(this, last, strict=True)]
-    return {"p50": quantile(counts, 0.5), "p99": quantile(counts, 0.99)}
+    added = [sum(each) for each in zip(*counts, strict=True)]
+    return {"p50": quantile(added, 0.5), "p99": quantile(added, 0.99)}

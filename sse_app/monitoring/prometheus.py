@@ -6,6 +6,7 @@ This module is imported at the first request for them: its library takes as long
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST as CONTENT_TYPE
 from prometheus_client import CollectorRegistry
@@ -15,6 +16,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
+from sse_app.cluster.base import Answers
 from sse_app.core.channels import ChannelPatterns
 from sse_app.core.counters import Metrics
 from sse_app.core.lifecycle import Lifecycle
@@ -23,7 +25,15 @@ from sse_app.monitoring.readiness import Readiness
 from sse_app.streams.hub import Hub
 from sse_app.streams.keepalive import Keepalive
 
-__all__ = ["CONTENT_TYPE", "NodeMetrics"]
+__all__ = ["CONTENT_TYPE", "NodeMetrics", "render_all"]
+
+LABEL = "worker"
+"""The label that says of which node a sample is, where there may be several."""
+
+WORKER_UP = "sse_app_worker_up"
+
+OF_THE_LOG = {"sse_app_log_head"}
+"""Metrics of the log, which all nodes share: of these there is one sample, of the node that is ahead."""
 
 
 class NodeMetrics(Collector):
@@ -54,6 +64,21 @@ class NodeMetrics(Collector):
         ProcessCollector(registry=registry)
         return generate_latest(registry)
 
+    def families(self) -> list[dict[str, Any]]:
+        """Return all metrics of the node and its process, as one node sends them to another."""
+        registry = CollectorRegistry()
+        registry.register(self)
+        ProcessCollector(registry=registry)
+        return [
+            {
+                "name": family.name,
+                "help": family.documentation,
+                "type": family.type,
+                "samples": [(sample.name, sample.labels, sample.value) for sample in family.samples],
+            }
+            for family in registry.collect()
+        ]
+
     def describe(self) -> list[Metric]:
         """Return nothing: the registry need not know the names before the first `collect`."""
         return []
@@ -79,7 +104,9 @@ class NodeMetrics(Collector):
             "Bytes waiting for streams.",
             sum(stream.backlog_bytes for stream in hub.laggards),
         )
-        yield CounterMetricFamily("sse_app_events", "Events fanned out.", hub.events_fanned_out)
+        yield CounterMetricFamily(
+            "sse_app_events", "Events fanned out; each worker fans out all.", hub.events_fanned_out
+        )
         yield CounterMetricFamily(
             "sse_app_deliveries", "Events times the streams they went to.", hub.deliveries
         )
@@ -127,3 +154,54 @@ class NodeMetrics(Collector):
             "Log lines dropped because standard error did not take them.",
             self._metrics.dropped_log_lines(),
         )
+
+
+class _AllMetrics(Collector):
+    """The metrics of all nodes, each sample with the name of its node.
+
+    Args:
+        answers: the `NodeMetrics.families` of each.
+    """
+
+    def __init__(self, answers: Answers) -> None:
+        self._answers = answers
+
+    def describe(self) -> list[Metric]:
+        """Return nothing, as `NodeMetrics` does."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield each metric once, with the samples of all nodes."""
+        answering = GaugeMetricFamily(
+            WORKER_UP,
+            "Whether the worker has answered; the metrics of one that has not are missing.",
+            labels=[LABEL],
+        )
+        for name in sorted((*self._answers.by_node, *self._answers.missing), key=int):
+            answering.add_metric([name], float(name in self._answers.by_node))
+        yield answering
+        merged: dict[str, Metric] = {}
+        for node, families in sorted(self._answers.by_node.items(), key=lambda each: int(each[0])):
+            for family in families:
+                name = family["name"]
+                if (metric := merged.get(name)) is None:
+                    metric = merged[name] = Metric(name, family["help"], family["type"])
+                for sample, labels, value in family["samples"]:
+                    metric.add_sample(
+                        sample, labels if name in OF_THE_LOG else {**labels, LABEL: node}, value
+                    )
+        for name in OF_THE_LOG & merged.keys():
+            newest = max(merged[name].samples, key=lambda sample: sample.value)
+            merged[name].samples = [newest]
+        yield from merged.values()
+
+
+def render_all(answers: Answers) -> bytes:
+    """Return the metrics of all nodes; those of the log, which they share, once.
+
+    Args:
+        answers: the `NodeMetrics.families` of each.
+    """
+    registry = CollectorRegistry()
+    registry.register(_AllMetrics(answers))
+    return generate_latest(registry)

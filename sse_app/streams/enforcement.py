@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from sse_app.auth.audit import Audit
-from sse_app.auth.records import Revocation
+from sse_app.auth.records import Revocation, Scope
 from sse_app.auth.revocations import Revocations
 from sse_app.auth.store import AuthStore
 from sse_app.auth.tokens.claims import Lease
 from sse_app.auth.tokens.issuer import Tokens
 from sse_app.auth.tokens.keyring import load_keys
+from sse_app.cluster.base import Cluster
 from sse_app.core.errors import EXHAUSTED, AuthStoreUnavailable, StateError
 from sse_app.core.periodic import PeriodicCallback
 from sse_app.core.repeated_event import RepeatedEvent
@@ -22,7 +24,20 @@ from sse_app.streams.stream import Stream
 INTERVAL = 0.25
 """Seconds between two looks at the store and the keys."""
 
+OTHERS_TIMEOUT = 1.0
+"""How long a revocation waits for the other nodes, in seconds; one that does not answer finds it in the store."""
+
+KICKED_TIME = 10.0
+"""For how many seconds the other nodes remember that a revocation which is about to come is a kick."""
+
 log = logging.getLogger(__name__)
+
+
+class Ended(NamedTuple):
+    """How many streams a revocation has ended, and which nodes could not be asked how many of theirs."""
+
+    streams: int
+    missing: tuple[str, ...]
 
 
 class Enforcement:
@@ -35,6 +50,7 @@ class Enforcement:
         tokens: verifies with the keys.
         keys: the directory of the keys.
         audit: flushed to the store.
+        cluster: the other nodes, which apply a revocation at once.
     """
 
     def __init__(
@@ -45,7 +61,9 @@ class Enforcement:
         tokens: Tokens,
         keys: Path,
         audit: Audit,
+        cluster: Cluster,
     ) -> None:
+        self._cluster = cluster
         self._hub = hub
         self._store = store
         self._revocations = revocations
@@ -60,6 +78,9 @@ class Enforcement:
         self._unread = RepeatedEvent(log, logging.ERROR, "keys_unread")
         self._looking = asyncio.Lock()
         self._callback = PeriodicCallback(self._look, INTERVAL)
+        tokens.look_for_keys = self._look_for_new_keys
+        cluster.answer("revocations.expect", self._expect)
+        cluster.answer("revocations.apply", lambda node, payload: self.apply())
 
     def use(self, keys: Path) -> None:
         """Look for new keys in another directory."""
@@ -78,33 +99,19 @@ class Enforcement:
             except AuthStoreUnavailable as error:
                 self._report(error)
 
-    async def revoke(self, *revocations: Revocation) -> int:
-        """Revoke tokens, end their sessions and streams, and return how many streams those were.
+    async def revoke(self, *revocations: Revocation) -> Ended:
+        """Revoke tokens, end their sessions and streams on all nodes, and return how many streams those were.
 
         Raises:
             AuthStoreUnavailable: the revocations cannot be written; nothing is revoked.
         """
-        concerned = sum(
-            any(
-                revocation.concerns(token) for revocation in revocations for token in stream.subscriber.tokens
-            )
-            for stream in self._hub.streams
-        )
-        await self._store.revoke(revocations)
-        await self.apply()
-        return concerned
+        return await self._revoke(revocations, ())
 
-    def sharing(self, stream: Stream) -> int:
-        """Return how many streams a kick of this one would end: all that have a token in common with it."""
-        ids = {token.token_id for token in stream.subscriber.tokens}
-        others = self._hub.streams_of_subject.get(stream.subscriber.lease.subject)
-        return sum(any(token.token_id in ids for token in other.subscriber.tokens) for other in others)
-
-    async def kick(self, stream: Stream, seconds: float) -> int:
+    async def kick(self, stream: Stream, seconds: float) -> Ended:
         """Revoke the tokens that a stream can come back with, end all streams with them, and return how many.
 
         Args:
-            stream: which.
+            stream: which, of this node.
             seconds: for how long its session gets neither a stream nor a stream token.
 
         Raises:
@@ -114,15 +121,60 @@ class Enforcement:
         ids = {token.token_id for token in tokens}
         self._kicked |= ids
         try:
-            ended = await self.revoke(
-                *map(_of_lease, tokens), Revocation.of_kick(stream.subscriber.lease.session, seconds)
-            )
+            barred = Revocation.of_kick(stream.subscriber.lease.session, seconds)
+            ended = await self._revoke((*map(_of_lease, tokens), barred), tuple(ids))
         finally:
             self._kicked -= ids
         # It may have been renewed while that was written. It has ended now, and is renewed no more.
         if late := [token for token in stream.subscriber.tokens if token.token_id not in ids]:
             await self.revoke(*map(_of_lease, late))
         return ended
+
+    async def _revoke(self, revocations: tuple[Revocation, ...], kicked: tuple[str, ...]) -> Ended:
+        """Revoke, and tell the other nodes before which tokens' streams are kicked."""
+        expected = {"revocations": [each._asdict() for each in revocations], "kicked": kicked}
+        others = self._cluster.peers()
+        # The streams are counted before they end, and nothing waits for a node that does not answer.
+        counting = asyncio.create_task(
+            self._cluster.ask("revocations.expect", expected, OTHERS_TIMEOUT, others)
+        )
+        own = self._concerned(revocations)
+        try:
+            await self._store.revoke(revocations)
+        except BaseException:
+            counting.cancel()
+            raise
+        await self.apply_everywhere()
+        counted = await counting
+        return Ended(own + sum(map(int, counted.by_node.values())), counted.missing)
+
+    def _concerned(self, revocations: tuple[Revocation, ...]) -> int:
+        return sum(
+            any(
+                revocation.concerns(token) for revocation in revocations for token in stream.subscriber.tokens
+            )
+            for stream in self._hub.streams
+        )
+
+    def _expect(self, node: str, payload: dict[str, Any]) -> int:
+        """Return how many streams of this node another one is about to end."""
+        ids = {str(each) for each in payload["kicked"]}
+        self._kicked |= ids
+        asyncio.get_running_loop().call_later(KICKED_TIME, self._kicked.difference_update, ids)
+        return self._concerned(tuple(map(_of_message, payload["revocations"])))
+
+    async def apply_everywhere(self) -> None:
+        """Do as `apply` does on all nodes; one that does not answer finds what is revoked a little later.
+
+        Raises:
+            AuthStoreUnavailable: this node cannot read the revocations.
+        """
+        others = self._cluster.peers()
+        asking = asyncio.create_task(self._cluster.ask("revocations.apply", None, OTHERS_TIMEOUT, others))
+        try:
+            await self.apply()
+        finally:
+            await asking
 
     async def apply(self) -> None:
         """Learn what has been revoked, and end the streams opened or renewed with such tokens.
@@ -160,13 +212,23 @@ class Enforcement:
         self._available = False
 
     def _look_at_keys(self) -> None:
+        if not self._look_for_new_keys() and self._keys_refused:
+            self._reload_keys()
+
+    def _look_for_new_keys(self) -> bool:
+        """Use the keys in the directory if they have changed, and return whether they have.
+
+        Another node, or a command, may have made a key, and issued a token with it, since the last look.
+        """
         try:
             changed_at = self._keys.stat().st_mtime_ns
         except OSError:
             changed_at = 0  # taken away: that is logged once, and the keys from before stay in use
-        if changed_at != self._keys_changed_at or self._keys_refused:
-            self._keys_changed_at = changed_at
-            self._reload_keys()
+        if changed_at == self._keys_changed_at:
+            return False
+        self._keys_changed_at = changed_at
+        self._reload_keys()
+        return True
 
     def _reload_keys(self) -> None:
         """Use the keys that are in the directory now; if one is bad, those from before."""
@@ -182,9 +244,15 @@ class Enforcement:
                 log.error("keys_refused", extra={"detail": self._keys_refused})
             return
         self._keys_refused = ""
-        if keys.signing.id != self._tokens.keys.signing.id:
+        if keys.signing.id != self._tokens.keys.signing.id and self._cluster.is_first:
             self._audit.record("key_rotation", target=keys.signing.id, detail=keys.signing.algorithm)
         self._tokens.use_keys(keys)
+
+
+def _of_message(revocation: dict[str, Any]) -> Revocation:
+    """Return a revocation as another node describes it."""
+    members = {name: revocation[name] for name in Revocation._fields}
+    return Revocation(**members | {"scope": Scope(revocation["scope"])})
 
 
 def _of_lease(token: Lease) -> Revocation:

@@ -22,6 +22,7 @@ from sse_app.core.multimap import Multimap
 from sse_app.eventlog.base import EventLog, EventsTrimmed
 from sse_app.streams.disconnects import Disconnects
 from sse_app.streams.fanout import FanoutGroup
+from sse_app.streams.numbers import first_number, node_of
 from sse_app.streams.replay_cache import ReplayCache
 from sse_app.streams.stream import Stream, Subscriber
 
@@ -60,9 +61,10 @@ class Hub:
         eventlog: open when the hub begins.
         backlog_limit: how many bytes may wait for one stream.
         retry: the mean of the reconnection times that clients are given, in milliseconds; they vary by half of it.
+        node: the number of the node, which is part of those of its streams.
     """
 
-    def __init__(self, eventlog: EventLog, *, backlog_limit: int, retry: int) -> None:
+    def __init__(self, eventlog: EventLog, *, backlog_limit: int, retry: int, node: int = 0) -> None:
         self.eventlog = eventlog
         self.streams: set[Stream] = set()
         self.laggards: set[Stream] = set()
@@ -78,9 +80,10 @@ class Hub:
         self.endings: Counter[str] = Counter()
         self.disconnects = Disconnects()
         """Notices when clients disconnect."""
-        # Streams are numbered on from the time, in microseconds, so that no number means another one later; and
-        # from the greatest that an earlier process has given, which may be ahead where the clock was set back.
-        self._next_number = time.time_ns() // 1000
+        # Streams are numbered on from the time, and from the greatest number that an earlier process of this node has
+        # given, which may be ahead where the clock was set back.
+        self._node = node
+        self._next_number = first_number(node)
         self.backlog_limit = backlog_limit
         self.retry = retry
         self.head = eventlog.head
@@ -191,7 +194,8 @@ class Hub:
         """
         if number is None:
             number = self._next_number
-        self._next_number = max(self._next_number, number + 1)
+        if node_of(number) == self._node:
+            self._next_number = max(self._next_number, number + 1)
         stream = Stream(
             number,
             subscriber,

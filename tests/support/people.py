@@ -229,7 +229,7 @@ def assert_ended(ears: list[Ear], since: float, reason: str) -> None:
     until(lambda: not any(ear.open for ear in ears), f"the streams end ({reason})")
     for ear in ears:
         assert ear.ended_at is not None
-        assert ear.farewell == reason
+        assert ear.farewell == reason, ear.events
         assert ear.ended_at - since < IN_FORCE
 
 

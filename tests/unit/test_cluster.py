@@ -35,7 +35,9 @@ from sse_app.cluster.workers import Workers
 
 async def main():
     worker = Workers(int(sys.argv[1]), Path(sys.argv[2]))
-    worker.answer("echo", lambda node, payload: [node, payload, sys.argv[3]])
+    asked = []
+    worker.answer("echo", lambda node, payload: asked.append(payload) or [node, payload, sys.argv[3]])
+    worker.answer("count", lambda node, payload: len(asked))
     await worker.start()
     print("started", flush=True)
     await asyncio.Event().wait()
@@ -95,6 +97,7 @@ async def test_a_process_alone_answers_itself_and_has_no_socket(tmp_path: Path) 
     await alone.start()
     assert (alone.name, alone.peers()) == ("", ())
     assert await alone.ask("echo", 1) == Answers({"": ["", 1]}, ())
+    assert await alone.ask("echo", 1, to=alone.peers()) == Answers({}, ())
     assert await alone.ask("no such kind") == Answers({}, ("",))
     alone.tell("echo", 1)
     alone.stop()
@@ -185,10 +188,18 @@ async def test_a_worker_that_hangs_is_named_and_costs_the_full_wait_once(
             assert (await one.ask("echo", 1)).missing == ("3",)
             other.send_signal(signal.SIGCONT)
 
+            answered = 0
+
             async def answers_again() -> bool:
-                return "3" in (await one.ask("echo", 1)).by_node
+                nonlocal answered
+                found = "3" in (await one.ask("echo", 1)).by_node
+                answered += found
+                return found
 
             await until_async(answers_again, "it answers again")
+            # What was asked in vain is not done late: the asker was told that it was not.
+            (heard,) = (await one.ask("count", to=["3"])).by_node.values()
+            assert heard <= 1 + answered, "a question was answered after its time"
     lines = [record.getMessage() for record in caplog.records]
     assert lines.count("worker_silent") == 1, lines
 

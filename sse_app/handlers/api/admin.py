@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import orjson
@@ -12,9 +12,9 @@ from sse_app.core.errors import InvalidInput
 from sse_app.core.events import timestamp
 from sse_app.handlers.base import ApiHandler, BodyHandler
 from sse_app.handlers.errors import Refusal
-from sse_app.monitoring.connection_table import COLUMNS, FIELDS, Query, list_streams
+from sse_app.monitoring.connection_table import COLUMNS, FIELDS, Query
+from sse_app.streams.kicks import UnknownStream
 from sse_app.streams.publisher import refuse_unknown
-from sse_app.streams.stream import Stream
 
 KICK_TIME = 300
 """For how many seconds a kick bars a session where it does not say."""
@@ -25,40 +25,44 @@ AUDIT_MAX = 1000
 MAX_SEARCH = 255
 
 
+def missing(names: Iterable[str]) -> dict[str, list[str]]:
+    """Return the member of an answer that names the workers which could not be asked, where there are any."""
+    found = list(names)
+    return {"workers_missing": found} if found else {}
+
+
+def _unknown_connection() -> Refusal:
+    return Refusal(404, "unknown_connection", "there is no connection with that id")
+
+
 class KickHandler(BodyHandler):
     """``/api/v1/admin/connections/{connection}/kick``."""
 
-    def get(self, connection: str) -> None:
+    async def get(self, connection: str) -> None:
         """Answer with how many streams a kick would end."""
         self.admin_claims()
-        self.write_json({"streams": self.node.enforcement.sharing(self._stream(connection))})
+        try:
+            sharing = await self.node.kicks.sharing(int(connection))
+        except UnknownStream:
+            raise _unknown_connection() from None
+        self.write_json({"streams": sharing.streams, **missing(sharing.missing)})
 
     async def post(self, connection: str) -> None:
         """End a connection and revoke its tokens, and bar its session: else its client would be back at once."""
         admin = self.admin_claims()
         seconds = self._seconds()
-        stream = self._stream(connection)
-        subscriber = stream.subscriber
-        kicked = await self.node.enforcement.kick(stream, seconds)
+        try:
+            kicked = await self.node.kicks.kick(int(connection), seconds)
+        except UnknownStream:
+            raise _unknown_connection() from None
         self.node.audit.record(
             "kick",
             subject=admin.subject,
             address=self.address,
-            target=subscriber.lease.subject,
-            detail=f"client_id {subscriber.client_id} at {subscriber.address}, for {seconds:g} s",
+            target=kicked.subject,
+            detail=f"client_id {kicked.client_id} at {kicked.address}, for {seconds:g} s",
         )
-        self.write_json({"kicked": kicked})
-
-    def _stream(self, connection: str) -> Stream:
-        """Return the open stream of that number.
-
-        Raises:
-            Refusal: there is none.
-        """
-        for stream in self.node.hub.streams:
-            if str(stream.number) == connection:
-                return stream
-        raise Refusal(404, "unknown_connection", "there is no connection with that id")
+        self.write_json({"kicked": kicked.streams, **missing(kicked.missing)})
 
     def _seconds(self) -> float:
         """Return for how long the session is barred, which the body may say."""
@@ -86,7 +90,8 @@ class RevocationsHandler(BodyHandler):
             target=revocation.value,
             detail=revocation.scope.value,
         )
-        self.write_json({"scope": revocation.scope.value, "value": revocation.value, "streams": ended}, 201)
+        answer = {"scope": revocation.scope.value, "value": revocation.value, "streams": ended.streams}
+        self.write_json({**answer, **missing(ended.missing)}, 201)
 
     def _revocation(self, request: dict[str, Any]) -> Revocation:
         refuse_unknown(request, {"token_id", "session", "subject", "all"})
@@ -122,8 +127,11 @@ class ConnectionsHandler(ApiHandler):
             offset=self.number("offset", 0, 0, 10**9),
             limit=self.number("limit", 100, 1, 1000),
         )
-        total, rows = await list_streams(self.node.hub, query)
-        self.write_json({"total": total, "connections": rows})
+        page = await self.node.connections.page(query)
+        answer: dict[str, Any] = {"total": page.total, "connections": page.rows}
+        if self.node.cluster.name:
+            answer["workers_missing"] = page.missing
+        self.write_json(answer)
 
     def _search(self) -> str:
         text = self.get_query_argument("search", "", strip=False)

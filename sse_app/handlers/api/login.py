@@ -139,7 +139,7 @@ class RefreshHandler(_SessionHandler):
                 self.forget_cookies()
             raise
         finally:
-            await self.node.enforcement.apply()  # a reused one has ended its session's streams
+            await self.node.enforcement.apply_everywhere()  # a reused one has ended its session's streams
         self.answer(logged_in, self._cookie_name if from_cookie else None)
 
 
@@ -161,7 +161,7 @@ class LogoutHandler(_SessionHandler):
             raise TokenRefused("this takes an access token or a refresh token of a session", "no session")
         for session, subject in sessions:
             await self.node.login.log_out(session, subject, self.address)
-        await self.node.enforcement.apply()
+        await self.node.enforcement.apply_everywhere()
         if not self._cookies_to_set:
             self.forget_cookies()
         self.set_status(204)

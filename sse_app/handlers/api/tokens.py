@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 from sse_app.auth.accounts.login import names_granted
 from sse_app.auth.tokens.claims import Claims
 from sse_app.auth.tokens.issuer import LEAST_LIFETIME, TokenKind
@@ -11,11 +9,8 @@ from sse_app.auth.tokens.keyring import public_jwk
 from sse_app.core.channels import ChannelName, channel_in
 from sse_app.core.errors import InvalidInput, TokenRefused
 from sse_app.handlers.base import ApiHandler, BodyHandler
-from sse_app.handlers.errors import RETRY_AFTER, Refusal
+from sse_app.handlers.errors import Refusal
 from sse_app.streams.publisher import refuse_unknown
-
-MAX_EARLIER = 32
-"""How many earlier tokens of a stream may still be in force: a kick revokes all of them."""
 
 
 class StreamTokenHandler(BodyHandler):
@@ -71,7 +66,7 @@ class MeHandler(ApiHandler):
 class RenewHandler(ApiHandler):
     """``POST /api/v1/sse/connections/{client_id}/renew``: open streams continue with a fresh stream token."""
 
-    def post(self, client_id: str) -> None:
+    async def post(self, client_id: str) -> None:
         """Renew the token's own streams with that client id, all or none."""
         claims = self.node.tokens.verify(self.bearer_token(), TokenKind.STREAM)
         self.claims = claims
@@ -79,26 +74,10 @@ class RenewHandler(ApiHandler):
         if expires_in < LEAST_LIFETIME:
             raise TokenRefused("the token is about to expire", "expires within a second")
         self.node.tokens.require_not_kicked(claims)
-        streams = [
-            stream
-            for stream in self.node.hub.streams_of_subject.get(claims.subject)
-            if stream.subscriber.client_id == client_id
-            and stream.subscriber.lease.session == claims.session
-            and stream.ending is None
-            and not stream.closed
-        ]
-        if not streams:
+        renewed = await self.node.renewal.renew(client_id, claims)
+        if not renewed:
             raise Refusal(404, "unknown_connection", "this session has no open stream with that client_id")
-        for stream in streams:
-            for channel in stream.channels:
-                claims.grants.require_subscribe(channel)
-        now = time.time()
-        if any(len(stream.subscriber.renewed(claims.lease, now).earlier) > MAX_EARLIER for stream in streams):
-            message = f"this stream has been renewed with {MAX_EARLIER} tokens that are still in force"
-            raise Refusal(429, "too_many_renewals", message, Retry_After=RETRY_AFTER)
-        for stream in streams:
-            self.node.keepalive.renew(stream, claims.lease)
-        self.write_json({"renewed": len(streams), "expires_in": expires_in})
+        self.write_json({"renewed": renewed, "expires_in": expires_in})
 
 
 class KeySetHandler(ApiHandler):

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from sse_app.core.events import EventId
 from sse_app.handlers.base import ApiHandler
 from sse_app.handlers.errors import RETRY_AFTER, Refusal
 from sse_app.handlers.site.pages import STATIC, content_of
-from sse_app.version import VERSION
 
 
 class HealthHandler(ApiHandler):
@@ -35,23 +33,17 @@ class ReadyHandler(ApiHandler):
 class MetricsHandler(ApiHandler):
     """``GET /metrics``, for the networks that the settings allow."""
 
-    def get(self) -> None:
-        """Answer in Prometheus' text format."""
+    async def get(self) -> None:
+        """Answer in Prometheus' text format, with the metrics of all workers."""
         self.require_local()
-        from sse_app.monitoring.prometheus import CONTENT_TYPE, NodeMetrics
+        from sse_app.monitoring.prometheus import CONTENT_TYPE, render_all
 
         node = self.node
-        metrics = NodeMetrics(
-            node.hub,
-            node.keepalive,
-            node.eventlog,
-            node.metrics,
-            node.channels,
-            node.lifecycle,
-            node.readiness,
-        )
         self.set_header("Content-Type", CONTENT_TYPE)
-        self.write(metrics.render())
+        if node.cluster.name:
+            self.write(render_all(await node.cluster.ask("metrics")))
+        else:
+            self.write(node.prometheus().render())
 
 
 class DescriptionHandler(ApiHandler):
@@ -68,22 +60,4 @@ class StatusHandler(ApiHandler):
 
     async def get(self) -> None:
         """Answer with the configured channels and how they are used."""
-        node = self.node
-        epoch = node.eventlog.head.epoch
-        channels = {}
-        for name in node.channels.names:
-            published, last = await node.eventlog.published(name)
-            channels[name] = {
-                "connection_count": node.hub.streams_on_channel[name],
-                "events_published": published,
-                "last_event_id": str(EventId(epoch, last)) if last else None,
-            }
-        self.write_json(
-            {
-                "status": "active",
-                "version": VERSION,
-                "uptime_seconds": round(node.lifecycle.uptime, 3),
-                "total_connections": len(node.hub.streams),
-                "channels": channels,
-            }
-        )
+        self.write_json(await self.node.status.current())
