@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -67,8 +67,8 @@ class SseApp(Server):
     def _state(self) -> Path:
         return self.directory / "state"
 
-    def _mint(self, kind: TokenKind, grants: Sequence[Grants]) -> list[str]:
-        """Return a token for each of the grants: what `main.py token` does, without a process for each."""
+    def _mint(self, kind: TokenKind, grants: Iterable[Grants]) -> Iterator[str]:
+        """Yield a token for each of the grants: what `main.py token` does, without a process for each."""
         auth = Settings().auth
         tokens = Tokens(
             KeyRing.load(self._state / "keys"),
@@ -76,25 +76,23 @@ class SseApp(Server):
             audience=auth.audience,
             longest=auth.longest_lifetime,
         )
-        return [
-            tokens.issue(kind, f"bench-{number}", f"bench-{number}", grant, _LIFETIME)
-            for number, grant in enumerate(grants)
-        ]
+        for number, grant in enumerate(grants):
+            yield tokens.issue(kind, f"bench-{number}", f"bench-{number}", grant, _LIFETIME)
 
     def stream_paths(self, channels: Sequence[str], streams: int) -> list[str]:
         tokens = -(-streams // self.options.streams_per_token)
         names = [channels[number % len(channels)] for number in range(tokens)]
         if self.options.foreign_tokens:
-            minted = self._mint(TokenKind.STREAM, [Grants.of(subscribe=[name]) for name in names])
+            granted = {name: Grants.of(subscribe=[name]) for name in channels}
+            minted = self._mint(TokenKind.STREAM, (granted[name] for name in names))
         else:
             minted = self._ask_for(names)
         return [f"/api/v1/sse/{name}?token={token}" for name, token in zip(names, minted, strict=True)]
 
-    def _ask_for(self, names: Sequence[str]) -> list[str]:
-        """Return stream tokens as clients get them: the server issues them for an access token."""
-        access = self._mint(TokenKind.ACCESS, [Grants.of(subscribe=["bench.*"])])[0]
+    def _ask_for(self, names: Sequence[str]) -> Iterator[str]:
+        """Yield stream tokens as clients get them: the server issues them for an access token."""
+        access = next(self._mint(TokenKind.ACCESS, [Grants.of(subscribe=["bench.*"])]))
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
-        tokens = []
         for name in names:
             connection.request(
                 "POST",
@@ -102,9 +100,8 @@ class SseApp(Server):
                 json.dumps({"channels": [name]}),
                 {"Authorization": f"Bearer {access}", "Content-Type": "application/json"},
             )
-            tokens.append(str(json.load(connection.getresponse())["stream_token"]))
+            yield str(json.load(connection.getresponse())["stream_token"])
         connection.close()
-        return tokens
 
     def upgrade(self) -> None:
         """Have a successor take over, with all streams, and return when it serves.
@@ -123,15 +120,15 @@ class SseApp(Server):
 
     def figures_path(self) -> str:
         """Return the path of a stream of the server's own figures."""
-        token = self._mint(TokenKind.STREAM, [Grants.of([ADMIN_CHANNEL], admin=True)])[0]
+        token = next(self._mint(TokenKind.STREAM, [Grants.of([ADMIN_CHANNEL], admin=True)]))
         return f"/api/v1/sse/{ADMIN_CHANNEL}?token={token}"
 
     def admin_token(self) -> str:
         """Return an access token of an administrator."""
-        return self._mint(TokenKind.ACCESS, [Grants.of(admin=True)])[0]
+        return next(self._mint(TokenKind.ACCESS, [Grants.of(admin=True)]))
 
     def publish(self, channels: Sequence[str], batch: int = 1) -> Publish:
-        token = self._mint(TokenKind.ACCESS, [Grants.of(publish=["bench.*"])])[0]
+        token = next(self._mint(TokenKind.ACCESS, [Grants.of(publish=["bench.*"])]))
         headers = ("Content-Type: application/json", f"Authorization: Bearer {token}")
         if batch == 1:
             paths = tuple(f"/api/v1/sse/{channel}" for channel in channels)

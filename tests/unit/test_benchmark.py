@@ -1,0 +1,186 @@
+"""The benchmark: its load client notices what a server loses and doubles, and its table reads what is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from bench import native
+from bench.fleet import Fleet, combined
+from bench.histogram import SHARES, merged
+from bench.load import LoadFailed, StreamClient, verify
+from bench.payload import SENT_BASE, SEQ_BASE
+from bench.results import Result
+from bench.scenarios import SCENARIOS
+from bench.targets import GROUPS, Measured, Target
+from tests.support.programs import require
+from tests.support.scripted_server import HOURS, Answer, ScriptedServer, connected, frame, scripted_server
+from tests.support.waiting import until
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The load programs, compiled elsewhere than where others may be in use."""
+    require("gcc")
+    patch = pytest.MonkeyPatch()
+    patch.setattr(native, "BUILD", tmp_path_factory.mktemp("bench"))
+    native.build()
+    yield
+    patch.undo()
+
+
+@pytest.fixture
+def server() -> Iterator[ScriptedServer]:
+    """A server that answers as told."""
+    with scripted_server() as server:
+        yield server
+
+
+def _port(server: ScriptedServer) -> int:
+    return int(server.url.rpartition(":")[2])
+
+
+def _events(*numbers: int) -> str:
+    return "".join(
+        frame("tick", {"seq": SEQ_BASE + number, "sent": SENT_BASE + 1}, f"e-{number}") for number in numbers
+    )
+
+
+def _stream(*numbers: int, hold: float = HOURS) -> Answer:
+    return Answer(body=connected("e-0", recovered=True) + _events(*numbers), hold=hold)
+
+
+def _wait(client: StreamClient | Fleet, name: str, count: int) -> dict[str, Any]:
+    until(lambda: client.ask("stats")[name] >= count, f"{count} {name}")
+    return client.ask("stats")
+
+
+@pytest.mark.parametrize(
+    ("numbers", "gaps", "duplicates"),
+    [((1, 2, 3), 0, 0), ((1, 2, 5), 2, 0), ((1, 2, 2), 0, 1), ((1, 3, 2), 1, 1)],
+)
+def test_the_load_client_counts_events_that_are_lost_and_that_come_twice(
+    server: ScriptedServer, numbers: tuple[int, ...], gaps: int, duplicates: int
+) -> None:
+    server.answers = [_stream(*numbers)]
+    with StreamClient(_port(server), ["/stream"], 1, ready="connected") as client:
+        client.open()
+        seen = _wait(client, "events", 3)
+    assert (seen["gaps"], seen["duplicates"]) == (gaps, duplicates)
+    if gaps or duplicates:
+        with pytest.raises(LoadFailed, match="once and in order"):
+            verify(seen, 3)
+    else:
+        verify(seen, 3)
+
+
+@pytest.mark.parametrize(("again", "gaps", "duplicates"), [((3, 4), 0, 0), ((4,), 1, 0), ((2, 3, 4), 0, 1)])
+def test_the_load_client_goes_on_counting_where_it_was_cut_off(
+    server: ScriptedServer, again: tuple[int, ...], gaps: int, duplicates: int
+) -> None:
+    server.answers = [_stream(1, 2, hold=0), Answer(status=0), Answer(status=503), _stream(*again)]
+    with StreamClient(_port(server), ["/stream"], 1, ready="connected") as client:
+        client.open()
+        _wait(client, "ended", 1)
+        back = client.ask("return 10 30000", 30)
+        assert (back["ready"], back["refused"]) == (1, 2)
+        seen = _wait(client, "events", 2 + len(again))
+    assert (seen["gaps"], seen["duplicates"]) == (gaps, duplicates)
+
+
+def test_a_stream_that_lacks_an_event_the_others_have_is_no_success(server: ScriptedServer) -> None:
+    server.answers = [_stream(1, 2), _stream(1)]
+    with StreamClient(_port(server), ["/stream"], 2, ready="connected") as client:
+        client.open(inflight=1)
+        seen = _wait(client, "events", 3)
+    assert (seen["fewest"], seen["most"]) == (1, 2)
+    with pytest.raises(LoadFailed):
+        verify(seen, 2)
+
+
+def test_several_load_clients_report_as_one(server: ScriptedServer) -> None:
+    server.answers = [_stream(1, 2)]
+    paths = [f"/stream/{number}" for number in range(5)]
+    with Fleet(_port(server), paths, 5, "connected") as fleet:
+        assert fleet.grow(inflight=5) == ""
+        seen = _wait(fleet, "events", 10)
+        assert len(fleet.pids) == 2
+    assert (seen["ready"], seen["fewest"], seen["most"], seen["gaps"]) == (5, 2, 2, 0)
+    assert seen["latency_us"]["count"] == 10
+    assert sorted(request.path for request in server.asked) == paths
+
+
+def test_a_crowd_that_does_not_fit_says_why(server: ScriptedServer) -> None:
+    server.answers = [_stream(1), Answer(status=429)]
+    with Fleet(_port(server), ["/stream"], 2, "connected") as fleet:
+        assert "429" in fleet.grow(inflight=1)
+        assert fleet.streams == 1
+    with Fleet(_port(server), ["/stream"], 2, "connected") as fleet:
+        assert "of memory were left" in fleet.grow(inflight=1, least_available=1e12)
+
+
+def test_histograms_of_one_client_are_what_it_prints_itself(server: ScriptedServer) -> None:
+    server.answers = [_stream(*range(1, 200))]
+    with StreamClient(_port(server), ["/stream"], 3, ready="connected") as client:
+        client.ask("buckets 1")
+        client.open()
+        seen = _wait(client, "events", 3 * 199)
+    for name in ("latency_us", "opening_us"):
+        again = merged([seen], name)
+        assert again["count"] == seen[name]["count"] > 0
+        assert all(abs(again[share] - seen[name][share]) <= 0.051 for share in SHARES)
+        assert combined([seen, seen])[name]["p50"] == again["p50"]
+
+
+class _Everything(dict[str, float]):
+    """A sample that has all there is to measure."""
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+    def __missing__(self, name: str) -> float:
+        return 1.0
+
+    def get(self, name: str, default: object = None) -> Any:
+        return 1.0
+
+
+def test_every_line_of_the_table_finds_its_figure_among_those_of_its_scenarios() -> None:
+    results = {
+        name: Result(
+            name,
+            False,
+            "",
+            "",
+            {},
+            samples={variant.key: [_Everything(any=1.0)] for variant in scenario.variants},
+        )
+        for name, scenario in SCENARIOS.items()
+    }
+    for name in ("handover", "handover-workers"):
+        samples: dict[str, Any] = {variant: [_Everything(any=1.0)] for variant in ("restart", "upgrade")}
+        results[name] = Result(name, False, "", "", {}, samples=samples)
+    targets = [target for group in GROUPS for target in group.targets]
+    assert [target.line for target in targets if target.value(results) is None] == []
+    assert [target.line for target in targets if target.value({}) is not None] == []
+
+
+@pytest.mark.parametrize(
+    ("value", "higher", "verdict"),
+    [
+        (0.7, False, "yes, and the aim"),
+        (0.8, False, "yes"),
+        (0.86, False, "**no**"),
+        (0.7, True, "**no**"),
+        (0.86, True, "yes"),
+    ],
+)
+def test_a_line_is_met_where_its_figure_is_on_the_right_side_of_bound_and_aim(
+    value: float, higher: bool, verdict: str
+) -> None:
+    bound, aim = (0.85, 0.9) if higher else (0.85, 0.75)
+    target = Target("line", "{:.2f} ×", bound, aim, lambda results: None, higher)  # noqa: RUF001
+    assert target.verdict(Measured(value, "")) == verdict
+    assert target.verdict(None) == ""
