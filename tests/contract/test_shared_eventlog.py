@@ -6,7 +6,6 @@ import asyncio
 import os
 import random
 import shutil
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -24,7 +23,6 @@ from sse_app.eventlog.base import Retention
 from sse_app.eventlog.sqlite import writer
 from sse_app.eventlog.sqlite.bells import Bells
 from sse_app.eventlog.sqlite.file import CHECKPOINT_PAGES, PAGE_BYTES
-from sse_app.eventlog.sqlite.lock import LogLock
 from sse_app.eventlog.sqlite.log import SqliteEventLog
 from tests.support.appender import Appender
 from tests.support.log_processes import RemoteLog, log_processes
@@ -142,26 +140,6 @@ async def test_of_a_hundred_processes_that_are_killed_nothing_acknowledged_is_lo
     await kill_appenders(tmp_path / "e.db", 100)
 
 
-def stop_with_the_lock(path: Path, appender: Appender) -> None:
-    """Stop a process that appends at a moment when it has the log's lock."""
-    lock = LogLock(path)
-    lock.open()
-    try:
-
-        def has_it() -> bool:
-            os.kill(appender.process.pid, signal.SIGSTOP)
-            os.waitid(os.P_PID, appender.process.pid, os.WSTOPPED)
-            if not lock.try_acquire():
-                return True
-            lock.release()
-            os.kill(appender.process.pid, signal.SIGCONT)
-            return False
-
-        until(has_it, "the process is stopped while it has the lock")
-    finally:
-        lock.close()
-
-
 @pytest.mark.gen_test(timeout=120)
 @pytest.mark.expects_logs("event_log_unavailable")
 async def test_a_process_that_is_stopped_with_the_lock_costs_the_others_a_bounded_time_and_stores_nothing_later(
@@ -175,7 +153,7 @@ async def test_a_process_that_is_stopped_with_the_lock_costs_the_others_a_bounde
             follower = Follower(log)
             await until_async(lambda: len(appender.ids) > 5, "others append")
             await log.append([new(A, '{"n":0}')])
-            await asyncio.to_thread(stop_with_the_lock, path, appender)
+            await asyncio.to_thread(appender.stop_with_the_lock)
             begun = time.monotonic()
             answers = await asyncio.gather(
                 *(log.append([new(A, f'{{"n":{number}}}')]) for number in range(1, 20)),
@@ -189,7 +167,7 @@ async def test_a_process_that_is_stopped_with_the_lock_costs_the_others_a_bounde
                 await log.append([new(A, '{"n":20}')])
             assert not log.available
             assert await log.lost([A], log.head) == {}  # what is stored can be read
-            os.kill(appender.process.pid, signal.SIGCONT)
+            appender.resume()
             await until_async(lambda: log.available, "the log is available again")
             (last,) = await log.append([new(A, '{"n":21}')])
             await asyncio.to_thread(appender.stop)
@@ -214,14 +192,14 @@ async def test_a_log_is_closed_and_opened_in_a_bounded_time_while_a_stopped_proc
     try:
         async with opened(path) as log:
             await until_async(lambda: len(appender.ids) > 5, "others append")
-            await asyncio.to_thread(stop_with_the_lock, path, appender)
+            await asyncio.to_thread(appender.stop_with_the_lock)
             append = asyncio.create_task(log.append([new()]))
             await asyncio.sleep(0.1)
         with pytest.raises(EventLogUnavailable):
             await append
         with pytest.raises(StateError, match=r"another process has held .*e\.db-lock for 1 second"):
             await SqliteEventLog(path).open()
-        os.kill(appender.process.pid, signal.SIGCONT)
+        appender.resume()
         await asyncio.to_thread(appender.stop)
         async with opened(path) as log:
             await log.append([new(A, '{"n":1}')])
@@ -333,6 +311,24 @@ async def test_a_process_that_was_not_alone_and_is_again_asks_the_file_no_more(
         assert await one.published(A) == (2, last.seq)
         assert await one.published(B) == (1, 2)
         assert await one.lost([A, B], last) == {}
+
+
+@pytest.mark.gen_test
+async def test_a_process_that_is_alone_does_not_take_its_own_checkpoints_for_another_one(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "e.db"
+    async with opened(path) as log:
+        for _ in range(3):
+            await log.append([new(A, "x" * 20_000)] * 300)
+            assert os.stat(f"{path}-wal").st_size > PAGE_BYTES * CHECKPOINT_PAGES
+        with closing(sqlite3.connect(path)) as database:
+            assert os.stat(path).st_size > 900 * 20_000, "it was moved into the database"
+            assert database.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[1] < 3 * CHECKPOINT_PAGES
+        await asyncio.sleep(3 * writer.LOOK_INTERVAL)
+        assert log._alone is not None
+        (last,) = await log.append([new()])
+        assert await log.lost([A], last) == {}
 
 
 @pytest.fixture(scope="module")

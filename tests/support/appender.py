@@ -6,6 +6,8 @@ It prints the id of each event once it is stored, and ends when its standard inp
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -13,8 +15,10 @@ from pathlib import Path
 
 from sse_app.core.channels import ChannelName
 from sse_app.core.events import NewEvent
+from sse_app.eventlog.sqlite.lock import LogLock
 from sse_app.eventlog.sqlite.log import SqliteEventLog
 from tests.support.server_process import ROOT
+from tests.support.waiting import until
 
 
 async def append(path: Path, channel: ChannelName, pause: float) -> None:
@@ -44,6 +48,7 @@ class Appender:
 
     def __init__(self, path: Path, channel: str, pause: float) -> None:
         self.ids: list[str] = []
+        self._path = path
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.support.appender", str(path), channel, str(pause)],
             cwd=ROOT,
@@ -65,6 +70,29 @@ class Appender:
         assert self.process.wait(30) == 0
         self._end()
         return self.ids
+
+    def stop_with_the_lock(self) -> None:
+        """Stop the process (SIGSTOP) at a moment when it has the log's lock."""
+        lock = LogLock(self._path)
+        lock.open()
+        try:
+
+            def has_it() -> bool:
+                os.kill(self.process.pid, signal.SIGSTOP)
+                os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WNOWAIT)
+                if not lock.try_acquire():
+                    return True
+                lock.release()
+                os.kill(self.process.pid, signal.SIGCONT)
+                return False
+
+            until(has_it, "the process is stopped while it has the lock")
+        finally:
+            lock.close()
+
+    def resume(self) -> None:
+        """Let a process that was stopped run again."""
+        os.kill(self.process.pid, signal.SIGCONT)
 
     def kill(self) -> None:
         """End the process as a power cut would, where it still runs; `ids` are those that it acknowledged."""

@@ -70,6 +70,7 @@ class LogFile:
         self.others_committed = False
         """Whether another connection has committed, since this was set to False."""
         self._data_version = -1
+        self._checkpoints: sqlite3.Connection | None = None
         self._pages = 0
         """About how many pages this process has added to the write-ahead log since it was moved into the database."""
         self._patience = 0
@@ -83,33 +84,37 @@ class LogFile:
         with log_lock(self.path):
             self.db = open_database(self.path, APPLICATION_ID, MIGRATIONS)
             try:
-                self.epoch = epoch_of(self.db)
-                self.db.execute("BEGIN IMMEDIATE")
-                with content_of_ours():
-                    begun = clock_of(self.db)
-                    self.clock = begun or self.clock
-                    require_head(self.db)
-                self.catch_up()
-                if begun is None:
-                    keep_clock(self.db, self.clock)
-                self.db.execute("COMMIT")
-                self.db.execute("PRAGMA wal_autocheckpoint = 0")
+                self._read_first()
                 self._checkpoints = connect(self.path)
                 self.files = DatabaseFiles(self.path)
                 self.lock.open()
                 self.bells.open()
             except (sqlite3.Error, OSError) as error:
                 with without_checkpoint(self.path):
-                    self.db.close()
+                    self.close()
                 raise unusable(self.path, error) from error
             except BaseException:
-                self.db.close()
+                self.close()
                 raise
         self.others_committed = False
 
+    def _read_first(self) -> None:
+        self.epoch = epoch_of(self.db)
+        self.db.execute("PRAGMA wal_autocheckpoint = 0")
+        self.db.execute("BEGIN IMMEDIATE")
+        with content_of_ours():
+            begun = clock_of(self.db)
+            self.clock = begun or self.clock
+            require_head(self.db)
+        self.catch_up()
+        if begun is None:
+            keep_clock(self.db, self.clock)
+        self.db.execute("COMMIT")
+
     def close(self) -> None:
         """Close all but the bell, which belongs to the event loop."""
-        self._checkpoints.close()
+        if self._checkpoints is not None:
+            self._checkpoints.close()
         self.db.close()
         self.lock.close()
 
@@ -206,7 +211,7 @@ class LogFile:
             size: about how many bytes a commit has stored.
         """
         self._pages += PAGES_PER_COMMIT + 2 * size // PAGE_BYTES  # as many are erased sooner or later
-        if self._pages < CHECKPOINT_PAGES:
+        if self._pages < CHECKPOINT_PAGES or self._checkpoints is None:
             return
         self._pages -= CHECKPOINT_PAGES // 4  # until it is tried again
         self._patience = min(self._patience + CHECKPOINT_PATIENCE, MAX_CHECKPOINT_PATIENCE)

@@ -32,6 +32,8 @@ PROBE_INTERVAL = 1.0
 """How often a log that failed is tried again while nothing is published, in seconds."""
 LOOK_INTERVAL = 0.2
 """How often the file is looked at for what other processes have committed, in seconds."""
+ALONE_INTERVAL = 5.0
+"""How often a process that has not been alone finds out whether it is, in seconds."""
 LOCK_TIMEOUT = 5.0
 """How long appends wait for a process that has the lock, in seconds."""
 EVENT_BYTES = 128
@@ -429,7 +431,9 @@ class SqliteWriter:
             self._fail("written", error)
             return PROBE_INTERVAL
         self._wake()  # for what the expiry has reported
-        return 0.0 if more else self._expiry_interval
+        if more:
+            return 0.0
+        return min(self._expiry_interval, ALONE_INTERVAL) if self._shared else self._expiry_interval
 
     def _find_out_whether_alone(self) -> None:
         """Tell the event loop the state of all channels, where it need not ask the file any more."""
