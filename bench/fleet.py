@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from bench.histogram import merged
@@ -62,11 +61,6 @@ class Fleet:
             with contextlib.suppress(OSError):
                 client.close()
         self._paths.unlink(missing_ok=True)
-
-    @property
-    def path_file(self) -> Path:
-        """Where the paths are."""
-        return self._paths
 
     @property
     def pids(self) -> list[int]:

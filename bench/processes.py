@@ -163,6 +163,10 @@ class Processes:
                         counts[pid] += os.readlink(f"/proc/{pid}/fd/{number}") in connected
         return counts
 
+    def logged(self, text: str) -> int:
+        """Return how often a text stands in the log."""
+        return self._log.read_text(errors="replace").count(text)
+
     def check(self) -> None:
         """Raise ServerFailed, with the end of the log, if a process has ended."""
         for process in self._started:

@@ -35,10 +35,15 @@ streams and events to warm up; a ratio is the median of the ratios within a roun
 
 CPU is user and system time of all processes of a server, as the kernel counts it, from just before the
 first request to the moment the last stream has the last event; nothing is subtracted. Events have 200
-bytes of data. The client, a C epoll loop, checks that every stream got every event once and in order; a
-sample where one did not is a failure and counts nowhere. "Stolen" is the share of the machine's time that
-the hypervisor gave to others meanwhile: "others" the share that processes beside server, client and
-publisher took. Where they are high, a round is worth less.
+bytes of data. The client, a C epoll loop (in several processes for a crowd), checks that every stream
+got every event once and in order; a sample where one did not is a failure and counts nowhere. "Stolen" is the
+share of the machine's time that the hypervisor gave to others meanwhile: "others" the share that processes
+beside server, client and publisher took. Where they are high, a round is worth less.
+
+`make bench` runs everything, `make bench-quick` the lines that matter most. `python -m bench --scenario NAME`
+runs one; `crowd`, `storm` and `million`, which runs only when it is named, take `--streams`, `--workers` and
+`--minutes`. A crowd needs some 10 KB of memory for each stream, and a process can hold no more streams than it
+may open files (`ulimit -n -H`), so take as many workers as that asks for.
 """
 
 

@@ -99,7 +99,7 @@ SCENARIOS = (
         "it what the whole machine has less of. A stream that is lost, or has no ping for 45 seconds, is a failure.",
         (
             Variant("sse_app", "", partial(_HUNDRED_THOUSAND, 10.0, True)),
-            Variant("nchan", "", partial(_HUNDRED_THOUSAND, 1.0, True), once=True),
+            Variant("nchan", "", partial(_HUNDRED_THOUSAND, 0.6, True), once=True),
         ),
         _COLUMNS,
         partial(_HUNDRED_THOUSAND, 10.0, True),

@@ -116,7 +116,6 @@ SCENARIOS = (
             Column("p99_ratio", "p99", 2),
         ),
         _measure_across,
-        rounds=3,
         quick=True,
     ),
     Scenario(

@@ -20,7 +20,9 @@ APPS = Path(__file__).resolve().parent / "apps"
 ENOUGH = 8
 """Connections for each worker of which it is all but certain that each worker gets one."""
 
-_START_SECONDS = 90.0
+START_SECONDS = 180.0
+"""For so long many workers may start, one after the other."""
+
 PEERS = Path(__file__).resolve().parent.parent / ".peers"
 
 
@@ -79,12 +81,12 @@ class Server(ABC):
         """Start, and return when connections are accepted, by all workers.
 
         Raises:
-            ServerFailed: a process has ended, or does not answer within a minute and a half.
+            ServerFailed: a process has ended, or does not answer in time.
         """
         self.launch()
         self.processes.wait_for_port(self.port)
         wanted = 1 if self.options.workers == 1 else ENOUGH * self.options.workers
-        answers, deadline = 0, time.monotonic() + _START_SECONDS
+        answers, deadline = 0, time.monotonic() + START_SECONDS
         while self.health_path and answers < wanted:
             try:
                 self.check_health(timeout=5)

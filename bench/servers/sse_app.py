@@ -16,7 +16,7 @@ from typing import ClassVar
 from bench.load import Publish
 from bench.payload import EVENT_ITEM
 from bench.processes import ServerFailed
-from bench.servers.interface import Server
+from bench.servers.interface import START_SECONDS, Server
 from sse_app.auth.tokens.grants import Grants
 from sse_app.auth.tokens.issuer import TokenKind, Tokens
 from sse_app.auth.tokens.keyring import KeyRing
@@ -62,6 +62,20 @@ class SseApp(Server):
         if self.options.workers > 1:
             command += ["--workers", str(self.options.workers)]
         self.processes.start(command, env, cwd=self.checkout)
+
+    def start(self) -> None:
+        """Start, and return when all workers serve: until then one's connections are lent to another.
+
+        Raises:
+            ServerFailed: a process has ended, or not all serve in time.
+        """
+        super().start()
+        deadline = time.monotonic() + START_SECONDS
+        while self.options.workers > 1 and self.processes.logged('"event":"serving"') < self.options.workers:
+            self.processes.check()
+            if time.monotonic() > deadline:
+                raise ServerFailed("not all workers serve")
+            time.sleep(0.1)
 
     @property
     def _state(self) -> Path:
