@@ -19,6 +19,7 @@ from sse_app.core.errors import EventLogUnavailable
 from sse_app.core.events import Event, EventId
 from sse_app.core.framing import Framing
 from sse_app.core.multimap import Multimap
+from sse_app.core.shared_reads import SharedReads
 from sse_app.eventlog.base import EventLog, EventsTrimmed
 from sse_app.streams.disconnects import Disconnects
 from sse_app.streams.fanout import FanoutGroup
@@ -90,6 +91,7 @@ class Hub:
         """The id of the last event whose fan-out has begun: where a stream that joins now begins."""
         self._fanning_out = asyncio.Lock()
         self._replay_cache = ReplayCache(eventlog.head.epoch, REPLAY_CACHE_BYTES)
+        self._reads: SharedReads[tuple[frozenset[ChannelName], int, int], tuple[bytes, int]] = SharedReads()
         self._groups: dict[tuple[frozenset[ChannelName], Framing], FanoutGroup[Stream]] = {}
         self._of_channel: dict[ChannelName, dict[FanoutGroup[Stream], None]] = {}
         self._arrival = asyncio.Event()
@@ -286,6 +288,10 @@ class Hub:
         recent = self._replay_cache.between(after, until, wanted)
         if recent is not None:
             return recent
+        return await self._reads.get((wanted, after, until), lambda: self._read(wanted, after, until))
+
+    async def _read(self, wanted: frozenset[ChannelName], after: int, until: int) -> tuple[bytes, int]:
+        """Return a page of the past from the log; see `past`."""
         page = await self.eventlog.replay(wanted, after, until, REPLAY_PAGE_EVENTS)
         if page.gap:
             raise EventLogUnavailable("the history was trimmed while it was being replayed")

@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -509,6 +510,36 @@ async def test_a_position_ahead_of_what_a_process_knows_is_looked_up_in_the_log(
         assert one.head.seq == 3
         ahead = EventId(position.epoch, 4)
         assert await one.lost([A, B], ahead) == {A: "position_ahead", B: "position_ahead"}
+
+
+@pytest.mark.gen_test
+@pytest.mark.usefixtures("lost_bells")
+async def test_of_those_that_ask_for_lost_channels_together_each_has_the_answer_for_its_own_position(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with two_processes(tmp_path / "e.db", Retention(size=4)) as (one, other):
+        ids = await other.append([new(A)] * 8)
+        reads = 0
+        read = one._on_snapshot
+
+        def counted(work: Callable[[], Any]) -> Any:
+            nonlocal reads
+            reads += 1
+            return read(work)
+
+        monkeypatch.setattr(one, "_on_snapshot", counted)
+        together = asyncio.gather(*(one.lost([A], id) for id in ids for _ in range(10)))
+        await asyncio.sleep(0)  # the read is under way
+        (late,) = await other.append([new(A)])
+        answers = await asyncio.gather(together, one.lost([A], late))
+        trimmed = [
+            id.seq
+            for id, answer in zip((id for id in ids for _ in range(10)), answers[0], strict=True)
+            if answer
+        ]
+        assert trimmed in ([seq for seq in range(1, 1 + until) for _ in range(10)] for until in (3, 4))
+        assert answers[1] == {}  # although others had asked before the event was stored
+        assert reads <= 3
 
 
 @pytest.mark.gen_test

@@ -349,6 +349,51 @@ async def test_a_replay_is_framed_as_the_stream_is(framing: Framing, monkeypatch
         assert [event.type for event in events] == ["e"] * PAST + ["closing"]
 
 
+@pytest.mark.gen_test
+async def test_streams_that_resume_together_from_one_position_cause_one_read_of_each_page(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with opened(monkeypatch) as room:
+        reads = 0
+
+        async def at_await() -> None:
+            nonlocal reads
+            reads += 1
+            await asyncio.sleep(0)
+
+        room.log.at_await = at_await
+        clients = [Client(room, (A, B, C), Replay(0)) for _ in range(50)]
+        await asyncio.gather(*(run(room, client, client.connection) for client in clients))
+        assert all(client.numbers() == list(range(1, PAST + 1)) for client in clients)
+        assert reads == 2 * PAST / 2  # before and after each page of two events
+
+
+@pytest.mark.expects_logs("replay_failed")
+@pytest.mark.gen_test
+async def test_a_read_that_fails_ends_all_streams_that_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with opened(monkeypatch) as room:
+        room.log.broken = True
+        clients = [Client(room, (A, B, C), Replay(0)) for _ in range(5)]
+        await asyncio.gather(*(run(room, client, client.connection) for client in clients))
+        assert [client.read()[-1].type for client in clients] == ["closing"] * 5
+
+
+@pytest.mark.gen_test
+async def test_a_stream_that_is_given_up_while_its_past_is_read_takes_it_from_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with opened(monkeypatch) as room:
+        room.log.at_await = lambda: asyncio.sleep(0.01)
+        first, second = (Client(room, (A, B, C), Replay(0)) for _ in range(2))
+        running = [asyncio.create_task(run(room, client, client.connection)) for client in (first, second)]
+        await asyncio.sleep(0)
+        running[0].cancel()
+        await asyncio.wait(running)
+        assert running[0].cancelled()
+        assert first.stream not in room.hub.streams
+        assert second.numbers() == list(range(1, PAST + 1))
+
+
 # Streams of an earlier process
 
 

@@ -15,6 +15,7 @@ from typing import Literal, TypeVar
 from sse_app.core.channels import ChannelName
 from sse_app.core.errors import EventLogUnavailable, StateError
 from sse_app.core.events import Event, EventId, NewEvent, held_bytes
+from sse_app.core.shared_reads import SharedReads
 from sse_app.eventlog.base import EventLog, IdempotencyKey, Page, Retention, first_page, without_holes
 from sse_app.eventlog.sqlite.bells import MAX_BELL_BYTES, MAX_QUEUED, Bell
 from sse_app.eventlog.sqlite.reports import Alone, Commit, Growth, place
@@ -54,6 +55,9 @@ class SqliteEventLog(EventLog):
         self._path = path
         self._retention = retention or Retention()
         self._tails = Tails(self._following)
+        self._lost_reads: SharedReads[tuple[ChannelName, ...], tuple[int, dict[ChannelName, int]]] = (
+            SharedReads()
+        )
         self._epoch = ""
         self._seq = 0
         self._alone: Alone | None = None
@@ -256,11 +260,17 @@ class SqliteEventLog(EventLog):
             known = ((name, self._alone.channels.get(name)) for name in channels)
             trimmed = {name: state.trimmed if state else self._alone.forgotten for name, state in known}
         else:
-            head, trimmed = await self._read(lambda: (self._head_in_file(), self._trimmed(channels)))
+            asked = tuple(channels)
+            head, trimmed = await self._lost_reads.get(asked, lambda: self._head_and_trimmed(asked))
+            if position.seq > head:  # that read may have begun before this event was stored
+                head, trimmed = await self._head_and_trimmed(asked)
             self._catch_up(head)
         if position.seq > self._seq:
             return dict.fromkeys(channels, "position_ahead")
         return {name: "history_trimmed" for name in channels if position.seq < trimmed[name]}
+
+    async def _head_and_trimmed(self, channels: Sequence[ChannelName]) -> tuple[int, dict[ChannelName, int]]:
+        return await self._read(lambda: (self._head_in_file(), self._trimmed(channels)))
 
     def _catch_up(self, head: int) -> None:
         """Take over how far the log goes, where it has been read from the file, after what has been told of it."""
