@@ -20,6 +20,7 @@ from sse_app.auth.factory import issuer_of, keys_directory, make_auth_store, pro
 from sse_app.auth.revocations import Revocations
 from sse_app.auth.tokens.keyring import load_keys
 from sse_app.cluster.factory import make_cluster
+from sse_app.cluster.login_attempts import LoginAttempts
 from sse_app.core.addresses import LOOPBACK, UNIX_SOCKET, is_in
 from sse_app.core.channels import ChannelPatterns
 from sse_app.core.counters import InProgress, Metrics
@@ -37,6 +38,7 @@ from sse_app.settings.model import Limits, Settings
 from sse_app.storage.ownership import require_private_database
 from sse_app.storage.state_dir import StateDirectory
 from sse_app.streams.admission import Admission
+from sse_app.streams.elsewhere import StreamsElsewhere
 from sse_app.streams.enforcement import Enforcement
 from sse_app.streams.hub import Hub
 from sse_app.streams.keepalive import Keepalive
@@ -101,15 +103,17 @@ class Node:
         self.password_threads = PasswordThreads()
         self.accounts = Accounts(self.auth_store, self.password_threads, auth)
         self.sessions = Sessions(self.auth_store, auth)
-        self.login = Login(self.accounts, self.sessions, self.tokens, self.audit, auth)
+        self.login = Login(self.accounts, self.sessions, self.tokens, self.audit, auth, self._nodes)
+        self._login_attempts = LoginAttempts(self.cluster, self.login.throttle)
         limits = settings.limits
         self.eventlog = make_event_log(settings.event_log, settings.history, self.state)
         self.publisher = Publisher(self.eventlog, self.channels, limits)
-        self.publish_rate = RateLimit(limits.publish_rate)
+        self.publish_rate = RateLimit(limits.publish_rate, self._nodes)
         self.hub = Hub(
             self.eventlog, backlog_limit=limits.backlog_bytes, retry=settings.stream.retry, node=worker
         )
         self.keepalive = Keepalive(self.hub, settings.keepalive, settings.socket.user_timeout)
+        self._elsewhere = StreamsElsewhere(self.cluster, self.hub, limits)
         self.metrics = Metrics()
         self.pump = Pump(self.hub, self.keepalive)
         self.admission = Admission(
@@ -121,6 +125,7 @@ class Node:
             self.lifecycle,
             limits,
             _stream_capacity(limits),
+            self._elsewhere,
         )
         self.enforcement = Enforcement(
             self.hub,
@@ -203,6 +208,12 @@ class Node:
     async def join(self) -> None:
         """Answer the other nodes from now on, in the place of an earlier process of this node."""
         await self.cluster.start()
+        await self._elsewhere.start()
+        await self._login_attempts.start()
+
+    def _nodes(self) -> int:
+        """Return how many nodes share a limit on what is done with each."""
+        return 1 + len(self.cluster.peers())
 
     def reload(self, settings: Settings) -> list[str]:
         """Put settings in force without touching a stream, and return the names of those that need a restart.
@@ -233,6 +244,7 @@ class Node:
         self.publisher.use(channels, limits)
         self.publish_rate.use(limits.publish_rate)
         self.hub.use(backlog_limit=limits.backlog_bytes, retry=settings.stream.retry)
+        self._elsewhere.use(limits)
         self.admission.use(limits, _stream_capacity(limits))
         self.status.use(channels)
         self.live_stats.use(channels)
@@ -252,6 +264,7 @@ class Node:
         with suppress(TimeoutError):
             async with asyncio.timeout(DRAIN_TIMEOUT):
                 await self.hub.emptied()
+        self._elsewhere.stop()
         self.cluster.stop()
         self.live_stats.stop()
         self.keepalive.stop()

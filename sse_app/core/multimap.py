@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable
+from collections.abc import Collection, Hashable, Iterator
 from typing import Generic, TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
@@ -23,6 +23,10 @@ class Multimap(Generic[Key, Value]):
     def __len__(self) -> int:
         """The number of keys that have a value."""
         return len(self._values)
+
+    def __iter__(self) -> Iterator[Key]:
+        """The keys that have a value."""
+        return iter(self._values)
 
     def __contains__(self, key: object) -> bool:
         return key in self._values

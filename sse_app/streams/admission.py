@@ -17,6 +17,7 @@ from sse_app.core.json_text import to_json
 from sse_app.core.lifecycle import Lifecycle
 from sse_app.core.sse import encode_closing, encode_event, encode_json
 from sse_app.settings.model import Limits
+from sse_app.streams.elsewhere import StreamsElsewhere
 from sse_app.streams.hub import Hub
 from sse_app.streams.keepalive import Keepalive
 from sse_app.streams.publisher import Publisher
@@ -80,7 +81,8 @@ class Admission:
         metrics: counts the streams.
         lifecycle: says whether the node is draining.
         limits: how many streams a user and an address may have.
-        capacity: how many streams there may be in all.
+        capacity: how many streams there may be on this node.
+        elsewhere: counts the streams on other nodes, which the limits are for too.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class Admission:
         lifecycle: Lifecycle,
         limits: Limits,
         capacity: int,
+        elsewhere: StreamsElsewhere,
     ) -> None:
         self._hub = hub
         self._keepalive = keepalive
@@ -100,6 +103,7 @@ class Admission:
         self._tokens = tokens
         self._metrics = metrics
         self._lifecycle = lifecycle
+        self._elsewhere = elsewhere
         self.use(limits, capacity)
 
     def use(self, limits: Limits, capacity: int) -> None:
@@ -171,16 +175,19 @@ class Admission:
         Raises:
             TooManyStreams: this user or this address has as many as it may.
         """
-        limits, hub = self._limits, self._hub
-        if len(hub.streams_of_subject.get(claims.subject)) >= limits.streams_per_user:
+        limits, hub, elsewhere = self._limits, self._hub, self._elsewhere
+        of_user = len(hub.streams_of_subject.get(claims.subject)) + elsewhere.of_user(claims.subject)
+        if of_user >= limits.streams_per_user:
             raise TooManyStreams(f"this user has {limits.streams_per_user} streams open, which is the limit")
-        if hub.streams_of_address[network_of(wanted.address)] >= limits.streams_per_address:
+        network = network_of(wanted.address)
+        if hub.streams_of_address[network] + elsewhere.of_address(network) >= limits.streams_per_address:
             raise TooManyStreams(
                 f"this address has {limits.streams_per_address} streams open, which is the limit"
             )
         if self._lifecycle.draining:
             return "shutdown"
-        full = len(hub.streams) >= self._capacity
+        open_here = len(hub.streams)
+        full = open_here >= self._capacity or open_here + elsewhere.total >= limits.streams
         return "unavailable" if full or not hub.eventlog.available else None
 
     def _turn_away(self, reason: str) -> TurnedAway:
@@ -216,6 +223,7 @@ class Admission:
         hub = self._hub
         subscriber = Subscriber(wanted.client_id, claims.lease, wanted.address)
         stream = hub.register(subscriber, wanted.channels, framing=wanted.framing)
+        self._elsewhere.opened(claims.subject, network_of(wanted.address))
         stream.retry = hub.jittered_retry()
         stream.replay = Replay(start.after.seq, tuple(start.lost), hub.head.seq if start.lost else 0)
         self._keepalive.watch(stream)

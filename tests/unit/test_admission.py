@@ -16,6 +16,7 @@ from sse_app.auth.tokens.claims import Claims
 from sse_app.auth.tokens.grants import Grants
 from sse_app.auth.tokens.issuer import Tokens
 from sse_app.auth.tokens.keyring import KeyRing
+from sse_app.cluster.base import Alone
 from sse_app.core.channels import ADMIN_CHANNEL, ChannelName, ChannelPatterns
 from sse_app.core.counters import Metrics
 from sse_app.core.errors import EventLogUnavailable, Forbidden, TokenRefused, TooManyStreams, UnknownChannel
@@ -27,6 +28,7 @@ from sse_app.eventlog.memory import MemoryEventLog
 from sse_app.settings.model import KeepaliveSettings, Limits
 from sse_app.streams.admission import Admission, Admitted, Subscription, TurnedAway
 from sse_app.streams.connection import StreamConnection
+from sse_app.streams.elsewhere import StreamsElsewhere
 from sse_app.streams.hub import Hub
 from sse_app.streams.keepalive import Keepalive
 from sse_app.streams.publisher import Publisher
@@ -82,6 +84,7 @@ class Room:
             self.lifecycle,
             limits,
             capacity=4,
+            elsewhere=StreamsElsewhere(Alone(), self.hub, limits),
         )
 
     async def publish(self, channel: ChannelName, count: int = 1) -> EventId:

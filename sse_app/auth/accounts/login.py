@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
@@ -25,7 +25,7 @@ from sse_app.core.rate_limit import RateLimit
 from sse_app.settings.model import Auth
 
 UNKNOWN_REFRESHES = 50.0
-"""How many refresh tokens that are not known an address may try a second before it has to wait."""
+"""How many refresh tokens that are not known an address may try a second before it has to wait, over all nodes."""
 
 MAX_WAITING_TURNS = 64
 """How many logins from one address may wait until others from there have been checked."""
@@ -67,6 +67,7 @@ class Login:
         tokens: the issuer.
         audit: records logins, refreshes and logouts.
         auth: how long tokens last, and which channels are each subject's own.
+        nodes: returns how many nodes share the limit on unknown refresh tokens just now.
     """
 
     def __init__(
@@ -76,14 +77,15 @@ class Login:
         tokens: Tokens,
         audit: Audit,
         auth: Auth,
+        nodes: Callable[[], int] = lambda: 1,
     ) -> None:
         self._accounts = accounts
         self._sessions = sessions
         self._tokens = tokens
         self._audit = audit
         self._auth = auth
-        self._throttle = LoginThrottle()
-        self._unknown_refreshes = RateLimit(UNKNOWN_REFRESHES)
+        self.throttle = LoginThrottle()
+        self._unknown_refreshes = RateLimit(UNKNOWN_REFRESHES, nodes)
         self._waiting: dict[str, list[asyncio.Future[None]]] = {}
         """By address: logins that wait until others from there have been checked."""
 
@@ -107,9 +109,9 @@ class Login:
             if account is not None:
                 session = await self._sessions.open(account.name, since)
             if account is None or session is None:
-                self._throttle.failed(name, address, time.monotonic())
+                self.throttle.failed(name, address, time.monotonic())
             else:
-                self._throttle.succeeded(name, address, time.monotonic())
+                self.throttle.succeeded(name, address, time.monotonic())
         if account is None or session is None:
             known = await self._accounts.find(name)
             # What is no account's name may be a password, typed into the wrong field: it is not kept.
@@ -134,7 +136,7 @@ class Login:
         Raises:
             LoginThrottled: the free tries are used up; or very many wait already.
         """
-        throttle = self._throttle
+        throttle = self.throttle
         network = network_of(address)
         while True:
             now = time.monotonic()
@@ -182,7 +184,7 @@ class Login:
                 level=logging.WARNING if reused else logging.INFO,
             )
             raise
-        self._throttle.remember(account.name, address, time.monotonic())
+        self.throttle.remember(account.name, address, time.monotonic())
         self._audit.record("refresh", subject=account.name, address=address, target=session.id)
         return self._logged_in(session, account)
 

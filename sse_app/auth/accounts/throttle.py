@@ -5,14 +5,17 @@ account, and other addresses do not wait. An attacker with many addresses has on
 is under attack, and the limit of each address over all accounts.
 
 The counts stay in the memory of the process and not in the store: each attempt is decided before anything
-else is done for it, and a flood of wrong passwords must not become a flood of writes. Nodes that share accounts
-count each for itself, so that a guesser has the free tries once with each of them, and a restart forgets.
+else is done for it, and a flood of wrong passwords must not become a flood of writes. Nodes that share accounts tell
+each other of each wrong password (`cluster.login_attempts`), and count those of all; what is being checked at the same
+moment on several of them is counted when it has turned out to be wrong. Where no other node runs, a restart forgets.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
+from itertools import islice
 
 import msgspec
 
@@ -38,6 +41,9 @@ KNOWN_FOR = 7 * 86_400.0
 
 MAX_ENTRIES = 100_000
 
+MOST_SUMMED_UP = 20_000
+"""How many entries of each kind, the newest, a node that starts is given."""
+
 Key = tuple[str, str]
 
 
@@ -47,10 +53,46 @@ class _Failures(msgspec.Struct):
     free_at: float = 0.0
 
 
+class Counted(msgspec.Struct, array_like=True):
+    """What a node has counted of one address with one account, or of either: all times in seconds from now.
+
+    Args:
+        account, network: whose, as the keys of the counts are.
+        count: wrong passwords.
+        since: how long ago the last one was.
+        wait: for how long no further one may be tried.
+    """
+
+    account: str
+    network: str
+    count: int
+    since: float
+    wait: float
+
+
+class Known(msgspec.Struct, array_like=True):
+    """An address that is one of an account's own, and for how many seconds it still is."""
+
+    account: str
+    network: str
+    left: float
+
+
+class Summary(msgspec.Struct):
+    """What a node has counted, for one that begins to."""
+
+    failures: list[Counted]
+    known: list[Known]
+
+
 class LoginThrottle:
-    """Counts wrong passwords until a quarter of an hour has passed without one, and what is being checked."""
+    """Counts wrong passwords until a quarter of an hour has passed without one, and what is being checked.
+
+    ``tell`` is called with ``failed``, ``succeeded`` or ``known``, account and network, for other nodes to `apply`.
+    """
 
     def __init__(self) -> None:
+        self.tell: Callable[[str, str, str], None] = lambda what, account, network: None
         self._failures: dict[Key, _Failures] = {}
         self._checking: Counter[Key] = Counter()
         self._known: dict[Key, float] = {}
@@ -94,6 +136,10 @@ class LoginThrottle:
     def failed(self, account: str, address: str, now: float) -> None:
         """Count a wrong password."""
         network = network_of(address)
+        self._count_failure(account, network, now)
+        self.tell("failed", account, network)
+
+    def _count_failure(self, account: str, network: str, now: float) -> None:
         of_account = self._count((account, ""), now)
         free_tries = FREE_TRIES if of_account.count < UNDER_ATTACK else 1
         _delay(self._count((account, network), now), free_tries, now)
@@ -101,12 +147,52 @@ class LoginThrottle:
 
     def succeeded(self, account: str, address: str, now: float) -> None:
         """Forget the wrong passwords of this address for this account: it has the right one."""
-        self._failures.pop((account, network_of(address)), None)
-        self.remember(account, address, now)
+        network = network_of(address)
+        self._failures.pop((account, network), None)
+        self._remember(account, network, now)
+        self.tell("succeeded", account, network)
 
     def remember(self, account: str, address: str, now: float) -> None:
         """Take this address for one of the account's own: one of its sessions is used from there."""
-        key = (account, network_of(address))
+        network = network_of(address)
+        is_news = self._known.get((account, network), -math.inf) < now + KNOWN_FOR / 2
+        self._remember(account, network, now)
+        if is_news:  # it is not told at each refresh
+            self.tell("known", account, network)
+
+    def apply(self, what: str, account: str, network: str, now: float) -> None:
+        """Take what another node has told; what is not known is passed over."""
+        if what == "failed":
+            self._count_failure(account, network, now)
+        elif what == "succeeded":
+            self._failures.pop((account, network), None)
+        if what in ("succeeded", "known"):
+            self._remember(account, network, now)
+
+    def summary(self, now: float) -> Summary:
+        """Return what has been counted, the newest of it where that is very much."""
+        failures = list(islice(reversed(self._failures.items()), MOST_SUMMED_UP))
+        known = list(islice(reversed(self._known.items()), MOST_SUMMED_UP))
+        return Summary(
+            [
+                Counted(*key, each.count, now - each.last, each.free_at - now)
+                for key, each in reversed(failures)
+            ],
+            [Known(*key, until - now) for key, until in reversed(known)],
+        )
+
+    def merge(self, summary: Summary, now: float) -> None:
+        """Take what another node has counted, where it is more than what is known here."""
+        for counted in summary.failures:
+            key = (counted.account, counted.network)
+            if counted.count > self._get(key, now).count:
+                self._put(key, _Failures(counted.count, now - counted.since, now + counted.wait))
+        for known in summary.known:
+            if now + known.left > self._known.get((known.account, known.network), -math.inf):
+                self._remember(known.account, known.network, now + known.left - KNOWN_FOR)
+
+    def _remember(self, account: str, network: str, now: float) -> None:
+        key = (account, network)
         self._known.pop(key, None)
         self._known[key] = now + KNOWN_FOR
         if len(self._known) > MAX_ENTRIES:
@@ -122,11 +208,14 @@ class LoginThrottle:
         failures = self._get(key, now)
         failures.count += 1
         failures.last = now
+        self._put(key, failures)
+        return failures
+
+    def _put(self, key: Key, failures: _Failures) -> None:
         self._failures.pop(key, None)
         self._failures[key] = failures  # in the order of the last one
         if len(self._failures) > MAX_ENTRIES:
             del self._failures[next(iter(self._failures))]
-        return failures
 
 
 def _delay(failures: _Failures, free_tries: int, now: float) -> None:

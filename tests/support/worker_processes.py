@@ -1,0 +1,101 @@
+"""Workers as their parent starts them, but each on a port of its own, so that a test can choose to which it speaks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from tests.support.server_process import PROGRAM, ROOT, ServerProcess
+from tests.support.waiting import until
+
+_WITH_SOCKET = 'exec 3<&0 0</dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec "$@"'
+"""Passes standard input on as a listening socket (sd_listen_fds(3))."""
+
+
+class WorkerProcess(ServerProcess):
+    """One of several workers on a state directory.
+
+    Args:
+        number: of the worker, from 1.
+        settings: as those of `ServerProcess`.
+    """
+
+    def __init__(self, number: int, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.number = number
+        self.environment["SSE_APP_WORKER"] = str(number)
+        self._socket = socket.socket()
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._socket.bind(("127.0.0.1", self.port))
+        self._socket.listen(1000)
+
+    def launch(self) -> None:
+        """Start the process, and do not wait until it is ready."""
+        with self.log_path.open("ab") as log:
+            self.process = subprocess.Popen(
+                ["/bin/sh", "-c", _WITH_SOCKET, "sh", *PROGRAM, "serve"],
+                env=self.environment,
+                cwd=ROOT,
+                stdin=self._socket.fileno(),
+                stderr=log,
+            )
+
+    def start(self, stderr: int | None = None) -> None:
+        """Start the process, and wait until it is ready."""
+        self.launch()
+        self.wait_until_ready()
+
+    def wait_until_ready(self) -> None:
+        """Wait until it serves."""
+        until(self._ready, f"the worker is ready; its log is {self.log_path}")
+
+    def upgrade(self) -> None:
+        """Have it hand over to a successor, and wait until that serves."""
+        before = self.pid
+        os.kill(before, signal.SIGUSR2)
+        until(lambda: self.pid != before, "another process serves")
+
+    @property
+    def pid(self) -> int:
+        """The process that serves, as its lock says."""
+        return int((self.state_dir / f"workers/{self.number}/lock").read_text())
+
+    def stop(self) -> int:
+        """Ask the process that serves to end, wait until it has, and return the status of the one that was started."""
+        assert self.process is not None
+        if self.process.poll() is None:
+            return super().stop()
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGTERM)
+        until(lambda: not Path(f"/proc/{self.pid}").exists(), "the process has gone")
+        return self.process.returncode
+
+    def close(self) -> None:
+        """Listen no more."""
+        self._socket.close()
+
+
+@contextmanager
+def worker_processes(count: int, state_dir: Path, **settings: Any) -> Iterator[list[WorkerProcess]]:
+    """Run so many workers; they have to end with status 0, and with nothing unexpected in their logs."""
+    settings["WORKERS"] = count
+    workers = [WorkerProcess(number, state_dir=state_dir, **settings) for number in range(1, count + 1)]
+    try:
+        for worker in workers:
+            worker.launch()
+        for worker in workers:
+            worker.wait_until_ready()
+        yield workers
+        assert [worker.stop() for worker in workers] == [0] * count
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.close()
+    for worker in workers:
+        worker.check_log()
