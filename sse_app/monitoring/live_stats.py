@@ -14,14 +14,17 @@ from typing import Any, NamedTuple
 from sse_app.cluster.base import Cluster
 from sse_app.core.channels import ADMIN_CHANNEL, ChannelPatterns
 from sse_app.core.counters import Metrics, quantile
+from sse_app.core.distinct import Sample, distinct, sample
 from sse_app.core.events import EventId, timestamp
 from sse_app.core.framing import framed
 from sse_app.core.json_text import to_json
 from sse_app.core.lifecycle import Lifecycle
+from sse_app.core.multimap import Multimap
 from sse_app.core.periodic import PeriodicCallback
 from sse_app.core.sse import encode
 from sse_app.eventlog.base import EventLog
 from sse_app.streams.hub import Hub
+from sse_app.streams.stream import Stream
 from sse_app.version import VERSION
 
 EVENT = "figures"
@@ -96,6 +99,7 @@ class LiveStats:
         self._told: dict[str, dict[str, Any]] = {}
         """The last statistics of the other nodes."""
         self._recent: deque[bytes] = deque(maxlen=KEPT)
+        self._number = 0
         self._phase = time.monotonic() % INTERVAL
         self._callback = PeriodicCallback(self.tick, INTERVAL)
         cluster.answer(WANTED, self._want)
@@ -130,6 +134,8 @@ class LiveStats:
         """Compute the statistics and send them, if the admin channel has a stream or had one within `LINGER`."""
         now = time.monotonic()
         last, self._last = self._last, self._count(now)
+        # Of several nodes all give a second the same number, by the clock that they share.
+        self._number = round(now - self._phase) if self._cluster.name else self._number + 1
         if now > self._wanted_until:
             self._told_at.clear()
         if self._hub.subscribers(ADMIN_CHANNEL):
@@ -176,8 +182,8 @@ class LiveStats:
             "uptime_seconds": round(self._lifecycle.uptime, PRECISION),
             "draining": self._lifecycle.draining,
             "streams": len(hub.streams),
-            "users": len(hub.streams_of_subject),
-            "addresses": len(hub.streams_of_address),
+            "users": self._names(hub.streams_of_subject),
+            "addresses": self._names(hub.streams_of_address),
             "streams_behind": len(hub.laggards),
             "backlog_bytes": sum(stream.backlog_bytes for stream in hub.laggards),
             "log_head": hub.head.seq,
@@ -197,6 +203,10 @@ class LiveStats:
             "endings": dict(hub.endings),
             "channels": {name: hub.streams_on_channel[name] for name in self._channels.names},
         }
+
+    def _names(self, names: Multimap[str, Stream] | Counter[str]) -> Sample | int:
+        """Return what the others need to count the names of all nodes once each; of one node alone, how many."""
+        return sample(list(names)) if self._cluster.name else len(names)
 
     async def _figures(self, own: dict[str, Any], now: float) -> dict[str, Any]:
         """Return the statistics of all nodes together."""
@@ -218,12 +228,12 @@ class LiveStats:
             "timestamp": timestamp(time.time()),
             "version": VERSION,
             "started_at": min(node["started_at"] for node in every),
-            "number": round(now - self._phase),
+            "number": self._number,
             "uptime_seconds": greatest("uptime_seconds"),
             "draining": all(node["draining"] for node in every),
             "streams": total("streams"),
-            "users": total("users"),
-            "addresses": total("addresses"),
+            "users": distinct(node["users"] for node in every) if name else own["users"],
+            "addresses": distinct(node["addresses"] for node in every) if name else own["addresses"],
             "streams_behind": total("streams_behind"),
             "backlog_bytes": total("backlog_bytes"),
             "log_head": str(EventId(self._hub.head.epoch, greatest("log_head"))),

@@ -455,6 +455,7 @@ def test_the_live_figures_are_those_of_all_workers_wherever_they_are_read(office
     assert [each["worker"] for each in last["workers"]] == ["1", "2", "3"]
     assert [each["streams"] for each in last["workers"]] == [2, 3, 3]
     assert last["workers_missing"] == []
+    assert (last["users"], last["addresses"]) == (2, 1)  # each once, on however many workers
     assert {row["channel"]: row["streams"] for row in last["channels"]}["dashboard"] == 6
     assert max(each["publishes_per_second"] for each in figures(watching[0])) <= 6  # each event once
     # A worker that no administrator watches has them too, for a page that comes back to it.

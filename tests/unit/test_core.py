@@ -20,6 +20,7 @@ from sse_app.core.channels import (
     parse_channel,
     parse_channels,
 )
+from sse_app.core.distinct import MOST, distinct, sample
 from sse_app.core.errors import InvalidChannel, InvalidInput
 from sse_app.core.events import RESERVED_TYPES, Event, EventId, new_event
 from sse_app.core.framing import CHUNKED, FRAMINGS, UNFRAMED, framed, framing_for
@@ -347,3 +348,13 @@ def test_event_data_is_compact_json_with_the_channel_set() -> None:
         ChannelName("real"), "e", {"channel": "fake", "timestamp": "t"}, now="1970-01-01T00:00:00.000Z"
     )
     assert orjson.loads(event.data) == {"channel": "real", "timestamp": "t"}
+
+
+def test_distinct_names_of_several_nodes_are_counted_once_and_very_many_nearly_so() -> None:
+    few = [sample([f"user-{number}" for number in range(first, first + 3000)]) for first in (0, 1000, 2000)]
+    assert distinct(few) == 5000
+    assert distinct([]) == distinct([sample([])]) == 0
+    assert distinct([sample(["ann", "é", "\ud800"]), sample(["ann"])]) == 3
+    many = [sample([f"user-{number}" for number in range(first, first + 50_000)]) for first in (0, 30_000)]
+    assert max(len(checksums) for _, checksums in many) <= 4 * MOST
+    assert abs(distinct([*many, *few]) - 80_000) < 4000

@@ -3,6 +3,7 @@
 import { bytes, count, duration } from "../format.js";
 import { h, onBeforeUnmount, onMounted, reactive, ref, watch } from "../vendor/vue.js";
 import { ask } from "./ask.js";
+import { silent } from "./live_figures.js";
 import { choice, revoke } from "./revoke.js";
 
 const PAGE = 50;
@@ -20,6 +21,7 @@ const COLUMNS = [
   ["backlog_bytes", "Lag, bytes", (row) => bytes(row.backlog_bytes), "number"],
   ["adopted", "Adopted", (row) => (row.adopted ? "yes" : "no")],
 ];
+const WORKER = ["worker", "Worker", (row) => row.worker, "number"];
 const FIELDS = {
   "": "anywhere",
   subject: "in user",
@@ -27,6 +29,8 @@ const FIELDS = {
   channels: "in channels",
   address: "in address",
 };
+const columnsOf = (found) => (found.workers_missing ? [...COLUMNS, WORKER] : COLUMNS);
+const fieldsOf = (found) => (found.workers_missing ? { ...FIELDS, worker: "worker" } : FIELDS);
 
 /** What the panel shows, and the requests behind it. */
 function useConnections(props, emit) {
@@ -115,10 +119,10 @@ export const Connections = {
         ]),
         bar(table),
         h("p", { role: "status", class: "aside", "data-said": "" }, table.said.value),
-        h("p", { role: "alert", class: "problem" }, table.problem.value),
+        h("p", { role: "alert", class: "problem" }, table.problem.value || gap(table.found.value)),
         h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Table of connections" }, [
           h("table", { class: "rows" }, [
-            h("thead", h("tr", [...COLUMNS.map(heading, table), h("td")])),
+            h("thead", h("tr", [...columnsOf(table.found.value).map(heading, table), h("td")])),
             h("tbody", table.found.value.connections.map(rowOf, table)),
           ]),
         ]),
@@ -132,7 +136,12 @@ function summary({ query, found }) {
   return query.search ? `${count(total)} found` : `${count(total)} open`;
 }
 
-function bar({ query, search, load }) {
+/** What the table does not show. */
+function gap({ workers_missing: missing }) {
+  return missing?.length ? `${silent(missing)}: what is connected there is not listed.` : "";
+}
+
+function bar({ query, found, search, load }) {
   return h("form", { class: "fields", role: "search", onSubmit: (event) => (event.preventDefault(), load()) }, [
     h("label", { class: "wide" }, [
       "Search",
@@ -151,7 +160,7 @@ function bar({ query, search, load }) {
       h(
         "select",
         { name: "field", value: query.field, onChange: (event) => search({ field: event.target.value }) },
-        Object.entries(FIELDS).map(([value, text]) => h("option", { value }, text)),
+        Object.entries(fieldsOf(found.value)).map(([value, text]) => h("option", { value }, text)),
       ),
     ]),
     h("label", { class: "choice" }, [
@@ -185,7 +194,7 @@ function heading([name, title, , style]) {
 function rowOf(row) {
   const label = `${row.client_id} of ${row.subject}`;
   return h("tr", { key: row.connection, "data-connection": row.connection }, [
-    ...COLUMNS.map(([name, , read, style]) => h("td", { key: name, class: style }, read(row))),
+    ...columnsOf(this.found.value).map(([name, , read, style]) => h("td", { key: name, class: style }, read(row))),
     h("td", { class: "actions" }, [
       h(
         "button",

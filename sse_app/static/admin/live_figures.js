@@ -110,6 +110,8 @@ export const LiveFigures = {
         h("header", [
           h("h2", { id: "figures-title" }, "Live figures"),
           now && !now.log_available && h("span", { class: "pill", "data-state": "failed" }, "event log away"),
+          now?.workers_missing?.length > 0 &&
+            h("span", { class: "pill", "data-state": "failed", role: "status" }, silent(now.workers_missing)),
           now && h("span", { class: "aside" }, `version ${now.version}, once a second`),
         ]),
         h(
@@ -128,6 +130,7 @@ export const LiveFigures = {
           CHARTS.map((chart) => h(Chart, { key: chart.title, figures, chart })),
         ),
         h("div", { class: "charts" }, [
+          now?.workers && workers(now),
           counts(
             "Channels",
             ["Channel", "Streams", "Events"],
@@ -141,7 +144,29 @@ export const LiveFigures = {
   },
 };
 
-function counts(title, columns, rows) {
+/** @param {string[]} names of workers that do not answer */
+export function silent(names) {
+  return names.length === 1 ? `Worker ${names[0]} does not answer` : `Workers ${names.join(", ")} do not answer`;
+}
+
+/** Who has what: one row for each worker. */
+function workers({ workers: answering, workers_missing: missing }) {
+  const rows = [
+    ...answering.map((each) => [
+      each.worker,
+      count(each.streams),
+      count(each.deliveries_per_second),
+      `${fixed(each.cpu * 100, 0)}%`,
+      bytes(each.backlog_bytes),
+      each.draining ? "draining" : duration(each.uptime_seconds),
+    ]),
+    ...missing.map((name) => [name, "–", "–", "–", "–", "no answer"]),
+  ].sort(([one], [other]) => Number(one) - Number(other));
+  const columns = ["Worker", "Streams", "Deliveries / s", "Processor", "Backlog", "Up for"];
+  return h("div", { class: "whole" }, counts("Workers", columns, rows, String));
+}
+
+function counts(title, columns, rows, format = count) {
   return h("div", [
     h("table", { class: "counts" }, [
       h("caption", title),
@@ -157,7 +182,7 @@ function counts(title, columns, rows) {
         rows.map(([name, ...values]) =>
           h("tr", { key: name }, [
             h("th", { scope: "row" }, String(name).replaceAll("_", " ")),
-            values.map((value) => h("td", count(value))),
+            values.map((value) => h("td", format(value))),
           ]),
         ),
       ),
