@@ -221,7 +221,9 @@ class Node:
         Raises:
             StateError: the keys cannot be used, or a file is not this user's alone; nothing is changed.
         """
-        fixed = {name: getattr(self.settings, name) for name in _FIXED}
+        # A parent changes the number of its workers; a process that serves alone has none.
+        names = _FIXED if self.state.worker else (*_FIXED, "workers")
+        fixed = {name: getattr(self.settings, name) for name in names}
         kept = [name for name, value in fixed.items() if getattr(settings, name) != value]
         auth, limits = settings.auth, settings.limits
         # What can fail comes first, so that either all settings are put in force or none.

@@ -72,7 +72,7 @@ def _warn_of_missing_network(settings: Settings) -> Settings:
 def upgrade(options: argparse.Namespace) -> None:
     """Have the server that uses the state directory start its successor and hand all connections over to it.
 
-    Workers that no parent looks after do so one after the other, so that one pauses at a time.
+    Workers do so one after the other, so that one pauses at a time: their parent sees to that, if they have one.
 
     Raises:
         StateError: no server uses it, its container would end with it, or the successor did not take over within
@@ -80,6 +80,9 @@ def upgrade(options: argparse.Namespace) -> None:
     """
     settings = settings_of(options)
     state = StateDirectory(settings.state_dir, create=False)
+    if (parent := state.parent()) is not None:
+        _upgrade_workers(state, parent)
+        return
     if (holder := state.holder()) is not None:
         _replace(holder, state.path / "lock", state.holder)
         print(f"process {state.holder()} serves in the place of {holder}")
@@ -117,10 +120,7 @@ def _replace(process: int, lock: Path, holder: Callable[[], int | None]) -> None
     """
     from sse_app.handover.warm import upgrade_obstacle
 
-    if not _uses(process, lock):
-        raise StateError(
-            f"the server's process {process} is not visible: run this as its user, and in its container"
-        )
+    _require_visible(process, lock)
     if obstacle := upgrade_obstacle(process):
         raise StateError(obstacle)
     os.kill(process, signal.SIGUSR2)
@@ -131,6 +131,37 @@ def _replace(process: int, lock: Path, holder: Callable[[], int | None]) -> None
         time.sleep(0.05)
     if now is None:
         raise StateError(f"process {process} has ended, and no other serves in its place")
+
+
+def _upgrade_workers(state: StateDirectory, parent: int) -> None:
+    """Have a parent upgrade its workers, and wait until none of the processes that served before does so.
+
+    Raises:
+        StateError: one of them still serves, `UPGRADE_TIMEOUT` after the one before it had been upgraded.
+    """
+    _require_visible(parent, state.workers / "lock")
+    old = state.running_workers()
+    os.kill(parent, signal.SIGUSR2)
+    remaining = len(old)
+    deadline = time.monotonic() + UPGRADE_TIMEOUT
+    while still := {number: pid for number, pid in state.running_workers().items() if old.get(number) == pid}:
+        if len(still) < remaining:
+            remaining, deadline = len(still), time.monotonic() + UPGRADE_TIMEOUT
+        if time.monotonic() > deadline:
+            raise StateError(f"{_named(still)} still serve; the log says why")
+        time.sleep(0.05)
+    print(f"{_named(state.running_workers())} serve in the place of {', '.join(map(str, old.values()))}")
+
+
+def _named(workers: dict[int, int]) -> str:
+    return ", ".join(f"worker {number} (process {pid})" for number, pid in workers.items())
+
+
+def _require_visible(process: int, lock: Path) -> None:
+    if not _uses(process, lock):
+        raise StateError(
+            f"the server's process {process} is not visible: run this as its user, and in its container"
+        )
 
 
 def _uses(pid: int, file: Path) -> bool:

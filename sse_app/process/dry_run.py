@@ -9,10 +9,11 @@ from pathlib import Path
 from sse_app.auth import sqlite_store
 from sse_app.auth.factory import refuse_lost_accounts
 from sse_app.auth.tokens.keyring import load_keys
-from sse_app.core.errors import StateError
+from sse_app.core.errors import SettingsError, StateError
 from sse_app.eventlog.factory import stored_event_log
 from sse_app.eventlog.sqlite import schema
 from sse_app.process.sockets import check_address, processes_listening
+from sse_app.process.workers import require_shareable, worker_count
 from sse_app.settings.model import Settings
 from sse_app.storage.sqlite import has_database, schema_version
 from sse_app.storage.state_dir import StateDirectory
@@ -21,11 +22,11 @@ from sse_app.storage.state_dir import StateDirectory
 def try_start(settings: Settings) -> tuple[list[str], list[str]]:
     """Return a line for each thing that is as the start needs it, and a line for each that would stop it."""
     good, bad = [], []
-    steps: tuple[Callable[[Settings], str], ...] = (_state, _keys, _accounts, _event_log, _address)
+    steps: tuple[Callable[[Settings], str], ...] = (_state, _workers, _keys, _accounts, _event_log, _address)
     for step in steps:
         try:
             good.append(step(settings))
-        except StateError as error:
+        except (StateError, SettingsError) as error:
             if str(error) not in bad:  # one cause may stop several steps
                 bad.append(str(error))
     return good, bad
@@ -36,8 +37,20 @@ def _state(settings: Settings) -> str:
     if not path.exists():
         _require_room_for(path)
         return f"state directory: {path} is not there yet; the start makes it"
-    holder = StateDirectory(settings.state_dir).holder()
-    return f"state directory: {path}" + (f" is in use by process {holder}" if holder else "")
+    state = StateDirectory(settings.state_dir)
+    holder, workers = state.holder(), state.running_workers()
+    users = [f"process {holder}" + (", the parent of workers" if workers else "")] if holder else []
+    users += [f"worker {number} (process {pid})" for number, pid in workers.items()]
+    return f"state directory: {path}" + (f" is in use by {', '.join(users)}" if users else "")
+
+
+def _workers(settings: Settings) -> str:
+    require_shareable(settings)
+    count = worker_count(settings)
+    if count == 1:
+        return "workers: one process serves alone"
+    cores = ", one for each core" if settings.workers == "auto" else ""
+    return f"workers: {count}{cores}, and their parent"
 
 
 def _keys(settings: Settings) -> str:
@@ -84,6 +97,9 @@ def _address(settings: Settings) -> str:
     except StateError as error:
         processes = processes_listening(settings.port)
         own = StateDirectory(settings.state_dir).holder() if settings.state_dir.exists() else None
+        if own is None and settings.state_dir.exists():
+            workers = StateDirectory(settings.state_dir).running_workers()
+            own = next((pid for pid in workers.values() if pid in processes), None)
         if own is not None and (own in processes or not processes):
             return f"address: {address} is in use by process {own}, the server of this state directory"
         if any(name == "systemd" for name in processes.values()):

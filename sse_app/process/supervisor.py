@@ -32,7 +32,7 @@ from sse_app.process.listeners import Listeners
 from sse_app.process.notifications import Notifications
 from sse_app.process.sockets import addresses
 from sse_app.process.systemd import STATUS_INTERVAL, Systemd, inherited_descriptors
-from sse_app.process.worker_process import HANG_TIMEOUT, START_TIMEOUT, WorkerProcess, cause_of
+from sse_app.process.worker_process import ENDING_GRACE, HANG_TIMEOUT, START_TIMEOUT, WorkerProcess, cause_of
 from sse_app.process.workers import SUPERVISOR_VARIABLE, require_shareable, worker_count
 from sse_app.settings.model import Settings
 from sse_app.storage.state_dir import StateDirectory
@@ -40,9 +40,6 @@ from sse_app.version import VERSION
 
 LENT_AFTER = 2.0
 """For how many seconds a worker may be away before the others accept the connections that wait on its socket."""
-
-ENDING_GRACE = 15.0
-"""How many seconds more than `stream.drain_time` a worker may take to end."""
 
 UPGRADE_TIMEOUT = 150.0
 """How many seconds the upgrade of one worker may take; within these it gives up by itself."""

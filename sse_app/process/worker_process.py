@@ -23,6 +23,9 @@ LONGEST_DELAY = 5.0
 GOOD_START = 10.0
 """A worker that has served for so many seconds did not die soon."""
 
+ENDING_GRACE = 15.0
+"""How many seconds more than `stream.drain_time` a worker may take to end."""
+
 HANG_TIMEOUT = 15.0
 """A worker that serves and has reported nothing for so many seconds hangs."""
 

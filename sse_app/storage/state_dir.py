@@ -19,6 +19,10 @@ STARTING_TIMEOUT = 30.0
 """How many seconds a process waits for another one that is making or migrating the state."""
 
 
+LOCK_ATTEMPTS, LOCK_PAUSE = 10, 0.01
+"""How often a lock is tried, and the seconds between two attempts."""
+
+
 def has_state(path: Path) -> bool:
     """Return whether a directory has been used by this program before."""
     return any(any(path.glob(pattern)) for pattern in OURS)
@@ -183,7 +187,7 @@ class StateDirectory:
 
     def _lock_alone(self) -> None:
         descriptor = self._opened(self.path / "lock")
-        if not _flocked(descriptor, fcntl.LOCK_EX):
+        if not _locked(descriptor, fcntl.LOCK_EX):
             os.close(descriptor)
             self._refuse()
         self.take_locks([descriptor])
@@ -191,7 +195,7 @@ class StateDirectory:
     def _lock_shared(self) -> int:
         """Return a descriptor of the lock that workers and their parent share."""
         descriptor = self._opened(self.path / "lock")
-        if not _flocked(descriptor, fcntl.LOCK_SH):
+        if not _locked(descriptor, fcntl.LOCK_SH):
             os.close(descriptor)
             self._refuse()
         return descriptor
@@ -211,7 +215,7 @@ class StateDirectory:
         except OSError as error:
             raise StateError(f"cannot make {directory}: {error.strerror}") from None
         descriptor = self._opened(directory / "lock")
-        if not _flocked(descriptor, fcntl.LOCK_EX):
+        if not _locked(descriptor, fcntl.LOCK_EX):
             holder = _written(descriptor)
             os.close(descriptor)
             raise StateError(
@@ -242,7 +246,11 @@ class StateDirectory:
     def holder(self) -> int | None:
         """Return the process id of the server that uses the directory alone, or of the parent of workers, or None."""
         alone = _holder_of(self.path / "lock", fcntl.LOCK_SH)
-        return alone if alone is not None else _holder_of(self.workers / "lock", fcntl.LOCK_EX)
+        return alone if alone is not None else self.parent()
+
+    def parent(self) -> int | None:
+        """Return the process id of the parent of workers, or None."""
+        return _holder_of(self.workers / "lock", fcntl.LOCK_EX)
 
     def running_workers(self) -> dict[int, int]:
         """Return the process ids of the workers that use the directory, by their numbers."""
@@ -268,6 +276,15 @@ def _flocked(descriptor: int, kind: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def _locked(descriptor: int, kind: int) -> bool:
+    """Take a lock to keep, and return whether that was possible; a process that only looks has it for a moment."""
+    for _ in range(LOCK_ATTEMPTS):
+        if _flocked(descriptor, kind):
+            return True
+        time.sleep(LOCK_PAUSE)
+    return _flocked(descriptor, kind)
 
 
 def _written(descriptor: int) -> str:
