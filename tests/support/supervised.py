@@ -12,6 +12,7 @@ from typing import Any
 from sse_app.storage.state_dir import StateDirectory
 from tests.support.fleet import Client, Fleet, SteadyPublisher
 from tests.support.server_process import ROOT, ServerProcess
+from tests.support.sse_reader import EventStreamReader
 from tests.support.waiting import until
 
 MANY = {"LIMITS__STREAMS_PER_USER": 20_000, "LIMITS__STREAMS_PER_ADDRESS": 20_000}
@@ -111,12 +112,14 @@ class ServerWithWorkers(ServerProcess):
     def kill_all(self) -> None:
         """End parent and workers at once."""
         pids = [*self.workers().values()] if self.state_dir.exists() else []
-        self.kill()
+        assert self.process is not None
+        self.process.kill()
         for pid in pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         for pid in pids:
             until(lambda pid=pid: not is_running(pid), f"process {pid} has gone")  # type: ignore[misc]
+        self.process.wait()
 
     def by_worker(self, clients: list[Client]) -> dict[int, list[Client]]:
         """Return the clients by the number of the worker that serves them."""
@@ -158,9 +161,10 @@ def _tcp_rows() -> list[list[str]]:
 
 def _open_files(pid: int) -> list[str]:
     found = []
-    for link in Path(f"/proc/{pid}/fd").iterdir():
-        with suppress(OSError):
-            found.append(os.readlink(link))
+    with suppress(FileNotFoundError):  # the process has gone
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(OSError):
+                found.append(os.readlink(link))
     return found
 
 
@@ -195,5 +199,5 @@ def starting_workers(state_dir: Path) -> Iterator[Callable[..., ServerWithWorker
 
 def come_back(fleet: Fleet, server: ServerWithWorkers, client: Client) -> Client:
     """Open a stream that goes on where a client's has ended."""
-    ids = client.ids()
-    return fleet.open(1, server.path(**({"last_event_id": ids[-1]} if ids else {})))[0]
+    ids = [event.id for event in EventStreamReader().feed(client.body()) if event.id is not None]
+    return fleet.open(1, server.path(last_event_id=ids[-1]))[0]
