@@ -19,8 +19,8 @@ from tests.support.fleet import Client, Fleet, assert_all_received
 from tests.support.programs import require
 from tests.support.server_process import PROGRAM, ROOT, ServerProcess, run_program
 from tests.support.service import Service
-from tests.support.waiting import until
 from tests.support.supervised import ServerWithWorkers, come_back, is_running, starting_workers
+from tests.support.waiting import until
 
 Start = Callable[..., ServerWithWorkers]
 
