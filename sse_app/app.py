@@ -10,6 +10,7 @@ from tornado.routing import URLSpec
 from sse_app.core.events import EventId
 from sse_app.handlers.api import admin, login, publish, subscribe, tokens
 from sse_app.handlers.base import NotFoundHandler
+from sse_app.handlers.dispatch import Application
 from sse_app.handlers.site import health, pages
 from sse_app.handlers.tornado_logs import keep_values_out
 from sse_app.node import Node
@@ -108,7 +109,7 @@ class SSEApp:
         """Return a complete application: the API, the pages, and a JSON answer for every other path."""
         parts = {"node": self.node}
         pages.read_ahead()
-        return web.Application(
+        return Application(
             [
                 *self.routes(),
                 URLSpec(r"/", pages.PageHandler, parts | {"file": "index.html"}),

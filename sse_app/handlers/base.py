@@ -6,22 +6,25 @@ import asyncio
 import logging
 import re
 import sys
+import time
 from collections.abc import Awaitable
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Any
 
-from tornado import web
+from tornado import httputil, web
 from tornado.iostream import StreamClosedError
 
 from sse_app.auth.tokens.claims import Claims
 from sse_app.auth.tokens.issuer import TokenKind
 from sse_app.core.errors import AuthStoreUnavailable, EventLogUnavailable, Forbidden, TokenRefused
 from sse_app.core.json_text import to_json
-from sse_app.core.private_apis import free_cut_off, without_access_line
+from sse_app.core.private_apis import begin_response, free_cut_off, without_access_line
 from sse_app.core.redaction import loggable_path
 from sse_app.handlers.errors import RETRY_AFTER, Refusal, refusal_of
 from sse_app.handlers.parsing import parse_json
 from sse_app.handlers.peer import PeerHandler
+from sse_app.http.headers import Headers
 from sse_app.node import Node
 
 DRAINED_BODIES = 64
@@ -39,7 +42,19 @@ CLIENT_CLOSED = 499
 access_log = logging.getLogger("sse_app.access")
 log = logging.getLogger(__name__)
 
+_DEFAULT_HEADERS: dict[str, tuple[str, ...]] = {
+    "Content-Type": ("text/html; charset=UTF-8",),
+    "Date": ("",),
+    "Cache-Control": ("no-store",),
+    "X-Content-Type-Options": ("nosniff",),
+    "Referrer-Policy": ("no-referrer",),
+}
+
 _BEARER = re.compile(r"(?i:bearer) +([A-Za-z0-9._~+/=-]+) *")
+
+
+_date = lru_cache(2)(httputil.format_timestamp)
+"""Returns a time in whole seconds as headers have it."""
 
 
 def _do_nothing(*path_arguments: str) -> None:
@@ -56,6 +71,8 @@ class ApiHandler(PeerHandler):
     detail = ""
     """Why the request was refused, for the log."""
     keeps_body = False
+    stepped: frozenset[str] = frozenset()
+    """The methods that run without a task (see `handlers.dispatch.Application`)."""
 
     def __init_subclass__(cls) -> None:
         """Answer HEAD wherever GET is answered (RFC 9110 §9.1): Tornado and the server leave the body out."""
@@ -74,12 +91,12 @@ class ApiHandler(PeerHandler):
         self._size = 0
         self._too_large = False
 
-    def set_default_headers(self) -> None:
-        """Keep answers out of caches, and browsers from guessing content types."""
-        self.set_header("Cache-Control", "no-store")
-        self.set_header("X-Content-Type-Options", "nosniff")
-        self.set_header("Referrer-Policy", "no-referrer")
-        self.clear_header("Server")
+    def clear(self) -> None:
+        """Begin the response anew, with headers that keep it out of caches, and browsers from guessing its type."""
+        headers = Headers(_DEFAULT_HEADERS)
+        headers["Date"] = _date(int(time.time()))
+        begin_response(self, headers)
+        self.set_default_headers()
 
     @property
     def body_limit(self) -> int:

@@ -304,7 +304,7 @@ class Connection:
                 return
 
     def _begin(self) -> bool:
-        """Begin the next request; return False if its head is not complete yet."""
+        """Begin the next request; return whether its body can be read."""
         buffer = self._buffer
         if buffer.startswith(b"\r\n"):  # RFC 9112 §2.2
             lines = (len(buffer) - len(buffer.lstrip(b"\r\n"))) // 2
@@ -330,11 +330,13 @@ class Connection:
         self._incomplete = head.length != 0
         delegate = server.delegate.start_request(self, exchange)
         ready = delegate.headers_received(head.start_line, head.headers)
-        if self._exchange is not exchange:  # answered already, or detached
-            return True
+        if (
+            self._exchange is not exchange
+        ):  # answered already, or detached; what follows comes in its own turn
+            return False
         if head.length == 0:  # there is nothing that the application would have to be ready for
             delegate.finish()
-            return True
+            return False
         self._delegate = delegate
         self._body = ChunkedBody() if head.length == CHUNKED_BODY else head.length
         self._unasked = True

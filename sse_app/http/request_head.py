@@ -6,9 +6,10 @@ import re
 from typing import NamedTuple
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
-from tornado.httputil import HTTPHeaders, RequestStartLine
+from tornado.httputil import RequestStartLine
 
 from sse_app.http.errors import BadRequest
+from sse_app.http.headers import Headers
 
 CHUNKED_BODY = -1
 """Stands for the length of a chunked body."""
@@ -49,7 +50,7 @@ class RequestHead(NamedTuple):
     """
 
     start_line: RequestStartLine
-    headers: HTTPHeaders
+    headers: Headers
     length: int
     keep_alive: bool
     expects_continue: bool
@@ -59,20 +60,10 @@ class _Fields:
     """Receives the header fields from the parser."""
 
     def __init__(self) -> None:
-        self.headers = HTTPHeaders()
-        self.first: dict[bytes, bytes] = {}
-        """The first value of each, by its name in lower case."""
-        self.repeated: set[bytes] = set()
+        self.headers = Headers()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        key = name.lower()
-        value = value.rstrip(_WHITESPACE)
-        if key not in self.first:
-            self.first[key] = value
-            self.headers[name.decode("ascii")] = value.decode("latin-1")
-        else:
-            self.repeated.add(key)
-            self.headers.add(name.decode("ascii"), value.decode("latin-1"))
+        self.headers.add(name.decode("ascii"), value.rstrip(_WHITESPACE).decode("latin-1"))
 
 
 def parse_head(head: bytes) -> RequestHead:
@@ -92,10 +83,10 @@ def parse_head(head: bytes) -> RequestHead:
         raise BadRequest("there are too many headers", 431, "headers_too_large")
     if target.count(b"&") >= MAX_PARAMETERS:
         raise BadRequest("the query has too many parameters")
-    fields = _parse(head, method)
-    headers, first, repeated = fields.headers, fields.first, fields.repeated
+    headers = _parse(head, method)
     is_current = version == b"HTTP/1.1"
-    if b"host" in repeated or (is_current and b"host" not in first):
+    hosts = headers.get_list("Host")
+    if len(hosts) > 1 or (is_current and not hosts):
         raise BadRequest("a request has exactly one Host header")
     path = target.decode("ascii")
     if not path.startswith("/") and path != "*" and method != b"CONNECT":
@@ -103,14 +94,16 @@ def parse_head(head: bytes) -> RequestHead:
     if _NO_PORT.search(headers.get("Host", "")):
         raise BadRequest("the port is no port number")
     start_line = RequestStartLine(method.decode("ascii"), path, version.decode("ascii"))
-    options = tokens(headers["Connection"]) if b"connection" in first else ()
+    options = tokens(headers["Connection"]) if "Connection" in headers else ()
     keep_alive = "close" not in options if is_current else "keep-alive" in options
-    length = int(first.get(b"content-length", 0))
-    if b"transfer-encoding" in first:
+    length = int(headers.get_list("Content-Length")[0]) if "Content-Length" in headers else 0
+    if "Transfer-Encoding" in headers:
         if headers["Transfer-Encoding"].lower() != "chunked" or not is_current:
             raise BadRequest("the only transfer encoding is chunked, in HTTP/1.1")
         length = CHUNKED_BODY
-    expects_continue = is_current and first.get(b"expect", b"").lower() == b"100-continue"
+    expects_continue = (
+        is_current and "Expect" in headers and headers.get_list("Expect")[0].lower() == "100-continue"
+    )
     return RequestHead(start_line, headers, length, keep_alive, expects_continue)
 
 
@@ -119,7 +112,7 @@ def tokens(value: str) -> list[str]:
     return [token.strip(" \t") for token in value.lower().split(",")]
 
 
-def _parse(head: bytes, method: bytes) -> _Fields:
+def _parse(head: bytes, method: bytes) -> Headers:
     """Return the header fields, with whitespace around their values left out."""
     if method not in _METHODS:
         # llhttp refuses methods that it does not know; here the application says which ones there are.
@@ -133,7 +126,7 @@ def _parse(head: bytes, method: bytes) -> _Fields:
         if _OVERFLOWING_LENGTH.search(head):
             raise BadRequest("the body is too large", 413, "too_large") from None
         raise BadRequest("the request is malformed") from None
-    return fields
+    return fields.headers
 
 
 def _from_absolute(target: str) -> tuple[str, str]:

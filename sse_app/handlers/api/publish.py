@@ -27,6 +27,8 @@ _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 class _Publishing(BodyHandler):
     """What single and batch publishing share."""
 
+    stepped = frozenset({"POST"})
+
     @property
     def body_limit(self) -> int:
         """How many bytes of body a request may have: as many as are configured."""
