@@ -70,6 +70,8 @@ class SqliteEventLog(EventLog):
         """What has been heard, and comes after what the writer thread is about to report."""
         self._heard_bells = self._heard_bytes = 0
         """How much this process's bell has held since it was last empty."""
+        self._appends: list[tuple[Sequence[NewEvent], IdempotencyKey | None, asyncio.Future[list[EventId]]]] = []
+        """What the writer is given once the event loop has run what it runs just now."""
         self._unanswered = 0
         self._watching: asyncio.TimerHandle | None = None
 
@@ -247,11 +249,20 @@ class SqliteEventLog(EventLog):
         await self._tails.room()
         writer = self._opened()
         future: asyncio.Future[list[EventId]] = self._loop.create_future()
-        writer.append(events, key, future)
+        # Were the thread woken for the first of many, the two would hand the interpreter's lock to and fro.
+        if not self._appends:
+            self._loop.call_soon(self._pass_on, writer)
+        self._appends.append((events, key, future))
         self._unanswered += 1
         if self._watching is None:
             self._watching = self._loop.call_later(WATCH_INTERVAL, self._watch)
         return await future
+
+    def _pass_on(self, writer: SqliteWriter) -> None:
+        """Give the writer all appends that wait."""
+        for events, key, future in self._appends:
+            writer.append(events, key, future)
+        self._appends.clear()
 
     async def lost(self, channels: Collection[ChannelName], position: EventId) -> dict[ChannelName, str]:
         if position.epoch != self._epoch:
@@ -395,6 +406,7 @@ class SqliteEventLog(EventLog):
 
     async def close(self) -> None:
         if (writer := self._writer) is not None:
+            self._pass_on(writer)
             with without_checkpoint(self._path) if self._damage else nullcontext():
                 self._refuse(await self._loop.run_in_executor(None, writer.stop))
                 self._take_reports()
