@@ -11,15 +11,10 @@ from sse_app.settings.types import Network
 UNKNOWN = "unknown"
 """Stands for an address that a proxy names in a form that is none: it is in no network, and has limits of its own."""
 
-SIGNS_OF_A_PROXY = (
-    "X-Forwarded-For",
-    "Forwarded",
-    "X-Real-Ip",
-    "Via",
-    "X-Forwarded-Host",
-    "X-Forwarded-Proto",
+SIGNS_OF_A_PROXY = frozenset(
+    {"X-Forwarded-For", "Forwarded", "X-Real-Ip", "Via", "X-Forwarded-Host", "X-Forwarded-Proto"}
 )
-"""Headers that a proxy adds, and that no client sends which asks directly."""
+"""Headers that a proxy adds, and that no client sends which asks directly; as `HTTPHeaders` writes their names."""
 
 _WITH_PORT = re.compile(r"(?:\[([^\[\]]*:[^\[\]]*)\]|([0-9.]+)(?=:))(?::[0-9]{1,5})?")
 """An address as it stands before a port, as some proxies add one: an IPv6 address is in brackets (RFC 3986 §3.2.2)."""

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 
 from sse_app.core.addresses import parse_address
+
+MAX_NAME_LENGTH = 255
+"""How many characters a name or an address has at most (RFC 1035 §2.3.4)."""
 
 
 def is_local_name(name: str) -> bool:
@@ -14,6 +18,11 @@ def is_local_name(name: str) -> bool:
     Args:
         name: in lower case, without a port; an IPv6 address in brackets.
     """
+    return len(name) <= MAX_NAME_LENGTH and _is_local(name)
+
+
+@lru_cache(256)
+def _is_local(name: str) -> bool:
     return name == "localhost" or name.endswith(".localhost") or _address_in(name) is not None
 
 

@@ -49,7 +49,7 @@ class PeerHandler(OriginHandler):
 
     @property
     def _came_through_proxy(self) -> bool:
-        return any(map(self.request.headers.__contains__, SIGNS_OF_A_PROXY))
+        return not SIGNS_OF_A_PROXY.isdisjoint(self.request.headers)
 
     def warn_of_untrusted_proxy(self) -> None:
         """Log once for each of the first such peers that what it forwards is not believed."""

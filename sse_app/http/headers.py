@@ -24,7 +24,7 @@ class Headers(HTTPHeaders):
 
     def add(self, name: str, value: str, **_: Any) -> None:
         """Add a value to those that the name has."""
-        name = usual_form(name)
+        name = (usual_form if len(name) <= _LONGEST_REMEMBERED else _usual_form)(name)
         self._lines[name] = (*self._lines.get(name, ()), value)
 
     def get_list(self, name: str) -> list[str]:
@@ -50,7 +50,7 @@ class Headers(HTTPHeaders):
         del self._lines[usual_form(name)]
 
     def __contains__(self, name: object) -> bool:
-        return name in self._lines or (isinstance(name, str) and usual_form(name) in self._lines)
+        return name in self._lines or usual_form(name) in self._lines
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -65,13 +65,9 @@ class Headers(HTTPHeaders):
     __copy__ = copy
 
 
-def usual_form(name: str) -> str:
-    """Return the form of a header's name in which it is kept: ``content-type`` is ``Content-Type``."""
-    return (_remembered if len(name) <= _LONGEST_REMEMBERED else _usual_form)(name)
-
-
 def _usual_form(name: str) -> str:
     return "-".join([word.capitalize() for word in name.split("-")])
 
 
-_remembered = lru_cache(1024)(_usual_form)
+usual_form = lru_cache(1024)(_usual_form)
+"""Returns the form of a header's name in which it is kept: ``content-type`` is ``Content-Type``."""
