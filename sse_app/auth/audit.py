@@ -80,6 +80,8 @@ class Audit:
         Raises:
             AuthStoreUnavailable: it is not, and waits for the next time.
         """
+        if not (self._waiting or self._counted or self._dropped):  # several times a second
+            return
         async with self._flushing:
             if self._counted and (last or time.monotonic() >= self._told_at + COUNTED_INTERVAL):
                 self._told_at = time.monotonic()

@@ -375,6 +375,8 @@ class SqliteAuthStore(AuthStore):
             "WHERE number > ? AND (made_at >= ? OR (boot = ? AND made_on >= ?)) ORDER BY number",
             (number, made_after, boot_id(), made_on_after),
         )
+        if not rows:
+            return []
         with self._noticed_errors(), content_of_ours():
             return [(row[0], Revocation(Scope(row[1]), *row[2:])) for row in rows]
 

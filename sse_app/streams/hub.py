@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import aclosing
-from functools import cache
+from itertools import chain
 from typing import TypeVar
 
 from sse_app.core.addresses import network_of
@@ -335,22 +335,26 @@ class Hub:
 
     def _plan(self, events: list[Event]) -> Iterator[tuple[FanoutGroup[Stream], bytes, int]]:
         """Yield each group with its bytes and its number of slots: streams that join later have the events."""
-        encode = cache(self._replay_cache.encode)  # once, for all groups
+        encoded: dict[int, bytes] = {}  # once, for all groups
         by_channel: dict[ChannelName, list[int]] = {}
         for number, event in enumerate(events):
             by_channel.setdefault(event.channel, []).append(number)
         groups = {group: None for channel in by_channel for group in self._of_channel.get(channel, ())}
         published_to = frozenset(by_channel)
-        joined: dict[tuple[frozenset[ChannelName], Framing], bytes] = {}
+        joined: dict[tuple[frozenset[ChannelName], Framing], tuple[bytes, int]] = {}
         for group in groups:
             group.close_holes()
             subscribed = published_to if len(published_to) == 1 else published_to & group.channels
             key = (subscribed, group.framing)
-            if (frames := joined.get(key)) is None:
-                numbers = sorted(number for channel in subscribed for number in by_channel[channel])
-                payload = b"".join([encode(events[number]) for number in numbers])
-                frames = joined[key] = group.framing.frame(payload)
-            self.deliveries += len(group) * sum(len(by_channel[channel]) for channel in subscribed)
+            if key not in joined:
+                numbers = sorted(chain.from_iterable(map(by_channel.__getitem__, subscribed)))
+                for number in numbers:
+                    if number not in encoded:
+                        encoded[number] = self._replay_cache.encode(events[number])
+                payload = b"".join(map(encoded.__getitem__, numbers))
+                joined[key] = group.framing.frame(payload), len(numbers)
+            frames, count = joined[key]
+            self.deliveries += len(group) * count
             yield group, frames, len(group.sends)
 
     # -- the server's own channel ---------------------------------------------------------------------------

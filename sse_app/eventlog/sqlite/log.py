@@ -70,7 +70,9 @@ class SqliteEventLog(EventLog):
         """What has been heard, and comes after what the writer thread is about to report."""
         self._heard_bells = self._heard_bytes = 0
         """How much this process's bell has held since it was last empty."""
-        self._appends: list[tuple[Sequence[NewEvent], IdempotencyKey | None, asyncio.Future[list[EventId]]]] = []
+        self._appends: list[
+            tuple[Sequence[NewEvent], IdempotencyKey | None, asyncio.Future[list[EventId]]]
+        ] = []
         """What the writer is given once the event loop has run what it runs just now."""
         self._unanswered = 0
         self._watching: asyncio.TimerHandle | None = None
