@@ -100,8 +100,13 @@ class Application(web.Application):
     """
 
     def __init__(self, *args: Any, **settings: Any) -> None:
-        super().__init__(*args, **settings)
         self._targets: dict[tuple[str, str], _Target] = {}
+        super().__init__(*args, **settings)
+
+    def add_handlers(self, *args: Any, **kwargs: Any) -> None:
+        """Add rules for some hosts, as Tornado does."""
+        super().add_handlers(*args, **kwargs)
+        self._targets.clear()
 
     def start_request(
         self, server_conn: object, request_conn: httputil.HTTPConnection

@@ -6,6 +6,7 @@ A failure here comes with a new version of a library: its message names the deta
 from __future__ import annotations
 
 import ast
+import asyncio
 import inspect
 import logging
 import socket
@@ -14,11 +15,11 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 from textwrap import dedent
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import tornado
-from tornado import web
+from tornado import httputil, web
 from tornado.httpclient import HTTPResponse
 
 import sse_app
@@ -53,10 +54,55 @@ class Plain(Compressed):
         super().get()
 
 
+class Begun(Compressed):
+    """Answers with headers that are made in another way."""
+
+    def clear(self) -> None:
+        """Begin the response."""
+        private_apis.begin_response(self, httputil.HTTPHeaders({"X-Begun": "yes"}))
+
+
+@web.stream_request_body
+class InPieces(web.RequestHandler):
+    """Notes what it is called with."""
+
+    calls: ClassVar[list[str]] = []
+
+    def prepare(self) -> None:
+        """Note the call."""
+        self.calls.append("prepare")
+
+    def data_received(self, chunk: bytes) -> None:
+        """Ignore the body."""
+
+    def post(self, name: str) -> None:
+        """Note the call."""
+        self.calls.append(f"post {name}")
+        self.set_status(204)
+
+
+class Connection(httputil.HTTPConnection):
+    """Notes the status that is written."""
+
+    status = 0
+
+    def set_close_callback(self, callback: object) -> None:
+        """Ignore it."""
+
+    def write_headers(
+        self, start_line: Any, headers: httputil.HTTPHeaders, chunk: bytes | None = None
+    ) -> Any:
+        """Note the status."""
+        self.status = start_line.code
+
+    def finish(self) -> None:
+        """Ignore it."""
+
+
 @pytest.fixture
 def app() -> web.Application:
     """An application that compresses, and logs as Tornado does by default."""
-    handlers = [("/compressed", Compressed), ("/plain", Plain)]
+    handlers = [("/compressed", Compressed), ("/plain", Plain), ("/begun", Begun)]
     return web.Application(handlers, compress_response=True)
 
 
@@ -97,6 +143,42 @@ async def test_tornado_applies_the_transforms_that_are_dropped(
         "application around them has compress_response (drop_output_transforms)"
     )
     assert plain.body == TEXT.encode()
+
+
+@pytest.mark.gen_test
+async def test_tornado_keeps_a_response_where_it_is_begun(
+    http_client: Any, http_server: Any, base_url: str
+) -> None:
+    begun = await fetch(http_client, base_url + "/begun")
+    assert (begun.code, begun.headers.get("X-Begun"), begun.headers.get("Server")) == (200, "yes", None), (
+        f"{TORNADO} keeps a response in other attributes of RequestHandler than begin_response sets: "
+        "the headers of all answers are wrong"
+    )
+    assert len(begun.body) > 0
+
+
+@pytest.mark.gen_test
+async def test_tornados_execution_waits_for_the_body_and_for_nothing_else() -> None:
+    connection = Connection()
+    request = httputil.HTTPServerRequest(
+        start_line=httputil.RequestStartLine("POST", "/a", "HTTP/1.1"),
+        headers=httputil.HTTPHeaders({"Host": "localhost"}),
+        connection=connection,
+    )
+    body = asyncio.get_running_loop().create_future()
+    private_apis.set_body_future(request, body)
+    application = web.Application(log_function=lambda handler: None)
+    execution = private_apis.execution(InPieces(application, request), [b"a"])
+    meaning = (
+        f"{TORNADO} does not run a handler in RequestHandler._execute any more, or not as handlers.dispatch takes it: "
+        "publishing may hang (execution, set_body_future)"
+    )
+    assert execution.send(None) is body, meaning
+    assert InPieces.calls == ["prepare"], meaning
+    body.set_result(None)
+    with pytest.raises(StopIteration):
+        execution.send(None)
+    assert (InPieces.calls, connection.status) == (["prepare", "post a"], 204), meaning
 
 
 @pytest.fixture

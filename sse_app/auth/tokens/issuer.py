@@ -7,6 +7,7 @@ import json
 import math
 import random
 import re
+import secrets
 import time
 from collections.abc import Callable
 from enum import Enum
@@ -42,6 +43,9 @@ MAX_URL_LENGTH = 7680
 
 LEAST_LIFETIME = 1.0
 """Seconds that a token must have before it: one with less is of no use when it arrives, and is not issued."""
+
+_DIGEST_KEY = secrets.token_bytes(32)
+"""Made anew by each process, so that a digest says nothing outside of it."""
 
 _COMPACT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")  # RFC 7515 §7.1, without padding
 
@@ -311,4 +315,4 @@ def jittered(lifetime: float) -> int:
 
 def _digest(token: str) -> bytes:
     """Return what a token is remembered by: its digest, which is of no use to a thief who reads the memory."""
-    return hashlib.sha256(token.encode()).digest()
+    return hashlib.blake2b(token.encode(), digest_size=32, key=_DIGEST_KEY).digest()
