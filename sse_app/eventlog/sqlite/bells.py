@@ -35,6 +35,9 @@ EVENTS_PER_BELL = 1_000
 MAX_QUEUED = 10
 """How many datagrams wait for a socket, as the system is installed (net.unix.max_dgram_qlen); then it is full."""
 
+LOOK_AGAIN = 0.02
+"""How often the directory is looked at, in seconds; a new process misses no more than the first bells."""
+
 RECENT = 0.1
 """A directory that was changed within so many seconds may change again without another time of change."""
 
@@ -73,6 +76,7 @@ class Bells:
         self._others: dict[str, socket.socket] = {}
         self._seen: tuple[int, int] | None = None
         """The directory as it was when it was read last, or None where it is to be read again."""
+        self._look_at = 0.0
 
     def open(self) -> None:
         """Make the directory and this process's bell in it, where there can be one; also anew, where it was removed.
@@ -167,15 +171,15 @@ class Bells:
 
     def others(self) -> bool:
         """Return whether other processes have the log open, as far as they have bells."""
-        try:
-            found = os.stat(self._directory)
-            now = (found.st_ino, found.st_mtime_ns)
-            if now != self._seen:
-                self._read_directory()
-                recent = abs(time.time() - found.st_mtime) < RECENT
-                self._seen = None if recent else now
-        except OSError:
-            pass  # the directory is made anew soon
+        if (now := time.monotonic()) >= self._look_at:
+            self._look_at = now + LOOK_AGAIN
+            with suppress(OSError):  # where it is gone it is made anew soon
+                found = os.stat(self._directory)
+                as_it_is = (found.st_ino, found.st_mtime_ns)
+                if as_it_is != self._seen:
+                    self._read_directory()
+                    recent = abs(time.time() - found.st_mtime) < RECENT
+                    self._seen = None if recent else as_it_is
         return bool(self._others)
 
     def _read_directory(self) -> None:

@@ -201,23 +201,23 @@ class LogFile:
                 for name, *row in self.db.execute(f"SELECT name, {CHANNEL_STATE} FROM channels")
             }
 
-    def wrote(self, size: int) -> None:
-        """Move the write-ahead log into the database where it has become long; the lock is held.
+    def is_long_after(self, size: int) -> bool:
+        """Return whether the write-ahead log is long after a commit of about so many bytes: it is to begin anew."""
+        self._pages += PAGES_PER_COMMIT + 2 * size // PAGE_BYTES  # as many are erased sooner or later
+        return self._pages >= CHECKPOINT_PAGES
+
+    def checkpoint(self) -> None:
+        """Move the write-ahead log into the database; the lock is held.
 
         It begins anew only where no process reads from it. Readers that follow one another without a pause would else
         let it grow without end: here those that come now find all of it in the database already.
-
-        Args:
-            size: about how many bytes a commit has stored.
         """
-        self._pages += PAGES_PER_COMMIT + 2 * size // PAGE_BYTES  # as many are erased sooner or later
-        if self._pages < CHECKPOINT_PAGES or self._checkpoints is None:
-            return
         self._pages -= CHECKPOINT_PAGES // 4  # until it is tried again
         self._patience = min(self._patience + CHECKPOINT_PATIENCE, MAX_CHECKPOINT_PATIENCE)
         with suppress(sqlite3.Error, OSError):  # as where the disk is full: the log itself is whole
             large = os.stat(f"{self.path}-wal").st_size > MAX_WAL_BYTES
             mode = "TRUNCATE" if large else "RESTART"
+            assert self._checkpoints is not None
             self._checkpoints.execute(f"PRAGMA busy_timeout = {self._patience}")
             (busy, *_) = self._checkpoints.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
             if not busy:

@@ -109,7 +109,7 @@ class SqliteEventLog(EventLog):
 
     def _listen(self, writer: SqliteWriter) -> None:
         if (descriptor := writer.bells.fileno()) >= 0:
-            self._loop.add_reader(descriptor, self._take_reports)
+            self._loop.add_reader(descriptor, self._take_reports, True)
 
     def _wake(self) -> None:
         """Have reports taken; called in the writer's thread."""
@@ -119,19 +119,24 @@ class SqliteEventLog(EventLog):
             if not self._loop.is_closed():  # else the tasks that waited for a report are gone too
                 raise
 
-    def _take_reports(self) -> None:
+    def _take_reports(self, rung: bool = False) -> None:
         """Take what the writer thread has reported and what other processes have rung, in log order.
 
         What one of the two says comes after all that the other has said by then of earlier events: both are told of
         a commit before the lock is released.
+
+        Args:
+            rung: whether this process's bell has been heard; else it is listened to where events are missing.
         """
         writer = self._writer
         if writer is None:
             return
+        reports = writer.reports
         for _ in range(BELLS_PER_TURN):
-            report = writer.reports[0] if writer.reports else None
-            if self._bell is None:
+            report = reports[0] if reports else None
+            if self._bell is None and (rung or (report is not None and place(report) > self._seq + 1)):
                 self._bell = self._receive(writer)
+                rung = rung and self._bell is not None
             if report is None:
                 if self._bell is None:
                     return
@@ -140,7 +145,7 @@ class SqliteEventLog(EventLog):
                 ):  # of a commit in between, before which the bell may have been rung, or after
                     continue
             if report is not None and (self._bell is None or place(report) <= self._bell.previous + 1):
-                writer.reports.popleft()
+                reports.popleft()
                 if isinstance(report, Commit):
                     self._committed(report)
                 elif isinstance(report, Growth):
@@ -152,7 +157,7 @@ class SqliteEventLog(EventLog):
             elif self._bell is not None:
                 bell, self._bell = self._bell, None
                 self._heard(bell)
-        self._loop.call_soon(self._take_reports)
+        self._loop.call_soon(self._take_reports, rung)
 
     def _receive(self, writer: SqliteWriter) -> Bell | None:
         bell = writer.bells.receive()

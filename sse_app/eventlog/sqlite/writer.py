@@ -10,7 +10,7 @@ import queue
 import sqlite3
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -176,22 +176,25 @@ class SqliteWriter:
         looked = stopping = False
         if isinstance(self._first[0], _Append):
             try:
-                with self._locked():
+                self._take_lock()
+                try:
                     appends, looked, stopping = self._gather()
                     if appends:
                         self._commit(appends)
+                finally:
+                    self._file.lock.release()
             except OSError as error:  # of the lock's file
                 appends, looked, stopping = self._gather()
                 self._refuse(appends, self._fail("written", error))
+            self._wake()  # last: the event loop may then run for a while in this thread's place
         else:
             appends, looked, stopping = self._gather(1)
         if looked:
             self._look()
         return stopping
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Hold the lock of the log's file; what waits for the lock can be taken out of the queue meanwhile."""
+    def _take_lock(self) -> None:
+        """Take the lock of the log's file; what waits for it can be taken out of the queue meanwhile."""
         lock = self._file.lock
         if not lock.try_acquire():
             with self._claiming:
@@ -201,10 +204,14 @@ class SqliteWriter:
             finally:
                 with self._claiming:
                     self._lock_awaited_since = None
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        self._take_lock()
         try:
             yield
         finally:
-            lock.release()
+            self._file.lock.release()
 
     def _gather(self, limit: int = MAX_EVENTS_PER_COMMIT) -> tuple[list[_Append], bool, bool]:
         """Return the appends that wait, whether a look was asked for, and whether the end was."""
@@ -251,10 +258,7 @@ class SqliteWriter:
         self._wake()
 
     def _tell(self, commit: Commit) -> None:
-        """Tell the other processes of a commit, and then the event loop; the lock is held.
-
-        The event loop is woken last: it may then run for a while in this thread's place.
-        """
+        """Tell the event loop of a commit, which is woken later, and the other processes; the lock is held."""
         self.reports.append(commit)
         file = self._file
         if file.bells.others():
@@ -285,20 +289,17 @@ class SqliteWriter:
         """Store the appends in one transaction: all of them are durable when this returns, or none is."""
         commit = Commit()
         file = self._file
-        size = 0
         try:
-            with file.transaction():
-                if file.others_committed and not self._shared:
-                    self._shared = True
-                    self.reports.append(Growth(file.head))
-                now = file.clock.now()
-                for events, key, future in appends:
-                    commit.outcomes.append((future, self._store(events, key, now, commit)))
-                size = self._insert(commit, now)
-                last = {event.channel: event.seq for event in commit.events}
-                for channel, new in Counter(event.channel for event in commit.events).items():
-                    state = commit.channels[channel]
-                    commit.channels[channel] = self._count(state, new, last[channel])
+            file.begin()
+            if file.others_committed and not self._shared:
+                self._shared = True
+                self.reports.append(Growth(file.head))
+            now = file.clock.now()
+            for events, key, future in appends:
+                commit.outcomes.append((future, self._store(events, key, now, commit)))
+            size = self._insert(commit, now)
+            self._count_all(commit)
+            file.db.execute("COMMIT")
         except (
             Exception
         ) as error:  # of any kind: the publishers must get an answer, and the thread must not end
@@ -311,8 +312,9 @@ class SqliteWriter:
             self._tell(commit)
         else:
             self.reports.append(commit)
-        self._wake()
-        file.wrote(size)
+        if file.is_long_after(size):
+            self._wake()
+            file.checkpoint()
 
     def _store(
         self, events: Sequence[NewEvent], key: IdempotencyKey | None, now: float, commit: Commit
@@ -371,6 +373,16 @@ class SqliteWriter:
             assert id is not None
             state = ChannelState(id, 0, 0, forgotten, 0)
         return state
+
+    def _count_all(self, commit: Commit) -> None:
+        new: dict[ChannelName, int] = {}
+        last: dict[ChannelName, int] = {}
+        for event in commit.events:
+            channel = event.channel
+            new[channel] = new.get(channel, 0) + 1
+            last[channel] = event.seq
+        for channel, count in new.items():
+            commit.channels[channel] = self._count(commit.channels[channel], count, last[channel])
 
     def _count(self, state: ChannelState, new: int, last_seq: int) -> ChannelState:
         """Return the channel's state with the new events, and erase those that are now over its size.
