@@ -353,7 +353,7 @@ def test_the_address_says_where_it_answers(tmp_path: Path, host: str, reached: l
     with server.log_path.open("ab") as log:
         process = subprocess.Popen([*PROGRAM, "serve"], cwd=ROOT, env=server.environment, stderr=log)
     try:
-        until(lambda: "listening" in server.log_path.read_text(), "it listens")
+        until(lambda: "listening" in server.log_path.read_text() or process.poll() is not None, "it listens")
         found = []
         for address in ("127.0.0.1", "::1"):
             url = f"http://[{address}]" if ":" in address else f"http://{address}"

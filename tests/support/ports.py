@@ -19,9 +19,15 @@ def reserved_port(*, everywhere: bool = False) -> Iterator[int]:
         yield _port_of(reservation)
 
 
-def reserve_port(owner: object) -> int:
-    """Return a port of 127.0.0.1 that is reserved as long as its owner exists."""
-    reservation = _reservation()
+def reserve_port(owner: object, *, everywhere: bool = False) -> int:
+    """Return a port that is reserved as long as its owner exists.
+
+    Args:
+        owner: an object.
+        everywhere: as in `reserved_port`. Reserved for 127.0.0.1 alone, it may be that of a connection which another
+            test makes from 127.0.0.2; a server could then not listen on all addresses.
+    """
+    reservation = _reservation(everywhere)
     weakref.finalize(owner, reservation.close)
     return _port_of(reservation)
 
@@ -34,11 +40,12 @@ def _reservation(everywhere: bool = False) -> socket.socket:
     any, nor to an outgoing connection. A port that is found by binding and closing may be taken by another test
     before the server binds it.
     """
-    reservation = socket.socket(socket.AF_INET6 if everywhere else socket.AF_INET)
+    both = everywhere and socket.has_dualstack_ipv6()
+    reservation = socket.socket(socket.AF_INET6 if both else socket.AF_INET)
     reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if everywhere:
+    if both:
         reservation.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-    reservation.bind(("::" if everywhere else "127.0.0.1", 0))
+    reservation.bind(("::" if both else "0.0.0.0" if everywhere else "127.0.0.1", 0))
     return reservation
 
 

@@ -81,7 +81,8 @@ class ServerProcess:
         self.state_dir = state_dir
         self.expected = expected
         self._open_files = open_files
-        self.port = int(settings.pop("PORT", 0) or reserve_port(self))
+        everywhere = settings.get("HOST", "127.0.0.1") != "127.0.0.1"
+        self.port = int(settings.pop("PORT", 0) or reserve_port(self, everywhere=everywhere))
         self.url = f"http://127.0.0.1:{self.port}"
         state_dir.parent.mkdir(parents=True, exist_ok=True)
         self.log_path = state_dir.with_suffix(f".{self.port}.log")
