@@ -90,6 +90,11 @@ class _Counts:
         """Return what the others have been told."""
         return dict(self._told)
 
+    @property
+    def kept(self) -> int:
+        """How many names are kept because others have or need the number."""
+        return len(self._told.keys() | self.elsewhere.keys())
+
     def changes(self) -> dict[str, int]:
         """Return what has changed since the last call, which the others are told now."""
         told = self._told
@@ -150,7 +155,7 @@ class StreamsElsewhere:
         )
         self.total = 0
         """How many streams the others have."""
-        self._heart = PeriodicCallback(self._beat, HEARTBEAT)
+        self._heart = PeriodicCallback(self.beat, HEARTBEAT)
         cluster.answer(_TOLD, self._take)
         cluster.answer(_ASKED, lambda node, payload: self._all())
 
@@ -164,13 +169,23 @@ class StreamsElsewhere:
             return
         self._users.look_at_all()
         self._addresses.look_at_all()
-        self._beat()
+        self.beat()
         self._heart.start()
         await self._ask(self._cluster.peers())
 
     def stop(self) -> None:
         """Tell the others no more."""
         self._heart.stop()
+
+    @property
+    def runs(self) -> bool:
+        """Whether the others are told."""
+        return self._heart.running
+
+    @property
+    def kept(self) -> int:
+        """How many users and addresses the other nodes have been told of, or have told of."""
+        return self._users.kept + self._addresses.kept
 
     def of_user(self, subject: str) -> int:
         """Return how many streams a user has on the other nodes."""
@@ -188,7 +203,7 @@ class StreamsElsewhere:
 
     # -- telling --------------------------------------------------------------------------------------------
 
-    def _beat(self) -> None:
+    def beat(self) -> None:
         """Tell the others what has changed, if only that this node is still there, and forget those that are not."""
         peers = self._cluster.peers()
         oldest = time.monotonic() - SILENT_AFTER

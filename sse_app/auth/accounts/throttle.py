@@ -39,6 +39,9 @@ FORGET_AFTER = 900.0
 KNOWN_FOR = 7 * 86_400.0
 """Seconds for which an address is known to be one of an account's own after a right password."""
 
+TELL_AFTER = KNOWN_FOR / 2
+"""Seconds after which other nodes are told again that it is: not at each refresh of its sessions."""
+
 MAX_ENTRIES = 100_000
 
 MOST_SUMMED_UP = 20_000
@@ -88,11 +91,14 @@ class Summary(msgspec.Struct):
 class LoginThrottle:
     """Counts wrong passwords until a quarter of an hour has passed without one, and what is being checked.
 
-    ``tell`` is called with ``failed``, ``succeeded`` or ``known``, account and network, for other nodes to `apply`.
+    ``tell``, where it is set, is called with ``failed``, ``succeeded`` or ``known``, account and network, for other
+    nodes to `apply`.
     """
 
     def __init__(self) -> None:
-        self.tell: Callable[[str, str, str], None] = lambda what, account, network: None
+        self.tell: Callable[[str, str, str], None] | None = None
+        self._told: dict[Key, float] = {}
+        """When other nodes were told last that an address is one of an account's own."""
         self._failures: dict[Key, _Failures] = {}
         self._checking: Counter[Key] = Counter()
         self._known: dict[Key, float] = {}
@@ -137,7 +143,8 @@ class LoginThrottle:
         """Count a wrong password."""
         network = network_of(address)
         self._count_failure(account, network, now)
-        self.tell("failed", account, network)
+        if self.tell is not None:
+            self.tell("failed", account, network)
 
     def _count_failure(self, account: str, network: str, now: float) -> None:
         of_account = self._count((account, ""), now)
@@ -150,14 +157,16 @@ class LoginThrottle:
         network = network_of(address)
         self._failures.pop((account, network), None)
         self._remember(account, network, now)
-        self.tell("succeeded", account, network)
+        if self.tell is not None:
+            self._told_now((account, network), now)
+            self.tell("succeeded", account, network)
 
     def remember(self, account: str, address: str, now: float) -> None:
         """Take this address for one of the account's own: one of its sessions is used from there."""
         network = network_of(address)
-        is_news = self._known.get((account, network), -math.inf) < now + KNOWN_FOR / 2
         self._remember(account, network, now)
-        if is_news:  # it is not told at each refresh
+        if self.tell is not None and self._told.get((account, network), -math.inf) < now - TELL_AFTER:
+            self._told_now((account, network), now)
             self.tell("known", account, network)
 
     def apply(self, what: str, account: str, network: str, now: float) -> None:
@@ -190,6 +199,12 @@ class LoginThrottle:
         for known in summary.known:
             if now + known.left > self._known.get((known.account, known.network), -math.inf):
                 self._remember(known.account, known.network, now + known.left - KNOWN_FOR)
+
+    def _told_now(self, key: Key, now: float) -> None:
+        self._told.pop(key, None)
+        self._told[key] = now
+        if len(self._told) > MAX_ENTRIES:
+            del self._told[next(iter(self._told))]
 
     def _remember(self, account: str, network: str, now: float) -> None:
         key = (account, network)
