@@ -8,14 +8,16 @@ PROCESSES ?= 4
 # Else each of the hundreds of servers that the tests start would compile the whole program first.
 unexport PYTHONDONTWRITEBYTECODE
 
+# `compiled` runs beside `check`.
+MAKEFLAGS += --jobs=2
+
 .PHONY: run test quick test-long check compiled bench bench-quick bench-handover clean
 
 run: .venv/installed
 	@$(BIN)/python -m examples.market
 
 # More processes than processors: now and then a test waits, for a timeout, a restart, or another process.
-test: .venv/installed
-	@$(MAKE) --no-print-directory --jobs=2 check compiled
+test: .venv/installed check compiled
 	@$(BIN)/python -m pytest --numprocesses=$(PROCESSES)
 
 quick: .venv/installed check
