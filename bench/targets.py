@@ -349,7 +349,7 @@ _STREAMS = Group(
             "{:.1f} %", 2.0, 1.0, _figure("idle", "cpu_percent", "{:.2f} %", peer="nchan"),
         ),
         Target(
-            "memory of one that does not read; its byte limit is 1,024 KiB, a quarter more is for what holds the bytes",
+            "memory of one that does not read, with a limit of 1,024 KiB",
             "{:,.0f} KiB", 1280.0, None, _stalled_memory,
         ),
         Target(
@@ -373,7 +373,7 @@ _CROWD = Group(
         ),
         Target("streams held at once, with more workers", "{:,.0f}", 100_000, 1_000_000, _held, higher=True),
         Target(
-            "all workers are ended by `kill -9`, all clients come back with 100 missed events: until all have all",
+            "`kill -9` of all workers: until all are back, each with its 100 missed events",
             "{:.0f} s", 60.0, 30.0, _storm,
         ),
     ),
