@@ -8,16 +8,18 @@ PROCESSES ?= 4
 # Else each of the hundreds of servers that the tests start would compile the whole program first.
 unexport PYTHONDONTWRITEBYTECODE
 
-# `compiled` runs beside `check`.
-MAKEFLAGS += --jobs=2
+CHECK = $(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && $(BIN)/mypy
 
-.PHONY: run test quick test-long check compiled bench bench-quick bench-handover clean
+.PHONY: run test quick test-long check bench bench-quick bench-handover clean
 
 run: .venv/installed
 	@$(BIN)/python -m examples.market
 
+# Beside mypy, which keeps one processor busy, the tests are compiled; else each of pytest's processes does it.
 # More processes than processors: now and then a test waits, for a timeout, a restart, or another process.
-test: .venv/installed check compiled
+test: .venv/installed
+	@$(BIN)/python -m pytest --collect-only --quiet >/dev/null & compiling=$$!; \
+	$(CHECK); status=$$?; wait $$compiling; exit $$status
 	@$(BIN)/python -m pytest --numprocesses=$(PROCESSES)
 
 quick: .venv/installed check
@@ -27,15 +29,8 @@ quick: .venv/installed check
 test-long: .venv/installed
 	@$(BIN)/python -m pytest --numprocesses=2 --dist=load -m long
 
-# Compiles the tests beside mypy, which keeps one processor busy; else each of pytest's processes does. What cannot be
-# collected is told by the run itself.
-compiled: .venv/installed
-	@$(BIN)/python -m pytest --collect-only --quiet >/dev/null || true
-
 check: .venv/installed
-	@$(BIN)/ruff check .
-	@$(BIN)/ruff format --check --quiet .
-	@$(BIN)/mypy
+	@$(CHECK)
 
 # Under 40 minutes, and under 5. With BEFORE=CHECKOUT another checkout of sse_app is measured beside this one, in the same rounds.
 bench: .venv/installed
