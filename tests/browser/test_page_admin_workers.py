@@ -13,16 +13,14 @@ from playwright.sync_api import Browser, Page
 
 from tests.support.fleet import Fleet
 from tests.support.visitors import live, people, stream_paths, visitor, wait_for_chart
-from tests.support.workers import Worker, running_workers
+from tests.support.worker_processes import WorkerProcess, worker_processes
 
 pytestmark = pytest.mark.browser
 
 
 @pytest.fixture
-def workers(tmp_path: Path) -> Iterator[list[Worker]]:
-    with running_workers(
-        3, state_dir=tmp_path / "state", expected=("worker_silent", "login_refused")
-    ) as workers:
+def workers(tmp_path: Path) -> Iterator[list[WorkerProcess]]:
+    with worker_processes(3, tmp_path / "state", expected=("worker_silent", "login_refused")) as workers:
         people(workers[0])
         yield workers
 
@@ -38,7 +36,7 @@ def picture(page: Page, name: str) -> None:
 
 
 def test_the_dashboard_shows_all_workers_kicks_on_any_and_names_one_that_hangs(
-    chromium: Browser, workers: list[Worker]
+    chromium: Browser, workers: list[WorkerProcess]
 ) -> None:
     with ExitStack() as stack:
         fleets = []

@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from sse_app.auth.tokens.issuer import TokenKind
 from tests.support.people import PASSWORD, Ear, Site, assert_ended, bearer, claims_of
 from tests.support.waiting import until
-from tests.support.workers import Worker, running_workers
+from tests.support.worker_processes import WorkerProcess, worker_processes
 
 COUNT = 3
 CONNECTIONS = "/api/v1/admin/connections"
@@ -27,13 +27,9 @@ NAMED_WITHIN = 2.9
 class Offices:
     """The workers of one server, each as a site of its own."""
 
-    def __init__(self, workers: list[Worker]) -> None:
+    def __init__(self, workers: list[WorkerProcess]) -> None:
         self.workers = workers
         self.sites = [Site(worker) for worker in workers]
-
-    @property
-    def numbers(self) -> list[str]:
-        return [worker.name for worker in self.workers]
 
     def status(self, site: Site) -> dict[str, Any]:
         answer: dict[str, Any] = site.http.get("/api/v1/sse/status").raise_for_status().json()
@@ -67,7 +63,7 @@ class Offices:
 def offices(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Offices]:
     state_dir = tmp_path_factory.mktemp("workers") / "state"
     expected = ("login_refused", "worker_silent", "refresh_reused")
-    with running_workers(COUNT, state_dir=state_dir, expected=expected) as workers:
+    with worker_processes(COUNT, state_dir, expected=expected) as workers:
         offices = Offices(workers)
         for name in ("ann", "bob"):
             offices.sites[0].add_user(name)
@@ -467,6 +463,28 @@ def test_the_live_figures_are_those_of_all_workers_wherever_they_are_read(office
         until(lambda: figures(watching[0])[-1]["workers_missing"] == ["3"], "it is named")
         assert figures(watching[0])[-1]["streams"] == 5
     until(lambda: figures(watching[0])[-1]["workers_missing"] == [], "it is there again")
+
+
+def test_a_worker_whose_process_is_replaced_keeps_its_streams_and_is_never_missing(offices: Offices) -> None:
+    first, worker = offices.sites[0], offices.workers[1]
+    session = "s-upgrade"
+    old = first.mint(TokenKind.STREAM, "ann", session=session, ttl=60)
+    ears = [offices.sites[1].hear(old, client_id="kept") for _ in range(3)]
+    before = offices.listed(first, search="kept")["connections"]
+    worker.upgrade()
+    found = offices.listed(first, search="kept")
+    assert (found["total"], found["workers_missing"]) == (3, [])
+    rows = found["connections"]
+    assert [row["connection"] for row in rows] == [row["connection"] for row in before]
+    assert {(row["worker"], row["adopted"]) for row in rows} == {("2", True)}
+    assert first.renew(first.mint(TokenKind.STREAM, "ann", session=session), "kept").json()["renewed"] == 3
+    offices.sites[1].hear(first.mint(TokenKind.STREAM, "ann"), client_id="next")
+    numbers = [int(row["connection"]) for row in offices.listed(first)["connections"]]
+    assert numbers == sorted(numbers)
+    assert len(set(numbers)) == 4
+    path = f"{CONNECTIONS}/{rows[0]['connection']}/kick"
+    assert first.http.post(path, headers=first.admin).json() == {"kicked": 3}
+    assert_ended(ears, time.monotonic(), "kicked")
 
 
 def test_log_lines_of_the_channel_are_few_and_without_errors(offices: Offices) -> None:

@@ -6,10 +6,12 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import httpx
 
 from tests.support.server_process import PROGRAM, ROOT, ServerProcess
 from tests.support.waiting import until
@@ -82,15 +84,26 @@ class WorkerProcess(ServerProcess):
 
 
 @contextmanager
-def worker_processes(count: int, state_dir: Path, **settings: Any) -> Iterator[list[WorkerProcess]]:
-    """Run so many workers; they have to end with status 0, and with nothing unexpected in their logs."""
+def worker_processes(
+    count: int, state_dir: Path, *, environment: Mapping[str, str] | None = None, **settings: Any
+) -> Iterator[list[WorkerProcess]]:
+    """Run so many workers, which know each other; they have to end with status 0, and nothing unexpected in their logs.
+
+    Args:
+        count: how many.
+        state_dir: that of all.
+        environment: further variables.
+        settings: as those of `ServerProcess`.
+    """
     settings["WORKERS"] = count
     workers = [WorkerProcess(number, state_dir=state_dir, **settings) for number in range(1, count + 1)]
     try:
         for worker in workers:
+            worker.environment |= environment or {}
             worker.launch()
         for worker in workers:
             worker.wait_until_ready()
+        until(lambda: all(_knows(worker, count) for worker in workers), "all workers know each other")
         yield workers
         assert [worker.stop() for worker in workers] == [0] * count
     finally:
@@ -99,3 +112,9 @@ def worker_processes(count: int, state_dir: Path, **settings: Any) -> Iterator[l
             worker.close()
     for worker in workers:
         worker.check_log()
+
+
+def _knows(worker: WorkerProcess, count: int) -> bool:
+    """Return whether a worker is answered by all others."""
+    metrics = httpx.get(f"{worker.url}/metrics", timeout=30).text
+    return all(f'sse_app_worker_up{{worker="{number}"}} 1.0' in metrics for number in range(1, count + 1))

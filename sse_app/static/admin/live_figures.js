@@ -163,7 +163,8 @@ function workers({ workers: answering, workers_missing: missing }) {
     ...missing.map((name) => [name, "–", "–", "–", "–", "no answer"]),
   ].sort(([one], [other]) => Number(one) - Number(other));
   const columns = ["Worker", "Streams", "Deliveries / s", "Processor", "Backlog", "Up for"];
-  return h("div", { class: "whole" }, counts("Workers", columns, rows, String));
+  const scrolls = { class: "whole scroll", tabindex: 0, role: "region", "aria-label": "Table of workers" };
+  return h("div", scrolls, counts("Workers", columns, rows, String));
 }
 
 function counts(title, columns, rows, format = count) {
