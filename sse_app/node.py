@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import resource
 import sys
 from contextlib import suppress
@@ -34,7 +35,7 @@ from sse_app.monitoring.connection_table import ConnectionTable
 from sse_app.monitoring.live_stats import LiveStats
 from sse_app.monitoring.readiness import Readiness
 from sse_app.monitoring.status import Status
-from sse_app.settings.model import Limits, Settings
+from sse_app.settings.model import Settings
 from sse_app.storage.ownership import require_private_database
 from sse_app.storage.state_dir import StateDirectory
 from sse_app.streams.admission import Admission
@@ -124,7 +125,7 @@ class Node:
             self.metrics,
             self.lifecycle,
             limits,
-            _stream_capacity(limits),
+            _stream_capacity(settings),
             self._elsewhere,
         )
         self.enforcement = Enforcement(
@@ -247,7 +248,7 @@ class Node:
         self.publish_rate.use(limits.publish_rate)
         self.hub.use(backlog_limit=limits.backlog_bytes, retry=settings.stream.retry)
         self._elsewhere.use(limits)
-        self.admission.use(limits, _stream_capacity(limits))
+        self.admission.use(limits, _stream_capacity(settings))
         self.status.use(channels)
         self.live_stats.use(channels)
         return kept
@@ -278,9 +279,16 @@ class Node:
         self.state.unlock()
 
 
-def _stream_capacity(limits: Limits) -> int:
+def _stream_capacity(settings: Settings) -> int:
     """Return how many streams may be open: the limit, or fewer where the system allows fewer open files."""
-    return min(limits.streams, max(1, _open_files() - RESERVED_FILES))
+    files = _open_files() - RESERVED_FILES - _files_for_workers(settings)
+    return min(settings.limits.streams, max(1, files))
+
+
+def _files_for_workers(settings: Settings) -> int:
+    """Return how many open files the connections to the other workers take: two to each."""
+    workers = settings.workers if settings.workers != "auto" else os.cpu_count() or 1
+    return 2 * (workers - 1)
 
 
 def connection_limits(settings: Settings) -> ConnectionLimits:
@@ -290,7 +298,7 @@ def connection_limits(settings: Settings) -> ConnectionLimits:
     end of a Unix socket. Else all who come through it could be shut out by one of them.
     """
     limits, trusted = settings.limits, settings.trusted_proxies
-    files = _open_files() - _stream_capacity(limits) - OWN_FILES
+    files = _open_files() - _stream_capacity(settings) - OWN_FILES - _files_for_workers(settings)
     total = max(FEWEST_CONNECTIONS, min(limits.connections, files))
 
     def is_shared(address: str) -> bool:

@@ -382,6 +382,20 @@ def test_there_may_be_as_many_as_the_open_files_allow_beside_the_streams(
     assert (found.total, found.per_address) == (total, per_address)
 
 
+def test_the_connections_among_many_workers_take_no_files_from_streams(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda which: (1024, 1024))
+    alone, many = (
+        SSEApp(Settings(state_dir=tmp_path / str(n), event_log="memory:", workers=n)) for n in (1, 101)
+    )
+    capacities = [app.node.admission._capacity for app in (alone, many)]
+    assert capacities == [1024 - 256, 1024 - 256 - 200]
+    assert connection_limits(many.node.settings).total == connection_limits(alone.node.settings).total
+    for app in (alone, many):
+        app.node.state.unlock()
+
+
 def test_proxies_and_this_machine_have_no_limit_of_their_own(tmp_path: Path) -> None:
     settings = Settings(
         state_dir=tmp_path,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from sse_app.auth.tokens.issuer import TokenKind
 from tests.support.people import PASSWORD, Ear, Site, assert_ended, bearer, claims_of
+from tests.support.server_process import PROGRAM, ROOT
 from tests.support.waiting import until
 from tests.support.worker_processes import WorkerProcess, worker_processes
 
@@ -368,6 +370,36 @@ def test_a_login_on_one_worker_opens_streams_on_the_others_at_once(offices: Offi
     for site in offices.sites:
         fresh = site.log_in("bob")
         assert {each.stream_status(fresh.stream) for each in offices.sites} == {200}
+
+
+def test_the_commands_work_against_workers_as_against_one_process(offices: Offices) -> None:
+    last = offices.workers[-1]
+    with subprocess.Popen(
+        [*PROGRAM, "listen", "alerts"],
+        cwd=ROOT,
+        env=last.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as listening:
+        try:
+            until(lambda: offices.status(offices.sites[0])["total_connections"] == 1, "it listens")
+            ids = [
+                worker.command("publish", "alerts", "told", json.dumps({"n": worker.number}))
+                for worker in offices.workers
+            ]
+            assert listening.stdout is not None
+            heard = [listening.stdout.readline() for _ in ids]
+            assert all(f'"n":{n}' in line.replace(" ", "") for n, line in enumerate(heard, 1)), heard
+        finally:
+            listening.kill()
+    assert len(set(ids)) == COUNT
+    session = offices.sites[0].log_in("ann")
+    ears = [site.hear(session.stream) for site in offices.sites]
+    offices.workers[1].command("revoke", "--session", session.id)
+    assert_ended(ears, time.monotonic(), "revoked")
+    assert "revocation" in offices.workers[2].command("audit", "--limit", "5")
+    assert offices.workers[0].command("check-config")
 
 
 # -- workers that hang or die ------------------------------------------------------------------------------------
