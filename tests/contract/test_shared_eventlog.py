@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 import shutil
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -281,6 +282,60 @@ async def test_a_bell_and_a_lock_that_are_removed_are_made_again(tmp_path: Path)
         (last,) = await other.append([new()])
         await follower.has(last.seq)
         await follower.end()
+
+
+@pytest.mark.gen_test
+async def test_a_bell_that_is_not_understood_has_the_file_looked_at(tmp_path: Path) -> None:
+    path = tmp_path / "e.db"
+    async with opened(path) as log:
+        follower = Follower(log)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ringer:
+            for data in (
+                b"",
+                b"\x00",
+                b"\xff" * 1000,
+                b"\x95\x02\xa1x\x00\x09\x90",
+                b"\x95\x01\xa1x\x00\x09\x90",
+            ):
+                ringer.sendto(data, str(bells(path)[0]))
+        (last,) = await log.append([new()])
+        await follower.has(last.seq)
+        assert log.head == last
+        await follower.end()
+
+
+@pytest.mark.gen_test
+@pytest.mark.expects_logs("event_log_unavailable")
+async def test_events_of_another_log_at_the_same_path_do_not_come(tmp_path: Path) -> None:
+    path = tmp_path / "e.db"
+    async with opened(path) as log:
+        (first,) = await log.append([new()])
+        for suffix in ("", "-wal", "-shm"):
+            os.rename(f"{path}{suffix}", tmp_path / f"aside{suffix}")
+        async with opened(path) as other:
+            follower = Follower(log)
+            await other.append([new(B)] * 5)
+            await until_async(lambda: not log.available, "it is noticed")
+            await other.append([new(B)] * 5)
+            await asyncio.sleep(2 * writer.LOOK_INTERVAL)
+            assert (follower.seqs, log.head) == ([1], first)
+            with pytest.raises(EventLogUnavailable):
+                await log.append([new()])
+            await follower.end()
+
+
+@pytest.mark.gen_test
+async def test_what_is_appended_just_before_a_log_is_closed_is_answered(tmp_path: Path) -> None:
+    async with opened(tmp_path / "e.db") as log:
+        appends = [asyncio.create_task(log.append([new()])) for _ in range(20)]
+        await asyncio.sleep(0)
+        closing = asyncio.create_task(log.close())
+        await asyncio.sleep(0)
+        with pytest.raises(EventLogUnavailable):
+            await log.append([new()])
+        ids = await asyncio.wait_for(asyncio.gather(*appends), 20)
+        await closing
+        assert [id.seq for (id,) in ids] == list(range(1, 21))
 
 
 @pytest.mark.gen_test

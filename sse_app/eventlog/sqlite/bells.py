@@ -48,12 +48,12 @@ class Bell(msgspec.Struct, array_like=True, gc=False):
     """What a process tells of its commit: the head before and after it, and the events between, or none of them."""
 
     version: int
+    epoch: str
     previous: int
     head: int
     events: list[Event] = []
 
 
-_ANYTHING = Bell(VERSION, 0, 0)
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Bell).decode
 
@@ -68,6 +68,8 @@ class Bells:
     """
 
     def __init__(self, database: Path) -> None:
+        self.epoch = ""
+        """Of the log. Where its file was replaced, those who have the one and the other open are told apart by it."""
         self._database = database
         self._directory = Path(f"{database}-bells")
         self._descriptor = -1
@@ -156,18 +158,22 @@ class Bells:
             return False
 
     def receive(self) -> Bell | None:
-        """Return what another process has rung next, or None."""
+        """Return what another process has rung next, or None; a head of 0 is that of one that is not understood."""
         if self._own is None:
             return None
-        try:
-            data = self._own.recv(2 * MAX_BELL_BYTES)
-        except OSError:  # there is none, mostly
-            return None
-        try:
-            bell = _decode(data)
-        except msgspec.DecodeError:
-            return _ANYTHING
-        return bell if bell.version == VERSION else _ANYTHING
+        while True:
+            try:
+                data = self._own.recv(2 * MAX_BELL_BYTES)
+            except OSError:  # there is none, mostly
+                return None
+            try:
+                bell = _decode(data)
+            except msgspec.DecodeError:
+                bell = None
+            if bell is None or bell.version != VERSION:
+                return Bell(VERSION, self.epoch, 0, 0)
+            if bell.epoch == self.epoch:
+                return bell
 
     def others(self) -> bool:
         """Return whether other processes have the log open, as far as they have bells."""
@@ -197,10 +203,10 @@ class Bells:
 
     def ring(self, previous: int, head: int, events: Sequence[Event] = ()) -> None:
         """Tell the others what has been committed; one that cannot take it now finds out by itself."""
-        bare = _encode(Bell(VERSION, previous, head))
+        bare = _encode(Bell(VERSION, self.epoch, previous, head))
         data = bare
         if events and len(events) <= EVENTS_PER_BELL:
-            data = _encode(Bell(VERSION, previous, head, list(events)))
+            data = _encode(Bell(VERSION, self.epoch, previous, head, list(events)))
             if len(data) > MAX_BELL_BYTES:
                 data = bare
         for name, other in list(self._others.items()):

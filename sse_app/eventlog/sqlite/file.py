@@ -99,7 +99,7 @@ class LogFile:
         self.others_committed = False
 
     def _read_first(self) -> None:
-        self.epoch = epoch_of(self.db)
+        self.epoch = self.bells.epoch = epoch_of(self.db)
         self.db.execute("PRAGMA wal_autocheckpoint = 0")
         self.db.execute("BEGIN IMMEDIATE")
         with content_of_ours():

@@ -66,6 +66,7 @@ class SqliteEventLog(EventLog):
         self._damage = ""
         """What is wrong with the file's content, once that has been found: only a restart looks at it anew."""
         self._writer: SqliteWriter | None = None
+        self._closing = False
         self._bell: Bell | None = None
         """What has been heard, and comes after what the writer thread is about to report."""
         self._heard_bells = self._heard_bytes = 0
@@ -99,7 +100,7 @@ class SqliteEventLog(EventLog):
             writer.stop()
             writer.bells.close()
             raise unusable(self._path, error) from error
-        self._writer = writer
+        self._writer, self._closing = writer, False
         self._cursors: list[sqlite3.Cursor] = []
         self._reading = ThreadPoolExecutor(1, "eventlog-reader")
         self._listen(writer)
@@ -248,7 +249,7 @@ class SqliteEventLog(EventLog):
     def _opened(self) -> SqliteWriter:
         if self._damage:
             raise EventLogUnavailable(self._damage)
-        if self._writer is None:
+        if self._writer is None or self._closing:
             raise EventLogUnavailable("the event log is closed")
         return self._writer
 
@@ -412,7 +413,8 @@ class SqliteEventLog(EventLog):
         return head_of(self._reader)
 
     async def close(self) -> None:
-        if (writer := self._writer) is not None:
+        if (writer := self._writer) is not None and not self._closing:
+            self._closing = True
             self._pass_on(writer)
             with without_checkpoint(self._path) if self._damage else nullcontext():
                 self._refuse(await self._loop.run_in_executor(None, writer.stop))
