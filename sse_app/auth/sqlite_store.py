@@ -438,8 +438,12 @@ class SqliteAuthStore(AuthStore):
     def _rows(self, statement: str, values: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
         """Read what is committed."""
         connection = self._opened(self._reading)
-        with self._noticed_errors():
+        try:
             return connection.execute(statement, values).fetchall()
+        except sqlite3.ProgrammingError:
+            raise
+        except sqlite3.Error as error:
+            raise self._noticed(error) from error
 
     def _opened(self, connection: sqlite3.Connection | None) -> sqlite3.Connection:
         if self._damage:
@@ -456,11 +460,15 @@ class SqliteAuthStore(AuthStore):
         except sqlite3.ProgrammingError:
             raise
         except (StateError, sqlite3.Error) as error:
-            self._failed = True
-            text = str(error)
-            if is_damaged(error):
-                text = self._damage = str(unusable(self._path, error))
-            raise AuthStoreUnavailable(text) from error
+            raise self._noticed(error) from error
+
+    def _noticed(self, error: StateError | sqlite3.Error) -> AuthStoreUnavailable:
+        """Note an error of the file, and return what it means to the caller."""
+        self._failed = True
+        text = str(error)
+        if is_damaged(error):
+            text = self._damage = str(unusable(self._path, error))
+        return AuthStoreUnavailable(text)
 
     def _watch(self) -> None:
         """Look whether the file is in its place, and have it tried now and then while it cannot be used.
@@ -469,8 +477,10 @@ class SqliteAuthStore(AuthStore):
             AuthStoreUnavailable: it is not in its place.
         """
         self._opened(self._reading)
-        with self._noticed_errors():
+        try:
             shrunk = self._files.have_shrunk()
+        except StateError as error:
+            raise self._noticed(error) from error
         if (self._failed or shrunk) and self._probing is None:
             now = time.monotonic()
             if now >= self._probed_at + PROBE_INTERVAL:

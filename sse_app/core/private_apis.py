@@ -53,13 +53,17 @@ def begin_response(handler: web.RequestHandler, headers: httputil.HTTPHeaders) -
     handler._reason = "OK"
 
 
-def set_body_future(request: httputil.HTTPServerRequest, future: Future[None]) -> None:
-    """Set what a handler that takes its body in pieces waits for before its method is called."""
-    request._body_future = future
+def execution(
+    handler: web.RequestHandler, body: Future[None], path_arguments: Sequence[bytes]
+) -> Coroutine[Any, Any, None]:
+    """Return the coroutine that Tornado makes a task of: it calls ``prepare``, waits for the body, calls the method.
 
-
-def execution(handler: web.RequestHandler, path_arguments: Sequence[bytes]) -> Coroutine[Any, Any, None]:
-    """Return the coroutine that Tornado makes a task of: it calls ``prepare`` and, with the body there, the method."""
+    Args:
+        handler: one that takes its body in pieces.
+        body: is done once the handler has all of its body.
+        path_arguments: the method's.
+    """
+    handler.request._body_future = body
     transforms = [transform(handler.request) for transform in handler.application.transforms]
     return handler._execute(transforms, *path_arguments)
 

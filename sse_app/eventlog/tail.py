@@ -37,6 +37,11 @@ class Tails:
         self._room = asyncio.Event()
         self._room.set()
 
+    @property
+    def is_full(self) -> bool:
+        """Whether `room` would wait."""
+        return not self._room.is_set()
+
     async def room(self) -> None:
         """Wait until every follower is near enough to the head."""
         await self._room.wait()

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from tornado import httputil, web
 
-from sse_app.core.private_apis import execution, set_body_future
+from sse_app.core.private_apis import execution
 
 MAX_TARGETS = 1024
 """Of how many paths the handler is remembered."""
@@ -100,13 +100,14 @@ class Application(web.Application):
     """
 
     def __init__(self, *args: Any, **settings: Any) -> None:
-        self._targets: dict[tuple[str, str], _Target] = {}
+        self.targets: dict[tuple[str, str], _Target] = {}
+        """What was found before: the handlers that answer requests of a method and a path without a task."""
         super().__init__(*args, **settings)
 
     def add_handlers(self, *args: Any, **kwargs: Any) -> None:
         """Add rules for some hosts, as Tornado does."""
         super().add_handlers(*args, **kwargs)
-        self._targets.clear()
+        self.targets.clear()
 
     def start_request(
         self, server_conn: object, request_conn: httputil.HTTPConnection
@@ -114,22 +115,18 @@ class Application(web.Application):
         """Return what takes a request."""
         return _Arrival(self, server_conn, request_conn)
 
-    def stepped_target(self, request: Request) -> _Target | None:
-        """Return the handler of a request that it answers without a task, if it was asked for before."""
-        return self._targets.get((request.method or "", request.path))
-
     def remember(self, request: Request, target: _Target) -> None:
         """Remember a handler that answers such requests without a task."""
         if len(self.default_router.rules) > 1:  # there are rules that look at more than the path
             return
         if len(request.path) <= LONGEST_REMEMBERED:
-            if len(self._targets) >= MAX_TARGETS:
-                self._targets.clear()
-            self._targets[request.method or "", request.path] = target
+            if len(self.targets) >= MAX_TARGETS:
+                self.targets.clear()
+            self.targets[request.method or "", request.path] = target
 
 
 class _Arrival(httputil.HTTPMessageDelegate):
-    """Takes one request, and gives it to its handler."""
+    """Takes one request, and gives it to its handler; or runs that itself, where it needs no task."""
 
     def __init__(
         self, application: Application, server_connection: object, connection: httputil.HTTPConnection
@@ -138,7 +135,9 @@ class _Arrival(httputil.HTTPMessageDelegate):
         self._server_connection = server_connection
         self._connection = connection
         self._rest: httputil.HTTPMessageDelegate | None = None
-        """Takes what follows the head; None where that was malformed."""
+        """Tornado's, which takes what follows the head."""
+        self._handler: web.RequestHandler | None = None
+        """What takes the body, where there is no task."""
 
     def headers_received(
         self,
@@ -146,9 +145,9 @@ class _Arrival(httputil.HTTPMessageDelegate):
         headers: httputil.HTTPHeaders,
     ) -> Awaitable[None] | None:
         assert isinstance(start_line, httputil.RequestStartLine)
-        request = Request(self._connection, self._server_connection, start_line, headers)
         application = self._application
-        target = application.stepped_target(request)
+        request = Request(self._connection, self._server_connection, start_line, headers)
+        target = application.targets.get((start_line.method, request.path))
         if target is None:
             delegate = application.find_handler(request)
             if request.method not in getattr(delegate.handler_class, "stepped", ()):
@@ -156,50 +155,34 @@ class _Arrival(httputil.HTTPMessageDelegate):
                 return delegate.headers_received(start_line, headers)
             target = _Target(delegate.handler_class, delegate.handler_kwargs, delegate.path_args)
             application.remember(request, target)
-        self._rest = stepped = _Stepped(application, request, target)
-        stepped.begin()
+        self._handler = handler = target.handler(application, request, **target.parts)
+        self._body = asyncio.get_running_loop().create_future()
+        self._execution: Coroutine[Any, Any, None] = execution(handler, self._body, target.path_arguments)
+        self._step()  # up to where the body is waited for; a refusal is answered by then
         return None
 
     def data_received(self, chunk: bytes) -> Awaitable[None] | None:
-        assert self._rest is not None
-        return self._rest.data_received(chunk)
+        taker = self._handler or self._rest
+        assert taker is not None
+        return taker.data_received(chunk)
 
     def finish(self) -> None:
-        assert self._rest is not None
-        self._rest.finish()
-
-    def on_connection_close(self) -> None:
         if self._rest is not None:
-            self._rest.on_connection_close()
-
-
-class _Stepped(httputil.HTTPMessageDelegate):
-    """Runs a handler's method without a task: at once, and on when what it waits for is done."""
-
-    def __init__(self, application: Application, request: Request, target: _Target) -> None:
-        self._body = asyncio.get_running_loop().create_future()
-        set_body_future(request, self._body)
-        self._handler = target.handler(application, request, **target.parts)
-        self._execution: Coroutine[Any, Any, None] = execution(self._handler, target.path_arguments)
-
-    def begin(self) -> None:
-        """Run up to where the body is waited for; a refusal is answered by then."""
-        self._step()
-
-    def data_received(self, chunk: bytes) -> Awaitable[None] | None:
-        return self._handler.data_received(chunk)
-
-    def finish(self) -> None:
-        if self._body.remove_done_callback(self._step):  # not in the next turn of the event loop, but now
+            self._rest.finish()
+        elif self._body.remove_done_callback(self._step):  # not in the next turn of the event loop, but now
             self._body.set_result(None)
             self._step()
         elif not self._body.done():
             self._body.set_result(None)
 
     def on_connection_close(self) -> None:
-        self._handler.on_connection_close()
+        if self._rest is not None:
+            self._rest.on_connection_close()
+        elif self._handler is not None:  # it is None where the head was malformed
+            self._handler.on_connection_close()
 
     def _step(self, _: asyncio.Future[Any] | None = None) -> None:
+        """Go on with the handler's method, up to where it waits again."""
         try:
             awaited = self._execution.send(None)
         except StopIteration:

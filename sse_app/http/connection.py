@@ -246,7 +246,7 @@ class Connection:
         # before that shows. So what there is is read to its end, or the loop is asked to watch it anew.
         while self._read() and len(self._buffer) < READ_AHEAD:
             pass
-        if not self.closed and self._linger < 0:
+        if self._socket is not None and self._linger < 0:
             if len(self._buffer) >= READ_AHEAD:
                 self._unwatch()
             self._proceed()
@@ -273,7 +273,7 @@ class Connection:
             self._buffer += received[:size]
         else:
             self._buffer = bytes(received[:size])
-        return size > 0 and not self.closed
+        return size > 0 and self._socket is not None
 
     def _proceed(self) -> None:
         """Use what has been received, as far as possible now; refuse or close where that fails."""

@@ -159,7 +159,7 @@ class DatabaseFiles:
                 raise StateError(
                     f"{path} is not there any more ({error.strerror}): put it back, or restart"
                 ) from None
-            if known is not None and _inode(found) != known:
+            if known is not None and (found.st_dev, found.st_ino) != known:
                 raise StateError(f"{path} has been replaced under the running server: restart it")
             if found.st_size < self._sizes[number]:
                 self._shrunk_from[number] = max(self._sizes[number], self._shrunk_from[number])

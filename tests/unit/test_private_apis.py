@@ -166,12 +166,11 @@ async def test_tornados_execution_waits_for_the_body_and_for_nothing_else() -> N
         connection=connection,
     )
     body = asyncio.get_running_loop().create_future()
-    private_apis.set_body_future(request, body)
     application = web.Application(log_function=lambda handler: None)
-    execution = private_apis.execution(InPieces(application, request), [b"a"])
+    execution = private_apis.execution(InPieces(application, request), body, [b"a"])
     meaning = (
         f"{TORNADO} does not run a handler in RequestHandler._execute any more, or not as handlers.dispatch takes it: "
-        "publishing may hang (execution, set_body_future)"
+        "publishing may hang (execution)"
     )
     assert execution.send(None) is body, meaning
     assert InPieces.calls == ["prepare"], meaning

@@ -20,7 +20,7 @@ from sse_app.eventlog.base import EventLog, IdempotencyKey, Page, Retention, fir
 from sse_app.eventlog.sqlite.bells import MAX_BELL_BYTES, MAX_QUEUED, Bell
 from sse_app.eventlog.sqlite.reports import Alone, Commit, Growth, place
 from sse_app.eventlog.sqlite.schema import forgotten_until, head_of
-from sse_app.eventlog.sqlite.writer import SqliteWriter
+from sse_app.eventlog.sqlite.writer import LOCK_TIMEOUT, SqliteWriter
 from sse_app.eventlog.tail import TAIL_EVENTS, Tails
 from sse_app.storage.sqlite import connect, content_of_ours, is_damaged, unusable, without_checkpoint
 
@@ -254,7 +254,8 @@ class SqliteEventLog(EventLog):
         return self._writer
 
     async def append(self, events: Sequence[NewEvent], key: IdempotencyKey | None = None) -> list[EventId]:
-        await self._tails.room()
+        if self._tails.is_full:
+            await self._tails.room()
         writer = self._opened()
         future: asyncio.Future[list[EventId]] = self._loop.create_future()
         # Were the thread woken for the first of many, the two would hand the interpreter's lock to and fro.
@@ -263,7 +264,9 @@ class SqliteEventLog(EventLog):
         self._appends.append((events, key, future))
         self._unanswered += 1
         if self._watching is None:
-            self._watching = self._loop.call_later(WATCH_INTERVAL, self._watch)
+            # While the log is available none can have waited too long before that: most are stored by then.
+            delay = LOCK_TIMEOUT if self._available else WATCH_INTERVAL
+            self._watching = self._loop.call_later(delay, self._watch)
         return await future
 
     def _pass_on(self, writer: SqliteWriter) -> None:
