@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.support.browser import CHANNEL, Chrome, ClientPage, Start, connections, publish
+from tests.support.databases import back_up
 from tests.support.scripted_server import HOURS, Answer, ScriptedServer, connected, frame
 
 pytestmark = pytest.mark.browser
@@ -39,7 +40,7 @@ def test_a_log_restored_from_a_backup_is_told_and_its_new_events_are_not_taken_f
         publish(publisher, 3)
         server.kill()
         backup = server.state_dir.with_name("backup")
-        shutil.copytree(server.state_dir, backup)
+        back_up(server.state_dir, backup)
         server.start()
         ids = publish(publisher, 50)
         for tab in tabs:

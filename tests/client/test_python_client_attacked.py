@@ -19,6 +19,7 @@ import pytest
 from sse_app.client import Connected, Event, Publisher, Reset, Stream, StreamEnded, Waiting
 from sse_app.client.renewal import renew
 from sse_app.client.tokens import StreamTokens
+from tests.support.databases import back_up
 from tests.support.python_client import CHANNEL, QUICK, logged_in, run, take
 from tests.support.server_process import ROOT, ServerProcess
 from tests.support.waiting import until
@@ -49,13 +50,13 @@ def test_a_gap_is_told_and_never_skipped(start_server: Start) -> None:
                 # A backup from before is restored: ids that were seen come again, for other events.
                 await asyncio.to_thread(server.stop)
                 backup = server.state_dir.with_suffix(".backup")
-                shutil.copytree(server.state_dir, backup)
+                back_up(server.state_dir, backup)
                 await asyncio.to_thread(server.start)
                 ids = [await publisher.publish(CHANNEL, "e", {}) for _ in range(5)]
                 assert [event.id for event in await take(stream, 5)] == ids
                 await asyncio.to_thread(server.stop)
                 shutil.rmtree(server.state_dir)
-                shutil.copytree(backup, server.state_dir)
+                back_up(backup, server.state_dir)
                 await asyncio.to_thread(server.start)
                 told = {(await anext(stream)).channel for _ in range(2)}
                 assert told == {CHANNEL, "user.quiet"}

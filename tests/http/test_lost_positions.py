@@ -8,6 +8,7 @@ from collections.abc import Callable
 import httpx
 import pytest
 
+from tests.support.databases import back_up
 from tests.support.room import Room, first, listen, numbers, sequence, take
 from tests.support.waiting import until
 
@@ -195,7 +196,7 @@ def test_after_a_restored_backup_a_new_epoch_makes_old_ids_recognisable(
     saved = [room.publish("dashboard", n) for n in range(5)]
     assert server.stop() == 0
     backup = server.state_dir.with_name("backup")
-    shutil.copytree(server.state_dir, backup)
+    back_up(server.state_dir, backup)
     server.start()
     lost = [room.publish("dashboard", n) for n in range(5, 10)]
     server.stop()

@@ -53,3 +53,8 @@ def disk_full(path: Path) -> Iterator[None]:
 def fill_with_garbage(path: Path) -> None:
     """Overwrite a file, in another process: to close it in one that has it open would end its locks there."""
     subprocess.run([sys.executable, "-c", _OVERWRITE, str(path)], check=True)
+
+
+def back_up(state_dir: Path, copy: Path) -> None:
+    """Copy a state directory, or a copy back, as an operator does: it may have sockets, which `shutil` cannot copy."""
+    subprocess.run(["cp", "-a", str(state_dir), str(copy)], check=True, timeout=60)
