@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from tornado import httputil, web
+from tornado.escape import parse_qs_bytes
 
 from sse_app.core.private_apis import execution
 
@@ -24,8 +25,12 @@ LONGEST_REMEMBERED = 255
 """How many characters a path or a host has at most that is remembered."""
 
 
+MAX_FIELDS = 64
+"""How many fields a query has at most that is not left to Tornado, which refuses what is too much."""
+
+
 class Request(httputil.HTTPServerRequest):
-    """What a handler knows of a request; one without a query costs less than Tornado's own.
+    """What a handler knows of a request; it costs less than Tornado's own.
 
     Args:
         connection: that frames the response.
@@ -42,7 +47,9 @@ class Request(httputil.HTTPServerRequest):
         headers: httputil.HTTPHeaders,
     ) -> None:
         method, uri, version = start_line
-        if "?" in uri or "Host" not in headers or len(host := headers["Host"]) > LONGEST_REMEMBERED:
+        path, _, query = uri.partition("?")
+        fields = query.count("&") + 1
+        if fields > MAX_FIELDS or "Host" not in headers or len(host := headers["Host"]) > LONGEST_REMEMBERED:
             super().__init__(
                 connection=connection,
                 server_connection=server_connection,
@@ -54,13 +61,13 @@ class Request(httputil.HTTPServerRequest):
         self._begun = time.time()
         self.host_name = _host_name(host)
         self.method, self.uri, self.version = method, uri, version
-        self.path, self.query = uri, ""
+        self.path, self.query = path, query
         self.headers = headers
         self.host = host
         self.body = b""
         self.files = {}
-        self.arguments = {}
-        self.query_arguments = {}
+        self.arguments = parse_qs_bytes(query, keep_blank_values=True) if query else {}
+        self.query_arguments = {name: values.copy() for name, values in self.arguments.items()}
         self.body_arguments = {}
         self.connection = connection
         self.server_connection = server_connection

@@ -45,8 +45,9 @@ MAX_UNREAD_BYTES = 16 * 1024 * 1024
 SLOW_AFTER = 1.0
 """Seconds after which a body that is still coming, or a response that is not read, may be cut off to make room."""
 
-ACCEPTED_AT_ONCE = 64
-"""How many connections are accepted before the event loop runs other callbacks."""
+ACCEPTED_AT_ONCE = 32
+"""How many connections are accepted before the event loop runs other callbacks: where each opens a stream at once, that
+takes some four milliseconds."""
 
 MOST_WAITING = 65_536
 """How many connections at most are still accepted when a listening socket is closed."""

@@ -1,4 +1,4 @@
-"""Publishing on our own `Application` answers as on Tornado's, makes no task, and lets others come in between."""
+"""Our own `Application` answers publishes and streams as Tornado's does, makes no tasks, and lets others come between."""
 
 from __future__ import annotations
 
@@ -21,6 +21,10 @@ from tests.support.waiting import until_async
 
 EVENT = b'{"event":"tick","data":{"n":1}}'
 _VARYING = re.compile(rb"(?i)\r\nDate: [^\r]*")
+_CHUNK_SIZE = re.compile(rb"\r\n\r\n[0-9a-f]+\r\n")
+_RETRY = re.compile(rb'retry: [0-9]+|"retry":[0-9]+|"expires_in":[0-9]+')
+_TIMESTAMP = re.compile(rb'"timestamp":"[^"]*"')
+_CLIENT_ID = re.compile(rb'"client_id":"[A-Za-z0-9_-]{12}"')
 _ID = re.compile(rb'"[0-9a-zA-Z]+-[0-9]+"')
 
 
@@ -121,6 +125,81 @@ async def test_a_publish_is_answered_as_on_tornados_application(sse: SSEApp, nam
         pieces = REQUESTS[name](sse)
         for _ in range(2):  # the handler of a path is remembered
             assert await answer(our_port, *pieces) == await answer(their_port, *pieces)
+
+
+STREAM_QUERIES = {
+    "a token": "token={token}",
+    "a client id and a position": "token={token}&client_id=tab-1&last_event_id=x-1",
+    "escapes": "%74oken={token}&client_id=%74ab+1",
+    "blanks": "&&token={token}&&client_id=&last_event_id=&",
+    "fields without a value": "token={token}&client_id&last_event_id",
+    "another question mark": "token={token}&client_id=a?b",
+    "bytes that are no UTF-8": "token={token}&client_id=%ff",
+    "a control character": "token={token}&last_event_id=%0a",
+    "two positions": "token={token}&last_event_id=a-1&last_event_id=a-2",
+    "two tokens": "token={token}&token={token}",
+    "no token": "a=1",
+    "an empty query": "",
+    "a forged token": "token={token}A",
+    "an access token": "token={access}",
+    "a hundred fields": "token={token}" + "&a=1" * 100,
+    "too many fields": "token={token}" + "&a=1" * 1200,
+}
+
+
+@pytest.mark.parametrize("channel", ["alerts", "dashboard", "alerts,nowhere", "a%20b"])
+@pytest.mark.parametrize("name", STREAM_QUERIES)
+@pytest.mark.gen_test(timeout=60)
+async def test_a_stream_is_answered_as_on_tornados_application(sse: SSEApp, name: str, channel: str) -> None:
+    ours = sse.application()
+    theirs = web.Application([*sse.routes()], cross_origin_protection=True)
+    stream_token = sse.token("ann", subscribe=["alerts"])
+    query = STREAM_QUERIES[name].format(token=stream_token, access=token(sse))
+    request = f"GET /api/v1/sse/{channel}?{query} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+    async with serving(ours) as our_port, serving(theirs) as their_port:
+        for _ in range(2):  # the handler of a path is remembered
+            answers = [await beginning(port, request) for port in (our_port, their_port)]
+            assert answers[0] == answers[1]
+        await until_async(lambda: not sse.node.hub.streams, "the streams have ended")
+
+
+async def beginning(port: int, request: bytes) -> bytes:
+    """Return the response up to the first event of a stream, without what differs each time."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(request)
+    received = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 20)
+    if b"text/event-stream" in received:
+        received += await asyncio.wait_for(reader.readuntil(b"\n\n"), 20)
+    elif length := re.search(rb"(?i)content-length: ([0-9]+)", received):
+        received += await reader.readexactly(int(length[1]))
+    writer.close()
+    for varying in (_VARYING, _CHUNK_SIZE, _RETRY, _TIMESTAMP, _CLIENT_ID):
+        received = varying.sub(b"", received)
+    return received
+
+
+@pytest.mark.gen_test
+async def test_a_stream_takes_no_task(sse: SSEApp) -> None:
+    loop = asyncio.get_running_loop()
+    tasks: list[str] = []
+
+    def make(loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> Any:
+        tasks.append(work.__qualname__)
+        return asyncio.Task(work, loop=loop, **options)
+
+    position = await sse.publish("alerts", "e", {})
+    await sse.publish("alerts", "e", {})
+    query = f"token={sse.token('ann', subscribe=['alerts'])}&last_event_id={position}"
+    async with serving(sse.application()) as port:
+        loop.set_task_factory(make)
+        try:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(f"GET /api/v1/sse/alerts?{query} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            await asyncio.wait_for(reader.readuntil(b"event: e\n"), 20)  # it had to be replayed
+            assert not [name for name in tasks if "_execute" in name or "Pump" in name]
+        finally:
+            loop.set_task_factory(None)
+            writer.close()
 
 
 @pytest.mark.gen_test

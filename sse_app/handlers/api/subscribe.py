@@ -30,6 +30,8 @@ class StreamHandler(PublishHandler):
     Publishing to a channel is at the same path, so its ``post`` is inherited.
     """
 
+    stepped = frozenset({"GET", "POST"})
+
     async def get(self, names: str) -> None:
         """Open a stream of the channels' events, and write what it is behind by.
 
