@@ -1,4 +1,4 @@
-"""Our own `Application` answers publishes and streams as Tornado's does, makes no tasks, and lets others come between."""
+"""Our own `Application` answers publishes and streams as Tornado's does, without tasks, and lets others come in."""
 
 from __future__ import annotations
 
