@@ -96,8 +96,22 @@ def _beside(scenario: str, metric: str, figure: str, other: str, named: str, our
     return value
 
 
-def _figure(scenario: str, metric: str, figure: str, variant: str = OURS, peer: str = "") -> Value:
-    """A figure of ours, and where a peer is named its figure beside it."""
+def _figure(
+    scenario: str,
+    metric: str,
+    figure: str,
+    variant: str = OURS,
+    peer: str = "",
+    named: str = "nchan",
+    divided_by: float = 1.0,
+) -> Value:
+    """A figure of ours, and that of a peer beside it.
+
+    Args:
+        peer: the variant that is shown beside it; none when empty.
+        named: what the peer is called.
+        divided_by: for a unit that is so many times larger than the metric's.
+    """
 
     def value(results: Results) -> Measured | None:
         result = results.get(scenario)
@@ -105,10 +119,10 @@ def _figure(scenario: str, metric: str, figure: str, variant: str = OURS, peer: 
         if result is None or mine is None:
             return None
         theirs = result.median(peer, metric) if peer else None
-        shown = figure.format(mine)
+        shown = figure.format(mine / divided_by)
         if theirs is not None:
-            shown += f" (nchan: {figure.format(theirs)})"
-        return Measured(mine, shown)
+            shown += f" ({named}: {figure.format(theirs / divided_by)})"
+        return Measured(mine / divided_by, shown)
 
     return value
 
@@ -173,16 +187,6 @@ def _disturbed(scenario: str) -> Value:
         )
 
     return value
-
-
-def _milliseconds(value: Value) -> Value:
-    """Microseconds as milliseconds."""
-
-    def shown(results: Results) -> Measured | None:
-        measured = value(results)
-        return measured and Measured(measured.value / 1e3, f"{measured.value / 1e3:.2f} ms")
-
-    return shown
 
 
 def _pause(scenario: str, variant: str) -> Value:
@@ -261,6 +265,10 @@ _LATENCY = Group(
             _MS, 20.0, 5.0, _figure("steady", "p99_ms", _MS, peer="nchan"),
         ),
         Target(
+            "the same with two workers",
+            _MS, 20.0, 5.0, _figure("steady", "p99_ms", _MS, _OURS_TWO, f"nchan, {_TWO}", "nchan with two"),
+        ),
+        Target(
             "10,000 streams, 4 events a second",
             _RATIO, 0.95, 0.75, _beside("fanout-10000", "p99_ms", _MS, "nchan", "nchan"),
         ),
@@ -285,7 +293,10 @@ _PUBLISHING = Group(
         Target(
             "server CPU of a lone publish, 10 a second, one stream",
             "{:.1f} ms", 1.2, 0.8,
-            _milliseconds(_figure("lone", "cpu_us_per_request", "{:.0f}", f"{OURS}, ten a second")),
+            _figure(
+                "lone", "cpu_us_per_request", "{:.2f} ms", f"{OURS}, ten a second",
+                "tornado-post, ten a second", "a bare Tornado handler without log and stream", divided_by=1e3,
+            ),
         ),
         Target(
             "requests a second from 64 clients, beside a bare Tornado POST handler",
