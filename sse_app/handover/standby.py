@@ -133,13 +133,17 @@ async def run_standby(
     loop = asyncio.get_running_loop()
     deadline = loop.time() + TAKEOVER_DEADLINE
     failed = 0
-    while failed < MAX_FAILED_TAKEOVERS and loop.time() < deadline and not await has_stopped():
+    while failed < MAX_FAILED_TAKEOVERS and loop.time() < deadline:
         try:
             descriptors = await _received_descriptors(listening)
-        except TimeoutError:  # no main process has connected
-            continue
-        except OSError:  # it died over it, or there is no file descriptor for its connection
-            await asyncio.sleep(CONNECT_TIMEOUT)
+        except OSError as error:
+            if not isinstance(
+                error, TimeoutError
+            ):  # it died over it, or no descriptor is left for its connection
+                await asyncio.sleep(CONNECT_TIMEOUT)
+            # Only when it has not come at once: several workers that are restarted together would all ask.
+            if await has_stopped():
+                break
             continue
         if len(descriptors) != 2:
             continue

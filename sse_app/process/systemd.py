@@ -19,8 +19,8 @@ FIRST_INHERITED = 3
 STATUS_INTERVAL = 5.0
 """Seconds between two STATUS= notifications."""
 
-ASKING_TIMEOUT = 1.0
-"""How long ``systemctl`` may take to answer, in seconds."""
+ASKING_TIMEOUT = 5.0
+"""How long ``systemctl`` may take to answer, in seconds: workers that are restarted together all ask at once."""
 
 log = logging.getLogger(__name__)
 
