@@ -30,6 +30,7 @@ from sse_app.handover.fd_passing import channel
 from sse_app.handover.protocol import Attached, ControlChannel, Successor, UpgradeFailed, hand_over
 from sse_app.handover.sender import HandoverSender
 from sse_app.handover.warm import Upgrade
+from sse_app.storage.state_dir import STANDBY_SOCKET
 
 STANDBY_VARIABLE = "SSE_APP_STAND_IN"
 """The variable that tells a successor that it is the standby."""
@@ -48,8 +49,6 @@ CONNECT_TIMEOUT = 0.5
 
 HIDDEN_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
 """Variables that the standby is not given: systemd accepts notifications of the main process only."""
-
-_SOCKET_NAME = "stand-in"
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +84,7 @@ def bind_standby_socket(state_dir: Path) -> socket.socket:
         remove_standby_socket(state_dir)
         with _short_path(state_dir) as path:
             listening.bind(path)
-        (state_dir / _SOCKET_NAME).chmod(0o600)
+        (state_dir / STANDBY_SOCKET).chmod(0o600)
         listening.listen()
     except OSError as error:
         listening.close()
@@ -181,7 +180,7 @@ async def _received_descriptors(listening: socket.socket) -> list[int]:
 
 def remove_standby_socket(state_dir: Path) -> None:
     """Remove the standby's socket: no process accepts connections there any more."""
-    (state_dir / _SOCKET_NAME).unlink(missing_ok=True)
+    (state_dir / STANDBY_SOCKET).unlink(missing_ok=True)
 
 
 @contextmanager
@@ -189,7 +188,7 @@ def _short_path(state_dir: Path) -> Iterator[str]:
     """Give the socket's path, which in full may be longer than an address of a Unix socket can be (unix(7))."""
     directory = os.open(state_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        yield f"/proc/self/fd/{directory}/{_SOCKET_NAME}"
+        yield f"/proc/self/fd/{directory}/{STANDBY_SOCKET}"
     finally:
         with suppress(OSError):
             os.close(directory)

@@ -26,6 +26,7 @@ from typing import Any
 import msgspec
 
 from sse_app.core.errors import SSEAppError, StateError
+from sse_app.handover.fd_store import RECEIVING, SENDING
 from sse_app.process import logs, parent_link
 from sse_app.process.garbage_collection import garbage_collection
 from sse_app.process.listeners import Listeners
@@ -35,7 +36,7 @@ from sse_app.process.systemd import STATUS_INTERVAL, Systemd, inherited_descript
 from sse_app.process.worker_process import ENDING_GRACE, HANG_TIMEOUT, START_TIMEOUT, WorkerProcess, cause_of
 from sse_app.process.workers import SUPERVISOR_VARIABLE, require_shareable, worker_count
 from sse_app.settings.model import Settings
-from sse_app.storage.state_dir import StateDirectory
+from sse_app.storage.state_dir import STANDBY_SOCKET, StateDirectory
 from sse_app.version import VERSION
 
 LENT_AFTER = 2.0
@@ -103,9 +104,10 @@ class Supervisor:
         if kept is None:
             self._settings = settings
             require_shareable(settings)
+            self._end_standby()
             self._state.lock_for_parent()
             self._wait_for_workers()
-            passed = inherited_descriptors()
+            passed = self._without_store(inherited_descriptors())
             count = worker_count(settings)
             self._listeners = Listeners.inherited(passed) if passed else Listeners.bound(settings, count)
             self._notifications = Notifications.bound(self._state.workers)
@@ -115,6 +117,31 @@ class Supervisor:
                 settings, state_dir=Path(kept["state_dir"]), event_log=kept["event_log"]
             )
             self._take(kept)
+
+    def _end_standby(self) -> None:
+        """Have the standby end that has taken the place of a process that served alone until this restart of the unit.
+
+        Only another process that serves alone can take over from it.
+        """
+        if not self._systemd.knows_unit or not (self._state.path / STANDBY_SOCKET).is_socket():
+            return
+        deadline = time.monotonic() + self._settings.stream.drain_time + ENDING_GRACE
+        standby = self._state.holder()
+        if standby is None or self._state.parent() is not None:
+            return
+        log.info("stand_in_ended", extra={"pid": standby})
+        with suppress(OSError):
+            os.kill(standby, signal.SIGTERM)
+        while self._state.holder() == standby and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+    def _without_store(self, passed: list[tuple[str, int]]) -> list[tuple[str, int]]:
+        """Return the descriptors that are not what a process that served alone has left in systemd's store."""
+        for name, descriptor in passed:
+            if name in (SENDING, RECEIVING):
+                os.close(descriptor)
+                self._systemd.notify("FDSTOREREMOVE=1", f"FDNAME={name}")
+        return [(name, descriptor) for name, descriptor in passed if name not in (SENDING, RECEIVING)]
 
     def _wait_for_workers(self) -> None:
         """Wait for workers whose parent has died, which are about to end.

@@ -15,6 +15,9 @@ from sse_app.storage.ownership import require_own, require_private, require_priv
 OURS = ("accounts.db", "events.db", "keys/*.hs256", "keys/*.pem", "keys/*.jwk")
 """By any of these a directory is known as one with state; /var has a lock too."""
 
+STANDBY_SOCKET = "stand-in"
+"""The name of the socket on which a process that bridges a restart waits for the next one, in `StateDirectory.own`."""
+
 STARTING_TIMEOUT = 30.0
 """How many seconds a process waits for another one that is making or migrating the state."""
 

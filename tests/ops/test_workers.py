@@ -600,6 +600,24 @@ def test_as_process_one_of_a_container_it_reaps_and_ends(tmp_path: Path) -> None
     server.check_log()
 
 
+def test_a_restart_of_a_unit_leads_from_one_process_to_several_and_back(
+    start_service: Callable[..., Service],
+) -> None:
+    service = start_service(STREAM__DRAIN_TIME=0)
+    clients = service.fleet.open(20, service.stream_path())
+    ids = service.publish(3)
+    for workers in (3, 1, 2):
+        service.configure("workers", f"Environment=SSE_APP_WORKERS={workers}")
+        service.restart()
+        until(lambda: all(client.ended for client in service.fleet.clients), "the streams have ended")
+        assert all(b"event: closing" in client.received for client in clients)
+        assert service.logged("listening")[-1].get("workers", 1) == workers
+        path = service.stream_path()
+        clients = service.fleet.open(20, f"{path}&last_event_id={ids[0]}")
+        assert_all_received(clients, ids[1:])
+        assert service.manager.show("NRestarts") == "0"
+
+
 def test_a_unit_of_systemd_may_have_workers_of_its_own(start_service: Callable[..., Service]) -> None:
     service = start_service(WORKERS=3)
     clients = service.fleet.open(60, service.stream_path())
