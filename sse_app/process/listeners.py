@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sse_app.process.sockets import check_address, found_addresses, inherited_sockets, unusable
@@ -79,6 +79,20 @@ class Listeners:
     def all(self) -> list[socket.socket]:
         """Return all sockets."""
         return [sock for sockets in self.addresses for sock in sockets]
+
+    def kept(self) -> dict[str, Any]:
+        """Return what the program that takes the place of this process's has to know."""
+        numbers = [[sock.fileno() for sock in sockets] for sockets in self.addresses]
+        return {"addresses": numbers, "backlog": self.backlog}
+
+    @classmethod
+    def of_kept(cls, kept: Mapping[str, Any]) -> Listeners:
+        """Return the sockets that another program has kept."""
+        addresses = [[socket.socket(fileno=number) for number in numbers] for numbers in kept["addresses"]]
+        listeners = cls(addresses, kept["backlog"])
+        for sock in listeners.all():
+            sock.set_inheritable(False)
+        return listeners
 
     def close(self) -> None:
         """Close all of them: once the workers have done so too, connections are refused."""

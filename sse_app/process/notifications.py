@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from sse_app.core.errors import StateError
 
@@ -79,6 +80,23 @@ class Notifications:
                     pid, user, _ = _CREDENTIALS.unpack(data[: _CREDENTIALS.size])
                     if user == os.geteuid():
                         yield pid, text.decode("utf-8", "replace")
+
+    def kept(self) -> tuple[int, str, int | None]:
+        """Return what the program that takes the place of this process's has to know."""
+        return self.socket.fileno(), self.address, self.directory
+
+    def descriptors(self) -> list[int]:
+        """Return the descriptors in it."""
+        return [self.socket.fileno(), *([] if self.directory is None else [self.directory])]
+
+    @classmethod
+    def of_kept(cls, kept: Sequence[Any]) -> Notifications:
+        """Return the socket that another program has kept."""
+        descriptor, address, directory = kept
+        notifications = cls(socket.socket(fileno=descriptor), address, directory)
+        for one in notifications.descriptors():
+            os.set_inheritable(one, False)
+        return notifications
 
     def close(self) -> None:
         """Close the socket and remove its file."""

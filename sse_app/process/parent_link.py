@@ -6,6 +6,7 @@ one. A worker's successor is handed its end with the connections.
 
 from __future__ import annotations
 
+import array
 import asyncio
 import os
 import socket
@@ -32,8 +33,10 @@ def send(link: socket.socket, word: bytes, sockets: Sequence[socket.socket]) -> 
     """Send a worker a word with listening sockets; return whether that was possible at once."""
     try:
         for start in range(0, len(sockets), MOST_SOCKETS):
-            descriptors = [sock.fileno() for sock in sockets[start : start + MOST_SOCKETS]]
-            socket.send_fds(link, [word], descriptors, socket.MSG_DONTWAIT)
+            descriptors = array.array("i", [sock.fileno() for sock in sockets[start : start + MOST_SOCKETS]])
+            # socket.send_fds and recv_fds pass the flags over in some versions of Python.
+            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors)]
+            link.sendmsg([word], ancillary, socket.MSG_DONTWAIT)
     except OSError:  # it hangs, or has just died
         return False
     return True
@@ -77,13 +80,11 @@ class ParentLink:
 
         def read() -> None:
             try:
-                word, descriptors, _, _ = socket.recv_fds(
-                    self._socket, 64, MOST_SOCKETS, socket.MSG_CMSG_CLOEXEC
-                )
+                word, descriptors = self._received()
             except (BlockingIOError, InterruptedError):
                 return
             except OSError:
-                word, descriptors = b"", []
+                word, descriptors = b"", array.array("i")
             if word in (b"", END):
                 self.stop_watching()
                 (end if word else parent_died)()
@@ -101,10 +102,23 @@ class ParentLink:
 
         asyncio.get_running_loop().add_reader(self._socket.fileno(), read)
 
+    def _received(self) -> tuple[bytes, array.array[int]]:
+        descriptors = array.array("i")
+        space = socket.CMSG_SPACE(MOST_SOCKETS * descriptors.itemsize)
+        word, ancillary, _, _ = self._socket.recvmsg(64, space, socket.MSG_CMSG_CLOEXEC)
+        for level, kind, data in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
+        return word, descriptors
+
     def stop_watching(self) -> None:
         """Call no function any more; what comes then waits for the next that watches, also in another process."""
         with suppress(ValueError):
             asyncio.get_running_loop().remove_reader(self._socket.fileno())
+
+    def close(self) -> None:
+        """Close this end."""
+        self._socket.close()
 
 
 def same(one: socket.socket, other: socket.socket) -> bool:

@@ -7,7 +7,6 @@ to it (sd_notify(3)). It has no event loop, and holds no connection and no datab
 
 from __future__ import annotations
 
-import ctypes
 import json
 import logging
 import os
@@ -28,6 +27,7 @@ import msgspec
 from sse_app.core.errors import SSEAppError, StateError
 from sse_app.handover.fd_store import RECEIVING, SENDING
 from sse_app.process import logs, parent_link
+from sse_app.process.children import become_subreaper, ended_children, is_child
 from sse_app.process.garbage_collection import garbage_collection
 from sse_app.process.listeners import Listeners
 from sse_app.process.notifications import Notifications
@@ -49,8 +49,6 @@ LOOKING_INTERVAL = 5.0
 """After how many seconds at most the parent looks after everything."""
 
 END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
-
-PR_SET_CHILD_SUBREAPER = 36
 
 _STREAMS = re.compile(r"STATUS=([0-9]+) streams")
 _UPGRADE_FAILED = "X_SSE_APP_UPGRADE=failed"
@@ -166,7 +164,7 @@ class Supervisor:
 
     def run(self) -> int:
         """Run until the last worker has ended, and return the exit status."""
-        _become_subreaper()
+        become_subreaper()
         ours, wakeup = socket.socketpair()
         for end in (ours, wakeup):
             end.setblocking(False)
@@ -197,7 +195,7 @@ class Supervisor:
     def _turn(self) -> None:
         """Look after everything once."""
         # What a process has reported before its end is read after that was noticed.
-        ended = _ended_children()
+        ended = ended_children()
         for pid, message in self._notifications.read():
             self._hear(pid, message, ended)
         for pid, status in ended.items():
@@ -349,7 +347,7 @@ class Supervisor:
                 self._serves(worker, now)
             elif name == "STATUS" and (found := _STREAMS.fullmatch(line)):
                 worker.streams = int(found[1])
-            elif name == "MAINPID" and value.isdigit() and (int(value) in ended or _is_child(int(value))):
+            elif name == "MAINPID" and value.isdigit() and (int(value) in ended or is_child(int(value))):
                 self._retired.add(pid)
                 worker.succeeded_by(int(value), now)
                 log.info("worker_succeeded", extra=_of(worker))
@@ -497,32 +495,20 @@ class Supervisor:
             "state_dir": str(self._settings.state_dir),
             "event_log": str(self._settings.event_log),
             "locks": self._state.lock_descriptors,
-            "listeners": [[sock.fileno() for sock in sockets] for sockets in self._listeners.addresses],
-            "backlog": self._listeners.backlog,
-            "notifications": [
-                self._notifications.socket.fileno(),
-                self._notifications.address,
-                self._notifications.directory,
-            ],
+            "listeners": self._listeners.kept(),
+            "notifications": self._notifications.kept(),
             "wanted": self._wanted,
             "announced": self._announced,
-            "workers": [
-                {
-                    "number": worker.number,
-                    "pid": worker.pid,
-                    "link": worker.link.fileno() if worker.link is not None else None,
-                    "ready": worker.ready,
-                    "streams": worker.streams,
-                    "failures": worker.failures,
-                    "reload_due": worker.reload_due,
-                    "listens": [sock.fileno() for sock in worker.listens],
-                }
-                for worker in self._workers.values()
-            ],
+            "workers": [worker.kept() for worker in self._workers.values()],
         }
+        descriptors = [
+            *self._state.lock_descriptors,
+            *(sock.fileno() for sock in self._listeners.all()),
+            *self._notifications.descriptors(),
+            *(worker.link.fileno() for worker in self._workers.values() if worker.link is not None),
+        ]
         log.info("upgraded", extra={"workers": len(self._workers)})
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        descriptors = _descriptors(kept)
         try:
             for descriptor in descriptors:
                 os.set_inheritable(descriptor, True)
@@ -538,29 +524,14 @@ class Supervisor:
 
     def _take(self, kept: dict[str, Any]) -> None:
         """Take what the program before has left in this process."""
-        for descriptor in _descriptors(kept):
-            os.set_inheritable(descriptor, False)
         self._state.take_locks(kept["locks"])
-        by_number = {
-            number: socket.socket(fileno=number) for numbers in kept["listeners"] for number in numbers
-        }
-        self._listeners = Listeners(
-            [[by_number[number] for number in numbers] for numbers in kept["listeners"]], kept["backlog"]
-        )
-        descriptor, address, directory = kept["notifications"]
-        self._notifications = Notifications(socket.socket(fileno=descriptor), address, directory)
-        self._wanted = kept["wanted"]
-        self._announced = kept["announced"]
+        self._listeners = Listeners.of_kept(kept["listeners"])
+        self._notifications = Notifications.of_kept(kept["notifications"])
+        self._wanted, self._announced = kept["wanted"], kept["announced"]
+        by_descriptor = {sock.fileno(): sock for sock in self._listeners.all()}
         now = time.monotonic()
         for one in kept["workers"]:
-            worker = self._workers[one["number"]] = WorkerProcess(one["number"])
-            worker.pid, worker.ready, worker.streams = one["pid"], one["ready"], one["streams"]
-            worker.failures, worker.reload_due = one["failures"], one["reload_due"]
-            worker.link = socket.socket(fileno=one["link"]) if one["link"] is not None else None
-            worker.listens = {by_number[number] for number in one["listens"]}
-            worker.seen_at = now
-            worker.ready_at = now if worker.ready else None
-            worker.down_since = None if worker.ready else now
+            worker = self._workers[one["number"]] = WorkerProcess.of_kept(one, by_descriptor, now)
             if worker.stopping:
                 worker.kill_at = now + self._settings.stream.drain_time + ENDING_GRACE
             elif worker.pid is None and worker.number <= self._wanted:
@@ -601,39 +572,3 @@ class Supervisor:
 def _of(worker: WorkerProcess) -> dict[str, Any]:
     """Return the fields of a log line that name a worker."""
     return {"worker": worker.number, "pid": worker.pid}
-
-
-def _descriptors(kept: dict[str, Any]) -> list[int]:
-    """Return the descriptors among what is left for the new program."""
-    links = [worker["link"] for worker in kept["workers"] if worker["link"] is not None]
-    sockets = [number for numbers in kept["listeners"] for number in numbers]
-    notifications, _, directory = kept["notifications"]
-    directories = [directory] if directory is not None else []
-    return [*kept["locks"], *sockets, notifications, *directories, *links]
-
-
-def _ended_children() -> dict[int, int]:
-    """Return the children that have ended, with their status; none of them stays a zombie."""
-    ended = {}
-    with suppress(ChildProcessError):  # there is none
-        while True:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-            if pid == 0:
-                break
-            ended[pid] = status
-    return ended
-
-
-def _is_child(pid: int) -> bool:
-    """Return whether a process is a child of this one, as far as the system can tell."""
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) == os.getpid()
-    except (OSError, ValueError, IndexError):
-        return not Path("/proc/self").exists()
-
-
-def _become_subreaper() -> None:
-    """Become the parent of workers' successors, which a shell has started that has ended (PR_SET_CHILD_SUBREAPER)."""
-    prctl = getattr(ctypes.CDLL(None), "prctl", None)
-    if prctl is not None:
-        prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)

@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 from sse_app.process import parent_link
 from sse_app.process.systemd import FIRST_INHERITED
@@ -141,6 +142,42 @@ class WorkerProcess:
         if self.link is not None:
             parent_link.ask_to_end(self.link)
             self.link = None
+
+    def kept(self) -> dict[str, Any]:
+        """Return what the program that takes the place of this process's has to know."""
+        return {
+            "number": self.number,
+            "pid": self.pid,
+            "link": None if self.link is None else self.link.fileno(),
+            "ready": self.ready,
+            "streams": self.streams,
+            "failures": self.failures,
+            "reload_due": self.reload_due,
+            "listens": [sock.fileno() for sock in self.listens],
+        }
+
+    @classmethod
+    def of_kept(
+        cls, kept: Mapping[str, Any], sockets: Mapping[int, socket.socket], now: float
+    ) -> WorkerProcess:
+        """Return the worker that another program has kept.
+
+        Args:
+            kept: what it returned as `kept`.
+            sockets: the listening sockets by their descriptors.
+            now: the time.
+        """
+        worker = cls(kept["number"])
+        worker.pid, worker.ready, worker.streams = kept["pid"], kept["ready"], kept["streams"]
+        worker.failures, worker.reload_due = kept["failures"], kept["reload_due"]
+        if kept["link"] is not None:
+            worker.link = socket.socket(fileno=kept["link"])
+            worker.link.set_inheritable(False)
+        worker.listens = {sockets[descriptor] for descriptor in kept["listens"]}
+        worker.seen_at = now
+        worker.ready_at = now if worker.ready else None
+        worker.down_since = None if worker.ready else now
+        return worker
 
     def signal(self, number: int) -> None:
         """Send it a signal, if it runs."""

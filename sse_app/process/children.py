@@ -1,0 +1,37 @@
+"""The processes whose parent this one is, or becomes: how they have ended, and that none is left to another parent."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from contextlib import suppress
+from pathlib import Path
+
+_PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
+
+
+def ended_children() -> dict[int, int]:
+    """Return the children that have ended, with their status; none of them stays a zombie."""
+    ended = {}
+    with suppress(ChildProcessError):  # there is none
+        while True:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                break
+            ended[pid] = status
+    return ended
+
+
+def is_child(pid: int) -> bool:
+    """Return whether a process is a child of this one, as far as the system can tell."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) == os.getpid()
+    except (OSError, ValueError, IndexError):
+        return not Path("/proc/self").exists()
+
+
+def become_subreaper() -> None:
+    """Become the parent of workers' successors, which a shell has started that has ended (PR_SET_CHILD_SUBREAPER)."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
