@@ -100,13 +100,14 @@ def test_a_stream_that_lacks_an_event_the_others_have_is_no_success(server: Scri
         verify(seen, 2)
 
 
-def test_several_load_clients_report_as_one(server: ScriptedServer) -> None:
+def test_several_load_clients_report_as_one(server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.fleet.STREAMS_PER_CLIENT", 2)
     server.answers = [_stream(1, 2)]
     paths = [f"/stream/{number}" for number in range(5)]
     with Fleet(_port(server), paths, 5, "connected") as fleet:
         assert fleet.grow(inflight=5) == ""
         seen = _wait(fleet, "events", 10)
-        assert len(fleet.pids) == 2
+        assert len(fleet.pids) == 3
     assert (seen["ready"], seen["fewest"], seen["most"], seen["gaps"]) == (5, 2, 2, 0)
     assert seen["latency_us"]["count"] == 10
     assert sorted(request.path for request in server.asked) == paths
