@@ -114,17 +114,41 @@ class Cluster(ABC):
         Raises:
             NoAnswer: the kind is not known, or its handler has failed; what is a mistake is logged.
         """
+        answer = self._begin_answer(node, kind, payload)
+        return await self._rest_of_answer(kind, answer) if inspect.isawaitable(answer) else answer
+
+    def _begin_answer(self, node: str, kind: str, payload: Any) -> Any:
+        """Return the answer of this node, or an awaitable for `_rest_of_answer`.
+
+        Raises:
+            NoAnswer: as `_answer_of` says.
+        """
         handler = self._handlers.get(kind)
         if handler is None:
             raise NoAnswer("this kind of question is not known")
         try:
-            answer = handler(node, payload)
-            return await answer if inspect.isawaitable(answer) else answer
-        except SSEAppError as error:
-            raise NoAnswer(str(error)) from error
+            return handler(node, payload)
         except Exception as error:
-            log.error("uncaught: %s", kind, exc_info=error)
-            raise NoAnswer("the handler has failed") from error
+            raise _no_answer(kind, error) from error
+
+    async def _rest_of_answer(self, kind: str, answer: Awaitable[Any]) -> Any:
+        """Return what an awaitable answer brings.
+
+        Raises:
+            NoAnswer: as `_answer_of` says.
+        """
+        try:
+            return await answer
+        except Exception as error:
+            raise _no_answer(kind, error) from error
+
+
+def _no_answer(kind: str, error: Exception) -> NoAnswer:
+    """Return why there is no answer, and log what is a mistake."""
+    if isinstance(error, SSEAppError):
+        return NoAnswer(str(error))
+    log.error("uncaught: %s", kind, exc_info=error)
+    return NoAnswer("the handler has failed")
 
 
 class Alone(Cluster):

@@ -9,13 +9,14 @@ to its place, and the others connect again when the old process has ended.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import itertools
 import logging
 import os
 import socket
 import struct
 import time
-from collections.abc import Collection, Coroutine, Iterator
+from collections.abc import Awaitable, Collection, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,7 @@ class Workers(Cluster):
         self._tasks: set[asyncio.Task[None]] = set()
         self._unbound = False
         """Whether it was logged that the socket cannot be bound."""
+        self._running = False
         self._looking = PeriodicCallback(self._look, LOOK_INTERVAL)
 
     @property
@@ -215,11 +217,13 @@ class Workers(Cluster):
 
     async def start(self) -> None:
         """Take the place of an earlier process of this worker, and connect to the others."""
+        self._running = True
         await self._look()
         self._looking.start()
 
     def stop(self) -> None:
         """Remove the socket, unless it is the next process's, and close all connections."""
+        self._running = False
         self._looking.stop()
         if self._listening is not None:
             asyncio.get_running_loop().remove_reader(self._listening.fileno())
@@ -239,6 +243,8 @@ class Workers(Cluster):
 
     async def _look(self) -> None:
         """Connect to workers that have come, forget those that have gone."""
+        if not self._running:  # it was about to when this one was stopped
+            return
         if self._listening is None:
             self._bind()
         now = asyncio.get_running_loop().time()
@@ -378,23 +384,38 @@ class Workers(Cluster):
                 if peer is None or peer.link is None:  # it has just come
                     self._begin(self._look())
             case [int(kind), str(about), payload, *_] if kind == TELL:
-                self._begin(self._told(link, about, payload))
+                self._answer(link, None, about, payload)
             case [int(kind), number, str(about), payload, float(until), *_] if kind == ASK:
                 if until > time.monotonic():  # else its asker has been told that it was not done
-                    self._begin(self._reply(link, number, about, payload))
+                    self._answer(link, number, about, payload)
         if peer := self._peers.get(link.node):
             peer.heard()
 
-    async def _told(self, link: Link, kind: str, payload: Any) -> None:
-        with suppress(NoAnswer):
-            await self._answer_of(link.node, kind, payload)
-
-    async def _reply(self, link: Link, number: Any, kind: str, payload: Any) -> None:
+    def _answer(self, link: Link, number: Any, kind: str, payload: Any) -> None:
+        """Answer at once what a handler answers at once, without a task; what is told has no number and no answer."""
         try:
-            reply = message(ANSWER, number, await self._answer_of(link.node, kind, payload))
-        except (NoAnswer, ValueError) as error:
-            reply = message(NO_ANSWER, number, str(error))
-        link.send(reply)
+            answer = self._begin_answer(link.node, kind, payload)
+        except NoAnswer as error:
+            self._reply(link, number, NO_ANSWER, str(error))
+            return
+        if inspect.isawaitable(answer):
+            self._begin(self._answer_later(link, number, kind, answer))
+        else:
+            self._reply(link, number, ANSWER, answer)
+
+    async def _answer_later(self, link: Link, number: Any, kind: str, answer: Awaitable[Any]) -> None:
+        try:
+            self._reply(link, number, ANSWER, await self._rest_of_answer(kind, answer))
+        except NoAnswer as error:
+            self._reply(link, number, NO_ANSWER, str(error))
+
+    def _reply(self, link: Link, number: Any, kind: int, answer: Any) -> None:
+        if number is None:
+            return
+        try:
+            link.send(message(kind, number, answer))
+        except ValueError as error:
+            link.send(message(NO_ANSWER, number, str(error)))
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

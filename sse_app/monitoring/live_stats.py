@@ -213,8 +213,10 @@ class LiveStats:
         name = self._cluster.name
         nodes = {name: own}
         for peer in self._cluster.peers():
-            if self._told_at.get(peer, -math.inf) > now - FRESH:
-                nodes[peer] = self._told[peer]
+            told = self._told.get(peer, {})
+            # Another version of the program may tell less than is needed here, for the time of an upgrade.
+            if self._told_at.get(peer, -math.inf) > now - FRESH and told.keys() >= own.keys():
+                nodes[peer] = told
         every = nodes.values()
 
         def total(name: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import time
@@ -52,13 +53,15 @@ class Offices:
     @contextmanager
     def stopped(self, number: int) -> Iterator[None]:
         """Let one worker hang."""
-        process = self.workers[number].process
-        assert process is not None
-        process.send_signal(signal.SIGSTOP)
+        time.sleep(
+            0.6
+        )  # in which it writes its audit entries: stopped meanwhile it would keep the accounts locked
+        process = self.workers[number].pid
+        os.kill(process, signal.SIGSTOP)
         try:
             yield
         finally:
-            process.send_signal(signal.SIGCONT)
+            os.kill(process, signal.SIGCONT)
 
 
 @pytest.fixture(scope="module")
@@ -436,6 +439,27 @@ def test_a_worker_that_hangs_is_named_everywhere_and_nothing_else_waits(offices:
         assert_ended([ears[0], ears[2]], time.monotonic(), "revoked")
     since = time.monotonic()
     assert_ended([ears[1]], since, "revoked")
+    until(lambda: offices.status(first)["workers_missing"] == [], "it answers again")
+
+
+def test_what_a_stranger_sends_makes_no_worker_ask_the_others(offices: Offices) -> None:
+    first, worker = offices.sites[0], offices.workers[0]
+
+    def asked_in_vain() -> int:
+        return sum(line["event"] == "worker_silent" for line in worker.log_lines())
+
+    before = asked_in_vain()
+    with offices.stopped(1):
+        for _ in range(3):
+            assert first.try_refresh("no such token").status_code == 401
+            assert first.http.post("/api/v1/auth/logout", json={"refresh_token": "none"}).status_code == 401
+            assert first.renew("no.such.token", "tab").status_code == 401
+            assert first.http.get(f"{CONNECTIONS}?search=x").status_code == 401
+            assert first.http.post(f"{CONNECTIONS}/1/kick").status_code == 401
+            assert first.http.get("/readyz").status_code == 200
+        until(lambda: offices.status(first)["workers_missing"] == ["2"], "the status has asked it")
+        until(lambda: asked_in_vain() > before, "that is in the log")
+        assert asked_in_vain() == before + 1
     until(lambda: offices.status(first)["workers_missing"] == [], "it answers again")
 
 

@@ -134,12 +134,12 @@ class RefreshHandler(_SessionHandler):
             raise TokenRefused("this takes a refresh token, in the cookie or the body", "no refresh token")
         try:
             logged_in = await self.node.login.refresh(token, self.address)
-        except RefreshRefused:
+        except RefreshRefused as error:
+            if error.reason == "reused":  # which has ended its session
+                await self.node.enforcement.apply_everywhere()
             if from_cookie:
                 self.forget_cookies()
             raise
-        finally:
-            await self.node.enforcement.apply_everywhere()  # a reused one has ended its session's streams
         self.answer(logged_in, self._cookie_name if from_cookie else None)
 
 
