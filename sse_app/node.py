@@ -115,6 +115,7 @@ class Node:
         )
         self.keepalive = Keepalive(self.hub, settings.keepalive, settings.socket.user_timeout)
         self._elsewhere = StreamsElsewhere(self.cluster, self.hub, limits)
+        self._catching_up: asyncio.Task[None] | None = None
         self.metrics = Metrics()
         self.pump = Pump(self.hub, self.keepalive)
         self.admission = Admission(
@@ -209,8 +210,14 @@ class Node:
     async def join(self) -> None:
         """Answer the other nodes from now on, in the place of an earlier process of this node."""
         await self.cluster.start()
-        await self._elsewhere.start()
-        await self._login_attempts.start()
+        self._elsewhere.start()
+        if self.cluster.name:
+            self._catching_up = asyncio.create_task(self._catch_up())
+
+    async def _catch_up(self) -> None:
+        """Learn from the other nodes what counts for limits; one that does not answer must not hold the start up."""
+        await self._elsewhere.catch_up()
+        await self._login_attempts.catch_up()
 
     def _nodes(self) -> int:
         """Return how many nodes share a limit on what is done with each."""
@@ -269,6 +276,8 @@ class Node:
                 await self.hub.emptied()
         self._elsewhere.stop()
         self.cluster.stop()
+        if self._catching_up is not None:
+            await self._catching_up
         self.live_stats.stop()
         self.keepalive.stop()
         await self.hub.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -29,16 +30,18 @@ class LoginAttempts:
             cluster.answer(_ATTEMPT, self._take)
             cluster.answer(_SUMMARY, lambda node, payload: throttle.summary(time.monotonic()))
 
-    async def start(self) -> None:
-        """Begin with what the others have counted."""
+    async def catch_up(self) -> None:
+        """Count what the others have counted."""
         if peers := self._cluster.peers():
             answers = await self._cluster.ask(_SUMMARY, to=peers)
             for payload in answers.by_node.values():
-                self._throttle.merge(msgspec.convert(payload, Summary), time.monotonic())
+                with suppress(msgspec.ValidationError):  # another version of the program may say it otherwise
+                    self._throttle.merge(msgspec.convert(payload, Summary), time.monotonic())
 
     def _tell(self, what: str, account: str, network: str) -> None:
         self._cluster.tell(_ATTEMPT, [what, account, network])
 
     def _take(self, node: str, payload: Any) -> None:
-        what, account, network = msgspec.convert(payload, tuple[str, str, str])
-        self._throttle.apply(what, account, network, time.monotonic())
+        with suppress(msgspec.ValidationError):
+            what, account, network = msgspec.convert(payload, tuple[str, str, str])
+            self._throttle.apply(what, account, network, time.monotonic())

@@ -163,14 +163,16 @@ class StreamsElsewhere:
         """Put other limits in force."""
         self._limits = limits
 
-    async def start(self) -> None:
-        """Tell the others what there is, and ask what they have; on a node that is alone do nothing."""
-        if not self._cluster.name:
-            return
-        self._users.look_at_all()
-        self._addresses.look_at_all()
-        self.beat()
-        self._heart.start()
+    def start(self) -> None:
+        """Tell the others what there is, now and from time to time; on a node that is alone do nothing."""
+        if self._cluster.name:
+            self._users.look_at_all()
+            self._addresses.look_at_all()
+            self.beat()
+            self._heart.start()
+
+    async def catch_up(self) -> None:
+        """Ask the others what they have."""
         await self._ask(self._cluster.peers())
 
     def stop(self) -> None:
@@ -238,7 +240,8 @@ class StreamsElsewhere:
 
     async def _take(self, name: str, payload: Any) -> None:
         """Take what a node tells; where something was missed, ask it for all."""
-        held = msgspec.convert(payload, Held)
+        if (held := _held(payload)) is None:
+            return
         node = self._nodes.get(name)
         is_next = node is not None and (held.began, held.number) == (node.began, node.number + 1)
         if held.all or is_next:
@@ -256,7 +259,8 @@ class StreamsElsewhere:
             return
         answers = await self._cluster.ask(_ASKED, to=names)
         for name, payload in answers.by_node.items():
-            self._apply(name, msgspec.convert(payload, Held))
+            if (held := _held(payload)) is not None:
+                self._apply(name, held)
 
     def _apply(self, name: str, held: Held) -> None:
         if self._is_new(name, held):
@@ -274,3 +278,11 @@ class StreamsElsewhere:
         node = self._nodes[name]
         self._put(name, Held(node.began, node.number, True, 0, {}, {}))
         del self._nodes[name]
+
+
+def _held(payload: Any) -> Held | None:
+    """Return what a node tells, or None where another version of the program says it in another form."""
+    try:
+        return msgspec.convert(payload, Held)
+    except msgspec.ValidationError:
+        return None

@@ -97,7 +97,8 @@ class Node:
         after = Node(self.bus.name, self.bus.nodes, self.limits)
         for stream in self.hub.streams:
             after.hub.register(stream.subscriber, stream.channels, framing=CHUNKED)
-        await after.elsewhere.start()
+        after.elsewhere.start()
+        await after.elsewhere.catch_up()
         self.elsewhere.stop()
         self.elsewhere.beat()  # one last time, late
         await settle([self])
@@ -122,7 +123,7 @@ async def cluster(size: int, limits: Limits) -> list[Node]:
     names: dict[str, Bus] = {}
     nodes = [Node(str(number), names, limits) for number in range(1, size + 1)]
     for node in nodes:
-        await node.elsewhere.start()
+        node.elsewhere.start()
     await settle(nodes)
     return nodes
 
@@ -219,7 +220,20 @@ async def test_a_limit_that_is_lowered_counts_streams_of_before() -> None:
 
 async def test_a_node_alone_tells_nothing_and_counts_nothing() -> None:
     elsewhere = StreamsElsewhere(Alone(), Hub(MemoryEventLog(), backlog_limit=1, retry=1), Limits())
-    await elsewhere.start()
+    elsewhere.start()
     elsewhere.opened("ann", "10.0.0.1")
     assert not elsewhere.runs
     assert (elsewhere.total, elsewhere.of_user("ann"), elsewhere.kept) == (0, 0, 0)
+
+
+async def test_a_node_of_a_version_that_says_it_otherwise_counts_for_nothing() -> None:
+    first, second = await cluster(2, Limits())
+    second.open("ann")
+    for payload in (None, {"began": "long ago"}, [1, 2], {"streams": 5}):
+        second.bus.tell("streams", payload)
+    await settle([first, second])
+    assert first.elsewhere.total == 0
+    await beat([first, second])
+    assert first.elsewhere.total == 1
+    for node in (first, second):
+        node.elsewhere.stop()
