@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import random
 import shutil
@@ -339,6 +340,32 @@ async def test_what_is_appended_just_before_a_log_is_closed_is_answered(tmp_path
 
 
 @pytest.mark.gen_test
+async def test_a_bell_that_could_not_be_made_is_made_later_and_nothing_is_missed_meanwhile(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "e.db"
+    with pytest.MonkeyPatch.context() as no_files_left:
+
+        def fail(bells: Bells) -> None:
+            raise OSError(errno.EMFILE, "too many open files")
+
+        no_files_left.setattr(Bells, "_bind", fail)
+        log = SqliteEventLog(path)
+        await log.open()
+        follower = Follower(log)
+        async with opened(path) as other:
+            (last,) = await other.append([new()])
+            await follower.has(last.seq)
+            assert bells(path) == []
+            no_files_left.undo()
+            await until_async(lambda: len(bells(path)) == 2, "both have a bell")
+            (last,) = await other.append([new()])
+            await follower.has(last.seq)
+        await follower.end()
+        await log.close()
+
+
+@pytest.mark.gen_test
 async def test_a_log_whose_path_is_longer_than_a_socket_s_can_be_has_bells(tmp_path: Path) -> None:
     directory = tmp_path / ("long" * 30) / ("longer" * 20)
     directory.mkdir(parents=True)
@@ -452,6 +479,24 @@ async def test_the_write_ahead_log_stays_bounded_with_writers_and_readers_that_o
     for log in logs:
         await log.close()
     assert largest < 12 * CHECKPOINT_PAGES * PAGE_BYTES
+
+
+@pytest.mark.gen_test(timeout=120)
+async def test_the_write_ahead_log_stays_bounded_while_much_is_erased_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "e.db"
+    async with opened(path, Retention(1_000_000)) as log:
+        for _ in range(20):
+            await log.append([new(A, "x" * 1000)] * 1500)
+    largest = 0
+
+    def erased() -> bool:
+        nonlocal largest
+        largest = max(largest, os.stat(f"{path}-wal").st_size)
+        return not in_file(path)
+
+    async with opened(path, Retention(1_000_000, 0.001)):
+        await until_async(erased, "the events are erased")
+    assert largest < 5 * CHECKPOINT_PAGES * PAGE_BYTES
 
 
 @pytest.mark.gen_test

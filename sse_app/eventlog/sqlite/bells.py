@@ -151,9 +151,9 @@ class Bells:
         return -1 if self._own is None else self._own.fileno()
 
     def is_in_place(self) -> bool:
-        """Return whether others find this process's bell; True where there is none to be found."""
+        """Return whether there is a bell of this process, and others find it."""
         try:
-            return self._own is None or bool(os.stat(self._directory / self._name))
+            return self._own is not None and bool(os.stat(self._directory / self._name))
         except OSError:
             return False
 
@@ -249,6 +249,7 @@ def is_in_use(database: Path) -> bool:
 
 
 def _socket() -> socket.socket:
-    made = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    made.setblocking(False)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
     return made

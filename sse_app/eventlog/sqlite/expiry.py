@@ -15,6 +15,9 @@ from sse_app.storage.sqlite import content_of_ours
 ERASE_STEP = 2_000
 """How many expired events one transaction erases, so that publishers do not wait long behind it."""
 
+ERASED_BYTES = 700
+"""About how much of the write-ahead log it takes to erase an event, in bytes."""
+
 
 class Expiry:
     """Looks after the age of what is in the log, a step at a time; of several processes one does it at a time.
@@ -95,10 +98,12 @@ class Expiry:
                     [(state.trimmed, state.dropped, state.id) for state in changed.values()],
                 )
                 keep_head(db, file.head)
-                db.execute("DELETE FROM events WHERE seq <= ?", (until,))
+                erased = db.execute("DELETE FROM events WHERE seq <= ?", (until,)).rowcount
             for name in changed:
                 file.channels.pop(name, None)
             self._report(Commit(channels=changed))
+            if file.is_long_after(erased * ERASED_BYTES):
+                file.checkpoint()
         return True
 
     def _forget_channels(self) -> None:

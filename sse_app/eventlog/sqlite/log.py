@@ -425,6 +425,9 @@ class SqliteEventLog(EventLog):
                 self._writer = None
                 await self._loop.run_in_executor(self._reading, self._reader.close)
             self._reading.shutdown()
+            if self._watching is not None:
+                self._watching.cancel()
+                self._watching = None
             if (descriptor := writer.bells.fileno()) >= 0:
                 self._loop.remove_reader(descriptor)
             writer.bells.close()
