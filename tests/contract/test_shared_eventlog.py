@@ -147,7 +147,7 @@ async def test_of_a_hundred_processes_that_are_killed_nothing_acknowledged_is_lo
 async def test_a_process_that_is_stopped_with_the_lock_costs_the_others_a_bounded_time_and_stores_nothing_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writer, "LOCK_TIMEOUT", 1.0)
+    monkeypatch.setattr("sse_app.eventlog.sqlite.writer.LOCK_TIMEOUT", 1.0)
     path = tmp_path / "e.db"
     appender = Appender(path, "b", 0)
     try:
@@ -187,7 +187,7 @@ async def test_a_process_that_is_stopped_with_the_lock_costs_the_others_a_bounde
 async def test_a_log_is_closed_and_opened_in_a_bounded_time_while_a_stopped_process_has_the_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writer, "LOCK_TIMEOUT", 1.0)
+    monkeypatch.setattr("sse_app.eventlog.sqlite.writer.LOCK_TIMEOUT", 1.0)
     monkeypatch.setattr("sse_app.eventlog.sqlite.lock.OPEN_TIMEOUT", 1.0)
     path = tmp_path / "e.db"
     appender = Appender(path, "b", 0)

@@ -34,6 +34,8 @@ from sse_app.storage.sqlite import (
     without_checkpoint,
 )
 
+LOCK_TIMEOUT = 5.0
+"""How long appends wait for another process to release the lock, in seconds; and for one that has only SQLite's."""
 CHECKPOINT_PAGES = 1000
 """After about so many pages that this process has written, the write-ahead log begins anew."""
 MAX_WAL_BYTES = 32 * 1024 * 1024
@@ -101,6 +103,7 @@ class LogFile:
     def _read_first(self) -> None:
         self.epoch = self.bells.epoch = epoch_of(self.db)
         self.db.execute("PRAGMA wal_autocheckpoint = 0")
+        self.db.execute(f"PRAGMA busy_timeout = {round(LOCK_TIMEOUT * 1000)}")
         self.db.execute("BEGIN IMMEDIATE")
         with content_of_ours():
             begun = clock_of(self.db)

@@ -22,7 +22,7 @@ from sse_app.core.events import Event, EventId, NewEvent
 from sse_app.eventlog.base import IDEMPOTENCY_AGE, IdempotencyKey, Retention
 from sse_app.eventlog.sqlite.bells import Bells
 from sse_app.eventlog.sqlite.expiry import Expiry
-from sse_app.eventlog.sqlite.file import LogFile
+from sse_app.eventlog.sqlite.file import LOCK_TIMEOUT, LogFile
 from sse_app.eventlog.sqlite.reports import Alone, BellLost, Commit, Growth, Report
 from sse_app.eventlog.sqlite.schema import COLUMNS, INSERT_SIZES, ChannelState, insertion, probe
 from sse_app.storage.sqlite import content_of_ours, is_damaged, unusable
@@ -34,8 +34,6 @@ LOOK_INTERVAL = 0.2
 """How often the file is looked at for what other processes have committed, in seconds."""
 ALONE_INTERVAL = 5.0
 """How often a process that has not been alone finds out whether it is, in seconds."""
-LOCK_TIMEOUT = 5.0
-"""How long appends wait for a process that has the lock, in seconds."""
 EVENT_BYTES = 128
 """About how many bytes an event takes in the file besides its data, with its place in the index."""
 
