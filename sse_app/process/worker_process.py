@@ -122,7 +122,7 @@ class WorkerProcess:
         """Note that another process has taken over from it."""
         self.pid = pid
         self.ready = False
-        self.seen_at = now
+        self.seen_at = self.down_since = now
 
     def has_died(self, now: float) -> float:
         """Note that the process has gone, and return after how many seconds it is to be started again."""

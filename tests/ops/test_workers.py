@@ -282,6 +282,8 @@ def test_a_rolling_upgrade_under_publishing_closes_no_stream_and_loses_and_repea
         assert_all_received(clients, publisher.stop())
         assert not fleet.ended
         assert not publisher.retried
+        # No worker was lent the socket of one that was just being upgraded.
+        assert not any("," in str(line["address"]) for line in server.logged("serving"))
         assert Path(f"/proc/{server.parent}/stat").read_text().rpartition(")")[2].split()[19] == started
         # The parent of after the upgrade watches as the one before did.
         server.expected = ("worker_died",)

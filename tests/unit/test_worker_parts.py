@@ -201,6 +201,18 @@ def test_what_dies_soon_is_started_later_each_time_and_what_has_served_at_once()
     assert worker.has_died(300.0) == FIRST_DELAY
 
 
+def test_a_worker_that_has_handed_over_is_away_only_from_then_on() -> None:
+    """Its successor serves in a moment: the others need not be lent its sockets meanwhile."""
+    worker = WorkerProcess(1)
+    worker.pid = 1
+    worker.serves(100.0)
+    worker.succeeded_by(2, 200.0)
+    assert (worker.pid, worker.ready, worker.down_since) == (2, False, 200.0)
+    worker.serves(200.1)
+    assert worker.down_since is None
+    assert worker.has_died(200.0 + GOOD_START) == FIRST_DELAY  # it has not begun anew
+
+
 @pytest.mark.parametrize(
     ("status", "cause"),
     [
