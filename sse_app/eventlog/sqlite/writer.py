@@ -39,7 +39,7 @@ EVENT_BYTES = 128
 
 
 class _Look(NamedTuple):
-    """Someone wants to know how far the log goes."""
+    """The event loop wants to know how far the log goes."""
 
 
 class _Append(NamedTuple):
