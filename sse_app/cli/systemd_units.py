@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import pwd
+import re
 import shlex
 import socket
 import subprocess
@@ -34,6 +35,9 @@ TEMPORARY = (Path("/tmp"), Path("/var/tmp"))
 
 SINGLE = ("sse-app.socket", "sse-app.service")
 """The units of one process."""
+
+SYSTEMCTL_TIMEOUT = 10.0
+"""How long ``systemctl`` may take to answer, in seconds."""
 
 TARGET = "sse-app.target"
 
@@ -67,7 +71,8 @@ def install(options: argparse.Namespace) -> int:
     texts = _texts(options, user)
     if user:
         _warn_of_program(user)
-    workers_before = _installed_workers(directory)
+    systemctl = ["systemctl", "--user"] if options.user else ["systemctl"]
+    workers_before = max(_installed_workers(directory), 0 if options.unit_dir else _highest_worker(systemctl))
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
@@ -76,8 +81,7 @@ def install(options: argparse.Namespace) -> int:
     except OSError as error:
         raise StateError(f"cannot write the units to {directory}: {error.strerror}") from None
     print(f"settings: {config or f'the defaults, until there is a {SYSTEM_FILE}'}")
-    systemctl = "systemctl --user" if options.user else "systemctl"
-    print("next: " + " && ".join(_next_steps(directory, systemctl, texts, workers_before)))
+    print("next: " + " && ".join(_next_steps(directory, " ".join(systemctl), texts, workers_before)))
     return 0
 
 
@@ -88,7 +92,7 @@ def _next_steps(directory: Path, systemctl: str, texts: dict[str, str], workers_
         directory: of the units.
         systemctl: how it is called.
         texts: the units that have been written.
-        workers_before: how many workers the target had that was there before; 0 without one.
+        workers_before: how many workers there were, by the target that was there, or that run; 0 where there were none.
     """
     steps = []
     if others := _of_the_other_kind(directory, texts):
@@ -129,6 +133,21 @@ def _installed_workers(directory: Path) -> int:
         return _workers_of((directory / TARGET).read_text())
     except (OSError, ValueError):
         return 0
+
+
+def _highest_worker(systemctl: list[str]) -> int:
+    """Return the highest number of a worker that systemd runs; 0 where there is none, or it does not say.
+
+    Units may have been written before, and what was printed then not been done.
+    """
+    asked = [*systemctl, "list-units", "--plain", "--no-legend", "--full", "sse-app@*.service"]
+    try:
+        listed = subprocess.run(
+            asked, capture_output=True, text=True, timeout=SYSTEMCTL_TIMEOUT, check=False
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return 0
+    return max(map(int, re.findall(r"^sse-app@([0-9]+)\.service", listed, re.MULTILINE)), default=0)
 
 
 def _workers_of(target: str) -> int:

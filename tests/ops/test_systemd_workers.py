@@ -131,7 +131,9 @@ def test_fewer_workers_and_more_end_no_stream_but_those_of_workers_that_go(worke
     streams = open_streams(workers, 90)
     publisher = workers.publisher()
     workers.settle(publisher)
-    workers.change(2)
+    told = workers.manager.installed(workers.port, 2)
+    assert "stop sse-app@3.service" in told
+    workers.change(2)  # by what is told again, as the first time it was not done
     until(lambda: len(workers.fleet.ended) == len(streams[3]), "the streams of the third have ended")
     for client in streams[3]:
         assert client.ended == "end of file"
