@@ -21,7 +21,7 @@ from sse_app.core.errors import InvalidChannel, InvalidInput, Kicked, TokenRefus
 from sse_app.settings.model import Auth
 
 MAX_REMEMBERED = 32_768
-"""How many verified tokens are remembered, so that a client that returns costs no second verification."""
+"""How many verified tokens of each kind are remembered, so that a client that returns costs no second verification."""
 
 MAX_HEADERS = 64
 """How many headers of verified tokens are remembered: few, as there is one for each key and kind."""
@@ -85,7 +85,7 @@ class Tokens:
         self._audience = audience
         self._revocations = revocations
         self._clock = clock
-        self._verified: dict[bytes, tuple[TokenKind, Claims]] = {}
+        self._verified: dict[TokenKind, dict[bytes, Claims]] = {kind: {} for kind in TokenKind}
         self._headers: dict[tuple[str, TokenKind], Key] = {}
         self.look_for_keys: Callable[[], bool] = lambda: False
         """Looks whether there are other keys than those in use, puts them in use, and returns whether there were."""
@@ -98,7 +98,8 @@ class Tokens:
     def use_keys(self, keys: KeyRing) -> None:
         """Issue and verify with other keys; tokens that the old ones have verified are verified again."""
         self.keys = keys
-        self._verified.clear()
+        for verified in self._verified.values():
+            verified.clear()
         self._headers.clear()
 
     def issue(
@@ -181,10 +182,8 @@ class Tokens:
         if len(token) > MAX_TOKEN_LENGTH:
             raise TokenRefused(f"a token has at most {MAX_TOKEN_LENGTH} characters", "too long")
         digest = _digest(token)
-        known = self._verified.get(digest)
-        if known is not None and known[0] is kind:
-            claims = known[1]
-        else:
+        claims = self._verified[kind].get(digest)
+        if claims is None:
             if not is_compact(token):
                 raise TokenRefused("the token is not valid", "no token of ours has this form")
             key, claims = self._verify(token, kind)
@@ -259,9 +258,10 @@ class Tokens:
         return key
 
     def _remember(self, token: str, digest: bytes, kind: TokenKind, claims: Claims, key: Key) -> None:
-        if len(self._verified) >= MAX_REMEMBERED:
-            del self._verified[next(iter(self._verified))]  # the one that was verified first
-        self._verified[digest] = (kind, claims)
+        verified = self._verified[kind]
+        if len(verified) >= MAX_REMEMBERED:
+            del verified[next(iter(verified))]  # the one that was verified first
+        verified[digest] = claims
         if len(self._headers) < MAX_HEADERS:
             self._headers[token.partition(".")[0], kind] = key
 
