@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from subprocess import PIPE
 from typing import Any
@@ -62,8 +63,11 @@ def test_a_server_is_a_child_that_signals_end(tmp_path: Path) -> None:
 def test_it_has_no_files_but_its_own(tmp_path: Path) -> None:
     def files(server: ServerProcess) -> list[str]:
         assert server.process is not None
-        links = Path(f"/proc/{server.process.pid}/fd").iterdir()
-        kinds = sorted(os.readlink(link).replace(str(tmp_path), "").partition(":")[0] for link in links)
+        targets = []
+        for link in Path(f"/proc/{server.process.pid}/fd").iterdir():
+            with suppress(FileNotFoundError):  # closed meanwhile
+                targets.append(os.readlink(link))
+        kinds = sorted(target.replace(str(tmp_path), "").partition(":")[0] for target in targets)
         return [kind.replace("/forked", "").replace("/ordinary", "").partition(".")[0] for kind in kinds]
 
     with (
