@@ -21,7 +21,6 @@ STANDBY_SOCKET = "stand-in"
 STARTING_TIMEOUT = 30.0
 """How many seconds a process waits for another one that is making or migrating the state."""
 
-
 LOCK_ATTEMPTS, LOCK_PAUSE = 10, 0.01
 """How often a lock is tried, and the seconds between two attempts."""
 
@@ -248,19 +247,19 @@ class StateDirectory:
 
     def holder(self) -> int | None:
         """Return the process id of the server that uses the directory alone, or of the parent of workers, or None."""
-        alone = _holder_of(self.path / "lock", fcntl.LOCK_SH)
+        alone = _holder_of(self.path / "lock")
         return alone if alone is not None else self.parent()
 
     def parent(self) -> int | None:
         """Return the process id of the parent of workers, or None."""
-        return _holder_of(self.workers / "lock", fcntl.LOCK_EX)
+        return _holder_of(self.workers / "lock")
 
     def running_workers(self) -> dict[int, int]:
         """Return the process ids of the workers that use the directory, by their numbers."""
         found = {}
         for directory in self.workers.glob("[1-9]*"):
             if directory.name.isdigit():
-                process = _holder_of(directory / "lock", fcntl.LOCK_EX)
+                process = _holder_of(directory / "lock")
                 if process is not None:
                     found[int(directory.name)] = process
         return dict(sorted(found.items()))
@@ -296,14 +295,14 @@ def _written(descriptor: int) -> str:
     return text if text.isdigit() else ""
 
 
-def _holder_of(file: Path, kind: int) -> int | None:
-    """Return the process id in a lock file, if a process has the lock such that one of this kind is not to be had."""
+def _holder_of(file: Path) -> int | None:
+    """Return the process id in a lock file, if a process has the lock for itself alone."""
     try:
         descriptor = os.open(file, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:
-        if _flocked(descriptor, kind):
+        if _flocked(descriptor, fcntl.LOCK_SH):  # as others may who look at the same time
             return None
         text = _written(descriptor)
         return int(text) if text else None

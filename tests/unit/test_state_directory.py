@@ -90,6 +90,16 @@ def test_one_process_at_a_time_makes_the_state_and_another_waits_a_bounded_time(
     os.close(descriptor)
 
 
+def test_a_process_that_looks_who_has_a_lock_is_not_taken_for_the_one_that_had_it(tmp_path: Path) -> None:
+    worker = StateDirectory(tmp_path / "s", worker=1)
+    worker.lock()
+    worker.unlock()
+    other = os.open(worker.own / "lock", os.O_RDWR)
+    fcntl.flock(other, fcntl.LOCK_SH)  # as `running_workers` of another process has it for a moment
+    assert StateDirectory(tmp_path / "s").running_workers() == {}
+    os.close(other)
+
+
 @pytest.mark.parametrize("text", ["0", "-1", "x", "257", "1.0", "²", " 1"])
 def test_a_worker_without_a_number_is_refused(text: str) -> None:
     with pytest.raises(SettingsError, match="SSE_APP_WORKER"):
