@@ -14,10 +14,9 @@ import itertools
 import logging
 import os
 import socket
-import struct
 import time
-from collections.abc import Awaitable, Collection, Coroutine, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Collection, Coroutine
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from sse_app.cluster.base import ASK_TIMEOUT, Answers, Cluster, NoAnswer, own_an
 from sse_app.cluster.link import ANSWER, ASK, HELLO, MAX_TOLD, NO_ANSWER, TELL, Link, message
 from sse_app.core.errors import EXHAUSTED
 from sse_app.core.periodic import PeriodicCallback
+from sse_app.storage.unix_sockets import is_of_own_user, short_path
 
 SOCKET_NAME = "control"
 
@@ -282,7 +282,7 @@ class Workers(Cluster):
         listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         listening.setblocking(False)
         try:
-            with _short(directory) as path:
+            with short_path(directory) as path:
                 with suppress(FileNotFoundError):
                     os.unlink(f"{path}/{beside}")
                 listening.bind(f"{path}/{beside}")
@@ -331,7 +331,7 @@ class Workers(Cluster):
         self._connecting.add(peer.name)
         try:
             try:
-                with _short(self._directory / peer.name) as path:
+                with short_path(self._directory / peer.name) as path:
                     connection.connect(f"{path}/{SOCKET_NAME}")
             except OSError:  # it does not listen, or very many wait
                 connection.close()
@@ -430,7 +430,7 @@ class Workers(Cluster):
 
 async def _open(link: Link, connection: socket.socket) -> bool:
     """Begin a connection, if the process at its other end runs as this user; return whether it does."""
-    if not _is_own_user(connection):
+    if not is_of_own_user(connection):
         connection.close()
         return False
     try:
@@ -439,23 +439,3 @@ async def _open(link: Link, connection: socket.socket) -> bool:
         connection.close()
         return False
     return True
-
-
-def _is_own_user(connection: socket.socket) -> bool:
-    """Return whether the process at the other end of a Unix socket runs as the user of this one (unix(7))."""
-    if not hasattr(socket, "SO_PEERCRED"):  # not on Linux: the directory is private
-        return True
-    size = struct.calcsize("3i")
-    _, user, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
-    return bool(user == os.geteuid())
-
-
-@contextmanager
-def _short(directory: Path) -> Iterator[str]:
-    """Give a path of a directory that is short: that of a Unix socket can have 107 bytes only (unix(7))."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        short = f"/proc/self/fd/{descriptor}"
-        yield short if os.path.isdir(short) else str(directory)
-    finally:
-        os.close(descriptor)

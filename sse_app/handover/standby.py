@@ -19,10 +19,8 @@ from __future__ import annotations
 import array
 import asyncio
 import logging
-import os
 import socket
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from sse_app.core.errors import StateError
@@ -31,6 +29,7 @@ from sse_app.handover.protocol import Attached, ControlChannel, Successor, Upgra
 from sse_app.handover.sender import HandoverSender
 from sse_app.handover.warm import Upgrade
 from sse_app.storage.state_dir import STANDBY_SOCKET
+from sse_app.storage.unix_sockets import short_path
 
 STANDBY_VARIABLE = "SSE_APP_STAND_IN"
 """The variable that tells a successor that it is the standby."""
@@ -82,8 +81,8 @@ def bind_standby_socket(state_dir: Path) -> socket.socket:
     listening.setblocking(False)
     try:
         remove_standby_socket(state_dir)
-        with _short_path(state_dir) as path:
-            listening.bind(path)
+        with short_path(state_dir) as path:
+            listening.bind(f"{path}/{STANDBY_SOCKET}")
         (state_dir / STANDBY_SOCKET).chmod(0o600)
         listening.listen()
     except OSError as error:
@@ -102,8 +101,8 @@ def connect_standby(state_dir: Path) -> Successor | None:
         with theirs, sending:
             descriptors = array.array("i", [theirs.fileno(), sending.fileno()])
             try:
-                with _short_path(state_dir) as path:
-                    connection.connect(path)
+                with short_path(state_dir) as path:
+                    connection.connect(f"{path}/{STANDBY_SOCKET}")
                 connection.sendmsg([b"knock"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors)])
             except OSError:
                 control.close()
@@ -136,9 +135,8 @@ async def run_standby(
         try:
             descriptors = await _received_descriptors(listening)
         except OSError as error:
-            if not isinstance(
-                error, TimeoutError
-            ):  # it died over it, or no descriptor is left for its connection
+            # Else it died over it, or no descriptor is left for its connection.
+            if not isinstance(error, TimeoutError):
                 await asyncio.sleep(CONNECT_TIMEOUT)
             # Only when it has not come at once: several workers that are restarted together would all ask.
             if await has_stopped():
@@ -181,14 +179,3 @@ async def _received_descriptors(listening: socket.socket) -> list[int]:
 def remove_standby_socket(state_dir: Path) -> None:
     """Remove the standby's socket: no process accepts connections there any more."""
     (state_dir / STANDBY_SOCKET).unlink(missing_ok=True)
-
-
-@contextmanager
-def _short_path(state_dir: Path) -> Iterator[str]:
-    """Give the socket's path, which in full may be longer than an address of a Unix socket can be (unix(7))."""
-    directory = os.open(state_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{directory}/{STANDBY_SOCKET}"
-    finally:
-        with suppress(OSError):
-            os.close(directory)

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import os
 import socket
-import struct
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from sse_app.core.errors import StateError
+from sse_app.storage.unix_sockets import CREDENTIALS, LONGEST_ADDRESS
 
 LONGEST_MESSAGE = 4096
 """How many bytes of a message are read."""
 
-LONGEST_ADDRESS = 107
-"""How many bytes an address of a Unix socket can have (unix(7))."""
-
 _NAME = "notify"
-_CREDENTIALS = struct.Struct("3i")
 
 
 class Notifications:
@@ -69,7 +65,7 @@ class Notifications:
 
     def read(self) -> Iterator[tuple[int, str]]:
         """Yield what has been reported, each message with the process that sent it, which the kernel names."""
-        space = socket.CMSG_SPACE(_CREDENTIALS.size)
+        space = socket.CMSG_SPACE(CREDENTIALS.size)
         while True:
             try:
                 text, ancillary, _, _ = self.socket.recvmsg(LONGEST_MESSAGE, space)
@@ -77,7 +73,7 @@ class Notifications:
                 return
             for level, kind, data in ancillary:
                 if level == socket.SOL_SOCKET and kind == socket.SCM_CREDENTIALS:
-                    pid, user, _ = _CREDENTIALS.unpack(data[: _CREDENTIALS.size])
+                    pid, user, _ = CREDENTIALS.unpack(data[: CREDENTIALS.size])
                     if user == os.geteuid():
                         yield pid, text.decode("utf-8", "replace")
 

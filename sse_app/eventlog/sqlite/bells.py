@@ -23,6 +23,7 @@ import msgspec
 from sse_app.core.events import Event
 from sse_app.storage.ownership import require_closed, require_own
 from sse_app.storage.sqlite import unusable
+from sse_app.storage.unix_sockets import path_by_descriptor
 
 VERSION = 1
 """Of what a bell says. One of another version says no more than that something has been committed."""
@@ -231,9 +232,8 @@ class Bells:
                 os.unlink(name, dir_fd=self._descriptor)
 
     def _address(self, name: str) -> str:
-        """Return a socket's path, which in full may be longer than an address of a Unix socket can be (unix(7))."""
-        by_descriptor = f"/proc/self/fd/{self._descriptor}"
-        return f"{by_descriptor if os.path.isdir(by_descriptor) else self._directory}/{name}"
+        """Return the address of a bell."""
+        return f"{path_by_descriptor(self._descriptor, self._directory)}/{name}"
 
 
 def is_in_use(database: Path) -> bool:
