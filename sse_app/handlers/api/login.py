@@ -135,7 +135,7 @@ class RefreshHandler(_SessionHandler):
         try:
             logged_in = await self.node.login.refresh(token, self.address)
         except RefreshRefused as error:
-            if error.reason == "reused":  # which has ended its session
+            if error.reason != "unknown":  # it has ended its session
                 await self.node.enforcement.apply_everywhere()
             if from_cookie:
                 self.forget_cookies()
