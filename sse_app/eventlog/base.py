@@ -18,6 +18,9 @@ IDEMPOTENCY_AGE = 86_400.0
 EMPTY_CHANNELS = 1000
 """How many channels are remembered of which no event is kept any more; those used longest ago are forgotten."""
 
+MAX_SEQ = 2**63 - 1
+"""No event has a greater ``seq``: up to here is up to the end of the log."""
+
 PAGE_BYTES = 1024 * 1024
 """How much data is read from the log at a time."""
 

@@ -16,7 +16,15 @@ from sse_app.core.channels import ChannelName
 from sse_app.core.errors import EventLogUnavailable, StateError
 from sse_app.core.events import Event, EventId, NewEvent, held_bytes
 from sse_app.core.shared_reads import SharedReads
-from sse_app.eventlog.base import EventLog, IdempotencyKey, Page, Retention, first_page, without_holes
+from sse_app.eventlog.base import (
+    MAX_SEQ,
+    EventLog,
+    IdempotencyKey,
+    Page,
+    Retention,
+    first_page,
+    without_holes,
+)
 from sse_app.eventlog.sqlite.bells import MAX_BELL_BYTES, MAX_QUEUED, Bell
 from sse_app.eventlog.sqlite.file import LOCK_TIMEOUT
 from sse_app.eventlog.sqlite.reports import Alone, Commit, Growth, place
@@ -24,8 +32,6 @@ from sse_app.eventlog.sqlite.schema import forgotten_until, head_of
 from sse_app.eventlog.sqlite.writer import SqliteWriter
 from sse_app.eventlog.tail import TAIL_EVENTS, Tails
 from sse_app.storage.sqlite import connect, content_of_ours, is_damaged, unusable, without_checkpoint
-
-MAX_SEQ = 2**63 - 1
 
 WATCH_INTERVAL = 0.25
 """How often it is looked whether appends wait too long, in seconds."""

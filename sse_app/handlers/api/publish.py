@@ -12,7 +12,7 @@ import orjson
 from sse_app.auth.tokens.claims import Claims
 from sse_app.core.channels import parse_channel
 from sse_app.core.events import Event, EventId, NewEvent
-from sse_app.eventlog.base import IdempotencyKey
+from sse_app.eventlog.base import MAX_SEQ, IdempotencyKey
 from sse_app.handlers.base import SMALL_BODY_BYTES, ApiHandler, BodyHandler
 from sse_app.handlers.errors import Refusal
 from sse_app.handlers.parsing import parse_position
@@ -108,16 +108,18 @@ class HistoryHandler(ApiHandler):
         claims.grants.require_subscribe(channel)
         self.node.publisher.require_known(channel)
         eventlog = self.node.eventlog
-        head = eventlog.head
         if position is None:
             events, complete = await eventlog.latest(channel, limit), True
         else:
             after = EventId.parse(position)
             complete = after is not None and not await eventlog.lost([channel], after)
             start = after.seq if after is not None and complete else 0
-            page = await eventlog.replay([channel], start, head.seq, limit)
+            # To the end of the log, not of what this process has heard of: another may have acknowledged more.
+            page = await eventlog.replay([channel], start, MAX_SEQ, limit)
             events, complete = page.events, complete and not page.gap
-        self.write_json({"events": [_item(head.epoch, event) for event in events], "complete": complete})
+        self.write_json(
+            {"events": [_item(eventlog.head.epoch, event) for event in events], "complete": complete}
+        )
 
 
 def _item(epoch: str, event: Event) -> dict[str, object]:

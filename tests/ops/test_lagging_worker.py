@@ -1,0 +1,109 @@
+"""A worker that lags behind the others, since it was stopped or hears no bell, misleads no client that comes to it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support.fleet import Client
+from tests.support.server_process import ROOT
+from tests.support.waiting import until
+from tests.support.worker_processes import WorkerProcess, worker_processes
+
+DEAF = """
+from sse_app.eventlog.sqlite import bells, writer
+bells.Bells.ring = lambda *_: None
+writer.LOOK_INTERVAL = 3600
+"""
+"""Has a process learn of what others commit only when it asks the log."""
+
+
+@pytest.fixture
+def deaf(tmp_path: Path) -> Iterator[list[WorkerProcess]]:
+    """Two workers that do not hear of each other's events."""
+    directory = tmp_path / "injected"
+    directory.mkdir()
+    (directory / "sitecustomize.py").write_text(DEAF)
+    environment = {"PYTHONPATH": f"{directory}:{ROOT}"}
+    with worker_processes(2, tmp_path / "state", environment=environment) as workers:
+        yield workers
+
+
+def publish(worker: WorkerProcess, number: int) -> str:
+    with worker.publisher() as http:
+        answer = http.post("/api/v1/sse/dashboard", json={"event": "e", "data": {"number": number}})
+    assert answer.status_code == 201, answer.text
+    return str(answer.json()["id"])
+
+
+def history(worker: WorkerProcess, after: str) -> list[str]:
+    with worker.publisher() as http:
+        page = http.get("/api/v1/sse/dashboard/history", params={"after": after}).json()
+    assert page["complete"]
+    return [event["id"] for event in page["events"]]
+
+
+@contextmanager
+def stream(worker: WorkerProcess, after: str) -> Iterator[Client]:
+    url = worker.stream_url("dashboard", worker.stream_token("dashboard"), last_event_id=after)
+    client = Client(worker.port, url.removeprefix(worker.url))
+    try:
+        yield client
+    finally:
+        client.socket.close()
+
+
+def test_what_one_worker_has_acknowledged_is_in_the_history_that_any_other_shows(
+    deaf: list[WorkerProcess],
+) -> None:
+    one, other = deaf
+    first = publish(one, 0)
+    ids = [publish(one, number) for number in range(1, 6)]
+    assert history(other, first) == ids
+    assert history(other, ids[1]) == ids[2:]
+    ids.append(publish(other, 6))
+    ids.append(publish(one, 7))
+    assert history(other, first) == ids
+    assert history(one, ids[-1]) == []
+
+
+def test_a_client_goes_on_at_a_worker_that_has_not_heard_of_its_last_event(
+    deaf: list[WorkerProcess],
+) -> None:
+    one, other = deaf
+    ids = [publish(one, number) for number in range(5)]
+    with stream(other, ids[2]) as client, stream(other, ids[-1]) as at_the_head:
+        client.read_until(ids[-1])
+        at_the_head.read_until("event: connected")
+        ids.append(publish(other, 5))
+        for one_client, expected in ((client, ids[3:]), (at_the_head, ids[5:])):
+            one_client.read_until(ids[-1])
+            assert one_client.ids() == expected
+            assert b"event: reset" not in one_client.received
+            assert b'"recovered":true' in one_client.received
+
+
+def test_a_client_goes_on_at_a_worker_that_was_stopped_while_others_published(tmp_path: Path) -> None:
+    with worker_processes(2, tmp_path / "state", expected=("worker_silent",)) as (one, other):
+        ids = [publish(one, 0)]
+        with stream(other, ids[0]) as stayed:
+            stayed.read_until("event: connected")
+            os.kill(other.pid, signal.SIGSTOP)
+            try:
+                ids += [publish(one, number) for number in range(1, 200)]
+                with stream(other, ids[-1]) as client, stream(other, ids[100]) as older:
+                    os.kill(other.pid, signal.SIGCONT)
+                    ids.append(publish(one, 200))
+                    ids.append(publish(other, 201))
+                    for each, begin in ((stayed, 1), (older, 101), (client, 200)):
+                        each.read_until(ids[-1])
+                        assert each.ids() == ids[begin:]
+                        assert b"event: reset" not in each.received
+                    until(lambda: history(other, ids[0]) == ids[1:101], "the history has all")
+            finally:
+                os.kill(other.pid, signal.SIGCONT)
