@@ -9,6 +9,7 @@ from __future__ import annotations
 import array
 import asyncio
 import os
+import select
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -62,6 +63,12 @@ class ParentLink:
     def fileno(self) -> int:
         """Return the descriptor."""
         return self._socket.fileno()
+
+    def is_closed(self) -> bool:
+        """Return whether the parent has closed its end, or has died."""
+        poll = select.poll()
+        poll.register(self._socket, 0)  # POLLHUP is told of in any case
+        return bool(poll.poll(0))
 
     def watch(
         self,

@@ -114,6 +114,9 @@ class Server:
             own = own_directory(self._settings.state_dir, self._worker)
             successor = connect_standby(own) if self._systemd.knows_unit else None
         self._app = SSEApp(self._settings, locked=successor is None, worker=self._worker)
+        if self._parent is not None and self._parent.is_closed():
+            # The next parent may have looked before this process had the lock, and its own worker waits for that now.
+            raise StateError(f"the parent of worker {self._worker} has ended, or needs it no more")
         self._node = self._app.node
         self._node.metrics.dropped_log_lines = logs.dropped_lines
         application = self._app.application()

@@ -6,9 +6,11 @@ import fcntl
 import os
 import pty
 import signal
+import socket
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -159,6 +161,39 @@ def test_when_the_parent_is_killed_the_workers_end_and_the_next_one_starts_at_on
         for ended, after in again:
             assert ended.ids() + after.ids() == ids
     assert len(server.logged("parent_died")) == 3
+
+
+ORPHAN = """
+import os, sys
+from sse_app.process.worker_process import _spawn
+from sse_app.process.parent_link import PARENT_LINK
+listening, link, *command = sys.argv[1:]
+passed = [("listening", int(listening)), (PARENT_LINK, int(link))]
+status = os.waitpid(_spawn(command, {**os.environ, "SSE_APP_WORKER": "1"}, passed), 0)[1]
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
+def test_a_worker_whose_parent_has_died_before_it_was_ready_keeps_no_worker_of_the_next_one_out(
+    tmp_path: Path,
+) -> None:
+    server = ServerProcess(state_dir=tmp_path / "state", WORKERS=2)
+    link, of_parent = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    of_parent.close()
+    with link, socket.create_server(("127.0.0.1", 0)) as listening:
+        passed = (listening.fileno(), link.fileno())
+        done = subprocess.run(
+            [sys.executable, "-c", ORPHAN, *map(str, passed), *PROGRAM, "serve"],
+            env=server.environment,
+            cwd=ROOT,
+            pass_fds=passed,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    assert "the parent of worker 1 has ended" in done.stderr
 
 
 def test_parent_and_workers_killed_at_once_start_again(start: Start) -> None:
@@ -341,27 +376,39 @@ def test_signals_in_the_middle_of_an_upgrade_do_no_harm(start: Start) -> None:
     assert server.logged("signal_ignored", signal="SIGUSR1")
 
 
-def test_the_state_of_one_process_is_taken_by_several_and_back(tmp_path: Path) -> None:
-    def publish(server: ServerProcess) -> str:
-        with server.publisher() as http:
-            return str(http.post("/api/v1/sse/dashboard", json={"event": "e", "data": {}}).json()["id"])
-
-    alone = ServerProcess(state_dir=tmp_path / "state")
-    several = ServerWithWorkers(state_dir=tmp_path / "state", workers=2)
+@pytest.mark.parametrize("killed", [False, True], ids=["stopped", "killed"])
+def test_the_state_of_one_process_is_taken_by_several_and_back(tmp_path: Path, killed: bool) -> None:
+    alone = ServerProcess(state_dir=tmp_path / "state", expected=("refresh_refused",))
+    several = ServerWithWorkers(
+        state_dir=tmp_path / "state", expected=("refresh_refused", *(("parent_died",) if killed else ()))
+    )
     ids: list[str] = []
+    refresh = ended = ""
+
+    def post(path: str, body: Mapping[str, object], access: str) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {access}"} if access else {}
+        return httpx.post(f"{server.url}/api/v1/{path}", json=body, headers=headers, timeout=30)
+
     for server in (alone, several, alone, several):
         try:
             server.start()
             if not ids:
-                server.add_user("ada", "correct horse", subscribe="dashboard")
-            login = {"username": "ada", "password": "correct horse"}
-            assert httpx.post(f"{server.url}/api/v1/auth/login", json=login).status_code == 200
-            ids.append(publish(server))
+                server.add_user("ada", "correct horse", subscribe="dashboard", publish="dashboard")
+                login = {"username": "ada", "password": "correct horse", "cookie": False}
+                refresh, ended = (post("auth/login", login, "").json()["refresh_token"] for _ in range(2))
+                other_session = post("auth/refresh", {"refresh_token": ended}, "").json()
+                ended = other_session["refresh_token"]
+                post("auth/logout", {}, other_session["access_token"]).raise_for_status()
+            session = post("auth/refresh", {"refresh_token": refresh}, "").raise_for_status().json()
+            refresh, access = session["refresh_token"], session["access_token"]
+            assert post("auth/refresh", {"refresh_token": ended}, "").status_code == 401
+            body = {"event": "e", "data": {"number": len(ids)}}
+            ids.append(post("sse/dashboard", body, access).raise_for_status().json()["id"])
             client = Client(
                 server.port,
-                server.stream_url(
-                    "dashboard", server.stream_token("dashboard"), last_event_id=ids[0]
-                ).removeprefix(server.url),
+                server.stream_url("dashboard", session["stream_token"], last_event_id=ids[0]).removeprefix(
+                    server.url
+                ),
             )
             if ids[1:]:
                 client.read_until(ids[-1])
@@ -370,9 +417,15 @@ def test_the_state_of_one_process_is_taken_by_several_and_back(tmp_path: Path) -
             other = run_program("serve", environment=(several if server is alone else alone).environment)
             assert other.returncode == 1
             assert f"in use by another server (process {server.process.pid})" in other.stderr  # type: ignore[union-attr]
+            if not killed:
+                assert server.stop() == 0
         finally:
-            assert server.stop() == 0
+            if isinstance(server, ServerWithWorkers):
+                server.kill_all()
+            else:
+                server.kill()
         server.check_log()
+    assert [int(id.rpartition("-")[2]) for id in ids] == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(
