@@ -1,9 +1,11 @@
-"""Programs that a test needs of the machine."""
+"""Programs that a test needs of the machine, and libraries in C that it preloads."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
@@ -22,3 +24,11 @@ def unavailable(reason: str) -> NoReturn:
     if os.environ.get("CI"):
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+def compiled(source: Path, directory: Path) -> Path:
+    """Compile a library in C; return its path, which a program gets as ``LD_PRELOAD``."""
+    library = directory / f"{source.stem}.so"
+    command = [require("gcc"), "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
+    subprocess.run([*command, "-o", str(library), str(source)], check=True, timeout=60)
+    return library

@@ -24,15 +24,21 @@ class ServerWithWorkers(ServerProcess):
     Args:
         workers: how many.
         constants: values of constants of modules, by their dotted names, in every process of it.
+        variables: further variables of the environment.
         settings: those of `ServerProcess`.
     """
 
     def __init__(
-        self, *, workers: int = 2, constants: dict[str, float] | None = None, **settings: Any
+        self,
+        *,
+        workers: int = 2,
+        constants: dict[str, float] | None = None,
+        variables: dict[str, str] | None = None,
+        **settings: Any,
     ) -> None:
         super().__init__(**{**MANY, "STREAM__DRAIN_TIME": 0, **settings})
         self.config = self.state_dir.with_suffix(".toml")
-        self.environment["SSE_APP_CONFIG"] = str(self.config)
+        self.environment |= {"SSE_APP_CONFIG": str(self.config), **(variables or {})}
         self.configure(workers)
         self.inject(
             "".join(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mmap
 import struct
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ from sse_app.auth.tokens.issuer import TokenKind, Tokens
 from sse_app.auth.tokens.keyring import KeyRing
 from sse_app.settings.model import Settings
 from tests.support.people import Ear
-from tests.support.programs import require
+from tests.support.programs import compiled
 from tests.support.server_process import ServerProcess, starting
 
 SOURCE = Path(__file__).with_suffix(".c")
@@ -86,10 +85,7 @@ class ClockedServer(ServerProcess):
 @pytest.fixture(scope="session")
 def clock_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The clock, compiled."""
-    library = tmp_path_factory.mktemp("clock") / "wall_clock.so"
-    command = [require("gcc"), "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
-    subprocess.run([*command, "-o", str(library), str(SOURCE)], check=True, timeout=60)
-    return library
+    return compiled(SOURCE, tmp_path_factory.mktemp("clock"))
 
 
 @pytest.fixture
