@@ -64,8 +64,7 @@ def find_problem(value: object, kind: Any, name: str = "") -> Problem | None:
     if origin is Literal:
         return Problem(name, f"must be one of {', '.join(get_args(bare))}", value)
     if origin in (Union, UnionType):
-        problems = (find_problem(value, one, name) for one in get_args(bare))
-        return Problem(name, ", or ".join(problem.reason for problem in problems if problem), value)
+        return Problem(name, f"expected {' or '.join(map(_named, get_args(bare)))}", value)
     if origin is tuple:
         return _problem_in_list(value, get_args(bare)[0], name)
     if origin is dict:
@@ -75,6 +74,14 @@ def find_problem(value: object, kind: Any, name: str = "") -> Problem | None:
     if origin in (int, float, str) and isinstance(value, (Mapping, list, tuple)):
         reason = f"expected {origin.__name__}, got {_kind_of(value)}"
     return Problem(name, reason, value)
+
+
+def _named(kind: Any) -> str:
+    """Return in words what the values of one of several types are."""
+    if get_origin(kind) is Literal:
+        return ", ".join(get_args(kind))
+    bare, bounds = get_args(kind)  # a number with both
+    return f"{bare.__name__} from {bounds.ge} to {bounds.le}"
 
 
 def _problem_in_list(value: object, item: Any, name: str) -> Problem | None:
