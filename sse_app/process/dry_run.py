@@ -29,6 +29,8 @@ def try_start(settings: Settings) -> tuple[list[str], list[str]]:
         except (StateError, SettingsError) as error:
             if str(error) not in bad:  # one cause may stop several steps
                 bad.append(str(error))
+        except OSError as error:
+            bad.append(f"cannot use {error.filename}: {error.strerror}")
     return good, bad
 
 

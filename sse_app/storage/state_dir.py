@@ -66,6 +66,8 @@ class StateDirectory:
         self.path = path
         self.worker = worker
         self._locks: list[int] = []
+        if os.path.isdir(path) and not os.access(path, os.R_OK | os.X_OK):  # what is in it cannot be seen
+            require_own(path, "the state directory")
         if not create and not has_state(path):
             raise StateError(
                 f"there is no state in {path.absolute()}: name the server's directory with --state-dir or "

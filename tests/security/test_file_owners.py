@@ -202,6 +202,42 @@ def test_a_volume_that_is_ours_to_write_and_another_user_s_is_named_with_the_way
         assert first == third
 
 
+_LOOKS_AS_ANOTHER = """
+import os, sys
+from pathlib import Path
+from sse_app import Settings
+from sse_app.core.errors import StateError
+from sse_app.process.dry_run import try_start
+from sse_app.storage.state_dir import StateDirectory
+"localhost".encode("idna")  # loads the module, which that user may not be able to read
+os.setgroups([]); os.setgid(65_534); os.setuid(65_534)
+path = Path(sys.argv[1])
+print(*try_start(Settings(state_dir=path, port=0))[1], sep="\\n")
+try:
+    StateDirectory(path, create=False)
+except StateError as error:
+    print(error)
+"""
+
+
+@as_root
+def test_a_command_of_another_user_says_whose_the_state_is_and_not_that_there_is_none() -> None:
+    with TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        state = Path(folder) / "state"
+        with ServerProcessOnce(state):
+            pass
+        done = subprocess.run(
+            [sys.executable, "-c", _LOOKS_AS_ANOTHER, str(state)],
+            cwd=ROOT, capture_output=True, text=True, check=True, timeout=60,
+        )  # fmt: skip
+        first, *others, last = done.stdout.splitlines()
+        assert f"the state directory {state} belongs to root" in first
+        assert others
+        assert all("Permission denied" in line for line in others)
+        assert last == first
+
+
 def test_a_linked_state_directory_works_if_the_link_is_ours(state: Path) -> None:
     """As with DynamicUser=, where /var/lib/NAME is root's link to /var/lib/private/NAME."""
     link = state.parent / "link"
