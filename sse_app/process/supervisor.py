@@ -50,6 +50,9 @@ LOOKING_INTERVAL = 5.0
 
 END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
+_FIXED = ("state_dir", "event_log")
+"""The settings that stay as they are until a restart, with whichever settings file a worker starts."""
+
 _STREAMS = re.compile(r"STATUS=([0-9]+) streams")
 _UPGRADE_FAILED = "X_SSE_APP_UPGRADE=failed"
 
@@ -291,6 +294,10 @@ class Supervisor:
         worker.start_at = None
         if worker.pid is not None and worker.link is not None:
             worker.ask_to_end()
+            if (
+                worker.ready_at is None
+            ):  # it has no streams, and reads what it is asked only when it has loaded
+                worker.signal(signal.SIGTERM)
             worker.kill_at = time.monotonic() + self._settings.stream.drain_time + ENDING_GRACE
 
     def _restart_later(self, worker: WorkerProcess, cause: str, now: float) -> None:
@@ -446,11 +453,14 @@ class Supervisor:
         except (SSEAppError, OSError) as error:
             log.error("reload_refused", extra={"detail": str(error)})
         else:
-            self._settings = msgspec.structs.replace(
-                settings, state_dir=self._settings.state_dir, event_log=self._settings.event_log
-            )
+            fixed = {name: getattr(self._settings, name) for name in _FIXED}
+            kept = [name for name, value in fixed.items() if getattr(settings, name) != value]
+            self._settings = msgspec.structs.replace(settings, **fixed)
             logs.set_level(settings.log.level)
-            log.info("reloaded", extra={"workers": count})
+            log.info(
+                "reloaded",
+                extra={"workers": count} | ({"needs_restart": ",".join(kept)} if kept else {}),
+            )
             self._resize(count)
             for worker in self._workers.values():
                 if worker.ready and not (self._rolling and self._rolling[0] is worker):

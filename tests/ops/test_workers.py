@@ -289,6 +289,7 @@ def test_another_state_directory_or_log_in_the_settings_does_not_split_the_worke
     server.configure(2, f'state_dir = "{tmp_path / "other"}"\nevent_log = "memory:"\n')
     server.signal(signal.SIGHUP)
     server.wait_for_log("reloaded", 3)
+    assert server.logged("reloaded", workers=2)[0]["needs_restart"] == "state_dir,event_log"
     server.kill_worker(1)
     server.wait_for_log("worker_started", 5)
     assert set(server.workers()) == {1, 2}
@@ -535,6 +536,23 @@ def test_a_worker_that_does_not_end_in_time_is_killed(start: Start) -> None:
     assert server.stop() == 1
     assert not is_running(pid)
     server.start()  # the fixture stops it
+
+
+def test_a_worker_that_does_not_serve_yet_ends_at_once(start: Start) -> None:
+    server = start(workers=2)
+    server.inject("if os.environ.get('SSE_APP_WORKER') == '3':\n    import time\n    time.sleep(300)\n")
+    server.configure(3)
+    server.signal(signal.SIGHUP)
+    until(lambda: len(_children(server.parent)) == 3, "the third one has been started")
+    slow = max(_children(server.parent))
+    assert server.stop() == 0
+    assert not is_running(slow)
+    assert not server.logged("worker_killed")
+    assert server.logged("worker_ended", worker=3)[0]["cause"] == "killed by SIGTERM"
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def test_ctrl_c_in_a_terminal_ends_all_with_tidy_output(tmp_path: Path) -> None:
