@@ -63,6 +63,11 @@ class Notifications:
             ) from None
         return cls(sock, address, opened)
 
+    @staticmethod
+    def is_left(directory: Path) -> bool:
+        """Return whether there is a socket of a process that was killed, where none runs that has one there."""
+        return (directory / _NAME).is_socket()
+
     def read(self) -> Iterator[tuple[int, str]]:
         """Yield what has been reported, each message with the process that sent it, which the kernel names."""
         space = socket.CMSG_SPACE(CREDENTIALS.size)

@@ -110,7 +110,7 @@ class Supervisor:
             self._wait_for_workers()
             passed = self._without_store(inherited_descriptors())
             count = worker_count(settings)
-            self._listeners = Listeners.inherited(passed) if passed else Listeners.bound(settings, count)
+            self._listeners = Listeners.inherited(passed) if passed else self._bound(count)
             self._notifications = Notifications.bound(self._state.workers)
             self._wanted = 0
         else:
@@ -161,6 +161,25 @@ class Supervisor:
             if not told:
                 log.info("waiting_for_workers", extra={"workers": named})
                 told = True
+            time.sleep(0.05)
+
+    def _bound(self, count: int) -> Listeners:
+        """Open the listening sockets.
+
+        A worker that was just being started when its parent was killed has the port for a moment yet, and no lock by
+        which it could be known. That the parent was killed shows in the socket for reports that it has left.
+
+        Raises:
+            StateError: an address cannot be used.
+        """
+        killed = Notifications.is_left(self._state.workers)
+        deadline = time.monotonic() + ENDING_GRACE
+        while True:
+            try:
+                return Listeners.bound(self._settings, count)
+            except StateError:
+                if not killed or time.monotonic() > deadline:
+                    raise
             time.sleep(0.05)
 
     # -- the loop -------------------------------------------------------------------------------------------

@@ -163,6 +163,29 @@ def test_when_the_parent_is_killed_the_workers_end_and_the_next_one_starts_at_on
     assert len(server.logged("parent_died")) == 3
 
 
+SLOW_TO_START = """
+import time
+if os.environ.get('SSE_APP_WORKER') == '2':
+    time.sleep(3)
+"""
+
+
+def test_a_worker_that_is_just_being_started_when_the_parent_is_killed_does_not_keep_the_next_one_from_the_port(
+    start: Start,
+) -> None:
+    server = start(workers=2, expected=("worker_died", "parent_died"))
+    children = Path(f"/proc/{server.parent}/task/{server.parent}/children")
+    server.inject(SLOW_TO_START)
+    before = server.kill_worker(2)
+    until(
+        lambda: str(before) not in (now := children.read_text().split()) and len(now) == 2, "another begins"
+    )
+    server.kill()
+    server.inject("")
+    server.start()
+    assert set(server.workers()) == {1, 2}
+
+
 ORPHAN = """
 import os, sys
 from sse_app.process.worker_process import _spawn
