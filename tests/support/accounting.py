@@ -136,6 +136,7 @@ class Publisher(Thread):
         self._chance = random.Random(seed)
         self._keyed, self._kept, self._batch, self._pause = keyed, kept, batch, pause
         self._connection: HTTPConnection | None = None
+        self._gives_up = False
 
     def work(self) -> None:
         """Publish one request."""
@@ -159,7 +160,7 @@ class Publisher(Thread):
                 return
             assert status in (0, 503), (status, answer)
             one.uncertain = one.uncertain or not status
-            if not self._keyed:
+            if not self._keyed or self._gives_up:
                 return
             time.sleep(COMES_BACK)
 
@@ -175,7 +176,8 @@ class Publisher(Thread):
             path += f"/{events[0].pop('channel')}"
             (content,) = events
         headers = self._headers | ({"Idempotency-Key": one.name} if self._keyed else {})
-        connection = self._connected()
+        if (connection := self._connected()) is None:
+            return 0, None
         begun = time.monotonic()
         try:
             connection.request("POST", path, json.dumps(content), headers)
@@ -193,8 +195,8 @@ class Publisher(Thread):
             self._leave()
         return answer.status, json.loads(read)
 
-    def _connected(self) -> HTTPConnection:
-        while self._connection is None:
+    def _connected(self) -> HTTPConnection | None:
+        while self._connection is None and not self._gives_up:
             connection = HTTPConnection("127.0.0.1", self._port, timeout=ANSWER_TIMEOUT)
             try:
                 connection.connect()
@@ -213,6 +215,11 @@ class Publisher(Thread):
         """Have it end, once its last request has an answer."""
         super().stop()
         self._leave()
+
+    def give_up(self) -> None:
+        """Have it end, also where the server does not serve any more."""
+        self._gives_up = True
+        self.stop()
 
 
 class Listener(Thread):
@@ -365,10 +372,10 @@ class Books:
 
     def close(self) -> None:
         """End all."""
-        for thread in (*self.publishers, *self.listeners):
-            thread.stopping.set()
-        for thread in (*self.publishers, *self.listeners):
-            thread.stop()
+        for publisher in self.publishers:
+            publisher.give_up()
+        for listener in self.listeners:
+            listener.stop()
 
     def settle(self) -> None:
         """Publish no more, wait until each client has been sent all, and end all; the server serves."""
