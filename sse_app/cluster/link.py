@@ -93,7 +93,7 @@ class Link(asyncio.Protocol):
             start = body + length
             try:
                 members = _decode(memoryview(buffer)[body:start])
-            except msgspec.DecodeError:
+            except (ValueError, RecursionError):  # no msgpack, or no UTF-8 in it, or too many levels
                 members = None
             if not isinstance(members, list) or not members:
                 self.close()

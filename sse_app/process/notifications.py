@@ -15,6 +15,9 @@ from sse_app.storage.unix_sockets import CREDENTIALS, LONGEST_ADDRESS
 LONGEST_MESSAGE = 4096
 """How many bytes of a message are read."""
 
+MOST_READ = 1000
+"""How many messages are read at once; what comes faster than it is read keeps the parent from nothing else so."""
+
 _NAME = "notify"
 
 
@@ -69,9 +72,12 @@ class Notifications:
         return (directory / _NAME).is_socket()
 
     def read(self) -> Iterator[tuple[int, str]]:
-        """Yield what has been reported, each message with the process that sent it, which the kernel names."""
+        """Yield what has been reported, each message with the process that sent it, which the kernel names.
+
+        Of very many messages the first are yielded; the socket can still be read then.
+        """
         space = socket.CMSG_SPACE(CREDENTIALS.size)
-        while True:
+        for _ in range(MOST_READ):
             try:
                 text, ancillary, _, _ = self.socket.recvmsg(LONGEST_MESSAGE, space)
             except BlockingIOError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,6 +71,8 @@ class Enforcement:
         self._tokens = tokens
         self._keys = keys
         self._keys_changed_at = -1  # so that keys which changed while the server started are read
+        self._key_files: list[str] | None = None
+        """The names in the directory of the keys when it was read."""
         self._audit = audit
         self._kicked: set[str] = set()
         self._available = True
@@ -224,11 +227,20 @@ class Enforcement:
             changed_at = self._keys.stat().st_mtime_ns
         except OSError:
             changed_at = 0  # taken away: that is logged once, and the keys from before stay in use
-        if changed_at == self._keys_changed_at:
+        names = self._names_of_key_files()
+        # The time of a directory is that of the last tick of a clock, so two changes can have the same.
+        if changed_at == self._keys_changed_at and names in (None, self._key_files):
             return False
-        self._keys_changed_at = changed_at
+        self._keys_changed_at, self._key_files = changed_at, names
         self._reload_keys()
         return True
+
+    def _names_of_key_files(self) -> list[str] | None:
+        """Return the names in the directory of the keys; None where it cannot be read, for lack of descriptors say."""
+        try:
+            return sorted(os.listdir(self._keys))
+        except OSError:
+            return None
 
     def _reload_keys(self) -> None:
         """Use the keys that are in the directory now; if one is bad, those from before."""

@@ -297,6 +297,8 @@ async def test_a_bell_that_is_not_understood_has_the_file_looked_at(tmp_path: Pa
                 b"\xff" * 1000,
                 b"\x95\x02\xa1x\x00\x09\x90",
                 b"\x95\x01\xa1x\x00\x09\x90",
+                b"\x95\x01\xa2\xff\xfe\x00\x09\x90",  # a text that is no UTF-8
+                b"\x96\x01\xa1x\x00\x09\x90" + b"\x91" * 50_000 + b"\x01",  # lists, each in the one before
             ):
                 ringer.sendto(data, str(bells(path)[0]))
         (last,) = await log.append([new()])

@@ -70,6 +70,19 @@ def test_keys_are_rotated_while_the_server_serves_and_streams_go_on(desk: Site) 
         assert desk.me(session.access) == 200
 
 
+def test_two_keys_that_are_made_within_one_tick_of_the_clock_are_both_known(desk: Site) -> None:
+    keys = desk.server.state_dir / "keys"
+    for kept in (keys.stat().st_mtime_ns, time.time_ns()):
+        os.utime(keys, ns=(kept, kept))
+        first = desk.mint(TokenKind.ACCESS, "ann")
+        until(lambda first=first: desk.me(first) == 200, "the server has looked at the directory")  # type: ignore[misc]
+        rotate(keys, "HS256", 0.0)
+        os.utime(keys, ns=(kept, kept))
+        second = desk.mint(TokenKind.ACCESS, "ann")
+        assert kid_of(second) != kid_of(first)
+        assert desk.me(second) == 200
+
+
 def test_the_published_keys_verify_our_tokens_and_hold_no_secret(desk: Site) -> None:
     for algorithm in ALGORITHMS:
         desk.server.command("keys", "rotate", "--algorithm", algorithm)

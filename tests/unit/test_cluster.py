@@ -270,6 +270,8 @@ async def test_junk_ends_the_connection_and_nothing_else(tmp_path: Path) -> None
             b"\0\0\0\x01\xc1",
             b"\0\0\0\x01\x05",
             b"\0\0\0\x01\x90",
+            b"\0\0\0\x05\x92\x01\xa2\xff\xfe",  # a text that is no UTF-8
+            (5001).to_bytes(4, "big") + b"\x91" * 5000 + b"\x01",  # 5000 lists, each in the one before
         ):
             with socket.socket(socket.AF_UNIX) as stranger:
                 stranger.setblocking(False)

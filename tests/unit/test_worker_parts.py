@@ -112,6 +112,20 @@ def test_a_parent_that_reads_no_reports_holds_no_worker_up(tmp_path: Path) -> No
         notifications.close()
 
 
+def test_reports_that_come_faster_than_they_are_read_do_not_keep_the_parent_reading(tmp_path: Path) -> None:
+    notifications = Notifications.bound(tmp_path)
+    systemd = Systemd({"NOTIFY_SOCKET": notifications.address})
+    try:
+        systemd.notify("STATUS=first")
+        for count, _ in enumerate(notifications.read()):
+            systemd.notify("STATUS=one more")
+            assert count < 10_000
+        assert next(notifications.read())[1] == "STATUS=one more"  # what is left comes the next time
+    finally:
+        systemd.leave()
+        notifications.close()
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 def test_reports_of_other_users_are_passed_over(tmp_path: Path) -> None:
     notifications = Notifications.bound(tmp_path)
