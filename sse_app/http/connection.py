@@ -286,9 +286,14 @@ class Connection:
         except Exception:
             log.exception("uncaught")
             self.close()
-        begun_later = self._server.paused and self._buffer  # by this process or the next one
-        if self._ended and self._awaited is None and not self.answering and not begun_later:
+        if self._ended and self._awaited is None and not self.answering and not self._begins_later():
             self.close()
+
+    def _begins_later(self) -> bool:
+        """Return whether another request has come that is not begun yet: in its own turn, or after a pause, maybe by
+        the next process."""
+        complete = self._exchange is None and _HEAD_END in self._buffer
+        return complete or (self._server.paused and bool(self._buffer))
 
     def _use_received(self) -> None:
         if self._awaited is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import struct
 from collections.abc import Callable
@@ -22,6 +23,29 @@ def test_a_publish_of_a_client_that_ends_its_side_is_answered_and_stored_once(ta
         received = target.raw(one * count)
         assert received.count(b"HTTP/1.1 201 ") == count, received
     assert len(target.stored("user.half")) == 3
+
+
+@pytest.mark.usefixtures("the_log_stays_quiet_and_the_server_alive")
+def test_all_requests_of_a_client_that_ends_its_side_are_answered_also_those_refused_at_once(
+    target: Target,
+) -> None:
+    refused = request("POST", "/api/v1/sse/user.half", "Authorization: none", body=b'{"data":{}}')
+    missing = request("POST", "/api/v1/sse/user.half")
+    looked = request("GET", "/healthz")
+    stored = request("POST", "/api/v1/sse/user.other", target.bearer, body=b'{"event":"e","data":{}}')
+    for requests in (
+        [refused, refused, refused],
+        [refused, stored, missing, looked, refused, looked],
+        [missing, b"\r\n", stored],
+        [refused, b"GET / HT"],
+    ):
+        received = target.raw(b"".join(requests))
+        expected = [
+            {refused: b"401", missing: b"401", looked: b"200", stored: b"201"}[one]
+            for one in requests
+            if one.endswith((b"}", b"\r\n\r\n"))
+        ]
+        assert re.findall(rb"HTTP/1\.1 (\d+) ", received) == expected, received
 
 
 @pytest.mark.parametrize("version", ["1.1", "1.0"])
