@@ -378,7 +378,7 @@ class Workers(Cluster):
     def _asked(self, link: Link, members: list[Any]) -> None:
         """Take a message over a connection of another's."""
         match members:
-            case [int(kind), str(name), *_] if kind == HELLO:
+            case [int(kind), str(name), *_] if kind == HELLO and not link.node:
                 link.node = name
                 peer = self._peers.get(name)
                 if peer is None or peer.link is None:  # it has just come
