@@ -15,13 +15,15 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Awaitable, Collection, Coroutine
+from collections.abc import Awaitable, Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from sse_app.cluster.base import ASK_TIMEOUT, Answers, Cluster, NoAnswer, own_answer
-from sse_app.cluster.link import ANSWER, ASK, HELLO, MAX_TOLD, NO_ANSWER, TELL, Link, message
+from sse_app.cluster.link import ANSWER, ASK, HELLO, NO_ANSWER, TELL, Link, message
+from sse_app.cluster.peer import RECONNECT_TIME, Peer
+from sse_app.core.background import BackgroundTasks
 from sse_app.core.errors import EXHAUSTED
 from sse_app.core.periodic import PeriodicCallback
 from sse_app.storage.unix_sockets import is_of_own_user, short_path
@@ -31,14 +33,8 @@ SOCKET_NAME = "control"
 LOOK_INTERVAL = 1.0
 """Seconds between two looks for other workers."""
 
-RECONNECT_TIME = 1.0
-"""For how many seconds after the end of a connection the next process of that worker is waited for."""
-
 RECONNECT_INTERVAL = 0.02
-"""Seconds between two tries meanwhile."""
-
-SILENT_TIMEOUT = 0.2
-"""How long a worker that did not answer the last time is waited for, in seconds."""
+"""Seconds between two tries to connect to the next process of a worker."""
 
 FORGET_TIME = 300.0
 """After how many seconds without a process a worker is taken for one that is not to come back."""
@@ -47,98 +43,6 @@ BACKLOG = 1024
 """How many connections may wait: more than there are workers."""
 
 log = logging.getLogger(__name__)
-
-
-class Peer:
-    """Another worker, and the connection to it.
-
-    Args:
-        name: its number.
-        now: the time, of the event loop.
-    """
-
-    def __init__(self, name: str, now: float) -> None:
-        self.name = name
-        self.link: Link | None = None
-        self.lost_at = now
-        """Since when there is no connection, where there is none."""
-        self.silent = False
-        """Whether it did not answer in time, and has sent nothing since."""
-        self._waiting: dict[int, tuple[bytes, asyncio.Future[Any]]] = {}
-
-    def tell(self, data: bytes) -> None:
-        """Send a message; it is lost where the worker cannot be reached, or does not read."""
-        if self.link is not None:
-            self.link.send(data, MAX_TOLD)
-
-    async def ask(self, number: int, begin: tuple[object, ...], within: float) -> Any:
-        """Send a question, again where the connection is made anew meanwhile, and return the answer.
-
-        Args:
-            number: of the question.
-            begin: of the message; what follows is until when the answer is waited for.
-            within: for how many seconds it is waited for; fewer where the worker is silent.
-
-        Raises:
-            NoAnswer: there is none in time.
-            ValueError: the question is too long.
-        """
-        loop = asyncio.get_running_loop()
-        if self.silent:
-            within = min(within, SILENT_TIMEOUT)
-        data = message(*begin, time.monotonic() + within)
-        if self.link is None and loop.time() > self.lost_at + RECONNECT_TIME:
-            raise NoAnswer("it cannot be reached")
-        if self.link is not None and not self.link.send(data):
-            raise NoAnswer("it does not read")
-        future: asyncio.Future[Any] = loop.create_future()
-        self._waiting[number] = data, future
-        try:
-            async with asyncio.timeout(within):
-                return await future
-        except TimeoutError:
-            if self.link is not None:
-                self._say(silent=True)
-            raise NoAnswer("it has not answered in time") from None
-        finally:
-            del self._waiting[number]
-
-    def connected(self, link: Link) -> None:
-        """Use a connection, and send again what has not been answered over the one before."""
-        self.link = link
-        for data, _ in self._waiting.values():
-            link.send(data)
-
-    def disconnected(self, now: float) -> None:
-        """Use no connection from now on."""
-        self.link = None
-        self.lost_at = now
-
-    def give_up(self) -> None:
-        """Wait for no answer any more."""
-        for _, future in self._waiting.values():
-            if not future.done():
-                future.set_exception(NoAnswer("it has ended"))
-
-    def heard(self) -> None:
-        """Note that it has sent something."""
-        if self.silent:
-            self._say(silent=False)
-
-    def answered(self, number: int, answer: Any, failed: bool) -> None:
-        """Take an answer; one that came too late is dropped."""
-        _, future = self._waiting.get(number, (b"", None))
-        if future is not None and not future.done():
-            if failed:
-                future.set_exception(NoAnswer(str(answer)))
-            else:
-                future.set_result(answer)
-
-    def _say(self, *, silent: bool) -> None:
-        if silent != self.silent:
-            level = logging.WARNING if silent else logging.INFO
-            log.log(level, "worker_silent" if silent else "worker_answers", extra={"peer": self.name})
-        self.silent = silent
 
 
 class Workers(Cluster):
@@ -159,7 +63,7 @@ class Workers(Cluster):
         self._numbers = itertools.count(1)
         self._listening: socket.socket | None = None
         self._inode = 0
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = BackgroundTasks()
         self._unbound = False
         """Whether it was logged that the socket cannot be bound."""
         self._running = False
@@ -311,7 +215,7 @@ class Workers(Cluster):
                 loop.remove_reader(descriptor)
                 loop.call_later(LOOK_INTERVAL, self._accept_again, descriptor)
             return
-        self._begin(self._serve(connection))
+        self._tasks.begin(self._serve(connection))
 
     def _accept_again(self, descriptor: int) -> None:
         if self._listening is not None and self._listening.fileno() == descriptor:
@@ -348,7 +252,7 @@ class Workers(Cluster):
         peer = self._peers.get(link.node)
         if peer is not None and peer.link is link:
             peer.disconnected(asyncio.get_running_loop().time())
-            self._begin(self._reconnect(peer))
+            self._tasks.begin(self._reconnect(peer))
 
     async def _reconnect(self, peer: Peer) -> None:
         """Connect to the next process of a worker as soon as it is there; one that has left is forgotten."""
@@ -382,7 +286,7 @@ class Workers(Cluster):
                 link.node = name
                 peer = self._peers.get(name)
                 if peer is None or peer.link is None:  # it has just come
-                    self._begin(self._look())
+                    self._tasks.begin(self._look())
             case [int(kind), str(about), payload, *_] if kind == TELL:
                 self._answer(link, None, about, payload)
             case [int(kind), number, str(about), payload, float(until), *_] if kind == ASK:
@@ -399,7 +303,7 @@ class Workers(Cluster):
             self._reply(link, number, NO_ANSWER, str(error))
             return
         if inspect.isawaitable(answer):
-            self._begin(self._answer_later(link, number, kind, answer))
+            self._tasks.begin(self._answer_later(link, number, kind, answer))
         else:
             self._reply(link, number, ANSWER, answer)
 
@@ -416,16 +320,6 @@ class Workers(Cluster):
             link.send(message(kind, number, answer))
         except ValueError as error:
             link.send(message(NO_ANSWER, number, str(error)))
-
-    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("uncaught", exc_info=error)
 
 
 async def _open(link: Link, connection: socket.socket) -> bool:

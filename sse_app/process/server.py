@@ -13,11 +13,11 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from importlib import import_module
-from typing import Any
 
 from sse_app.app import SSEApp
+from sse_app.core.background import BackgroundTasks
 from sse_app.core.errors import SSEAppError, StateError
 from sse_app.handover.cold import StoredHandover, store_handover
 from sse_app.handover.fd_store import RECEIVING, SENDING, FdStore
@@ -91,7 +91,7 @@ class Server:
         self._is_standby = os.environ.pop(STANDBY_VARIABLE, "") != ""
         self._store: FdStore | None = None
         self._ended = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = BackgroundTasks()
         self._started = asyncio.Event()
         self._ending = False
         self._upgrade: Upgrade | None = None
@@ -142,8 +142,8 @@ class Server:
         listening = await (self._start() if successor is None else self._take_over(successor))
         await node.join()
         if not self._is_standby:
-            loop.add_signal_handler(signal.SIGHUP, self._begin, self._reload)
-            loop.add_signal_handler(signal.SIGUSR2, self._begin, self._hand_to_successor)
+            loop.add_signal_handler(signal.SIGHUP, lambda: self._tasks.begin(self._reload()))
+            loop.add_signal_handler(signal.SIGUSR2, lambda: self._tasks.begin(self._hand_to_successor()))
         # Listening comes last: a client that connects is served.
         self._server.add_sockets(listening)
         # The first WATCHDOG=1 comes with READY: else systemd could take quick upgrades in a row for one hung process.
@@ -155,9 +155,9 @@ class Server:
         )
         with garbage_collection(True):
             self._started.set()
-            self._begin(self._after_start)
+            self._tasks.begin(self._after_start())
             if standby_socket is not None:
-                self._begin(lambda: self._run_as_standby(standby_socket))
+                self._tasks.begin(self._run_as_standby(standby_socket))
             timers = self._systemd.notify_periodically(self._status)
             await self._ended.wait()
             for timer in timers:
@@ -217,16 +217,6 @@ class Server:
         await self._receiver.watch(adopted)
         await self._node.password_threads.warm_up()
         await asyncio.to_thread(import_module, _METRICS_MODULE)
-
-    def _begin(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        task = asyncio.create_task(work())
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("uncaught", exc_info=error)
 
     def _status(self) -> str:
         return f"STATUS={len(self._node.hub.streams)} streams"
@@ -311,7 +301,7 @@ class Server:
 
     def _end_without_signal(self) -> None:
         """End as at a signal, of which one may follow: a service manager sends it to parent and workers."""
-        self._begin(lambda: self._end(signal.SIGINT))
+        self._tasks.begin(self._end(signal.SIGINT))
 
     def _on_death_of_parent(self) -> None:
         """End: no process would restart this one, nor could another parent have the address."""
@@ -331,7 +321,7 @@ class Server:
             loop.remove_signal_handler(handled)
             # A second signal ends the process at once; the kernel's default passes process 1 over (pid_namespaces(7)).
             signal.signal(handled, _exit_by_signal if os.getpid() == 1 else signal.SIG_DFL)
-        self._begin(lambda: self._end(number))
+        self._tasks.begin(self._end(number))
 
     async def _end(self, number: int) -> None:
         await self._started.wait()
