@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import resource
 import sys
 from contextlib import suppress
@@ -36,6 +35,7 @@ from sse_app.monitoring.live_stats import LiveStats
 from sse_app.monitoring.readiness import Readiness
 from sse_app.monitoring.status import Status
 from sse_app.settings.model import Settings
+from sse_app.settings.workers import worker_count
 from sse_app.storage.ownership import require_private_database
 from sse_app.storage.state_dir import StateDirectory
 from sse_app.streams.admission import Admission
@@ -296,8 +296,7 @@ def _stream_capacity(settings: Settings) -> int:
 
 def _files_for_workers(settings: Settings) -> int:
     """Return how many open files the connections to the other workers take: two to each."""
-    workers = settings.workers if settings.workers != "auto" else os.cpu_count() or 1
-    return 2 * (workers - 1)
+    return 2 * (worker_count(settings) - 1)
 
 
 def connection_limits(settings: Settings) -> ConnectionLimits:

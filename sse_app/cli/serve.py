@@ -17,9 +17,10 @@ from sse_app.core.errors import StateError
 from sse_app.process import logs
 from sse_app.process.standard_streams import complain
 from sse_app.process.systemd import Systemd
-from sse_app.process.workers import SUPERVISOR_VARIABLE, worker_count, worker_number
+from sse_app.process.workers import SUPERVISOR_VARIABLE, worker_number
 from sse_app.settings.loader import find_settings_file, passed_over
 from sse_app.settings.model import Settings, plain
+from sse_app.settings.workers import worker_count
 from sse_app.storage.state_dir import StateDirectory, own_directory
 
 log = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ from string import Template
 from sse_app.cli.options import settings_of
 from sse_app.core.errors import InvalidInput, StateError
 from sse_app.process.standard_streams import complain
-from sse_app.process.workers import require_shareable, worker_count
+from sse_app.settings.workers import require_shareable, worker_count
 
 TEMPLATES = Path(__file__).parent / "units"
 SYSTEM_FILE = Path("/etc/sse_app/sse_app.toml")

@@ -13,8 +13,8 @@ from sse_app.core.errors import SettingsError, StateError
 from sse_app.eventlog.factory import stored_event_log
 from sse_app.eventlog.sqlite import schema
 from sse_app.process.sockets import check_address, processes_listening
-from sse_app.process.workers import require_shareable, worker_count
 from sse_app.settings.model import Settings
+from sse_app.settings.workers import require_shareable, worker_count
 from sse_app.storage.sqlite import has_database, schema_version
 from sse_app.storage.state_dir import StateDirectory
 

@@ -34,8 +34,9 @@ from sse_app.process.notifications import Notifications
 from sse_app.process.sockets import addresses
 from sse_app.process.systemd import STATUS_INTERVAL, Systemd, inherited_descriptors
 from sse_app.process.worker_process import ENDING_GRACE, HANG_TIMEOUT, START_TIMEOUT, WorkerProcess, cause_of
-from sse_app.process.workers import SUPERVISOR_VARIABLE, require_shareable, worker_count
+from sse_app.process.workers import SUPERVISOR_VARIABLE
 from sse_app.settings.model import Settings
+from sse_app.settings.workers import require_shareable, worker_count
 from sse_app.storage.state_dir import STANDBY_SOCKET, StateDirectory
 from sse_app.version import VERSION
 

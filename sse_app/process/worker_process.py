@@ -14,6 +14,7 @@ from typing import Any
 
 from sse_app.process import parent_link
 from sse_app.process.systemd import FIRST_INHERITED
+from sse_app.process.workers import WORKER_VARIABLE
 
 FIRST_DELAY = 0.1
 """After how many seconds a worker that has died is started again; each time that it dies soon doubles it."""
@@ -93,7 +94,7 @@ class WorkerProcess:
         ]
         variables = {
             **environment,
-            "SSE_APP_WORKER": str(self.number),
+            WORKER_VARIABLE: str(self.number),
             "WATCHDOG_USEC": str(int(timeout * 1e6)),
         }
         self.start_at = None

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from sse_app.core.errors import SettingsError, StateError
-from sse_app.process.workers import WORKER_VARIABLE, worker_count, worker_number
+from sse_app.process.workers import WORKER_VARIABLE, worker_number
 from sse_app.settings.model import Settings
+from sse_app.settings.workers import worker_count
 from sse_app.storage import state_dir
 from sse_app.storage.state_dir import StateDirectory
 

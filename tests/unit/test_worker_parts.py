@@ -20,7 +20,7 @@ from sse_app.process.notifications import Notifications
 from sse_app.process.parent_link import ParentLink, ask_to_end, same
 from sse_app.process.systemd import Systemd
 from sse_app.process.worker_process import FIRST_DELAY, GOOD_START, LONGEST_DELAY, WorkerProcess, cause_of
-from sse_app.process.workers import require_shareable
+from sse_app.settings.workers import require_shareable
 from sse_app.storage.state_dir import StateDirectory
 from sse_app.storage.unix_sockets import LONGEST_ADDRESS
 from tests.support.waiting import until, until_async
