@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-import errno
 import socket
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sse_app.process.sockets import check_address, found_addresses, inherited_sockets, unusable
+from sse_app.process.sockets import (
+    bound,
+    bound_if_supported,
+    check_address,
+    found_addresses,
+    inherited_sockets,
+    unusable,
+)
 from sse_app.settings.model import Settings
 
 
@@ -39,7 +45,8 @@ class Listeners:
         port = settings.port
         try:
             for family, address in found_addresses(settings):
-                if (first := _first_bound(family, (address[0], port, *address[2:]))) is not None:
+                first = bound_if_supported(family, (address[0], port, *address[2:]), shared=True)
+                if first is not None:
                     addresses.append([first])
                     port = port or first.getsockname()[1]
             listeners = cls(addresses, settings.socket.backlog)
@@ -68,7 +75,7 @@ class Listeners:
             return
         for sockets in self.addresses:
             while len(sockets) < workers:
-                sock = _bound(sockets[0].family, sockets[0].getsockname())
+                sock = bound(sockets[0].family, sockets[0].getsockname(), shared=True)
                 sock.listen(self.backlog)
                 sockets.append(sock)
 
@@ -99,28 +106,3 @@ class Listeners:
         for sock in self.all():
             sock.close()
         self.addresses = []
-
-
-def _first_bound(family: int, address: Any) -> socket.socket | None:
-    """Return a socket of an address, or None where the system has no such family, or IPv6 is off in a container."""
-    try:
-        return _bound(family, address)
-    except OSError as error:
-        if error.errno == errno.EAFNOSUPPORT or (error.errno == errno.EADDRNOTAVAIL and address[0] == "::1"):
-            return None
-        raise
-
-
-def _bound(family: int, address: Any) -> socket.socket:
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.setblocking(False)
-        sock.bind(address)
-    except OSError:
-        sock.close()
-        raise
-    return sock

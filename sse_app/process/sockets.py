@@ -39,7 +39,8 @@ def check_address(settings: Settings) -> None:
     """
     try:
         for family, address in found_addresses(settings):
-            _bind_for_a_moment(family, address)
+            if (sock := bound_if_supported(family, address, shared=False)) is not None:
+                sock.close()
     except (OSError, ValueError) as error:
         raise unusable(settings, error) from None
 
@@ -56,22 +57,40 @@ def found_addresses(settings: Settings) -> list[tuple[int, Any]]:
     return list(dict.fromkeys((int(one[0]), one[4]) for one in found))
 
 
-def _bind_for_a_moment(family: int, address: Any) -> None:
+def bound(family: int, address: Any, *, shared: bool) -> socket.socket:
+    """Return a socket with an address, on which it does not listen yet.
+
+    Args:
+        family: of the address.
+        address: as `found_addresses` returns it.
+        shared: whether others of this user may have the address in the same way (SO_REUSEPORT in socket(7)).
+
+    Raises:
+        OSError: the address cannot be used.
+    """
+    sock = socket.socket(family, socket.SOCK_STREAM)
     try:
-        sock = socket.socket(family, socket.SOCK_STREAM)
-    except OSError as error:
-        if error.errno == errno.EAFNOSUPPORT:
-            return
-        raise
-    with sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        try:
-            sock.bind(address)
-        except OSError as error:
-            if error.errno != errno.EADDRNOTAVAIL or address[0] != "::1":  # IPv6 may be off in a container
-                raise
+        sock.setblocking(False)
+        sock.bind(address)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def bound_if_supported(family: int, address: Any, *, shared: bool) -> socket.socket | None:
+    """Do as `bound` does; return None where the system has no such family, or IPv6 is off in a container."""
+    try:
+        return bound(family, address, shared=shared)
+    except OSError as error:
+        if error.errno == errno.EAFNOSUPPORT or (error.errno == errno.EADDRNOTAVAIL and address[0] == "::1"):
+            return None
+        raise
 
 
 def processes_listening(port: int) -> dict[int, str]:
