@@ -396,6 +396,17 @@ def test_the_connections_among_many_workers_take_no_files_from_streams(
         app.node.state.unlock()
 
 
+def test_workers_that_are_counted_are_as_many_as_there_are_cores_to_run_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda which: (1024, 1024))
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1, 2})
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    app = SSEApp(Settings(state_dir=tmp_path, event_log="memory:", workers="auto"))
+    assert app.node.admission._capacity == 1024 - 256 - 2 * 2
+    app.node.state.unlock()
+
+
 def test_proxies_and_this_machine_have_no_limit_of_their_own(tmp_path: Path) -> None:
     settings = Settings(
         state_dir=tmp_path,
