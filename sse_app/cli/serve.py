@@ -15,9 +15,10 @@ from pathlib import Path
 from sse_app.cli.options import settings_of, uncovered
 from sse_app.core.errors import StateError
 from sse_app.process import logs
+from sse_app.process.replacement import is_replacement
 from sse_app.process.standard_streams import complain
 from sse_app.process.systemd import Systemd
-from sse_app.process.workers import SUPERVISOR_VARIABLE, worker_number
+from sse_app.process.workers import worker_number
 from sse_app.settings.loader import find_settings_file, passed_over
 from sse_app.settings.model import Settings, plain
 from sse_app.settings.workers import worker_count
@@ -31,8 +32,8 @@ UPGRADE_TIMEOUT = 60.0
 
 def serve(options: argparse.Namespace) -> int:
     """Serve until SIGTERM, SIGINT or SIGQUIT; return the exit status."""
-    goes_on = SUPERVISOR_VARIABLE in os.environ
-    for number in () if goes_on else (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+    replaces = is_replacement()
+    for number in () if replaces else (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)  # until the server handles them; by default they would end it
     settings = settings_of(options)
     worker = worker_number()
@@ -41,10 +42,10 @@ def serve(options: argparse.Namespace) -> int:
         return _warn_of_missing_network(settings_of(options))
 
     with logs.to_standard_error(settings.log.level, settings.log.format, worker):
-        if worker <= 1 and not goes_on and (foreign := passed_over()):
+        if worker <= 1 and not replaces and (foreign := passed_over()):
             log.info("environment_passed_over", extra={"variables": ", ".join(foreign)})
         _warn_of_missing_network(settings)
-        if goes_on or (not worker and worker_count(settings) > 1):
+        if replaces or (not worker and worker_count(settings) > 1):
             from sse_app.process import supervisor
 
             return supervisor.run(settings, reread)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -12,6 +13,9 @@ from typing import Any
 from sse_app.core.errors import StateError
 from sse_app.storage.unix_sockets import CREDENTIALS, LONGEST_ADDRESS
 
+UPGRADE_FAILED = "X_SSE_APP_UPGRADE=failed"
+"""What a worker reports whose upgrade has failed: it serves on. systemd passes it over."""
+
 LONGEST_MESSAGE = 4096
 """How many bytes of a message are read."""
 
@@ -19,6 +23,18 @@ MOST_READ = 1000
 """How many messages are read at once; what comes faster than it is read keeps the parent from nothing else so."""
 
 _NAME = "notify"
+_STREAMS = re.compile(r"STATUS=([0-9]+) streams")
+
+
+def status(streams: int) -> str:
+    """Return the report of how many streams a process has."""
+    return f"STATUS={streams} streams"
+
+
+def streams_in(report: str) -> int | None:
+    """Return how many streams a report is of; None where it is another one."""
+    found = _STREAMS.fullmatch(report)
+    return None if found is None else int(found[1])
 
 
 class Notifications:

@@ -37,7 +37,9 @@ from sse_app.http.server import HTTPServer
 from sse_app.node import connection_limits
 from sse_app.process import logs, tuning
 from sse_app.process.garbage_collection import garbage_collection
+from sse_app.process.notifications import UPGRADE_FAILED, status
 from sse_app.process.parent_link import PARENT_LINK, ParentLink, same
+from sse_app.process.signals import END_SIGNALS, NO_LOG_FILE, ignore
 from sse_app.process.sockets import addresses, bind, inherited_sockets
 from sse_app.process.systemd import Systemd, inherited_descriptors
 from sse_app.process.workers import worker_number
@@ -52,9 +54,6 @@ _SLOW_MODULE = "sse_app.auth.tokens.jose"
 
 _METRICS_MODULE = "sse_app.monitoring.prometheus"
 """Another, needed for the metrics; where no file descriptor is left, it could not be loaded any more."""
-
-END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
-"""At these the server ends; under systemd SIGTERM may be a restart, the others never are."""
 
 log = logging.getLogger(__name__)
 
@@ -133,9 +132,8 @@ class Server:
         )
         loop = asyncio.get_running_loop()
         for number in (signal.SIGHUP, signal.SIGUSR2):
-            loop.add_signal_handler(number, _ignore_signal, number, "it comes too early")
-        detail = "there is no log file to open again: the log is standard error"
-        loop.add_signal_handler(signal.SIGUSR1, _ignore_signal, signal.SIGUSR1, detail)
+            loop.add_signal_handler(number, ignore, number, "it comes too early")
+        loop.add_signal_handler(signal.SIGUSR1, ignore, signal.SIGUSR1, NO_LOG_FILE)
         standby_socket = bind_standby_socket(self._node.state.own) if self._is_standby else None
         if self._parent is not None:
             self._watch_parent(self._parent)
@@ -219,7 +217,7 @@ class Server:
         await asyncio.to_thread(import_module, _METRICS_MODULE)
 
     def _status(self) -> str:
-        return f"STATUS={len(self._node.hub.streams)} streams"
+        return status(len(self._node.hub.streams))
 
     async def _reload(self) -> None:
         """Read the settings again and put them in force, all or none of them."""
@@ -241,7 +239,7 @@ class Server:
             return
         if obstacle := upgrade_obstacle(os.getpid()):
             log.error("upgrade_refused", extra={"detail": obstacle})
-            self._systemd.notify("X_SSE_APP_UPGRADE=failed")
+            self._systemd.notify(UPGRADE_FAILED)
             return
         if self._parent is not None:
             self._parent.stop_watching()  # what it asks for meanwhile is the successor's to do
@@ -252,7 +250,7 @@ class Server:
             successor = await self._upgrade.run()
         except UpgradeFailed as error:
             log.error("upgrade_failed", extra={"detail": str(error)})
-            self._systemd.notify("X_SSE_APP_UPGRADE=failed")
+            self._systemd.notify(UPGRADE_FAILED)
             if self._parent is not None:
                 self._watch_parent(self._parent)
         else:
@@ -359,11 +357,6 @@ class Server:
         await self._app.stop(drain_time)
         await self._server.close_all_connections()
         log.info("stopped")
-
-
-def _ignore_signal(number: int, detail: str) -> None:
-    """Ignore a signal that the server cannot act on; by default it would end the process."""
-    log.info("signal_ignored", extra={"signal": signal.Signals(number).name, "detail": detail})
 
 
 def _exit_by_signal(number: int, frame: object) -> None:

@@ -7,14 +7,11 @@ to it (sd_notify(3)). It has no event loop, and holds no connection and no datab
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import re
 import select
 import signal
 import socket
-import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -24,38 +21,32 @@ from typing import Any
 
 import msgspec
 
-from sse_app.core.errors import SSEAppError, StateError
-from sse_app.handover.fd_store import RECEIVING, SENDING
+from sse_app.core.errors import SSEAppError
 from sse_app.process import logs, parent_link
 from sse_app.process.children import become_subreaper, ended_children, is_child
 from sse_app.process.garbage_collection import garbage_collection
 from sse_app.process.listeners import Listeners
-from sse_app.process.notifications import Notifications
+from sse_app.process.notifications import UPGRADE_FAILED, Notifications, streams_in
+from sse_app.process.parent_start import bound_listeners, end_standby, wait_for_workers, without_stored
+from sse_app.process.replacement import replace_program, taken_over
+from sse_app.process.rolling_upgrade import RollingUpgrade
+from sse_app.process.signals import END_SIGNALS, NO_LOG_FILE, ignore
 from sse_app.process.sockets import addresses
 from sse_app.process.systemd import STATUS_INTERVAL, Systemd, inherited_descriptors
 from sse_app.process.worker_process import ENDING_GRACE, HANG_TIMEOUT, START_TIMEOUT, WorkerProcess, cause_of
-from sse_app.process.workers import SUPERVISOR_VARIABLE
 from sse_app.settings.model import Settings
 from sse_app.settings.workers import require_shareable, worker_count
-from sse_app.storage.state_dir import STANDBY_SOCKET, StateDirectory
+from sse_app.storage.state_dir import StateDirectory
 from sse_app.version import VERSION
 
 LENT_AFTER = 2.0
 """For how many seconds a worker may be away before the others accept the connections that wait on its socket."""
 
-UPGRADE_TIMEOUT = 150.0
-"""How many seconds the upgrade of one worker may take; within these it gives up by itself."""
-
 LOOKING_INTERVAL = 5.0
 """After how many seconds at most the parent looks after everything."""
 
-END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
-
 _FIXED = ("state_dir", "event_log")
 """The settings that stay as they are until a restart, with whichever settings file a worker starts."""
-
-_STREAMS = re.compile(r"STATUS=([0-9]+) streams")
-_UPGRADE_FAILED = "X_SSE_APP_UPGRADE=failed"
 
 log = logging.getLogger(__name__)
 
@@ -70,8 +61,7 @@ def run(settings: Settings, reread: Callable[[], Settings]) -> int:
     Raises:
         StateError: the state directory, the event log or the address cannot be used by several workers.
     """
-    kept = os.environ.pop(SUPERVISOR_VARIABLE, "")
-    return Supervisor(settings, reread, json.loads(kept) if kept else None).run()
+    return Supervisor(settings, reread, taken_over()).run()
 
 
 class Supervisor:
@@ -91,9 +81,7 @@ class Supervisor:
         self._signals: deque[int] = deque()
         self._ending = False
         self._exit_status = 0
-        self._rolling: deque[WorkerProcess] = deque()
-        """The workers that are yet to be upgraded, the one that is being upgraded first."""
-        self._upgrade_until = 0.0
+        self._upgrade = RollingUpgrade()
         self._retired: set[int] = set()
         """Processes that have handed over, and are about to end."""
         self._announced = False
@@ -101,17 +89,20 @@ class Supervisor:
         self._told_status = ""
         self._next_status = self._next_watchdog = 0.0
         self._replace_program = False
+        """Whether all workers have been upgraded, and only this process is yet to be."""
         self._state = StateDirectory(settings.state_dir)
         self._workers: dict[int, WorkerProcess] = {}
         if kept is None:
             self._settings = settings
             require_shareable(settings)
-            self._end_standby()
+            patience = settings.stream.drain_time + ENDING_GRACE
+            if self._systemd.knows_unit:
+                end_standby(self._state, patience)
             self._state.lock_for_parent()
-            self._wait_for_workers()
-            passed = self._without_store(inherited_descriptors())
+            wait_for_workers(self._state, patience)
+            passed = without_stored(inherited_descriptors(), self._systemd)
             count = worker_count(settings)
-            self._listeners = Listeners.inherited(passed) if passed else self._bound(count)
+            self._listeners = Listeners.inherited(passed) if passed else bound_listeners(settings, self._state, count)
             self._notifications = Notifications.bound(self._state.workers)
             self._wanted = 0
         else:
@@ -119,69 +110,6 @@ class Supervisor:
                 settings, state_dir=Path(kept["state_dir"]), event_log=kept["event_log"]
             )
             self._take(kept)
-
-    def _end_standby(self) -> None:
-        """Have the standby end that has taken the place of a process that served alone until this restart of the unit.
-
-        Only another process that serves alone can take over from it.
-        """
-        if not self._systemd.knows_unit or not (self._state.path / STANDBY_SOCKET).is_socket():
-            return
-        deadline = time.monotonic() + self._settings.stream.drain_time + ENDING_GRACE
-        standby = self._state.holder()
-        if standby is None or self._state.parent() is not None:
-            return
-        log.info("stand_in_ended", extra={"pid": standby})
-        with suppress(OSError):
-            os.kill(standby, signal.SIGTERM)
-        while self._state.holder() == standby and time.monotonic() < deadline:
-            time.sleep(0.05)
-
-    def _without_store(self, passed: list[tuple[str, int]]) -> list[tuple[str, int]]:
-        """Return the descriptors that are not what a process that served alone has left in systemd's store."""
-        for name, descriptor in passed:
-            if name in (SENDING, RECEIVING):
-                os.close(descriptor)
-                self._systemd.notify("FDSTOREREMOVE=1", f"FDNAME={name}")
-        return [(name, descriptor) for name, descriptor in passed if name not in (SENDING, RECEIVING)]
-
-    def _wait_for_workers(self) -> None:
-        """Wait for workers whose parent has died, which are about to end.
-
-        Raises:
-            StateError: they do not end; they may have been started by others.
-        """
-        deadline = time.monotonic() + self._settings.stream.drain_time + ENDING_GRACE
-        told = False
-        while running := self._state.running_workers():
-            named = ", ".join(f"{number} (process {pid})" for number, pid in running.items())
-            if time.monotonic() > deadline:
-                raise StateError(
-                    f"workers of the state directory {self._state.path} run without this parent: {named}"
-                )
-            if not told:
-                log.info("waiting_for_workers", extra={"workers": named})
-                told = True
-            time.sleep(0.05)
-
-    def _bound(self, count: int) -> Listeners:
-        """Open the listening sockets.
-
-        A worker that was just being started when its parent was killed has the port for a moment yet, and no lock by
-        which it could be known. That the parent was killed shows in the socket for reports that it has left.
-
-        Raises:
-            StateError: an address cannot be used.
-        """
-        killed = Notifications.is_left(self._state.workers)
-        deadline = time.monotonic() + ENDING_GRACE
-        while True:
-            try:
-                return Listeners.bound(self._settings, count)
-            except StateError:
-                if not killed or time.monotonic() > deadline:
-                    raise
-            time.sleep(0.05)
 
     # -- the loop -------------------------------------------------------------------------------------------
 
@@ -241,8 +169,8 @@ class Supervisor:
                 due.append(worker.seen_at + (HANG_TIMEOUT if worker.ready else START_TIMEOUT))
             if worker.down_since is not None and now < worker.down_since + LENT_AFTER:
                 due.append(worker.down_since + LENT_AFTER)
-        if self._rolling:
-            due.append(self._upgrade_until)
+        if self._upgrade.due_at is not None:
+            due.append(self._upgrade.due_at)
         if self._systemd.watchdog:
             due.append(self._next_watchdog)
         return min(due)
@@ -264,8 +192,8 @@ class Supervisor:
             ):
                 log.error("worker_hung", extra=_of(worker) | {"silent_for": round(now - worker.seen_at, 1)})
                 worker.kill("it hung")
-        if self._rolling and now >= self._upgrade_until:
-            self._stop_rolling("it has taken too long")
+        if self._upgrade.due_at is not None and now >= self._upgrade.due_at:
+            self._upgrade.fail("it has taken too long")
 
     # -- workers --------------------------------------------------------------------------------------------
 
@@ -303,7 +231,7 @@ class Supervisor:
 
         The settings file may name another state directory or event log by now; all workers have the same.
         """
-        hidden = ("WATCHDOG_PID", "SYSTEMD_UNIT", SUPERVISOR_VARIABLE)
+        hidden = ("WATCHDOG_PID", "SYSTEMD_UNIT")
         environment = {name: value for name, value in os.environ.items() if name not in hidden}
         environment["NOTIFY_SOCKET"] = self._notifications.address
         environment["SSE_APP_STATE_DIR"] = str(self._settings.state_dir)
@@ -333,8 +261,8 @@ class Supervisor:
         if worker is None:
             return
         now = time.monotonic()
-        if self._rolling and self._rolling[0] is worker:
-            self._stop_rolling("it has died")
+        if self._upgrade.is_at(worker):
+            self._upgrade.fail("it has died")
         cause = worker.killed_for or cause_of(status)
         if not self._ending and self._is_first_start(worker) and os.WIFEXITED(status):
             self._exit_status = os.WEXITSTATUS(status) or 1  # it has said why
@@ -372,14 +300,14 @@ class Supervisor:
             name, _, value = line.partition("=")
             if name in ("READY", "WATCHDOG"):
                 self._serves(worker, now)
-            elif name == "STATUS" and (found := _STREAMS.fullmatch(line)):
-                worker.streams = int(found[1])
+            elif (streams := streams_in(line)) is not None:
+                worker.streams = streams
             elif name == "MAINPID" and value.isdigit() and (int(value) in ended or is_child(int(value))):
                 self._retired.add(pid)
                 worker.succeeded_by(int(value), now)
                 log.info("worker_succeeded", extra=_of(worker))
-            elif line == _UPGRADE_FAILED and self._rolling and self._rolling[0] is worker:
-                self._stop_rolling("its log lines say why")
+            elif line == UPGRADE_FAILED and self._upgrade.is_at(worker):
+                self._upgrade.fail("its log lines say why")
 
     def _serves(self, worker: WorkerProcess, now: float) -> None:
         if worker.ready:
@@ -397,9 +325,8 @@ class Supervisor:
         if worker.reload_due:
             worker.reload_due = False
             worker.signal(signal.SIGHUP)
-        if self._rolling and self._rolling[0] is worker:
-            self._rolling.popleft()
-            self._upgrade_next()
+        if self._upgrade.is_at(worker):
+            self._replace_program = self._upgrade.succeeded()
 
     def _lend_sockets(self) -> None:
         """Have the workers that serve accept also what waits on the sockets of those that do not."""
@@ -432,15 +359,14 @@ class Supervisor:
         elif number == signal.SIGHUP:
             self._reload()
         elif number == signal.SIGUSR2:
-            self._upgrade()
+            self._begin_upgrade()
         elif number == signal.SIGUSR1:
-            detail = "there is no log file to open again: the log is standard error"
-            log.info("signal_ignored", extra={"signal": "SIGUSR1", "detail": detail})
+            ignore(number, NO_LOG_FILE)
 
     def _end_all(self) -> None:
         """Have all workers end, as each does alone."""
         self._ending = True
-        self._rolling.clear()
+        self._upgrade.cancel()
         seconds = self._settings.stream.drain_time + ENDING_GRACE + LOOKING_INTERVAL
         self._systemd.notify("STOPPING=1", f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}")
         self._listeners.close()
@@ -483,7 +409,7 @@ class Supervisor:
             )
             self._resize(count)
             for worker in self._workers.values():
-                if worker.ready and not (self._rolling and self._rolling[0] is worker):
+                if worker.ready and not self._upgrade.is_at(worker):
                     worker.signal(signal.SIGHUP)
                 else:
                     worker.reload_due = worker.pid is not None
@@ -491,33 +417,13 @@ class Supervisor:
 
     # -- upgrades -------------------------------------------------------------------------------------------
 
-    def _upgrade(self) -> None:
+    def _begin_upgrade(self) -> None:
         """Have each worker hand over to a successor, one after the other; this process becomes the new program last."""
-        if self._ending or self._rolling:
-            return
-        self._rolling.extend(
-            worker for _, worker in sorted(self._workers.items()) if worker.ready and not worker.stopping
-        )
-        log.info("upgrading", extra={"workers": len(self._rolling)})
-        self._upgrade_next()
-
-    def _upgrade_next(self) -> None:
-        while self._rolling and (self._rolling[0].stopping or not self._rolling[0].ready):
-            self._rolling.popleft()  # it starts with the new program anyway, or ends
-        if self._rolling:
-            self._upgrade_until = time.monotonic() + UPGRADE_TIMEOUT
-            self._rolling[0].signal(signal.SIGUSR2)
-        else:
-            self._replace_program = True
-
-    def _stop_rolling(self, detail: str) -> None:
-        log.error(
-            "upgrade_failed",
-            extra={
-                "detail": f"worker {self._rolling[0].number} could not be upgraded, {detail}; the rest were not tried"
-            },
-        )
-        self._rolling.clear()
+        if not self._ending and self._upgrade.due_at is None:
+            workers = (worker for _, worker in sorted(self._workers.items()))
+            self._replace_program = self._upgrade.begin(
+                worker for worker in workers if worker.ready and not worker.stopping
+            )
 
     def _become_new_program(self) -> None:
         """Run the program anew in this very process: it keeps its children, sockets and locks."""
@@ -538,18 +444,9 @@ class Supervisor:
             *(worker.link.fileno() for worker in self._workers.values() if worker.link is not None),
         ]
         log.info("upgraded", extra={"workers": len(self._workers)})
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
-            for descriptor in descriptors:
-                os.set_inheritable(descriptor, True)
-            for handler in logging.getLogger().handlers:
-                handler.flush()
-            environment = {**os.environ, SUPERVISOR_VARIABLE: json.dumps(kept)}
-            os.execvpe(sys.orig_argv[0], sys.orig_argv, environment)
+            replace_program(kept, descriptors)
         except OSError as error:
-            for descriptor in descriptors:
-                os.set_inheritable(descriptor, False)
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             log.error("upgrade_failed", extra={"detail": f"the parent keeps its program: {error}"})
 
     def _take(self, kept: dict[str, Any]) -> None:

@@ -8,9 +8,6 @@ from collections.abc import Mapping
 from sse_app.core.errors import SettingsError
 from sse_app.settings.model import MOST_WORKERS
 
-SUPERVISOR_VARIABLE = "SSE_APP_SUPERVISOR"
-"""The variable in which the parent of workers leaves what it holds for the program that takes its place."""
-
 WORKER_VARIABLE = "SSE_APP_WORKER"
 """The variable that tells a process that it is a worker, and which: its number, from 1."""
 
