@@ -18,6 +18,7 @@ from sse_app.process import logs
 from sse_app.process.replacement import is_replacement
 from sse_app.process.standard_streams import complain
 from sse_app.process.systemd import Systemd
+from sse_app.process.upgrade_outcome import UPGRADE_TIMEOUT, failure, forget_failure
 from sse_app.process.workers import worker_number
 from sse_app.settings.loader import find_settings_file, passed_over
 from sse_app.settings.model import Settings, plain
@@ -25,9 +26,6 @@ from sse_app.settings.workers import worker_count
 from sse_app.storage.state_dir import StateDirectory, own_directory
 
 log = logging.getLogger(__name__)
-
-UPGRADE_TIMEOUT = 60.0
-"""How many seconds ``upgrade`` waits for the successor."""
 
 
 def serve(options: argparse.Namespace) -> int:
@@ -77,8 +75,8 @@ def upgrade(options: argparse.Namespace) -> None:
     Workers do so one after the other, so that one pauses at a time: their parent sees to that, if they have one.
 
     Raises:
-        StateError: no server uses it, its container would end with it, or the successor did not take over within
-            `UPGRADE_TIMEOUT`. The workers after that one are left as they are.
+        StateError: no server uses it, its container would end with it, or the successor has failed, or did not take
+            over within `UPGRADE_TIMEOUT`. The workers after that one are left as they are.
     """
     settings = settings_of(options)
     state = StateDirectory(settings.state_dir, create=False)
@@ -125,11 +123,11 @@ def _replace(process: int, lock: Path, holder: Callable[[], int | None]) -> None
     _require_visible(process, lock)
     if obstacle := upgrade_obstacle(process):
         raise StateError(obstacle)
+    forget_failure(lock.parent)
     os.kill(process, signal.SIGUSR2)
     deadline = time.monotonic() + UPGRADE_TIMEOUT
     while (now := holder()) == process:
-        if time.monotonic() > deadline:
-            raise StateError(f"process {process} still serves; its log says why")
+        _require_no_failure(f"process {process} still serves", lock.parent, deadline)
         time.sleep(0.05)
     if now is None:
         raise StateError(f"process {process} has ended, and no other serves in its place")
@@ -139,20 +137,38 @@ def _upgrade_workers(state: StateDirectory, parent: int) -> None:
     """Have a parent upgrade its workers, and wait until none of the processes that served before does so.
 
     Raises:
-        StateError: one of them still serves, `UPGRADE_TIMEOUT` after the one before it had been upgraded.
+        StateError: the upgrade of one of them has failed, or it still serves `UPGRADE_TIMEOUT` after the one before
+            it had been upgraded.
     """
     _require_visible(parent, state.workers / "lock")
     old = state.running_workers()
+    forget_failure(state.workers)
     os.kill(parent, signal.SIGUSR2)
     remaining = len(old)
     deadline = time.monotonic() + UPGRADE_TIMEOUT
     while still := {number: pid for number, pid in state.running_workers().items() if old.get(number) == pid}:
         if len(still) < remaining:
             remaining, deadline = len(still), time.monotonic() + UPGRADE_TIMEOUT
-        if time.monotonic() > deadline:
-            raise StateError(f"{_named(still)} still serve; the log says why")
+        _require_no_failure(f"{_named(still)} still serve", state.workers, deadline)
         time.sleep(0.05)
     print(f"{_named(state.running_workers())} serve in the place of {', '.join(map(str, old.values()))}")
+
+
+def _require_no_failure(still: str, directory: Path, deadline: float) -> None:
+    """Raise where an upgrade has failed, or has taken too long.
+
+    Args:
+        still: the beginning of the text: who still serves.
+        directory: where it is found why.
+        deadline: until when it may take (`time.monotonic`).
+
+    Raises:
+        StateError: it has failed.
+    """
+    if (detail := failure(directory)) is not None:
+        raise StateError(f"{still}: {detail}")
+    if time.monotonic() > deadline:
+        raise StateError(f"{still}; the log says why")
 
 
 def _named(workers: dict[int, int]) -> str:

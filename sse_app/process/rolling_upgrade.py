@@ -7,19 +7,23 @@ import signal
 import time
 from collections import deque
 from collections.abc import Iterable
+from pathlib import Path
 
+from sse_app.process.upgrade_outcome import UPGRADE_TIMEOUT, forget_failure, tell_failure
 from sse_app.process.worker_process import WorkerProcess
-
-WORKER_TIMEOUT = 150.0
-"""How many seconds the upgrade of one worker may take; within these it gives up by itself."""
 
 log = logging.getLogger(__name__)
 
 
 class RollingUpgrade:
-    """The upgrade that is under way, if one is."""
+    """The upgrade that is under way, if one is.
 
-    def __init__(self) -> None:
+    Args:
+        directory: of all workers, in which the command that has asked for an upgrade finds why it has failed.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
         self._workers: deque[WorkerProcess] = deque()
         """Those that are yet to be upgraded, the one that is being upgraded first."""
         self._due_at = 0.0
@@ -35,6 +39,7 @@ class RollingUpgrade:
 
     def begin(self, workers: Iterable[WorkerProcess]) -> bool:
         """Upgrade workers in their order; return whether that is done already, for there is none to upgrade."""
+        forget_failure(self._directory)
         self._workers.extend(workers)
         log.info("upgrading", extra={"workers": len(self._workers)})
         return self._next()
@@ -52,6 +57,7 @@ class RollingUpgrade:
         """
         text = f"worker {self._workers[0].number} could not be upgraded, {detail}; the rest were not tried"
         log.error("upgrade_failed", extra={"detail": text})
+        tell_failure(self._directory, text)
         self._workers.clear()
 
     def cancel(self) -> None:
@@ -63,6 +69,6 @@ class RollingUpgrade:
             self._workers.popleft()  # it starts with the new program anyway, or ends
         if not self._workers:
             return True
-        self._due_at = time.monotonic() + WORKER_TIMEOUT
+        self._due_at = time.monotonic() + UPGRADE_TIMEOUT
         self._workers[0].signal(signal.SIGUSR2)
         return False

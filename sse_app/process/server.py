@@ -42,6 +42,7 @@ from sse_app.process.parent_link import PARENT_LINK, ParentLink, same
 from sse_app.process.signals import END_SIGNALS, NO_LOG_FILE, ignore
 from sse_app.process.sockets import addresses, bind, inherited_sockets
 from sse_app.process.systemd import Systemd, inherited_descriptors
+from sse_app.process.upgrade_outcome import forget_failure, tell_failure
 from sse_app.process.workers import worker_number
 from sse_app.settings.model import Settings
 from sse_app.storage.state_dir import own_directory
@@ -237,9 +238,9 @@ class Server:
         """Start a successor, hand everything over to it, and exit; keep serving if it fails."""
         if self._upgrade is not None or self._ending:
             return
+        forget_failure(self._node.state.own)
         if obstacle := upgrade_obstacle(os.getpid()):
-            log.error("upgrade_refused", extra={"detail": obstacle})
-            self._systemd.notify(UPGRADE_FAILED)
+            self._upgrade_failed("upgrade_refused", obstacle)
             return
         if self._parent is not None:
             self._parent.stop_watching()  # what it asks for meanwhile is the successor's to do
@@ -249,8 +250,7 @@ class Server:
             self._upgrade = Upgrade(self._sender, attached)
             successor = await self._upgrade.run()
         except UpgradeFailed as error:
-            log.error("upgrade_failed", extra={"detail": str(error)})
-            self._systemd.notify(UPGRADE_FAILED)
+            self._upgrade_failed("upgrade_failed", str(error))
             if self._parent is not None:
                 self._watch_parent(self._parent)
         else:
@@ -261,6 +261,13 @@ class Server:
         finally:
             self._upgrade = None
             self._upgraded.set()
+
+    def _upgrade_failed(self, event: str, detail: str) -> None:
+        """Tell the log, the parent and the command that this process serves on, and why."""
+        log.error(event, extra={"detail": detail})
+        self._systemd.notify(UPGRADE_FAILED)
+        if not self._ending:  # else nothing of it is to stay behind
+            tell_failure(self._node.state.own, detail)
 
     def _attached(self) -> Attached:
         """Return the descriptors that a warm handover passes beside the connections."""

@@ -81,7 +81,6 @@ class Supervisor:
         self._signals: deque[int] = deque()
         self._ending = False
         self._exit_status = 0
-        self._upgrade = RollingUpgrade()
         self._retired: set[int] = set()
         """Processes that have handed over, and are about to end."""
         self._announced = False
@@ -91,6 +90,7 @@ class Supervisor:
         self._replace_program = False
         """Whether all workers have been upgraded, and only this process is yet to be."""
         self._state = StateDirectory(settings.state_dir)
+        self._upgrade = RollingUpgrade(self._state.workers)
         self._workers: dict[int, WorkerProcess] = {}
         if kept is None:
             self._settings = settings

@@ -383,6 +383,36 @@ def test_a_worker_whose_upgrade_fails_stops_the_rolling_and_all_serve_on(start: 
         assert not fleet.ended
 
 
+@pytest.mark.parametrize(
+    ("workers", "complaint"),
+    [
+        (1, "process {} still serves: the other process ended before 'ready'"),
+        (
+            2,
+            "worker 1 (process {}), worker 2 (process {}) still serve: worker 1 could not be upgraded, "
+            "its log lines say why; the rest were not tried",
+        ),
+    ],
+    ids=["one process", "workers"],
+)
+def test_who_asks_for_an_upgrade_that_fails_is_told_why_and_need_not_wait(
+    start: Start, workers: int, complaint: str
+) -> None:
+    server = start(workers=workers, expected=("upgrade_failed",))
+    before = list(server.workers().values()) or [server.parent]
+    left = server.state_dir / ("workers" if workers > 1 else "") / "upgrade-failed"
+    server.inject("if os.environ.get('SSE_APP_SUCCESSOR'): os._exit(1)")
+    for _ in range(2):
+        done = run_program("upgrade", environment=server.environment)
+        assert (done.returncode, done.stderr) == (1, f"sse-app: {complaint.format(*before)}\n")
+        assert left.stat().st_mode & 0o777 == 0o600
+    if workers > 1:
+        server.inject("")
+        server.command("upgrade")
+        server.wait_for_log("parent_replaced")
+        assert not left.exists()
+
+
 def test_signals_in_the_middle_of_an_upgrade_do_no_harm(start: Start) -> None:
     server = start(workers=2)
     with fleet_of(server) as fleet:
