@@ -24,7 +24,6 @@ MAX_TARGETS = 1024
 LONGEST_REMEMBERED = 255
 """How many characters a path or a host has at most that is remembered."""
 
-
 MAX_FIELDS = 64
 """How many fields a query has at most that is not left to Tornado, which refuses what is too much."""
 
@@ -46,6 +45,7 @@ class Request(httputil.HTTPServerRequest):
         start_line: httputil.RequestStartLine,
         headers: httputil.HTTPHeaders,
     ) -> None:
+        self._begun = time.time()
         method, uri, version = start_line
         path, _, query = uri.partition("?")
         fields = query.count("&") + 1
@@ -56,9 +56,7 @@ class Request(httputil.HTTPServerRequest):
                 start_line=start_line,
                 headers=headers,
             )
-            self._begun = time.time()
             return
-        self._begun = time.time()
         self.host_name = _host_name(host)
         self.method, self.uri, self.version = method, uri, version
         self.path, self.query = path, query

@@ -22,7 +22,6 @@ SUCCESSOR_VARIABLE = "SSE_APP_SUCCESSOR"
 INIT_PROGRAMS = frozenset({"tini", "docker-init", "podman-init", "dumb-init", "catatonit"})
 """Programs that run as process 1 of a container for one other process, and end with it."""
 
-
 _OBSTACLE = "the server is {}, and the container would end with it: replace the container instead"
 
 

@@ -335,9 +335,7 @@ class Connection:
         self._incomplete = head.length != 0
         delegate = server.delegate.start_request(self, exchange)
         ready = delegate.headers_received(head.start_line, head.headers)
-        if (
-            self._exchange is not exchange
-        ):  # answered already, or detached; what follows comes in its own turn
+        if self._exchange is not exchange:  # answered already, or detached; what follows has its own turn
             return False
         if head.length == 0:  # there is nothing that the application would have to be ready for
             delegate.finish()

@@ -40,7 +40,7 @@ LINGER = 10.0
 """For how many seconds they are still computed after the last stream ended: a client that reconnects finds no gap."""
 
 PRECISION = 3
-
+"""How many digits of a figure follow the decimal point."""
 
 FRESH = 2.5
 """How old the statistics of another node may be, in seconds; it is named as missing where they are older."""

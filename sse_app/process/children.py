@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,6 +21,17 @@ def ended_children() -> dict[int, int]:
                 break
             ended[pid] = status
     return ended
+
+
+def cause_of(status: int) -> str:
+    """Return in words how a process has ended, by the status of waitpid(2)."""
+    code = os.waitstatus_to_exitcode(status)
+    if code >= 0:
+        return f"exit status {code}"
+    try:
+        return f"killed by {signal.Signals(-code).name}"
+    except ValueError:  # a real-time signal
+        return f"killed by signal {-code}"
 
 
 def is_child(pid: int) -> bool:

@@ -23,7 +23,7 @@ import msgspec
 
 from sse_app.core.errors import SSEAppError
 from sse_app.process import logs, parent_link
-from sse_app.process.children import become_subreaper, ended_children, is_child
+from sse_app.process.children import become_subreaper, cause_of, ended_children, is_child
 from sse_app.process.garbage_collection import garbage_collection
 from sse_app.process.listeners import Listeners
 from sse_app.process.notifications import UPGRADE_FAILED, Notifications, streams_in
@@ -33,7 +33,7 @@ from sse_app.process.rolling_upgrade import RollingUpgrade
 from sse_app.process.signals import END_SIGNALS, NO_LOG_FILE, ignore
 from sse_app.process.sockets import addresses
 from sse_app.process.systemd import STATUS_INTERVAL, Systemd, inherited_descriptors
-from sse_app.process.worker_process import ENDING_GRACE, HANG_TIMEOUT, START_TIMEOUT, WorkerProcess, cause_of
+from sse_app.process.worker_process import ENDING_GRACE, HANG_TIMEOUT, START_TIMEOUT, WorkerProcess
 from sse_app.settings.model import Settings
 from sse_app.settings.workers import require_shareable, worker_count
 from sse_app.storage.state_dir import StateDirectory

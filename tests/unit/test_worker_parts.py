@@ -15,11 +15,12 @@ import pytest
 from sse_app import Settings
 from sse_app.core.errors import SettingsError, StateError
 from sse_app.process import parent_link
+from sse_app.process.children import cause_of
 from sse_app.process.listeners import Listeners
 from sse_app.process.notifications import Notifications
 from sse_app.process.parent_link import ParentLink, ask_to_end, same
 from sse_app.process.systemd import Systemd
-from sse_app.process.worker_process import FIRST_DELAY, GOOD_START, LONGEST_DELAY, WorkerProcess, cause_of
+from sse_app.process.worker_process import FIRST_DELAY, GOOD_START, LONGEST_DELAY, WorkerProcess
 from sse_app.settings.workers import require_shareable
 from sse_app.storage.state_dir import StateDirectory
 from sse_app.storage.unix_sockets import LONGEST_ADDRESS
@@ -259,10 +260,10 @@ def test_a_program_is_started_with_descriptors_in_the_order_of_their_names(tmp_p
     swapped = f"""
 import os, sys
 sys.path.insert(0, {os.getcwd()!r})
-from sse_app.process.worker_process import _spawn
+from sse_app.process.spawning import spawn
 os.dup2({numbers[0]}, 9); os.dup2({numbers[1]}, 8)
 os.dup2(8, 3); os.dup2(9, 4)
-sys.exit(os.waitstatus_to_exitcode(os.waitpid(_spawn(
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(spawn(
     [sys.executable, {str(script)!r}], {{**os.environ, "PYTHONPATH": {os.getcwd()!r}}}, [("first", 4), ("second", 3)]
 ), 0)[1]))
 """

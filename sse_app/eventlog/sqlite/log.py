@@ -148,9 +148,7 @@ class SqliteEventLog(EventLog):
             if report is None:
                 if self._bell is None:
                     return
-                if (
-                    writer.reports
-                ):  # of a commit in between, before which the bell may have been rung, or after
+                if writer.reports:  # of a commit in between: the bell may have been rung before it or after
                     continue
             if report is not None and (self._bell is None or place(report) <= self._bell.previous + 1):
                 reports.popleft()

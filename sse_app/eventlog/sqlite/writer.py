@@ -298,9 +298,7 @@ class SqliteWriter:
             size = self._insert(commit, now)
             self._count_all(commit)
             file.db.execute("COMMIT")
-        except (
-            Exception
-        ) as error:  # of any kind: the publishers must get an answer, and the thread must not end
+        except Exception as error:  # of any kind: publishers must get an answer, the thread must not end
             self._refuse(appends, self._fail("written", error))
             return
         self._failed = False
