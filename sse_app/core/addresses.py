@@ -73,8 +73,8 @@ def network_of(address: str, prefix: int = CUSTOMER_PREFIX) -> str:
     return (_remembered_network if len(address) <= _LONGEST_REMEMBERED else _network)(address, prefix)
 
 
-def one_text(address: str) -> str:
-    """Return the address, as a text that is shared with all other streams from it where it counts for itself."""
+def interned(address: str) -> str:
+    """Return an address as one object for all streams from it, where it counts for itself (see `network_of`)."""
     network = network_of(address)
     return network if network == address else address
 

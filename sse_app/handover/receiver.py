@@ -13,7 +13,7 @@ from contextlib import suppress
 from functools import partial
 
 from sse_app.auth.revocations import Revocations
-from sse_app.core.addresses import one_text
+from sse_app.core.addresses import interned
 from sse_app.core.framing import FRAMINGS, Framing
 from sse_app.core.private_apis import bare_socket
 from sse_app.core.sse import encode_closing
@@ -161,7 +161,7 @@ class HandoverReceiver:
     def _register(self, state: State, stream_state: StreamState, connection: StreamConnection) -> Stream:
         subscriber = stream_state.subscriber
         stream = self._hub.register(
-            subscriber._replace(address=one_text(subscriber.address)),
+            subscriber._replace(address=interned(subscriber.address)),
             state.channels[stream_state.channels],
             framing=connection.framing,
             number=stream_state.number,

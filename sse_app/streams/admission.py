@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from sse_app.auth.tokens.claims import Claims
 from sse_app.auth.tokens.issuer import Tokens
-from sse_app.core.addresses import network_of, one_text
+from sse_app.core.addresses import interned, network_of
 from sse_app.core.channels import ADMIN_CHANNEL, ChannelName
 from sse_app.core.counters import Metrics
 from sse_app.core.errors import EventLogUnavailable, TooManyStreams
@@ -221,7 +221,7 @@ class Admission:
 
     def _register(self, claims: Claims, wanted: Subscription, start: _Start) -> Admitted:
         hub = self._hub
-        subscriber = Subscriber(wanted.client_id, claims.lease, one_text(wanted.address))
+        subscriber = Subscriber(wanted.client_id, claims.lease, interned(wanted.address))
         stream = hub.register(subscriber, wanted.channels, framing=wanted.framing)
         self._elsewhere.opened(claims.subject, network_of(wanted.address))
         stream.retry = hub.jittered_retry()
