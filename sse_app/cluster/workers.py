@@ -29,6 +29,7 @@ from sse_app.core.periodic import PeriodicCallback
 from sse_app.storage.unix_sockets import is_of_own_user, short_path
 
 SOCKET_NAME = "control"
+"""The name of a worker's socket in its directory."""
 
 LOOK_INTERVAL = 1.0
 """Seconds between two looks for other workers."""

@@ -48,6 +48,7 @@ class Section(msgspec.Struct, metaclass=_Checked, frozen=True, kw_only=True, for
 
 
 MOST_WORKERS = 256
+"""How many workers there may be: their numbers are part of those of streams (`streams.numbers`)."""
 
 Count = Annotated[int, Meta(ge=1, le=2**31)]
 Seconds = Annotated[float, Meta(gt=0, le=10 * 365 * 86_400)]

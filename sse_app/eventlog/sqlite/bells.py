@@ -32,6 +32,7 @@ MAX_BELL_BYTES = 100_000
 """The largest datagram; a socket takes about twice as much as the system is installed."""
 
 EVENTS_PER_BELL = 1_000
+"""How many events a datagram has at most; more are read from the file."""
 
 MAX_QUEUED = 10
 """How many datagrams wait for a socket, as the system is installed (net.unix.max_dgram_qlen); then it is full."""

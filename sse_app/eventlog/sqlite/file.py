@@ -36,16 +36,24 @@ from sse_app.storage.sqlite import (
 
 LOCK_TIMEOUT = 5.0
 """How long appends wait for another process to release the lock, in seconds; and for one that has only SQLite's."""
+
 CHECKPOINT_PAGES = 1000
 """After about so many pages that this process has written, the write-ahead log begins anew."""
+
 MAX_WAL_BYTES = 32 * 1024 * 1024
 """A write-ahead log that readers have made larger than this is cut when it begins anew; to write over it is faster."""
+
 CHECKPOINT_PATIENCE = 10
 """How long a checkpoint waits for those who read, in milliseconds, while it holds the lock."""
+
 MAX_CHECKPOINT_PATIENCE = 100
 """How long it waits at last, where again and again some read for longer."""
+
 PAGE_BYTES = 4096
+"""How large SQLite makes a page."""
+
 PAGES_PER_COMMIT = 4
+"""About how many pages a commit changes beside those of its events."""
 
 
 class LogFile:

@@ -28,12 +28,17 @@ from sse_app.eventlog.sqlite.schema import COLUMNS, INSERT_SIZES, ChannelState, 
 from sse_app.storage.sqlite import content_of_ours, is_damaged, unusable
 
 MAX_EVENTS_PER_COMMIT = 2_000
+"""After how many events no further append joins a commit: other processes wait for the lock meanwhile."""
+
 PROBE_INTERVAL = 1.0
 """How often a log that failed is tried again while nothing is published, in seconds."""
+
 LOOK_INTERVAL = 0.2
 """How often the file is looked at for what other processes have committed, in seconds."""
+
 ALONE_INTERVAL = 5.0
 """How often a process that has not been alone finds out whether it is, in seconds."""
+
 EVENT_BYTES = 128
 """About how many bytes an event takes in the file besides its data, with its place in the index."""
 
