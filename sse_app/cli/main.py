@@ -98,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add(
         "upgrade",
-        "serve:upgrade",
+        "upgrade:upgrade",
         "start a successor beside the running server, and hand everything over to it",
     )
     _add_users(add("user", "users:show", "manage the accounts that can log in"))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from sse_app.cli.serve import upgrade
+from sse_app.cli.upgrade import upgrade
 from sse_app.core.errors import StateError
 from tests.support.fleet import Client, assert_all_received
 from tests.support.service import Service
@@ -215,7 +215,7 @@ def test_while_workers_run_one_process_is_refused_and_the_other_way_round(worker
 
 
 def test_an_upgrade_stops_at_the_first_worker_that_fails_and_names_those_that_are_left(
-    workers: Service, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    workers: Service, capsys: pytest.CaptureFixture[str]
 ) -> None:
     workers.inject(
         "if os.environ.get('SSE_APP_SUCCESSOR') and os.environ['SSE_APP_WORKER'] == '2': os._exit(1)"
@@ -226,7 +226,7 @@ def test_an_upgrade_stops_at_the_first_worker_that_fails_and_names_those_that_ar
     workers.fleet.open(30, workers.stream_path())
     publisher = workers.publisher()
     first, *others = workers.pids
-    reason = rf"worker 2: process {others[0]} still serves: the successor .*; not replaced: 3"
+    reason = rf"worker 2: process {others[0]} still serves: the other process ended .*; not replaced: 3"
     with pytest.raises(StateError, match=reason):
         upgrade(Namespace(state_dir=workers.manager.state_dir))
     assert capsys.readouterr().out == f"worker 1: process {workers.pids[0]} serves in the place of {first}\n"
