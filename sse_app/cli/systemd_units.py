@@ -16,14 +16,13 @@ import subprocess
 import sys
 from difflib import unified_diff
 from pathlib import Path
-from string import Template
 
 from sse_app.cli.options import settings_of
+from sse_app.cli.unit_texts import SEVERAL, SINGLE, TARGET, environment, render
 from sse_app.core.errors import InvalidInput, StateError
 from sse_app.process.standard_streams import complain
 from sse_app.settings.workers import require_shareable, worker_count
 
-TEMPLATES = Path(__file__).parent / "units"
 SYSTEM_FILE = Path("/etc/sse_app/sse_app.toml")
 """The settings file of the service where none is named."""
 
@@ -33,22 +32,8 @@ HOMES = (Path("/home"), Path("/root"), Path("/run/user"))
 TEMPORARY = (Path("/tmp"), Path("/var/tmp"))
 """What ``PrivateTmp=`` replaces."""
 
-SINGLE = ("sse-app.socket", "sse-app.service")
-"""The units of one process."""
-
 SYSTEMCTL_TIMEOUT = 10.0
 """How long ``systemctl`` may take to answer, in seconds."""
-
-TARGET = "sse-app.target"
-
-SEVERAL = ("sse-app@.socket", "sse-app@.service", TARGET)
-"""The units of several workers."""
-
-_STOPPED_WITH_TARGET = f"""# A restart of the target leaves the socket as it is.
-StopPropagatedFrom={TARGET}"""
-
-_REUSE_PORT = """# Each worker has a socket of its own on this port; the kernel spreads the connections over them.
-ReusePort=yes"""
 
 
 def install(options: argparse.Namespace) -> int:
@@ -165,7 +150,7 @@ def _texts(options: argparse.Namespace, user: str) -> dict[str, str]:
         require_shareable(settings)
     return render(
         command=[*_program(), "serve"],
-        config=_environment("SSE_APP_CONFIG", str(config)) if config else "",
+        config=environment("SSE_APP_CONFIG", str(config)) if config else "",
         listen=_addresses(settings.host, settings.port),
         user=user,
         calls_out=bool(settings.oidc.issuer),
@@ -287,68 +272,6 @@ def _check(directory: Path, texts: dict[str, str]) -> int:
         return 1
     print("the units are as this version writes them")
     return 0
-
-
-def render(
-    *,
-    command: list[str],
-    config: str,
-    listen: list[str],
-    user: str,
-    home: bool,
-    calls_out: bool,
-    workers: int = 1,
-) -> dict[str, str]:
-    """Return the units' texts by their names.
-
-    Args:
-        command: the words of the command that starts the server.
-        config: the ``Environment=`` line that names the settings file; empty without one.
-        listen: the addresses of the socket, as ``ListenStream=`` takes them.
-        user: the user that the service runs as; empty in a user's own manager.
-        home: whether the program is in a home directory, which the service must then be able to read.
-        calls_out: whether the server opens connections of its own, as it does to an OpenID provider.
-        workers: how many processes share the port; from 2 on there is a target for them.
-    """
-    several = workers > 1
-    count = f"Environment=SSE_APP_WORKERS={workers}"
-    target = "multi-user.target" if user else "default.target"
-    values = {
-        "command": " ".join(shlex.quote(word) for word in command),
-        "config": config,
-        "listen": "\n".join(f"ListenStream={address}" for address in listen),
-        "user": f"User={user}" if user else "",
-        "protect_home": "read-only" if home or not user else "yes",
-        "private_network": "no" if calls_out else "yes",
-        "target": target,
-        "instance": "@%i" if several else "",
-        "which": ", worker %i" if several else "",
-        "workers": f"Environment=SSE_APP_WORKER=%i\n{count}" if several else count,
-        "count": str(workers),
-        "wants": "\n".join(
-            f"Wants=sse-app@{number}.socket sse-app@{number}.service" for number in range(1, workers + 1)
-        ),
-        "part_of": f"PartOf={TARGET}" if several else "",
-        "stopped_with": _STOPPED_WITH_TARGET if several else "",
-        "reuse_port": _REUSE_PORT if several else "",
-        "install_service": "" if several else f"\n[Install]\nWantedBy={target}\nAlso=sse-app.socket",
-        "install_socket": "" if several else "\n[Install]\nWantedBy=sockets.target",
-    }
-    names = SEVERAL if several else SINGLE
-    return {name: _filled((TEMPLATES / Path(name).suffix[1:]).read_text(), values) for name in names}
-
-
-def _filled(template: str, values: dict[str, str]) -> str:
-    """Return a template with its values; a line that has nothing but an empty one is left out."""
-    lines = [line for line in template.splitlines() if not line.startswith("$") or values.get(line[1:], line)]
-    return Template("\n".join(lines)).substitute(values) + "\n"
-
-
-def _environment(name: str, value: str) -> str:
-    """Return the line that sets a variable (systemd.syntax(7), systemd.unit(5) on specifiers)."""
-    for sign, written in (("\\", "\\\\"), ('"', '\\"'), ("%", "%%")):
-        value = value.replace(sign, written)
-    return f'Environment="{name}={value}"'
 
 
 def _program() -> list[str]:

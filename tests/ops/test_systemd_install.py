@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sse_app.cli.systemd_units import SEVERAL, SINGLE, render
+from sse_app.cli.unit_texts import SEVERAL, SINGLE, render
 from tests.support.programs import require
 from tests.support.server_process import ROOT, clean_environment, run_program
 from tests.support.service import Service
