@@ -18,6 +18,7 @@ from sse_app.eventlog.base import EMPTY_CHANNELS, EventLog, EventsTrimmed, Idemp
 from sse_app.eventlog.memory import MemoryEventLog
 from sse_app.eventlog.sqlite.bells import Bells
 from sse_app.eventlog.sqlite.log import SqliteEventLog
+from sse_app.eventlog.sqlite.reader import SqliteReader
 from sse_app.eventlog.sqlite.reports import Commit
 from tests.support.appender import Appender
 from tests.support.log_processes import LogOfProcesses, log_processes
@@ -520,14 +521,14 @@ async def test_of_those_that_ask_for_lost_channels_together_each_has_the_answer_
     async with two_processes(tmp_path / "e.db", Retention(size=4)) as (one, other):
         ids = await other.append([new(A)] * 8)
         reads = 0
-        read = one._on_snapshot
+        read = one._reader._on_snapshot
 
-        def counted(work: Callable[[], Any]) -> Any:
+        def counted(work: Callable[[SqliteReader], Any]) -> Any:
             nonlocal reads
             reads += 1
             return read(work)
 
-        monkeypatch.setattr(one, "_on_snapshot", counted)
+        monkeypatch.setattr(one._reader, "_on_snapshot", counted)
         together = asyncio.gather(*(one.lost([A], id) for id in ids for _ in range(10)))
         await asyncio.sleep(0)  # the read is under way
         (late,) = await other.append([new(A)])

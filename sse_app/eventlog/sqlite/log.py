@@ -5,33 +5,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import nullcontext, suppress
-from heapq import merge
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from sse_app.core.channels import ChannelName
 from sse_app.core.errors import EventLogUnavailable, StateError
 from sse_app.core.events import Event, EventId, NewEvent, held_bytes
 from sse_app.core.shared_reads import SharedReads
-from sse_app.eventlog.base import (
-    MAX_SEQ,
-    EventLog,
-    IdempotencyKey,
-    Page,
-    Retention,
-    first_page,
-    without_holes,
-)
+from sse_app.eventlog.base import EventLog, IdempotencyKey, Page, Retention
 from sse_app.eventlog.sqlite.bells import MAX_BELL_BYTES, MAX_QUEUED, Bell
 from sse_app.eventlog.sqlite.file import LOCK_TIMEOUT
+from sse_app.eventlog.sqlite.reader import SqliteReader
 from sse_app.eventlog.sqlite.reports import Alone, Commit, Growth, place
-from sse_app.eventlog.sqlite.schema import forgotten_until, head_of
 from sse_app.eventlog.sqlite.writer import SqliteWriter
-from sse_app.eventlog.tail import TAIL_EVENTS, Tails
-from sse_app.storage.sqlite import connect, content_of_ours, is_damaged, unusable, without_checkpoint
+from sse_app.eventlog.tail import Tails
+from sse_app.storage.sqlite import is_damaged, unusable, without_checkpoint
 
 WATCH_INTERVAL = 0.25
 """How often it is looked whether appends wait too long, in seconds."""
@@ -102,14 +92,12 @@ class SqliteEventLog(EventLog):
         self._alone = stored if isinstance(stored, Alone) else None
         self._tails.grown_to(self._seq)
         try:
-            self._reader = connect(self._path)
+            self._reader = SqliteReader(self._path)
         except sqlite3.Error as error:
             writer.stop()
             writer.bells.close()
             raise unusable(self._path, error) from error
         self._writer, self._closing = writer, False
-        self._cursors: list[sqlite3.Cursor] = []
-        self._reading = ThreadPoolExecutor(1, "eventlog-reader")
         self._listen(writer)
         self._available = True
 
@@ -297,7 +285,7 @@ class SqliteEventLog(EventLog):
         return {name: "history_trimmed" for name in channels if position.seq < trimmed[name]}
 
     async def _head_and_trimmed(self, channels: Sequence[ChannelName]) -> tuple[int, dict[ChannelName, int]]:
-        return await self._read(lambda: (self._head_in_file(), self._trimmed(channels)))
+        return await self._read(lambda reader: reader.head_and_trimmed(channels))
 
     def _catch_up(self, head: int) -> None:
         """Take over how far the log goes, where it has been read from the file, after what has been told of it."""
@@ -305,14 +293,6 @@ class SqliteEventLog(EventLog):
             self._take_reports()
             if head > self._seq:
                 self._grown(head)
-
-    def _trimmed(self, channels: Collection[ChannelName]) -> dict[ChannelName, int]:
-        forgotten = forgotten_until(self._reader)
-        rows = (
-            self._reader.execute("SELECT trimmed FROM channels WHERE name = ?", (name,)).fetchone()
-            for name in channels
-        )
-        return {name: int(row[0]) if row else forgotten for name, row in zip(channels, rows, strict=True)}
 
     async def replay(self, channels: Collection[ChannelName], after: int, until: int, limit: int) -> Page:
         wanted = list(channels)
@@ -325,17 +305,20 @@ class SqliteEventLog(EventLog):
             ]
         if not wanted:
             return Page([], False, False)
-        return await self._read(lambda: self._page(wanted, after, until, limit))
+        return await self._read(lambda reader: reader.page(wanted, after, until, limit))
 
     async def latest(self, channel: ChannelName, limit: int) -> list[Event]:
-        page = await self._read(lambda: self._page([channel], 0, MAX_SEQ, limit, "DESC"))
-        return page.events[::-1]
+        return await self._read(lambda reader: reader.latest(channel, limit))
 
-    async def _read(self, work: Callable[[], T]) -> T:
-        """Run ``work`` in the reader's thread, on one snapshot of the database."""
+    async def _read(self, work: Callable[[SqliteReader], T]) -> T:
+        """Run ``work`` in the reader's thread, on one snapshot of the database.
+
+        Raises:
+            EventLogUnavailable: the log is closed, or cannot be read.
+        """
         self._opened()
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._reading, self._on_snapshot, work)
+            return await self._reader.read(work)
         except sqlite3.Error as error:
             text = str(unusable(self._path, error)) if is_damaged(error) else str(error)
             failure = EventLogUnavailable(f"the event log cannot be read: {text}")
@@ -344,81 +327,17 @@ class SqliteEventLog(EventLog):
                 self._set_available(failure)
             raise failure from error
 
-    def _on_snapshot(self, work: Callable[[], T]) -> T:
-        self._reader.execute("BEGIN")
-        try:
-            with content_of_ours():
-                return work()
-        finally:
-            for cursor in self._cursors:
-                cursor.close()
-            self._cursors.clear()
-            self._reader.execute("COMMIT")
-
-    def _page(
-        self,
-        channels: list[ChannelName],
-        after: int,
-        until: int,
-        limit: int,
-        order: Literal["ASC", "DESC"] = "ASC",
-    ) -> Page:
-        """Merge the channels' events, each read in order by the index, so that no query sorts or scans."""
-        gap = False
-        pasts = []
-        for name in channels:
-            row = self._reader.execute("SELECT id, trimmed FROM channels WHERE name = ?", (name,)).fetchone()
-            if row is None:
-                gap = gap or after < forgotten_until(self._reader)
-            else:
-                id, trimmed = row
-                gap = gap or after < trimmed
-                pasts.append(self._select(name, id, max(after, trimmed), until, order, limit + 1))
-        return first_page(merge(*pasts), limit, gap=gap)
-
-    def _select(
-        self, name: ChannelName, id: int, after: int, until: int, order: Literal["ASC", "DESC"], limit: int
-    ) -> Iterator[Event]:
-        rows = self._reader.execute(
-            "SELECT seq, type, data, retry FROM events WHERE channel = ? AND seq > ? AND seq <= ? "
-            f"ORDER BY seq {order} LIMIT ?",
-            (id, after, until, limit),
-        )
-        self._cursors.append(rows)
-        return (Event(seq, name, type, data, retry) for seq, type, data, retry in rows)
-
     async def published(self, channel: ChannelName) -> tuple[int, int]:
         if self._alone is not None:
             state = self._alone.channels.get(channel)
             return (state.published, state.last_seq) if state else (0, 0)
-        return await self._read(lambda: self._published(channel))
-
-    def _published(self, channel: ChannelName) -> tuple[int, int]:
-        row = self._reader.execute(
-            "SELECT published, last_seq FROM channels WHERE name = ?", (channel,)
-        ).fetchone()
-        return (int(row[0]), int(row[1])) if row else (0, 0)
+        return await self._read(lambda reader: reader.published(channel))
 
     def tail(self, after: int) -> AsyncGenerator[list[Event], None]:
         return self._tails.follow(after)
 
     async def _following(self, after: int) -> Page:
-        return await self._read(lambda: self._page_of_all(after))
-
-    def _page_of_all(self, after: int) -> Page:
-        """Return the first events after a position, of all channels."""
-        rows = self._reader.execute(
-            "SELECT seq, name, type, data, retry FROM events CROSS JOIN channels ON channels.id = channel "
-            "WHERE seq > ? ORDER BY seq LIMIT ?",
-            (after, TAIL_EVENTS + 1),
-        )
-        self._cursors.append(rows)
-        return without_holes(
-            first_page((Event(*row) for row in rows), TAIL_EVENTS), after, self._head_in_file
-        )
-
-    def _head_in_file(self) -> int:
-        return head_of(self._reader)
+        return await self._read(lambda reader: reader.following(after))
 
     async def close(self) -> None:
         if (writer := self._writer) is not None and not self._closing:
@@ -428,8 +347,7 @@ class SqliteEventLog(EventLog):
                 self._refuse(await self._loop.run_in_executor(None, writer.stop))
                 self._take_reports()
                 self._writer = None
-                await self._loop.run_in_executor(self._reading, self._reader.close)
-            self._reading.shutdown()
+                await self._reader.close()
             if self._watching is not None:
                 self._watching.cancel()
                 self._watching = None
