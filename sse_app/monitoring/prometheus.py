@@ -59,16 +59,10 @@ class NodeMetrics(Collector):
 
     def render(self) -> bytes:
         """Return all metrics of the node and its process."""
-        registry = CollectorRegistry()
-        registry.register(self)
-        ProcessCollector(registry=registry)
-        return generate_latest(registry)
+        return generate_latest(self._registry())
 
     def families(self) -> list[dict[str, Any]]:
         """Return all metrics of the node and its process, as one node sends them to another."""
-        registry = CollectorRegistry()
-        registry.register(self)
-        ProcessCollector(registry=registry)
         return [
             {
                 "name": family.name,
@@ -76,8 +70,14 @@ class NodeMetrics(Collector):
                 "type": family.type,
                 "samples": [(sample.name, sample.labels, sample.value) for sample in family.samples],
             }
-            for family in registry.collect()
+            for family in self._registry().collect()
         ]
+
+    def _registry(self) -> CollectorRegistry:
+        registry = CollectorRegistry()
+        registry.register(self)
+        ProcessCollector(registry=registry)
+        return registry
 
     def describe(self) -> list[Metric]:
         """Return nothing: the registry need not know the names before the first `collect`."""

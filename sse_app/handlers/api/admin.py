@@ -25,7 +25,7 @@ AUDIT_MAX = 1000
 MAX_SEARCH = 255
 
 
-def missing(names: Iterable[str]) -> dict[str, list[str]]:
+def _missing(names: Iterable[str]) -> dict[str, list[str]]:
     """Return the member of an answer that names the workers which could not be asked, where there are any."""
     found = list(names)
     return {"workers_missing": found} if found else {}
@@ -45,7 +45,7 @@ class KickHandler(BodyHandler):
             sharing = await self.node.kicks.sharing(int(connection))
         except UnknownStream:
             raise _unknown_connection() from None
-        self.write_json({"streams": sharing.streams, **missing(sharing.missing)})
+        self.write_json({"streams": sharing.streams, **_missing(sharing.missing)})
 
     async def post(self, connection: str) -> None:
         """End a connection and revoke its tokens, and bar its session: else its client would be back at once."""
@@ -62,7 +62,7 @@ class KickHandler(BodyHandler):
             target=kicked.subject,
             detail=f"client_id {kicked.client_id} at {kicked.address}, for {seconds:g} s",
         )
-        self.write_json({"kicked": kicked.streams, **missing(kicked.missing)})
+        self.write_json({"kicked": kicked.streams, **_missing(kicked.missing)})
 
     def _seconds(self) -> float:
         """Return for how long the session is barred, which the body may say."""
@@ -91,7 +91,7 @@ class RevocationsHandler(BodyHandler):
             detail=revocation.scope.value,
         )
         answer = {"scope": revocation.scope.value, "value": revocation.value, "streams": ended.streams}
-        self.write_json({**answer, **missing(ended.missing)}, 201)
+        self.write_json({**answer, **_missing(ended.missing)}, 201)
 
     def _revocation(self, request: dict[str, Any]) -> Revocation:
         refuse_unknown(request, {"token_id", "session", "subject", "all"})
