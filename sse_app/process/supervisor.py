@@ -33,7 +33,7 @@ from sse_app.process.rolling_upgrade import RollingUpgrade
 from sse_app.process.signals import END_SIGNALS, NO_LOG_FILE, ignore
 from sse_app.process.sockets import addresses
 from sse_app.process.systemd import STATUS_INTERVAL, Systemd, inherited_descriptors
-from sse_app.process.worker_process import ENDING_GRACE, HANG_TIMEOUT, START_TIMEOUT, WorkerProcess
+from sse_app.process.worker_process import ENDING_GRACE, HANG_TIMEOUT, WorkerProcess
 from sse_app.settings.model import Settings
 from sse_app.settings.workers import require_shareable, worker_count
 from sse_app.storage.state_dir import StateDirectory
@@ -148,9 +148,9 @@ class Supervisor:
         # What a process has reported before its end is read after that was noticed.
         ended = ended_children()
         for pid, message in self._notifications.read():
-            self._hear(pid, message, ended)
+            self._on_report(pid, message, ended)
         for pid, status in ended.items():
-            self._bury(pid, status)
+            self._on_child_end(pid, status)
         while self._signals:
             self._on_signal(self._signals.popleft())
         self._look_after_workers(time.monotonic())
@@ -166,7 +166,7 @@ class Supervisor:
         for worker in self._workers.values():
             due += [at for at in (worker.start_at, worker.kill_at) if at is not None]
             if worker.pid is not None:
-                due.append(worker.seen_at + (HANG_TIMEOUT if worker.ready else START_TIMEOUT))
+                due.append(worker.hangs_at)
             if worker.down_since is not None and now < worker.down_since + LENT_AFTER:
                 due.append(worker.down_since + LENT_AFTER)
         if self._upgrade.due_at is not None:
@@ -187,9 +187,7 @@ class Supervisor:
                     self._exit_status = 1
                     worker.kill_at = now + LOOKING_INTERVAL
                     worker.kill("it did not end in time")
-            elif not worker.killed_for and now >= worker.seen_at + (
-                HANG_TIMEOUT if worker.ready else START_TIMEOUT
-            ):
+            elif not worker.killed_for and now >= worker.hangs_at:
                 log.error("worker_hung", extra=_of(worker) | {"silent_for": round(now - worker.seen_at, 1)})
                 worker.kill("it hung")
         if self._upgrade.due_at is not None and now >= self._upgrade.due_at:
@@ -254,7 +252,7 @@ class Supervisor:
         worker.start_at = now + delay
         log.error("worker_died", extra=fields | {"restart_in": round(delay, 1)})
 
-    def _bury(self, pid: int, status: int) -> None:
+    def _on_child_end(self, pid: int, status: int) -> None:
         """Do what is due when a child has ended."""
         self._retired.discard(pid)
         worker = next((one for one in self._workers.values() if one.pid == pid), None)
@@ -289,7 +287,7 @@ class Supervisor:
             and all(one.pid is None and one.start_at is None for one in others)
         )
 
-    def _hear(self, pid: int, message: str, ended: dict[int, int]) -> None:
+    def _on_report(self, pid: int, message: str, ended: dict[int, int]) -> None:
         """Act on what a worker has reported."""
         worker = next((one for one in self._workers.values() if one.pid == pid), None)
         if worker is None:
@@ -331,16 +329,16 @@ class Supervisor:
     def _lend_sockets(self) -> None:
         """Have the workers that serve accept also what waits on the sockets of those that do not."""
         now = time.monotonic()
-        cared_for: set[socket.socket] = set()
+        accepted: set[socket.socket] = set()
         for worker in self._workers.values():
             away = worker.down_since is None or now >= worker.down_since + LENT_AFTER
             if worker.number <= self._wanted and not worker.stopping and (worker.ready or not away):
-                cared_for.update(self._listeners.of(worker.number))
-        orphans = set(self._listeners.all()) - cared_for
+                accepted.update(self._listeners.of(worker.number))
+        unattended = set(self._listeners.all()) - accepted
         for worker in self._workers.values():
             if not worker.ready or worker.link is None:
                 continue
-            due = orphans | set(self._listeners.of(worker.number))
+            due = unattended | set(self._listeners.of(worker.number))
             for word, sockets in (
                 (parent_link.LISTEN, due - worker.listens),
                 (parent_link.LEAVE, worker.listens - due),

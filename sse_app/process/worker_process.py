@@ -71,6 +71,11 @@ class WorkerProcess:
         """Whether it runs and has been asked to end."""
         return self.pid is not None and self.link is None
 
+    @property
+    def hangs_at(self) -> float:
+        """When it counts as hung, if it reports nothing before."""
+        return self.seen_at + (HANG_TIMEOUT if self.ready else START_TIMEOUT)
+
     def start(
         self, environment: Mapping[str, str], sockets: Sequence[socket.socket], now: float, timeout: float
     ) -> None:
