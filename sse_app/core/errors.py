@@ -79,6 +79,13 @@ class WorkerSilent(SSEAppError):
         super().__init__(f"worker {', '.join(names)} does not answer just now")
 
 
+class UnknownStream(SSEAppError):
+    """There is no open stream of that number."""
+
+    def __init__(self) -> None:
+        super().__init__("there is no connection with that id")
+
+
 class TooManyRenewals(SSEAppError):
     """A stream has been renewed with as many tokens as it may that are still in force; the text says how many."""
 

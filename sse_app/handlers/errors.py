@@ -23,6 +23,7 @@ from sse_app.core.errors import (
     TooManyRenewals,
     TooManyStreams,
     UnknownChannel,
+    UnknownStream,
     WorkerSilent,
 )
 
@@ -70,6 +71,8 @@ def refusal_of(error: BaseException | None) -> Refusal | None:
             return Refusal(429, "too_many_renewals", str(error), Retry_After=RETRY_AFTER)
         case WorkerSilent():
             return Refusal(503, "worker_silent", str(error), Retry_After=RETRY_AFTER)
+        case UnknownStream():
+            return Refusal(404, "unknown_connection", str(error))
         case UnknownChannel():
             return Refusal(404, "unknown_channel", str(error))
         case IdempotencyKeyReused():

@@ -5,15 +5,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from sse_app.cluster.base import ASK_TIMEOUT, Cluster
-from sse_app.core.errors import SSEAppError, WorkerSilent
+from sse_app.core.errors import UnknownStream, WorkerSilent
 from sse_app.streams.enforcement import Enforcement
 from sse_app.streams.hub import Hub
 from sse_app.streams.numbers import node_of
 from sse_app.streams.stream import Stream
-
-
-class UnknownStream(SSEAppError):
-    """There is no open stream of that number."""
 
 
 class Sharing(NamedTuple):

@@ -13,7 +13,6 @@ from sse_app.core.events import timestamp
 from sse_app.handlers.base import ApiHandler, BodyHandler
 from sse_app.handlers.errors import Refusal
 from sse_app.monitoring.connection_table import COLUMNS, FIELDS, Query
-from sse_app.streams.kicks import UnknownStream
 from sse_app.streams.publisher import refuse_unknown
 
 KICK_TIME = 300
@@ -31,30 +30,20 @@ def _missing(names: Iterable[str]) -> dict[str, list[str]]:
     return {"workers_missing": found} if found else {}
 
 
-def _unknown_connection() -> Refusal:
-    return Refusal(404, "unknown_connection", "there is no connection with that id")
-
-
 class KickHandler(BodyHandler):
     """``/api/v1/admin/connections/{connection}/kick``."""
 
     async def get(self, connection: str) -> None:
         """Answer with how many streams a kick would end."""
         self.admin_claims()
-        try:
-            sharing = await self.node.kicks.sharing(int(connection))
-        except UnknownStream:
-            raise _unknown_connection() from None
+        sharing = await self.node.kicks.sharing(int(connection))
         self.write_json({"streams": sharing.streams, **_missing(sharing.missing)})
 
     async def post(self, connection: str) -> None:
         """End a connection and revoke its tokens, and bar its session: else its client would be back at once."""
         admin = self.admin_claims()
         seconds = self._seconds()
-        try:
-            kicked = await self.node.kicks.kick(int(connection), seconds)
-        except UnknownStream:
-            raise _unknown_connection() from None
+        kicked = await self.node.kicks.kick(int(connection), seconds)
         self.node.audit.record(
             "kick",
             subject=admin.subject,
