@@ -242,7 +242,7 @@ class Supervisor:
             worker.ask_to_end()
             if (
                 worker.ready_at is None
-            ):  # it has no streams, and reads what it is asked only when it has loaded
+            ):  # it has no streams, and reads what it is asked only once it has loaded
                 worker.signal(signal.SIGTERM)
             worker.kill_at = time.monotonic() + self._settings.stream.drain_time + ENDING_GRACE
 

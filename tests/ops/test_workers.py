@@ -188,11 +188,11 @@ def test_a_worker_that_is_just_being_started_when_the_parent_is_killed_does_not_
 
 ORPHAN = """
 import os, sys
-from sse_app.process.worker_process import _spawn
+from sse_app.process.spawning import spawn
 from sse_app.process.parent_link import PARENT_LINK
 listening, link, *command = sys.argv[1:]
 passed = [("listening", int(listening)), (PARENT_LINK, int(link))]
-status = os.waitpid(_spawn(command, {**os.environ, "SSE_APP_WORKER": "1"}, passed), 0)[1]
+status = os.waitpid(spawn(command, {**os.environ, "SSE_APP_WORKER": "1"}, passed), 0)[1]
 sys.exit(os.waitstatus_to_exitcode(status))
 """
 
