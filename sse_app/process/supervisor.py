@@ -102,7 +102,9 @@ class Supervisor:
             wait_for_workers(self._state, patience)
             passed = without_stored(inherited_descriptors(), self._systemd)
             count = worker_count(settings)
-            self._listeners = Listeners.inherited(passed) if passed else bound_listeners(settings, self._state, count)
+            self._listeners = (
+                Listeners.inherited(passed) if passed else bound_listeners(settings, self._state, count)
+            )
             self._notifications = Notifications.bound(self._state.workers)
             self._wanted = 0
         else:
@@ -240,9 +242,7 @@ class Supervisor:
         worker.start_at = None
         if worker.pid is not None and worker.link is not None:
             worker.ask_to_end()
-            if (
-                worker.ready_at is None
-            ):  # it has no streams, and reads what it is asked only once it has loaded
+            if worker.ready_at is None:  # no streams, and it reads what it is asked only once it has loaded
                 worker.signal(signal.SIGTERM)
             worker.kill_at = time.monotonic() + self._settings.stream.drain_time + ENDING_GRACE
 
