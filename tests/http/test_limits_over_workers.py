@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -19,6 +20,8 @@ from tests.support.worker_processes import WorkerProcess, worker_processes
 
 WORKERS = 4
 LIMIT = 5
+
+_numbers = itertools.count()
 
 
 @pytest.fixture
@@ -35,11 +38,12 @@ class Streams:
 
     def __init__(self, workers: list[WorkerProcess]) -> None:
         self.workers = workers
+        self.subject = f"user{next(_numbers)}"
         self.open: list[tuple[WorkerProcess, http.client.HTTPResponse]] = []
 
-    def try_to_open(self, worker: WorkerProcess, subject: str = "ann", address: str = "10.0.0.1") -> int:
+    def try_to_open(self, worker: WorkerProcess, subject: str = "", address: str = "10.0.0.1") -> int:
         """Open a stream if that is allowed, and return the status; 0 where it ends at once with ``closing``."""
-        token = worker.stream_token("dashboard", subject=subject)
+        token = worker.stream_token("dashboard", subject=subject or self.subject)
         connection = http.client.HTTPConnection("127.0.0.1", worker.port, timeout=60)
         path = f"/api/v1/sse/dashboard?token={token}"
         connection.request("GET", path, headers={"X-Forwarded-For": address})
@@ -71,11 +75,19 @@ class Streams:
         return True
 
 
+@pytest.fixture(scope="module")
+def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[WorkerProcess]]:
+    """Four workers that allow five streams a user."""
+    state_dir = tmp_path_factory.mktemp("limits") / "state"
+    settings: dict[str, Any] = {"LIMITS__STREAMS_PER_USER": LIMIT, "TRUSTED_PROXIES": ["127.0.0.0/8"]}
+    with worker_processes(WORKERS, state_dir, **settings, expected=("worker_silent",)) as workers:
+        yield workers
+
+
 @pytest.fixture
-def streams(start: Callable[..., list[WorkerProcess]]) -> Iterator[Streams]:
-    """Four workers that allow five streams a user, and what opens streams."""
-    settings = {"LIMITS__STREAMS_PER_USER": LIMIT, "TRUSTED_PROXIES": ["127.0.0.0/8"]}
-    found = Streams(start(**settings, expected=("worker_silent",)))
+def streams(workers: list[WorkerProcess]) -> Iterator[Streams]:
+    """What opens streams with them, of a user of its own."""
+    found = Streams(workers)
     yield found
     found.close()
 
@@ -154,10 +166,9 @@ def test_an_address_and_all_together_have_no_more_streams_over_all_workers(
 ) -> None:
     workers = start(LIMITS__STREAMS_PER_ADDRESS=6, LIMITS__STREAMS=8, TRUSTED_PROXIES=["127.0.0.0/8"])
     streams = Streams(workers)
-    users = map(str, itertools.count())
 
     def open_from(address: str, worker: WorkerProcess) -> int:
-        return streams.try_to_open(worker, next(users), address)
+        return streams.try_to_open(worker, f"user{next(_numbers)}", address)
 
     def all_answer(status: int, address: str) -> bool:
         for worker in workers:

@@ -29,12 +29,20 @@ PROGRAM = (sys.executable, str(ROOT / "main.py"))
 _PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
 _COMMANDS = [f"sse_app.cli.{path.stem}" for path in sorted((ROOT / "sse_app/cli").glob("[a-z]*.py"))]
 _LOADED_BY_A_SERVER = ("sse_app.process.server", "sse_app.auth.tokens.jose", "sse_app.monitoring.prometheus")
+_WITH_SOCKET = 'exec 3<&0 0</dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec "$@"'
+"""Passes standard input on as a listening socket (sd_listen_fds(3))."""
+
 _LARGEST = 1 << 18
 """Bytes of the longest request: arguments and environment."""
 
 
 def start(
-    words: Sequence[str], *, environment: Mapping[str, str], cwd: Path = ROOT, **streams: Any
+    words: Sequence[str],
+    *,
+    environment: Mapping[str, str],
+    cwd: Path = ROOT,
+    listening: socket.socket | None = None,
+    **streams: Any,
 ) -> subprocess.Popen[Any]:
     """Start a command of the program, as ``subprocess.Popen([*PROGRAM, *words])`` does.
 
@@ -43,10 +51,18 @@ def start(
         environment: all of its variables; where more than settings of ours differ from those of the tests, which the
             interpreter or the C library may have read at their start, the process is an ordinary one.
         cwd: where it runs.
+        listening: a socket that it gets as systemd passes one; its standard input is empty then.
         streams: arguments of `subprocess.Popen` for standard input, output and error.
     """
-    kind = _Forked if _others(environment) == _others(os.environ) else subprocess.Popen
-    return kind([*PROGRAM, *words], env=environment, cwd=cwd, **streams)
+    command = [*PROGRAM, *words]
+    forked = _others(environment) == _others(os.environ)
+    if listening is not None and forked:
+        streams |= {"stdin": subprocess.DEVNULL, "pass_fds": [listening.fileno()]}
+    elif listening is not None:
+        command = ["/bin/sh", "-c", _WITH_SOCKET, "sh", *command]
+        streams |= {"stdin": listening.fileno()}
+    kind = _Forked if forked else subprocess.Popen
+    return kind(command, env=environment, cwd=cwd, **streams)
 
 
 def _others(environment: Mapping[str, str]) -> dict[str, str]:
@@ -71,7 +87,7 @@ class _Forked(subprocess.Popen[Any]):
         }
         streams = [number if end == -1 else end for number, end in enumerate((ends[0], ends[3], ends[5]))]
         try:
-            self.pid = _loaded().fork(json.dumps(request).encode(), streams)
+            self.pid = _loaded().fork(json.dumps(request).encode(), [*streams, *given["pass_fds"]])
         finally:
             self._close_pipe_fds(*ends)  # type: ignore[attr-defined]
         self._child_created = True
@@ -93,12 +109,12 @@ class _Loaded:
             )
         atexit.register(self.close)
 
-    def fork(self, request: bytes, streams: list[int]) -> int:
-        """Have a child of this process forked off, and return its number."""
+    def fork(self, request: bytes, files: list[int]) -> int:
+        """Have a child of this process forked off, with these files from 0 on, and return its number."""
         with self._turn:
             _adopt_orphans(True)
             try:
-                socket.send_fds(self._channel, [request], streams)
+                socket.send_fds(self._channel, [request], files)
                 return int(self._channel.recv(32))
             finally:
                 _adopt_orphans(False)
@@ -128,7 +144,7 @@ def _adopt_orphans(wanted: bool) -> None:
 def _fork_for(channel: socket.socket) -> list[str] | None:
     """Fork a process for each request; return its arguments in each of these, and None when no more can come."""
     while True:
-        message, streams, _, _ = socket.recv_fds(channel, _LARGEST, 3)
+        message, files, _, _ = socket.recv_fds(channel, _LARGEST, 4)
         if not message:
             return None
         parent = os.fork()
@@ -136,23 +152,26 @@ def _fork_for(channel: socket.socket) -> list[str] | None:
             parent = os.getpid()
             if os.fork():
                 os._exit(0)
-            return _become(json.loads(message), streams, channel, parent)
-        for descriptor in streams:
+            return _become(json.loads(message), files, channel, parent)
+        for descriptor in files:
             os.close(descriptor)
         os.waitpid(parent, 0)
 
 
-def _become(request: dict[str, Any], streams: list[int], channel: socket.socket, parent: int) -> list[str]:
+def _become(request: dict[str, Any], files: list[int], channel: socket.socket, parent: int) -> list[str]:
     while os.getppid() == parent:  # until it has ended, and this one is a child of the process that asked
         time.sleep(0.0002)
-    for number, descriptor in enumerate(streams):
+    channel.send(b"%d" % os.getpid())
+    channel.close()
+    for number, descriptor in enumerate(files):
         os.dup2(descriptor, number)
-        os.close(descriptor)
+        if descriptor != number:
+            os.close(descriptor)
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["environment"])
-    channel.send(b"%d" % os.getpid())
-    channel.close()
+    if len(files) > len(("input", "output", "error")):
+        os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
     arguments: list[str] = request["arguments"]
     return arguments
 

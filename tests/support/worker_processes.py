@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,11 +12,9 @@ from typing import Any
 
 import httpx
 
-from tests.support.server_process import PROGRAM, ROOT, ServerProcess
+from tests.support.preloaded import start
+from tests.support.server_process import ServerProcess
 from tests.support.waiting import until
-
-_WITH_SOCKET = 'exec 3<&0 0</dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec "$@"'
-"""Passes standard input on as a listening socket (sd_listen_fds(3))."""
 
 
 class WorkerProcess(ServerProcess):
@@ -40,13 +37,7 @@ class WorkerProcess(ServerProcess):
     def launch(self) -> None:
         """Start the process, and do not wait until it is ready."""
         with self.log_path.open("ab") as log:
-            self.process = subprocess.Popen(
-                ["/bin/sh", "-c", _WITH_SOCKET, "sh", *PROGRAM, "serve"],
-                env=self.environment,
-                cwd=ROOT,
-                stdin=self._socket.fileno(),
-                stderr=log,
-            )
+            self.process = start(["serve"], environment=self.environment, listening=self._socket, stderr=log)
 
     def start(self, stderr: int | None = None) -> None:
         """Start the process, and wait until it is ready."""
