@@ -35,6 +35,13 @@ SMALL_PAGES = {
     "sse_app.streams.replay_cache.ANSWER_BYTES": 500,
 }
 """So that a stream that resumes comes over many of their edges."""
+LOST_BELLS = """
+import random
+from sse_app.eventlog.sqlite.bells import Bells
+ring = Bells.ring
+Bells.ring = lambda *values: random.random() < 0.1 or ring(*values)
+"""
+"""As of processes that are killed between a commit and its bell."""
 CONSTANTS = {
     **SMALL_PAGES,
     "sse_app.eventlog.sqlite.writer.LOCK_TIMEOUT": LOCK_TIMEOUT,
@@ -67,6 +74,7 @@ def slow_disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 SETTINGS: dict[str, Any] = {
     "workers": 4,
     "constants": CONSTANTS,
+    "code": LOST_BELLS,
     "expected": EXPECTED,
     "HISTORY__SIZE": 1_000_000,
     "KEEPALIVE__PING_INTERVAL": 1,

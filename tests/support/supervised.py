@@ -24,6 +24,7 @@ class ServerWithWorkers(ServerProcess):
     Args:
         workers: how many.
         constants: values of constants of modules, by their dotted names, in every process of it.
+        code: is run first in every process of it.
         variables: further variables of the environment.
         settings: those of `ServerProcess`.
     """
@@ -33,6 +34,7 @@ class ServerWithWorkers(ServerProcess):
         *,
         workers: int = 2,
         constants: dict[str, float] | None = None,
+        code: str = "",
         variables: dict[str, str] | None = None,
         **settings: Any,
     ) -> None:
@@ -45,6 +47,7 @@ class ServerWithWorkers(ServerProcess):
                 f"import {name.rpartition('.')[0]} as module\nmodule.{name.rpartition('.')[2]} = {value}\n"
                 for name, value in (constants or {}).items()
             )
+            + code
         )
 
     def configure(self, workers: int, more: str = "") -> None:
