@@ -54,6 +54,7 @@ EXPECTED = (
     "worker_hung",
     "worker_silent",
     "parent_died",
+    "systemd_unreachable",  # so a worker sees the death of its parent where it reports at that moment
     "upgrade_failed",
     "event_log_unavailable",
 )
