@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
+from sse_app.auth.tokens import issuer
+from sse_app.auth.tokens.grants import Grants
+from sse_app.auth.tokens.issuer import TokenKind
+from sse_app.auth.tokens.keyring import KeyRing
 from sse_app.core.channels import ChannelName
 from sse_app.core.events import Event, new_event
 from sse_app.streams.replay_cache import MAX_ANSWERS_BYTES, ReplayCache
@@ -61,6 +66,28 @@ def test_replays_of_large_events_are_kept_within_bounds() -> None:
     assert all(answer is not None and len(answer[0]) > 500_000 for answer in answers)
     held = sum(len(encoded) for encoded, _ in ring._answers.values())
     assert 0 < held <= MAX_ANSWERS_BYTES
+
+
+def test_tokens_that_grant_many_channels_are_remembered_within_bounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(issuer, "MAX_REMEMBERED", 2**20)
+    tokens = issuer.Tokens(KeyRing.load(tmp_path), issuer="sse_app", audience="sse_app", longest=3600)
+    issued = []
+    tracemalloc.start()
+    try:
+        for number in range(1500):
+            grants = Grants.of(f"some.channel.of-user-{number}.{each}" for each in range(120))
+            issued.append(tokens.issue(TokenKind.STREAM, "ann", "session", grants, 600))
+            if number == 1023:  # so many grants are kept for all tokens
+                begun = tracemalloc.get_traced_memory()[0]
+        taken = tracemalloc.get_traced_memory()[0] - begun - sum(map(len, issued[1024:]))
+    finally:
+        tracemalloc.stop()
+    assert sum(map(len, issued)) > 5 * issuer.MAX_REMEMBERED
+    assert taken < issuer.MAX_REMEMBERED
+    for token in (issued[0], issued[-1], issued[0]):  # also one that was forgotten is good
+        assert tokens.verify(token, TokenKind.STREAM).subject == "ann"
 
 
 def test_json_is_written_by_the_one_function_whose_result_is_of_the_exact_length() -> None:

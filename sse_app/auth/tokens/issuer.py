@@ -20,8 +20,9 @@ from sse_app.auth.tokens.keyring import Key, KeyRing
 from sse_app.core.errors import InvalidChannel, InvalidInput, Kicked, TokenRefused, TokenTooLarge
 from sse_app.settings.model import Auth
 
-MAX_REMEMBERED = 32_768
-"""How many verified tokens of each kind are remembered, so that a client that returns costs no second verification."""
+MAX_REMEMBERED = 16 * 1024 * 1024
+"""How many characters the tokens of each kind may have together that are remembered as verified, so that a client that
+returns costs no second verification: some 40,000 as most are. What is kept of one takes about three times as much."""
 
 MAX_HEADERS = 64
 """How many headers of verified tokens are remembered: few, as there is one for each key and kind."""
@@ -85,7 +86,10 @@ class Tokens:
         self._audience = audience
         self._revocations = revocations
         self._clock = clock
-        self._verified: dict[TokenKind, dict[bytes, Claims]] = {kind: {} for kind in TokenKind}
+        self._verified: dict[TokenKind, dict[bytes, tuple[Claims, int]]] = {kind: {} for kind in TokenKind}
+        """The claims of verified tokens by the digests of these, with how many characters each token has."""
+        self._remembered = dict.fromkeys(TokenKind, 0)
+        """How many characters those of each kind have."""
         self._headers: dict[tuple[str, TokenKind], Key] = {}
         self.look_for_keys: Callable[[], bool] = lambda: False
         """Looks whether there are other keys than those in use, puts them in use, and returns whether there were."""
@@ -98,8 +102,9 @@ class Tokens:
     def use_keys(self, keys: KeyRing) -> None:
         """Issue and verify with other keys; tokens that the old ones have verified are verified again."""
         self.keys = keys
-        for verified in self._verified.values():
+        for kind, verified in self._verified.items():
             verified.clear()
+            self._remembered[kind] = 0
         self._headers.clear()
 
     def issue(
@@ -182,8 +187,10 @@ class Tokens:
         if len(token) > MAX_TOKEN_LENGTH:
             raise TokenRefused(f"a token has at most {MAX_TOKEN_LENGTH} characters", "too long")
         digest = _digest(token)
-        claims = self._verified[kind].get(digest)
-        if claims is None:
+        remembered = self._verified[kind].get(digest)
+        if remembered is not None:
+            claims = remembered[0]
+        else:
             if not is_compact(token):
                 raise TokenRefused("the token is not valid", "no token of ours has this form")
             key, claims = self._verify(token, kind)
@@ -259,9 +266,11 @@ class Tokens:
 
     def _remember(self, token: str, digest: bytes, kind: TokenKind, claims: Claims, key: Key) -> None:
         verified = self._verified[kind]
-        if len(verified) >= MAX_REMEMBERED:
-            del verified[next(iter(verified))]  # the one that was verified first
-        verified[digest] = claims
+        verified[digest] = claims, len(token)
+        self._remembered[kind] += len(token)
+        while self._remembered[kind] > MAX_REMEMBERED:
+            _, size = verified.pop(next(iter(verified)))  # the one that was verified first
+            self._remembered[kind] -= size
         if len(self._headers) < MAX_HEADERS:
             self._headers[token.partition(".")[0], kind] = key
 
