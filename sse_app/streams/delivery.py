@@ -6,11 +6,16 @@ The kernel's own timer for that, ``TCP_USER_TIMEOUT``, also runs while a client 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import takewhile
 from typing import NamedTuple
 
 from sse_app.streams.stream import Stream
+from sse_app.streams.tcp_info import Unacknowledged
+
+_TOLERANCE = 1 / 16
+"""By what share of the time since a ping a client's silence must be longer: it may have answered the ping at once,
+and the kernel counts in jiffies."""
 
 
 class _Noted(NamedTuple):
@@ -33,15 +38,31 @@ class DeliveryWatch:
         self._in_flight: dict[Stream, _Noted] = {}
         self._closed_windows: dict[Stream, _Noted] = {}
 
-    def look(self, streams: Iterable[Stream], now: float) -> None:
-        """Note those of the streams whose clients have not acknowledged all; once a ping interval for each.
+    def look(self, stream: Stream, pinged_at: float, now: float) -> bool:
+        """Note a stream whose client has not acknowledged all; once a ping interval for each.
+
+        Returns whether the client has acknowledged nothing at all since its last ping, which was long ago: it has
+        vanished.
 
         Args:
-            streams: that were sent a ping some time ago.
-            now: the time (`time.monotonic`).
+            stream: to look at.
+            pinged_at: when it was sent its last ping (`time.monotonic`).
+            now: the time.
         """
-        for stream in streams:
-            self._note(stream, now)
+        state = stream.connection.unacknowledged() if stream.connection is not None else None
+        if state is None:
+            self.forget(stream)
+            return False
+        since_ping = now - pinged_at
+        if (
+            state.in_flight
+            and state.silent_for > since_ping * (1 + _TOLERANCE)
+            and since_ping >= self._unanswered
+            and stream.replay is None  # else the ping may have waited here
+        ):
+            return True
+        self._note(stream, state, now)
+        return False
 
     def dead(self, now: float) -> Iterator[tuple[Stream, str | None]]:
         """Yield the streams to close, each with the reason: None where the client has vanished.
@@ -55,7 +76,11 @@ class DeliveryWatch:
         ):
             for stream in _noted_until(noted, now - longest):
                 before = noted[stream]
-                self._note(stream, now)
+                state = stream.connection.unacknowledged() if stream.connection is not None else None
+                if state is None:
+                    self.forget(stream)
+                    continue
+                self._note(stream, state, now)
                 if noted.get(stream) is before:  # nothing has been acknowledged since
                     del noted[stream]
                     yield stream, reason
@@ -65,11 +90,7 @@ class DeliveryWatch:
         self._in_flight.pop(stream, None)
         self._closed_windows.pop(stream, None)
 
-    def _note(self, stream: Stream, now: float) -> None:
-        state = stream.connection.unacknowledged() if stream.connection is not None else None
-        if state is None:
-            self.forget(stream)
-            return
+    def _note(self, stream: Stream, state: Unacknowledged, now: float) -> None:
         noted, other = self._in_flight, self._closed_windows
         if not state.in_flight:
             noted, other = other, noted

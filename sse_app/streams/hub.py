@@ -240,7 +240,7 @@ class Hub:
         if not self.streams:
             self._empty.set()
         if (group := stream.group) is not None:
-            group.remove(stream)
+            group.remove(stream, stream.slot)
             if not len(group):
                 self._forget(group)
 

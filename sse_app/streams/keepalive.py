@@ -9,13 +9,15 @@ import time
 from heapq import heapify, heappop, heappush
 
 from sse_app.auth.tokens.claims import Lease
-from sse_app.core.framing import framed
+from sse_app.core.framing import FRAMINGS, Framing
 from sse_app.core.periodic import PeriodicCallback
 from sse_app.core.sse import encode_ping
 from sse_app.settings.model import KeepaliveSettings
 from sse_app.streams.delivery import DeliveryWatch
 from sse_app.streams.hub import Hub
+from sse_app.streams.send_table import SendTable
 from sse_app.streams.stream import Stream
+from sse_app.streams.tcp_info import unsettled
 
 MAX_TICK = 0.25
 """The longest time between two steps of the sweep, in seconds."""
@@ -25,6 +27,47 @@ CLOSING_TIMEOUT = 5.0
 
 ENDED_AT_ONCE = 64
 """How many streams are ended before the event loop runs other callbacks: some milliseconds, with what follows."""
+
+PINGED_AT_ONCE = 32
+"""How many streams are looked at and then pinged: what the kernel has of them is still in the processor's caches."""
+
+_FRAMINGS = list(FRAMINGS.values())
+
+
+class _Turn(SendTable[Stream]):
+    """The streams that are pinged together.
+
+    Args:
+        framing: that of each stream.
+    """
+
+    __slots__ = ("pinged", "pinged_at")
+
+    def __init__(self, framing: Framing) -> None:
+        super().__init__(framing)
+        self.pinged = 0
+        """How many slots were sent the last ping; those behind them are of later streams."""
+        self.pinged_at = 0.0
+        """When that was (`time.monotonic`)."""
+
+    def place(self, stream: Stream, slot: int) -> None:
+        """Tell a stream its slot."""
+        stream.ping_turn = self if slot >= 0 else None
+        stream.ping_slot = slot
+
+    def ping(self, delivery: DeliveryWatch) -> None:
+        """Look at what has become of the last ping, and send the next."""
+        frames = self.framing.frame(encode_ping(time.time()))
+        now = time.monotonic()
+        for start in range(0, len(self.sends), PINGED_AT_ONCE):
+            stop = start + PINGED_AT_ONCE
+            for place in unsettled(self.sends[start : min(stop, self.pinged)]):
+                stream = self.streams[start + place]
+                if stream is not None and delivery.look(stream, self.pinged_at, now):
+                    stream.close()
+            self.send(frames, start, stop)
+        self.close_holes()
+        self.pinged, self.pinged_at = len(self.sends), now
 
 
 class _DeadlineQueue:
@@ -72,8 +115,9 @@ class Keepalive:
     """Visits a part of the streams at each tick, so that 10,000 pings spread over the interval.
 
     Each stream has its turn in the round, which takes one ping interval. A stream is dead when its client has
-    acknowledged nothing for half an interval after a ping, has kept its window closed for two, or when the socket has
-    accepted nothing for two.
+    acknowledged nothing since the last ping when the next is due, has left anything else that it was seen not to
+    acknowledge for half an interval more, has kept its window closed for two, or when the socket has accepted nothing
+    for two.
 
     The wall clock may be set at any time. A stream therefore ends at the earlier of two moments: when its token
     has lived for as long as was left of its life (`Stream.deadline`), and when the wall clock shows its expiry.
@@ -88,8 +132,10 @@ class Keepalive:
         self._hub = hub
         self._interval = interval = settings.ping_interval
         self._tick = min(MAX_TICK, interval / 8)
-        self._turns: list[set[Stream]] = [set() for _ in range(round(interval / self._tick))]
-        self._turn = 0
+        self._steps = round(interval / self._tick)
+        self._turns = [_Turn(framing) for framing in _FRAMINGS for _ in range(self._steps)]
+        """Those of each framing one after the other, as many as there are steps in a round."""
+        self._step = 0
         self._delivery = DeliveryWatch(unanswered or interval / 2, 2 * interval)
         self._deadlines = _DeadlineQueue(MAX_TICK)
         self._expiries = _DeadlineQueue(MAX_TICK)
@@ -106,14 +152,14 @@ class Keepalive:
 
     def watch(self, stream: Stream) -> None:
         """Take a stream into the round; its first ping comes within an interval."""
-        stream.ping_turn = int(random.random() * len(self._turns))
-        self._turns[stream.ping_turn].add(stream)
+        step = int(random.random() * self._steps)
+        self._turns[_FRAMINGS.index(stream.framing) * self._steps + step].add(stream)
         self._expect_expiry(stream)
 
     def forget(self, stream: Stream) -> None:
         """Take a stream out of the round."""
-        if stream.ping_turn >= 0:
-            self._turns[stream.ping_turn].discard(stream)
+        if stream.ping_turn is not None:
+            stream.ping_turn.remove(stream, stream.ping_slot)
         self._delivery.forget(stream)
         self._expect_no_expiry(stream)
 
@@ -159,18 +205,13 @@ class Keepalive:
             if stream.stalled_since < (stalled if stream.ending is None else leaving):
                 stream.ending = stream.ending or "stalled"
                 stream.close()
-        # A quarter of a round after its ping: a client that has vanished is found well within two intervals.
-        self._delivery.look(self._turns[self._turn - len(self._turns) // 4], now)
         for stream, reason in list(self._delivery.dead(now)):
             stream.ending = stream.ending or reason
             stream.close()
 
     def _ping(self) -> None:
-        self._turn = (self._turn + 1) % len(self._turns)
-        turn = self._turns[self._turn]
-        if not turn:
-            return
-        ping = framed(encode_ping(time.time()))
-        for stream in list(turn):  # one whose client turns out to have gone leaves it
-            stream.write(ping(stream.framing))
-        self.pings += len(turn)
+        self._step = (self._step + 1) % self._steps
+        for turn in self._turns[self._step :: self._steps]:
+            if turn:
+                turn.ping(self._delivery)
+                self.pings += len(turn)

@@ -13,6 +13,7 @@ from sse_app.core.framing import Framing
 from sse_app.core.sse import encode_closing
 from sse_app.streams.connection import StreamConnection
 from sse_app.streams.fanout import FanoutGroup
+from sse_app.streams.send_table import SendTable
 
 FLUSH_BYTES = 64 * 1024
 """How much a flush takes at a time, so that a long backlog shows progress."""
@@ -93,6 +94,7 @@ class Stream:
         "group",
         "number",
         "opened_at",
+        "ping_slot",
         "ping_turn",
         "replay",
         "retry",
@@ -122,7 +124,9 @@ class Stream:
         self.connection: StreamConnection | None = None
         self.group: FanoutGroup[Stream] | None = None
         self.slot = -1
-        self.ping_turn = -1
+        self.ping_turn: SendTable[Stream] | None = None
+        """The streams that are pinged together with it."""
+        self.ping_slot = -1
         self.ending: str | None = None
         self.ending_at = 0.0
         self.retry = 0
@@ -166,13 +170,15 @@ class Stream:
         """How many bytes wait to be written."""
         return self._pending_bytes + (self.connection.unsent_bytes if self.connection else 0)
 
+    @property
+    def sender(self) -> Callable[[bytes], int]:
+        """What takes its bytes: ``send`` of its socket while it is parked, else `enqueue`."""
+        return self.enqueue if self._resume is None or self.connection is None else self.connection.send
+
     def write(self, frames: bytes) -> None:
         """Write whole frames, framed for this stream, now or when their turn comes."""
-        if self.group is None:
-            self.enqueue(frames)
-            return
         try:
-            sent = self.group.sends[self.slot](frames)
+            sent = self.sender(frames)
         except BlockingIOError:
             sent = 0
         except OSError:
@@ -241,9 +247,9 @@ class Stream:
         """
         assert self.connection is not None
         assert self.group is not None
-        self.group.sends[self.slot] = self.connection.send
-        self._laggards.discard(self)
         self._resume = resume
+        self._laggards.discard(self)
+        self._use(self.connection.send)
 
     def take(self) -> bytes:
         """Return what waits, as one piece of about `FLUSH_BYTES` at the most."""
@@ -277,8 +283,14 @@ class Stream:
 
     def _mark_behind(self) -> None:
         self._laggards.add(self)
+        self._use(self.enqueue)
+
+    def _use(self, sender: Callable[[bytes], int]) -> None:
+        """Have the tables that the stream is in send its bytes there."""
         if self.group is not None:
-            self.group.sends[self.slot] = self.enqueue
+            self.group.sends[self.slot] = sender
+        if self.ping_turn is not None:
+            self.ping_turn.sends[self.ping_slot] = sender
 
     def _wake(self) -> None:
         """Be parked no longer, if the stream is."""

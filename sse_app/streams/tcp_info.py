@@ -5,11 +5,18 @@ from __future__ import annotations
 import socket
 import struct
 import sys
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, cast
 
 _SIZE = 152
 _FIELDS = struct.Struct("=24xI28xI60xQ16xI4x")
 """``tcpi_unacked``, ``tcpi_last_ack_recv``, ``tcpi_bytes_acked`` and ``tcpi_notsent_bytes`` of ``struct tcp_info``."""
+
+_SO_MEMINFO = 55
+"""``SO_MEMINFO`` of ``asm-generic/socket.h`` (Linux 4.12), which Python does not name."""
+_MEMINFO_SIZE = 24
+_NOTHING_QUEUED = bytes(4)
+"""The last 4 of so many bytes, ``SK_MEMINFO_WMEM_QUEUED``, where the client has acknowledged all."""
 
 _TCP_INFO = getattr(socket, "TCP_INFO", None) if sys.platform == "linux" else None
 
@@ -43,3 +50,23 @@ def unacknowledged(sock: socket.SocketType) -> Unacknowledged | None:
     if not (in_flight or not_sent):
         return None
     return Unacknowledged(acknowledged, in_flight > 0, last_ack / 1000)
+
+
+def unsettled(sends: Iterable[Callable[[bytes], int]]) -> list[int]:
+    """Return the places of those whose clients may not have acknowledged all that was sent to them.
+
+    It costs half of what `unacknowledged` does, and touches nothing of a stream but its socket.
+
+    Args:
+        sends: the bound ``send`` of sockets. Nothing is known of any other function, so its place is returned.
+    """
+    places: list[int] = []
+    for place, send in enumerate(sends):
+        try:
+            memory = cast(Any, send).__self__.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO_SIZE)
+        except (AttributeError, OSError):  # another function; it is closed, or the kernel does not say
+            places.append(place)
+        else:
+            if memory[-4:] != _NOTHING_QUEUED:
+                places.append(place)
+    return places

@@ -236,8 +236,8 @@ async def test_pings_to_clients_that_have_gone_end_their_streams_and_reach_the_o
         keepalive.stop()
         for stream in hub.streams:  # all have their turn in the next step of the sweep
             keepalive.forget(stream)
-            stream.ping_turn = (keepalive._turn + 1) % len(keepalive._turns)
-            keepalive._turns[stream.ping_turn].add(stream)
+            next_turns = keepalive._turns[(keepalive._step + 1) % keepalive._steps :: keepalive._steps]
+            next(turn for turn in next_turns if turn.framing is stream.framing).add(stream)
         hub.disconnects.suspend()
         for client in clients[::2]:
             client.reset()

@@ -443,7 +443,10 @@ async def test_an_admitted_stream_is_registered_and_pinged_and_an_abandoned_one_
         stream = (await room.opened(A, B)).stream
 
         def known() -> list[Collection[Stream]]:
-            hub, turns = room.hub, [stream for turn in room.keepalive._turns for stream in turn]
+            hub, turns = (
+                room.hub,
+                [stream for turn in room.keepalive._turns for stream in turn.streams if stream],
+            )
             return [hub.streams, hub.streams_of_subject.get("ann"), turns]
 
         assert all(set(where) == {stream} for where in known())
