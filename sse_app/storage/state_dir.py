@@ -123,11 +123,17 @@ class StateDirectory:
     def has_keys_of_a_server(self) -> bool:
         """Return whether there are keys, and a server has run here: else they are those that it is to begin with."""
         try:
-            return (self.path / "lock").exists() and any(
+            return self._has_had_a_server() and any(
                 not file.name.startswith(".") for file in self.keys.iterdir()
             )
         except OSError:  # there is no such directory; who cannot read it is told so when the keys are read
             return False
+
+    def _has_had_a_server(self) -> bool:
+        """Return whether a server has run here, alone or as a worker; the parent of workers, which makes the file of
+        the lock too, begins before there is anything else."""
+        lock = self.path / "lock"
+        return (lock.exists() and lock.stat().st_size > 0) or any(self.workers.glob("[0-9]*/lock"))
 
     @property
     def workers(self) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,6 +18,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from sse_app.auth.tokens.keyring import KeyRing
 from tests.support.fleet import Client, Fleet, assert_all_received
 from tests.support.programs import require
 from tests.support.server_process import PROGRAM, ROOT, ServerProcess, run_program
@@ -55,6 +57,27 @@ def test_streams_of_one_address_spread_over_the_workers(start: Start) -> None:
     lines = server.logged("listening")
     assert [line["workers"] for line in lines] == [4]
     assert {line.get("worker") for line in server.logged("stream_opened")} <= {1, 2, 3, 4}
+
+
+def test_keys_that_are_there_before_the_first_start_are_used(start: Start, tmp_path: Path) -> None:
+    keys = KeyRing.load(_private(tmp_path / "brought"))
+    _private(tmp_path / "state")
+    (tmp_path / "brought").rename(tmp_path / "state/keys")
+    server = start(state_dir=tmp_path / "state", workers=2)
+    assert [key.id for key in KeyRing.load(tmp_path / "state/keys")] == [key.id for key in keys]
+    assert server.stop() == 0
+    (tmp_path / "state/accounts.db").unlink()
+    (tmp_path / "state/events.db").unlink()
+    refused = run_program("serve", environment=server.environment)
+    assert refused.returncode == 1
+    assert "accounts.db is missing or empty" in refused.stderr
+    shutil.rmtree(tmp_path / "state/keys")
+    server.start()
+
+
+def _private(directory: Path) -> Path:
+    directory.mkdir(mode=0o700)
+    return directory
 
 
 def test_a_killed_worker_ends_its_own_streams_alone_and_their_clients_miss_nothing(start: Start) -> None:
