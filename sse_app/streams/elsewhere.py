@@ -155,7 +155,8 @@ class StreamsElsewhere:
         )
         self.total = 0
         """How many streams the others have."""
-        self._heart = PeriodicCallback(self.beat, HEARTBEAT)
+        # At the same moment as the other workers: each wakes up once for what all of them tell.
+        self._heart = PeriodicCallback(self.beat, HEARTBEAT, phase=0.0)
         cluster.answer(_TOLD, self._take)
         cluster.answer(_ASKED, lambda node, payload: self._all())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Any
 
 import pytest
 
@@ -87,3 +88,58 @@ async def test_calls_that_were_missed_are_left_out() -> None:
     await until_async(lambda: calls, "a call")
     callback.stop()
     assert calls <= 2 + (time.monotonic() - begun) / 0.05
+
+
+async def test_a_call_gets_a_task_only_where_it_has_to_wait() -> None:
+    loop, calls = asyncio.get_running_loop(), 0
+    tasks: list[asyncio.Task[Any]] = []
+    twice = asyncio.Event()
+
+    def make(loop: asyncio.AbstractEventLoop, work: Any, **kwargs: Any) -> asyncio.Task[Any]:
+        tasks.append(asyncio.Task(work, loop=loop, **kwargs))
+        return tasks[-1]
+
+    async def work() -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 6:
+            return
+        if calls == 6:
+            twice.set()
+        if calls % 3 == 0:
+            await asyncio.sleep(0)
+            assert sum(await asyncio.gather(some_value(), some_value())) == 2
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0):
+                    await asyncio.Event().wait()
+
+    async def some_value() -> int:
+        await asyncio.sleep(0.001)
+        return 1
+
+    callback = PeriodicCallback(work, 0.01)
+    loop.set_task_factory(make)
+    try:
+        callback.start()
+        await twice.wait()
+        await asyncio.sleep(0.05)
+    finally:
+        callback.stop()
+        loop.set_task_factory(None)
+    assert len(tasks) == 3 * 2, "one for each call that waits, and those that it makes"
+    await asyncio.gather(*tasks)
+
+
+async def test_calls_fall_together_where_the_intervals_are_multiples() -> None:
+    loop = asyncio.get_running_loop()
+    moments: dict[float, list[float]] = {0.1: [], 0.2: []}
+    callbacks = []
+    for interval, called in moments.items():
+        callbacks.append(PeriodicCallback(lambda called=called: called.append(loop.time()), interval))  # type: ignore[misc]
+        callbacks[-1].start()
+        await asyncio.sleep(0.03)
+    await until_async(lambda: len(moments[0.2]) >= 3, "three calls of the one")
+    for callback in callbacks:
+        callback.stop()
+    for moment in moments[0.2]:
+        assert min(abs(moment - other) for other in moments[0.1]) < 0.02
