@@ -22,8 +22,8 @@ from sse_app.core.repeated_event import RepeatedEvent
 from sse_app.streams.hub import Hub
 from sse_app.streams.stream import Stream
 
-INTERVAL = 0.25
-"""Seconds between two looks at the store and the keys."""
+INTERVAL = 0.5
+"""Seconds between two looks at the store and the keys; what other nodes revoke is learned at once."""
 
 OTHERS_TIMEOUT = 1.0
 """How long a revocation waits for the other nodes, in seconds; one that does not answer finds it in the store."""
@@ -69,7 +69,7 @@ class Enforcement:
         self._store = store
         self._revocations = revocations
         self._tokens = tokens
-        self._keys = keys
+        self._keys = os.fspath(keys)
         self._keys_changed_at = -1  # so that keys which changed while the server started are read
         self._key_files: list[str] | None = None
         """The names in the directory of the keys when it was read."""
@@ -87,7 +87,7 @@ class Enforcement:
 
     def use(self, keys: Path) -> None:
         """Look for new keys in another directory."""
-        self._keys = keys
+        self._keys = os.fspath(keys)
 
     def start(self) -> None:
         """Begin to look."""
@@ -224,7 +224,7 @@ class Enforcement:
         Another node, or a command, may have made a key, and issued a token with it, since the last look.
         """
         try:
-            changed_at = self._keys.stat().st_mtime_ns
+            changed_at = os.stat(self._keys).st_mtime_ns
         except OSError:
             changed_at = 0  # taken away: that is logged once, and the keys from before stay in use
         names = self._names_of_key_files()
@@ -245,7 +245,7 @@ class Enforcement:
     def _reload_keys(self) -> None:
         """Use the keys that are in the directory now; if one is bad, those from before."""
         try:
-            keys = load_keys(self._keys, create=False)
+            keys = load_keys(Path(self._keys), create=False)
         except StateError as error:
             cause = error.__cause__
             if isinstance(cause, OSError) and cause.errno in EXHAUSTED:
