@@ -66,7 +66,10 @@ class Tails:
         self._followers.add(follower)
         try:
             while True:
-                events = await follower.take(self._read)
+                if not follower.has_something:
+                    await follower.arrival()
+                    continue
+                events = follower.take_waiting() or await follower.take_from_log(self._read)
                 if not self._room.is_set():
                     self._set_room()
                 if events:
@@ -92,50 +95,63 @@ class _Follower:
     def __init__(self, after: int, *, behind: bool) -> None:
         self.waiting_bytes = 0
         """How far the follower is behind what its process has committed, in bytes of memory."""
+        self.has_something = behind
+        """Whether there is something to take, here or in the log."""
         self._last = after
         self._behind = behind
         self._missed = False
         """Whether the log has grown since it was last read."""
         self._waiting: list[Event] = []
-        self._wake = asyncio.Event()
-        if behind:
-            self._wake.set()
+        self._arrival: asyncio.Future[None] | None = None
+
+    def arrival(self) -> asyncio.Future[None]:
+        """Return what is done once there is something to take; there is nothing now."""
+        self._arrival = asyncio.get_running_loop().create_future()
+        return self._arrival
+
+    def _arrived(self) -> None:
+        self.has_something = True
+        if (arrival := self._arrival) is not None:
+            self._arrival = None
+            if not arrival.done():  # the follower's task was cancelled
+                arrival.set_result(None)
 
     def put(self, events: list[Event]) -> None:
-        last = events[-1].seq
+        first, last = events[0].seq, events[-1].seq
         if last <= self._last:  # read from the log already
             return
-        if self._behind or events[0].seq != self._last + 1:
+        if self._behind or first != self._last + 1:
             self.miss(last)
         else:
-            self._waiting.extend(events)
+            self._waiting += events
             self._last = last
-        self.waiting_bytes += sum(map(held_bytes, events))
-        self._wake.set()
+        for event in events:
+            self.waiting_bytes += held_bytes(event)
+        self._arrived()
 
     def miss(self, head: int) -> None:
         if head > self._last:
             self._behind = self._missed = True
-            self._wake.set()
+            self._arrived()
 
-    async def take(self, read: Callable[[int], Awaitable[Page]]) -> list[Event]:
-        await self._wake.wait()
-        if not self._waiting:
-            return await self._take_from_log(read)
+    def take_waiting(self) -> list[Event]:
         if self.waiting_bytes <= MAX_PIECE_BYTES:
-            piece, self._waiting, self.waiting_bytes = self._waiting, [], 0
-        else:
-            count = size = 0
-            while count < len(self._waiting) and (not count or size < MAX_PIECE_BYTES):
-                size += held_bytes(self._waiting[count])
-                count += 1
-            piece = self._waiting[:count]
+            if piece := self._waiting:
+                self._waiting, self.waiting_bytes = [], 0
+                self.has_something = self._behind
+            return piece
+        count = size = 0
+        while count < len(self._waiting) and (not count or size < MAX_PIECE_BYTES):
+            size += held_bytes(self._waiting[count])
+            count += 1
+        piece = self._waiting[:count]
+        if piece:
             del self._waiting[:count]
             self.waiting_bytes -= size
-        self._park()
+            self.has_something = self._behind or bool(self._waiting)
         return piece
 
-    async def _take_from_log(self, read: Callable[[int], Awaitable[Page]]) -> list[Event]:
+    async def take_from_log(self, read: Callable[[int], Awaitable[Page]]) -> list[Event]:
         self._missed = False
         page = await read(self._last)
         if page.events:
@@ -144,9 +160,5 @@ class _Follower:
             # All that this process knew of when it began to read was read, and nothing was committed since.
             self._behind = False
             self.waiting_bytes = 0
-            self._park()
+            self.has_something = bool(self._waiting)
         return page.events
-
-    def _park(self) -> None:
-        if not self._waiting and not self._behind:
-            self._wake.clear()

@@ -37,9 +37,11 @@ class ReplayCache:
 
     def add(self, events: list[Event]) -> None:
         """Add events that follow the last one."""
-        self._forget_answers()  # the next replay goes up to a later event
+        if self._answers:
+            self._forget_answers()  # the next replay goes up to a later event
         self._ring.extend(events)
-        self._bytes += sum(map(held_bytes, events))
+        for event in events:
+            self._bytes += held_bytes(event)
         while self._bytes > self._max_bytes:
             self._bytes -= held_bytes(self._ring.popleft())
 
