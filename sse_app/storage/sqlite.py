@@ -6,6 +6,7 @@ import os
 import sqlite3
 import stat
 import struct
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
@@ -19,6 +20,10 @@ BUSY_TIMEOUT = 10.0
 
 Migration = str | Callable[[sqlite3.Connection], None]
 """SQL statements, each ended by a semicolon and a line's end; or a function, where SQL is not enough."""
+
+SETTLED = 1.0
+"""For how many seconds a write-ahead log must not have been written to, for its time of change to say that it is as it
+was: a commit writes there, and takes effect once that is on the disk."""
 
 _LOCK_BYTE = 0x40000000
 """The page with this byte is never written (SQLite file format, section 1.4)."""
@@ -145,6 +150,18 @@ class DatabaseFiles:
         self._sizes = [os.stat(path).st_size for path in self._paths]
         self._shrunk_from = [0] * len(self._paths)
         """The sizes from which the files have shrunk; 0 where one has not."""
+        self._unwritten: tuple[int, int, int] | None = None
+        """The write-ahead log as it was at the last call of `may_be_written`, where nothing had been written lately."""
+
+    def may_be_written(self) -> bool:
+        """Return whether a process may have committed since the last call; it costs less than to read the database."""
+        try:
+            found = os.stat(self._paths[1])
+        except OSError:
+            return True
+        before, now = self._unwritten, (found.st_ino, found.st_size, found.st_mtime_ns)
+        self._unwritten = now if abs(time.time() - found.st_mtime) >= SETTLED else None
+        return now != before
 
     def have_shrunk(self) -> bool:
         """Look at the files, and return whether one has become smaller, for `check` to find out why.

@@ -342,6 +342,44 @@ async def test_what_is_appended_just_before_a_log_is_closed_is_answered(tmp_path
 
 
 @pytest.mark.gen_test
+async def test_a_process_that_is_alone_knows_at_once_when_another_opens_its_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "ALONE_INTERVAL", 0.3)
+    path = tmp_path / "e.db"
+    async with opened(path) as one:
+        assert one._alone is not None
+        other = SqliteEventLog(path)
+        await other.open()
+        await until_async(lambda: one._alone is None, "it knows, and looks at the file more often")
+        await other.close()
+        await until_async(lambda: one._alone is not None, "it knows that it is alone")
+
+
+@pytest.mark.gen_test
+async def test_what_a_process_without_a_bell_commits_reaches_one_that_is_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "e.db"
+    monkeypatch.setattr(Bells, "ring", lambda *_: None)
+    async with opened(path) as one:
+        follower = Follower(one)
+        with pytest.MonkeyPatch.context() as without_bell:
+            without_bell.setattr(Bells, "_bind", _refuse)
+            other = SqliteEventLog(path)
+            await other.open()
+            for _ in range(3):
+                (last,) = await other.append([new()])
+                await follower.has(last.seq)
+            await other.close()
+        await follower.end()
+
+
+def _refuse(bells: Bells) -> None:
+    raise OSError(errno.EMFILE, "too many open files")
+
+
+@pytest.mark.gen_test
 async def test_a_bell_that_could_not_be_made_is_made_later_and_nothing_is_missed_meanwhile(
     tmp_path: Path,
 ) -> None:
@@ -407,7 +445,7 @@ async def test_a_process_that_is_alone_does_not_take_its_own_checkpoints_for_ano
             await log.append([new(A, "x" * 20_000)] * 300)
             assert os.stat(f"{path}-wal").st_size > PAGE_BYTES * CHECKPOINT_PAGES
         await until_async(lambda: os.stat(path).st_size > 900 * 20_000, "it is moved into the database")
-        await asyncio.sleep(3 * writer.LOOK_INTERVAL)
+        await asyncio.sleep(writer.FULL_LOOK_INTERVAL + 2 * writer.LOOK_INTERVAL)
         assert log._alone is not None
         (last,) = await log.append([new()])
         assert await log.lost([A], last) == {}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sse_app.storage.sqlite import DatabaseDamaged, DatabaseFiles, open_database
+from sse_app.storage.sqlite import DatabaseDamaged, DatabaseFiles, connect, open_database
 
 
 @pytest.fixture
@@ -46,3 +46,23 @@ def test_a_file_that_has_become_smaller_because_there_is_less_in_it_is_whole(pat
         files.check(database)
         database.execute("ROLLBACK")
         assert not files.have_shrunk()
+
+
+def test_a_write_ahead_log_counts_as_written_to_until_nothing_was_written_for_a_while(path: Path) -> None:
+    wal = f"{path}-wal"
+    with closing(filled(path)) as database, closing(connect(path)) as other:
+        files = DatabaseFiles(path)
+        assert files.may_be_written()
+        assert files.may_be_written(), (
+            "it was written to a moment ago, and may be again without another time of change"
+        )
+        os.utime(wal, (1, 1))
+        assert files.may_be_written()
+        assert not files.may_be_written()
+        for connection in (other, database):
+            connection.execute("UPDATE texts SET text = text || 'y' WHERE rowid = 1")
+            assert files.may_be_written()
+            os.utime(wal, (1, 1))
+            assert files.may_be_written()
+            assert not files.may_be_written()
+    assert files.may_be_written(), "it is not there any more, which is for a look to say"

@@ -74,6 +74,7 @@ class Bells:
         """Of the log. Where its file was replaced, those who have the one and the other open are told apart by it."""
         self._database = database
         self._directory = Path(f"{database}-bells")
+        self._place = os.fspath(self._directory)
         self._descriptor = -1
         self._own: socket.socket | None = None
         self._name = ""
@@ -155,7 +156,7 @@ class Bells:
     def is_in_place(self) -> bool:
         """Return whether there is a bell of this process, and others find it."""
         try:
-            return self._own is not None and bool(os.stat(self._directory / self._name))
+            return self._own is not None and bool(os.stat(f"{self._place}/{self._name}"))
         except OSError:
             return False
 
@@ -182,7 +183,7 @@ class Bells:
         if (now := time.monotonic()) >= self._look_at:
             self._look_at = now + LOOK_AGAIN
             with suppress(OSError):  # where it is gone it is made anew soon
-                found = os.stat(self._directory)
+                found = os.stat(self._place)
                 as_it_is = (found.st_ino, found.st_mtime_ns)
                 if as_it_is != self._seen:
                     self._read_directory()

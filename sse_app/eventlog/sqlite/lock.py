@@ -32,6 +32,7 @@ class LogLock:
     def __init__(self, database: Path) -> None:
         self._database = database
         self.path = Path(f"{database}-lock")
+        self._name = os.fspath(self.path)
         self._descriptor = -1
 
     def open(self) -> None:
@@ -56,7 +57,7 @@ class LogLock:
     def is_in_place(self) -> bool:
         """Return whether the file that is locked is the one that others find."""
         try:
-            return os.path.samestat(os.fstat(self._descriptor), os.stat(self.path))
+            return os.path.samestat(os.fstat(self._descriptor), os.stat(self._name))
         except OSError:
             return False
 

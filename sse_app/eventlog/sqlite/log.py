@@ -171,8 +171,8 @@ class SqliteEventLog(EventLog):
             self._publish(bell.events[self._seq - bell.previous :])
         else:
             self._grown(bell.head)
-            if not bell.head:  # it was not understood
-                self._opened().look()
+            if bell.previous == bell.head and self._writer is not None:
+                self._writer.look()  # another process has opened the log, or it was not understood
 
     def _grown(self, head: int) -> None:
         """Take over that other processes have committed, up to an event."""

@@ -34,7 +34,10 @@ PROBE_INTERVAL = 1.0
 """How often a log that failed is tried again while nothing is published, in seconds."""
 
 LOOK_INTERVAL = 0.2
-"""How often the file is looked at for what other processes have committed, in seconds."""
+"""How often it is looked whether other processes have written to the file, in seconds, where they have it open."""
+
+FULL_LOOK_INTERVAL = 1.0
+"""How often the file is looked at in any case, and what lies beside it."""
 
 ALONE_INTERVAL = 5.0
 """How often a process that has not been alone finds out whether it is, in seconds."""
@@ -82,6 +85,8 @@ class SqliteWriter:
         """Whether the event loop has to take it that other processes write to the log."""
         self._failed = False
         self._given_up = False
+        self._look_at = 0.0
+        """When the file is to be looked at in any case."""
 
     @property
     def bells(self) -> Bells:
@@ -97,6 +102,8 @@ class SqliteWriter:
         file = self._file
         file.open()
         self._shared = file.bells.others()
+        if self._shared:
+            file.bells.ring(file.head, file.head)  # so that they look at the file more often from now on
         try:
             state = (
                 Growth(file.head) if self._shared else Alone(file.head, file.forgotten, file.all_channels())
@@ -159,16 +166,21 @@ class SqliteWriter:
     def _run(self) -> None:
         due_at = time.monotonic()
         while not self._given_up:
+            by_bells_alone = self._file.bells.fileno() >= 0 and not (self._shared or self._failed)
+            look_interval = FULL_LOOK_INTERVAL if by_bells_alone else LOOK_INTERVAL
             try:
-                timeout = min(LOOK_INTERVAL, max(0.0, due_at - time.monotonic()))
+                timeout = min(look_interval, max(0.0, due_at - time.monotonic()))
                 self._first.append(self._waiting.get(timeout=timeout))
             except queue.Empty:
-                self._look()
+                if self._failed or self._file.files.may_be_written() or time.monotonic() >= self._look_at:
+                    self._look()
             else:
                 if self._round():
                     break
             if self._failed:
                 due_at = min(due_at, time.monotonic() + PROBE_INTERVAL)
+            elif self._shared:
+                due_at = min(due_at, time.monotonic() + ALONE_INTERVAL)
             if time.monotonic() >= due_at:
                 due_at = time.monotonic() + self._look_after()
         self._file.close()
@@ -193,7 +205,7 @@ class SqliteWriter:
         else:
             appends, looked, stopping = self._gather(1)
         if looked:
-            self._look()
+            self._look(heard=True)
         return stopping
 
     def _take_lock(self) -> None:
@@ -240,11 +252,16 @@ class SqliteWriter:
                     count += len(item.events)
         return appends, looked, stopping
 
-    def _look(self) -> None:
-        """Report what other processes have committed, and see to what lies beside the file."""
+    def _look(self, heard: bool = False) -> None:
+        """Report what other processes have committed, and see to what lies beside the file.
+
+        Args:
+            heard: whether the event loop has heard of another process.
+        """
         file = self._file
+        self._look_at = time.monotonic() + FULL_LOOK_INTERVAL - LOOK_INTERVAL / 2
         try:
-            if file.look():
+            if file.look() or (not self._shared and (heard or file.bells.others())):
                 self._shared = True
                 self._put(Growth(file.head))
             if not file.lock.is_in_place():
