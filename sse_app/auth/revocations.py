@@ -79,7 +79,7 @@ class Revocations:
         self._subjects = self._in_force[Scope.SUBJECT]
         self._all = _Known()
         self._latest_issue = -math.inf
-        """The latest issuing time of a token that was ever seen here."""
+        """As `latest_issue` says."""
         self._barred: dict[str, float] = {}
         """Until when sessions are barred from streams, on the monotonic clock: a clock that is set back must not
         lengthen that."""
@@ -102,6 +102,15 @@ class Revocations:
             or (self._all.number > 0 and self._all.revokes(claims, self.newest))
             or (of_subject is not None and of_subject.revokes(claims, self.newest))
         )
+
+    @property
+    def latest_issue(self) -> float:
+        """The latest issuing time of a token that was ever seen, here or by another node."""
+        return self._latest_issue
+
+    def seen_elsewhere(self, issued_at: float) -> None:
+        """Note that another node has seen a token of this issuing time."""
+        self._latest_issue = max(self._latest_issue, issued_at)
 
     @property
     def newest(self) -> Mark:

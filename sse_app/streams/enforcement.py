@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,6 +85,7 @@ class Enforcement:
         tokens.look_for_keys = self._look_for_new_keys
         cluster.answer("revocations.expect", self._expect)
         cluster.answer("revocations.apply", lambda node, payload: self.apply())
+        cluster.answer("revocations.issued", self._issued_elsewhere)
 
     def use(self, keys: Path) -> None:
         """Look for new keys in another directory."""
@@ -135,7 +137,11 @@ class Enforcement:
 
     async def _revoke(self, revocations: tuple[Revocation, ...], kicked: tuple[str, ...]) -> Ended:
         """Revoke, and tell the other nodes before which tokens' streams are kicked."""
-        expected = {"revocations": [each._asdict() for each in revocations], "kicked": kicked}
+        expected = {
+            "revocations": [each._asdict() for each in revocations],
+            "kicked": kicked,
+            "issued": self._revocations.latest_issue,
+        }
         others = self._cluster.peers()
         # The streams are counted before they end, and nothing waits for a node that does not answer.
         counting = asyncio.create_task(
@@ -161,6 +167,8 @@ class Enforcement:
 
     def _expect(self, node: str, payload: dict[str, Any]) -> int:
         """Return how many streams of this node another one is about to end."""
+        if (latest := payload.get("issued")) is not None:  # the version before does not tell it
+            self._issued_elsewhere(node, latest)
         ids = {str(each) for each in payload["kicked"]}
         self._kicked |= ids
         asyncio.get_running_loop().call_later(KICKED_TIME, self._kicked.difference_update, ids)
@@ -194,9 +202,19 @@ class Enforcement:
                     )
                     stream.end("kicked" if kicked else "revoked", None)
 
+    def _tell_of_issues_ahead(self) -> None:
+        """Tell the other nodes of tokens that are dated ahead of the clock, which was set back since then, as long as
+        that is so: a revocation means these too, also on a node that has not seen them yet."""
+        if (latest := self._revocations.latest_issue) > time.time():
+            self._cluster.tell("revocations.issued", latest)
+
+    def _issued_elsewhere(self, node: str, payload: float) -> None:
+        self._revocations.seen_elsewhere(float(payload))
+
     async def _look(self) -> None:
         async with self._looking:
             try:
+                self._tell_of_issues_ahead()
                 self._look_at_keys()
                 await self.apply()
                 await self._audit.flush()

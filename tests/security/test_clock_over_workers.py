@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from sse_app.auth.tokens.issuer import TokenKind
 from tests.support.people import Site, bearer
-from tests.support.wall_clock import HOUR, WallClock, clock_library, wall_clock
+from tests.support.wall_clock import HOUR, MINUTE, WallClock, clock_library, wall_clock
 from tests.support.worker_processes import worker_processes
 
 __all__ = ["clock_library", "wall_clock"]
@@ -62,3 +63,17 @@ def test_a_token_of_one_worker_is_good_on_another_at_once_and_one_from_before_a_
         fresh = site.log_in("ann")
         assert accepted(sites, fresh.access, fresh.stream) == {(200, 200)}
     assert accepted(sites, again.access, again.stream) == {(401, 401)}
+
+
+def test_a_revocation_reaches_a_token_dated_ahead_also_on_a_worker_that_has_not_seen_it(
+    sites: list[Site], wall_clock: WallClock
+) -> None:
+    """Such a token says nothing but its issuing time, as those of a provider do."""
+    first, second = sites
+    token = first.mint(TokenKind.ACCESS, "ann")
+    assert first.me(token) == 200
+    wall_clock.set(-MINUTE)
+    revoke(first, "subject")
+    for offset in (-MINUTE, 0, MINUTE):
+        wall_clock.set(offset)
+        assert [site.me(token) for site in (second, first)] == [401, 401]
