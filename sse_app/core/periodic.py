@@ -67,6 +67,20 @@ class PeriodicCallback:
             self._timer.cancel()
             self._timer = None
 
+    def leave_out_next(self) -> bool:
+        """Leave out the next call if it falls on every second moment; for the function that is called.
+
+        So a function that calls this each time is called with those that have twice the interval.
+
+        Returns:
+            Whether it is left out.
+        """
+        number = round((self._due_at + self._interval - self._phase) / self._interval)
+        if number % 2 == 0:
+            return False
+        self._due_at += self._interval
+        return True
+
     def _schedule(self) -> None:
         if self._loop is not None and self._timer is None:
             missed = max(0.0, self._loop.time() - self._due_at) // self._interval

@@ -38,6 +38,11 @@ class DeliveryWatch:
         self._in_flight: dict[Stream, _Noted] = {}
         self._closed_windows: dict[Stream, _Noted] = {}
 
+    @property
+    def watches(self) -> bool:
+        """Whether there are such streams."""
+        return bool(self._in_flight or self._closed_windows)
+
     def look(self, stream: Stream, pinged_at: float, now: float) -> bool:
         """Note a stream whose client has not acknowledged all; once a ping interval for each.
 
@@ -70,6 +75,8 @@ class DeliveryWatch:
         Args:
             now: the time (`time.monotonic`).
         """
+        if not self.watches:  # mostly so, several times a second
+            return
         for noted, longest, reason in (
             (self._in_flight, self._unanswered, None),
             (self._closed_windows, self._unread, "stalled"),

@@ -20,7 +20,7 @@ from sse_app.streams.stream import Stream
 from sse_app.streams.tcp_info import unsettled
 
 MAX_TICK = 0.25
-"""The longest time between two steps of the sweep, in seconds."""
+"""The longest time between two steps of the sweep, in seconds; two where the next one has nothing to do but ping."""
 
 CLOSING_TIMEOUT = 5.0
 """How long a stream that is being ended may take to accept its ``closing``, in seconds."""
@@ -103,6 +103,10 @@ class _DeadlineQueue:
             if not streams:
                 del self._streams[step]
 
+    def has_due(self, now: float) -> bool:
+        """Return whether there may be streams whose deadlines have passed."""
+        return bool(self._steps) and self._steps[0] * self._step <= now
+
     def take_due(self, now: float) -> list[Stream]:
         """Remove the streams whose deadlines have passed, and return them."""
         due: list[Stream] = []
@@ -136,6 +140,8 @@ class Keepalive:
         self._turns = [_Turn(framing) for framing in _FRAMINGS for _ in range(self._steps)]
         """Those of each framing one after the other, as many as there are steps in a round."""
         self._step = 0
+        self._left_out = 0
+        """How many turns the next sweep has to make up for: those that were left out before it."""
         self._delivery = DeliveryWatch(unanswered or interval / 2, 2 * interval)
         self._deadlines = _DeadlineQueue(MAX_TICK)
         self._expiries = _DeadlineQueue(MAX_TICK)
@@ -182,7 +188,9 @@ class Keepalive:
     async def sweep(self) -> None:
         """End the streams whose tokens have expired, close the dead ones, and ping those whose turn it is."""
         self._reap(time.monotonic())
-        self._ping()
+        for _ in range(self._left_out + 1):
+            self._ping()
+        self._left_out = 0
         now, wall = time.monotonic(), time.time()
         for number, stream in enumerate(self._deadlines.take_due(now) + self._expiries.take_due(wall), 1):
             if not self._callback.running:
@@ -195,6 +203,20 @@ class Keepalive:
                 stream.end("token_expired", None)
             if number % ENDED_AT_ONCE == 0:
                 await asyncio.sleep(0)
+        if self._callback.running and self._may_leave_out_next(now + self._tick, wall + self._tick):
+            self._left_out = int(self._callback.leave_out_next())
+
+    def _may_leave_out_next(self, at: float, wall: float) -> bool:
+        """Return whether no stream is to be ended then, or watched until it is to be closed.
+
+        Pings may wait for the sweep after it: more of them at a time cost less.
+        """
+        return not (
+            self._hub.laggards
+            or self._delivery.watches
+            or self._deadlines.has_due(at)
+            or self._expiries.has_due(wall)
+        )
 
     def _reap(self, now: float) -> None:
         stalled = (

@@ -189,6 +189,39 @@ async def test_a_stream_over_its_backlog_is_ended_with_its_frames_whole() -> Non
 
 
 @pytest.mark.gen_test
+async def test_a_stream_is_pinged_once_an_interval_although_every_second_sweep_is_left_out() -> None:
+    async with opened() as (hub, _):
+        keepalive = Keepalive(hub, KeepaliveSettings(ping_interval=0.8))  # eight turns
+        left_out = 0
+
+        async def counted() -> None:
+            nonlocal left_out
+            left_out += keepalive._left_out
+            await keepalive.sweep()
+
+        keepalive._callback._callback = counted
+        keepalive.start()
+        clients = [Client(hub, (A,)) for _ in range(3)]
+        for step, client in zip((1, 2, 2), clients, strict=True):
+            turns = keepalive._turns[step :: keepalive._steps]
+            next(turn for turn in turns if turn.framing is client.stream.framing).add(client.stream)
+        begun = asyncio.get_running_loop().time()
+
+        def pinged() -> bool:
+            for client in clients:
+                client.read()
+            return all(sum(event.type == "ping" for event in each.received) >= 3 for each in clients)
+
+        await until_async(pinged, "each has three pings")
+        elapsed = asyncio.get_running_loop().time() - begun
+        keepalive.stop()
+        assert keepalive.pings <= 3 * (elapsed / 0.8 + 1)
+        assert left_out > 0
+        for client in clients:
+            client.leave()
+
+
+@pytest.mark.gen_test
 async def test_a_stream_that_accepts_nothing_for_two_intervals_is_closed_and_others_are_not() -> None:
     async with opened() as (hub, publish):
         keepalive = Keepalive(hub, KeepaliveSettings(ping_interval=0.4))

@@ -143,3 +143,13 @@ async def test_calls_fall_together_where_the_intervals_are_multiples() -> None:
         callback.stop()
     for moment in moments[0.2]:
         assert min(abs(moment - other) for other in moments[0.1]) < 0.02
+
+
+async def test_a_function_that_leaves_its_next_call_out_is_called_every_second_time() -> None:
+    calls: list[bool] = []
+    callback = PeriodicCallback(lambda: calls.append(callback.leave_out_next()), 0.05)
+    begun = time.monotonic()
+    callback.start()
+    await until_async(lambda: sum(calls) >= 6, "six calls that left one out")
+    callback.stop()
+    assert time.monotonic() - begun >= 4 * 0.1
