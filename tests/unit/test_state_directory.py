@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from sse_app.core.errors import SettingsError, StateError
 from sse_app.process.workers import WORKER_VARIABLE, worker_number
 from sse_app.settings.model import Settings
-from sse_app.settings.workers import worker_count
+from sse_app.settings.workers import processor_quota, worker_count
 from sse_app.storage import state_dir
 from sse_app.storage.state_dir import StateDirectory
 
@@ -112,7 +113,35 @@ def test_the_number_of_workers_is_a_setting() -> None:
     assert worker_number({WORKER_VARIABLE: "12"}) == 12
     assert worker_count(Settings()) == 1
     assert worker_count(Settings(workers="3")) == 3  # type: ignore[arg-type]  # as from a variable
-    assert worker_count(Settings(workers="auto")) == len(os.sched_getaffinity(0))
+    assert 1 <= worker_count(Settings(workers="auto")) <= len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(
+    ("outer", "inner", "cores"),
+    [
+        ("max 100000", "max 100000", math.inf),
+        ("max 100000", "150000 100000", 1.5),
+        ("200000 100000", "max 100000", 2),
+        ("50000 100000", "400000 100000", 0.5),
+        ("", "nonsense", math.inf),
+    ],
+)
+def test_the_time_that_a_container_is_allowed_of_the_processors_counts_too(
+    tmp_path: Path, outer: str, inner: str, cores: float
+) -> None:
+    group = tmp_path / "groups/outer/inner"
+    group.mkdir(parents=True)
+    (group / "cpu.max").write_text(f"{inner}\n")
+    (group.parent / "cpu.max").write_text(f"{outer}\n")
+    membership = tmp_path / "cgroup"
+    membership.write_text("1:name=systemd:/x\n0::/outer/inner\n")
+    assert processor_quota(tmp_path / "groups", membership) == cores
+    membership.write_text("0::/\n")  # the group at the top, as a container sees its own
+    (tmp_path / "groups/cpu.max").write_text(f"{inner}\n")
+    assert processor_quota(tmp_path / "groups", membership) == processor_quota(
+        tmp_path / "groups/outer/inner", membership
+    )
+    assert processor_quota(tmp_path / "nowhere", tmp_path / "nothing") == math.inf
 
 
 @pytest.mark.parametrize("value", [0, 257, "x", 1.5, True, []])
