@@ -99,7 +99,8 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "upgrade",
         "upgrade:upgrade",
-        "start a successor beside the running server, and hand everything over to it",
+        "start a successor beside the running server, and hand everything over to it; of several workers for each, "
+        "one after the other",
     )
     _add_users(add("user", "users:show", "manage the accounts that can log in"))
     token = add("token", "tokens:mint", "mint a token for any subject, and print only it")
@@ -191,7 +192,10 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--state-dir", default=absent, metavar="DIR")
     group.add_argument("--event-log", default=absent, metavar="URL", help="sqlite:, sqlite:/path or memory:")
     group.add_argument(
-        "--workers", metavar="N", default=absent, help="processes that serve: a number, or auto"
+        "--workers",
+        metavar="N",
+        default=absent,
+        help="processes that serve: a number, or auto: one for each core",
     )
     group.add_argument(
         "--set",

@@ -18,6 +18,7 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage
 
+from sse_app.storage.state_dir import StateDirectory
 from tests.support.ports import reserve_port
 from tests.support.programs import require
 from tests.support.server_process import ROOT
@@ -26,7 +27,7 @@ from tests.support.server_process import ROOT
 class Demo:
     """The market demo, started as ``make run`` starts it."""
 
-    def __init__(self, state: Path | None, checkout: Path = ROOT) -> None:
+    def __init__(self, state: Path | None, checkout: Path = ROOT, **settings: str) -> None:
         self.state = state
         port = reserve_port(self)
         clean = {name: value for name, value in os.environ.items() if not name.startswith("SSE_APP_")}
@@ -35,6 +36,7 @@ class Demo:
             cwd=checkout,
             env=clean
             | {"SSE_APP_PORT": str(port)}
+            | {f"SSE_APP_{name}": value for name, value in settings.items()}
             | ({"SSE_APP_STATE_DIR": str(state)} if state is not None else {}),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -53,18 +55,39 @@ class Demo:
         assert found, self.banner
         return found[1]
 
+    def end(self) -> None:
+        """End it as Ctrl-C does, and look whether it is content."""
+        self.process.send_signal(signal.SIGINT)
+        output, _ = self.process.communicate(timeout=60)
+        assert self.process.returncode == 0, output
+        assert "Traceback" not in output
+
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     demo = Demo(tmp_path_factory.mktemp("demo") / "state")
     yield demo
-    demo.process.send_signal(signal.SIGINT)
-    output, _ = demo.process.communicate(timeout=60)
-    assert demo.process.returncode == 0, output
-    assert "Traceback" not in output
+    demo.end()
 
 
 def test_the_curl_line_of_the_banner_works_as_it_stands(demo: Demo) -> None:
+    see_an_update(demo)
+
+
+def test_it_runs_with_several_workers(tmp_path: Path) -> None:
+    demo = Demo(tmp_path / "state", WORKERS="2")
+    try:
+        see_an_update(demo)
+        assert set(StateDirectory(tmp_path / "state", create=False).running_workers()) == {1, 2}
+        demo.end()
+        assert not StateDirectory(tmp_path / "state", create=False).running_workers()
+    finally:
+        demo.process.kill()
+        demo.process.wait()
+
+
+def see_an_update(demo: Demo) -> None:
+    """Copy the curl line, and wait until an update of the dashboard comes."""
     require("curl")
     line = next(line for line in demo.banner.splitlines() if line.strip().startswith("curl -N"))
     with subprocess.Popen([*shlex.split(line), "--silent"], stdout=subprocess.PIPE, text=True) as curl:
