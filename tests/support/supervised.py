@@ -178,9 +178,13 @@ def _open_files(pid: int) -> list[str]:
 
 
 def is_running(pid: int) -> bool:
-    """Return whether a process runs; one that has ended and is not waited for does not."""
+    """Return whether a process runs; one that has ended and is not waited for does not.
+
+    Of one that was killed its first thread may have ended before the others, which still have its files and locks.
+    """
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return state != "Z" or len(os.listdir(f"/proc/{pid}/task")) > 1
     except OSError:
         return False
 
