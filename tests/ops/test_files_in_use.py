@@ -188,8 +188,8 @@ def test_nothing_is_acknowledged_once_the_write_ahead_log_is_cut(
         assert publish(server, "x" * 4000).status_code == 201
         server.add_user(f"user{number}", PASSWORD)
     assert login(server) == 200
-    time.sleep(0.5)  # with a look at the log
-    assert ready(server)  # with a look at the accounts
+    time.sleep(1.5)  # with a look at the log, and one at the accounts
+    assert ready(server)
     wal = server.state_dir / f"{name}-wal"
     os.truncate(wal, int(wal.stat().st_size * left))
     for _ in range(3):
@@ -205,7 +205,7 @@ def test_a_write_ahead_log_that_another_program_has_emptied_is_not_taken_for_dam
 ) -> None:
     for _ in range(10):
         assert publish(server, "x" * 4000).status_code == 201
-    time.sleep(0.5)  # with a look at the file
+    time.sleep(1.5)  # with a look at the file
     for name in ("events.db", "accounts.db"):
         with closing(sqlite3.connect(server.state_dir / name, isolation_level=None)) as database:
             database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
