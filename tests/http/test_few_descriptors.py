@@ -123,12 +123,12 @@ def processor_time(pid: int) -> float:
 
 
 def wait_until_idle(server: ServerProcess) -> None:
-    """Wait until the server has done what it does after its start: it loads modules that are needed later."""
+    """Wait until the server has done what it does after its start: it loads modules, and looks at the keys once."""
     assert server.process is not None
     tasks = Path(f"/proc/{server.process.pid}/task")
 
     def is_idle() -> bool:
-        for _ in range(20):
+        for _ in range(40):  # longer than between two looks
             if any(_state(task) != "S" for task in tasks.iterdir()):
                 return False
             time.sleep(0.02)
