@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -748,6 +749,10 @@ def test_as_process_one_of_a_container_it_reaps_and_ends(tmp_path: Path) -> None
     server.check_log()
 
 
+def _listens_with(service: Service, workers: int) -> bool:
+    return bool(service.logged("listening")[-1].get("workers", 1) == workers)
+
+
 def test_a_restart_of_a_unit_leads_from_one_process_to_several_and_back(
     start_service: Callable[..., Service],
 ) -> None:
@@ -759,7 +764,7 @@ def test_a_restart_of_a_unit_leads_from_one_process_to_several_and_back(
         service.restart()
         until(lambda: all(client.ended for client in service.fleet.clients), "the streams have ended")
         assert all(b"event: closing" in client.received for client in clients)
-        assert service.logged("listening")[-1].get("workers", 1) == workers
+        until(partial(_listens_with, service, workers), "the log says how many workers there are")
         path = service.stream_path()
         clients = service.fleet.open(20, f"{path}&last_event_id={ids[0]}")
         assert_all_received(clients, ids[1:])
