@@ -8,6 +8,7 @@ import signal
 import socket
 
 from sse_app.cli.options import settings_of, uncovered
+from sse_app.core.errors import EXHAUSTED, StateError
 from sse_app.process import logs
 from sse_app.process.replacement import is_replacement
 from sse_app.process.standard_streams import complain
@@ -35,14 +36,19 @@ def serve(options: argparse.Namespace) -> int:
         if worker <= 1 and not replaces and (foreign := passed_over()):
             log.info("environment_passed_over", extra={"variables": ", ".join(foreign)})
         _warn_of_missing_network(settings)
-        if replaces or (not worker and worker_count(settings) > 1):
-            from sse_app.process import supervisor
+        try:
+            if replaces or (not worker and worker_count(settings) > 1):
+                from sse_app.process import supervisor
 
-            return supervisor.run(settings, reread)
-        from sse_app.process import server
+                return supervisor.run(settings, reread)
+            from sse_app.process import server
 
-        server.run(settings, reread)
-        return 0
+            server.run(settings, reread)
+            return 0
+        except OSError as error:
+            if error.errno not in EXHAUSTED:
+                raise
+            raise StateError(f"cannot serve: {error.strerror} (see ulimit -n)") from None
 
 
 def _warn_of_missing_network(settings: Settings) -> Settings:

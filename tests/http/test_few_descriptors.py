@@ -6,6 +6,8 @@ import os
 import resource
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -15,7 +17,7 @@ import httpx
 import pytest
 
 from tests.support.fleet import Client
-from tests.support.server_process import ServerProcess
+from tests.support.server_process import ROOT, ServerProcess
 from tests.support.silence import half_a_head, own_address, silent_clients
 from tests.support.waiting import until
 
@@ -215,3 +217,22 @@ def test_an_upgrade_and_an_end_go_well_among_silent_clients(few: ServerProcess) 
     finally:
         stream.socket.close()
     assert {line["event"] for line in warnings(few)} == {"connections_shed"}
+
+
+@pytest.mark.parametrize(("workers", "files"), [(1, 16), (1, 20), (2, 16), (2, 20)])
+def test_a_start_without_enough_descriptors_is_refused_with_one_line(
+    tmp_path: Path, workers: int, files: int
+) -> None:
+    serve = f"serve --workers {workers} --port 0 --state-dir {tmp_path}/state"
+    done = subprocess.run(
+        ["sh", "-c", f"ulimit -n {files}; exec {sys.executable} main.py {serve}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    refusals = [line for line in done.stderr.splitlines() if not line.startswith("{")]
+    assert len(refusals) == 1, done.stderr
+    assert refusals[0].startswith("sse-app: cannot "), done.stderr
+    assert "Traceback" not in done.stderr
