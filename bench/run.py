@@ -25,7 +25,7 @@ class Run:
 
     size: Size = Size.FULL
     streams: int | None = None
-    """Of the scenarios with a crowd of streams, as are the following; None: what the scenario has by itself."""
+    """How many streams `crowd`, `million` and `storm` open, on how many workers, how long; None: their own number."""
     workers: int | None = None
     minutes: float | None = None
     streams_per_token: int = 1

@@ -12,7 +12,7 @@ from bench.run import Run
 from bench.scenarios.scenario import Column, Scenario, Variant
 
 _LEAST_AVAILABLE_MIB = 1_200.0
-"""With less memory left no more streams are opened: the machine has to go on."""
+"""With less memory left no more streams are opened: the machine needs it for itself."""
 
 
 def _measure(

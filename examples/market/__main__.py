@@ -2,7 +2,7 @@
 
 Usage: python -m examples.market, from the checkout. SSE_APP_HOST, SSE_APP_PORT (0 for any free one) and
 SSE_APP_STATE_DIR say where; by default its state is in var/demo, apart from that of a server in this checkout.
-SSE_APP_WORKERS, and whatever else is a setting, is the server's.
+The server also reads SSE_APP_WORKERS and all other settings.
 Ends on Ctrl-C; when one of the two processes dies the other is ended too.
 """
 

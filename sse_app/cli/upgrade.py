@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from sse_app.cli.options import settings_of
@@ -40,12 +41,15 @@ def upgrade(options: argparse.Namespace) -> None:
     for number, process in workers.items():
         lock = own_directory(state.path, number) / "lock"
         try:
-            _replace(process, lock, lambda number=number: state.running_workers().get(number))  # type: ignore[misc]
+            _replace(process, lock, partial(_process_of, state, number))
         except StateError as error:
             raise StateError(f"worker {number}: {error}{_left(workers, number)}") from None
-        print(
-            f"worker {number}: process {state.running_workers().get(number)} serves in the place of {process}"
-        )
+        print(f"worker {number}: process {_process_of(state, number)} serves in the place of {process}")
+
+
+def _process_of(state: StateDirectory, worker: int) -> int | None:
+    """Return the process that a worker runs as now, or None."""
+    return state.running_workers().get(worker)
 
 
 def _left(workers: dict[int, int], failed: int) -> str:

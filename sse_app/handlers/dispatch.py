@@ -187,7 +187,7 @@ class _Arrival(httputil.HTTPMessageDelegate):
             self._handler.on_connection_close()
 
     def _step(self, _: asyncio.Future[Any] | None = None) -> None:
-        """Go on with the handler's method, up to where it waits again."""
+        """Run the handler's method up to where it waits again."""
         try:
             awaited = self._execution.send(None)
         except StopIteration:

@@ -19,7 +19,7 @@ may be a stranger, who must not make every node work at each request."""
 
 
 class Status:
-    """Answers what anybody may know: no client ids, and no channels of patterns.
+    """Answers what is public: no client ids, and no channels of patterns.
 
     Args:
         hub: whose streams are this node's.

@@ -45,7 +45,7 @@ class RollingUpgrade:
         return self._next()
 
     def succeeded(self) -> bool:
-        """Go on to the next worker, for the one that was being upgraded serves; return whether there is none."""
+        """Upgrade the next worker, as the one before serves now; return whether there is none."""
         self._workers.popleft()
         return self._next()
 

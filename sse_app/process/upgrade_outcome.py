@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 UPGRADE_TIMEOUT = 150.0
-"""How many seconds the upgrade of one process may take; within these it gives up by itself."""
+"""How many seconds command and parent wait for the upgrade of one process, which that process gives up before."""
 
 _NAME = "upgrade-failed"
 

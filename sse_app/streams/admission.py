@@ -202,8 +202,8 @@ class Admission:
         after = EventId.parse(wanted.position)
         if after is None:
             return _Start(head, dict.fromkeys(wanted.channels, "position_unreadable"))
-        # At the head nothing was missed: whatever follows comes with the fan-out, or ends all streams where it is
-        # trimmed before it was read. That holds whichever processes append to the log.
+        # At the head nothing was missed: the fan-out brings the events that follow, or ends all streams where some were
+        # trimmed before they were read; also where other processes append to the log.
         return _Start(after, {}) if after == head else after
 
     async def _resume(self, channels: tuple[ChannelName, ...], after: EventId) -> _Start:

@@ -205,7 +205,7 @@ class Bells:
                 self._remove_stale(name, error)
 
     def ring(self, previous: int, head: int, events: Sequence[Event] = ()) -> None:
-        """Tell the others what has been committed; one that cannot take it now finds out by itself."""
+        """Tell the others what has been committed; one that cannot take it now finds it when it looks at the file."""
         bare = _encode(Bell(VERSION, self.epoch, previous, head))
         data = bare
         if events and len(events) <= EVENTS_PER_BELL:

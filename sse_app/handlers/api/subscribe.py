@@ -35,7 +35,7 @@ class StreamHandler(PublishHandler):
     async def get(self, names: str) -> None:
         """Open a stream of the channels' events, and write what it is behind by.
 
-        The response goes on after that: the stream has the bare connection then, and needs no handler.
+        The response does not end with this method: from then on the hub writes to the bare connection.
         """
         with self.node.opening:
             stream = await self._open(names)
