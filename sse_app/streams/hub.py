@@ -166,7 +166,7 @@ class Hub:
 
     async def _bring(self, events: list[Event]) -> None:
         try:
-            if len(events) == 1 and self._fan_out_at_once(events):
+            if len(events) == 1 and self._fan_out_at_once(events[0]):
                 return
             async with self._fanning_out:
                 await self.fan_out(events)
@@ -319,40 +319,30 @@ class Hub:
     async def fan_out(self, events: list[Event]) -> None:
         """Send events that follow the last ones to every stream on their channels."""
         begun = time.perf_counter()
+        await self._serve(self._begin(events))
+        self.fan_out_seconds.observe(time.perf_counter() - begun)
+
+    def _fan_out_at_once(self, event: Event) -> bool:
+        """Do as `fan_out` does, in one step, where an event is for few streams; return whether that is so.
+
+        It is the most frequent case. Nothing can happen in between, so it needs no lock but that nothing else is
+        under way.
+        """
+        groups = self._of_channel.get(event.channel, ())
+        if self._fanning_out.locked() or sum([len(group.sends) for group in groups]) > FANOUT_SLICE:
+            return False
+        begun = time.perf_counter()
+        for group, frames, slots in self._begin([event]):
+            group.send(frames, 0, slots)
+        self.fan_out_seconds.observe(time.perf_counter() - begun)
+        return True
+
+    def _begin(self, events: list[Event]) -> list[tuple[FanoutGroup[Stream], bytes, int]]:
+        """Have events be the last ones, and return what is to be sent to whom."""
         self._replay_cache.add(events)
         self._advance(events[-1].seq)
         self.events_fanned_out += len(events)
-        await self._serve(list(self._plan(events)))
-        self.fan_out_seconds.observe(time.perf_counter() - begun)
-
-    def _fan_out_at_once(self, events: list[Event]) -> bool:
-        """Do as `fan_out` does with one event, in one step, where it is for few streams; return whether that is so.
-
-        It is the most frequent case, and most of its time would go to what the others need. Nothing can happen in
-        between, so it needs no lock but that nothing else is under way.
-        """
-        if self._fanning_out.locked():
-            return False
-        (event,) = events
-        groups = list(self._of_channel.get(event.channel, ()))
-        if sum([len(group.sends) for group in groups]) > FANOUT_SLICE:
-            return False
-        begun = time.perf_counter()
-        self._replay_cache.add(events)
-        self._advance(event.seq)
-        self.events_fanned_out += 1
-        if groups:
-            encoded = self._replay_cache.encode(event)
-            plan = []
-            for group in groups:
-                group.close_holes()
-                slots = len(group.sends)
-                self.deliveries += slots - group.holes
-                plan.append((group, group.framing.frame(encoded), slots))
-            for group, frames, slots in plan:
-                group.send(frames, 0, slots)
-        self.fan_out_seconds.observe(time.perf_counter() - begun)
-        return True
+        return list(self._plan(events))
 
     async def _serve(self, plan: list[tuple[FanoutGroup[Stream], bytes, int]]) -> None:
         served = 0
