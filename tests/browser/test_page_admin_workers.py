@@ -13,10 +13,10 @@ from playwright.sync_api import Browser, Page
 
 from tests.support.fleet import Fleet
 from tests.support.visitors import live, people, stream_paths, visitor, wait_for_chart
+from tests.support.waiting import until
 from tests.support.worker_processes import WorkerProcess, worker_processes
 
 pytestmark = pytest.mark.browser
-from tests.support.waiting import until
 
 
 @pytest.fixture
