@@ -8,8 +8,9 @@
     connections, listening sockets,
     store, lock                    →      opens the log, adopts the others     "serving"
     "go"                           →      knows that there is no way back
-    tells systemd, "told", ends    →      sends events after the position,
-                                          accepts connections
+    tells systemd, "told"          →      sends events after the position,
+    when systemd has read it:             accepts connections
+    passes signals on, ends        →      ends, or reloads
 
 Other processes may append to the log all the while: what follows the position is sent by the successor.
 Until "go" the process can resume as if nothing had been, and does when the successor fails; so the successor
@@ -124,8 +125,10 @@ def _expect(word: str, received: bytes) -> None:
 
 async def hand_over(
     sender: HandoverSender, attached: Attached, control: ControlChannel, sending: socket.socket
-) -> None:
-    """Bring a successor to where it serves; this process must end then, at once.
+) -> list[int]:
+    """Bring a successor to where it serves; this process must end then, and its event loop must not turn again.
+
+    Returns the signals that have come to this process meanwhile, a list to which those that still come are added.
 
     Args:
         sender: describes what is handed over.
@@ -151,37 +154,41 @@ async def hand_over(
         send(sending, everything, [*descriptors, *(descriptor for _, descriptor in attached)])
         control.send("handed over")
         # The event loop must stand still here: another turn of it could send bytes that the successor sends too.
-        with _end_signals() as asked:
+        with _noted_signals() as came:
             control.receive_blocking("serving", TAKEOVER_TIMEOUT)
-            if asked:  # systemd waits for this process, and would not learn of another main process any more
+            if not {signal.SIGTERM, signal.SIGINT}.isdisjoint(came):
+                # systemd waits for this process, and would not learn of another main process any more.
                 raise UpgradeFailed("this process was asked to end meanwhile")
             control.send("go")
+            return came
     except BaseException:
         sender.resume()
         raise
 
 
 @contextmanager
-def _end_signals() -> Iterator[list[int]]:
-    """Note which signals ask this process to end while its event loop stands still; the loop gets them afterwards.
+def _noted_signals() -> Iterator[list[int]]:
+    """Note which signals come while the event loop stands still; it gets them afterwards if the handover fails.
 
     Python tells the loop of a signal through a socket (`signal.set_wakeup_fd`) before it calls the handler, so the
-    handler can be replaced meanwhile. A signal whose default action is in force is left alone.
+    handler can be replaced meanwhile. A signal whose default action is in force is left alone. When the handover has
+    succeeded the signals are noted for the rest of this process's life.
     """
-    asked: list[int] = []
+    came: list[int] = []
     handlers = {
         number: signal.getsignal(number)
-        for number in (signal.SIGTERM, signal.SIGINT)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
         if callable(signal.getsignal(number))
     }
     for number in handlers:
-        signal.signal(number, lambda number, frame: asked.append(number))
+        signal.signal(number, lambda number, frame: came.append(number))
     try:
-        yield asked
-    finally:
+        yield came
+    except BaseException:
         for number, handler in handlers.items():
             signal.signal(number, handler)
             signal.siginterrupt(number, False)  # as the event loop has it
+        raise
 
 
 class Successor:

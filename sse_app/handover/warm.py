@@ -65,6 +65,8 @@ class Upgrade:
         self._attached = attached
         ours, self._theirs = _channel()
         self._control = ControlChannel(ours)
+        self.signals: list[int] = []
+        """Those that have come to this process since it could resume no more."""
 
     async def run(self, *, without: Sequence[str] = (), **variables: str) -> int:
         """Bring the successor to where it serves, and return its process id; this process must end then, at once.
@@ -89,7 +91,7 @@ class Upgrade:
             self._theirs.close()
             receiving.close()
         try:
-            await hand_over(self._sender, self._attached, self._control, sending)
+            self.signals = await hand_over(self._sender, self._attached, self._control, sending)
         except Exception as error:
             with suppress(ProcessLookupError):
                 os.kill(successor, signal.SIGKILL)

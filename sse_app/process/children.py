@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import select
 import signal
 from contextlib import suppress
 from pathlib import Path
@@ -40,6 +41,14 @@ def is_child(pid: int) -> bool:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) == os.getpid()
     except (OSError, ValueError, IndexError):
         return not Path("/proc/self").exists()
+
+
+def wait_for_end(pid: int) -> None:
+    """Wait until a process that need not be a child of this one has ended."""
+    with suppress(OSError):  # it has ended
+        poll = select.poll()
+        poll.register(os.pidfd_open(pid), select.POLLIN)
+        poll.poll()
 
 
 def become_subreaper() -> None:

@@ -15,13 +15,22 @@ import sys
 import time
 from collections.abc import Callable
 from importlib import import_module
+from typing import NoReturn
 
 from sse_app.app import SSEApp
 from sse_app.core.background import BackgroundTasks
 from sse_app.core.errors import SSEAppError, StateError
 from sse_app.handover.cold import StoredHandover, store_handover
 from sse_app.handover.fd_store import RECEIVING, SENDING, FdStore
-from sse_app.handover.protocol import LISTENING, LOCK, Attached, Successor, UpgradeFailed, attached_to
+from sse_app.handover.protocol import (
+    LISTENING,
+    LOCK,
+    MAINPID_TIMEOUT,
+    Attached,
+    Successor,
+    UpgradeFailed,
+    attached_to,
+)
 from sse_app.handover.receiver import HandoverReceiver
 from sse_app.handover.sender import HandoverSender
 from sse_app.handover.standby import (
@@ -36,12 +45,13 @@ from sse_app.handover.warm import Upgrade, started_as_successor, upgrade_obstacl
 from sse_app.http.server import HTTPServer
 from sse_app.node import connection_limits
 from sse_app.process import logs, tuning
+from sse_app.process.children import wait_for_end
 from sse_app.process.garbage_collection import garbage_collection
 from sse_app.process.notifications import UPGRADE_FAILED, status
 from sse_app.process.parent_link import PARENT_LINK, ParentLink, same
 from sse_app.process.signals import END_SIGNALS, NO_LOG_FILE, ignore
 from sse_app.process.sockets import addresses, bind, inherited_sockets
-from sse_app.process.systemd import Systemd, inherited_descriptors
+from sse_app.process.systemd import FIRST_INHERITED, Systemd, inherited_descriptors
 from sse_app.process.upgrade_outcome import forget_failure, tell_failure
 from sse_app.process.workers import worker_number
 from sse_app.settings.model import Settings
@@ -98,6 +108,8 @@ class Server:
         self._upgraded = asyncio.Event()
         """Set unless an upgrade is under way."""
         self._upgraded.set()
+        self._reload_due = False
+        """Whether SIGHUP came too early, or during an upgrade, whose successor may not know of it."""
         self._adopted: list[Stream] = []
         """Streams of the process before that are yet to be watched."""
 
@@ -132,8 +144,8 @@ class Server:
             node.hub, node.keepalive, node.enforcement, node.publisher, node.opening, self._server
         )
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGHUP, signal.SIGUSR2):
-            loop.add_signal_handler(number, ignore, number, "it comes too early")
+        loop.add_signal_handler(signal.SIGHUP, self._on_early_reload)
+        loop.add_signal_handler(signal.SIGUSR2, ignore, signal.SIGUSR2, "it comes too early")
         loop.add_signal_handler(signal.SIGUSR1, ignore, signal.SIGUSR1, NO_LOG_FILE)
         standby_socket = bind_standby_socket(self._node.state.own) if self._is_standby else None
         if self._parent is not None:
@@ -155,6 +167,8 @@ class Server:
         with garbage_collection(True):
             self._started.set()
             self._tasks.begin(self._after_start())
+            if self._reload_due and not self._is_standby:
+                self._tasks.begin(self._reload())
             if standby_socket is not None:
                 self._tasks.begin(self._run_as_standby(standby_socket))
             timers = self._systemd.notify_periodically(self._status)
@@ -220,10 +234,14 @@ class Server:
     def _status(self) -> str:
         return status(len(self._node.hub.streams))
 
+    def _on_early_reload(self) -> None:
+        self._reload_due = True
+
     async def _reload(self) -> None:
         """Read the settings again and put them in force, all or none of them."""
         if self._ending:
             return
+        self._reload_due = self._upgrade is not None
         self._systemd.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
             unchanged = self._node.reload(self._reread())
@@ -257,10 +275,29 @@ class Server:
             self._systemd.notify(f"MAINPID={successor}")
             log.info("upgraded", extra={"successor": successor})
             self._upgrade.confirm()
-            _exit_now()
+            self._leave_to(successor, self._upgrade.signals)
         finally:
             self._upgrade = None
             self._upgraded.set()
+
+    def _leave_to(self, successor: int, signals: list[int]) -> NoReturn:
+        """Exit, as a successor serves, and pass on to it the signals that have still come to this process.
+
+        systemd that has begun to stop the unit takes no other main process any more, and waits for this one.
+        """
+        try:
+            self._systemd.wait_until_read(MAINPID_TIMEOUT)
+            if self._reload_due or signal.SIGHUP in signals:
+                os.kill(successor, signal.SIGHUP)
+            if signal.SIGTERM in signals:
+                self._systemd.notify(self._time_to_drain())
+                os.kill(successor, signal.SIGTERM)
+                # A connection ends when the successor ends it only if no other process has it open.
+                os.closerange(FIRST_INHERITED, os.sysconf("SC_OPEN_MAX"))
+                wait_for_end(successor)
+        except Exception as error:  # of any kind: the streams are the successor's
+            log.error("uncaught", exc_info=error)
+        _exit_now()
 
     def _upgrade_failed(self, event: str, detail: str) -> None:
         """Tell the log, the parent and the command that this process serves on, and why."""
@@ -359,18 +396,21 @@ class Server:
     async def _drain(self) -> None:
         """End the streams, spread over a while, so that their clients come back spread out."""
         self._server.close_listening()
-        drain_time = self._node.settings.stream.drain_time
-        self._systemd.notify(f"EXTEND_TIMEOUT_USEC={int((drain_time + 10) * 1e6)}")
-        await self._app.stop(drain_time)
+        self._systemd.notify(self._time_to_drain())
+        await self._app.stop(self._node.settings.stream.drain_time)
         await self._server.close_all_connections()
         log.info("stopped")
+
+    def _time_to_drain(self) -> str:
+        """Return what systemd is told of how long it takes to end all streams."""
+        return f"EXTEND_TIMEOUT_USEC={int((self._node.settings.stream.drain_time + 10) * 1e6)}"
 
 
 def _exit_by_signal(number: int, frame: object) -> None:
     os._exit(128 + number)
 
 
-def _exit_now() -> None:
+def _exit_now() -> NoReturn:
     """Exit without closing anything: another process uses the connections and files now."""
     logging.shutdown()
     sys.stdout.flush()

@@ -6,6 +6,7 @@ import array
 import asyncio
 import logging
 import os
+import select
 import socket
 from collections.abc import Callable, MutableMapping, Sequence
 from contextlib import suppress
@@ -90,6 +91,23 @@ class Systemd:
             pass
         except OSError as error:
             log.warning("systemd_unreachable", extra={"detail": str(error)})
+
+    def wait_until_read(self, within: float) -> None:
+        """Wait until it has read all that this process has sent, while the event loop stands still.
+
+        It closes the descriptor that comes with BARRIER=1 (sd_notify(3)).
+
+        Args:
+            within: how many seconds at most.
+        """
+        with suppress(OSError):  # no descriptor is left for it
+            reading, writing = os.pipe2(os.O_CLOEXEC)
+            self.notify("BARRIER=1", descriptors=[writing])
+            os.close(writing)
+            poll = select.poll()
+            poll.register(reading, 0)  # POLLHUP is told of in any case
+            poll.poll(within * 1000)
+            os.close(reading)
 
     def notify_periodically(self, status: Callable[[], str]) -> list[PeriodicCallback]:
         """Send STATUS= and, where systemd watches, WATCHDOG=1 from the event loop; return the timers."""

@@ -31,7 +31,7 @@ def service_of_a_user() -> Iterator[Service]:
             service.configure("files", f"LimitNOFILE={STREAMS + 300}")
             service.restart()
             yield service
-            service.fleet.close()
+            service.close()
             service.check_log()
     finally:
         shutil.rmtree(folder)

@@ -190,6 +190,68 @@ def test_a_restart_during_an_upgrade_comes_first(service: Service) -> None:
     assert not service.fleet.ended
 
 
+LATE = """
+from sse_app.handover.protocol import ControlChannel
+send = ControlChannel.send
+def send_and_wait(self, word):
+    send(self, word)
+    if word == 'go':
+        import time
+        open({flag!r}, 'w').close()
+        time.sleep(1)
+ControlChannel.send = send_and_wait
+"""
+
+
+@pytest.fixture
+def late(service: Service, tmp_path: Path) -> Path:
+    """A file that the main process makes when its successor serves, a second before systemd is told of that one."""
+    service.inject(LATE.format(flag=str(tmp_path / "gone")))
+    service.restart()
+    return tmp_path / "gone"
+
+
+def test_a_restart_that_comes_when_there_is_no_way_back_is_done_by_the_successor(
+    service: Service, late: Path
+) -> None:
+    clients = service.fleet.open(50, service.stream_path())
+    publisher = service.publisher()
+    service.settle(publisher, 5)
+    late.unlink(missing_ok=True)
+    service.signal("USR2")
+    until(late.exists, "the successor serves")
+    service.restart()
+    service.settle(publisher)
+    assert len(service.logged("upgraded")) == 1
+    assert_all_received(clients, publisher.stop())
+    assert not service.fleet.ended
+    assert service.manager.show("ActiveState") == "active"
+    assert service.manager.show("NRestarts") == "0"
+
+
+def test_a_stop_that_comes_when_there_is_no_way_back_ends_the_successor_and_its_streams(
+    service: Service, late: Path
+) -> None:
+    clients = service.fleet.open(50, service.stream_path())
+    late.unlink(missing_ok=True)
+    service.signal("USR2")
+    until(late.exists, "the successor serves")
+    service.manager.systemctl("stop", "sse-app.socket", "sse-app.service")
+    until(lambda: len(service.fleet.ended) == len(clients), "all streams have ended")
+    assert service.logged("stopped")
+    assert service.manager.show("ActiveState") == "inactive"
+
+
+def test_a_reload_during_an_upgrade_is_in_force_in_the_successor(service: Service, late: Path) -> None:
+    late.unlink(missing_ok=True)
+    service.signal("USR2")
+    until(late.exists, "the successor serves")
+    before = len(service.logged("reloaded"))
+    service.manager.systemctl("reload", "sse-app.service")
+    service.wait_for_log("reloaded", before + 1)
+    assert service.manager.show("ActiveState") == "active"
+
+
 def test_signals_in_the_middle_of_restarts_and_upgrades_do_no_harm(service: Service) -> None:
     clients = service.fleet.open(50, service.stream_path())
     publisher = service.publisher()
@@ -223,7 +285,7 @@ def replaceable(current: Path) -> Iterator[Service]:
     for manager in managed(None, [str(current / "venv/bin/python"), str(current / "program/main.py")]):
         service = Service(manager)
         yield service
-        service.fleet.close()
+        service.close()
         service.check_log()
 
 

@@ -38,6 +38,7 @@ class Service:
         """Events of level warning and above in the server's log that a test brings about."""
         manager.install(self.port, workers=workers, **(LIMITS | settings))
         self.fleet = Fleet(self.port)
+        self._publishers: list[SteadyPublisher] = []
 
     def command(self, *arguments: str) -> str:
         """Run an sse-app command on the service's state directory, and return what it prints."""
@@ -59,7 +60,14 @@ class Service:
 
     def publisher(self, pause: float = 0.025) -> SteadyPublisher:
         """Publish all the while."""
-        return SteadyPublisher(self.url, self.access_token(), pause=pause)
+        self._publishers.append(SteadyPublisher(self.url, self.access_token(), pause=pause))
+        return self._publishers[-1]
+
+    def close(self) -> None:
+        """End all clients and publishers."""
+        self.fleet.close()
+        for publisher in self._publishers:
+            publisher.stop()
 
     def publish(self, count: int, size: int = 10) -> list[str]:
         """Publish some events of so many bytes, and return their ids."""
@@ -185,7 +193,7 @@ def start_service(manager: Manager) -> Iterator[Callable[..., Service]]:
 
     yield start
     for service in services:
-        service.fleet.close()
+        service.close()
     for service in services:
         service.check_log()
 
