@@ -19,7 +19,7 @@ from sse_app.http.exchange import Exchange
 from sse_app.http.response_head import encode_head
 from sse_app.settings.model import Settings
 from sse_app.streams.disconnects import Disconnects
-from sse_app.streams.tcp_info import Unacknowledged, unacknowledged
+from sse_app.streams.tcp_info import Unacknowledged, settled, unacknowledged
 
 _DISCARD_SIZE = 4096
 
@@ -134,7 +134,7 @@ class StreamConnection:
     """A bare socket, and what waits until it accepts more.
 
     It takes the place of an IOStream and an HTTP1Connection, which hold much more memory, and gives the hub
-    the bare ``send`` of the socket. It takes wire bytes, framed already. A client that is gone is no error here:
+    the descriptor of the socket. It takes wire bytes, framed already. A client that is gone is no error here:
     writing to it does nothing, and the owner has been told.
 
     Args:
@@ -152,7 +152,6 @@ class StreamConnection:
         "framing",
         "owner",
         "progressed_at",
-        "send",
     )
 
     def __init__(self, sock: socket.SocketType, framing: Framing) -> None:
@@ -166,7 +165,6 @@ class StreamConnection:
         self._disconnects: Disconnects | None = None
         self._rest: list[memoryview] | None = None
         self._drained: asyncio.Future[None] | None = None
-        self.send = sock.send
         self.progressed_at = 0.0
         """When bytes last went out, or had to wait (`time.monotonic`); only kept while some wait."""
 
@@ -199,6 +197,14 @@ class StreamConnection:
     def unacknowledged(self) -> Unacknowledged | None:
         """Return what the kernel knows of bytes that the client has not acknowledged; None where there are none."""
         return None if self.closed else unacknowledged(self._socket)
+
+    def settled(self) -> bool:
+        """Return whether the client is known to have acknowledged all that was sent to it; quicker than the above."""
+        return settled(self._socket)
+
+    def send(self, chunk: bytes | memoryview) -> int:
+        """Send wire bytes past what waits here, and return how many the socket has taken, as ``socket.send`` does."""
+        return self._socket.send(chunk)
 
     def queue_rest(self, chunk: bytes, sent: int) -> None:
         """Queue what the socket did not accept of a chunk that the hub, or an earlier process, has sent in part."""
@@ -244,12 +250,14 @@ class StreamConnection:
         if self._rest:
             asyncio.get_running_loop().remove_writer(self._fd)
             self._rest = None
-        self._socket.close()
         if self._drained is not None:
             self._resolve(self._drained)
         owner, self.owner = self.owner, None
-        if owner is not None:
-            owner.connection_closed()
+        try:
+            if owner is not None:
+                owner.connection_closed()
+        finally:  # only now, for its number may be another one's then
+            self._socket.close()
 
     def _queue(self, rest: memoryview) -> None:
         if self._rest:

@@ -6,6 +6,7 @@ from typing import Any, Protocol, TypeVar
 
 from sse_app.core.channels import ChannelName
 from sse_app.core.framing import Framing
+from sse_app.streams.bulk_send import BulkSender
 from sse_app.streams.send_table import Member, SendTable
 
 
@@ -27,12 +28,13 @@ class FanoutGroup(SendTable[AnyStream]):
     Args:
         channels: those of each stream.
         framing: that of each stream.
+        sender: sends the bytes.
     """
 
     __slots__ = ("channels",)
 
-    def __init__(self, channels: frozenset[ChannelName], framing: Framing) -> None:
-        super().__init__(framing)
+    def __init__(self, channels: frozenset[ChannelName], framing: Framing, sender: BulkSender) -> None:
+        super().__init__(framing, sender)
         self.channels = channels
 
     def place(self, stream: AnyStream, slot: int) -> None:

@@ -21,6 +21,7 @@ from sse_app.core.framing import Framing
 from sse_app.core.multimap import Multimap
 from sse_app.core.shared_reads import SharedReads
 from sse_app.eventlog.base import EventLog, EventsTrimmed
+from sse_app.streams.bulk_send import BulkSender
 from sse_app.streams.disconnects import Disconnects
 from sse_app.streams.fanout import FanoutGroup
 from sse_app.streams.numbers import first_number, node_of
@@ -81,6 +82,7 @@ class Hub:
         self.endings: Counter[str] = Counter()
         self.disconnects = Disconnects()
         """Notices when clients disconnect."""
+        self.sender = BulkSender()
         # Streams are numbered on from the time, and from the greatest number that an earlier process of this node has
         # given, which may be ahead where the clock was set back.
         self._node = node
@@ -121,6 +123,7 @@ class Hub:
         self.head = after if after is not None and self.continues(after) else head
         self._replay_cache = ReplayCache(head.epoch, REPLAY_CACHE_BYTES)
         self.disconnects.prepare()
+        self.sender.prepare()
         self.resume()
 
     def continues(self, position: EventId) -> bool:
@@ -222,7 +225,7 @@ class Hub:
         key = (frozenset(stream.channels), stream.framing)
         group = self._groups.get(key)
         if group is None:
-            group = self._groups[key] = FanoutGroup(*key)
+            group = self._groups[key] = FanoutGroup(*key, self.sender)
             for channel in group.channels:
                 self._of_channel.setdefault(channel, {})[group] = None
         group.add(stream)
@@ -329,7 +332,7 @@ class Hub:
         under way.
         """
         groups = self._of_channel.get(event.channel, ())
-        if self._fanning_out.locked() or sum([len(group.sends) for group in groups]) > FANOUT_SLICE:
+        if self._fanning_out.locked() or sum([len(group.streams) for group in groups]) > FANOUT_SLICE:
             return False
         begun = time.perf_counter()
         for group, frames, slots in self._begin([event]):
@@ -379,7 +382,7 @@ class Hub:
                 joined[key] = group.framing.frame(payload), len(numbers)
             frames, count = joined[key]
             self.deliveries += len(group) * count
-            yield group, frames, len(group.sends)
+            yield group, frames, len(group.streams)
 
     # -- the server's own channel ---------------------------------------------------------------------------
 
@@ -398,6 +401,7 @@ class Hub:
         for stream in list(self.streams):
             stream.close()
         self.disconnects.close()
+        self.sender.close()
 
 
 def _count_out(counter: Counter[Key], key: Key) -> None:

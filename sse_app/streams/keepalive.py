@@ -13,11 +13,11 @@ from sse_app.core.framing import FRAMINGS, Framing
 from sse_app.core.periodic import PeriodicCallback
 from sse_app.core.sse import encode_ping
 from sse_app.settings.model import KeepaliveSettings
+from sse_app.streams.bulk_send import BulkSender
 from sse_app.streams.delivery import DeliveryWatch
 from sse_app.streams.hub import Hub
 from sse_app.streams.send_table import SendTable
 from sse_app.streams.stream import Stream
-from sse_app.streams.tcp_info import unsettled
 
 MAX_TICK = 0.25
 """The longest time between two steps of the sweep, in seconds; two where the next one has nothing to do but ping."""
@@ -39,12 +39,13 @@ class _Turn(SendTable[Stream]):
 
     Args:
         framing: that of each stream.
+        sender: sends the bytes.
     """
 
     __slots__ = ("pinged", "pinged_at")
 
-    def __init__(self, framing: Framing) -> None:
-        super().__init__(framing)
+    def __init__(self, framing: Framing, sender: BulkSender) -> None:
+        super().__init__(framing, sender)
         self.pinged = 0
         """How many slots were sent the last ping; those behind them are of later streams."""
         self.pinged_at = 0.0
@@ -59,15 +60,14 @@ class _Turn(SendTable[Stream]):
         """Look at what has become of the last ping, and send the next."""
         frames = self.framing.frame(encode_ping(time.time()))
         now = time.monotonic()
-        for start in range(0, len(self.sends), PINGED_AT_ONCE):
+        for start in range(0, len(self.streams), PINGED_AT_ONCE):
             stop = start + PINGED_AT_ONCE
-            for place in unsettled(self.sends[start : min(stop, self.pinged)]):
-                stream = self.streams[start + place]
-                if stream is not None and delivery.look(stream, self.pinged_at, now):
+            for stream in self.streams[start : min(stop, self.pinged)]:
+                if stream is not None and not stream.settled and delivery.look(stream, self.pinged_at, now):
                     stream.close()
             self.send(frames, start, stop)
         self.close_holes()
-        self.pinged, self.pinged_at = len(self.sends), now
+        self.pinged, self.pinged_at = len(self.streams), now
 
 
 class _DeadlineQueue:
@@ -137,7 +137,7 @@ class Keepalive:
         self._interval = interval = settings.ping_interval
         self._tick = min(MAX_TICK, interval / 8)
         self._steps = round(interval / self._tick)
-        self._turns = [_Turn(framing) for framing in _FRAMINGS for _ in range(self._steps)]
+        self._turns = [_Turn(framing, hub.sender) for framing in _FRAMINGS for _ in range(self._steps)]
         """Those of each framing one after the other, as many as there are steps in a round."""
         self._step = 0
         self._left_out = 0

@@ -13,7 +13,7 @@ from sse_app.core.framing import Framing
 from sse_app.core.sse import encode_closing
 from sse_app.streams.connection import StreamConnection
 from sse_app.streams.fanout import FanoutGroup
-from sse_app.streams.send_table import SendTable
+from sse_app.streams.send_table import NONE, SendTable
 
 FLUSH_BYTES = 64 * 1024
 """How much a flush takes at a time, so that a long backlog shows progress."""
@@ -153,6 +153,11 @@ class Stream:
         return self.connection is not None and self.connection.closed
 
     @property
+    def settled(self) -> bool:
+        """Whether it is parked, and its client is known to have acknowledged all that was sent to it."""
+        return self._resume is not None and self.connection is not None and self.connection.settled()
+
+    @property
     def waits(self) -> bool:
         """Whether there is something to write, on a connection that has not ended."""
         assert self.connection is not None
@@ -171,14 +176,17 @@ class Stream:
         return self._pending_bytes + (self.connection.unsent_bytes if self.connection else 0)
 
     @property
-    def sender(self) -> Callable[[bytes], int]:
-        """What takes its bytes: ``send`` of its socket while it is parked, else `enqueue`."""
-        return self.enqueue if self._resume is None or self.connection is None else self.connection.send
+    def parked_socket(self) -> int:
+        """The descriptor of its socket, which takes its bytes while it is parked; else `NONE`."""
+        return NONE if self._resume is None or self.connection is None else self.connection.descriptor
 
     def write(self, frames: bytes) -> None:
         """Write whole frames, framed for this stream, now or when their turn comes."""
+        if self._resume is None or self.connection is None:
+            self.enqueue(frames)
+            return
         try:
-            sent = self.sender(frames)
+            sent = self.connection.send(frames)
         except BlockingIOError:
             sent = 0
         except OSError:
@@ -187,14 +195,13 @@ class Stream:
         if sent != len(frames):
             self.fall_behind(frames, sent)
 
-    def enqueue(self, frames: bytes) -> int:
-        """Queue frames while the stream is behind, and return their size, as a socket that takes all of them does."""
+    def enqueue(self, frames: bytes) -> None:
+        """Queue frames while the stream is behind."""
         if self.ending is None:
             if self._pending_bytes and self.backlog_bytes > self._backlog_limit:
                 self.end("slow_consumer", self.retry)
             else:
                 self._push(frames)
-        return len(frames)
 
     def fall_behind(self, frames: bytes, sent: int) -> None:
         """Be parked no longer: the socket accepted only ``sent`` bytes of the frames."""
@@ -249,7 +256,7 @@ class Stream:
         assert self.group is not None
         self._resume = resume
         self._laggards.discard(self)
-        self._use(self.connection.send)
+        self._use(self.connection.descriptor)
 
     def take(self) -> bytes:
         """Return what waits, as one piece of about `FLUSH_BYTES` at the most."""
@@ -271,6 +278,7 @@ class Stream:
 
     def connection_closed(self) -> None:
         """End the stream if it is parked; a flush loop that is at work looks by itself."""
+        self._use(NONE)
         self._wake()
 
     def _push(self, frames: bytes) -> None:
@@ -283,14 +291,14 @@ class Stream:
 
     def _mark_behind(self) -> None:
         self._laggards.add(self)
-        self._use(self.enqueue)
+        self._use(NONE)
 
-    def _use(self, sender: Callable[[bytes], int]) -> None:
-        """Have the tables that the stream is in send its bytes there."""
+    def _use(self, sock: int) -> None:
+        """Have the tables that the stream is in send its bytes to this descriptor, or have them queued."""
         if self.group is not None:
-            self.group.sends[self.slot] = sender
+            self.group.sockets[self.slot] = sock
         if self.ping_turn is not None:
-            self.ping_turn.sends[self.ping_slot] = sender
+            self.ping_turn.sockets[self.ping_slot] = sock
 
     def _wake(self) -> None:
         """Be parked no longer, if the stream is."""

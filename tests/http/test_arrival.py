@@ -58,16 +58,15 @@ def request(sse: SSEApp, *, version: str = "1.1", more: str = "") -> bytes:
     return f"GET /api/v1/sse/alerts?token={token} HTTP/{version}\r\nHost: localhost\r\n{more}\r\n".encode()
 
 
-async def settled_stream(sse: SSEApp, reader: asyncio.StreamReader) -> socket.socket:
+async def settled_stream(sse: SSEApp, reader: asyncio.StreamReader) -> socket.SocketType:
     """Return our socket of the one stream there is, once it is open."""
     await asyncio.wait_for(reader.readuntil(b"event: connected"), 20)
     (stream,) = sse.node.hub.streams
     assert stream.connection is not None
-    ours: socket.socket = stream.connection.send.__self__  # type: ignore[attr-defined]
-    return ours
+    return stream.connection._socket
 
 
-def assert_tuned(sock: socket.socket, settings: Settings) -> None:
+def assert_tuned(sock: socket.SocketType, settings: Settings) -> None:
     """The kernel looks for dead clients and holds little for slow ones (DESIGN, section 5)."""
     options = settings.socket
     tcp = socket.IPPROTO_TCP

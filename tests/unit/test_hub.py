@@ -161,6 +161,61 @@ async def test_each_stream_has_every_event_of_its_channels_once_and_in_order(
         assert not hub.streams_of_subject
 
 
+@pytest.mark.parametrize("count", [2, 40])
+@pytest.mark.parametrize(
+    "way", ["by its client", "at once", "with closing", "as the owner fails", "in a send"]
+)
+@pytest.mark.gen_test
+async def test_a_descriptor_that_is_given_anew_gets_nothing_of_the_stream_that_had_it(
+    way: str, count: int
+) -> None:
+    async with opened() as (hub, publish):
+        keepalive = Keepalive(hub, KeepaliveSettings())
+        others = [Client(hub, (A,), keepalive=keepalive) for _ in range(count - 1)]
+        client = Client(hub, (A,), keepalive=keepalive)
+        keepalive.watch(client.stream)
+        await until_async(lambda: not hub.laggards, "all are parked")
+        descriptor = client.connection.descriptor
+        match way:
+            case "at once":
+                client.stream.close()
+            case "with closing":
+                client.stream.end("shutdown", 1)
+            case "as the owner fails":
+
+                def fail(stream: Stream) -> None:
+                    raise RuntimeError
+
+                client.stream.park(fail)
+                with pytest.raises(RuntimeError):
+                    client.stream.close()
+            case "in a send":
+                client.connection.unwatch()
+                client.leave()
+                await publish(A)
+            case _:
+                client.leave()
+        await until_async(lambda: client.connection.closed, "the stream has ended")
+        new = socket.socketpair()
+        with new[0], new[1]:
+            assert descriptor in (new[0].fileno(), new[1].fileno())
+            await publish(A)
+            for _ in range(round(KeepaliveSettings().ping_interval / 0.25) + 1):
+                await keepalive.sweep()
+            await hub.settled()
+            for other in others:
+                other.read()
+                assert other.numbers()
+            for end in new:
+                end.setblocking(False)
+                with pytest.raises(BlockingIOError):
+                    end.recv(1)
+        if way == "as the owner fails":
+            hub.unregister(client.stream)
+        for one in (*others, client):
+            one.socket.close()
+
+
 @pytest.mark.gen_test
 async def test_a_stream_over_its_backlog_is_ended_with_its_frames_whole() -> None:
     async with opened(backlog_limit=100_000) as (hub, publish):
