@@ -29,7 +29,9 @@ setup(
     keywords=["server-sent events", "sse", "eventsource", "tornado", "streaming", "pubsub", "zero downtime"],
     python_requires=">=3.11",
     packages=find_packages(include=["sse_app", "sse_app.*"]),
-    package_data={"sse_app": ["static/*", "static/**/*", "cli/units/*", "py.typed"]},
+    package_data={
+        "sse_app": ["static/*", "static/**/*", "cli/units/*", "storage/postgres/sql/*", "py.typed"]
+    },
     entry_points={"console_scripts": ["sse-app = sse_app.cli.main:main"]},
     install_requires=[
         "tornado>=6.6.1,<6.7",  # the server; 6.5 lacks security fixes, 6.7 may change what core/private_apis.py uses
@@ -42,6 +44,8 @@ setup(
     ],
     extras_require={
         "uvloop": ["uvloop>=0.22"],  # a faster event loop; used where it is installed
+        # PostgreSQL as the log of several machines; the binary wheels bring libpq with them
+        "postgres": ["psycopg[binary]>=3.2.2,<4", "psycopg-pool>=3.2.4,<4"],
         # sse_app.client: HTTP for asyncio, and a parser of event streams that splits lines as the standard says
         "client": ["httpx>=0.28", "httpx-sse>=0.4.3"],
         "demo": [

@@ -34,6 +34,7 @@ from sse_app.monitoring.connection_table import ConnectionTable
 from sse_app.monitoring.live_stats import LiveStats
 from sse_app.monitoring.readiness import Readiness
 from sse_app.monitoring.status import Status
+from sse_app.settings.database import make_database
 from sse_app.settings.model import Settings
 from sse_app.settings.workers import worker_count
 from sse_app.storage.ownership import require_private_database
@@ -88,14 +89,17 @@ class Node:
         self.lifecycle = Lifecycle()
         self.channels = ChannelPatterns(settings.channels)
         self.state = StateDirectory(settings.state_dir, worker=worker)
-        self.cluster = make_cluster(self.state)
+        self.database = make_database(settings)
+        """Keeps the log, accounts and nodes of several machines; None where files keep them."""
+        self.cluster = make_cluster(self.state, settings, self.database)
         auth = settings.auth
-        self.auth_store = make_auth_store(self.state)
+        self.auth_store = make_auth_store(self.state, self.database)
         self._auth_is_open = False
         self.revocations = Revocations(self.auth_store, auth.longest_lifetime)
         with self.state.starting():
             # First of all: a first start that is cut short must not look like one whose accounts were lost.
-            require_auth_store(self.state, stored_event_log(settings.event_log, self.state))
+            if self.database is None:
+                require_auth_store(self.state, stored_event_log(settings.event_log, self.state))
             if locked:
                 self.state.lock()
             self.tokens = issuer_of(auth, self.state, self.revocations)
@@ -107,12 +111,10 @@ class Node:
         self.login = Login(self.accounts, self.sessions, self.tokens, self.audit, auth, self._nodes)
         self._login_attempts = LoginAttempts(self.cluster, self.login.throttle)
         limits = settings.limits
-        self.eventlog = make_event_log(settings.event_log, settings.history, self.state)
+        self.eventlog = make_event_log(settings.event_log, settings.history, self.state, self.database)
         self.publisher = Publisher(self.eventlog, self.channels, limits)
         self.publish_rate = RateLimit(limits.publish_rate, self._nodes)
-        self.hub = Hub(
-            self.eventlog, backlog_limit=limits.backlog_bytes, retry=settings.stream.retry, node=worker
-        )
+        self.hub = Hub(self.eventlog, backlog_limit=limits.backlog_bytes, retry=settings.stream.retry)
         self.keepalive = Keepalive(self.hub, settings.keepalive, settings.socket.user_timeout)
         self._elsewhere = StreamsElsewhere(self.cluster, self.hub, limits)
         self._catching_up: asyncio.Task[None] | None = None
@@ -184,6 +186,8 @@ class Node:
         await self.open_auth()
         with self.state.starting():
             await self.eventlog.open()
+            await self.cluster.open()
+        self.hub.number_from(self.cluster.number)
         self.hub.begin(after)
         self.keepalive.start()
         self.enforcement.start()

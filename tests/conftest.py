@@ -23,6 +23,8 @@ from tests.support.hostility import (
 from tests.support.house import house as house
 from tests.support.house import limited as limited
 from tests.support.house import the_log_stays_quiet as the_log_stays_quiet
+from tests.support.postgres import database_url as database_url
+from tests.support.postgres import postgres as postgres
 from tests.support.server_process import ServerProcess, starting
 
 if TYPE_CHECKING:

@@ -17,10 +17,16 @@ from sse_app.storage.state_dir import StateDirectory
 
 if TYPE_CHECKING:
     from sse_app.auth.tokens.oidc import Provider
+    from sse_app.storage.postgres.database import Database
 
 
-def make_auth_store(state: StateDirectory) -> AuthStore:
-    """Return the store of accounts, sessions, revocations and the audit trail, not yet open."""
+def make_auth_store(state: StateDirectory, database: Database | None = None) -> AuthStore:
+    """Return the store of accounts, sessions, revocations and the audit trail, not yet open.
+
+    Args:
+        state: holds its file where no database keeps it.
+        database: keeps it.
+    """
     return SqliteAuthStore(state.accounts)
 
 

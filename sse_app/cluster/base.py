@@ -55,6 +55,19 @@ class Cluster(ABC):
     def name(self) -> str:
         """The name of this node; empty where it is alone. A worker's is its number."""
 
+    @property
+    @abstractmethod
+    def number(self) -> int:
+        """The number of this node, which those of its streams begin with, known once open; 0 where it is alone."""
+
+    @abstractmethod
+    async def open(self) -> None:
+        """Learn this node's number; `start` comes later.
+
+        Raises:
+            StateError: it cannot be had.
+        """
+
     @abstractmethod
     def peers(self) -> tuple[str, ...]:
         """Return the names of the other nodes, also of those that do not answer just now."""
@@ -159,6 +172,11 @@ class Alone(Cluster):
         """The empty text."""
         return ""
 
+    @property
+    def number(self) -> int:
+        """0."""
+        return 0
+
     def peers(self) -> tuple[str, ...]:
         """Return nothing."""
         return ()
@@ -177,6 +195,9 @@ class Alone(Cluster):
         if to is not None and self.name not in to:
             return Answers({}, ())
         return await own_answer(self._answer_of(self.name, kind, payload), self.name)
+
+    async def open(self) -> None:
+        """Do nothing."""
 
     async def start(self) -> None:
         """Do nothing."""

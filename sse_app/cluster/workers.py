@@ -75,6 +75,11 @@ class Workers(Cluster):
         """The number of this worker."""
         return self._name
 
+    @property
+    def number(self) -> int:
+        """The number of this worker."""
+        return int(self._name)
+
     def peers(self) -> tuple[str, ...]:
         """Return the numbers of the other workers, in their order."""
         oldest = asyncio.get_running_loop().time() - FORGET_TIME
@@ -119,6 +124,9 @@ class Workers(Cluster):
         return Answers(by_node, tuple(missing))
 
     # -- connections ----------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Do nothing: the number is given."""
 
     async def start(self) -> None:
         """Take the place of an earlier process of this worker, and connect to the others."""

@@ -100,6 +100,16 @@ class EventsTrimmed(SSEAppError):
         self.head = head
 
 
+class LogReplaced(SSEAppError):
+    """The log that a tail reads has another epoch than before: no position of before is one of it.
+
+    `EventLog.head` is the head of the log as it is now, where another tail can begin.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("the log was replaced by another one, or by an earlier state of itself")
+
+
 def without_holes(page: Page, after: int, head: Callable[[], int]) -> Page:
     """Return a page of all channels' events after a position, in which none is missing.
 
@@ -212,6 +222,7 @@ class EventLog(ABC):
 
         Raises:
             EventsTrimmed: some are no longer kept. What came before them in the log may not have been yielded.
+            LogReplaced: the log's epoch has changed.
             EventLogUnavailable: they cannot be read; another tail can begin after the last one yielded.
         """
 

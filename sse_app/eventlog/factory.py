@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sse_app.eventlog.base import EventLog, Retention
 from sse_app.eventlog.memory import MemoryEventLog
@@ -11,6 +12,9 @@ from sse_app.eventlog.sqlite.schema import APPLICATION_ID
 from sse_app.settings.model import History
 from sse_app.storage.sqlite import has_database
 from sse_app.storage.state_dir import StateDirectory
+
+if TYPE_CHECKING:
+    from sse_app.storage.postgres.database import Database
 
 
 def event_log_path(url: str, state: StateDirectory) -> Path | None:
@@ -37,13 +41,16 @@ def stored_event_log(url: str, state: StateDirectory) -> Path | None:
     return path if path is not None and has_database(path, APPLICATION_ID) else None
 
 
-def make_event_log(url: str, history: History, state: StateDirectory) -> EventLog:
+def make_event_log(
+    url: str, history: History, state: StateDirectory, database: Database | None = None
+) -> EventLog:
     """Return the event log that a URL names, not yet open.
 
     Args:
         url: the setting ``event_log``.
         history: how much of each channel it keeps.
         state: holds its file unless the URL names one.
+        database: keeps it, where the URL names one.
     """
     retention = Retention(history.size, history.age)
     path = event_log_path(url, state)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from types import UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 import msgspec
+
+_PASSWORD = re.compile(r"(://[^:/@]*:)[^@]*(@)")
+"""The password in a URL, which no message may show."""
 
 
 class Problem(NamedTuple):
@@ -26,7 +30,8 @@ class Problem(NamedTuple):
         if not self.reason:
             return f"unknown setting: {self.name}"
         reason = f"{self.reason[0].lower()}{self.reason[1:]}"
-        return f"bad value for the setting {self.name}: {reason} (got {self.value!r})"
+        given = _PASSWORD.sub(r"\1***\2", repr(self.value))
+        return f"bad value for the setting {self.name}: {reason} (got {given})"
 
 
 def parse(kind: type, value: object) -> object:

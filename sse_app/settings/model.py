@@ -13,7 +13,16 @@ from msgspec import Meta
 
 from sse_app.core.errors import SettingsError
 from sse_app.settings.explain import Problem, find_problem, parse
-from sse_app.settings.types import EventLogURL, HostName, Network, Origin, Pattern, PublicPattern
+from sse_app.settings.types import (
+    EventLogURL,
+    HostName,
+    Network,
+    NodeName,
+    Origin,
+    Pattern,
+    PostgresURL,
+    PublicPattern,
+)
 
 
 def _explained(problem: Problem | None, kind: type) -> str:
@@ -144,6 +153,14 @@ class SocketSettings(Section, frozen=True):
     user_timeout: Annotated[float, Meta(ge=0, le=86_400)] = 0.0
 
 
+class Postgres(Section, frozen=True):
+    """How the log on PostgreSQL is reached, where ``event_log`` names one."""
+
+    connections: Annotated[int, Meta(ge=1, le=100)] = 4
+    timeout: Annotated[float, Meta(ge=0.5, le=60)] = 5.0
+    listen_url: PostgresURL = PostgresURL("")
+
+
 class Log(Section, frozen=True):
     """What is logged, and how it looks."""
 
@@ -165,6 +182,7 @@ class Settings(Section, frozen=True):
     state_dir: Path = Path("./var")
     event_log: EventLogURL = EventLogURL("sqlite:")
     workers: Annotated[int, Meta(ge=1, le=MOST_WORKERS)] | Literal["auto"] = 1
+    node: NodeName = NodeName("")
     hosts: tuple[HostName, ...] = ()
     cors_origins: tuple[Origin, ...] = ()
     trusted_proxies: tuple[Network, ...] = ()
@@ -173,6 +191,7 @@ class Settings(Section, frozen=True):
     )
     keepalive: KeepaliveSettings = KeepaliveSettings()
     history: History = History()
+    postgres: Postgres = Postgres()
     stream: StreamSettings = StreamSettings()
     limits: Limits = Limits()
     auth: Auth = Auth()

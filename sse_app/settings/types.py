@@ -60,6 +60,10 @@ class _Origin(str):
         return super().__new__(cls, text)
 
 
+POSTGRES_SCHEMES = ("postgresql://", "postgres://")
+"""How the URL of a log on PostgreSQL begins, as libpq takes it."""
+
+
 class _EventLogURL(str):
     """Where the event log is kept.
 
@@ -70,9 +74,39 @@ class _EventLogURL(str):
     def __new__(cls, text: str) -> Self:
         """Check the text."""
         if text.startswith("redis:"):
-            raise ValueError("Redis is not supported by this version; use 'sqlite:'")
-        if text != "memory:" and not text.startswith("sqlite:"):
-            raise ValueError("must be 'sqlite:', 'sqlite:/path/to/file' or 'memory:'")
+            raise ValueError("Redis is not supported by this version; use 'postgresql://…' or 'sqlite:'")
+        if text != "memory:" and not text.startswith(("sqlite:", *POSTGRES_SCHEMES)):
+            raise ValueError("must be 'sqlite:', 'sqlite:/path/to/file', 'postgresql://…' or 'memory:'")
+        return super().__new__(cls, text)
+
+
+class _PostgresURL(str):
+    """A database of PostgreSQL, or nothing.
+
+    Raises:
+        ValueError: the text is neither.
+    """
+
+    def __new__(cls, text: str) -> Self:
+        """Check the text."""
+        if text and not text.startswith(POSTGRES_SCHEMES):
+            raise ValueError("must be 'postgresql://…'")
+        return super().__new__(cls, text)
+
+
+class _NodeName(str):
+    """The name of a machine among those that share a log; empty for the host's.
+
+    Raises:
+        ValueError: it has other characters than those of a host name, or too many.
+    """
+
+    def __new__(cls, text: str) -> Self:
+        """Check the text."""
+        if text and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}", text):
+            raise ValueError(
+                "must be up to 63 letters, digits, '-' and '_', and begin with a letter or a digit"
+            )
         return super().__new__(cls, text)
 
 
@@ -135,6 +169,8 @@ if TYPE_CHECKING:  # a program that makes settings writes plain text
     Origin = str
     EventLogURL = str
     HostName = str
+    PostgresURL = str
+    NodeName = str
 else:
     Pattern, PublicPattern, Origin, EventLogURL = _Pattern, _PublicPattern, _Origin, _EventLogURL
-    HostName = _HostName
+    HostName, PostgresURL, NodeName = _HostName, _PostgresURL, _NodeName

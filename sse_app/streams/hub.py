@@ -20,7 +20,7 @@ from sse_app.core.events import Event, EventId
 from sse_app.core.framing import Framing
 from sse_app.core.multimap import Multimap
 from sse_app.core.shared_reads import SharedReads
-from sse_app.eventlog.base import EventLog, EventsTrimmed
+from sse_app.eventlog.base import EventLog, EventsTrimmed, LogReplaced
 from sse_app.streams.bulk_send import BulkSender
 from sse_app.streams.disconnects import Disconnects
 from sse_app.streams.fanout import FanoutGroup
@@ -63,10 +63,9 @@ class Hub:
         eventlog: open when the hub begins.
         backlog_limit: how many bytes may wait for one stream.
         retry: the mean of the reconnection times that clients are given, in milliseconds; they vary by half of it.
-        node: the number of the node, which is part of those of its streams.
     """
 
-    def __init__(self, eventlog: EventLog, *, backlog_limit: int, retry: int, node: int = 0) -> None:
+    def __init__(self, eventlog: EventLog, *, backlog_limit: int, retry: int) -> None:
         self.eventlog = eventlog
         self.streams: set[Stream] = set()
         self.laggards: set[Stream] = set()
@@ -83,10 +82,7 @@ class Hub:
         self.disconnects = Disconnects()
         """Notices when clients disconnect."""
         self.sender = BulkSender()
-        # Streams are numbered on from the time, and from the greatest number that an earlier process of this node has
-        # given, which may be ahead where the clock was set back.
-        self._node = node
-        self._next_number = first_number(node)
+        self.number_from(0)
         self.backlog_limit = backlog_limit
         self.retry = retry
         self.head = eventlog.head
@@ -109,6 +105,15 @@ class Hub:
         """Take other settings; streams that are open keep their backlog limit."""
         self.backlog_limit = backlog_limit
         self.retry = retry
+
+    def number_from(self, node: int) -> None:
+        """Take the number of the node, which is part of those of its streams; there are none yet.
+
+        They are numbered on from the time, and from the greatest number that an earlier process of this node has
+        given, which may be ahead where the clock was set back.
+        """
+        self._node = node
+        self._next_number = first_number(node)
 
     # -- following the log ----------------------------------------------------------------------------------
 
@@ -160,12 +165,20 @@ class Hub:
                         await self._bring(events)
             except EventsTrimmed as error:  # another process publishes faster than this one reads
                 log.error("events_trimmed", extra={"detail": str(error)})
-                self._advance(error.head)
-                self._replay_cache = ReplayCache(self.eventlog.head.epoch, REPLAY_CACHE_BYTES)
-                self.end_all("unavailable")
+                self._begin_anew(EventId(self.head.epoch, error.head))
+            except LogReplaced as error:
+                log.error("log_replaced", extra={"detail": str(error)})
+                self._begin_anew(self.eventlog.head)
             except EventLogUnavailable as error:
                 log.warning("event_log_unavailable", extra={"detail": str(error)})
                 await asyncio.sleep(RETRY_INTERVAL)
+
+    def _begin_anew(self, head: EventId) -> None:
+        """Continue at another head; the streams are ended, and their clients told of the gap when they come back."""
+        self.head = head
+        self._advance(head.seq)
+        self._replay_cache = ReplayCache(head.epoch, REPLAY_CACHE_BYTES)
+        self.end_all("unavailable")
 
     async def _bring(self, events: list[Event]) -> None:
         try:

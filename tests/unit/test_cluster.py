@@ -23,6 +23,7 @@ from sse_app.cluster import workers as workers_module
 from sse_app.cluster.base import ASK_TIMEOUT, Alone, Answers
 from sse_app.cluster.factory import make_cluster
 from sse_app.cluster.workers import Workers
+from sse_app.settings.model import Settings
 from sse_app.storage.state_dir import StateDirectory
 from tests.support.waiting import until_async
 
@@ -91,7 +92,7 @@ def _other(directory: Path, number: int, word: str = "first") -> Iterator[subpro
 
 
 async def test_a_process_alone_answers_itself_and_has_no_socket(tmp_path: Path) -> None:
-    alone = make_cluster(StateDirectory(tmp_path / "state"))
+    alone = make_cluster(StateDirectory(tmp_path / "state"), Settings())
     assert isinstance(alone, Alone)
     alone.answer("echo", lambda node, payload: [node, payload])
     await alone.start()

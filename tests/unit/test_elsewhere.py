@@ -40,6 +40,10 @@ class Bus(Cluster):
     def name(self) -> str:
         return self._name
 
+    @property
+    def number(self) -> int:
+        return 0
+
     def peers(self) -> tuple[str, ...]:
         return tuple(name for name in self.nodes if name != self._name)
 
@@ -63,6 +67,8 @@ class Bus(Cluster):
             answer = await self.nodes[name]._answer_of(self._name, kind, payload)
             answers[name] = msgspec.msgpack.decode(msgspec.msgpack.encode(answer))
         return Answers(answers, ())
+
+    async def open(self) -> None: ...
 
     async def start(self) -> None: ...
 

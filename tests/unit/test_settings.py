@@ -152,7 +152,7 @@ def test_what_is_wrong_with_a_group_is_said_with_the_groups() -> None:
     assert "'team'" in line
 
 
-@pytest.mark.parametrize("name", ["nope", "cls", "self", "values", "kind", ""])
+@pytest.mark.parametrize("name", ["quux", "cls", "self", "values", "kind", ""])
 def test_an_unknown_setting_is_named_at_every_level(load: Load, name: str) -> None:
     said = name or "(no name)"
     assert refusal(Settings, **{name: 1}) == f"unknown setting: {said}"
@@ -171,7 +171,7 @@ def test_an_unknown_setting_with_a_line_break_is_named_in_one_line(load: Load) -
 
 
 @pytest.mark.parametrize(
-    "variable", ["NOPE", "LIMITS__NOPE", "PORT__X", "LIMITS__STREAMS__X", "LIMITS__", "_"]
+    "variable", ["QUUX", "LIMITS__QUUX", "PORT__X", "LIMITS__STREAMS__X", "LIMITS__", "_"]
 )
 def test_an_unknown_variable_is_named(load: Load, variable: str) -> None:
     assert refusal(load, **{variable: "1"}) == f"unknown setting in the environment: SSE_APP_{variable}"
@@ -347,7 +347,7 @@ def test_settings_made_directly_are_checked_and_frozen() -> None:
 @pytest.mark.parametrize("section", SECTIONS)
 def test_a_section_made_directly_is_checked_as_well(section: str) -> None:
     kind = get_type_hints(Settings)[section]
-    assert refusal(kind, nope=1) == "unknown setting: nope"
+    assert refusal(kind, quux=1) == "unknown setting: quux"
     assert Settings(**{section: kind()}) == Settings()
 
 
