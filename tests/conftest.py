@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,6 +41,20 @@ sys.dont_write_bytecode = False
 
 # Else the first to ask for the main thread's event loop gets one made, which nobody closes: pytest-tornado asks.
 asyncio.set_event_loop(None)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """See to it that each test has an id of its own.
+
+    Schemathesis makes a test for each operation, with that in its name but not in its id; of tests with the same id
+    pytest-xdist runs one alone.
+    """
+    for item in items:
+        if not item.nodeid.endswith(item.name):
+            assert item.parent is not None
+            item._id = item.parent.id.child(item.name)
+    for id, count in Counter(item.nodeid for item in items).most_common(1):
+        assert count == 1, f"{count} tests are called {id}"
 
 
 @pytest.fixture(autouse=True)
