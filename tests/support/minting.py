@@ -6,11 +6,13 @@ import asyncio
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
-from sse_app.auth.accounts.accounts import Accounts
-from sse_app.auth.accounts.passwords import PasswordThreads
+from sse_app.auth.accounts.accounts import check_new_account
+from sse_app.auth.accounts.passwords import hash_password
 from sse_app.auth.factory import make_auth_store
+from sse_app.auth.records import Account
 from sse_app.auth.tokens.claims import new_id
 from sse_app.auth.tokens.grants import Grants
 from sse_app.auth.tokens.issuer import TokenKind, Tokens
@@ -57,11 +59,16 @@ def add_account(state_dir: Path, name: str, password: str, grants: Grants) -> No
 
 
 async def _add_account(state_dir: Path, name: str, password: str, grants: Grants) -> None:
+    check_new_account(name, password, grants, Settings().auth)
     store = make_auth_store(StateDirectory(state_dir))
     await store.open()
-    threads = PasswordThreads()
     try:
-        await Accounts(store, threads, Settings().auth).add(name, password, grants)
+        assert await store.add_account(Account(name, grants, disabled=False), _hash_of(password)), name
     finally:
-        threads.close()
         await store.close()
+
+
+@cache
+def _hash_of(password: str) -> str:
+    """Return the hash of a password, made once: most tests use the same one."""
+    return hash_password(password)
