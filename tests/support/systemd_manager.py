@@ -71,6 +71,9 @@ class Manager:
             "XDG_CONFIG_HOME": str(self.directory / "config"),
             "XDG_STATE_HOME": str(self.directory / "state"),
             "SYSTEMD_LOG_TARGET": "console",
+            # Else each reload runs what the machine's packages want of a user's session, gpg and desktop among them.
+            "SYSTEMD_GENERATOR_PATH": "/nonexistent",
+            "SYSTEMD_ENVIRONMENT_GENERATOR_PATH": "/nonexistent",
         }
         self.log_path = self.directory / "log"
         self.port = reserve_port(self)
