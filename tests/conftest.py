@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import os
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import httpx
 import pytest
 from tornado import web
 from tornado.ioloop import IOLoop
@@ -27,6 +29,7 @@ from tests.support.house import the_log_stays_quiet as the_log_stays_quiet
 from tests.support.postgres import database_url as database_url
 from tests.support.postgres import postgres as postgres
 from tests.support.server_process import ServerProcess, starting
+from tests.support.waiting import DEADLINE
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -34,6 +37,11 @@ if TYPE_CHECKING:
 # httpx reads all certificates of the machine for each client, 30 ms: no test speaks to a host that has one of them.
 os.environ.pop("SSL_CERT_FILE", None)
 os.environ["SSL_CERT_DIR"] = str(Path(__file__).parent)
+
+# By default httpx gives up after five seconds, which a busy machine may take: a deadline here only bounds a hang.
+vars(inspect.signature(httpx.get).parameters["timeout"].default).update(
+    dict.fromkeys(("connect", "read", "write", "pool"), DEADLINE)
+)
 
 # As in the Makefile: else each server of a test compiles the whole program at its start, in ten times the time.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
