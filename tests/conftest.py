@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import logging
 import os
@@ -16,6 +17,7 @@ import httpx
 import pytest
 from tornado import web
 from tornado.ioloop import IOLoop
+from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]
 
 from sse_app import Settings, SSEApp
 from tests.support.chromium import chromium_server, connection_to
@@ -51,8 +53,42 @@ sys.dont_write_bytecode = False
 asyncio.set_event_loop(None)
 
 
+LONGEST = (
+    "tests/ops/test_handover.py",
+    "tests/http/test_clocks.py",
+    "tests/client/test_clients_page.py",
+    "tests/ops/test_workers.py",
+    "tests/ops/test_upgrade.py",
+    "tests/browser/test_browser_refusals.py",
+    "tests/browser/test_browser_client.py",
+    "tests/security/test_revocations_kept.py",
+    "tests/ops/test_systemd_workers.py",
+    "tests/ops/test_files_in_use.py",
+    "tests/security/test_login_limits.py",
+    "tests/contract/test_openapi.py",
+)
+"""The files that take longest, which run first: the last file of a run keeps one process busy and the others idle."""
+
+SHARED_OUT = ("tests/ops/test_workers.py",)
+"""Those of them whose tests have nothing in common, each of which runs where there is room."""
+
+
+class Scheduling(LoadFileScheduling):  # type: ignore[misc]
+    """Gives each process a file at a time, and of some files a test at a time."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file: str = super()._split_scope(nodeid)
+        return nodeid if file in SHARED_OUT else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Scheduling | None:
+    """Replace the scheduling by files."""
+    return Scheduling(config, log) if config.option.dist == "loadfile" else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """See to it that each test has an id of its own.
+    """Put the longest files first, and see to it that each test has an id of its own.
 
     Schemathesis makes a test for each operation, with that in its name but not in its id; of tests with the same id
     pytest-xdist runs one alone.
@@ -63,6 +99,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item._id = item.parent.id.child(item.name)
     for id, count in Counter(item.nodeid for item in items).most_common(1):
         assert count == 1, f"{count} tests are called {id}"
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.nodeid.partition("::")[0], len(places)))
+
+
+def pytest_collection_finish() -> None:
+    """Have no garbage collection look through all the tests: each would take a tenth of a second."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
