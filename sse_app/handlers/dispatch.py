@@ -65,7 +65,9 @@ class Request(httputil.HTTPServerRequest):
         self.body = b""
         self.files = {}
         self.arguments = parse_qs_bytes(query, keep_blank_values=True) if query else {}
-        self.query_arguments = {name: values.copy() for name, values in self.arguments.items()}
+        self.query_arguments = (
+            {name: values.copy() for name, values in self.arguments.items()} if query else {}
+        )
         self.body_arguments = {}
         self.connection = connection
         self.server_connection = server_connection

@@ -8,7 +8,7 @@ from typing import Any
 
 from tornado.httputil import HTTPHeaders
 
-_LONGEST_REMEMBERED = 64
+LONGEST_REMEMBERED = 64
 """How many characters a name has at most whose usual form is remembered."""
 
 
@@ -24,7 +24,7 @@ class Headers(HTTPHeaders):
 
     def add(self, name: str, value: str, **_: Any) -> None:
         """Add a value to those that the name has."""
-        name = (usual_form if len(name) <= _LONGEST_REMEMBERED else _usual_form)(name)
+        name = (usual_form if len(name) <= LONGEST_REMEMBERED else form_anew)(name)
         self._lines[name] = (*self._lines.get(name, ()), value)
 
     def get_list(self, name: str) -> list[str]:
@@ -65,9 +65,10 @@ class Headers(HTTPHeaders):
     __copy__ = copy
 
 
-def _usual_form(name: str) -> str:
+def form_anew(name: str) -> str:
+    """Return what `usual_form` does, and remember nothing."""
     return "-".join([word.capitalize() for word in name.split("-")])
 
 
-usual_form = lru_cache(1024)(_usual_form)
+usual_form = lru_cache(1024)(form_anew)
 """Returns the form of a header's name in which it is kept: ``content-type`` is ``Content-Type``."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from tornado.httputil import RequestStartLine
 
 from sse_app.http.errors import BadRequest
-from sse_app.http.headers import Headers
+from sse_app.http.headers import LONGEST_REMEMBERED, Headers, form_anew, usual_form
 
 CHUNKED_BODY = -1
 """Stands for the length of a chunked body."""
@@ -20,19 +21,19 @@ MAX_FIELDS = 128
 MAX_PARAMETERS = 128
 """How many parameters its query may have."""
 
-_METHODS = frozenset(
-    {b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"PATCH", b"OPTIONS", b"TRACE", b"CONNECT"}
-)
-_REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([\x21-\x7e]+) (HTTP/1\.[01])\r\n")
+MAX_PORT_DIGITS = 5
+
+LONGEST_LINE_REMEMBERED = 255
+"""How many bytes a request line has at most whose parts are remembered."""
+
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT"})
+_REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([\x21-\x7e]+) (HTTP/1\.[01])")
 """llhttp takes more spaces than one, and other protocols than HTTP."""
 
 _ABSOLUTE = re.compile(
     r"(?i:https?)://((?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+;=%-]+)(?::[0-9]*)?)((?:[/?][^#]*)?)"
 )
 """Host, port, path and query (RFC 3986 §3); without user information, which is refused (RFC 9110 §4.2.4)."""
-
-_NO_PORT = re.compile(r":[0-9]{6,}\Z")
-"""What follows a host and is a number, but too large for a port; Tornado does not expect it."""
 
 _OVERFLOWING_LENGTH = re.compile(rb"(?i)\r\ncontent-length:[ \t]*[0-9]{19,}[ \t]*\r\n")
 _WHITESPACE = b" \t"
@@ -60,10 +61,13 @@ class _Fields:
     """Receives the header fields from the parser."""
 
     def __init__(self) -> None:
-        self.headers = Headers()
+        self.lines: dict[str, tuple[str, ...]] = {}
+        """The values of each name, in its usual form."""
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers.add(name.decode("ascii"), value.rstrip(_WHITESPACE).decode("latin-1"))
+        form = usual_form if len(name) <= LONGEST_REMEMBERED else form_anew
+        field = form(name.decode("ascii"))
+        self.lines[field] = (*self.lines.get(field, ()), value.rstrip(_WHITESPACE).decode("latin-1"))
 
 
 def parse_head(head: bytes) -> RequestHead:
@@ -75,36 +79,34 @@ def parse_head(head: bytes) -> RequestHead:
     Raises:
         BadRequest: it breaks a rule.
     """
-    match = _REQUEST_LINE.match(head)
-    if match is None:
-        raise BadRequest("the request line is malformed, or that of another protocol than HTTP/1.1 and 1.0")
-    method, target, version = match.groups()
+    line = head[: head.find(b"\r\n")]
+    remembered = len(line) <= LONGEST_LINE_REMEMBERED and b"?" not in line  # a query may hold a token
+    start_line = (_start_line if remembered else _start_line_anew)(line)
     if head.count(b"\r\n") > MAX_FIELDS + 2:
         raise BadRequest("there are too many headers", 431, "headers_too_large")
-    if target.count(b"&") >= MAX_PARAMETERS:
+    method, path, version = start_line
+    if path.count("&") >= MAX_PARAMETERS:
         raise BadRequest("the query has too many parameters")
-    headers = _parse(head, method)
-    is_current = version == b"HTTP/1.1"
-    hosts = headers.get_list("Host")
+    lines = _parse(head, method)
+    is_current = version == "HTTP/1.1"
+    hosts = lines.get("Host", ())
     if len(hosts) > 1 or (is_current and not hosts):
         raise BadRequest("a request has exactly one Host header")
-    path = target.decode("ascii")
-    if not path.startswith("/") and path != "*" and method != b"CONNECT":
-        headers["Host"], path = _from_absolute(path)
-    if _NO_PORT.search(headers.get("Host", "")):
+    if not path.startswith("/") and path != "*" and method != "CONNECT":
+        host, path = _from_absolute(path)
+        lines["Host"] = hosts = (host,)
+        start_line = RequestStartLine(method, path, version)
+    if hosts and _has_no_port(hosts[0]):
         raise BadRequest("the port is no port number")
-    start_line = RequestStartLine(method.decode("ascii"), path, version.decode("ascii"))
-    options = tokens(headers["Connection"]) if "Connection" in headers else ()
+    options = tokens(",".join(lines["Connection"])) if "Connection" in lines else ()
     keep_alive = "close" not in options if is_current else "keep-alive" in options
-    length = int(headers.get_list("Content-Length")[0]) if "Content-Length" in headers else 0
-    if "Transfer-Encoding" in headers:
-        if headers["Transfer-Encoding"].lower() != "chunked" or not is_current:
+    length = int(lines["Content-Length"][0]) if "Content-Length" in lines else 0
+    if "Transfer-Encoding" in lines:
+        if ",".join(lines["Transfer-Encoding"]).lower() != "chunked" or not is_current:
             raise BadRequest("the only transfer encoding is chunked, in HTTP/1.1")
         length = CHUNKED_BODY
-    expects_continue = (
-        is_current and "Expect" in headers and headers.get_list("Expect")[0].lower() == "100-continue"
-    )
-    return RequestHead(start_line, headers, length, keep_alive, expects_continue)
+    expects_continue = is_current and "Expect" in lines and lines["Expect"][0].lower() == "100-continue"
+    return RequestHead(start_line, Headers(lines), length, keep_alive, expects_continue)
 
 
 def tokens(value: str) -> list[str]:
@@ -112,8 +114,29 @@ def tokens(value: str) -> list[str]:
     return [token.strip(" \t") for token in value.lower().split(",")]
 
 
-def _parse(head: bytes, method: bytes) -> Headers:
-    """Return the header fields, with whitespace around their values left out."""
+def _start_line_anew(line: bytes) -> RequestStartLine:
+    """Return the request line's parts.
+
+    Raises:
+        BadRequest: it is malformed.
+    """
+    match = _REQUEST_LINE.fullmatch(line)
+    if match is None:
+        raise BadRequest("the request line is malformed, or that of another protocol than HTTP/1.1 and 1.0")
+    return RequestStartLine(*(part.decode("ascii") for part in match.groups()))
+
+
+_start_line = lru_cache(1024)(_start_line_anew)
+
+
+def _has_no_port(host: str) -> bool:
+    """Return whether what follows a host is a number, but too large for a port; Tornado does not expect it."""
+    _, colon, port = host.rpartition(":")
+    return bool(colon) and len(port) > MAX_PORT_DIGITS and port.isdecimal()
+
+
+def _parse(head: bytes, method: str) -> dict[str, tuple[str, ...]]:
+    """Return the values of each header field, with whitespace around them left out."""
     if method not in _METHODS:
         # llhttp refuses methods that it does not know; here the application says which ones there are.
         head = b"GET" + head[len(method) :]
@@ -126,7 +149,7 @@ def _parse(head: bytes, method: bytes) -> Headers:
         if _OVERFLOWING_LENGTH.search(head):
             raise BadRequest("the body is too large", 413, "too_large") from None
         raise BadRequest("the request is malformed") from None
-    return fields.headers
+    return fields.lines
 
 
 def _from_absolute(target: str) -> tuple[str, str]:
