@@ -243,9 +243,17 @@ class Connection:
     @_ends_with_errors
     def _readable(self) -> None:
         # uvloop calls just once for a socket that the client has reset, also where there is something to read
-        # before that shows. So what there is is read to its end, or the loop is asked to watch it anew.
+        # before that shows. So what there is is read to its end, or the loop is asked to watch it anew; where a request
+        # is complete by then, it is quicker to ask the socket whether it has failed.
         while self._read() and len(self._buffer) < READ_AHEAD:
-            pass
+            if self._exchange is None and self._linger < 0:
+                self._proceed()
+                if self._socket is None:
+                    return
+                if self.answering:
+                    if self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                        self.close()
+                    break
         if self._socket is not None and self._linger < 0:
             if len(self._buffer) >= READ_AHEAD:
                 self._unwatch()
@@ -344,7 +352,8 @@ class Connection:
         self._body = ChunkedBody() if head.length == CHUNKED_BODY else head.length
         self._unasked = True
         self._expects_continue = head.expects_continue
-        server.receiving.start(self)
+        if head.length == CHUNKED_BODY or len(self._buffer) < head.length:
+            server.receiving.start(self)
         if ready is not None:
             self._wait_for(ready)
         return True

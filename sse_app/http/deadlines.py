@@ -22,16 +22,16 @@ class Deadlines(Generic[Item]):
     def __init__(self, seconds: float, expired: Callable[[Item], None]) -> None:
         self._seconds = seconds
         self._expired = expired
+        self._loop = asyncio.get_running_loop()
         self._since: dict[Item, float] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self, item: Item) -> None:
         """Begin an item's time now; begin it anew if it was running."""
-        loop = asyncio.get_running_loop()
         self._since.pop(item, None)  # to the end of the order
-        self._since[item] = now = loop.time()
+        self._since[item] = now = self._loop.time()
         if self._timer is None:
-            self._timer = loop.call_at(now + self._seconds, self._sweep, loop)
+            self._timer = self._loop.call_at(now + self._seconds, self._sweep)
 
     def stop(self, item: Item) -> None:
         """Remove an item, if its time is running."""
@@ -57,13 +57,13 @@ class Deadlines(Generic[Item]):
             self._timer.cancel()
             self._timer = None
 
-    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _sweep(self) -> None:
         self._timer = None
-        now = loop.time()
+        now = self._loop.time()
         late = []
         for item, since in self._since.items():
             if since + self._seconds > now:
-                self._timer = loop.call_at(since + self._seconds, self._sweep, loop)
+                self._timer = self._loop.call_at(since + self._seconds, self._sweep)
                 break
             late.append(item)
         for item in late:

@@ -24,11 +24,13 @@ from tornado.httpserver import HTTPServer as TornadosServer
 from tornado.iostream import StreamClosedError
 from tornado.testing import bind_unused_port
 
+from sse_app.core.counters import ConnectionCounts
 from sse_app.http import connection as connection_module
 from sse_app.http import server as server_module
 from sse_app.http.connection import READ_AHEAD
 from sse_app.http.deadlines import Deadlines
 from sse_app.http.server import HTTPServer
+from sse_app.process import tuning
 from tests.support.waiting import until_async
 
 GET = b"GET /echo?a=b HTTP/1.1\r\nHost: here\r\n\r\n"
@@ -687,6 +689,31 @@ async def test_a_client_that_goes_while_it_is_answered_is_told_to_the_handler(sl
         with pytest.raises(StreamClosedError):
             await handler.flush()
         assert server.under_way == (0, 0)
+        slow.may_answer.set()
+        await a_few_turns()
+
+
+def test_a_client_that_resets_right_behind_its_request_keeps_no_connection(slow: type[Slow]) -> None:
+    """On the event loop of a server, which tells of a reset but once."""
+    with asyncio.Runner(loop_factory=tuning.loop_factory()) as runner:
+        runner.run(reset_behind_a_request(slow))
+
+
+async def reset_behind_a_request(slow: type[Slow]) -> None:
+    """Have the reset be there when the request is read, and its handler not waited for if it has begun."""
+    counts = ConnectionCounts()
+    async with serving(counts=counts) as (server, port):
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.setblocking(False)
+            client.send(b"GET /echo HTTP/1.1\r\nHost: here\r\n\r\n")
+            assert await asyncio.get_running_loop().sock_recv(client, 65536)
+            assert counts.open == 1
+            client.send(b"GET /slow HTTP/1.1\r\nHost: here\r\n\r\n")
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        await until_async(lambda: counts.open == 0, "the connection has ended")
+        assert server.under_way == (0, 0)
+        await a_few_turns()
+        assert all(handler.gone.is_set() for handler in slow.begun)
         slow.may_answer.set()
         await a_few_turns()
 
