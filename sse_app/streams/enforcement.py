@@ -32,6 +32,10 @@ OTHERS_TIMEOUT = 1.0
 KICKED_TIME = 10.0
 """For how many seconds the other nodes remember that a revocation which is about to come is a kick."""
 
+SETTLED_NS = 1_000_000_000
+"""Nanoseconds after which a directory cannot change any more without another time of change: that is the time of the
+last tick of a clock, which two changes can have in common."""
+
 log = logging.getLogger(__name__)
 
 
@@ -74,6 +78,8 @@ class Enforcement:
         self._keys_changed_at = -1  # so that keys which changed while the server started are read
         self._key_files: list[str] | None = None
         """The names in the directory of the keys when it was read."""
+        self._keys_settled = False
+        """Whether it was read late enough for its time of change alone to say that it is as it was."""
         self._audit = audit
         self._kicked: set[str] = set()
         self._available = True
@@ -90,6 +96,7 @@ class Enforcement:
     def use(self, keys: Path) -> None:
         """Look for new keys in another directory."""
         self._keys = os.fspath(keys)
+        self._keys_settled = False
 
     def start(self) -> None:
         """Begin to look."""
@@ -242,11 +249,14 @@ class Enforcement:
         Another node, or a command, may have made a key, and issued a token with it, since the last look.
         """
         try:
-            changed_at = os.stat(self._keys).st_mtime_ns
+            changed_at = os.stat(self._keys).st_ctime_ns
         except OSError:
             changed_at = 0  # taken away: that is logged once, and the keys from before stay in use
+        if changed_at == self._keys_changed_at and self._keys_settled:
+            return False
+        settled = abs(time.time_ns() - changed_at) >= SETTLED_NS
         names = self._names_of_key_files()
-        # The time of a directory is that of the last tick of a clock, so two changes can have the same.
+        self._keys_settled = settled and names is not None
         if changed_at == self._keys_changed_at and names in (None, self._key_files):
             return False
         self._keys_changed_at, self._key_files = changed_at, names
