@@ -216,7 +216,7 @@ class ApiHandler(PeerHandler):
         body = to_json(value)
         self.set_status(status)
         self.set_header("Content-Type", "application/json")
-        self.set_header("Content-Length", str(len(body)))
+        self.set_header("Content-Length", len(body))
         self.write(body)
 
     def compute_etag(self) -> str | None:

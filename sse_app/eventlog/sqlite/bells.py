@@ -182,13 +182,15 @@ class Bells:
         """Return whether other processes have the log open, as far as they have bells."""
         if (now := time.monotonic()) >= self._look_at:
             self._look_at = now + LOOK_AGAIN
-            with suppress(OSError):  # where it is gone it is made anew soon
+            try:
                 found = os.stat(self._place)
                 as_it_is = (found.st_ino, found.st_mtime_ns)
                 if as_it_is != self._seen:
                     self._read_directory()
                     recent = abs(time.time() - found.st_mtime) < RECENT
                     self._seen = None if recent else as_it_is
+            except OSError:  # where it is gone it is made anew soon
+                pass
         return bool(self._others)
 
     def _read_directory(self) -> None:

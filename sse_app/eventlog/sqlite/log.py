@@ -195,7 +195,8 @@ class SqliteEventLog(EventLog):
 
     def _committed(self, commit: Commit) -> None:
         """Take over what the writer thread has done."""
-        self._set_available(commit.failure)
+        if commit.failure is not None or not self._available:
+            self._set_available(commit.failure)
         if (alone := self._alone) is not None:
             alone.channels.update(commit.channels)
             if commit.forgotten is not None:

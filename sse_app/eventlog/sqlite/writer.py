@@ -236,11 +236,8 @@ class SqliteWriter:
         with self._claiming:
             if self._given_up:
                 return [], False, True
-            while count < limit:
-                try:
-                    item = self._first.pop() if self._first else self._waiting.get_nowait()
-                except queue.Empty:
-                    break
+            while count < limit and (self._first or not self._waiting.empty()):
+                item = self._first.pop() if self._first else self._waiting.get_nowait()
                 if item is None:
                     stopping = True
                     break
