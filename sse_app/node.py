@@ -66,7 +66,7 @@ DRAIN_TIMEOUT = 1.0
 
 log = logging.getLogger(__name__)
 
-_FIXED = ("host", "port", "state_dir", "event_log", "keepalive", "history", "socket")
+_FIXED = ("host", "port", "state_dir", "event_log", "postgres", "node", "keepalive", "history", "socket")
 """Settings that a running server cannot change."""
 
 

@@ -10,6 +10,7 @@ from sse_app.eventlog.memory import MemoryEventLog
 from sse_app.eventlog.sqlite.log import SqliteEventLog
 from sse_app.eventlog.sqlite.schema import APPLICATION_ID
 from sse_app.settings.model import History
+from sse_app.settings.types import POSTGRES_SCHEMES
 from sse_app.storage.sqlite import has_database
 from sse_app.storage.state_dir import StateDirectory
 
@@ -18,13 +19,15 @@ if TYPE_CHECKING:
 
 
 def event_log_path(url: str, state: StateDirectory) -> Path | None:
-    """Return the file of an event log, or None where it is in memory.
+    """Return the file of an event log, or None where it is in none.
 
     Args:
         url: the setting ``event_log``.
         state: holds the file unless the URL names one.
     """
-    return None if url == "memory:" else Path(url.removeprefix("sqlite:") or state.events)
+    if url == "memory:" or url.startswith(POSTGRES_SCHEMES):
+        return None
+    return Path(url.removeprefix("sqlite:") or state.events)
 
 
 def stored_event_log(url: str, state: StateDirectory) -> Path | None:
@@ -53,5 +56,9 @@ def make_event_log(
         database: keeps it, where the URL names one.
     """
     retention = Retention(history.size, history.age)
+    if database is not None:
+        from sse_app.eventlog.postgres.log import PostgresEventLog  # only here: it takes a while to load
+
+        return PostgresEventLog(database, retention)
     path = event_log_path(url, state)
     return MemoryEventLog(retention) if path is None else SqliteEventLog(path, retention)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 
 from sse_app.core.events import Event, held_bytes
-from sse_app.eventlog.base import Page
+from sse_app.eventlog.base import LogReplaced, Page
 
 TAIL_EVENTS = 500
 """How many events a follower reads from the log at a time."""
@@ -60,8 +60,18 @@ class Tails:
         for follower in self._followers:
             follower.miss(head)
 
+    def replaced(self, head: int) -> None:
+        """Raise `LogReplaced` to every follower, since the log has another epoch, and its head is this one now."""
+        self._head = head
+        for follower in self._followers:
+            follower.replace()
+
     async def follow(self, after: int) -> AsyncGenerator[list[Event], None]:
-        """Yield every event after a position; those that wait together come as one list."""
+        """Yield every event after a position; those that wait together come as one list.
+
+        Raises:
+            LogReplaced: see `replaced`.
+        """
         follower = _Follower(after, behind=after < self._head)
         self._followers.add(follower)
         try:
@@ -70,6 +80,8 @@ class Tails:
                     await follower.arrival()
                     continue
                 events = follower.take_waiting() or await follower.take_from_log(self._read)
+                if follower.is_of_another_log:
+                    raise LogReplaced
                 if not self._room.is_set():
                     self._set_room()
                 if events:
@@ -97,6 +109,8 @@ class _Follower:
         """How far the follower is behind what its process has committed, in bytes of memory."""
         self.has_something = behind
         """Whether there is something to take, here or in the log."""
+        self.is_of_another_log = False
+        """Whether the log has another epoch than when this one began."""
         self._last = after
         self._behind = behind
         self._missed = False
@@ -133,6 +147,10 @@ class _Follower:
         if head > self._last:
             self._behind = self._missed = True
             self._arrived()
+
+    def replace(self) -> None:
+        self.is_of_another_log = True
+        self._arrived()
 
     def take_waiting(self) -> list[Event]:
         if self.waiting_bytes <= MAX_PIECE_BYTES:

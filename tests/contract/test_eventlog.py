@@ -21,7 +21,7 @@ from sse_app.eventlog.sqlite.log import SqliteEventLog
 from sse_app.eventlog.sqlite.reader import SqliteReader
 from sse_app.eventlog.sqlite.reports import Commit
 from tests.support.appender import Appender
-from tests.support.log_processes import LogOfProcesses, log_processes
+from tests.support.log_processes import LogOfProcesses, log_at, log_processes
 from tests.support.waiting import until_async
 
 A, B = ChannelName("a"), ChannelName("b")
@@ -32,16 +32,16 @@ def new(channel: ChannelName, text: str = "{}") -> NewEvent:
 
 
 class SharedEventLog(EventLog):
-    """Two logs on one file, as two processes have them: each appends in turn, and only the first is read.
+    """Two logs at one place, as two processes have them: each appends in turn, and only the first is read.
 
     Args:
-        path: the database file.
+        place: a file, or the URL of a database.
         retention: of both.
     """
 
-    def __init__(self, path: Path, retention: Retention) -> None:
-        self.first = SqliteEventLog(path, retention)
-        self.second = SqliteEventLog(path, retention)
+    def __init__(self, place: Path | str, retention: Retention) -> None:
+        self.first = log_at(place, retention)
+        self.second = log_at(place, retention)
         self._appends = 0
 
     @property
@@ -87,19 +87,28 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
         yield addresses
 
 
-@pytest.fixture(params=["memory", "sqlite", "sqlite, shared", 1, 2, 4])
+KINDS = (
+    ("memory", 0),
+    *(("sqlite", processes) for processes in (0, "shared", 1, 2, 4)),
+    *(("postgres", processes) for processes in (0, "shared", 2)),
+)
+"""Where a log is, and how many other processes append to it at once; ``shared`` are two logs in this one."""
+
+
+@pytest.fixture(params=KINDS, ids=lambda kind: ", ".join(map(str, filter(None, kind))))
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., EventLog]:
-    """A function that makes a log: as named, or one to which so many other processes append at once."""
-    addresses = request.getfixturevalue("processes") if isinstance(request.param, int) else []
+    """A function that makes a log of one of the kinds."""
+    kind, others = request.param
+    addresses = request.getfixturevalue("processes") if isinstance(others, int) and others else []
+    place = request.getfixturevalue("database_url") if kind == "postgres" else tmp_path / "e.db"
 
     def make(size: int = 10_000, age: float = 86_400.0) -> EventLog:
         retention = Retention(size, age)
-        if request.param == "memory":
+        if kind == "memory":
             return MemoryEventLog(retention)
         if addresses:
-            return LogOfProcesses(addresses[: request.param], tmp_path / "e.db", retention)
-        made = SqliteEventLog if request.param == "sqlite" else SharedEventLog
-        return made(tmp_path / "e.db", retention)
+            return LogOfProcesses(addresses[:others], place, retention)
+        return SharedEventLog(place, retention) if others else log_at(place, retention)
 
     return make
 

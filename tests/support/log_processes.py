@@ -1,4 +1,4 @@
-"""Processes that open event logs on disk, and append to them as they are told.
+"""Processes that open event logs on disk or in a database, and append to them as they are told.
 
 Each is ``python -m tests.support.log_processes SOCKET``, and listens on a Unix socket. A connection is one log that the
 process has open: its first line says which, each further one what to append. Several lines are worked on at once, and
@@ -20,7 +20,9 @@ from sse_app.core import errors
 from sse_app.core.channels import ChannelName
 from sse_app.core.events import Event, EventId, NewEvent
 from sse_app.eventlog.base import EventLog, IdempotencyKey, Page, Retention
+from sse_app.eventlog.postgres.log import PostgresEventLog
 from sse_app.eventlog.sqlite.log import SqliteEventLog
+from sse_app.storage.postgres.database import Database
 from tests.support.server_process import ROOT
 from tests.support.waiting import until
 
@@ -36,8 +38,8 @@ async def _serve(path: str) -> None:
 
 
 async def _use_a_log(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    path, size, age = json.loads(await reader.readline())
-    log = SqliteEventLog(Path(path), Retention(size, age))
+    place, size, age = json.loads(await reader.readline())
+    log = log_at(place, Retention(size, age))
     tasks: set[asyncio.Task[None]] = set()
 
     async def append(number: int, events: list[list[Any]], key: list[str] | None) -> None:
@@ -66,6 +68,18 @@ async def _use_a_log(reader: asyncio.StreamReader, writer: asyncio.StreamWriter)
     await asyncio.gather(*tasks)
     await log.close()
     writer.close()
+
+
+def log_at(place: Path | str, retention: Retention | None = None) -> EventLog:
+    """Return the log in a file or in a database, not yet open.
+
+    Args:
+        place: the file, or the URL of the database.
+        retention: how much of each channel it keeps.
+    """
+    if str(place).startswith("postgresql:"):
+        return PostgresEventLog(Database(str(place)), retention)
+    return SqliteEventLog(Path(place), retention)
 
 
 def type_of(error: Exception) -> str:
@@ -98,13 +112,13 @@ class RemoteLog:
 
     Args:
         address: the socket of the process.
-        path: the database file.
+        place: of the log, as of `log_at`.
         retention: how much of each channel it keeps.
     """
 
-    def __init__(self, address: str, path: Path, retention: Retention) -> None:
+    def __init__(self, address: str, place: Path | str, retention: Retention) -> None:
         self._address = address
-        self._opening = [str(path), *retention]
+        self._opening = [str(place), *retention]
         self._answers: dict[int, asyncio.Future[list[EventId]]] = {}
         self._appends = 0
 
@@ -151,13 +165,13 @@ class LogOfProcesses(EventLog):
 
     Args:
         addresses: of the processes.
-        path: the database file.
+        place: of the log, as of `log_at`.
         retention: of all.
     """
 
-    def __init__(self, addresses: Collection[str], path: Path, retention: Retention) -> None:
-        self.first = SqliteEventLog(path, retention)
-        self._others = [RemoteLog(address, path, retention) for address in addresses]
+    def __init__(self, addresses: Collection[str], place: Path | str, retention: Retention) -> None:
+        self.first = log_at(place, retention)
+        self._others = [RemoteLog(address, place, retention) for address in addresses]
         self._appends = 0
         self._appended = EventId("", 0)
         self._open = False

@@ -56,7 +56,8 @@ class Database:
 
     def __init__(self, url: str, *, connections: int = 4, timeout: float = 5.0, listen_url: str = "") -> None:
         self._url = _with_defaults(url)
-        self._timeout = timeout
+        self.timeout = timeout
+        """How many seconds a query may take."""
         self.listener = Listener(_with_defaults(listen_url or url))
         self._most = connections
         self._pool: AsyncConnectionPool[AsyncConnection] | None = None
@@ -94,7 +95,7 @@ class Database:
             min_size=1,
             max_size=self._most,
             max_idle=60.0,
-            timeout=self._timeout,
+            timeout=self.timeout,
             reconnect_timeout=MAX_RECONNECT_WAIT,
             open=False,
             name="sse_app",
@@ -111,7 +112,7 @@ class Database:
                 pool, self._pool = self._pool, None
                 self.available = False
                 await self.listener.stop()
-                await pool.close(timeout=self._timeout)
+                await pool.close(timeout=self.timeout)
 
     @asynccontextmanager
     async def connection(self, within: float | None = None) -> AsyncIterator[AsyncConnection]:
@@ -128,7 +129,7 @@ class Database:
         pool = self._pool
         if pool is None:
             raise DatabaseUnavailable("it is not open")
-        limit = self._timeout if within is None else within
+        limit = self.timeout if within is None else within
         try:
             async with asyncio.timeout(limit):
                 async with pool.connection(limit if self.available else WAIT_WHILE_AWAY) as connection:

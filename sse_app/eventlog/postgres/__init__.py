@@ -1,0 +1,1 @@
+"""The event log on PostgreSQL, which several machines share."""

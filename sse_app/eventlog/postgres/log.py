@@ -1,0 +1,324 @@
+"""The event log on PostgreSQL: one function appends for all nodes, and each reads what the others have committed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import AsyncGenerator, Collection, Sequence
+from contextlib import aclosing, suppress
+from functools import partial
+from typing import Any, NamedTuple
+
+import psycopg
+
+from sse_app.core.channels import ChannelName
+from sse_app.core.errors import EventLogUnavailable, StateError
+from sse_app.core.events import Event, EventId, NewEvent
+from sse_app.core.periodic import PeriodicCallback
+from sse_app.core.shared_reads import SharedReads
+from sse_app.eventlog.base import (
+    MAX_SEQ,
+    PAGE_BYTES,
+    EventLog,
+    EventsTrimmed,
+    IdempotencyKey,
+    LogReplaced,
+    Page,
+    Retention,
+    without_holes,
+)
+from sse_app.eventlog.postgres.appends import Appends, Stored, patience
+from sse_app.eventlog.postgres.expiry import Expiry
+from sse_app.eventlog.tail import TAIL_EVENTS, Tails
+from sse_app.storage.postgres.database import Database, DatabaseUnavailable, text_of
+
+CHANNEL = "sse_app_events"
+"""Where each commit is notified: ``epoch seq sender``."""
+
+LOOK_INTERVAL = 1.0
+"""How often the log is looked at, whatever has been heard of it, in seconds."""
+
+log = logging.getLogger(__name__)
+
+
+class _Kept(NamedTuple):
+    """What the log had at one moment: its epoch and head, and up to which ``seq`` it keeps no event of a channel."""
+
+    epoch: str
+    head: int
+    trimmed: dict[ChannelName, int]
+
+
+class PostgresEventLog(EventLog):
+    """Keeps events in a database that other processes use too.
+
+    What another process has committed is learned from a notification, or from a look each second, and read then.
+
+    Args:
+        database: opened and closed with the log; other parts may use it too.
+        retention: how much of each channel is kept.
+    """
+
+    def __init__(self, database: Database, retention: Retention | None = None) -> None:
+        self._database = database
+        self._retention = retention or Retention()
+        self._tails = Tails(self._following)
+        self._epoch = ""
+        self._seq = 0
+        self._replacements = 0
+        """How often the log had another epoch than before: what was asked before that is answered for another log."""
+        self._opened = self._closing = False
+        self._failure: EventLogUnavailable | None = None
+        self._cannot_be_written = False
+        """Whether the last attempt to write failed: that it can be read says nothing then."""
+        self._sender = secrets.token_hex(4)
+        self._appends = Appends(database, self._sender, lambda: self.head, self._stored, self._not_stored)
+        self._expiry = Expiry(database, self._retention)
+        self._kept_reads: SharedReads[tuple[ChannelName, ...], _Kept] = SharedReads()
+        self._due = asyncio.Event()
+        """Whether the log is to be looked at."""
+        self._periodic = PeriodicCallback(self._due.set, LOOK_INTERVAL)
+        self._watching: asyncio.Task[None] | None = None
+        database.listener.listen(CHANNEL, self._heard, self._due.set)
+
+    @property
+    def head(self) -> EventId:
+        return EventId(self._epoch, self._seq)
+
+    @property
+    def available(self) -> bool:
+        return self._opened and self._failure is None
+
+    async def open(self) -> None:
+        await self._database.open()
+        self._opened, self._closing = True, False
+        try:
+            await self._look()
+        except EventLogUnavailable as error:
+            self._opened = False
+            await self._database.close()
+            raise StateError(f"cannot use the database {self._database.address}: {error}") from error
+        self._periodic.start()
+        self._watching = asyncio.create_task(self._watch(), name="postgres-log")
+        self._expiry.start()
+
+    async def close(self) -> None:
+        if not self._opened or self._closing:
+            return
+        self._closing = True
+        await self._appends.finish()
+        self._periodic.stop()
+        self._due.set()
+        if self._watching is not None:
+            await asyncio.wait([self._watching])
+        await self._expiry.stop()
+        await self._database.close()
+        self._opened = False
+
+    # -- what happens to the log ----------------------------------------------------------------------------
+
+    def _heard(self, payload: str) -> None:
+        """Take over what a notification says, unless it is of a commit of this process, which is answered for."""
+        epoch, _, rest = payload.partition(" ")
+        seq, _, sender = rest.partition(" ")
+        if sender == self._sender:
+            return
+        if epoch == self._epoch and seq.isdecimal():
+            self._learned(epoch, int(seq), self._replacements)
+        else:
+            self._due.set()
+
+    def _learned(self, epoch: str, head: int, asked_at: int) -> None:
+        """Take over what the log was a moment ago.
+
+        Args:
+            epoch: its epoch.
+            head: the ``seq`` of its last event.
+            asked_at: what `_replacements` was when it was asked for.
+        """
+        if epoch == self._epoch:
+            if head > self._seq:
+                self._seq = head
+                self._tails.grown_to(head)
+        elif asked_at == self._replacements:
+            self._replacements += 1
+            self._epoch, self._seq = epoch, head
+            self._tails.replaced(head)
+
+    def _stored(self, stored: Stored) -> None:
+        """Take over what an append has stored."""
+        self._cannot_be_written = False
+        self._set_failure(None)
+        if stored.epoch != self._epoch:
+            self._learned(stored.epoch, stored.head + len(stored.events), self._replacements)
+        elif stored.events:
+            self._seq = max(self._seq, stored.events[-1].seq)
+            self._tails.publish(stored.events)
+        else:
+            self._learned(stored.epoch, stored.head, self._replacements)
+
+    def _not_stored(self, failure: EventLogUnavailable) -> None:
+        self._cannot_be_written = True
+        self._set_failure(failure)
+        self._due.set()
+
+    def _set_failure(self, failure: EventLogUnavailable | None) -> None:
+        """Note whether the last attempt to use the log succeeded, and log it where that has changed."""
+        before, self._failure = self._failure, failure
+        if not self._opened or self._closing:
+            return
+        if failure is not None and before is None:
+            log.error("event_log_unavailable", extra={"detail": str(failure)})
+        elif failure is None and before is not None:
+            log.info("event_log_available")
+
+    async def _watch(self) -> None:
+        """Look at the log whenever that is due."""
+        while not self._closing:
+            await self._due.wait()
+            self._due.clear()
+            if self._closing:
+                return
+            with suppress(EventLogUnavailable):
+                if self._cannot_be_written:
+                    await self._appends.append([], None)
+                else:
+                    await self._look()
+
+    async def _look(self) -> None:
+        asked_at = self._replacements
+        ((epoch, head),) = await self._query(
+            "SELECT epoch, seq FROM sse_app.look(%s, %s, %s)",
+            self._epoch,
+            self._seq,
+            patience(self._database),
+        )
+        self._learned(epoch, head, asked_at)
+
+    # -- what callers ask -----------------------------------------------------------------------------------
+
+    def _require_open(self) -> None:
+        if not self._opened or self._closing:
+            raise EventLogUnavailable("the event log is closed")
+
+    async def append(self, events: Sequence[NewEvent], key: IdempotencyKey | None = None) -> list[EventId]:
+        if self._tails.is_full:
+            await self._tails.room()
+        self._require_open()
+        return await self._appends.append(events, key)
+
+    async def lost(self, channels: Collection[ChannelName], position: EventId) -> dict[ChannelName, str]:
+        names = tuple(channels)
+        if not names:
+            return {}
+        kept = await self._kept_reads.get(names, lambda: self._kept(names))
+        if position.epoch != kept.epoch or position.seq > kept.head:
+            # That read may have begun before the event was stored, and one that is asked for now has not.
+            kept = await self._kept_reads.get(names, lambda: self._kept(names))
+        if position.epoch != kept.epoch:
+            return dict.fromkeys(names, "log_replaced")
+        if position.seq > kept.head:
+            return dict.fromkeys(names, "position_ahead")
+        return {name: "history_trimmed" for name in names if position.seq < kept.trimmed[name]}
+
+    async def _kept(self, names: tuple[ChannelName, ...]) -> _Kept:
+        asked_at = self._replacements
+        rows = await self._query(
+            "SELECT epoch, head, name, trimmed FROM sse_app.kept(%b::text[], %s, %s)",
+            list(names),
+            *self._retention,
+        )
+        epoch, head = rows[0][:2]
+        self._learned(epoch, head, asked_at)
+        return _Kept(epoch, head, {name: trimmed for _, _, name, trimmed in rows})
+
+    async def replay(self, channels: Collection[ChannelName], after: int, until: int, limit: int) -> Page:
+        return await self._page(channels, after, until, limit)
+
+    async def latest(self, channel: ChannelName, limit: int) -> list[Event]:
+        return (await self._page([channel], 0, MAX_SEQ, limit, newest_first=True)).events
+
+    async def _page(
+        self,
+        channels: Collection[ChannelName],
+        after: int,
+        until: int,
+        limit: int,
+        *,
+        newest_first: bool = False,
+    ) -> Page:
+        if not channels:
+            return Page([], False, False)
+        first, *rows = await self._query(
+            "SELECT seq, name, type, data, retry, more, gap FROM sse_app.page(%b::text[], %s, %s, %s, %s, %s, %s, %s)",
+            list(dict.fromkeys(channels)),
+            *self._retention,
+            after,
+            until,
+            limit,
+            PAGE_BYTES,
+            newest_first,
+        )
+        return Page([Event(*row[:5]) for row in rows], bool(rows) and rows[-1][5], first[6])
+
+    async def published(self, channel: ChannelName) -> tuple[int, int]:
+        rows = await self._query("SELECT published, last_seq FROM sse_app.channels WHERE name = %s", channel)
+        return rows[0] if rows else (0, 0)
+
+    async def tail(self, after: int) -> AsyncGenerator[list[Event], None]:
+        # It begins only with what retention keeps. What becomes too much for it meanwhile is read while it is there.
+        asked_at = self._replacements
+        ((epoch, head, trimmed),) = await self._query(
+            "SELECT epoch, head, trimmed FROM sse_app.trimmed_after(%s, %s, %s)", after, *self._retention
+        )
+        self._learned(epoch, head, asked_at)
+        if self._replacements != asked_at:
+            raise LogReplaced
+        if trimmed:
+            raise EventsTrimmed(head)
+        async with aclosing(self._tails.follow(after)) as following:
+            async for events in following:
+                yield events
+
+    async def _following(self, after: int) -> Page:
+        """Return the first events after a position, as soon as they can be read."""
+        while True:
+            asked_at = self._replacements
+            try:
+                first, *rows = await self._query(
+                    "SELECT seq, name, type, data, retry, more FROM sse_app.following(%s, %s, %s)",
+                    after,
+                    TAIL_EVENTS,
+                    PAGE_BYTES,
+                )
+            except EventLogUnavailable:
+                self._require_open()
+                await asyncio.sleep(LOOK_INTERVAL / 2)
+                continue
+            head, epoch = first[:2]
+            self._learned(epoch, head, asked_at)
+            if self._replacements != asked_at:
+                raise LogReplaced
+            page = Page([Event(*row[:5]) for row in rows], bool(rows) and rows[-1][5], False)
+            return without_holes(page, after, partial(int, head))
+
+    async def _query(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
+        """Return the rows of a statement.
+
+        Raises:
+            EventLogUnavailable: the log is closed, or cannot be read.
+        """
+        if not self._opened:
+            raise EventLogUnavailable("the event log is closed")
+        try:
+            async with self._database.connection() as connection:
+                cursor = await connection.execute(statement.encode(), parameters, binary=True)
+                rows = await cursor.fetchall()
+        except (DatabaseUnavailable, psycopg.Error) as error:
+            failure = EventLogUnavailable(f"the event log cannot be read: {text_of(error)}")
+            self._set_failure(failure)
+            raise failure from error
+        if not self._cannot_be_written:
+            self._set_failure(None)
+        return rows

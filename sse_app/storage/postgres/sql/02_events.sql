@@ -1,0 +1,493 @@
+-- The event log: its events, the answers to idempotency keys, and the functions that append, read and erase.
+--
+-- The row of sse_app.log is locked from the beginning of an append to its commit. So the order of seq is the order of
+-- commits and that in which events become visible: who has read up to one has not missed one before it.
+
+CREATE TABLE sse_app.log (
+    one boolean PRIMARY KEY DEFAULT true CHECK (one),
+    epoch text NOT NULL,
+    seq bigint NOT NULL DEFAULT 0,
+    at double precision NOT NULL,       -- the date of the last event; it never goes back
+    wall double precision NOT NULL,     -- what the server's clock said then
+    forgotten bigint NOT NULL DEFAULT 0, -- the last event of any channel that has been forgotten
+    system bigint NOT NULL,             -- of which cluster, timeline and table the row is: see sse_app.same_log
+    timeline integer NOT NULL,
+    made bigint NOT NULL,
+    standbys text NOT NULL DEFAULT '',  -- the synchronous standbys that the last append waited for
+    erased bigint NOT NULL DEFAULT 0,   -- all events up to this one have been erased by their age
+    looked bigint NOT NULL DEFAULT 0,   -- what the events up to this one have made too many has been erased
+    swept double precision NOT NULL DEFAULT 0 -- when channels were last forgotten
+) WITH (fillfactor = 10, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000);
+
+CREATE TABLE sse_app.channels (
+    id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    name text NOT NULL UNIQUE,
+    published bigint NOT NULL DEFAULT 0,
+    last_seq bigint NOT NULL DEFAULT 0,
+    trimmed bigint NOT NULL,            -- the seq and the n of its last event that has been erased
+    removed bigint NOT NULL DEFAULT 0
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.1);
+
+CREATE TABLE sse_app.events (
+    seq bigint PRIMARY KEY,
+    channel integer NOT NULL,
+    n bigint NOT NULL,
+    type text NOT NULL,
+    data bytea NOT NULL,
+    retry integer,
+    at double precision NOT NULL,
+    UNIQUE (channel, n),
+    UNIQUE (channel, seq)
+) WITH (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_insert_scale_factor = 0.1,
+        autovacuum_analyze_scale_factor = 0.1, autovacuum_vacuum_cost_delay = 0);
+
+CREATE TABLE sse_app.idempotency (
+    subject bytea NOT NULL,
+    key text NOT NULL,
+    digest bytea NOT NULL,
+    seq bigint NOT NULL,                -- of the first event
+    count integer NOT NULL,
+    at double precision NOT NULL,
+    PRIMARY KEY (subject, key)
+);
+CREATE INDEX idempotency_at ON sse_app.idempotency (at);
+
+-- The time by which events are dated: it goes with the server's clock, but never back.
+CREATE FUNCTION sse_app.now_of(at double precision, wall double precision) RETURNS double precision
+LANGUAGE sql VOLATILE AS $$
+    SELECT at + greatest(0, extract(epoch FROM clock_timestamp()) - wall)::double precision
+$$;
+
+-- The timeline that this server writes; it is another one after each promotion and each recovery to a point in time.
+CREATE FUNCTION sse_app.timeline() RETURNS integer
+LANGUAGE sql VOLATILE AS $$
+    SELECT ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::integer
+$$;
+
+-- The standbys that a commit of this session waits for until they have it on disk; '' where it waits for none.
+CREATE FUNCTION sse_app.standbys() RETURNS text
+LANGUAGE sql STABLE AS $$
+    SELECT CASE WHEN current_setting('synchronous_commit') IN ('on', 'remote_apply')
+        THEN current_setting('synchronous_standby_names') ELSE '' END
+$$;
+
+-- Whether this server, as a standby, certainly had every commit that waited for the standbys of a list (as in
+-- synchronous_standby_names): it is one of them, and the list requires all whom it names.
+CREATE FUNCTION sse_app.had_all(standbys text) RETURNS boolean
+LANGUAGE plpgsql STABLE AS $$
+DECLARE
+    own text := nullif(substring(
+        (SELECT setting FROM pg_settings WHERE name = 'primary_conninfo') -- only some roles are told
+        FROM 'application_name\s*=\s*''?([^'' ]+)'), '');
+    parts text[] := regexp_match(standbys, '^\s*(?:(?:FIRST|ANY)?\s*(\d+)\s*\(([^()]*)\)|([^()]*))\s*$', 'i');
+    names text[];
+BEGIN
+    own := lower(coalesce(own, nullif(current_setting('cluster_name'), '')));
+    SELECT array_agg(DISTINCT lower(btrim(name, E' \t\n"'))) INTO names
+        FROM regexp_split_to_table(coalesce(parts[2], parts[3]), ',') AS name;
+    RETURN coalesce(own = ANY(names) AND '*' <> ALL(names)
+        AND cardinality(names) = coalesce(parts[1]::integer, 1), false);
+END
+$$;
+
+-- Whether a row of sse_app.log was last written here: by this cluster, on its present timeline, in this very table,
+-- which a restored dump would have made anew.
+CREATE FUNCTION sse_app.same_log(log sse_app.log) RETURNS boolean
+LANGUAGE sql VOLATILE AS $$
+    SELECT log.timeline = sse_app.timeline()
+        AND log.system = (SELECT system_identifier FROM pg_control_system())
+        AND log.made = 'sse_app.log'::regclass::oid::bigint
+$$;
+
+-- Lock the log, give it another epoch where it may have lost events that were acknowledged, and return its row.
+--   known_epoch, known_seq: the position of an event that is known to have been in the log; '' and 0 where none is.
+--   patience: for how many milliseconds it may wait for the lock.
+CREATE FUNCTION sse_app.lock_log(known_epoch text, known_seq bigint, patience integer) RETURNS sse_app.log
+LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    log sse_app.log;
+    system_now bigint;
+    timeline_now integer;
+    made_now bigint := 'sse_app.log'::regclass::oid::bigint;
+    lost boolean;
+BEGIN
+    PERFORM set_config('lock_timeout', patience::text, true);
+    SELECT * INTO STRICT log FROM sse_app.log FOR UPDATE;
+    lost := log.epoch = known_epoch AND log.seq < known_seq; -- an earlier state of itself was restored
+    IF lost OR NOT sse_app.same_log(log) THEN
+        SELECT system_identifier INTO system_now FROM pg_control_system();
+        timeline_now := sse_app.timeline();
+        IF lost OR log.system <> system_now OR log.made <> made_now OR NOT sse_app.had_all(log.standbys) THEN
+            log.epoch := substr(replace(gen_random_uuid()::text, '-', ''), 1, 8);
+        END IF;
+        log.system := system_now;
+        log.timeline := timeline_now;
+        log.made := made_now;
+        UPDATE sse_app.log SET epoch = log.epoch, system = system_now, timeline = timeline_now, made = made_now;
+    END IF;
+    RETURN log;
+END
+$$;
+
+-- Return the log's epoch and head, after a look at whether it is the one that was known; it is made where there is none.
+CREATE FUNCTION sse_app.look(known_epoch text, known_seq bigint, patience integer, OUT epoch text, OUT seq bigint)
+LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    log sse_app.log;
+BEGIN
+    SELECT * INTO log FROM sse_app.log;
+    IF NOT FOUND THEN
+        INSERT INTO sse_app.log (epoch, at, wall, system, timeline, made)
+        SELECT substr(replace(gen_random_uuid()::text, '-', ''), 1, 8), now, now, system_identifier,
+            sse_app.timeline(), 'sse_app.log'::regclass::oid::bigint
+        FROM pg_control_system(), (SELECT extract(epoch FROM clock_timestamp()) AS now) AS clock
+        ON CONFLICT (one) DO NOTHING;
+        SELECT * INTO log FROM sse_app.log;
+    END IF;
+    IF (log.epoch = known_epoch AND log.seq < known_seq) OR NOT sse_app.same_log(log) THEN
+        log := sse_app.lock_log(known_epoch, known_seq, patience);
+        PERFORM pg_notify('sse_app_events', concat_ws(' ', log.epoch, log.seq, '-'));
+    END IF;
+    epoch := log.epoch;
+    seq := log.seq;
+END
+$$;
+
+-- Append the events of several requests, all or none, and answer each of them.
+--   known_epoch, known_seq, patience: see sse_app.lock_log.
+--   sender: who appends; it is told to all with the notification, so that it need not heed its own.
+--   channels, types, data, retries: of each event, of all requests in their order; retries may be null.
+--   counts: how many events each request has.
+--   subjects, keys, digests: of each request's idempotency key, null where it has none; all three may be null.
+-- Returns the epoch; the seq of the last event before; and of each request the seq of its first event: greater than
+-- that where its events were stored, at most that where its key is known (they were stored then), and 0 where the key
+-- is known with another digest.
+CREATE FUNCTION sse_app.append(
+    known_epoch text, known_seq bigint, patience integer, sender text,
+    channels text[], types text[], data bytea[], retries integer[], counts integer[],
+    subjects bytea[], keys text[], digests bytea[],
+    OUT epoch text, OUT head bigint, OUT firsts bigint[]
+)
+LANGUAGE plpgsql VOLATILE AS $$
+#variable_conflict use_column
+DECLARE
+    log sse_app.log := sse_app.lock_log(known_epoch, known_seq, patience);
+    now double precision := sse_app.now_of(log.at, log.wall);
+    first bigint := log.seq + 1;
+    place integer := 1;
+    known sse_app.idempotency;
+    answered int4multirange := '{}';
+BEGIN
+    FOR request IN 1 .. cardinality(counts) LOOP
+        known := NULL;
+        IF keys[request] IS NOT NULL THEN
+            SELECT * INTO known FROM sse_app.idempotency
+                WHERE subject = subjects[request] AND key = keys[request] AND at > now - 86400;
+        END IF;
+        IF known.seq IS NOT NULL THEN
+            firsts[request] := CASE WHEN known.digest = digests[request] THEN known.seq ELSE 0 END;
+            answered := answered + int4multirange(int4range(place, place + counts[request]));
+        ELSE
+            firsts[request] := first;
+            IF keys[request] IS NOT NULL THEN
+                INSERT INTO sse_app.idempotency (subject, key, digest, seq, count, at)
+                    VALUES (subjects[request], keys[request], digests[request], first, counts[request], now)
+                    ON CONFLICT (subject, key) DO UPDATE SET
+                        digest = excluded.digest, seq = excluded.seq, count = excluded.count, at = excluded.at;
+            END IF;
+            first := first + counts[request];
+        END IF;
+        place := place + counts[request];
+    END LOOP;
+    epoch := log.epoch;
+    head := log.seq;
+    -- Also where all was known: this commit is not on a synchronous standby before the one that stored it.
+    UPDATE sse_app.log SET seq = first - 1, at = now, wall = extract(epoch FROM clock_timestamp()),
+        standbys = sse_app.standbys();
+    IF first = log.seq + 1 THEN
+        RETURN;
+    END IF;
+    INSERT INTO sse_app.channels (name, trimmed)
+        SELECT DISTINCT name, log.forgotten FROM unnest(channels) AS name
+        WHERE NOT EXISTS (SELECT FROM sse_app.channels AS there WHERE there.name = name.name);
+    WITH new AS MATERIALIZED (
+        SELECT log.seq + row_number() OVER (ORDER BY place) AS seq, name, type, content, retry
+        FROM unnest(channels, types, data, retries) WITH ORDINALITY AS e (name, type, content, retry, place)
+        WHERE answered = '{}' OR NOT answered @> place::integer
+    ), counted AS (
+        SELECT name, count(*) AS count, max(seq) AS last FROM new GROUP BY name
+    ), changed AS (
+        UPDATE sse_app.channels AS c SET published = published + counted.count, last_seq = counted.last
+        FROM counted WHERE c.name = counted.name
+        RETURNING c.id, c.name, c.published - counted.count AS before
+    )
+    INSERT INTO sse_app.events (seq, channel, n, type, data, retry, at)
+        SELECT new.seq, changed.id, changed.before + row_number() OVER (PARTITION BY changed.id ORDER BY new.seq),
+            new.type, new.content, new.retry, now
+        FROM new JOIN changed ON changed.name = new.name;
+    PERFORM pg_notify('sse_app_events', concat_ws(' ', epoch, first - 1, sender));
+END
+$$;
+
+-- Return the last event that is dated at a time or before, of those that have not been erased; 0 where there is none.
+CREATE FUNCTION sse_app.dated_until(log sse_app.log, until double precision) RETURNS bigint
+LANGUAGE plpgsql STABLE AS $$
+DECLARE
+    low bigint := log.erased;
+    high bigint := log.seq;
+    middle bigint := log.erased + 1; -- mostly the oldest event says that none is so old
+    found record;
+BEGIN
+    WHILE low < high LOOP
+        SELECT seq, at INTO found FROM sse_app.events WHERE seq >= middle AND seq <= high ORDER BY seq LIMIT 1;
+        IF found.seq IS NULL THEN
+            high := middle - 1;
+        ELSIF found.at <= until THEN
+            low := found.seq;
+        ELSE
+            high := middle - 1;
+        END IF;
+        middle := low + (high - low + 1) / 2;
+    END LOOP;
+    RETURN low;
+END
+$$;
+
+-- Return what is kept of channels: for each the seq up to which events are no longer kept, erased yet or not.
+CREATE FUNCTION sse_app.kept(
+    names text[], size bigint, age double precision,
+    OUT epoch text, OUT head bigint, OUT name text, OUT id integer, OUT trimmed bigint
+) RETURNS SETOF record
+LANGUAGE plpgsql STABLE ROWS 2 AS $$
+#variable_conflict use_column
+DECLARE
+    log sse_app.log;
+    expired bigint;
+BEGIN
+    SELECT * INTO log FROM sse_app.log;
+    expired := sse_app.dated_until(log, sse_app.now_of(log.at, log.wall) - age);
+    RETURN QUERY
+        SELECT log.epoch, log.seq, wanted.name, c.id, CASE WHEN c.id IS NULL THEN log.forgotten ELSE greatest(
+            c.trimmed,
+            (SELECT seq FROM sse_app.events WHERE channel = c.id AND n = c.published - size),
+            (SELECT seq FROM sse_app.events WHERE channel = c.id AND seq > c.trimmed AND seq <= expired
+                ORDER BY seq DESC LIMIT 1)) END
+        FROM unnest(names) AS wanted (name) LEFT JOIN sse_app.channels AS c ON c.name = wanted.name;
+END
+$$;
+
+-- Return a page of the past of channels: its events, each with how many there are with it and after it up to one more
+-- than the limit; and first one row without an event that says whether events after the position are no longer kept.
+--   bytes: no further event comes once the data of those before it is so long.
+CREATE FUNCTION sse_app.page(
+    names text[], size bigint, age double precision, after bigint, until bigint, most integer, bytes bigint,
+    newest_first boolean,
+    OUT seq bigint, OUT name text, OUT type text, OUT data bytea, OUT retry integer, OUT more boolean, OUT gap boolean
+) RETURNS SETOF record
+LANGUAGE plpgsql STABLE AS $$
+#variable_conflict use_column
+DECLARE
+    ids integer[];
+    bounds bigint[];
+    known text[];
+BEGIN
+    SELECT array_agg(id), array_agg(greatest(trimmed, after)), array_agg(name), bool_or(trimmed > after)
+        INTO ids, bounds, known, gap FROM sse_app.kept(names, size, age);
+    RETURN NEXT;
+    IF newest_first THEN
+        RETURN QUERY SELECT p.seq, known[p.place], p.type, p.data, p.retry, p.found > p.number, false
+            FROM (
+                SELECT e.*, row_number() OVER w AS number, count(*) OVER () AS found,
+                    sum(octet_length(e.data)) OVER w - octet_length(e.data) AS before
+                FROM (
+                    SELECT one.*, c.place FROM unnest(ids, bounds) WITH ORDINALITY AS c (id, bound, place)
+                    CROSS JOIN LATERAL (
+                        SELECT * FROM sse_app.events WHERE channel = c.id AND seq > c.bound AND seq <= until
+                        ORDER BY seq DESC LIMIT most + 1) AS one
+                    ORDER BY one.seq DESC LIMIT most + 1) AS e
+                WINDOW w AS (ORDER BY e.seq DESC)) AS p
+            WHERE p.number <= most AND p.before < bytes ORDER BY p.seq;
+    ELSE
+        RETURN QUERY SELECT p.seq, known[p.place], p.type, p.data, p.retry, p.found > p.number, false
+            FROM (
+                SELECT e.*, row_number() OVER w AS number, count(*) OVER () AS found,
+                    sum(octet_length(e.data)) OVER w - octet_length(e.data) AS before
+                FROM (
+                    SELECT one.*, c.place FROM unnest(ids, bounds) WITH ORDINALITY AS c (id, bound, place)
+                    CROSS JOIN LATERAL (
+                        SELECT * FROM sse_app.events WHERE channel = c.id AND seq > c.bound AND seq <= until
+                        ORDER BY seq LIMIT most + 1) AS one
+                    ORDER BY one.seq LIMIT most + 1) AS e
+                WINDOW w AS (ORDER BY e.seq)) AS p
+            WHERE p.number <= most AND p.before < bytes ORDER BY p.seq;
+    END IF;
+END
+$$;
+
+-- Return the first events after a position, of all channels, whether or not retention still keeps them; and first one
+-- row without an event that says the log's epoch and head, in the places of name and seq. Arguments as of sse_app.page.
+CREATE FUNCTION sse_app.following(
+    after bigint, most integer, bytes bigint,
+    OUT seq bigint, OUT name text, OUT type text, OUT data bytea, OUT retry integer, OUT more boolean
+) RETURNS SETOF record
+LANGUAGE plpgsql STABLE AS $$
+#variable_conflict use_column
+BEGIN
+    SELECT l.seq, l.epoch INTO seq, name FROM sse_app.log AS l;
+    RETURN NEXT;
+    RETURN QUERY SELECT p.seq, c.name, p.type, p.data, p.retry, p.found > p.number
+        FROM (
+            SELECT e.*, row_number() OVER w AS number, count(*) OVER () AS found,
+                sum(octet_length(e.data)) OVER w - octet_length(e.data) AS before
+            FROM (SELECT * FROM sse_app.events WHERE seq > after ORDER BY seq LIMIT most + 1) AS e
+            WINDOW w AS (ORDER BY e.seq)) AS p
+        LEFT JOIN sse_app.channels AS c ON c.id = p.channel
+        WHERE p.number <= most AND p.before < bytes ORDER BY p.seq;
+END
+$$;
+
+-- Return the log's epoch and head, and whether events of any channel that follow a position are no longer kept.
+CREATE FUNCTION sse_app.trimmed_after(
+    after bigint, size bigint, age double precision, OUT epoch text, OUT head bigint, OUT trimmed boolean
+)
+LANGUAGE plpgsql STABLE AS $$
+DECLARE
+    log sse_app.log;
+    expired bigint;
+BEGIN
+    SELECT * INTO log FROM sse_app.log;
+    epoch := log.epoch;
+    head := log.seq;
+    trimmed := false;
+    IF head > after THEN
+        expired := sse_app.dated_until(log, sse_app.now_of(log.at, log.wall) - age);
+        trimmed := log.forgotten > after OR expired > after OR EXISTS (
+            SELECT FROM sse_app.channels AS c WHERE c.last_seq > after AND (c.trimmed > after OR EXISTS (
+                SELECT FROM sse_app.events AS e
+                WHERE e.channel = c.id AND e.n = c.published - size AND e.seq > after)));
+    END IF;
+END
+$$;
+
+-- Erase some of what is no longer kept, in one process at a time, and return whether there may be more of it.
+-- The log is locked for a moment at the end, when the events are erased already, and not until that is on disk.
+--   lag: what is too much for its channel is erased when it is so many seconds old, so that nodes that lag still get it.
+--   most: how many events are looked at, and how many are erased at the most.
+CREATE FUNCTION sse_app.expire(size bigint, age double precision, lag double precision, most integer, patience integer)
+RETURNS boolean
+LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    log sse_app.log;
+    now double precision;
+    erased_now bigint;
+    looked_now bigint;
+    ids integer[];
+    seqs bigint[];
+    numbers bigint[];
+    counts bigint[];
+    found integer := 0;
+    surplus integer := 0;
+BEGIN
+    IF NOT pg_try_advisory_xact_lock(1397966156, 1) THEN
+        RETURN false;
+    END IF;
+    PERFORM set_config('synchronous_commit', 'off', true); -- what a crash brings back is erased again
+    SELECT * INTO log FROM sse_app.log;
+    now := sse_app.now_of(log.at, log.wall);
+    WITH gone AS (
+        DELETE FROM sse_app.events WHERE seq = ANY (ARRAY(
+            SELECT seq FROM (
+                SELECT seq, at FROM sse_app.events WHERE seq > log.erased ORDER BY seq LIMIT most) AS oldest
+            WHERE at <= now - age))
+        RETURNING channel, seq, n
+    ), by_channel AS (
+        SELECT channel, max(seq) AS seq, max(n) AS n, count(*) AS count FROM gone GROUP BY channel
+    )
+    SELECT coalesce(sum(count), 0), max(seq), array_agg(channel), array_agg(seq), array_agg(n)
+        INTO found, erased_now, ids, seqs, numbers FROM by_channel;
+    looked_now := greatest(log.looked, log.erased, erased_now);
+    SELECT coalesce(max(seq), looked_now) INTO looked_now FROM (
+        SELECT seq, at FROM sse_app.events WHERE seq > looked_now ORDER BY seq LIMIT most) AS next
+        WHERE at <= now - lag;
+    IF looked_now > log.looked THEN
+        WITH touched AS (
+            SELECT DISTINCT channel FROM sse_app.events WHERE seq > log.looked AND seq <= looked_now
+        ), due AS (
+            SELECT one.seq FROM touched JOIN sse_app.channels AS c ON c.id = touched.channel
+            CROSS JOIN LATERAL (
+                SELECT seq FROM sse_app.events WHERE channel = c.id AND n > c.removed AND n <= c.published - size
+                    AND seq <= looked_now
+                ORDER BY n LIMIT most) AS one
+            LIMIT most
+        ), gone AS (
+            DELETE FROM sse_app.events WHERE seq = ANY (ARRAY(SELECT seq FROM due)) RETURNING channel, seq, n
+        ), by_channel AS (
+            SELECT channel, max(seq) AS seq, max(n) AS n, count(*) AS count FROM gone GROUP BY channel
+        )
+        SELECT coalesce(sum(count), 0), ids || array_agg(channel), seqs || array_agg(seq), numbers || array_agg(n)
+            INTO surplus, ids, seqs, numbers FROM by_channel;
+    END IF;
+    IF erased_now IS NULL AND looked_now = log.looked THEN
+        RETURN false;
+    END IF;
+    PERFORM set_config('lock_timeout', patience::text, true);
+    PERFORM FROM sse_app.log FOR UPDATE;
+    UPDATE sse_app.channels AS c SET trimmed = greatest(c.trimmed, lost.seq), removed = greatest(c.removed, lost.n)
+        FROM (SELECT id, max(seq) AS seq, max(n) AS n FROM unnest(ids, seqs, numbers) AS all_lost (id, seq, n)
+            GROUP BY id) AS lost
+        WHERE c.id = lost.id;
+    UPDATE sse_app.log SET erased = greatest(erased, erased_now),
+        looked = CASE WHEN surplus < most THEN looked_now ELSE looked END;
+    RETURN true;
+END
+$$;
+
+-- Forget the answers to keys that are too old, some at a time, and return how many.
+CREATE FUNCTION sse_app.expire_answers(most integer) RETURNS integer
+LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    log sse_app.log;
+    gone integer;
+BEGIN
+    SELECT * INTO log FROM sse_app.log;
+    DELETE FROM sse_app.idempotency WHERE (subject, key) IN (
+        SELECT subject, key FROM sse_app.idempotency WHERE at <= sse_app.now_of(log.at, log.wall) - 86400
+        ORDER BY at LIMIT most FOR UPDATE SKIP LOCKED);
+    GET DIAGNOSTICS gone = ROW_COUNT;
+    RETURN gone;
+END
+$$;
+
+-- Forget the channels that were used longest ago, of those of which no event is left, but for so many.
+--   interval: it is not done again before so many seconds have passed.
+CREATE FUNCTION sse_app.forget_channels(remembered integer, most integer, "interval" double precision, patience integer)
+RETURNS integer
+LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    log sse_app.log;
+    now double precision;
+    ids integer[];
+    until bigint;
+    gone integer;
+BEGIN
+    SELECT * INTO log FROM sse_app.log;
+    now := sse_app.now_of(log.at, log.wall);
+    IF now < log.swept + "interval" THEN
+        RETURN 0;
+    END IF;
+    SELECT array_agg(id) INTO ids FROM (
+        SELECT id FROM (
+            SELECT id, last_seq FROM sse_app.channels WHERE trimmed >= last_seq
+            ORDER BY last_seq DESC OFFSET remembered) AS empty
+        ORDER BY last_seq LIMIT most) AS surplus;
+    PERFORM set_config('lock_timeout', patience::text, true);
+    PERFORM FROM sse_app.log FOR UPDATE;
+    WITH forgotten AS (
+        DELETE FROM sse_app.channels WHERE id = ANY (ids) AND trimmed >= last_seq RETURNING last_seq
+    )
+    SELECT max(last_seq), count(*) INTO until, gone FROM forgotten;
+    UPDATE sse_app.log SET forgotten = greatest(forgotten, until),
+        swept = CASE WHEN gone < most THEN now ELSE swept END;
+    RETURN gone;
+END
+$$;
