@@ -23,7 +23,8 @@ def _path(options: argparse.Namespace) -> Path:
     state = StateDirectory(settings.state_dir, create=False)
     path = event_log_path(settings.event_log, state)
     if path is None:
-        raise InvalidInput("the event log is in memory: there is nothing to look after")
+        where = "in memory" if settings.event_log == "memory:" else "in a database"
+        raise InvalidInput(f"the event log is {where}: there is nothing to look after")
     if is_missing_or_empty(path):
         raise InvalidInput(f"there is no event log at {path}")
     return path

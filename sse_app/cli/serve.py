@@ -14,6 +14,7 @@ from sse_app.process.replacement import is_replacement
 from sse_app.process.standard_streams import complain
 from sse_app.process.systemd import Systemd
 from sse_app.process.workers import worker_number
+from sse_app.settings.explain import shown
 from sse_app.settings.loader import find_settings_file, passed_over
 from sse_app.settings.model import Settings, plain
 from sse_app.settings.workers import worker_count
@@ -78,9 +79,9 @@ def check_config(options: argparse.Namespace) -> int:
     for name, value in plain(settings).items():
         if isinstance(value, dict):
             for inner, inner_value in value.items():
-                print(f"{name}.{inner} = {inner_value!r}")
+                print(f"{name}.{inner} = {shown(inner_value)}")
         else:
-            print(f"{name} = {value!r}")
+            print(f"{name} = {shown(value)}")
     good, bad = try_start(settings)
     for line in good:
         print(f"# {line}", flush=True)

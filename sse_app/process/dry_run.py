@@ -13,6 +13,7 @@ from sse_app.core.errors import SettingsError, StateError
 from sse_app.eventlog.factory import stored_event_log
 from sse_app.eventlog.sqlite import schema
 from sse_app.process.sockets import check_address, processes_listening
+from sse_app.settings.database import make_database
 from sse_app.settings.model import Settings
 from sse_app.settings.workers import require_shareable, worker_count
 from sse_app.storage.sqlite import has_database, schema_version
@@ -74,6 +75,8 @@ def _accounts(settings: Settings) -> str:
 def _event_log(settings: Settings) -> str:
     if settings.event_log == "memory:":
         return "event log: in memory"
+    if (database := make_database(settings)) is not None:
+        return f"event log: in the database {database.address}"
     path = Path(settings.event_log.removeprefix("sqlite:") or settings.state_dir / "events.db")
     return "event log: " + _database(settings, path, schema.APPLICATION_ID, len(schema.MIGRATIONS))
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 
 import msgspec
 
-_PASSWORD = re.compile(r"(://[^:/@]*:)[^@]*(@)")
+_PASSWORD = re.compile(r"(://[^:/@]*:)[^@]*(?=@)|([?&]password=)[^&'\"]*")
 """The password in a URL, which no message may show."""
 
 
@@ -30,8 +30,12 @@ class Problem(NamedTuple):
         if not self.reason:
             return f"unknown setting: {self.name}"
         reason = f"{self.reason[0].lower()}{self.reason[1:]}"
-        given = _PASSWORD.sub(r"\1***\2", repr(self.value))
-        return f"bad value for the setting {self.name}: {reason} (got {given})"
+        return f"bad value for the setting {self.name}: {reason} (got {shown(self.value)})"
+
+
+def shown(value: object) -> str:
+    """Return a value as it is written, without the password of a URL."""
+    return _PASSWORD.sub(r"\1\2***", repr(value))
 
 
 def parse(kind: type, value: object) -> object:
