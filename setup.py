@@ -45,7 +45,7 @@ setup(
     extras_require={
         "uvloop": ["uvloop>=0.22"],  # a faster event loop; used where it is installed
         # PostgreSQL as the log of several machines; the binary wheels bring libpq with them
-        "postgres": ["psycopg[binary]>=3.2.2,<4", "psycopg-pool>=3.2.4,<4"],
+        "postgres": ["psycopg[binary]>=3.2.2,<4"],
         # sse_app.client: HTTP for asyncio, and a parser of event streams that splits lines as the standard says
         "client": ["httpx>=0.28", "httpx-sse>=0.4.3"],
         "demo": [

@@ -8,9 +8,10 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 
 import psycopg
 import pytest
@@ -48,20 +49,44 @@ class Postgres:
     Args:
         directory: belongs to the user that the server runs as.
         settings: besides `FAST`.
+        within: a command of the superuser that runs another one in namespaces of its own, such as ``nsenter``.
+        root: how their root directory looks from outside.
     """
 
-    def __init__(self, directory: Path, **settings: str) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        settings: Mapping[str, str] = MappingProxyType({}),
+        *,
+        within: Sequence[str] = (),
+        root: Path | None = None,
+    ) -> None:
         self.directory = directory
         self.data = directory / "data"
+        self.host = "127.0.0.1"
         self.port = reserve_port(self)
-        self.settings = FAST | settings
+        self.settings = {**FAST, **settings}
+        self._within = within
+        self._root = root
         self._numbers = itertools.count(1)
 
     def run(self, program: str, *arguments: str) -> str:
         """Run one of the server's programs as its user, and return what it prints."""
+        command = [str(programs() / program), *arguments]
+        if self._within:
+            user = _server_user()
+            assert user is not None, "only the superuser may enter namespaces"
+            command = [
+                *self._within,
+                "setpriv",
+                f"--reuid={user}",
+                f"--regid={user}",
+                "--clear-groups",
+                *command,
+            ]
         done = subprocess.run(
-            [programs() / program, *arguments],
-            user=_server_user(),
+            command,
+            user=None if self._within else _server_user(),
             cwd=self.directory,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -70,9 +95,65 @@ class Postgres:
         assert done.returncode == 0, done.stdout
         return done.stdout
 
-    def make(self) -> None:
-        """Make the cluster; whoever reaches its port is trusted, which is a test's."""
-        self.run("initdb", f"--pgdata={self.data}", "--auth=trust", "--username=postgres", "--no-sync")
+    def make(self, *options: str) -> None:
+        """Make the cluster; each client that reaches its port is trusted, which is a test's."""
+        self.run(
+            "initdb", f"--pgdata={self.data}", "--auth=trust", "--username=postgres", "--no-sync", *options
+        )
+
+    def allow(self, network: str) -> None:
+        """Trust clients of another network too."""
+        with (self.data / "pg_hba.conf").open("a") as file:
+            file.write(f"host all all {network} trust\n")
+
+    def backup(self, directory: Path) -> None:
+        """Make a base backup, which is whole by itself."""
+        self._copy(directory)
+
+    def _copy(self, directory: Path, *options: str) -> None:
+        source = f"postgresql://postgres@{self.host}:{self.port}"
+        self.run(
+            "pg_basebackup",
+            f"--pgdata={directory}",
+            f"--dbname={source}",
+            "--checkpoint=fast",
+            "--no-sync",
+            *options,
+        )
+
+    def restore(self, backup: Path, *, recover: bool) -> None:
+        """Take a backup in place of what there is; the server does not run.
+
+        Args:
+            backup: stays as it is.
+            recover: whether it goes through recovery, as to a point in time: it begins a new timeline then.
+                Else it is a plain copy of an earlier state.
+        """
+        shutil.rmtree(self.data)
+        subprocess.run(["cp", "--archive", backup, self.data], check=True)
+        if recover:
+            (self.data / "recovery.signal").touch()
+            with (self.data / "postgresql.auto.conf").open("a") as settings:
+                settings.write("restore_command = 'false'\n")
+
+    def follow(self, primary: Postgres, name: str) -> None:
+        """Make this one a standby of another, by streaming replication.
+
+        Args:
+            primary: runs.
+            name: by which it is known to the primary, and which is its ``cluster_name``.
+        """
+        primary._copy(self.data, "--write-recovery-conf")
+        self.settings["cluster_name"] = name
+
+    def promote(self) -> None:
+        """Make the standby a primary, and wait until it is one."""
+        self.run("pg_ctl", "promote", "-w", f"--pgdata={self.data}")
+
+    def set(self, name: str, value: str) -> None:
+        """Set a parameter of the server while it runs, and have it in force."""
+        self.execute(f"ALTER SYSTEM SET {name} = '{value}'")
+        self.execute("SELECT pg_reload_conf()")
 
     def start(self) -> None:
         """Start the server, and wait until it answers."""
@@ -90,28 +171,45 @@ class Postgres:
     def kill(self) -> None:
         """Kill the server and all that it has started, as a crash does."""
         pid = self.pid
+        self._signal(signal.SIGKILL)
+        until(lambda: not Path(f"/proc/{pid}").exists(), "the server has gone")
+        self._pid_file.unlink(missing_ok=True)
+
+    def pause(self) -> None:
+        """Stop all of its processes (SIGSTOP): it accepts connections, and answers nothing."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Have it run again after a pause."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        pid = self.pid
         children = subprocess.run(["ps", "--ppid", str(pid), "-o", "pid="], stdout=subprocess.PIPE, text=True)
         for one in (pid, *map(int, children.stdout.split())):
-            try:
-                os.kill(one, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-        until(lambda: not Path(f"/proc/{pid}").exists(), "the server has gone")
-        (self.data / "postmaster.pid").unlink(missing_ok=True)
+            with suppress(ProcessLookupError):
+                os.kill(one, number)
+
+    @property
+    def _pid_file(self) -> Path:
+        file = self.data / "postmaster.pid"
+        return file if self._root is None else self._root / file.relative_to("/")
 
     @property
     def pid(self) -> int:
         """The server's process."""
-        return int((self.data / "postmaster.pid").read_text().split()[0])
+        return int(self._pid_file.read_text().split()[0])
 
     @property
     def runs(self) -> bool:
-        """Whether the server has been started, and not been stopped."""
-        return (self.data / "postmaster.pid").exists()
+        """Whether the server has been started, and neither been stopped nor ended by itself."""
+        with suppress(FileNotFoundError):
+            return Path(f"/proc/{self.pid}").exists()
+        return False
 
     def url(self, database: str = "postgres", user: str = "postgres") -> str:
         """Return where a database is."""
-        return f"postgresql://{user}@127.0.0.1:{self.port}/{database}"
+        return f"postgresql://{user}@{self.host}:{self.port}/{database}"
 
     def execute(self, statement: str, database: str = "postgres") -> list[tuple[object, ...]]:
         """Run a statement as superuser, and return its rows."""
@@ -129,20 +227,54 @@ class Postgres:
 
 
 @contextmanager
-def cluster(**settings: str) -> Iterator[Postgres]:
-    """Make and start a cluster, and remove it."""
+def server_directory() -> Iterator[Path]:
+    """Make a directory that belongs to the user that servers run as, and remove it."""
     directory = Path(tempfile.mkdtemp(prefix="postgres"))
-    postgres = Postgres(directory, **settings)
     try:
         if (user := _server_user()) is not None:
             shutil.chown(directory, user)
-        postgres.make()
-        postgres.start()
-        yield postgres
+        yield directory
+    finally:
+        shutil.rmtree(directory)
+
+
+@contextmanager
+def cluster(**settings: str) -> Iterator[Postgres]:
+    """Make and start a cluster, and remove it."""
+    with server_directory() as directory:
+        postgres = Postgres(directory, settings)
+        with ending(postgres):
+            postgres.make()
+            postgres.start()
+            yield postgres
+
+
+@contextmanager
+def standby(primary: Postgres, name: str, **settings: str) -> Iterator[Postgres]:
+    """Make and start a standby, and remove it.
+
+    Args:
+        primary: runs.
+        name: as in `Postgres.follow`.
+        settings: as of `Postgres`.
+    """
+    with server_directory() as directory:
+        postgres = Postgres(directory, settings)
+        with ending(postgres):
+            postgres.follow(primary, name)
+            postgres.start()
+            yield postgres
+
+
+@contextmanager
+def ending(postgres: Postgres) -> Iterator[None]:
+    """End a server that still runs after what is done with it, also one that is paused."""
+    try:
+        yield
     finally:
         if postgres.runs:
+            postgres.resume()
             postgres.stop("immediate")
-        shutil.rmtree(directory)
 
 
 @pytest.fixture(scope="session")

@@ -8,25 +8,36 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import psycopg
-from psycopg import AsyncConnection, conninfo
-from psycopg_pool import AsyncConnectionPool, PoolTimeout
+from psycopg import conninfo, errors
 
 from sse_app.core.errors import SSEAppError, StateError
-from sse_app.storage.postgres.listener import Listener
+from sse_app.storage.postgres.connections import Connection, Pool
+from sse_app.storage.postgres.listener import FIRST_WAIT, LONGEST_WAIT, Listener
 from sse_app.storage.postgres.schema import migrate
 
 CONNECT_TIMEOUT = 5
-"""How many seconds a connection may take to be made (libpq's ``connect_timeout``)."""
+"""How many seconds a connection may take to be made, to each host that the URL names (libpq's ``connect_timeout``)."""
 
 WAIT_WHILE_AWAY = 0.2
-"""For how many seconds a query waits for a connection while the last attempt to use the database failed."""
+"""For how many seconds a query waits for the database to come back while it is away."""
 
-MAX_RECONNECT_WAIT = 5.0
-"""The longest pause between two attempts to connect again, in seconds."""
+FAILURES = (psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalError, TimeoutError)
+"""What is no mistake in a statement: the database is away, short of something, read-only or damaged."""
+
+CHANGED = (
+    errors.InvalidCatalogName,
+    errors.InvalidSchemaName,
+    errors.InsufficientPrivilege,
+    errors.UndefinedTable,
+    errors.UndefinedColumn,
+    errors.UndefinedFunction,
+)
+"""What the database says where what was there when it was opened has been taken away, as by a restore."""
 
 LIVENESS = {
     "connect_timeout": CONNECT_TIMEOUT,
@@ -39,6 +50,8 @@ LIVENESS = {
 
 log = logging.getLogger(__name__)
 
+logging.getLogger("psycopg").setLevel(logging.ERROR)  # what it warns of is told here, once
+
 
 class DatabaseUnavailable(SSEAppError):
     """PostgreSQL cannot be reached, or has not answered in time; a change may have been made, or not."""
@@ -47,8 +60,13 @@ class DatabaseUnavailable(SSEAppError):
 class Database:
     """The connections that the parts of one process share; each part opens and closes it as if it were its own.
 
+    Once the database has not answered, or has ended a connection and lets none be made, it is *away*: queries fail
+    after a moment, without one of them having to wait for its own timeout, and one task tries again and again whether
+    it is back.
+
     Args:
-        url: as libpq takes it (``postgresql://…``). A password is better kept in a password file.
+        url: as libpq takes it (``postgresql://…``), also with several hosts. A password is better kept in a password
+            file.
         connections: how many there are for queries, at most.
         timeout: how many seconds a query may take.
         listen_url: where to listen, if not there: what a pooler stands before listens for no client.
@@ -59,12 +77,17 @@ class Database:
         self.timeout = timeout
         """How many seconds a query may take."""
         self.listener = Listener(_with_defaults(listen_url or url))
-        self._most = connections
-        self._pool: AsyncConnectionPool[AsyncConnection] | None = None
+        self._pool = Pool(self._url, connections)
         self._users = 0
         self._opening = asyncio.Lock()
-        self.available = False
-        """Whether the last attempt to use it succeeded."""
+        self._back = asyncio.Event()
+        """Is set while the database is not away."""
+        self._trying: asyncio.Task[None] | None = None
+
+    @property
+    def available(self) -> bool:
+        """Whether it is open, and not away as far as is known."""
+        return self._back.is_set()
 
     @property
     def address(self) -> str:
@@ -83,63 +106,117 @@ class Database:
             self._users += 1
 
     async def _open(self) -> None:
+        migrated = False
         try:
-            async with asyncio.timeout(2 * CONNECT_TIMEOUT):
-                async with await AsyncConnection.connect(self._url, autocommit=True) as connection:
+            async with asyncio.timeout(self._connect_timeout + CONNECT_TIMEOUT):
+                connection = await self._pool.connect()
+                try:
                     await migrate(connection)
-        except (psycopg.Error, TimeoutError) as error:
+                    migrated = True
+                finally:
+                    await self._pool.give(connection)
+        except (*FAILURES, *CHANGED) as error:
             raise StateError(f"cannot use the database {self.address}: {text_of(error)}") from None
-        self._pool = AsyncConnectionPool(
-            self._url,
-            kwargs={"autocommit": True, "prepare_threshold": None},
-            min_size=1,
-            max_size=self._most,
-            max_idle=60.0,
-            timeout=self.timeout,
-            reconnect_timeout=MAX_RECONNECT_WAIT,
-            open=False,
-            name="sse_app",
-        )
-        await self._pool.open()
+        finally:
+            if not migrated:
+                await self._pool.empty()
         self.listener.start()
-        self.available = True
+        self._back.set()
+
+    @property
+    def _connect_timeout(self) -> float:
+        """Within how many seconds each host that the URL names has been tried."""
+        given = conninfo.conninfo_to_dict(self._url)
+        hosts = str(given.get("hostaddr") or given.get("host") or "").count(",") + 1
+        return hosts * float(given["connect_timeout"] or CONNECT_TIMEOUT)
 
     async def close(self) -> None:
-        """Close the connections, if no other part uses them."""
+        """Close the connections, if no other part uses them; those in use when they come back."""
         async with self._opening:
             self._users = max(0, self._users - 1)
-            if self._users == 0 and self._pool is not None:
-                pool, self._pool = self._pool, None
-                self.available = False
+            if self._users == 0:
+                self._back.clear()
+                if self._trying is not None:
+                    self._trying.cancel()
+                    await asyncio.wait([self._trying])
+                    self._trying = None
                 await self.listener.stop()
-                await pool.close(timeout=self.timeout)
+                await self._pool.empty()
 
     @asynccontextmanager
-    async def connection(self, within: float | None = None) -> AsyncIterator[AsyncConnection]:
+    async def connection(self, within: float | None = None) -> AsyncIterator[Connection]:
         """Lend a connection, on which each statement is a transaction of its own (autocommit).
 
-        What takes too long is given up, and its connection with it.
+        What takes too long is given up; where the server does not answer that either, its connection with it.
 
         Args:
-            within: how many seconds the statements may take in all; the setting's where it is None.
+            within: how many seconds it may take in all until there is a connection and the statements have ended;
+                the setting's where it is None.
 
         Raises:
-            DatabaseUnavailable: there is none, or it fails meanwhile. A mistake in a statement stays what it is.
+            DatabaseUnavailable: there is none, or it fails meanwhile; what was asked for may have been done, or may
+                not. A mistake in a statement stays what it is.
         """
-        pool = self._pool
-        if pool is None:
-            raise DatabaseUnavailable("it is not open")
         limit = self.timeout if within is None else within
+        lent: Connection | None = None
+        if asyncio.current_task() is None:  # a periodic call, which gets its task where it waits first
+            await asyncio.sleep(0)
         try:
             async with asyncio.timeout(limit):
-                async with pool.connection(limit if self.available else WAIT_WHILE_AWAY) as connection:
-                    yield connection
-            self.available = True
-        except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout, TimeoutError) as error:
-            if self.available:
-                self.available = False
-                log.debug("database_failed", extra={"detail": text_of(error)})
+                await self._not_away()
+                async with self._pool.connection() as lent:
+                    if not self.available:  # since it waits for this one
+                        raise DatabaseUnavailable("it is away")
+                    yield lent
+        except (*FAILURES, *CHANGED) as error:
+            if isinstance(error, errors.ReadOnlySqlTransaction) and lent is not None:
+                await (
+                    lent.close()
+                )  # the server is a primary no more: the next connection is made to the one that is
+            if lent is None:
+                self._is_away(text_of(error))
+            elif lent.closed:
+                await self._pool.empty()  # the others are of the same time, and may be as dead
+                self._is_away(text_of(error))
             raise DatabaseUnavailable(text_of(error)) from error
+
+    async def _not_away(self) -> None:
+        if self._users and not self.available:
+            try:
+                async with asyncio.timeout(WAIT_WHILE_AWAY):
+                    await self._back.wait()
+            except TimeoutError:
+                raise DatabaseUnavailable("it is away") from None
+        if not self.available:
+            raise DatabaseUnavailable("it is not open")
+
+    def _is_away(self, detail: str) -> None:
+        """Let no query wait for its own timeout, and try until the database is back."""
+        if self._users and self._trying is None:
+            self._back.clear()
+            self._trying = asyncio.create_task(self._try_until_back(detail), name="postgres-back")
+
+    async def _try_until_back(self, detail: str) -> None:
+        log.debug("database_failed", extra={"detail": detail})
+        wait = FIRST_WAIT
+        while not await self._answers():
+            await asyncio.sleep(wait * (1 - random.random() / 2))
+            wait = min(2 * wait, LONGEST_WAIT)
+        self._trying = None
+        self._back.set()
+
+    async def _answers(self) -> bool:
+        """Return whether a connection can be made and answers; the pool has it then."""
+        try:
+            async with asyncio.timeout(self._connect_timeout):
+                connection = await self._pool.connect()
+                try:
+                    await connection.execute("SELECT 1")
+                finally:
+                    await self._pool.give(connection)
+        except (*FAILURES, *CHANGED):
+            return False
+        return True
 
 
 def _with_defaults(url: str) -> str:

@@ -9,12 +9,14 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import psycopg
-from psycopg import AsyncConnection, sql
+from psycopg import sql
 
-LIVENESS_INTERVAL = 5.0
-"""After how many seconds without a notification the connection is tried."""
+from sse_app.storage.postgres.connections import Connection
 
-FIRST_WAIT, LONGEST_WAIT = 0.1, 5.0
+LIVENESS_INTERVAL = 2.0
+"""After how many seconds without a notification the connection is tried, and within how many it has to answer."""
+
+FIRST_WAIT, LONGEST_WAIT = 0.1, 3.0
 """Seconds between attempts to connect again: the first, doubled each time up to the longest, each up to a half less."""
 
 log = logging.getLogger(__name__)
@@ -65,7 +67,7 @@ class Listener:
         wait = FIRST_WAIT
         while True:
             try:
-                async with await AsyncConnection.connect(self._url, autocommit=True) as connection:
+                async with await Connection.connect(self._url, autocommit=True) as connection:
                     for channel in self._channels:
                         await connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
                     self._set_connected(True)
@@ -80,7 +82,7 @@ class Listener:
             await asyncio.sleep(wait * (1 - random.random() / 2))
             wait = min(2 * wait, LONGEST_WAIT)
 
-    async def _hear(self, connection: AsyncConnection) -> None:
+    async def _hear(self, connection: Connection) -> None:
         while True:
             async for notification in connection.notifies(timeout=LIVENESS_INTERVAL):
                 if (callbacks := self._channels.get(notification.channel)) is not None:

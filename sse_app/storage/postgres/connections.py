@@ -1,0 +1,149 @@
+"""Connections to PostgreSQL that never hold their users up for long, and a pool of them.
+
+The pool makes a connection where one is needed and none waits, in the task that needs it. It knows without a round
+trip which of those that wait have been ended by the server, as all are when that is started again: they cost no
+request its answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import psycopg
+from psycopg import AsyncConnection
+from psycopg.pq import TransactionStatus
+
+CANCEL_TIMEOUT = 1.0
+"""How many seconds a statement that is given up has to end; then its connection is cut."""
+
+IDLE_AGE = 60.0
+"""After how many seconds without use a connection is closed."""
+
+LAST_WORDS = 3
+"""How often something is read from a connection that is not in use: what the server says last, and the end."""
+
+
+class Connection(AsyncConnection[tuple[Any, ...]]):
+    """A connection whose statements end soon after they are given up, also where the server does not answer.
+
+    psycopg asks the server then to cancel the statement, and waits up to ten seconds for that and for the end of the
+    statement, and so does the task that has given it up. Here that takes `CANCEL_TIMEOUT`.
+    """
+
+    _cut: asyncio.TimerHandle | None = None
+
+    async def wait(self, *arguments: Any, **options: Any) -> Any:
+        """Wait for what was sent, as `AsyncConnection.wait` does."""
+        try:
+            return await super().wait(*arguments, **options)
+        finally:
+            if self._cut is not None:
+                self._cut.cancel()
+                self._cut = None
+
+    async def cancel_safe(self, *, timeout: float = CANCEL_TIMEOUT) -> None:  # noqa: ASYNC109 (psycopg's)
+        """Ask the server to cancel the statement; where it does not end in time, cut the connection.
+
+        Args:
+            timeout: is not taken longer than `CANCEL_TIMEOUT`.
+        """
+        self._cut = asyncio.get_running_loop().call_later(CANCEL_TIMEOUT, self._shut_down)
+        with suppress(psycopg.Error):
+            await super().cancel_safe(timeout=min(timeout, CANCEL_TIMEOUT))
+
+    def _shut_down(self) -> None:
+        """End both directions of the socket, which stays open: who waits for it reads its end."""
+        with suppress(OSError), socket.socket(fileno=os.dup(self.pgconn.socket)) as shared:
+            shared.shutdown(socket.SHUT_RDWR)
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it waits for a statement and, as far as can be seen without asking, the server does too."""
+        if self.closed or self.pgconn.transaction_status != TransactionStatus.IDLE:
+            return False
+        poll = select.poll()
+        poll.register(self.pgconn.socket, select.POLLIN)
+        for _ in range(LAST_WORDS):
+            if not poll.poll(0):
+                return True
+            try:
+                self.pgconn.consume_input()
+            except psycopg.OperationalError:
+                break
+        return False
+
+
+class Pool:
+    """Lends connections on which each statement is a transaction of its own (autocommit).
+
+    Args:
+        url: as libpq takes it.
+        most: how many there are at most; who asks for one more waits.
+    """
+
+    def __init__(self, url: str, most: int) -> None:
+        self._url = url
+        self._places = asyncio.Semaphore(most)
+        self._waiting: list[tuple[float, Connection]] = []
+        """Those that wait for a statement, each with the time of its return; the last is taken first."""
+        self._generation = 0
+
+    async def connect(self) -> Connection:
+        """Make a connection, which the pool does not know.
+
+        Raises:
+            psycopg.OperationalError: it cannot be made.
+        """
+        # Prepared statements belong to a session, and behind a pooler the next statement may come to another.
+        return await Connection.connect(self._url, autocommit=True, prepare_threshold=None)
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection]:
+        """Lend a connection; one that comes back in the middle of something is closed.
+
+        Raises:
+            psycopg.OperationalError: none can be made.
+        """
+        async with self._places:
+            generation = self._generation
+            connection = await self._taken() or await self.connect()
+            try:
+                yield connection
+            finally:
+                if generation == self._generation:
+                    await self.give(connection)
+                else:
+                    await connection.close()
+
+    async def _taken(self) -> Connection | None:
+        while self._waiting:
+            _, connection = self._waiting.pop()
+            if connection.is_usable:
+                return connection
+            await connection.close()
+        return None
+
+    async def give(self, connection: Connection) -> None:
+        """Have a connection wait for its next use, and close those that have waited for long."""
+        now = time.monotonic()
+        if connection.is_usable:
+            self._waiting.append((now, connection))
+        else:
+            await connection.close()
+        while self._waiting and now - self._waiting[0][0] > IDLE_AGE:
+            _, idle = self._waiting.pop(0)
+            await idle.close()
+
+    async def empty(self) -> None:
+        """Close all connections: those in use when they come back."""
+        self._generation += 1
+        waiting, self._waiting = self._waiting, []
+        for _, connection in waiting:
+            await connection.close()
