@@ -289,6 +289,7 @@ class Node:
         await self.eventlog.close()
         self.password_threads.close()
         await self.auth_store.close()
+        await self.cluster.close()
         self.state.unlock()
 
 

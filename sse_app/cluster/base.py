@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import logging
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from typing import Any, NamedTuple
 
 from sse_app.core.errors import SSEAppError
@@ -47,6 +48,9 @@ class Cluster(ABC):
     rather than what has changed since the last message.
     """
 
+    noun = ""
+    """What a node is called in answers, ``worker`` or ``node``; empty where it is alone."""
+
     def __init__(self) -> None:
         self._handlers: dict[str, Handler] = {}
 
@@ -71,6 +75,23 @@ class Cluster(ABC):
     @abstractmethod
     def peers(self) -> tuple[str, ...]:
         """Return the names of the other nodes, also of those that do not answer just now."""
+
+    def naming(self, missing: Iterable[str]) -> dict[str, list[str]]:
+        """Return the member of an answer that names nodes which did not answer; none where this one is alone."""
+        return {f"{self.noun}s_missing": list(missing)} if self.noun else {}
+
+    def naming_any(self, missing: Iterable[str]) -> dict[str, list[str]]:
+        """Return the same only where there are any to name."""
+        found = list(missing)
+        return self.naming(found) if found else {}
+
+    def beside(self) -> tuple[str, ...]:
+        """Return the names of the nodes of this machine, this one among them: one who asks it means all of them."""
+        return tuple(in_order((self.name, *self.peers())))
+
+    def name_of(self, number: int) -> str:
+        """Return the name of the node of a number; empty where it is not known."""
+        return str(number)
 
     @property
     def is_first(self) -> bool:
@@ -116,6 +137,10 @@ class Cluster(ABC):
     def stop(self) -> None:
         """Leave: the others do not wait for this node any more."""
 
+    async def close(self) -> None:
+        """Give back what `open` has taken, after `stop`; also where it was never open."""
+        return None
+
     def answer(self, kind: str, handler: Handler) -> None:
         """Answer what is asked or told of a kind with a handler; there is one for each kind."""
         assert kind not in self._handlers
@@ -156,6 +181,16 @@ class Cluster(ABC):
             raise _no_answer(kind, error) from error
 
 
+def in_order(names: Iterable[str]) -> list[str]:
+    """Return names of nodes as people sort them: ``web2`` before ``web10``, and 2 before 10."""
+    return sorted(names, key=sort_key)
+
+
+def sort_key(name: str) -> list[str | int]:
+    """Return what the name of a node is sorted by: texts and numbers by turns."""
+    return [int(part) if part.isdecimal() else part for part in re.split("([0-9]+)", name)]
+
+
 def _no_answer(kind: str, error: Exception) -> NoAnswer:
     """Return why there is no answer, and log what is a mistake."""
     if isinstance(error, SSEAppError):
@@ -176,6 +211,10 @@ class Alone(Cluster):
     def number(self) -> int:
         """0."""
         return 0
+
+    def name_of(self, number: int) -> str:
+        """Return the empty text."""
+        return ""
 
     def peers(self) -> tuple[str, ...]:
         """Return nothing."""

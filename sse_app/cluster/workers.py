@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from sse_app.cluster.base import ASK_TIMEOUT, Answers, Cluster, NoAnswer, own_answer
+from sse_app.cluster.base import ASK_TIMEOUT, Answers, Cluster, NoAnswer, in_order, own_answer
 from sse_app.cluster.link import ANSWER, ASK, HELLO, NO_ANSWER, TELL, Link, message
 from sse_app.cluster.peer import RECONNECT_TIME, Peer
 from sse_app.core.background import BackgroundTasks
@@ -54,6 +54,8 @@ class Workers(Cluster):
         directory: which has one for each worker, named by its number.
     """
 
+    noun = "worker"
+
     def __init__(self, number: int, directory: Path) -> None:
         super().__init__()
         self._name = str(number)
@@ -84,7 +86,7 @@ class Workers(Cluster):
         """Return the numbers of the other workers, in their order."""
         oldest = asyncio.get_running_loop().time() - FORGET_TIME
         known = (peer for peer in self._peers.values() if peer.link is not None or peer.lost_at > oldest)
-        return tuple(sorted((peer.name for peer in known), key=int))
+        return tuple(in_order(peer.name for peer in known))
 
     @property
     def is_first(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterable
 
 EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 """Error numbers that say that there is no file descriptor, or no memory, just now."""
@@ -72,11 +73,17 @@ class Kicked(SSEAppError):
         self.wait = wait
 
 
-class WorkerSilent(SSEAppError):
-    """What was asked for may be with a worker that does not answer just now."""
+class NodeSilent(SSEAppError):
+    """What was asked for may be with a node that does not answer just now.
 
-    def __init__(self, *names: str) -> None:
-        super().__init__(f"worker {', '.join(names)} does not answer just now")
+    Args:
+        noun: what a node is called, ``worker`` or ``node``.
+        names: of those that do not answer.
+    """
+
+    def __init__(self, noun: str, names: Iterable[str]) -> None:
+        super().__init__(f"{noun} {', '.join(names)} does not answer just now")
+        self.noun = noun
 
 
 class UnknownStream(SSEAppError):

@@ -16,6 +16,7 @@ from sse_app.core.errors import (
     InvalidChannel,
     InvalidInput,
     Kicked,
+    NodeSilent,
     ProviderUnavailable,
     SSEAppError,
     TokenRefused,
@@ -24,7 +25,6 @@ from sse_app.core.errors import (
     TooManyStreams,
     UnknownChannel,
     UnknownStream,
-    WorkerSilent,
 )
 
 RETRY_AFTER = "5"
@@ -69,8 +69,8 @@ def refusal_of(error: BaseException | None) -> Refusal | None:
             return Refusal(429, "too_many_streams", str(error), Retry_After=RETRY_AFTER)
         case TooManyRenewals():
             return Refusal(429, "too_many_renewals", str(error), Retry_After=RETRY_AFTER)
-        case WorkerSilent():
-            return Refusal(503, "worker_silent", str(error), Retry_After=RETRY_AFTER)
+        case NodeSilent(noun=noun):
+            return Refusal(503, f"{noun}_silent", str(error), Retry_After=RETRY_AFTER)
         case UnknownStream():
             return Refusal(404, "unknown_connection", str(error))
         case UnknownChannel():

@@ -8,10 +8,9 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple
 
-from sse_app.cluster.base import Answers, Cluster, NoAnswer
+from sse_app.cluster.base import Answers, Cluster, NoAnswer, sort_key
 from sse_app.core.events import EventId, timestamp
 from sse_app.streams.hub import Hub
-from sse_app.streams.numbers import node_of
 from sse_app.streams.stream import Stream
 
 SLICE = 512
@@ -29,9 +28,14 @@ FIELDS: dict[str, Callable[[Stream], str]] = {
     "subject": lambda stream: stream.subscriber.lease.subject,
     "channels": lambda stream: ",".join(stream.channels),
     "address": lambda stream: stream.subscriber.address,
-    "worker": lambda stream: str(node_of(stream.number) or ""),
 }
-"""How each column that can be searched is read; that of a worker is searched only where it is named, and as a whole."""
+"""How each column that can be searched is read."""
+
+NODE = ("worker", "node")
+"""The names of the column with the node of a stream; it is searched only where it is named, and as a whole."""
+
+SEARCHED = (*FIELDS, *NODE)
+"""The columns that can be searched."""
 
 
 class Query(NamedTuple):
@@ -39,8 +43,8 @@ class Query(NamedTuple):
 
     Args:
         search: a text that one of the fields contains, in upper or lower case; empty for all streams.
-        field: which of the `FIELDS` has to contain it; empty for any but the worker.
-        sort: one of the `COLUMNS`.
+        field: which of the columns `SEARCHED` has to contain it; empty for any but the node.
+        sort: one of the columns `SORTED`.
         descending: whether the greatest come first.
         offset, limit: the page.
     """
@@ -83,9 +87,11 @@ COLUMNS: dict[str, Key] = {
     "lag_events": lambda stream, positions: positions.lag_events(stream),
     "backlog_bytes": lambda stream, positions: stream.backlog_bytes,
     "adopted": lambda stream, positions: stream.adopted,
-    "worker": lambda stream, positions: node_of(stream.number),
 }
 """How each column is sorted; streams with equal values stay in the order in which they were opened."""
+
+SORTED = (*COLUMNS, *NODE)
+"""The columns that can be sorted by."""
 
 
 class Page(NamedTuple):
@@ -119,9 +125,8 @@ class ConnectionTable:
     async def page(self, query: Query) -> Page:
         """Return a page of the table."""
         if not self._cluster.peers():
-            streams, _ = await _found(self._hub, query)
-            first = streams[query.offset : query.offset + query.limit]
-            return Page(len(streams), list(_rows(first, Positions(self._hub.head))))
+            streams, _ = await self._found(query)
+            return Page(len(streams), self._rows(streams[query.offset : query.offset + query.limit]))
         # Each node sends what its first rows are sorted by; only then is it known which of them are in the page.
         found = await self._cluster.ask("connections.keys", query._asdict())
         entries = [(*entry, node) for node, answer in found.by_node.items() for entry in answer["entries"]]
@@ -149,9 +154,9 @@ class ConnectionTable:
         """Return how many streams of this node match, and of the first in the order asked for what they are sorted by,
         when they began, and their numbers."""
         query = Query(**{name: payload[name] for name in Query._fields})
-        if query.sort not in COLUMNS or (query.field and query.field not in FIELDS):
+        if query.sort not in SORTED or (query.field and query.field not in SEARCHED):
             raise NoAnswer("a column is not known")
-        streams, keys = await _found(self._hub, query)
+        streams, keys = await self._found(query)
         first = streams[: query.offset + query.limit]
         entries = [(_short(keys(stream)), stream.begun_at, stream.number) for stream in first]
         return {"total": len(streams), "entries": entries}
@@ -160,7 +165,24 @@ class ConnectionTable:
         """Return the rows of those of the streams that are still open."""
         wanted = set(numbers)
         streams = [stream for stream in self._hub.streams if stream.number in wanted]
-        return list(_rows(streams, Positions(self._hub.head)))
+        return self._rows(streams)
+
+    def _rows(self, streams: Iterable[Stream]) -> list[dict[str, Any]]:
+        of_node = {self._cluster.noun: self._cluster.name} if self._cluster.noun else {}
+        return [row | of_node for row in _rows(streams, Positions(self._hub.head))]
+
+    async def _found(self, query: Query) -> tuple[list[Stream], Callable[[Stream], Any]]:
+        """Return the streams that match, in the order asked for, and what each is sorted by."""
+        if query.field in NODE:
+            if query.search and query.search.casefold() != self._cluster.name.casefold():
+                return [], _number
+            query = query._replace(search="", field="")
+        if query.sort in NODE:  # of this node's streams each has the same
+            cluster = self._cluster
+            key = sort_key(cluster.name) if cluster.noun == "node" else cluster.number
+            streams, _ = await _found(self._hub, query._replace(sort="connection", descending=False))
+            return streams, lambda stream: key
+        return await _found(self._hub, query)
 
 
 def _short(key: Any) -> Any:
@@ -185,9 +207,7 @@ async def _found(hub: Hub, query: Query) -> tuple[list[Stream], Callable[[Stream
 
 async def _search(streams: list[Stream], query: Query) -> list[Stream]:
     wanted = query.search.casefold()
-    if query.field == "worker":
-        return [stream for stream in streams if FIELDS["worker"](stream) == wanted]
-    read = [FIELDS[query.field]] if query.field else [FIELDS[name] for name in FIELDS if name != "worker"]
+    read = [FIELDS[query.field]] if query.field else list(FIELDS.values())
     found = []
     async for some in _slices(streams):
         found += [stream for stream in some if any(wanted in part(stream).casefold() for part in read)]
@@ -226,7 +246,6 @@ def _rows(streams: Iterable[Stream], positions: Positions) -> Iterable[dict[str,
             "lag_events": positions.lag_events(stream),
             "backlog_bytes": stream.backlog_bytes,
             "adopted": stream.adopted,
-            **({"worker": worker} if (worker := FIELDS["worker"](stream)) else {}),
         }
 
 

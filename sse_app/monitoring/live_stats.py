@@ -11,7 +11,7 @@ import time
 from collections import Counter, deque
 from typing import Any, NamedTuple
 
-from sse_app.cluster.base import Cluster
+from sse_app.cluster.base import Cluster, in_order
 from sse_app.core.channels import ADMIN_CHANNEL, ChannelPatterns
 from sse_app.core.counters import Metrics, quantile
 from sse_app.core.distinct import Sample, distinct, sample
@@ -256,9 +256,9 @@ class LiveStats:
             "endings": _together([node["endings"] for node in every]),
             "channels": await self._channel_rows([node["channels"] for node in every]),
         }
-        if name:
-            figures["workers"] = [_worker(each, nodes[each]) for each in sorted(nodes, key=int)]
-            figures["workers_missing"] = [each for each in self._cluster.peers() if each not in nodes]
+        if noun := self._cluster.noun:
+            figures[f"{noun}s"] = [{noun: each, **_of_node(nodes[each])} for each in in_order(nodes)]
+            figures |= self._cluster.naming(each for each in self._cluster.peers() if each not in nodes)
         return figures
 
     async def _channel_rows(self, streams: list[dict[str, int]]) -> list[dict[str, Any]]:
@@ -271,10 +271,9 @@ class LiveStats:
         return rows
 
 
-def _worker(name: str, node: dict[str, Any]) -> dict[str, Any]:
-    """Return what is shown of one worker."""
+def _of_node(node: dict[str, Any]) -> dict[str, Any]:
+    """Return what is shown of one node."""
     return {
-        "worker": name,
         "streams": node["streams"],
         "deliveries_per_second": round(node["deliveries_per_second"], PRECISION),
         "cpu": round(node["cpu"], PRECISION),

@@ -16,7 +16,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-from sse_app.cluster.base import Answers
+from sse_app.cluster.base import Answers, in_order
 from sse_app.core.channels import ChannelPatterns
 from sse_app.core.counters import Metrics
 from sse_app.core.lifecycle import Lifecycle
@@ -26,11 +26,6 @@ from sse_app.streams.hub import Hub
 from sse_app.streams.keepalive import Keepalive
 
 __all__ = ["CONTENT_TYPE", "NodeMetrics", "render_all"]
-
-LABEL = "worker"
-"""The label that says of which node a sample is, where there may be several."""
-
-WORKER_UP = "sse_app_worker_up"
 
 OF_THE_LOG = {"sse_app_log_head"}
 """Metrics of the log, which all nodes share: of these there is one sample, of the node that is ahead."""
@@ -105,7 +100,7 @@ class NodeMetrics(Collector):
             sum(stream.backlog_bytes for stream in hub.laggards),
         )
         yield CounterMetricFamily(
-            "sse_app_events", "Events fanned out; each worker fans out all.", hub.events_fanned_out
+            "sse_app_events", "Events fanned out; each node fans out all.", hub.events_fanned_out
         )
         yield CounterMetricFamily(
             "sse_app_deliveries", "Events times the streams they went to.", hub.deliveries
@@ -157,14 +152,16 @@ class NodeMetrics(Collector):
 
 
 class _AllMetrics(Collector):
-    """The metrics of all nodes, each sample with the name of its node.
+    """The metrics of several nodes, each sample with the name of its node.
 
     Args:
         answers: the `NodeMetrics.families` of each.
+        noun: what a node is called, which is also the label.
     """
 
-    def __init__(self, answers: Answers) -> None:
+    def __init__(self, answers: Answers, noun: str) -> None:
         self._answers = answers
+        self._noun = noun
 
     def describe(self) -> list[Metric]:
         """Return nothing, as `NodeMetrics` does."""
@@ -173,22 +170,22 @@ class _AllMetrics(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield each metric once, with the samples of all nodes."""
         answering = GaugeMetricFamily(
-            WORKER_UP,
-            "Whether the worker has answered; the metrics of one that has not are missing.",
-            labels=[LABEL],
+            f"sse_app_{self._noun}_up",
+            f"Whether the {self._noun} has answered; the metrics of one that has not are missing.",
+            labels=[self._noun],
         )
-        for name in sorted((*self._answers.by_node, *self._answers.missing), key=int):
+        for name in in_order((*self._answers.by_node, *self._answers.missing)):
             answering.add_metric([name], float(name in self._answers.by_node))
         yield answering
         merged: dict[str, Metric] = {}
-        for node, families in sorted(self._answers.by_node.items(), key=lambda each: int(each[0])):
-            for family in families:
+        for node in in_order(self._answers.by_node):
+            for family in self._answers.by_node[node]:
                 name = family["name"]
                 if (metric := merged.get(name)) is None:
                     metric = merged[name] = Metric(name, family["help"], family["type"])
                 for sample, labels, value in family["samples"]:
                     metric.add_sample(
-                        sample, labels if name in OF_THE_LOG else {**labels, LABEL: node}, value
+                        sample, labels if name in OF_THE_LOG else {**labels, self._noun: node}, value
                     )
         for name in OF_THE_LOG & merged.keys():
             newest = max(merged[name].samples, key=lambda sample: sample.value)
@@ -196,12 +193,13 @@ class _AllMetrics(Collector):
         yield from merged.values()
 
 
-def render_all(answers: Answers) -> bytes:
-    """Return the metrics of all nodes; those of the log, which they share, once.
+def render_all(answers: Answers, noun: str) -> bytes:
+    """Return the metrics of several nodes; those of the log, which they share, once.
 
     Args:
         answers: the `NodeMetrics.families` of each.
+        noun: what a node is called, ``worker`` or ``node``.
     """
     registry = CollectorRegistry()
-    registry.register(_AllMetrics(answers))
+    registry.register(_AllMetrics(answers, noun))
     return generate_latest(registry)

@@ -84,4 +84,4 @@ class Status:
             "total_connections": sum(node["streams"] for node in nodes),
             "channels": channels,
         }
-        return {**status, "workers_missing": answers.missing} if self._cluster.name else status
+        return status | self._cluster.naming(answers.missing)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from sse_app.cluster.base import ASK_TIMEOUT, Cluster
-from sse_app.core.errors import UnknownStream, WorkerSilent
+from sse_app.core.errors import NodeSilent, UnknownStream
 from sse_app.streams.enforcement import Enforcement
 from sse_app.streams.hub import Hub
 from sse_app.streams.numbers import node_of
@@ -57,16 +57,9 @@ class Kicks:
 
         Raises:
             UnknownStream: there is none of that number.
-            WorkerSilent: its node does not answer.
+            NodeSilent: its node does not answer.
         """
-        owner = self._owner(number)
-        tokens = (
-            self._tokens(number)
-            if owner is None
-            else await self._asked(owner, "kick.tokens", {"number": number})
-        )
-        if tokens is None:
-            raise UnknownStream
+        tokens = self._tokens(number) or await self._asked(number, "kick.tokens", {"number": number})
         answers = await self._cluster.ask("kick.sharing", tokens)
         return Sharing(sum(map(int, answers.by_node.values())), answers.missing)
 
@@ -79,28 +72,34 @@ class Kicks:
 
         Raises:
             UnknownStream: there is none of that number.
-            WorkerSilent: its node does not answer.
+            NodeSilent: its node does not answer.
             AuthStoreUnavailable: the revocations cannot be written; no stream is ended.
         """
-        if (owner := self._owner(number)) is None:
-            kicked = await self._kick(number, seconds)
-        else:
-            answer = await self._asked(owner, "kick", {"number": number, "seconds": seconds})
-            kicked = None if answer is None else Kicked(*(answer[name] for name in Kicked._fields))
-        if kicked is None:
+        if (kicked := await self._kick(number, seconds)) is not None:
+            return kicked
+        answer = await self._asked(number, "kick", {"number": number, "seconds": seconds})
+        return Kicked(*(answer[name] for name in Kicked._fields))
+
+    async def _asked(self, number: int, kind: str, payload: dict[str, Any]) -> Any:
+        """Return what the node answers that has a stream, which is not this one.
+
+        Raises:
+            UnknownStream: no node has it.
+            NodeSilent: one that may have it does not answer.
+        """
+        peers = self._cluster.peers()
+        owner = self._cluster.name_of(node_of(number))
+        if owner == self._cluster.name:
             raise UnknownStream
-        return kicked
-
-    def _owner(self, number: int) -> str | None:
-        """Return the name of the other node that has a stream; None where it is this one, or gone."""
-        name = str(node_of(number))
-        return name if name in self._cluster.peers() else None
-
-    async def _asked(self, owner: str, kind: str, payload: dict[str, Any]) -> Any:
-        answers = await self._cluster.ask(kind, payload, ASK_TIMEOUT, [owner])
+        # A stream that was handed over to a node of another name has kept its number: that node is not known by it.
+        answers = await self._cluster.ask(kind, payload, ASK_TIMEOUT, [owner] if owner in peers else peers)
+        if (
+            answer := next((each for each in answers.by_node.values() if each is not None), None)
+        ) is not None:
+            return answer
         if answers.missing:
-            raise WorkerSilent(*answers.missing)
-        return answers.by_node[owner]
+            raise NodeSilent(self._cluster.noun, answers.missing)
+        raise UnknownStream
 
     def _stream(self, number: int) -> Stream | None:
         return next((stream for stream in self._hub.streams if stream.number == number), None)

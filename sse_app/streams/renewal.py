@@ -9,7 +9,7 @@ from sse_app.auth.revocations import Revocations
 from sse_app.auth.tokens.claims import Claims, Lease
 from sse_app.cluster.base import Cluster
 from sse_app.core.channels import ChannelName
-from sse_app.core.errors import TokenRefused, TooManyRenewals, WorkerSilent
+from sse_app.core.errors import NodeSilent, TokenRefused, TooManyRenewals
 from sse_app.streams.hub import Hub
 from sse_app.streams.keepalive import Keepalive
 from sse_app.streams.stream import Stream
@@ -45,13 +45,13 @@ class Renewal:
             Forbidden: the token does not grant a channel of one of them; none is renewed.
             TooManyRenewals: one of them has too many tokens that are still in force; none is renewed.
             TokenRefused: the token has been revoked meanwhile.
-            WorkerSilent: there is no such stream, and a node that does not answer may have one.
+            NodeSilent: there is no such stream, and a node that does not answer may have one.
         """
         asked = {"client_id": client_id, "lease": claims.lease._asdict()}
         answers = await self._cluster.ask("renewal.look", asked)
         found = {node: answer for node, answer in answers.by_node.items() if answer["streams"]}
         if not found and answers.missing:
-            raise WorkerSilent(*answers.missing)
+            raise NodeSilent(self._cluster.noun, answers.missing)
         for answer in found.values():
             for channel in answer["channels"]:
                 claims.grants.require_subscribe(ChannelName(channel))
@@ -66,7 +66,7 @@ class Renewal:
         if None in counts:
             raise TokenRefused("the token has been revoked", "revoked")
         if renewed.missing:
-            raise WorkerSilent(*renewed.missing)
+            raise NodeSilent(self._cluster.noun, renewed.missing)
         return sum(map(int, counts))
 
     def _look(self, asked: dict[str, Any]) -> dict[str, Any]:

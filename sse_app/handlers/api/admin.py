@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from typing import Any
 
 import orjson
@@ -12,7 +12,7 @@ from sse_app.core.errors import InvalidInput
 from sse_app.core.events import timestamp
 from sse_app.handlers.base import ApiHandler, BodyHandler
 from sse_app.handlers.errors import Refusal
-from sse_app.monitoring.connection_table import COLUMNS, FIELDS, Query
+from sse_app.monitoring.connection_table import SEARCHED, SORTED, Query
 from sse_app.streams.publisher import refuse_unknown
 
 KICK_TIME = 300
@@ -24,12 +24,6 @@ AUDIT_MAX = 1000
 MAX_SEARCH = 255
 
 
-def _missing(names: Iterable[str]) -> dict[str, list[str]]:
-    """Return the member of an answer that names the workers which could not be asked, where there are any."""
-    found = list(names)
-    return {"workers_missing": found} if found else {}
-
-
 class KickHandler(BodyHandler):
     """``/api/v1/admin/connections/{connection}/kick``."""
 
@@ -37,7 +31,7 @@ class KickHandler(BodyHandler):
         """Answer with how many streams a kick would end."""
         self.admin_claims()
         sharing = await self.node.kicks.sharing(int(connection))
-        self.write_json({"streams": sharing.streams, **_missing(sharing.missing)})
+        self.write_json({"streams": sharing.streams, **self.node.cluster.naming_any(sharing.missing)})
 
     async def post(self, connection: str) -> None:
         """End a connection and revoke its tokens, and bar its session: else its client would be back at once."""
@@ -51,7 +45,7 @@ class KickHandler(BodyHandler):
             target=kicked.subject,
             detail=f"client_id {kicked.client_id} at {kicked.address}, for {seconds:g} s",
         )
-        self.write_json({"kicked": kicked.streams, **_missing(kicked.missing)})
+        self.write_json({"kicked": kicked.streams, **self.node.cluster.naming_any(kicked.missing)})
 
     def _seconds(self) -> float:
         """Return for how long the session is barred, which the body may say."""
@@ -80,7 +74,7 @@ class RevocationsHandler(BodyHandler):
             detail=revocation.scope.value,
         )
         answer = {"scope": revocation.scope.value, "value": revocation.value, "streams": ended.streams}
-        self.write_json({**answer, **_missing(ended.missing)}, 201)
+        self.write_json({**answer, **self.node.cluster.naming_any(ended.missing)}, 201)
 
     def _revocation(self, request: dict[str, Any]) -> Revocation:
         refuse_unknown(request, {"token_id", "session", "subject", "all"})
@@ -110,17 +104,15 @@ class ConnectionsHandler(ApiHandler):
         self.admin_claims()
         query = Query(
             search=self._search(),
-            field=self._one_of("field", FIELDS, ""),
-            sort=self._one_of("sort", COLUMNS, "connection"),
+            field=self._one_of("field", SEARCHED, ""),
+            sort=self._one_of("sort", SORTED, "connection"),
             descending=self._one_of("order", ("asc", "desc"), "asc") == "desc",
             offset=self.number("offset", 0, 0, 10**9),
             limit=self.number("limit", 100, 1, 1000),
         )
         page = await self.node.connections.page(query)
         answer: dict[str, Any] = {"total": page.total, "connections": page.rows}
-        if self.node.cluster.name:
-            answer["workers_missing"] = page.missing
-        self.write_json(answer)
+        self.write_json(answer | self.node.cluster.naming(page.missing))
 
     def _search(self) -> str:
         text = self.get_query_argument("search", "", strip=False)

@@ -34,14 +34,15 @@ class MetricsHandler(ApiHandler):
     """``GET /metrics``, for the networks that the settings allow."""
 
     async def get(self) -> None:
-        """Answer in Prometheus' text format, with the metrics of all workers."""
+        """Answer in Prometheus' text format, with the metrics of all workers of this machine."""
         self.require_local()
         from sse_app.monitoring.prometheus import CONTENT_TYPE, render_all
 
         node = self.node
         self.set_header("Content-Type", CONTENT_TYPE)
-        if node.cluster.name:
-            self.write(render_all(await node.cluster.ask("metrics")))
+        cluster = node.cluster
+        if cluster.noun:
+            self.write(render_all(await cluster.ask("metrics", to=cluster.beside()), cluster.noun))
         else:
             self.write(node.prometheus().render())
 
