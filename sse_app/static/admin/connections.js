@@ -3,7 +3,7 @@
 import { bytes, count, duration } from "../format.js";
 import { h, onBeforeUnmount, onMounted, reactive, ref, watch } from "../vendor/vue.js";
 import { ask } from "./ask.js";
-import { silent } from "./live_figures.js";
+import { nodesOf, silent } from "./live_figures.js";
 import { choice, revoke } from "./revoke.js";
 
 const PAGE = 50;
@@ -21,7 +21,6 @@ const COLUMNS = [
   ["backlog_bytes", "Lag, bytes", (row) => bytes(row.backlog_bytes), "number"],
   ["adopted", "Adopted", (row) => (row.adopted ? "yes" : "no")],
 ];
-const WORKER = ["worker", "Worker", (row) => row.worker, "number"];
 const FIELDS = {
   "": "anywhere",
   subject: "in user",
@@ -29,8 +28,9 @@ const FIELDS = {
   channels: "in channels",
   address: "in address",
 };
-const columnsOf = (found) => (found.workers_missing ? [...COLUMNS, WORKER] : COLUMNS);
-const fieldsOf = (found) => (found.workers_missing ? { ...FIELDS, worker: "worker" } : FIELDS);
+const columnOf = ({ noun, name }) => [noun, name, (row) => row[noun], noun === "worker" ? "number" : ""];
+const columnsOf = (found) => (nodesOf(found) ? [...COLUMNS, columnOf(nodesOf(found))] : COLUMNS);
+const fieldsOf = (found) => (nodesOf(found) ? { ...FIELDS, [nodesOf(found).noun]: nodesOf(found).noun } : FIELDS);
 
 /** What the panel shows, and the requests behind it. */
 function useConnections(props, emit) {
@@ -137,8 +137,8 @@ function summary({ query, found }) {
 }
 
 /** What the table does not show. */
-function gap({ workers_missing: missing }) {
-  return missing?.length ? `${silent(missing)}: what is connected there is not listed.` : "";
+function gap(found) {
+  return silent(found) ? `${silent(found)}: what is connected there is not listed.` : "";
 }
 
 function bar({ query, found, search, load }) {

@@ -110,8 +110,7 @@ export const LiveFigures = {
         h("header", [
           h("h2", { id: "figures-title" }, "Live figures"),
           now && !now.log_available && h("span", { class: "pill", "data-state": "failed" }, "event log away"),
-          now?.workers_missing?.length > 0 &&
-            h("span", { class: "pill", "data-state": "failed", role: "status" }, silent(now.workers_missing)),
+          now && silent(now) && h("span", { class: "pill", "data-state": "failed", role: "status" }, silent(now)),
           now && h("span", { class: "aside" }, `version ${now.version}, once a second`),
         ]),
         h(
@@ -130,7 +129,7 @@ export const LiveFigures = {
           CHARTS.map((chart) => h(Chart, { key: chart.title, figures, chart })),
         ),
         h("div", { class: "charts" }, [
-          now?.workers && workers(now),
+          now && nodes(now),
           counts(
             "Channels",
             ["Channel", "Streams", "Events"],
@@ -144,30 +143,47 @@ export const LiveFigures = {
   },
 };
 
-/** @param {string[]} names of workers that do not answer */
-export function silent(names) {
-  return names.length === 1 ? `Worker ${names[0]} does not answer` : `Workers ${names.join(", ")} do not answer`;
+/**
+ * Which nodes an answer is about: workers of a machine, or machines.
+ * @returns {{noun: string, name: string, answering: ?object[], missing: string[]} | null} null where there is one only
+ */
+export function nodesOf(answer) {
+  const noun = answer.nodes_missing ? "node" : answer.workers_missing ? "worker" : "";
+  if (!noun) return null;
+  const name = noun[0].toUpperCase() + noun.slice(1);
+  return { noun, name, answering: answer[`${noun}s`], missing: answer[`${noun}s_missing`] };
 }
 
-/** Who has what: one row for each worker. */
-function workers({ workers: answering, workers_missing: missing }) {
+/** Which nodes have not answered, as a sentence without its end; empty where all have. */
+export function silent(answer) {
+  const { name, missing } = nodesOf(answer) ?? { missing: [] };
+  if (!missing.length) return "";
+  return missing.length === 1 ? `${name} ${missing[0]} does not answer` : `${name}s ${missing.join(", ")} do not answer`;
+}
+
+const inOrder = new Intl.Collator("en", { numeric: true }).compare;
+
+/** Who has what: one row for each node. */
+function nodes(now) {
+  const of = nodesOf(now);
+  if (!of?.answering) return null;
   const rows = [
-    ...answering.map((each) => [
-      each.worker,
+    ...of.answering.map((each) => [
+      each[of.noun],
       count(each.streams),
       count(each.deliveries_per_second),
       `${fixed(each.cpu * 100, 0)}%`,
       bytes(each.backlog_bytes),
       each.draining ? "draining" : duration(each.uptime_seconds),
     ]),
-    ...missing.map((name) => [name, "–", "–", "–", "–", "no answer"]),
-  ].sort(([one], [other]) => Number(one) - Number(other));
-  const columns = ["Worker", "Streams", "Deliveries / s", "Processor", "Backlog", "Up for"];
-  const scrolls = { class: "whole scroll", tabindex: 0, role: "region", "aria-label": "Table of workers" };
-  return h("div", scrolls, counts("Workers", columns, rows, String));
+    ...of.missing.map((name) => [name, "–", "–", "–", "–", "no answer"]),
+  ].sort(([one], [other]) => inOrder(one, other));
+  const columns = [of.name, "Streams", "Deliveries / s", "Processor", "Backlog", "Up for"];
+  const scrolls = { class: "whole scroll", tabindex: 0, role: "region", "aria-label": `Table of ${of.noun}s` };
+  return h("div", scrolls, counts(`${of.name}s`, columns, rows, String, String));
 }
 
-function counts(title, columns, rows, format = count) {
+function counts(title, columns, rows, format = count, named = (name) => String(name).replaceAll("_", " ")) {
   return h("div", [
     h("table", { class: "counts" }, [
       h("caption", title),
@@ -182,7 +198,7 @@ function counts(title, columns, rows, format = count) {
         "tbody",
         rows.map(([name, ...values]) =>
           h("tr", { key: name }, [
-            h("th", { scope: "row" }, String(name).replaceAll("_", " ")),
+            h("th", { scope: "row" }, named(name)),
             values.map((value) => h("td", format(value))),
           ]),
         ),
