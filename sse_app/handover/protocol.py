@@ -24,6 +24,7 @@ import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import NamedTuple
 
 from sse_app.core.errors import SSEAppError
 from sse_app.handover.fd_passing import Arrival, send
@@ -54,6 +55,18 @@ MAINPID_TIMEOUT = 1.0
 
 class UpgradeFailed(SSEAppError):
     """The successor did not take over; the text says where it stopped."""
+
+
+class HandedOver(NamedTuple):
+    """What is left to a process whose successor serves.
+
+    Args:
+        signals: those that have come since it could resume no more; the list grows as more come.
+        sockets: the descriptors of the connections and the listening sockets, which both processes have now.
+    """
+
+    signals: list[int]
+    sockets: list[int]
 
 
 class ControlChannel:
@@ -125,10 +138,8 @@ def _expect(word: str, received: bytes) -> None:
 
 async def hand_over(
     sender: HandoverSender, attached: Attached, control: ControlChannel, sending: socket.socket
-) -> list[int]:
+) -> HandedOver:
     """Bring a successor to where it serves; this process must end then, and its event loop must not turn again.
-
-    Returns the signals that have come to this process meanwhile, a list to which those that still come are added.
 
     Args:
         sender: describes what is handed over.
@@ -140,8 +151,8 @@ async def hand_over(
         UpgradeFailed: the successor does not serve, and this process has resumed.
     """
     await control.receive("ready", START_TIMEOUT)
-    copied, state, descriptors = sender.quiet_streams(WARM_COPY_LIFETIME)
-    send(sending, encode(state), descriptors)
+    copied, state, quiet = sender.quiet_streams(WARM_COPY_LIFETIME)
+    send(sending, encode(state), quiet)
     control.send("copied")
     await control.receive("built", START_TIMEOUT)
     try:
@@ -160,7 +171,9 @@ async def hand_over(
                 # systemd waits for this process, and would not learn of another main process any more.
                 raise UpgradeFailed("this process was asked to end meanwhile")
             control.send("go")
-            return came
+            return HandedOver(
+                came, [*quiet, *descriptors, *(one for kind, one in attached if kind == LISTENING)]
+            )
     except BaseException:
         sender.resume()
         raise

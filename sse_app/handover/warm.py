@@ -13,7 +13,14 @@ from contextlib import suppress
 from pathlib import Path
 
 from sse_app.handover.fd_passing import channel
-from sse_app.handover.protocol import Attached, ControlChannel, Successor, UpgradeFailed, hand_over
+from sse_app.handover.protocol import (
+    Attached,
+    ControlChannel,
+    HandedOver,
+    Successor,
+    UpgradeFailed,
+    hand_over,
+)
 from sse_app.handover.sender import HandoverSender
 
 SUCCESSOR_VARIABLE = "SSE_APP_SUCCESSOR"
@@ -65,8 +72,8 @@ class Upgrade:
         self._attached = attached
         ours, self._theirs = _channel()
         self._control = ControlChannel(ours)
-        self.signals: list[int] = []
-        """Those that have come to this process since it could resume no more."""
+        self.handed_over = HandedOver([], [])
+        """What is left to this process once its successor serves."""
 
     async def run(self, *, without: Sequence[str] = (), **variables: str) -> int:
         """Bring the successor to where it serves, and return its process id; this process must end then, at once.
@@ -91,7 +98,7 @@ class Upgrade:
             self._theirs.close()
             receiving.close()
         try:
-            self.signals = await hand_over(self._sender, self._attached, self._control, sending)
+            self.handed_over = await hand_over(self._sender, self._attached, self._control, sending)
         except Exception as error:
             with suppress(ProcessLookupError):
                 os.kill(successor, signal.SIGKILL)

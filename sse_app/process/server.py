@@ -14,6 +14,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from typing import NoReturn
 
@@ -27,6 +28,7 @@ from sse_app.handover.protocol import (
     LOCK,
     MAINPID_TIMEOUT,
     Attached,
+    HandedOver,
     Successor,
     UpgradeFailed,
     attached_to,
@@ -51,7 +53,7 @@ from sse_app.process.notifications import UPGRADE_FAILED, status
 from sse_app.process.parent_link import PARENT_LINK, ParentLink, same
 from sse_app.process.signals import END_SIGNALS, NO_LOG_FILE, ignore
 from sse_app.process.sockets import addresses, bind, inherited_sockets
-from sse_app.process.systemd import FIRST_INHERITED, Systemd, inherited_descriptors
+from sse_app.process.systemd import Systemd, inherited_descriptors
 from sse_app.process.upgrade_outcome import forget_failure, tell_failure
 from sse_app.process.workers import worker_number
 from sse_app.settings.model import Settings
@@ -275,25 +277,27 @@ class Server:
             self._systemd.notify(f"MAINPID={successor}")
             log.info("upgraded", extra={"successor": successor})
             self._upgrade.confirm()
-            self._leave_to(successor, self._upgrade.signals)
+            self._leave_to(successor, self._upgrade.handed_over)
         finally:
             self._upgrade = None
             self._upgraded.set()
 
-    def _leave_to(self, successor: int, signals: list[int]) -> NoReturn:
+    def _leave_to(self, successor: int, left: HandedOver) -> NoReturn:
         """Exit, as a successor serves, and pass on to it the signals that have still come to this process.
 
         systemd that has begun to stop the unit takes no other main process any more, and waits for this one.
         """
         try:
             self._systemd.wait_until_read(MAINPID_TIMEOUT)
-            if self._reload_due or signal.SIGHUP in signals:
+            if self._reload_due or signal.SIGHUP in left.signals:
                 os.kill(successor, signal.SIGHUP)
-            if signal.SIGTERM in signals:
+            if signal.SIGTERM in left.signals:
                 self._systemd.notify(self._time_to_drain())
                 os.kill(successor, signal.SIGTERM)
                 # A connection ends when the successor ends it only if no other process has it open.
-                os.closerange(FIRST_INHERITED, os.sysconf("SC_OPEN_MAX"))
+                for descriptor in left.sockets:
+                    with suppress(OSError):
+                        os.close(descriptor)
                 wait_for_end(successor)
         except Exception as error:  # of any kind: the streams are the successor's
             log.error("uncaught", exc_info=error)
