@@ -27,7 +27,11 @@ def make_auth_store(state: StateDirectory, database: Database | None = None) -> 
         state: holds its file where no database keeps it.
         database: keeps it.
     """
-    return SqliteAuthStore(state.accounts)
+    if database is None:
+        return SqliteAuthStore(state.accounts)
+    from sse_app.auth.postgres_store import PostgresAuthStore  # it imports psycopg, which takes a while
+
+    return PostgresAuthStore(database)
 
 
 def require_auth_store(state: StateDirectory, event_log: Path | None, *, anew: bool = False) -> bool:

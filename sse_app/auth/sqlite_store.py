@@ -140,6 +140,9 @@ class SqliteAuthStore(AuthStore):
         """What was drawn when the file was made."""
         return self._id
 
+    def on_change(self, callback: Callable[[], None]) -> None:
+        """Do nothing: a file tells no process of a change."""
+
     async def open(self) -> None:
         """Open the file, and make or migrate its tables."""
         self._writing, self._reading = await self._in_thread(self._connect)

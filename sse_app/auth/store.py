@@ -7,7 +7,7 @@ revoked, is not asked of the store: `sse_app.auth.revocations` learns it from th
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from sse_app.auth.records import Account, AuditEntry, Continued, Credentials, Revocation, SessionLimits
 from sse_app.auth.tokens.grants import Grants
@@ -53,6 +53,16 @@ class AuthStore(ABC):
     Where a method revokes what an account was issued, that is what was issued until the change is written.
     Times are in seconds since the epoch.
     """
+
+    poll_interval = 0.5
+    """Every how many seconds a process asks for revocations."""
+
+    @abstractmethod
+    def on_change(self, callback: Callable[[], None]) -> None:
+        """Call a function at once when there may be revocations or keys to learn of; it is set before the store opens.
+
+        A store that cannot tell calls nothing: each process asks every `poll_interval` seconds all the same.
+        """
 
     @property
     @abstractmethod

@@ -8,14 +8,16 @@ import sqlite3
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
+import psycopg
 import pytest
 
 import sse_app
-from sse_app.auth import sqlite_store
+from sse_app.auth import postgres_store, sqlite_store
 from sse_app.auth.audit import Audit
+from sse_app.auth.postgres_store import PostgresAuthStore
 from sse_app.auth.records import Account, AuditEntry, Continued, Credentials, Revocation, Scope, SessionLimits
 from sse_app.auth.revocations import Revocations
 from sse_app.auth.sqlite_store import SqliteAuthStore
@@ -24,7 +26,10 @@ from sse_app.auth.tokens.claims import Lease
 from sse_app.auth.tokens.grants import Grants
 from sse_app.core.errors import AuthStoreUnavailable, StateError
 from sse_app.storage import sqlite as storage
+from sse_app.storage.postgres.database import Database
 from tests.support.databases import disk_full, fill_with_garbage, locked
+from tests.support.postgres import Postgres
+from tests.support.waiting import until_async
 
 GRANTS = Grants.of(subscribe=["dashboard", "desk.*"], publish=["alerts"])
 OTHERS = Grants.of(subscribe=["alerts"], admin=True)
@@ -37,15 +42,22 @@ SLACK = 60.0
 """By how many seconds a time that the store writes may differ from one that a test expects."""
 
 
+OTHERS_ENDED = (
+    b"SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity "
+    b"WHERE datname = current_database() AND pid <> pg_backend_pid()"
+)
+"""Ends all other connections to a database."""
+
+
 class Implementation(ABC):
     """How a store is made, and what can make it unreachable, for one implementation.
 
     Args:
-        directory: empty, and the test's own.
+        request: of the test, whose own all of it is.
     """
 
     @abstractmethod
-    def __init__(self, directory: Path) -> None: ...
+    def __init__(self, request: pytest.FixtureRequest) -> None: ...
 
     @abstractmethod
     def store(self) -> AuthStore:
@@ -57,8 +69,8 @@ class Implementation(ABC):
 
 
 class Sqlite(Implementation):
-    def __init__(self, directory: Path) -> None:
-        self.path = directory / "accounts.db"
+    def __init__(self, request: pytest.FixtureRequest) -> None:
+        self.path: Path = request.getfixturevalue("tmp_path") / "accounts.db"
 
     def store(self) -> AuthStore:
         return SqliteAuthStore(self.path)
@@ -70,16 +82,57 @@ class Sqlite(Implementation):
         }
 
 
-IMPLEMENTATIONS: list[type[Implementation]] = [Sqlite]
+class OnPostgres(Implementation):
+    def __init__(self, request: pytest.FixtureRequest) -> None:
+        self.postgres: Postgres = request.getfixturevalue("postgres")
+        self.url: str = request.getfixturevalue("database_url")
+
+    def store(self) -> AuthStore:
+        return PostgresAuthStore(Database(self.url, timeout=30.0))
+
+    def troubles(self) -> Mapping[str, Callable[[], AbstractContextManager[None]]]:
+        return {"locked by another process": self._locked, "read-only": self._read_only}
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Have another connection hold all tables against writers, who wait for a moment only."""
+        tables = "auth, accounts, sessions, refresh_tokens, revocations, audit".replace(", ", ", sse_app.")
+        with self._set("lock_timeout", "50ms"), psycopg.connect(self.url) as connection:
+            connection.execute(f"LOCK TABLE sse_app.{tables} IN EXCLUSIVE MODE".encode())
+            yield
+            connection.rollback()
+
+    def _read_only(self) -> AbstractContextManager[None]:
+        """Let nothing be written, as on a standby, or once the numbers of transactions are nearly used up."""
+        return self._set("default_transaction_read_only", "on")
+
+    @contextmanager
+    def _set(self, name: str, value: str) -> Iterator[None]:
+        """Have a setting of the server in force for the user of the store, with the next connections."""
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            role = f"ALTER ROLE app IN DATABASE {connection.info.dbname}"
+            connection.execute(f"{role} SET {name} = '{value}'".encode())
+            connection.execute(OTHERS_ENDED)
+            try:
+                yield
+            finally:
+                connection.execute("SET default_transaction_read_only = off")
+                connection.execute(f"{role} RESET {name}".encode())
+                connection.execute(OTHERS_ENDED)
+
+
+IMPLEMENTATIONS: list[type[Implementation]] = [Sqlite, OnPostgres]
 TROUBLES: list[tuple[type[Implementation], str]] = [
     (Sqlite, "locked by another process"),
     (Sqlite, "disk full"),
+    (OnPostgres, "locked by another process"),
+    (OnPostgres, "read-only"),
 ]
 
 
 @pytest.fixture(params=IMPLEMENTATIONS, ids=lambda each: each.__name__)
-def made(request: pytest.FixtureRequest, tmp_path: Path) -> Implementation:
-    implementation: Implementation = request.param(tmp_path)
+def made(request: pytest.FixtureRequest) -> Implementation:
+    implementation: Implementation = request.param(request)
     return implementation
 
 
@@ -383,7 +436,8 @@ async def test_a_token_that_was_spent_some_time_ago_ends_its_session_also_if_the
 async def test_of_many_refreshes_the_last_spent_tokens_are_kept(
     made: Implementation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite_store, "SPENT_KEPT", 5)
+    for module in (sqlite_store, postgres_store):
+        monkeypatch.setattr(module, "SPENT_KEPT", 5)
     async with opened(made) as store:
         await store.add_account(ANN, "hash")
         now = time.time()
@@ -699,9 +753,16 @@ WRITES: dict[str, Callable[[AuthStore], Awaitable[object]]] = {
 }
 
 
+async def is_used_again(store: AuthStore) -> bool:
+    """Ask as a process does again and again, and return whether the store is in use."""
+    with suppress(AuthStoreUnavailable):
+        await store.revocations_since(0)
+    return store.available
+
+
 def test_every_method_that_writes_is_tried() -> None:
     read = {"open", "close", "accounts", "credentials", "session_of", "audit_entries"}
-    read |= {"id", "last_revocation", "revocations_since", "available"}
+    read |= {"on_change", "id", "last_revocation", "revocations_since", "available"}
     assert AuthStore.__abstractmethods__ - read == WRITES.keys()
 
 
@@ -712,11 +773,11 @@ async def test_where_the_store_cannot_be_reached_nothing_is_half_done(
     implementation: type[Implementation],
     trouble: str,
     name: str,
-    tmp_path: Path,
+    request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(storage, "BUSY_TIMEOUT", 0.02)
-    made = implementation(tmp_path)
+    made = implementation(request)
     async with opened(made) as store:
         await store.add_account(ANN._replace(disabled=name == "enable_account"), "hash")
         await begin(store)
@@ -728,6 +789,7 @@ async def test_where_the_store_cannot_be_reached_nothing_is_half_done(
                     await WRITES[name](store)
                 assert unavailable.value.detail
                 assert await everything(store) == before
+        await until_async(lambda: is_used_again(store), "it is used again")
         assert await everything(store) == before
         await WRITES[name](store)  # it is as if nothing had been
         assert await everything(store) != before
@@ -735,10 +797,10 @@ async def test_where_the_store_cannot_be_reached_nothing_is_half_done(
 
 @pytest.mark.gen_test
 async def test_audit_entries_that_cannot_be_written_wait_for_the_next_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(storage, "BUSY_TIMEOUT", 0.02)
-    made = Sqlite(tmp_path)
+    made = Sqlite(request)
     async with opened(made) as store:
         audit = Audit(store)
         with made.troubles()["locked by another process"]():
@@ -795,8 +857,11 @@ async def test_no_login_and_no_refresh_escapes_a_change_that_comes_at_the_same_t
             digests = [b"%s %d" % (which, number) for which in (b"new", b"open", b"next")]
             await one.add_account(Account(name, GRANTS, disabled=False), "hash")
             await begin(one, f"open {number}", name, digests[1])
+            since, now = await one.last_revocation(), time.time()
             outcomes = await asyncio.gather(
-                begin(one, f"new {number}", name, digests[0]),
+                one.begin_session(
+                    f"new {number}", name, digests[0], since=since, now=now, limits=LIMITS
+                ),  # of a password that was checked before the change
                 spend(one, digests[1], digests[2]),
                 change(other, name),
                 return_exceptions=True,
@@ -817,12 +882,117 @@ def test_only_what_keeps_something_knows_sqlite() -> None:
     assert others <= {"auth/sqlite_store.py", "cli/eventlog.py"}
 
 
+# -- the one in PostgreSQL ----------------------------------------------------------------------------------
+
+
+@pytest.mark.gen_test
+async def test_in_postgresql_numbers_go_on_from_the_time_after_a_backup_was_restored(
+    request: pytest.FixtureRequest,
+) -> None:
+    made = OnPostgres(request)
+    async with opened(made) as store:
+        await store.revoke([Revocation.of_subject("ann")])
+        before = await store.last_revocation()
+        with psycopg.connect(made.url) as connection:  # as in a backup of before the first revocation
+            connection.execute("DELETE FROM sse_app.revocations")
+            connection.execute("UPDATE sse_app.auth SET revoked = 0")
+        await store.revoke([Revocation.of_subject("ben")])
+        ((number, revocation),) = await store.revocations_since(before)
+        assert (number > before, revocation.value) == (True, "ben")
+
+
+@pytest.mark.gen_test
+async def test_in_postgresql_many_logins_refreshes_and_revocations_at_once_wait_for_each_other_without_a_deadlock(
+    request: pytest.FixtureRequest,
+) -> None:
+    made = OnPostgres(request)
+    async with two(made) as stores, opened(made) as watching:
+        await watching.add_account(ANN, "hash")
+        await watching.add_account(BEN, "hash")
+        expired = time.time() - 2 * LIMITS.idle
+
+        async def live(store: AuthStore, name: str) -> None:
+            for number in range(15):
+                session = f"{name} {number}"
+                digests = [f"{session} {which}".encode() for which in range(3)]
+                await begin(store, f"{session} old", "ben", b"old " + digests[0], now=expired)
+                await begin(store, session, ("ann", "ben")[number % 2], digests[0])
+                with suppress(RefreshRefused):  # it may have been revoked meanwhile
+                    await spend(store, digests[0], digests[1])
+                    await spend(store, digests[1], digests[2])
+                    await spend(store, digests[0], b"never")
+
+        async def take_back(store: AuthStore) -> None:
+            for number in range(10):
+                await store.revoke([Revocation.of_session(f"0 {number}"), Revocation.of_subject("ann")])
+                await store.set_password("ben", "hash")
+                await store.end_session(f"1 {number}")
+                await store.append_audit([entry(str(number)), entry()._replace(action="other")])
+
+        await asyncio.gather(
+            *(live(store, str(number)) for number, store in enumerate(stores * 3)), *map(take_back, stores)
+        )
+        numbers = [number for number, _ in await watching.revocations_since(0)]
+        assert numbers == sorted(set(numbers))
+
+
+@pytest.mark.gen_test
+@pytest.mark.parametrize("text", ["a\0b", "\x1b0", "\x1b", "x" * 8000])
+async def test_in_postgresql_whatever_a_text_holds_it_is_kept_as_it_is(
+    request: pytest.FixtureRequest, text: str
+) -> None:
+    async with opened(OnPostgres(request)) as store:
+        assert await store.credentials(text) is None
+        await store.end_session(text)
+        await store.revoke([Revocation.of_subject(text), Revocation.of_kick(text, 60)])
+        assert [each.value for each in await revoked(store)] == [text] * 3
+        written = AuditEntry(1.0, "tried", text, text, text, text)
+        await store.append_audit([written])
+        assert [each for _, each in await store.audit_entries(10)] == [written]
+
+
+@pytest.mark.gen_test
+async def test_in_postgresql_a_change_is_told_at_once_and_after_a_lost_connection(
+    request: pytest.FixtureRequest,
+) -> None:
+    made = OnPostgres(request)
+    told: list[int] = []
+    store = made.store()
+    store.on_change(lambda: told.append(1))
+    await store.open()
+    try:
+        await until_async(lambda: told, "it listens")
+        async with opened(made) as other:
+            told.clear()
+            await other.revoke([Revocation.of_session("s")])
+            await until_async(lambda: told, "it is told")
+        with psycopg.connect(made.url, autocommit=True) as connection:
+            told.clear()
+            connection.execute(OTHERS_ENDED)
+            await until_async(lambda: len(told) == 2, "the connection is lost, and made again")
+    finally:
+        await store.close()
+
+
+@pytest.mark.gen_test
+async def test_in_postgresql_a_store_without_its_row_does_not_open(request: pytest.FixtureRequest) -> None:
+    made = OnPostgres(request)
+    async with opened(made):
+        pass
+    with psycopg.connect(made.url, autocommit=True) as connection:
+        connection.execute("TRUNCATE sse_app.auth")
+    with pytest.raises(StateError, match=r"sse_app\.auth .* is empty: restore a backup"):
+        await made.store().open()
+
+
 # -- the one in a SQLite file -------------------------------------------------------------------------------
 
 
 @pytest.mark.gen_test
-async def test_a_sqlite_file_that_another_process_writes_to_is_read_without_waiting(tmp_path: Path) -> None:
-    made = Sqlite(tmp_path)
+async def test_a_sqlite_file_that_another_process_writes_to_is_read_without_waiting(
+    request: pytest.FixtureRequest,
+) -> None:
+    made = Sqlite(request)
     async with opened(made) as store:
         await store.add_account(ANN, "hash")
         with made.troubles()["locked by another process"]():
@@ -832,8 +1002,10 @@ async def test_a_sqlite_file_that_another_process_writes_to_is_read_without_wait
 
 
 @pytest.mark.gen_test
-async def test_a_sqlite_file_replaced_by_garbage_is_unavailable_and_does_not_open(tmp_path: Path) -> None:
-    made = Sqlite(tmp_path)
+async def test_a_sqlite_file_replaced_by_garbage_is_unavailable_and_does_not_open(
+    request: pytest.FixtureRequest,
+) -> None:
+    made = Sqlite(request)
     async with opened(made) as store:
         await store.add_account(ANN, "hash")
     async with opened(made) as store:
@@ -851,8 +1023,10 @@ async def test_a_sqlite_file_replaced_by_garbage_is_unavailable_and_does_not_ope
 
 
 @pytest.mark.gen_test
-async def test_a_sqlite_file_of_another_kind_or_a_newer_schema_does_not_open(tmp_path: Path) -> None:
-    made = Sqlite(tmp_path)
+async def test_a_sqlite_file_of_another_kind_or_a_newer_schema_does_not_open(
+    request: pytest.FixtureRequest,
+) -> None:
+    made = Sqlite(request)
     async with opened(made):
         pass
     for pragma, reason in (
@@ -875,4 +1049,4 @@ async def test_a_sqlite_file_of_another_kind_or_a_newer_schema_does_not_open(tmp
 @pytest.mark.gen_test
 async def test_a_sqlite_file_in_a_directory_that_is_not_there_does_not_open(tmp_path: Path) -> None:
     with pytest.raises(StateError, match="No such file"):
-        await Sqlite(tmp_path / "absent").store().open()
+        await SqliteAuthStore(tmp_path / "absent" / "accounts.db").open()
