@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from typing import Any
+from pathlib import Path
 
 import pytest
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_pycollect_makeitem(collector: pytest.Module, obj: object) -> Generator[None, Any, Any]:
-    """Leave out tests marked ``long`` where they would not run.
-
-    Schemathesis makes up the first requests of a test while it collects, and each process of a run collects all
-    tests: those of the long ones would cost it a second.
-    """
-    found = yield
-    marks = {mark.name for mark in getattr(obj, "pytestmark", ())}
-    return [] if "long" in marks and collector.config.option.markexpr == "not long" else found
+@pytest.fixture(params=["sqlite", "postgres"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Path | str:
+    """Where a log can be that several processes share: a file, or a database by its URL."""
+    if request.param == "sqlite":
+        return tmp_path / "e.db"
+    return str(request.getfixturevalue("database_url"))

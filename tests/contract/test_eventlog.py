@@ -18,7 +18,6 @@ from sse_app.eventlog.base import EMPTY_CHANNELS, EventLog, EventsTrimmed, Idemp
 from sse_app.eventlog.memory import MemoryEventLog
 from sse_app.eventlog.sqlite.bells import Bells
 from sse_app.eventlog.sqlite.log import SqliteEventLog
-from sse_app.eventlog.sqlite.reader import SqliteReader
 from sse_app.eventlog.sqlite.reports import Commit
 from tests.support.appender import Appender
 from tests.support.log_processes import LogOfProcesses, log_at, log_processes
@@ -403,11 +402,11 @@ async def test_a_tail_of_which_nothing_is_kept_says_so(make: Callable[..., Event
 
 
 @pytest.mark.gen_test
-async def test_the_log_on_disk_goes_on_where_it_was(tmp_path: Path) -> None:
-    async with opened(SqliteEventLog(tmp_path / "e.db", Retention(size=4))) as log:
+async def test_a_log_that_is_stored_goes_on_where_it_was(place: Path | str) -> None:
+    async with opened(log_at(place, Retention(size=4))) as log:
         await log.append([new(A, '{"n":1}') for _ in range(6)], IdempotencyKey("ann", "k", b"1"))
         head = log.head
-    async with opened(SqliteEventLog(tmp_path / "e.db", Retention(size=4))) as log:
+    async with opened(log_at(place, Retention(size=4))) as log:
         assert log.head == head
         assert await log.published(A) == (6, 6)
         assert await log.lost([A], EventId(head.epoch, 1)) == {A: "history_trimmed"}
@@ -490,29 +489,24 @@ async def test_another_kind_of_database_is_refused_by_name(tmp_path: Path) -> No
 
 
 @asynccontextmanager
-async def two_processes(
-    path: Path, retention: Retention
-) -> AsyncIterator[tuple[SqliteEventLog, SqliteEventLog]]:
-    """Open a file twice."""
-    async with (
-        opened(SqliteEventLog(path, retention)) as one,
-        opened(SqliteEventLog(path, retention)) as other,
-    ):
-        assert isinstance(one, SqliteEventLog)
-        assert isinstance(other, SqliteEventLog)
+async def two_processes(place: Path | str, retention: Retention) -> AsyncIterator[tuple[EventLog, EventLog]]:
+    """Open a log twice."""
+    async with opened(log_at(place, retention)) as one, opened(log_at(place, retention)) as other:
         yield one, other
 
 
 @pytest.fixture
 def lost_bells(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have each process learn of what others commit only by a look at the file."""
+    """Have each process learn of what others commit only by a look at the log, which is not soon."""
     monkeypatch.setattr(Bells, "ring", lambda *_: None)
+    monkeypatch.setattr("sse_app.storage.postgres.listener.Listener.start", lambda _: None)
+    monkeypatch.setattr("sse_app.eventlog.postgres.log.LOOK_INTERVAL", 3600.0)
 
 
 @pytest.mark.gen_test
 @pytest.mark.usefixtures("lost_bells")
-async def test_a_position_ahead_of_what_a_process_knows_is_looked_up_in_the_log(tmp_path: Path) -> None:
-    async with two_processes(tmp_path / "e.db", Retention()) as (one, other):
+async def test_a_position_ahead_of_what_a_process_knows_is_looked_up_in_the_log(place: Path | str) -> None:
+    async with two_processes(place, Retention()) as (one, other):
         await one.append([new(A)])
         position = (await other.append([new(A), new(B)]))[0]
         assert one.head.seq == 1  # as far as it knows
@@ -525,19 +519,20 @@ async def test_a_position_ahead_of_what_a_process_knows_is_looked_up_in_the_log(
 @pytest.mark.gen_test
 @pytest.mark.usefixtures("lost_bells")
 async def test_of_those_that_ask_for_lost_channels_together_each_has_the_answer_for_its_own_position(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: Path | str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with two_processes(tmp_path / "e.db", Retention(size=4)) as (one, other):
+    async with two_processes(place, Retention(size=4)) as (one, other):
         ids = await other.append([new(A)] * 8)
         reads = 0
-        read = one._reader._on_snapshot
+        reader, method = (one._reader, "read") if isinstance(one, SqliteEventLog) else (one, "_query")
+        read = getattr(reader, method)
 
-        def counted(work: Callable[[SqliteReader], Any]) -> Any:
+        def counted(*arguments: Any) -> Any:
             nonlocal reads
             reads += 1
-            return read(work)
+            return read(*arguments)
 
-        monkeypatch.setattr(one._reader, "_on_snapshot", counted)
+        monkeypatch.setattr(reader, method, counted)
         together = asyncio.gather(*(one.lost([A], id) for id in ids for _ in range(10)))
         await asyncio.sleep(0)  # the read is under way
         (late,) = await other.append([new(A)])
@@ -553,8 +548,8 @@ async def test_of_those_that_ask_for_lost_channels_together_each_has_the_answer_
 
 
 @pytest.mark.gen_test
-async def test_what_another_process_trims_is_lost_here_too(tmp_path: Path) -> None:
-    async with two_processes(tmp_path / "e.db", Retention(size=4)) as (one, other):
+async def test_what_another_process_trims_is_lost_here_too(place: Path | str) -> None:
+    async with two_processes(place, Retention(size=4)) as (one, other):
         (first,) = await one.append([new(A)])
         last = (await other.append([new(A)] * 8))[-1]
         assert await one.lost([A], last) == {}
@@ -566,8 +561,8 @@ async def test_what_another_process_trims_is_lost_here_too(tmp_path: Path) -> No
 
 @pytest.mark.gen_test
 @pytest.mark.usefixtures("lost_bells")
-async def test_what_is_read_is_not_limited_to_what_this_process_remembers(tmp_path: Path) -> None:
-    async with two_processes(tmp_path / "e.db", Retention()) as (one, other):
+async def test_what_is_read_is_not_limited_to_what_this_process_remembers(place: Path | str) -> None:
+    async with two_processes(place, Retention()) as (one, other):
         await other.append([new(A), new(B)])
         assert one.head.seq == 0
         assert [event.seq for event in (await one.replay([A, B], 0, 99, 99)).events] == [1, 2]
@@ -575,8 +570,8 @@ async def test_what_is_read_is_not_limited_to_what_this_process_remembers(tmp_pa
 
 
 @pytest.mark.gen_test
-async def test_two_processes_keep_exactly_the_size_of_a_channel(tmp_path: Path) -> None:
-    async with two_processes(tmp_path / "e.db", Retention(size=6)) as (one, other):
+async def test_two_processes_keep_exactly_the_size_of_a_channel(place: Path | str) -> None:
+    async with two_processes(place, Retention(size=6)) as (one, other):
         for n in range(20):
             await (one, other)[n % 2].append([new(A)] * (1 + n % 3))
         last = one.head.seq if one.head.seq > other.head.seq else other.head.seq
@@ -587,8 +582,10 @@ async def test_two_processes_keep_exactly_the_size_of_a_channel(tmp_path: Path) 
 
 
 @pytest.mark.gen_test
-async def test_events_of_another_process_are_followed_without_an_append_of_one_s_own(tmp_path: Path) -> None:
-    async with two_processes(tmp_path / "e.db", Retention()) as (one, other):
+async def test_events_of_another_process_are_followed_without_an_append_of_one_s_own(
+    place: Path | str,
+) -> None:
+    async with two_processes(place, Retention()) as (one, other):
         async with aclosing(one.tail(0)) as tail:
             for n in range(1, 6):
                 await other.append([new(A)])
@@ -620,11 +617,11 @@ async def test_a_process_that_is_alone_reads_nothing_back(
 @pytest.mark.gen_test(timeout=60)
 @pytest.mark.parametrize("killed", [False, True])
 async def test_events_of_another_process_come_once_and_in_order_among_one_s_own(
-    tmp_path: Path, killed: bool
+    place: Path | str, killed: bool
 ) -> None:
-    async with opened(SqliteEventLog(tmp_path / "e.db")) as log:
+    async with opened(log_at(place)) as log:
         mine = [(await log.append([new(A)]))[0].seq]
-        appender = Appender(tmp_path / "e.db", "b", 0.001)
+        appender = Appender(place, "b", 0.001)
         try:
             async with aclosing(log.tail(0)) as tail:
                 seen = []

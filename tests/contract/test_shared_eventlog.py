@@ -15,19 +15,22 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager, closing, contextmanager
 from pathlib import Path
+from typing import Any
 
+import psycopg
 import pytest
 
 from sse_app.core.channels import ChannelName
 from sse_app.core.errors import EventLogUnavailable, StateError
 from sse_app.core.events import EventId, NewEvent
-from sse_app.eventlog.base import Retention
+from sse_app.eventlog.base import EventLog, Retention
+from sse_app.eventlog.postgres.log import PostgresEventLog
 from sse_app.eventlog.sqlite import writer
 from sse_app.eventlog.sqlite.bells import Bells
 from sse_app.eventlog.sqlite.file import CHECKPOINT_PAGES, PAGE_BYTES
 from sse_app.eventlog.sqlite.log import SqliteEventLog
 from tests.support.appender import Appender
-from tests.support.log_processes import RemoteLog, log_processes
+from tests.support.log_processes import RemoteLog, log_at, log_processes
 from tests.support.server_process import ROOT
 from tests.support.waiting import until, until_async
 
@@ -40,7 +43,14 @@ def new(channel: ChannelName = A, text: str = "{}") -> NewEvent:
 
 @asynccontextmanager
 async def opened(path: Path, retention: Retention | None = None) -> AsyncIterator[SqliteEventLog]:
-    log = SqliteEventLog(path, retention)
+    async with opened_at(path, retention) as log:
+        assert isinstance(log, SqliteEventLog)
+        yield log
+
+
+@asynccontextmanager
+async def opened_at(place: Path | str, retention: Retention | None = None) -> AsyncIterator[EventLog]:
+    log = log_at(place, retention)
     await log.open()
     try:
         yield log
@@ -55,7 +65,7 @@ class Follower:
         log: it is open.
     """
 
-    def __init__(self, log: SqliteEventLog) -> None:
+    def __init__(self, log: EventLog) -> None:
         self.seqs: list[int] = []
         self.channels: dict[ChannelName, list[int]] = {}
         self._log = log
@@ -80,23 +90,31 @@ class Follower:
         await asyncio.wait([self._task])
 
 
-def in_file(path: Path) -> dict[int, tuple[str, bytes]]:
-    """Return the channel and the data of each event in the file."""
-    with closing(sqlite3.connect(path)) as database:
-        rows = database.execute("SELECT seq, name, data FROM events JOIN channels ON channels.id = channel")
-        return {seq: (name, data) for seq, name, data in rows}
+def rows_of(place: Path | str, statement: str) -> list[tuple[Any, ...]]:
+    """Return the rows of a statement about the tables of a log."""
+    if isinstance(place, Path):
+        with closing(sqlite3.connect(place)) as database:
+            return database.execute(statement).fetchall()
+    with psycopg.connect(place, autocommit=True, options="-c search_path=sse_app") as connection:
+        return connection.execute(statement.encode()).fetchall()
+
+
+def stored_at(place: Path | str) -> dict[int, tuple[str, bytes]]:
+    """Return the channel and the data of each event that is stored."""
+    rows = rows_of(place, "SELECT seq, name, data FROM events JOIN channels ON channels.id = channel")
+    return {seq: (name, data) for seq, name, data in rows}
 
 
 def bells(path: Path) -> list[Path]:
     return list(Path(f"{path}-bells").iterdir())
 
 
-async def kill_appenders(path: Path, kills: int) -> None:
+async def kill_appenders(path: Path | str, kills: int) -> None:
     """Kill processes that append, at random moments, and account for every event that one of them acknowledged."""
     chance = random.Random(kills)
     appenders = [Appender(path, f"c{number}", 0) for number in range(3)]
     running = list(appenders)
-    async with opened(path, Retention(size=1_000_000)) as log:
+    async with opened_at(path, Retention(size=1_000_000)) as log:
         follower = Follower(log)
         try:
             for _ in range(kills):
@@ -115,7 +133,7 @@ async def kill_appenders(path: Path, kills: int) -> None:
             await follower.end()
             for appender in appenders:
                 await asyncio.to_thread(appender.kill)
-    stored = in_file(path)
+    stored = stored_at(path)
     assert sorted(stored) == follower.seqs
     acknowledged = set()
     for number, appender in enumerate(appenders):
@@ -131,15 +149,15 @@ async def kill_appenders(path: Path, kills: int) -> None:
 
 @pytest.mark.gen_test(timeout=120)
 async def test_of_processes_that_are_killed_nothing_acknowledged_is_lost_and_no_number_is_given_twice(
-    tmp_path: Path,
+    place: Path | str,
 ) -> None:
-    await kill_appenders(tmp_path / "e.db", 6)
+    await kill_appenders(place, 6)
 
 
 @pytest.mark.long
 @pytest.mark.gen_test(timeout=600)
-async def test_of_a_hundred_processes_that_are_killed_nothing_acknowledged_is_lost(tmp_path: Path) -> None:
-    await kill_appenders(tmp_path / "e.db", 100)
+async def test_of_a_hundred_processes_that_are_killed_nothing_acknowledged_is_lost(place: Path | str) -> None:
+    await kill_appenders(place, 100)
 
 
 @pytest.mark.gen_test(timeout=120)
@@ -178,7 +196,7 @@ async def test_a_process_that_is_stopped_with_the_lock_costs_the_others_a_bounde
             await follower.end()
     finally:
         appender.kill()
-    mine = [data for _, (name, data) in sorted(in_file(path).items()) if name == A]
+    mine = [data for _, (name, data) in sorted(stored_at(path).items()) if name == A]
     assert mine == [b'{"n":0}', b'{"n":21}', b'{"n":22}']
 
 
@@ -207,15 +225,16 @@ async def test_a_log_is_closed_and_opened_in_a_bounded_time_while_a_stopped_proc
             await log.append([new(A, '{"n":1}')])
     finally:
         appender.kill()
-    assert [data for name, data in in_file(path).values() if name == A] == [b'{"n":1}']
+    assert [data for name, data in stored_at(path).values() if name == A] == [b'{"n":1}']
 
 
 @pytest.mark.gen_test
 async def test_events_of_others_come_in_order_when_every_bell_is_lost(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: Path | str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Bells, "ring", lambda *_: None)
-    async with opened(tmp_path / "e.db") as one, opened(tmp_path / "e.db") as other:
+    monkeypatch.setattr(PostgresEventLog, "_heard", lambda *_: None)
+    async with opened_at(place) as one, opened_at(place) as other:
         follower = Follower(one)
         for number in range(30):
             (last,) = await (one, other, other)[number % 3].append([new()])
@@ -328,8 +347,8 @@ async def test_events_of_another_log_at_the_same_path_do_not_come(tmp_path: Path
 
 
 @pytest.mark.gen_test
-async def test_what_is_appended_just_before_a_log_is_closed_is_answered(tmp_path: Path) -> None:
-    async with opened(tmp_path / "e.db") as log:
+async def test_what_is_appended_just_before_a_log_is_closed_is_answered(place: Path | str) -> None:
+    async with opened_at(place) as log:
         appends = [asyncio.create_task(log.append([new()])) for _ in range(20)]
         await asyncio.sleep(0)
         closing = asyncio.create_task(log.close())
@@ -459,11 +478,14 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
 
 @pytest.mark.gen_test(timeout=120)
 async def test_four_processes_that_open_a_fresh_log_at_once_all_can_use_it(
-    tmp_path: Path, processes: list[str]
+    place: Path | str, processes: list[str], request: pytest.FixtureRequest
 ) -> None:
-    for number in range(25):
-        path = tmp_path / f"{number}.db"
-        logs = [RemoteLog(address, path, Retention()) for address in processes]
+    for number in range(25 if isinstance(place, Path) else 5):
+        if isinstance(place, Path):
+            fresh: Path | str = place.with_name(f"{number}.db")
+        else:
+            fresh = request.getfixturevalue("postgres").new_database()
+        logs = [RemoteLog(address, fresh, Retention()) for address in processes]
         heads = await asyncio.gather(*(log.open() for log in logs))
         assert len({head.epoch for head in heads}) == 1
         ids = await asyncio.gather(*(log.append([new()]) for log in logs))
@@ -532,7 +554,7 @@ async def test_the_write_ahead_log_stays_bounded_while_much_is_erased_at_once(tm
     def erased() -> bool:
         nonlocal largest
         largest = max(largest, os.stat(f"{path}-wal").st_size)
-        return not in_file(path)
+        return not stored_at(path)
 
     async with opened(path, Retention(1_000_000, 0.001)):
         await until_async(erased, "the events are erased")
@@ -650,34 +672,32 @@ async def test_a_process_of_the_version_before_may_write_beside_this_one(tmp_pat
 
 
 @pytest.mark.gen_test
-async def test_no_number_is_given_twice_when_all_events_were_erased_by_their_age(tmp_path: Path) -> None:
-    path = tmp_path / "e.db"
-    async with opened(path, Retention(10, 0.5)) as log:
+async def test_no_number_is_given_twice_when_all_events_were_erased_by_their_age(place: Path | str) -> None:
+    async with opened_at(place, Retention(10, 0.5)) as log:
         ids = await log.append([new(A), new(B)])
 
         def erased() -> bool:
-            return not in_file(path)
+            return not stored_at(place)
 
         await until_async(erased, "the events are erased")
-    async with opened(path, Retention(10, 0.5)) as log:
+    async with opened_at(place, Retention(10, 0.5)) as log:
         assert log.head == ids[-1]
         (following,) = await log.append([new(A)])
         assert following.seq == 3
 
 
 @pytest.mark.gen_test
-async def test_two_processes_erase_what_is_too_old_once(tmp_path: Path) -> None:
-    path = tmp_path / "e.db"
+async def test_two_processes_erase_what_is_too_old_once(place: Path | str) -> None:
     retention = Retention(10_000, 1.0)
-    async with opened(path, retention) as one, opened(path, retention) as other:
+    async with opened_at(place, retention) as one, opened_at(place, retention) as other:
         for log in (one, other):
             await log.append([new(A)] * 2500)
-        await until_async(lambda: not in_file(path), "the events are erased")
+        await until_async(lambda: not stored_at(place), "the events are erased")
         for log in (one, other):
             assert await log.lost([A], EventId(log.head.epoch, 4999)) == {A: "history_trimmed"}
             assert await log.published(A) == (5000, 5000)
-        with closing(sqlite3.connect(path)) as database:
-            assert database.execute("SELECT trimmed, dropped FROM channels").fetchall() == [(5000, 5000)]
+        dropped = "dropped" if isinstance(place, Path) else "removed"
+        assert rows_of(place, f"SELECT trimmed, {dropped} FROM channels") == [(5000, 5000)]
 
 
 def make_the_lock_a_link(path: Path) -> None:
@@ -759,4 +779,4 @@ async def test_another_epoch_under_a_process_is_noticed_and_nothing_is_acknowled
             await log.append([new()])
         with pytest.raises(EventLogUnavailable, match="another epoch"):
             await log.append([new()])
-    assert sorted(in_file(path)) == [1]
+    assert sorted(stored_at(path)) == [1]

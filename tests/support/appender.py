@@ -1,4 +1,6 @@
-"""Another process that appends to an event log on disk: ``python -m tests.support.appender FILE CHANNEL PAUSE``.
+"""Another process that appends to an event log: ``python -m tests.support.appender PLACE CHANNEL PAUSE``.
+
+The place is a file, or the URL of a database.
 
 It prints the id of each event once it is stored, and ends when its standard input does.
 """
@@ -16,14 +18,14 @@ from pathlib import Path
 from sse_app.core.channels import ChannelName
 from sse_app.core.events import NewEvent
 from sse_app.eventlog.sqlite.lock import LogLock
-from sse_app.eventlog.sqlite.log import SqliteEventLog
+from tests.support.log_processes import log_at
 from tests.support.server_process import ROOT
 from tests.support.waiting import until
 
 
-async def append(path: Path, channel: ChannelName, pause: float) -> None:
+async def append(place: Path | str, channel: ChannelName, pause: float) -> None:
     """Append one event after another until standard input ends."""
-    log = SqliteEventLog(path)
+    log = log_at(place)
     await log.open()
     ended = asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
     number = 0
@@ -41,12 +43,12 @@ class Appender:
     """Runs the process, and collects the ids of what it appends.
 
     Args:
-        path: the event log's database.
+        path: the event log's database file, or the URL of its database.
         channel: where the events go.
         pause: seconds between two.
     """
 
-    def __init__(self, path: Path, channel: str, pause: float) -> None:
+    def __init__(self, path: Path | str, channel: str, pause: float) -> None:
         self.ids: list[str] = []
         self._path = path
         self.process = subprocess.Popen(
@@ -73,7 +75,7 @@ class Appender:
 
     def stop_with_the_lock(self) -> None:
         """Stop the process (SIGSTOP) at a moment when it has the log's lock."""
-        lock = LogLock(self._path)
+        lock = LogLock(Path(self._path))
         lock.open()
         try:
 
@@ -109,4 +111,4 @@ class Appender:
 
 
 if __name__ == "__main__":
-    asyncio.run(append(Path(sys.argv[1]), ChannelName(sys.argv[2]), float(sys.argv[3])))
+    asyncio.run(append(sys.argv[1], ChannelName(sys.argv[2]), float(sys.argv[3])))

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import socket
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any, NamedTuple
 
 import psycopg
-from psycopg import AsyncConnection
 from psycopg.errors import Diagnostic
 
 from sse_app.core.errors import EventLogUnavailable, IdempotencyKeyReused
@@ -190,8 +186,9 @@ class Appends:
                 await asyncio.wait([execution], timeout=self._database.timeout)
             finally:
                 if not execution.done():
-                    _give_up(connection)
+                    connection.shut_down()
                     await asyncio.wait([execution])
+                    execution.exception()  # where the time for all is over, it is not asked for below
             try:
                 row = await (await execution).fetchone()
             finally:
@@ -205,9 +202,3 @@ class Appends:
 def patience(database: Database) -> int:
     """Return for how many milliseconds a call may wait for the log's row: so that it is refused, and not given up."""
     return max(1, int(database.timeout * 800))
-
-
-def _give_up(connection: AsyncConnection) -> None:
-    """End a connection on which an answer is waited for: the one who waits has an error at once."""
-    with suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as own:
-        own.shutdown(socket.SHUT_RDWR)

@@ -119,15 +119,18 @@ class PostgresEventLog(EventLog):
     # -- what happens to the log ----------------------------------------------------------------------------
 
     def _heard(self, payload: str) -> None:
-        """Take over what a notification says, unless it is of a commit of this process, which is answered for."""
+        """Have what a notification tells of read, unless it is a commit of this process, which is answered for.
+
+        It is no more than a hint: any role of the database may notify.
+        """
         epoch, _, rest = payload.partition(" ")
         seq, _, sender = rest.partition(" ")
         if sender == self._sender:
             return
-        if epoch == self._epoch and seq.isdecimal():
-            self._learned(epoch, int(seq), self._replacements)
-        else:
+        if epoch != self._epoch or not (seq.isdecimal() and len(seq) < 20):
             self._due.set()
+        elif int(seq) > self._seq:
+            self._tails.grown_to(int(seq))
 
     def _learned(self, epoch: str, head: int, asked_at: int) -> None:
         """Take over what the log was a moment ago.

@@ -54,11 +54,11 @@ class Connection(AsyncConnection[tuple[Any, ...]]):
         Args:
             timeout: is not taken longer than `CANCEL_TIMEOUT`.
         """
-        self._cut = asyncio.get_running_loop().call_later(CANCEL_TIMEOUT, self._shut_down)
+        self._cut = asyncio.get_running_loop().call_later(CANCEL_TIMEOUT, self.shut_down)
         with suppress(psycopg.Error):
             await super().cancel_safe(timeout=min(timeout, CANCEL_TIMEOUT))
 
-    def _shut_down(self) -> None:
+    def shut_down(self) -> None:
         """End both directions of the socket, which stays open: who waits for it reads its end."""
         with suppress(OSError), socket.socket(fileno=os.dup(self.pgconn.socket)) as shared:
             shared.shutdown(socket.SHUT_RDWR)

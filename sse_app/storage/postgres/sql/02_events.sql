@@ -137,8 +137,9 @@ DECLARE
 BEGIN
     SELECT * INTO log FROM sse_app.log;
     IF NOT FOUND THEN
-        INSERT INTO sse_app.log (epoch, at, wall, system, timeline, made)
-        SELECT substr(replace(gen_random_uuid()::text, '-', ''), 1, 8), now, now, system_identifier,
+        INSERT INTO sse_app.log (epoch, seq, at, wall, system, timeline, made)
+        SELECT substr(replace(gen_random_uuid()::text, '-', ''), 1, 8),
+            coalesce((SELECT max(e.seq) FROM sse_app.events AS e), 0), now, now, system_identifier,
             sse_app.timeline(), 'sse_app.log'::regclass::oid::bigint
         FROM pg_control_system(), (SELECT extract(epoch FROM clock_timestamp()) AS now) AS clock
         ON CONFLICT (one) DO NOTHING;
