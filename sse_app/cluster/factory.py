@@ -30,7 +30,8 @@ def make_cluster(state: StateDirectory, settings: Settings, database: Database |
     if database is not None:
         from sse_app.cluster.machines import Machines  # only here: what it needs takes a while to load
 
-        machine = settings.node or _name_of_host()
+        # A plain text, not of the settings' own class: messages are made of nothing else.
+        machine = str(settings.node) or _name_of_host()
         name = f"{machine}.{state.worker}" if state.worker else machine
         return Machines(database, name, _place(state))
     return Workers(state.worker, state.workers) if state.worker else Alone()
