@@ -65,6 +65,8 @@ setup(
             "schemathesis>=4.32,<5",  # makes up requests from /openapi.json
             "import-linter>=2.17",  # test_layers.py: imports run one way between the layers
             "grimp>=3.20",  # test_layers.py: no import cycles
+            "sqlalchemy>=2",  # the recipes of docs/scaling.md, with which applications publish in their transactions
+            "django>=5.2,<6",
             "mypy>=1.18",
             "ruff>=0.12",
         ],

@@ -48,6 +48,7 @@ from sse_app.streams.kicks import Kicks
 from sse_app.streams.publisher import Publisher
 from sse_app.streams.pump import Pump
 from sse_app.streams.renewal import Renewal
+from sse_app.streams.rules_in_database import RulesInDatabase
 
 if TYPE_CHECKING:
     from sse_app.monitoring.prometheus import NodeMetrics
@@ -113,6 +114,7 @@ class Node:
         limits = settings.limits
         self.eventlog = make_event_log(settings.event_log, settings.history, self.state, self.database)
         self.publisher = Publisher(self.eventlog, self.channels, limits)
+        self._rules_in_database = RulesInDatabase(self.database, self.channels, limits)
         self.publish_rate = RateLimit(limits.publish_rate, self._nodes)
         self.hub = Hub(self.eventlog, backlog_limit=limits.backlog_bytes, retry=settings.stream.retry)
         self.keepalive = Keepalive(self.hub, settings.keepalive, settings.socket.user_timeout)
@@ -187,6 +189,7 @@ class Node:
         with self.state.starting():
             await self.eventlog.open()
             await self.cluster.open()
+            await self._rules_in_database.start()
         self.hub.number_from(self.cluster.number)
         self.hub.begin(after)
         self.keepalive.start()
@@ -256,6 +259,7 @@ class Node:
         self.login.use(auth)
         self.enforcement.use(directory)
         self.publisher.use(channels, limits)
+        self._rules_in_database.use(channels, limits)
         self.publish_rate.use(limits.publish_rate)
         self.hub.use(backlog_limit=limits.backlog_bytes, retry=settings.stream.retry)
         self._elsewhere.use(limits)
@@ -286,6 +290,7 @@ class Node:
         self.keepalive.stop()
         await self.hub.close()
         await self.enforcement.stop()
+        await self._rules_in_database.stop()
         await self.eventlog.close()
         self.password_threads.close()
         await self.auth_store.close()
