@@ -90,13 +90,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Schedulin
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the longest files first, and see to it that each test has an id of its own.
 
-    Schemathesis makes a test for each operation, with that in its name but not in its id; of tests with the same id
-    pytest-xdist runs one alone.
+    Of tests with the same id pytest-xdist runs one alone.
     """
-    for item in items:
-        if not item.nodeid.endswith(item.name):
-            assert item.parent is not None
-            item._id = item.parent.id.child(item.name)
     for id, count in Counter(item.nodeid for item in items).most_common(1):
         assert count == 1, f"{count} tests are called {id}"
     places = {name: place for place, name in enumerate(LONGEST)}
