@@ -230,7 +230,6 @@ class Server:
         await asyncio.to_thread(import_module, _SLOW_MODULE)
         adopted, self._adopted = self._adopted, []
         await self._receiver.watch(adopted)
-        await self._node.password_threads.warm_up()
         await asyncio.to_thread(import_module, _METRICS_MODULE)
 
     def _status(self) -> str:

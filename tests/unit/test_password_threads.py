@@ -7,7 +7,14 @@ import threading
 
 import pytest
 
-from sse_app.auth.accounts.passwords import MAX_WAITING, PasswordThreads, TooManyLogins
+from sse_app.auth.accounts import passwords as passwords_module
+from sse_app.auth.accounts.passwords import (
+    MAX_WAITING,
+    PasswordThreads,
+    TooManyLogins,
+    check_password,
+    hash_password,
+)
 
 
 def test_a_login_beyond_the_queue_is_refused_at_once_and_those_in_it_are_served() -> None:
@@ -85,3 +92,10 @@ def test_no_network_gets_a_place_from_one_that_has_no_more() -> None:
             passwords.close()
 
     asyncio.run(scenario())
+
+
+def test_a_login_of_no_account_takes_the_work_of_one_that_is_made_today() -> None:
+    made_today = hash_password("s").rsplit("$", 2)
+    assert passwords_module._UNMATCHED.rsplit("$", 2)[0] == made_today[0]
+    assert len(passwords_module._UNMATCHED) == len("$".join(made_today))
+    assert check_password("no account has this password", None, renew=True) == (False, None)

@@ -10,7 +10,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import cache, partial
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from argon2 import PasswordHasher
@@ -29,17 +29,16 @@ NICENESS = 10
 _HASHER = PasswordHasher(time_cost=2, memory_cost=19_456, parallelism=1)
 """argon2id at OWASP's parameters: 19 MiB, 2 passes."""
 
+_UNMATCHED = (
+    "$argon2id$v=19$m=19456,t=2,p=1$JQg5+whLHnKGeDgaI0atGg$zVgQhLoTYEqc+MuJHPI0qdlOQk3TYvQUel7y3vdQU70"
+)
+"""The hash to check a password against where there is no account: as much work as that of an account."""
+
 T = TypeVar("T")
 
 
 class TooManyLogins(SSEAppError):
     """More logins wait for their turn than can be served soon."""
-
-
-@cache
-def _unmatched() -> str:
-    """Return the hash to check a password against where there is no account."""
-    return _HASHER.hash("no account has this password")
 
 
 def hash_password(password: str) -> str:
@@ -55,9 +54,8 @@ def check_password(password: str, hashed: str | None, *, renew: bool) -> tuple[b
         hashed: what it must fit; where there is no hash it does not, after the same amount of work.
         renew: whether a new hash is wanted.
     """
-    unmatched = _unmatched()
     try:
-        right = _HASHER.verify(hashed or unmatched, password) and hashed is not None
+        right = _HASHER.verify(hashed or _UNMATCHED, password) and hashed is not None
     except (VerificationError, InvalidHashError):
         return False, None
     outdated = right and renew and hashed is not None and _HASHER.check_needs_rehash(hashed)
@@ -141,11 +139,6 @@ class PasswordThreads:
             else:
                 job.done.set_exception(error)
         self._start_next()
-
-    async def warm_up(self) -> None:
-        """Make the first login as quick as the others."""
-        with suppress(TooManyLogins):  # or the server ends before that
-            await self.run(_unmatched)
 
     def close(self) -> None:
         """Stop the threads; logins that still wait are refused."""
