@@ -93,7 +93,7 @@ class Machines(Cluster):
 
     def __init__(self, database: Database, name: str, place: str) -> None:
         super().__init__()
-        self._name = name
+        self._name = str(name)  # exactly that: msgspec takes no subclass
         self._database = database
         self._registry = Registry(database, name, place)
         self._instance = 0

@@ -1,0 +1,383 @@
+"""Nodes on several machines are one server: what belongs to all is seen, counted and ended over all, from each.
+
+Two workers of one machine and a process of another one are the nodes, on one database.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from sse_app.auth.tokens.issuer import TokenKind
+from tests.support.node_processes import NAMES, node_processes
+from tests.support.people import Ear, Site, assert_ended
+from tests.support.postgres import Postgres, cluster
+from tests.support.server_process import ServerProcess, clean_environment, run_program
+from tests.support.waiting import until
+
+CONNECTIONS = "/api/v1/admin/connections"
+NAMED_WITHIN = 2.9
+"""Within how many seconds a node that hangs is named: the wait of 2 s, and what a busy machine adds."""
+
+EXPECTED = ("node_silent", "login_refused", "event_log_unavailable", "accounts_unavailable")
+
+
+class Machines:
+    """The nodes of one server, each as a site of its own."""
+
+    def __init__(self, postgres: Postgres, url: str, nodes: list[ServerProcess]) -> None:
+        self.postgres = postgres
+        self.url = url
+        self.nodes = nodes
+        self.sites = [Site(node) for node in nodes]
+
+    def status(self, site: Site) -> dict[str, Any]:
+        answer: dict[str, Any] = site.http.get("/api/v1/sse/status").raise_for_status().json()
+        return answer
+
+    def listed(self, site: Site, **query: Any) -> dict[str, Any]:
+        answer = site.http.get(CONNECTIONS, params=query, headers=site.admin)
+        assert answer.status_code == 200, answer.text
+        document: dict[str, Any] = answer.json()
+        return document
+
+    def agree(self, streams: int) -> bool:
+        """Return whether each node says that so many streams are open, and that none is missing."""
+        answers = [site.http.get("/api/v1/sse/status") for site in self.sites]
+        if any(answer.status_code == 503 for answer in answers):  # the database is away
+            return False
+        found = [answer.json() for answer in answers]
+        return all((each["total_connections"], each["nodes_missing"]) == (streams, []) for each in found)
+
+    def rows(self) -> dict[str, tuple[int, bool]]:
+        """Return the number of each node, and whether it has left, by name."""
+        database = self.url.rpartition("/")[2]
+        found = self.postgres.execute("SELECT name, number, has_left FROM sse_app.nodes", database)
+        return {str(name): (int(str(number)), bool(left)) for name, number, left in found}
+
+    @contextmanager
+    def stopped(self, number: int) -> Iterator[None]:
+        """Let one node hang."""
+        process = self.nodes[number].process
+        assert process is not None
+        process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            process.send_signal(signal.SIGCONT)
+
+    def leave(self) -> None:
+        for site in self.sites:
+            site.leave_all()
+        until(lambda: self.agree(0), "all streams are gone")
+
+
+@pytest.fixture(scope="module")
+def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
+    with cluster() as postgres:
+        url = postgres.new_database()
+        directory = tmp_path_factory.mktemp("machines")
+        with node_processes(directory, url, expected=EXPECTED, LIMITS__STREAMS_PER_USER=12) as nodes:
+            machines = Machines(postgres, url, nodes)
+            yield machines
+            for site in machines.sites:
+                site.leave_all()
+                site.http.close()
+
+
+@pytest.fixture(autouse=True)
+def leaving(machines: Machines) -> Iterator[None]:
+    yield
+    machines.leave()
+
+
+def samples(site: Site) -> dict[str, dict[str, float]]:
+    """Return the values of each metric by node; those without one are under the empty text."""
+    found: dict[str, dict[str, float]] = {}
+    text = site.http.get("/metrics").raise_for_status().text
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            labels = dict(sample.labels)
+            node = labels.pop("node", "")
+            name = sample.name + "".join(f" {key}={value}" for key, value in sorted(labels.items()))
+            values = found.setdefault(name, {})
+            assert node not in values, f"{name} of node {node} comes twice"
+            values[node] = sample.value
+    return found
+
+
+def own(machines: Machines, site: Site) -> str:
+    return NAMES[machines.sites.index(site)]
+
+
+def spread(machines: Machines, *counts: int) -> list[Ear]:
+    """Open so many streams on each node."""
+    return [
+        site.hear(site.mint(TokenKind.STREAM, "ann"), client_id=f"c-{number}-{each}")
+        for number, (site, count) in enumerate(zip(machines.sites, counts, strict=True))
+        for each in range(count)
+    ]
+
+
+# -- what is seen ------------------------------------------------------------------------------------------------
+
+
+def test_every_node_counts_and_lists_the_streams_of_all_machines(machines: Machines) -> None:
+    spread(machines, 1, 2, 3)
+    for site in machines.sites:
+        until(lambda site=site: machines.status(site)["total_connections"] == 6, "all are counted")  # type: ignore[misc]
+        assert machines.status(site)["channels"]["dashboard"]["connection_count"] == 6
+        found = machines.listed(site)
+        assert (found["total"], found["nodes_missing"]) == (6, [])
+        assert [row["node"] for row in found["connections"]] == ["web2.1"] + ["web2.2"] * 2 + ["web10"] * 3
+        numbers = [int(row["connection"]) for row in found["connections"]]
+        assert len(set(numbers)) == 6
+        assert max(numbers) < 2**53
+        down = machines.listed(site, sort="node", order="desc")["connections"]
+        assert [row["node"] for row in down] == ["web10"] * 3 + ["web2.2"] * 2 + ["web2.1"]
+        assert machines.listed(site, search="WEB10", field="node")["total"] == 3
+        assert machines.listed(site, search="web", field="node")["total"] == 0
+        pages: list[str] = []
+        for offset in range(0, 8, 2):
+            page = machines.listed(site, sort="client_id", offset=offset, limit=2)
+            pages += [row["client_id"] for row in page["connections"]]
+        assert pages == ["c-0-0", "c-1-0", "c-1-1", "c-2-0", "c-2-1", "c-2-2"]
+
+
+def test_a_scrape_has_the_metrics_of_the_nodes_of_the_machine_that_is_asked(machines: Machines) -> None:
+    spread(machines, 1, 2, 3)
+    for site in machines.sites[:2]:
+        found = samples(site)
+        assert found["sse_app_streams"] == {"web2.1": 1, "web2.2": 2}
+        assert found["sse_app_node_up"] == {"web2.1": 1, "web2.2": 1}
+        assert {name for name, values in found.items() if "" in values} == {"sse_app_log_head"}
+    found = samples(machines.sites[2])
+    assert found["sse_app_streams"] == {"web10": 3}
+    assert found["sse_app_node_up"] == {"web10": 1}
+
+
+def figures(ear: Ear) -> list[dict[str, Any]]:
+    return [data for type, data in list(ear.events) if type == "figures"]
+
+
+def test_the_live_figures_are_summed_and_by_node(machines: Machines) -> None:
+    spread(machines, 1, 2, 3)
+    watching = []
+    for site in (machines.sites[0], machines.sites[2]):
+        token = site.stream_token(site.server.access_token(subject="root", admin=True), "sse_app.admin")
+        watching.append(site.hear(token.json()["stream_token"], "sse_app.admin"))
+    for ear in watching:
+        until(lambda ear=ear: figures(ear) and figures(ear)[-1]["streams"] == 8, "all streams are counted")  # type: ignore[misc]
+        last = figures(ear)[-1]
+        assert [(each["node"], each["streams"]) for each in last["nodes"]] == [
+            ("web2.1", 2),
+            ("web2.2", 2),
+            ("web10", 4),
+        ]
+        assert (last["nodes_missing"], last["users"]) == ([], 2)
+    with machines.stopped(1):
+        until(lambda: figures(watching[1])[-1]["nodes_missing"] == ["web2.2"], "it is named")
+        assert figures(watching[1])[-1]["streams"] == 6
+    until(lambda: figures(watching[1])[-1]["nodes_missing"] == [], "it is there again")
+
+
+# -- what is done ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("here", "there"), list(permutations(range(3), 2)))
+def test_a_kick_reaches_a_stream_on_any_machine(machines: Machines, here: int, there: int) -> None:
+    asked, other = machines.sites[here], machines.sites[there]
+    token = other.mint(TokenKind.STREAM, "ann", session=f"s-{here}-{there}")
+    ears = [site.hear(token, client_id="out") for site in (asked, other)]
+    stays = [site.hear(site.mint(TokenKind.STREAM, "bob"), client_id="stays") for site in machines.sites]
+    rows = machines.listed(asked, search="out")["connections"]
+    (row,) = [row for row in rows if row["node"] == NAMES[there]]
+    path = f"{CONNECTIONS}/{row['connection']}/kick"
+    assert asked.http.get(path, headers=asked.admin).json() == {"streams": 2}
+    answer = asked.http.post(path, json={"for": 0}, headers=asked.admin)
+    since = time.monotonic()
+    assert answer.status_code == 200, answer.text
+    assert_ended([ears[1]], since, "kicked")
+    assert all(ear.open for ear in stays)
+    assert asked.http.post(path, json={}, headers=asked.admin).status_code == 404
+
+
+def test_a_renewal_reaches_the_streams_of_all_machines(machines: Machines) -> None:
+    site = machines.sites[2]
+    old = site.mint(TokenKind.STREAM, "ann", session="s", ttl=5)
+    fresh = site.mint(TokenKind.STREAM, "ann", session="s")
+    ears = [each.hear(old, client_id="tab") for each in machines.sites]
+    other = machines.sites[0].hear(old, client_id="other")
+    answer = site.renew(fresh, "tab")
+    assert (answer.status_code, answer.json()["renewed"]) == (200, 3), answer.text
+    until(lambda: not other.open, "the stream that was not renewed ends")
+    assert other.farewell == "token_expired"
+    assert all(ear.open for ear in ears)
+
+
+def test_the_limit_on_a_users_streams_is_one_over_all_machines(machines: Machines) -> None:
+    token = machines.sites[0].mint(TokenKind.STREAM, "greedy")
+    spread_ears = [site.hear(token) for site in machines.sites for _ in range(4)]
+    assert len(spread_ears) == 12
+
+    def refused(site: Site) -> bool:
+        return site.stream_status(token) == 429
+
+    for site in machines.sites:
+        until(lambda site=site: refused(site), "one more is refused")  # type: ignore[misc]
+    machines.sites[2].leave_all()
+    for site in machines.sites[:2]:
+        until(lambda site=site: not refused(site), "there is room again")  # type: ignore[misc]
+
+
+def test_wrong_passwords_count_over_all_machines(machines: Machines) -> None:
+    """Each node alone would let through several times as many."""
+
+    def guesses(site: Site) -> int:
+        return site.try_login("ann", "wrong guess").status_code
+
+    statuses = [guesses(machines.sites[number % 3]) for number in range(30)]
+    first = statuses.index(429)
+    assert first < 20, statuses
+    until(lambda: all(guesses(site) == 429 for site in machines.sites), "all of them refuse")
+
+
+# -- nodes that hang, die, or move -------------------------------------------------------------------------------
+
+
+def test_a_node_that_hangs_is_named_everywhere_and_nothing_else_waits(machines: Machines) -> None:
+    first, last = machines.sites[0], machines.sites[2]
+    spread(machines, 1, 1, 1)
+    (row,) = machines.listed(first, search="web10", field="node")["connections"]
+    with machines.stopped(2):
+        begun = time.monotonic()
+        listed = machines.listed(first)
+        assert time.monotonic() - begun < NAMED_WITHIN
+        assert (listed["nodes_missing"], listed["total"]) == (["web10"], 2)
+        until(
+            lambda: machines.status(first)["nodes_missing"] == ["web10"], "the status is a second old at most"
+        )
+        begun = time.monotonic()
+        assert machines.status(first)["total_connections"] == 2
+        kick = first.http.post(f"{CONNECTIONS}/{row['connection']}/kick", headers=first.admin)
+        assert (kick.status_code, kick.json()["error"]["code"]) == (503, "node_silent")
+        assert kick.json()["error"]["message"] == "node web10 does not answer just now"
+        renewal = first.renew(first.mint(TokenKind.STREAM, "ann"), "nobody")
+        assert (renewal.status_code, renewal.json()["error"]["code"]) == (503, "node_silent")
+        assert set(samples(first)["sse_app_node_up"]) == {"web2.1", "web2.2"}
+        assert time.monotonic() - begun < NAMED_WITHIN, "the full wait was paid again"
+        for path in ("/healthz", "/readyz"):
+            assert first.http.get(path).status_code == 200
+    until(lambda: machines.agree(3), "it answers again")
+    assert machines.listed(last)["total"] == 3, "the kick that was answered 503 was done later"
+
+
+def test_a_node_that_was_killed_is_named_and_its_next_process_keeps_its_number_and_begins_at_once(
+    machines: Machines,
+) -> None:
+    first, killed = machines.sites[0], machines.nodes[2]
+    before = machines.rows()
+    machines.sites[2].leave_all()
+    killed.kill()
+    until(lambda: machines.status(first)["nodes_missing"] == ["web10"], "it is named")
+    killed.start()
+    killed.kill()
+    begun = time.monotonic()
+    killed.start()
+    assert time.monotonic() - begun < 30
+    spread(machines, 0, 0, 1)
+    until(lambda: machines.agree(1), "all are there")
+    assert machines.rows() == before
+
+
+def test_a_node_that_ends_is_not_waited_for_nor_named(machines: Machines) -> None:
+    before = machines.rows()
+    assert machines.nodes[2].stop() == 0
+    assert machines.status(machines.sites[0])["nodes_missing"] == []
+    assert machines.rows()["web10"] == (before["web10"][0], True)
+    machines.nodes[2].start()
+    until(lambda: machines.agree(0), "it is back")
+    assert machines.rows() == before
+
+
+def test_a_worker_that_hands_over_keeps_its_number_and_is_never_missing(machines: Machines) -> None:
+    first, worker = machines.sites[2], machines.nodes[0]
+    ears = spread(machines, 3, 0, 0)
+    before, rows = machines.rows(), machines.listed(first)["connections"]
+    worker.upgrade()  # type: ignore[attr-defined]
+    found = machines.listed(first)
+    assert (found["total"], found["nodes_missing"]) == (3, [])
+    assert [row["connection"] for row in found["connections"]] == [row["connection"] for row in rows]
+    assert {(row["node"], row["adopted"]) for row in found["connections"]} == {("web2.1", True)}
+    assert machines.rows() == before
+    path = f"{CONNECTIONS}/{rows[0]['connection']}/kick"
+    assert first.http.post(path, headers=first.admin).json() == {"kicked": 1}
+    assert_ended(ears[:1], time.monotonic(), "kicked")
+
+
+def test_a_second_machine_of_the_same_name_is_refused_with_a_line_that_names_it(
+    machines: Machines, tmp_path: Path
+) -> None:
+    before = machines.rows()
+    environment = clean_environment(
+        SSE_APP_STATE_DIR=str(tmp_path / "state"),
+        SSE_APP_EVENT_LOG=machines.url,
+        SSE_APP_NODE="web10",
+        SSE_APP_PORT="0",
+    )
+    done = run_program("serve", environment=environment)
+    assert done.returncode != 0
+    lines = [line for line in (done.stdout + done.stderr).splitlines() if line]
+    assert len(lines) == 1, lines
+    assert "another machine is the node web10" in lines[0]
+    assert "setting node" in lines[0]
+    assert machines.rows() == before
+    spread(machines, 0, 0, 1)
+    until(lambda: machines.agree(1), "the first is there as before")
+
+
+def test_after_a_restart_of_the_database_all_agree_again(machines: Machines) -> None:
+    spread(machines, 1, 2, 1)
+    until(lambda: machines.agree(4), "all are counted")
+    machines.postgres.stop()
+    try:
+        for site in machines.sites:
+            begun = time.monotonic()
+            found = machines.listed(site)
+            assert time.monotonic() - begun < NAMED_WITHIN
+            assert found["nodes_missing"] == [name for name in NAMES if name != own(machines, site)]
+            assert {row["node"] for row in found["connections"]} == {own(machines, site)}
+            assert site.http.get("/healthz").status_code == 200
+    finally:
+        machines.postgres.start()
+    until(lambda: machines.agree(4), "all agree again")
+
+
+def test_a_node_makes_at_most_two_queries_a_second_of_its_own(machines: Machines) -> None:
+    database = machines.url.rpartition("/")[2]
+
+    def beats() -> int:
+        ((calls,),) = machines.postgres.execute(
+            "SELECT calls FROM pg_stat_user_functions WHERE funcname = 'beat'", database
+        )
+        return int(str(calls))
+
+    machines.postgres.execute(f"ALTER DATABASE {database} SET track_functions = 'pl'")
+    machines.postgres.execute(
+        f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}'"
+    )
+    until(lambda: machines.agree(0), "all have connected again")
+    until(lambda: machines.postgres.execute("SELECT 1 FROM pg_stat_user_functions", database), "it counts")
+    time.sleep(1.5)  # statistics are passed on once a second
+    before, begun = beats(), time.monotonic()
+    time.sleep(5)
+    calls, seconds = beats() - before, time.monotonic() - begun
+    assert 0.5 * 3 * seconds <= calls <= 2 * 3 * (seconds + 1.5)

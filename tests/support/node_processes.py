@@ -1,0 +1,76 @@
+"""Servers on several machines, as far as one machine can have them: each with a state directory of its own."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.support.people import Ear
+from tests.support.server_process import ServerProcess
+from tests.support.waiting import until
+from tests.support.worker_processes import WorkerProcess
+
+ALONE, WITH_WORKERS = "web10", "web2"
+NAMES = ["web2.1", "web2.2", "web10"]
+"""The nodes of `node_processes`, in their order."""
+
+
+@contextmanager
+def node_processes(
+    directory: Path, url: str, *, expected: tuple[str, ...] = (), **settings: Any
+) -> Iterator[list[ServerProcess]]:
+    """Run the nodes `NAMES` on a database: two workers of one machine, each on a port of its own, and another machine.
+
+    They have the same keys. All have to end with status 0, and with nothing unexpected in their logs.
+
+    Args:
+        directory: of their state directories.
+        url: of the database.
+        expected, settings: as those of `ServerProcess`.
+    """
+    settings |= {"EVENT_LOG": url}
+    alone = ServerProcess(state_dir=directory / ALONE, expected=expected, NODE=ALONE, **settings)
+    state_dir = directory / WITH_WORKERS
+    nodes: list[ServerProcess] = [
+        *(
+            WorkerProcess(
+                number, state_dir=state_dir, expected=expected, NODE=WITH_WORKERS, WORKERS=2, **settings
+            )
+            for number in (1, 2)
+        ),
+        alone,
+    ]
+    try:
+        alone.start()
+        state_dir.mkdir(mode=0o700)
+        shutil.copytree(alone.state_dir / "keys", state_dir / "keys")
+        for worker in nodes[:2]:
+            worker.start()
+        ears = [Ear(node, "dashboard", node.stream_token("dashboard")) for node in nodes]
+        until(lambda: _all_are_counted(nodes), "all nodes know each other")
+        for ear in ears:
+            ear.leave()
+        yield nodes
+        assert [node.stop() for node in nodes] == [0] * len(nodes)
+    finally:
+        for node in nodes:
+            if node.process is not None:
+                node.kill()
+            if isinstance(node, WorkerProcess):
+                node.close()
+    for node in nodes:
+        node.check_log()
+
+
+def _all_are_counted(nodes: list[ServerProcess]) -> bool:
+    """Return whether each node counts a stream of each."""
+    for node in nodes:
+        status = httpx.get(f"{node.url}/api/v1/sse/status", timeout=30).raise_for_status().json()
+        if (status["total_connections"], status["nodes_missing"]) != (len(nodes), []):
+            return False
+    return True
