@@ -240,12 +240,12 @@ class PostgresAuthStore(AuthStore):
     async def revoke(self, revocations: Iterable[Revocation]) -> None:
         """Insert revocations, and delete the sessions concerned."""
         rows = list(revocations)
-        columns = (
+        columns = (  # a list has one type, and some of the times are whole numbers
             [each.scope.value for each in rows],
             [_written(each.value) for each in rows],
-            [each.issued_until for each in rows],
-            [each.forget_at for each in rows],
-            [each.made_at for each in rows],
+            [float(each.issued_until) for each in rows],
+            [float(each.forget_at) for each in rows],
+            [float(each.made_at) for each in rows],
         )
         await self._write(
             "SELECT sse_app.revoke(%s::text[], %s::text[], %s::float8[], %s::float8[], %s::float8[])", columns

@@ -315,6 +315,20 @@ async def test_what_is_taken_from_an_account_ends_its_sessions_and_tokens_and_no
 
 
 @pytest.mark.gen_test
+async def test_revocations_of_whole_seconds_and_of_parts_of_them_are_stored_together(
+    made: Implementation,
+) -> None:
+    """As a kick has them: of tokens, which expire at whole seconds, and of a session for a while."""
+    async with opened(made) as store:
+        now = time.time()
+        kicked = [Revocation.of_token("t", int(now) + 60), Revocation.of_kick("s", 0.5)]
+        await store.revoke(kicked)
+        assert {(each.scope, each.value) for each in await revoked(store)} == {
+            (each.scope, each.value) for each in kicked
+        }
+
+
+@pytest.mark.gen_test
 async def test_other_grants_revoke_the_tokens_and_leave_the_sessions(made: Implementation) -> None:
     async with opened(made) as store:
         await store.add_account(ANN, "hash")
