@@ -204,9 +204,10 @@ def test_a_kick_reaches_a_stream_on_any_machine(machines: Machines, here: int, t
     assert asked.http.get(path, headers=asked.admin).json() == {"streams": 2}
     answer = asked.http.post(path, json={"for": 0}, headers=asked.admin)
     since = time.monotonic()
-    assert answer.status_code == 200, answer.text
-    assert_ended([ears[1]], since, "kicked")
+    assert (answer.status_code, answer.json()) == (200, {"kicked": 2})
+    assert_ended(ears, since, "kicked")
     assert all(ear.open for ear in stays)
+    assert {site.stream_status(token) for site in machines.sites} == {401}
     assert asked.http.post(path, json={}, headers=asked.admin).status_code == 404
 
 
