@@ -173,11 +173,11 @@ class Appends:
         A call that takes too long is given up with its connection, and never cancelled: PostgreSQL answers the
         cancelling of a commit that waits for a synchronous standby with a warning, and as if it had succeeded.
         """
-        cancelled: list[Diagnostic] = []
+        cancelled: list[str | None] = []
 
         def heed(notice: Diagnostic) -> None:
             if notice.source_function == "SyncRepWaitForLSN":
-                cancelled.append(notice)
+                cancelled.append(notice.message_primary)
 
         async with self._database.connection(self._database.timeout + GRACE) as connection:
             connection.add_notice_handler(heed)
@@ -194,7 +194,7 @@ class Appends:
             finally:
                 connection.remove_notice_handler(heed)
         if cancelled:
-            raise DatabaseUnavailable(cancelled[0].message_primary or "the commit was not waited for")
+            raise DatabaseUnavailable(cancelled[0] or "the commit was not waited for")
         assert row is not None
         return row[0], row[1], row[2]
 

@@ -112,6 +112,7 @@ class PostgresEventLog(EventLog):
         self._due.set()
         if self._watching is not None:
             await asyncio.wait([self._watching])
+            self._watching = None
         await self._expiry.stop()
         await self._database.close()
         self._opened = False
@@ -169,7 +170,7 @@ class PostgresEventLog(EventLog):
     def _set_failure(self, failure: EventLogUnavailable | None) -> None:
         """Note whether the last attempt to use the log succeeded, and log it where that has changed."""
         before, self._failure = self._failure, failure
-        if not self._opened or self._closing:
+        if self._watching is None or self._closing:  # an open that fails says so itself
             return
         if failure is not None and before is None:
             log.error("event_log_unavailable", extra={"detail": str(failure)})

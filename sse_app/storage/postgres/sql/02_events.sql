@@ -123,7 +123,8 @@ BEGIN
         log.system := system_now;
         log.timeline := timeline_now;
         log.made := made_now;
-        UPDATE sse_app.log SET epoch = log.epoch, system = system_now, timeline = timeline_now, made = made_now;
+        UPDATE sse_app.log AS stored
+            SET epoch = log.epoch, system = system_now, timeline = timeline_now, made = made_now;
     END IF;
     RETURN log;
 END
