@@ -32,7 +32,7 @@ setup(
     package_data={
         "sse_app": ["static/*", "static/**/*", "cli/units/*", "storage/postgres/sql/*", "py.typed"]
     },
-    entry_points={"console_scripts": ["sse-app = sse_app.cli.main:main"]},
+    entry_points={"console_scripts": ["sse-app = sse_app.cli.main:run"]},
     install_requires=[
         "tornado>=6.6.1,<6.7",  # the server; 6.5 lacks security fixes, 6.7 may change what core/private_apis.py uses
         "httptools>=0.6.4",  # reads requests: llhttp 9, which is strict unless told otherwise

@@ -1,7 +1,7 @@
 """Processes of the program that need not load it: each is forked from one process that has loaded it.
 
 A server spends more than half of its start on loading its modules, and the tests start hundreds. What runs is all
-that ``python main.py`` does from `main` on, in a process of its own, with the environment, the directory and the
+that ``python main.py`` does from `run` on, in a process of its own, with the environment, the directory and the
 streams that it is given. Tests of what comes before that, or of how the process looks from outside, start the program
 with `subprocess.Popen`.
 """
@@ -188,7 +188,7 @@ def _run(channel: socket.socket) -> int:
         return 0
     sys.orig_argv[:] = arguments
     sys.argv[:] = arguments[1:]
-    return main.main()
+    main.run()
 
 
 if __name__ == "__main__":
