@@ -5,6 +5,7 @@ from __future__ import annotations
 import httpx
 import pytest
 
+from sse_app.handlers.site.pages import STATIC
 from tests.support.server_process import ServerProcess
 
 
@@ -25,3 +26,17 @@ def test_an_answer_of_the_api_is_kept_nowhere_and_names_no_referrer(server: Serv
     assert headers["Cache-Control"] == "no-store"
     assert headers["X-Content-Type-Options"] == "nosniff"
     assert headers["Referrer-Policy"] == "no-referrer"
+
+
+def test_each_file_of_the_pages_comes_with_its_type(server: ServerProcess) -> None:
+    types = {
+        ".css": "text/css",
+        ".html": "text/html",
+        ".js": "text/javascript",
+        ".json": "application/json",
+        ".svg": "image/svg+xml",
+        ".LICENSE": "application/octet-stream",
+    }
+    for path in STATIC.rglob("*.*"):
+        answer = httpx.get(f"{server.url}/static/{path.relative_to(STATIC)}").raise_for_status()
+        assert answer.headers["Content-Type"] == types[path.suffix]

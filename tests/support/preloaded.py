@@ -22,13 +22,19 @@ import time
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = (sys.executable, str(ROOT / "main.py"))
 _PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
 _COMMANDS = [f"sse_app.cli.{path.stem}" for path in sorted((ROOT / "sse_app/cli").glob("[a-z]*.py"))]
-_LOADED_BY_A_SERVER = ("sse_app.process.server", "sse_app.auth.tokens.jose", "sse_app.monitoring.prometheus")
+_LOADED_BY_A_SERVER = (
+    "sse_app.process.server",
+    "sse_app.auth.tokens.jose",
+    "sse_app.monitoring.prometheus",
+    "uvloop",
+)
 _WITH_SOCKET = 'exec 3<&0 0</dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec "$@"'
 """Passes standard input on as a listening socket (sd_listen_fds(3))."""
 
@@ -176,11 +182,22 @@ def _become(request: dict[str, Any], files: list[int], channel: socket.socket, p
     return arguments
 
 
+def _prepare_paths() -> None:
+    """Have the patterns of the paths compiled, and the pages read: both are kept."""
+    from sse_app import SSEApp
+    from sse_app.handlers.site import pages
+
+    nowhere: Any = SimpleNamespace(node=None)
+    SSEApp.routes(nowhere)
+    pages.read_ahead()
+
+
 def _run(channel: socket.socket) -> int:
     from sse_app.cli import main
 
     for module in (*_COMMANDS, *_LOADED_BY_A_SERVER):
         import_module(module)
+    _prepare_paths()
     gc.collect()
     gc.freeze()  # memory that a collection looks at would have to be copied in each process
     arguments = _fork_for(channel)
