@@ -14,6 +14,7 @@ from sse_app.process.replacement import is_replacement
 from sse_app.process.standard_streams import complain
 from sse_app.process.systemd import Systemd
 from sse_app.process.workers import worker_number
+from sse_app.settings.database import calls_out
 from sse_app.settings.explain import shown
 from sse_app.settings.loader import find_settings_file, passed_over
 from sse_app.settings.model import Settings, plain
@@ -54,15 +55,12 @@ def serve(options: argparse.Namespace) -> int:
 
 def _warn_of_missing_network(settings: Settings) -> Settings:
     """Say in the log where the settings need a network that the unit, installed with others, does not give."""
-    if (
-        settings.oidc.issuer
-        and Systemd().knows_unit
-        and {name for _, name in socket.if_nameindex()} == {"lo"}
-    ):
+    if calls_out(settings) and Systemd().knows_unit and {name for _, name in socket.if_nameindex()} == {"lo"}:
         log.warning(
             "unit_outdated",
             extra={
-                "detail": "oidc needs the network, the unit has PrivateNetwork=yes: run 'systemd install' again"
+                "detail": f"{'oidc' if settings.oidc.issuer else 'event_log'} needs the network, "
+                "the unit has PrivateNetwork=yes: run 'systemd install' again"
             },
         )
     return settings

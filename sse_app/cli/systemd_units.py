@@ -21,6 +21,7 @@ from sse_app.cli.options import settings_of
 from sse_app.cli.unit_texts import SEVERAL, SINGLE, TARGET, environment, render
 from sse_app.core.errors import InvalidInput, StateError
 from sse_app.process.standard_streams import complain
+from sse_app.settings.database import calls_out
 from sse_app.settings.workers import require_shareable, worker_count
 
 SYSTEM_FILE = Path("/etc/sse_app/sse_app.toml")
@@ -153,7 +154,7 @@ def _texts(options: argparse.Namespace, user: str) -> dict[str, str]:
         config=environment("SSE_APP_CONFIG", str(config)) if config else "",
         listen=_addresses(settings.host, settings.port),
         user=user,
-        calls_out=bool(settings.oidc.issuer),
+        calls_out=calls_out(settings),
         home=any(path.is_relative_to(home) for path in _with_targets(seen) for home in HOMES),
         workers=workers,
     )

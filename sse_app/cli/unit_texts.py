@@ -42,7 +42,7 @@ def render(
         listen: the addresses of the socket, as ``ListenStream=`` takes them.
         user: the user that the service runs as; empty in a user's own manager.
         home: whether the program is in a home directory, which the service must then be able to read.
-        calls_out: whether the server opens connections of its own, as it does to an OpenID provider.
+        calls_out: whether the server opens connections of its own, as it does to an OpenID provider and to PostgreSQL.
         workers: how many processes share the port; from 2 on there is a target for them.
     """
     several = workers > 1

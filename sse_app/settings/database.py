@@ -12,6 +12,11 @@ if TYPE_CHECKING:
     from sse_app.storage.postgres.database import Database
 
 
+def calls_out(settings: Settings) -> bool:
+    """Return whether the server opens connections of its own: to an OpenID provider, or to PostgreSQL."""
+    return bool(settings.oidc.issuer) or settings.event_log.startswith(POSTGRES_SCHEMES)
+
+
 def make_database(settings: Settings) -> Database | None:
     """Return the database that the log, accounts and nodes are kept in, not yet open; None where files keep them.
 

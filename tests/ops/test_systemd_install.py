@@ -244,12 +244,13 @@ def test_check_finds_a_unit_that_this_version_would_write_otherwise(tmp_path: Pa
     assert systemd("install", tmp_path).returncode == 0
     assert systemd("check", tmp_path).returncode == 0
     provider = ("oidc.issuer=https://a", "oidc.audience=b", "oidc.jwks_url=https://a/keys")
-    flags = [word for one in provider for word in ("--set", one)]
-    done = systemd("check", tmp_path, *flags)
-    assert done.returncode == 1
-    assert "-PrivateNetwork=yes" in done.stdout.splitlines()
-    assert "+PrivateNetwork=no" in done.stdout.splitlines()
-    assert "systemd install" in done.stderr
+    for elsewhere in (provider, ("event_log=postgresql://db.example/events",)):
+        flags = [word for one in elsewhere for word in ("--set", one)]
+        done = systemd("check", tmp_path, *flags)
+        assert done.returncode == 1
+        assert "-PrivateNetwork=yes" in done.stdout.splitlines()
+        assert "+PrivateNetwork=no" in done.stdout.splitlines()
+        assert "systemd install" in done.stderr
     service = tmp_path / "sse-app.service"
     service.write_text(service.read_text().replace("LimitCORE=0\n", ""))
     done = systemd("check", tmp_path)
