@@ -107,10 +107,10 @@ BEGIN
     BEGIN
         value := number::double precision;
     EXCEPTION WHEN numeric_value_out_of_range THEN
-        parts := regexp_match(number, '^-?([0-9]+)\.?([0-9]*)[eE]?(.*)$');
+        parts := regexp_match(number, '^-?([0-9]+)\.?([0-9]*)[eE]?([-+]?)0*([0-9]{0,9})');
         digits := parts[1] || parts[2];
-        IF length(parts[1]) - length(digits) + length(ltrim(digits, '0')) + coalesce(nullif(parts[3], ''), '0')::numeric > 0
-        THEN
+        point := length(parts[1]) - length(digits) + length(ltrim(digits, '0'));
+        IF point + (parts[3] || '0' || parts[4])::integer > 0 THEN
             RAISE EXCEPTION 'data has a number that is infinite as a double: %', left(number, 40)
                 USING ERRCODE = 'invalid_parameter_value', COLUMN = 'data';
         END IF;
@@ -149,19 +149,23 @@ $$;
 CREATE FUNCTION sse_app.json_written(value json, depth integer, beside boolean) RETURNS text
 LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp SET standard_conforming_strings = on AS $$
 DECLARE
-    raw text := ltrim(value::text, E' \t\n\r');
+    kind CONSTANT text := left(value::text, 1);
     written text;
     repeated boolean;
+    names text[];
+    items text[];
+    places bigint[];
 BEGIN
-    CASE left(raw, 1)
+    CASE kind
     WHEN '{', '[' THEN
         IF depth > 254 THEN
             RAISE EXCEPTION 'data cannot be written as JSON: it is nested more than 254 deep'
                 USING ERRCODE = 'invalid_parameter_value', COLUMN = 'data';
         END IF;
-        IF left(raw, 1) = '[' THEN
+        IF kind = '[' THEN
             SELECT string_agg(
-                CASE WHEN item::text ~ '^(-?[1-9][0-9]{0,17}|0|true|false|null|"[^\\]*")$' THEN item::text
+                CASE WHEN left(item::text, 1) NOT IN ('{', '[')
+                    AND item::text ~ '^(-?[1-9][0-9]{0,17}|0|true|false|null|"[^\\]*")$' THEN item::text
                     ELSE sse_app.json_written(item, depth + 1, beside) END, ',' ORDER BY n
             )
             FROM json_array_elements(value) WITH ORDINALITY AS items (item, n) INTO written;
@@ -169,31 +173,33 @@ BEGIN
         END IF;
         SELECT
             string_agg(to_json(name)::text || ':' || item, ',' ORDER BY n),
-            count(*) > count(DISTINCT name COLLATE "C")
+            count(*) > count(DISTINCT name COLLATE "C"), array_agg(name), array_agg(item), array_agg(n)
         FROM (
             SELECT members.key AS name, n,
-                CASE WHEN members.value::text ~ '^(-?[1-9][0-9]{0,17}|0|true|false|null|"[^\\]*")$'
+                CASE WHEN left(members.value::text, 1) NOT IN ('{', '[')
+                    AND members.value::text ~ '^(-?[1-9][0-9]{0,17}|0|true|false|null|"[^\\]*")$'
                     THEN members.value::text
                     ELSE sse_app.json_written(members.value, depth + 1, beside) END AS item
             FROM json_each(value) WITH ORDINALITY AS members (key, value, n)
+            OFFSET 0  -- else each use of item would write it once more
         ) AS members
-        INTO written, repeated;
+        INTO written, repeated, names, items, places;
         IF repeated THEN
-            SELECT string_agg(to_json(name)::text || ':' || sse_app.json_written(item, depth + 1, beside), ',' ORDER BY n)
+            SELECT string_agg(to_json(name)::text || ':' || item, ',' ORDER BY n)
             FROM (
-                SELECT members.key AS name, min(n) AS n, (array_agg(members.value ORDER BY n DESC))[1] AS item
-                FROM json_each(value) WITH ORDINALITY AS members (key, value, n)
-                GROUP BY members.key COLLATE "C", members.key
+                SELECT name, min(n) AS n, (array_agg(item ORDER BY n DESC))[1] AS item
+                FROM unnest(names, items, places) AS members (name, item, n)
+                GROUP BY name COLLATE "C", name
             ) AS members
             INTO written;
         END IF;
         RETURN '{' || coalesce(written, '') || '}';
     WHEN '"' THEN
-        RETURN CASE WHEN strpos(raw, '\') = 0 THEN rtrim(raw, E' \t\n\r') ELSE to_json(value #>> '{}')::text END;
+        RETURN CASE WHEN strpos(value::text, '\') = 0 THEN value::text ELSE to_json(value #>> '{}')::text END;
     WHEN 't', 'f', 'n' THEN
-        RETURN rtrim(raw, E' \t\n\r');
+        RETURN value::text;
     ELSE
-        RETURN sse_app.json_number(rtrim(raw, E' \t\n\r'), beside);
+        RETURN sse_app.json_number(value::text, beside);
     END CASE;
 END
 $$;
@@ -226,9 +232,9 @@ BEGIN
             RAISE EXCEPTION 'data must be a JSON object' USING ERRCODE = 'invalid_parameter_value', COLUMN = 'data';
         END IF;
         -- Two members after the others: the channel's last value counts, and a timestamp counts where it is the only one.
-        source := rtrim(source, E' \t\n\r');
+        source := btrim(source, E' \t\n\r');
         source := left(source, -1)
-            || CASE WHEN source ~ '^[ \t\n\r]*\{[ \t\n\r]*\}$' THEN '' ELSE ',' END
+            || CASE WHEN source ~ '^\{[ \t\n\r]*\}$' THEN '' ELSE ',' END
             || '"channel":' || to_json(channel)
             || CASE WHEN EXISTS (SELECT FROM json_object_keys(value) AS name WHERE name = 'timestamp') THEN ''
                 ELSE ',"timestamp":"' || now_text || '"' END
