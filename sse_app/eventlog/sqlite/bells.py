@@ -78,6 +78,8 @@ class Bells:
         self._descriptor = -1
         self._own: socket.socket | None = None
         self._name = ""
+        # Memory of this size for each datagram would come from the kernel, and go back to it.
+        self._received = memoryview(bytearray(2 * MAX_BELL_BYTES))
         self._others: dict[str, socket.socket] = {}
         self._seen: tuple[int, int] | None = None
         """The directory as it was when it was read last, or None where it is to be read again."""
@@ -166,7 +168,7 @@ class Bells:
             return None
         while True:
             try:
-                data = self._own.recv(2 * MAX_BELL_BYTES)
+                data = self._received[: self._own.recv_into(self._received)]
             except OSError:  # there is none, mostly
                 return None
             try:
