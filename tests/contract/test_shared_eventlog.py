@@ -23,7 +23,7 @@ import pytest
 from sse_app.core.channels import ChannelName
 from sse_app.core.errors import EventLogUnavailable, StateError
 from sse_app.core.events import EventId, NewEvent
-from sse_app.eventlog.base import EventLog, Retention
+from sse_app.eventlog.base import EventLog, IdempotencyKey, Retention
 from sse_app.eventlog.postgres.log import PostgresEventLog
 from sse_app.eventlog.sqlite import writer
 from sse_app.eventlog.sqlite.bells import Bells
@@ -669,6 +669,27 @@ async def test_a_process_of_the_version_before_may_write_beside_this_one(tmp_pat
         assert last.seq == 28
         assert await log.published(A) == (27, 28)
         assert await log.lost([A], EventId(last.epoch, 26)) == {A: "history_trimmed"}
+
+
+@pytest.mark.gen_test
+async def test_what_is_found_untold_when_something_else_is_done_with_the_file_comes_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "ALONE_INTERVAL", 0.02)
+    path = tmp_path / "e.db"
+    key = IdempotencyKey("ann", "key", b"digest")
+    async with opened(path) as log:
+        follower = Follower(log)
+        await log.append([new(A)], key)
+        with closing(EarlierVersion(path)) as earlier:
+            for _ in range(3):
+                seq = earlier.append("a")
+                await asyncio.sleep(0.1)
+                await follower.has(seq)
+                seq = earlier.append("a")
+                await log.append([new(A)], key)  # was stored before
+                await follower.has(seq)
+        await follower.end()
 
 
 @pytest.mark.gen_test

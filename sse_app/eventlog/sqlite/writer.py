@@ -83,6 +83,8 @@ class SqliteWriter:
         self._expiry_interval = min(max(retention.age / 20, 0.1), 30.0)
         self._shared = False
         """Whether the event loop has to take it that other processes write to the log."""
+        self._reported = 0
+        """How far the log goes, as the event loop has been told."""
         self._failed = False
         self._given_up = False
         self._look_at = 0.0
@@ -101,6 +103,7 @@ class SqliteWriter:
         """
         file = self._file
         file.open()
+        self._reported = file.head
         self._shared = file.bells.others()
         if self._shared:
             file.bells.ring(file.head, file.head)  # so that they look at the file more often from now on
@@ -183,6 +186,8 @@ class SqliteWriter:
                 due_at = min(due_at, time.monotonic() + ALONE_INTERVAL)
             if time.monotonic() >= due_at:
                 due_at = time.monotonic() + self._look_after()
+            if self._file.head > self._reported:  # seen in a transaction that was for something else
+                self._report_growth()
         self._file.close()
 
     def _round(self) -> bool:
@@ -260,7 +265,7 @@ class SqliteWriter:
         try:
             if file.look() or (not self._shared and (heard or file.bells.others())):
                 self._shared = True
-                self._put(Growth(file.head))
+                self._report_growth()
             if not file.lock.is_in_place():
                 file.lock.close()
                 file.lock.open()
@@ -270,6 +275,10 @@ class SqliteWriter:
             if not file.bells.is_in_place():
                 self._put(BellLost())
 
+    def _report_growth(self) -> None:
+        self._reported = self._file.head
+        self._put(Growth(self._file.head))
+
     def _put(self, report: Report) -> None:
         self.reports.append(report)
         self._wake()
@@ -278,6 +287,8 @@ class SqliteWriter:
         """Tell the event loop of a commit, which is woken later, and the other processes; the lock is held."""
         self.reports.append(commit)
         file = self._file
+        if commit.events:
+            self._reported = file.head
         if file.bells.others():
             previous = commit.events[0].seq - 1 if commit.events else file.head
             file.bells.ring(previous, file.head, commit.events)
