@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import cast
 
 import pytest
@@ -12,8 +12,10 @@ import pytest
 from sse_app.auth.tokens.claims import Lease
 from sse_app.core.channels import ChannelName
 from sse_app.core.framing import CHUNKED
+from sse_app.streams.bulk_send import BulkSender
 from sse_app.streams.connection import StreamConnection
 from sse_app.streams.delivery import DeliveryWatch
+from sse_app.streams.fanout import FanoutGroup
 from sse_app.streams.stream import Replay, Stream, Subscriber
 from sse_app.streams.tcp_info import Unacknowledged, settled
 from tests.support.waiting import until
@@ -140,3 +142,22 @@ def test_only_sockets_whose_clients_have_acknowledged_all_are_settled() -> None:
         for pair in pairs:
             for one in pair:
                 one.close()
+
+
+@pytest.mark.gen_test
+async def test_a_stream_that_is_not_parked_is_not_settled_whatever_its_socket_says(stream: Stream) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = socket.create_connection(listener.getsockname())
+        ours, _ = listener.accept()
+    connection = StreamConnection(ours, CHUNKED)
+    with client, closing(connection):
+        stream.attach(connection)
+        group: FanoutGroup[Stream] = FanoutGroup(frozenset(stream.channels), CHUNKED, BulkSender())
+        group.add(stream)
+        assert connection.settled()
+        assert not stream.settled
+        stream.park(lambda _: None)
+        assert stream.settled
+        stream.fall_behind(b"a ping that the socket did not take", 0)
+        assert connection.settled()
+        assert not stream.settled
