@@ -113,6 +113,7 @@ class Node:
         self._login_attempts = LoginAttempts(self.cluster, self.login.throttle)
         limits = settings.limits
         self.eventlog = make_event_log(settings.event_log, settings.history, self.state, self.database)
+        self.cluster.when_lost(self.eventlog.look)
         self.publisher = Publisher(self.eventlog, self.channels, limits)
         self._rules_in_database = RulesInDatabase(self.database, self.channels, limits)
         self.publish_rate = RateLimit(limits.publish_rate, self._nodes)

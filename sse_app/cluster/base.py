@@ -53,6 +53,7 @@ class Cluster(ABC):
 
     def __init__(self) -> None:
         self._handlers: dict[str, Handler] = {}
+        self._when_lost: Callable[[], None] = lambda: None
 
     @property
     @abstractmethod
@@ -145,6 +146,10 @@ class Cluster(ABC):
         """Answer what is asked or told of a kind with a handler; there is one for each kind."""
         assert kind not in self._handlers
         self._handlers[kind] = handler
+
+    def when_lost(self, callback: Callable[[], None]) -> None:
+        """Call a function whenever the connection to another node has ended, as at its death."""
+        self._when_lost = callback
 
     async def _answer_of(self, node: str, kind: str, payload: Any) -> Any:
         """Return the answer of this node.

@@ -263,6 +263,7 @@ class Workers(Cluster):
         peer = self._peers.get(link.node)
         if peer is not None and peer.link is link:
             peer.disconnected(asyncio.get_running_loop().time())
+            self._when_lost()
             self._tasks.begin(self._reconnect(peer))
 
     async def _reconnect(self, peer: Peer) -> None:

@@ -226,6 +226,12 @@ class EventLog(ABC):
             EventLogUnavailable: they cannot be read; another tail can begin after the last one yielded.
         """
 
+    def look(self) -> None:  # noqa: B027
+        """Look soon at what other processes have stored: one that was killed may have told nothing of its last events.
+
+        A log that does not depend on what they tell has nothing to do.
+        """
+
     @abstractmethod
     async def close(self) -> None:
         """Finish what was begun and release the log; further appends raise `EventLogUnavailable`."""

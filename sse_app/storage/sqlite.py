@@ -153,15 +153,20 @@ class DatabaseFiles:
         self._unwritten: tuple[int, int, int] | None = None
         """The write-ahead log as it was at the last call of `may_be_written`, where nothing had been written lately."""
 
-    def may_be_written(self) -> bool:
-        """Return whether a process may have committed since the last call; it costs less than to read the database."""
+    def may_be_written(self, since: float) -> bool:
+        """Return whether a process may have committed since the last call; it costs less than to read the database.
+
+        Args:
+            since: a time by the wall clock. What was written before it does not count, nor what was within some
+                milliseconds after it: files keep their times of change no more exactly than that.
+        """
         try:
             found = os.stat(self._paths[1])
         except OSError:
             return True
         before, now = self._unwritten, (found.st_ino, found.st_size, found.st_mtime_ns)
         self._unwritten = now if abs(time.time() - found.st_mtime) >= SETTLED else None
-        return now != before
+        return now != before and found.st_mtime > since
 
     def have_shrunk(self) -> bool:
         """Look at the files, and return whether one has become smaller, for `check` to find out why.

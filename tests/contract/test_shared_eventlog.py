@@ -305,6 +305,25 @@ async def test_a_bell_and_a_lock_that_are_removed_are_made_again(tmp_path: Path)
 
 
 @pytest.mark.gen_test
+async def test_what_is_written_after_the_last_bell_has_the_file_looked_at_and_what_is_told_has_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "LOOK_INTERVAL", 3600)
+    path = tmp_path / "e.db"
+    async with opened(path) as one, opened(path) as other:
+        follower = Follower(one)
+        (told,) = await other.append([new()])
+        await follower.has(told.seq)
+        assert one._writer is not None
+        assert not one._writer.may_be_written(one._told_at)
+        await asyncio.sleep(0.05)  # a file's time of change is exact to some milliseconds only
+        monkeypatch.setattr(Bells, "ring", lambda *_: None)
+        (untold,) = await other.append([new()])
+        await follower.has(untold.seq)
+        await follower.end()
+
+
+@pytest.mark.gen_test
 async def test_a_bell_that_is_not_understood_has_the_file_looked_at(tmp_path: Path) -> None:
     path = tmp_path / "e.db"
     async with opened(path) as log:
@@ -339,7 +358,7 @@ async def test_events_of_another_log_at_the_same_path_do_not_come(tmp_path: Path
             await other.append([new(B)] * 5)
             await until_async(lambda: not log.available, "it is noticed")
             await other.append([new(B)] * 5)
-            await asyncio.sleep(2 * writer.LOOK_INTERVAL)
+            await asyncio.sleep(2 * writer.FAILED_LOOK_INTERVAL)
             assert (follower.seqs, log.head) == ([1], first)
             with pytest.raises(EventLogUnavailable):
                 await log.append([new()])
@@ -464,7 +483,7 @@ async def test_a_process_that_is_alone_does_not_take_its_own_checkpoints_for_ano
             await log.append([new(A, "x" * 20_000)] * 300)
             assert os.stat(f"{path}-wal").st_size > PAGE_BYTES * CHECKPOINT_PAGES
         await until_async(lambda: os.stat(path).st_size > 900 * 20_000, "it is moved into the database")
-        await asyncio.sleep(writer.FULL_LOOK_INTERVAL + 2 * writer.LOOK_INTERVAL)
+        await asyncio.sleep(1.4 * writer.LOOK_INTERVAL)
         assert log._alone is not None
         (last,) = await log.append([new()])
         assert await log.lost([A], last) == {}

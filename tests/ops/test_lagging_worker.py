@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.support.fleet import Client
@@ -16,21 +17,36 @@ from tests.support.waiting import until
 from tests.support.worker_processes import WorkerProcess, worker_processes
 
 DEAF = """
-from sse_app.eventlog.sqlite import bells, writer
+from sse_app.eventlog.sqlite import bells, log, writer
 bells.Bells.ring = lambda *_: None
-writer.LOOK_INTERVAL = 3600
+log.LOOK_INTERVAL = writer.LOOK_INTERVAL = writer.ALONE_INTERVAL = 3600
 """
 """Has a process learn of what others commit only when it asks the log."""
+
+KILLED = """
+import os, signal
+def ring(bells, previous, head, events=()):
+    if any(event.type == "last" for event in events):
+        os.kill(os.getpid(), signal.SIGKILL)
+bells.Bells.ring = ring
+"""
+"""Has a process killed that has committed an event of this type, before it tells the others."""
+
+
+@contextmanager
+def injected(code: str, directory: Path) -> Iterator[list[WorkerProcess]]:
+    """Run two workers with some code in each."""
+    (directory / "injected").mkdir()
+    (directory / "injected/sitecustomize.py").write_text(code)
+    environment = {"PYTHONPATH": f"{directory / 'injected'}:{ROOT}"}
+    with worker_processes(2, directory / "state", environment=environment) as workers:
+        yield workers
 
 
 @pytest.fixture
 def deaf(tmp_path: Path) -> Iterator[list[WorkerProcess]]:
     """Two workers that do not hear of each other's events."""
-    directory = tmp_path / "injected"
-    directory.mkdir()
-    (directory / "sitecustomize.py").write_text(DEAF)
-    environment = {"PYTHONPATH": f"{directory}:{ROOT}"}
-    with worker_processes(2, tmp_path / "state", environment=environment) as workers:
+    with injected(DEAF, tmp_path) as workers:
         yield workers
 
 
@@ -86,6 +102,20 @@ def test_a_client_goes_on_at_a_worker_that_has_not_heard_of_its_last_event(
             assert one_client.ids() == expected
             assert b"event: reset" not in one_client.received
             assert b'"recovered":true' in one_client.received
+
+
+def test_what_a_worker_has_committed_that_was_killed_before_it_told_of_it_reaches_the_others_at_its_death(
+    tmp_path: Path,
+) -> None:
+    with injected(DEAF + KILLED, tmp_path) as (one, other):
+        first = publish(other, 0)
+        with stream(other, first) as client:
+            client.read_until("event: connected")
+            with one.publisher() as http, pytest.raises(httpx.TransportError):
+                http.post("/api/v1/sse/dashboard", json={"event": "last", "data": {}})
+            client.read_until("event: last")
+        one.kill()
+        one.start()
 
 
 def test_a_client_goes_on_at_a_worker_that_was_stopped_while_others_published(tmp_path: Path) -> None:

@@ -52,17 +52,21 @@ def test_a_write_ahead_log_counts_as_written_to_until_nothing_was_written_for_a_
     wal = f"{path}-wal"
     with closing(filled(path)) as database, closing(connect(path)) as other:
         files = DatabaseFiles(path)
-        assert files.may_be_written()
-        assert files.may_be_written(), (
+        assert files.may_be_written(0.0)
+        assert files.may_be_written(0.0), (
             "it was written to a moment ago, and may be again without another time of change"
         )
         os.utime(wal, (1, 1))
-        assert files.may_be_written()
-        assert not files.may_be_written()
+        assert files.may_be_written(0.0)
+        assert not files.may_be_written(0.0)
         for connection in (other, database):
             connection.execute("UPDATE texts SET text = text || 'y' WHERE rowid = 1")
-            assert files.may_be_written()
+            assert files.may_be_written(0.0)
             os.utime(wal, (1, 1))
-            assert files.may_be_written()
-            assert not files.may_be_written()
-    assert files.may_be_written(), "it is not there any more, which is for a look to say"
+            assert files.may_be_written(0.0)
+            assert not files.may_be_written(0.0)
+        os.utime(wal, (2, 2))
+        assert not files.may_be_written(2.0), "what was written until then is known"
+        os.utime(wal, (3, 3))
+        assert files.may_be_written(2.0)
+    assert files.may_be_written(0.0), "it is not there any more, which is for a look to say"

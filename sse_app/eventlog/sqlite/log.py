@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
+import time
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TypeVar
 from sse_app.core.channels import ChannelName
 from sse_app.core.errors import EventLogUnavailable, StateError
 from sse_app.core.events import Event, EventId, NewEvent, held_bytes
+from sse_app.core.periodic import PeriodicCallback
 from sse_app.core.shared_reads import SharedReads
 from sse_app.eventlog.base import EventLog, IdempotencyKey, Page, Retention
 from sse_app.eventlog.sqlite.bells import MAX_BELL_BYTES, MAX_QUEUED, Bell
@@ -25,6 +27,9 @@ from sse_app.storage.sqlite import is_damaged, unusable, without_checkpoint
 
 WATCH_INTERVAL = 0.25
 """How often it is looked whether appends wait too long, in seconds."""
+
+LOOK_INTERVAL = 0.5
+"""How often it is looked whether another process has written to the file and told nothing, in seconds."""
 
 BELLS_PER_TURN = 64
 """How many bells are heard before the event loop runs other callbacks."""
@@ -59,6 +64,10 @@ class SqliteEventLog(EventLog):
         self._seq = 0
         self._alone: Alone | None = None
         """The state of the channels, where no other process has been seen to have the log open."""
+        self._told_at = 0.0
+        """By the wall clock, when this process was last told how far the log goes."""
+        self._looking = PeriodicCallback(self._look_if_untold, LOOK_INTERVAL)
+        """Runs where another process has the log open."""
         self._available = False
         self._damage = ""
         """What is wrong with the file's content, once that has been found: only a restart looks at it anew."""
@@ -89,7 +98,7 @@ class SqliteEventLog(EventLog):
         writer = SqliteWriter(self._path, self._retention, self._wake)
         self._epoch, stored = writer.start()
         self._seq = stored.head
-        self._alone = stored if isinstance(stored, Alone) else None
+        self._told_at = time.time()
         self._tails.grown_to(self._seq)
         try:
             self._reader = SqliteReader(self._path)
@@ -99,6 +108,7 @@ class SqliteEventLog(EventLog):
             raise unusable(self._path, error) from error
         self._writer, self._closing = writer, False
         self._listen(writer)
+        self._set_alone(stored if isinstance(stored, Alone) else None)
         self._available = True
 
     # -- what happens to the log ----------------------------------------------------------------------------
@@ -145,7 +155,7 @@ class SqliteEventLog(EventLog):
                 elif isinstance(report, Growth):
                     self._grown(report.head)
                 elif isinstance(report, Alone):
-                    self._alone = report
+                    self._set_alone(report)
                 else:
                     self._replace_bell(writer)
             elif self._bell is not None:
@@ -167,7 +177,7 @@ class SqliteEventLog(EventLog):
     def _heard(self, bell: Bell) -> None:
         """Take over what another process has committed."""
         if bell.events and bell.previous <= self._seq < bell.head:
-            self._alone = None
+            self._set_alone(None)
             self._publish(bell.events[self._seq - bell.previous :])
         else:
             self._grown(bell.head)
@@ -176,12 +186,34 @@ class SqliteEventLog(EventLog):
 
     def _grown(self, head: int) -> None:
         """Take over that other processes have committed, up to an event."""
-        self._alone = None
+        self._set_alone(None)
+        self._told_at = time.time()
         if head > self._seq:
             self._seq = head
             self._tails.grown_to(head)
 
+    def _set_alone(self, alone: Alone | None) -> None:
+        """Take over the state of the channels, or None where another process has the log open."""
+        self._alone = alone
+        if alone is None:
+            self._looking.start()
+        else:
+            self._looking.stop()
+
+    def look(self) -> None:
+        if self._writer is not None:
+            self._writer.look()
+
+    def _look_if_untold(self) -> None:
+        """Have the file looked at, if it was written to after this process was last told of it.
+
+        Who tells of a commit has seen all before it, so it is known then that nothing is missing.
+        """
+        if self._writer is not None and self._writer.may_be_written(self._told_at):
+            self._writer.look()
+
     def _publish(self, events: list[Event]) -> None:
+        self._told_at = time.time()
         self._seq = max(self._seq, events[-1].seq)
         self._tails.publish(events)
 
@@ -349,6 +381,7 @@ class SqliteEventLog(EventLog):
                 self._take_reports()
                 self._writer = None
                 await self._reader.close()
+            self._looking.stop()
             if self._watching is not None:
                 self._watching.cancel()
                 self._watching = None

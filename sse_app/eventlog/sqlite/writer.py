@@ -33,11 +33,11 @@ MAX_EVENTS_PER_COMMIT = 2_000
 PROBE_INTERVAL = 1.0
 """How often a log that failed is tried again while nothing is published, in seconds."""
 
-LOOK_INTERVAL = 0.2
-"""How often it is looked whether other processes have written to the file, in seconds, where they have it open."""
+LOOK_INTERVAL = 1.0
+"""How often the file is looked at in any case, and what lies beside it, in seconds."""
 
-FULL_LOOK_INTERVAL = 1.0
-"""How often the file is looked at in any case, and what lies beside it."""
+FAILED_LOOK_INTERVAL = 0.2
+"""How often that is done where the log has failed."""
 
 ALONE_INTERVAL = 5.0
 """How often a process that has not been alone finds out whether it is, in seconds."""
@@ -126,6 +126,10 @@ class SqliteWriter:
         """Queue events; the outcome for ``future`` is part of a later report."""
         self._waiting.put(_Append(events, key, future))
 
+    def may_be_written(self, since: float) -> bool:
+        """Return whether another process may have committed since a time by the wall clock; see `DatabaseFiles`."""
+        return self._file.files.may_be_written(since)
+
     def look(self) -> None:
         """Have it reported what other processes have committed."""
         self._waiting.put(_Look())
@@ -161,7 +165,7 @@ class SqliteWriter:
                 if self._lock_awaited_since is not None:
                     self._given_up = True  # it ends when it has the lock, and writes nothing
                     return self._take_back()
-            self._thread.join(LOOK_INTERVAL)
+            self._thread.join(FAILED_LOOK_INTERVAL)
         return []
 
     # -- the thread -----------------------------------------------------------------------------------------
@@ -169,13 +173,12 @@ class SqliteWriter:
     def _run(self) -> None:
         due_at = time.monotonic()
         while not self._given_up:
-            by_bells_alone = self._file.bells.fileno() >= 0 and not (self._shared or self._failed)
-            look_interval = FULL_LOOK_INTERVAL if by_bells_alone else LOOK_INTERVAL
+            look_interval = FAILED_LOOK_INTERVAL if self._failed else LOOK_INTERVAL
             try:
                 timeout = min(look_interval, max(0.0, due_at - time.monotonic()))
                 self._first.append(self._waiting.get(timeout=timeout))
             except queue.Empty:
-                if self._failed or self._file.files.may_be_written() or time.monotonic() >= self._look_at:
+                if self._failed or time.monotonic() >= self._look_at:
                     self._look()
             else:
                 if self._round():
@@ -261,7 +264,7 @@ class SqliteWriter:
             heard: whether the event loop has heard of another process.
         """
         file = self._file
-        self._look_at = time.monotonic() + FULL_LOOK_INTERVAL - LOOK_INTERVAL / 2
+        self._look_at = time.monotonic() + LOOK_INTERVAL - FAILED_LOOK_INTERVAL / 2
         try:
             if file.look() or (not self._shared and (heard or file.bells.others())):
                 self._shared = True
