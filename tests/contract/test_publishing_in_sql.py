@@ -25,13 +25,16 @@ from psycopg.errors import (
     UndefinedObject,
 )
 
-from sse_app.core.channels import ChannelName, ChannelPattern
+from sse_app.core.channels import ChannelName, ChannelPattern, ChannelPatterns
 from sse_app.core.errors import InvalidChannel, InvalidInput
 from sse_app.core.events import RESERVED_TYPES, new_event
 from sse_app.handlers.parsing import parse_json
+from sse_app.settings.model import Limits
+from sse_app.storage.postgres.database import Database
+from sse_app.streams.rules_in_database import RulesInDatabase
 from tests.support.postgres import Postgres, cluster
 from tests.support.sql_publishers import Shop, publish
-from tests.support.waiting import until
+from tests.support.waiting import until, until_async
 
 NOW = "2026-01-02T03:04:05.678Z"
 TIMESTAMP = re.compile(rb'"timestamp":"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"\}$')
@@ -381,6 +384,25 @@ def test_where_no_node_has_said_what_the_channels_are_there_is_none(shop: Shop) 
     asyncio.run(shop.configure([]))
     with shop.connect() as application, pytest.raises(UndefinedObject, match="there is no channel alerts"):
         publish(application, "x")
+
+
+def test_rules_that_change_while_the_database_is_away_are_in_force_once_it_is_back() -> None:
+    async def run(postgres: Postgres) -> None:
+        database = Database(postgres.new_database())
+        rules = RulesInDatabase(database, ChannelPatterns(["before"]), Limits())
+        await rules.start()
+        written = "SELECT channels FROM sse_app.publishing"
+        name = postgres.execute("SELECT datname::text FROM pg_database WHERE datname LIKE 'test%'")[0][0]
+        assert postgres.execute(written, str(name)) == [(["before"],)]
+        await asyncio.to_thread(postgres.stop, "immediate")
+        rules.use(ChannelPatterns(["after"]), Limits())
+        await asyncio.sleep(0.5)
+        await asyncio.to_thread(postgres.start)
+        await until_async(lambda: postgres.execute(written, str(name)) == [(["after"],)], "it is told")
+        await rules.stop()
+
+    with cluster() as postgres:
+        asyncio.run(run(postgres))
 
 
 # -- data ----------------------------------------------------------------------------------------------------------
