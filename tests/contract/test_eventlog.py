@@ -226,6 +226,9 @@ async def test_events_beyond_their_age_are_lost(make: Callable[..., EventLog]) -
 async def test_an_idempotency_key_answers_as_the_first_time(make: Callable[..., EventLog]) -> None:
     async with opened(make()) as log:
         key = IdempotencyKey("ann", "k", b"1")
+        tail = log.tail(0)
+        following = asyncio.ensure_future(anext(tail))
+        await asyncio.sleep(0.1)  # it waits at the log's end
         first, again = await asyncio.gather(
             log.append([new(A), new(A)], key), log.append([new(A), new(A)], key)
         )
@@ -235,6 +238,11 @@ async def test_an_idempotency_key_answers_as_the_first_time(make: Callable[..., 
             await log.append([new(A)], IdempotencyKey("ann", "k", b"2"))
         (other,) = await log.append([new(A)], IdempotencyKey("bob", "k", b"2"))
         assert other.seq == 3
+        async with aclosing(tail):
+            seen = [event.seq for event in await asyncio.wait_for(following, 20)]
+            while seen[-1] < 3:
+                seen += [event.seq for event in await asyncio.wait_for(anext(tail), 20)]
+        assert seen == [1, 2, 3]
 
 
 @pytest.mark.gen_test

@@ -18,7 +18,7 @@ from sse_app.core.events import EventId, NewEvent
 from sse_app.eventlog.base import EventsTrimmed, IdempotencyKey, LogReplaced, Retention
 from sse_app.eventlog.postgres import appends
 from sse_app.eventlog.postgres.log import PostgresEventLog
-from sse_app.storage.postgres.database import Database
+from sse_app.storage.postgres.database import Database, DatabaseUnavailable
 from tests.support.postgres import Postgres, cluster
 from tests.support.waiting import until_async
 
@@ -468,3 +468,43 @@ async def test_many_appends_go_in_calls_of_a_bounded_size_each_answered_for_itse
         assert len(sizes) < 20
         stored = (await log.replay([A], 0, 99999, 9999)).events
         assert [event.data for event in stored[::30]] == [b'{"n":%d}' % number for number in range(40)]
+
+
+@pytest.mark.gen_test
+@pytest.mark.expects_logs("event_log_unavailable")
+async def test_tables_that_are_emptied_under_a_process_are_a_new_log(database_url: str) -> None:
+    async with opened(database_url) as log:
+        (before,) = await log.append([new()])
+        rows(database_url, "TRUNCATE sse_app.log, sse_app.events, sse_app.channels")
+        try:
+            assert await log.lost([A], before) == {A: "log_replaced"}
+        except EventLogUnavailable:  # until it has been noticed
+            await until_async(lambda: log.head.epoch != before.epoch, "it is noticed")
+        (first,) = await log.append([new()])
+        assert first == (log.head.epoch, 1)
+
+
+@pytest.mark.gen_test
+async def test_a_commit_whose_answer_was_lost_comes_to_the_process_s_own_tail(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with opened(database_url) as log:
+        await log.append([new()])
+        key = IdempotencyKey("ann", "k", b"1")
+        async with aclosing(log.tail(1)) as tail:
+            following = asyncio.ensure_future(anext(tail))
+            await asyncio.sleep(0.1)
+            call = appends.Appends._call
+
+            async def lose(self: appends.Appends, parameters: list[Any]) -> tuple[str, int, list[int]]:
+                await call(self, parameters)
+                monkeypatch.undo()
+                raise DatabaseUnavailable("the connection was lost")
+
+            monkeypatch.setattr(appends.Appends, "_call", lose)
+            caplog.set_level(logging.CRITICAL)
+            with pytest.raises(EventLogUnavailable, match="connection was lost"):
+                await log.append([new()], key)
+            assert [event.seq for event in await asyncio.wait_for(following, 20)] == [2]
+            await until_async(lambda: log.available, "it can be written again")
+            assert [id.seq for id in await log.append([new()], key)] == [2]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psycopg
 import pytest
 
 from tests.support.room import first, listen, numbers, take
@@ -94,6 +95,31 @@ def test_a_node_reloads_its_settings_but_for_where_its_log_is(tmp_path: Path, da
         assert reloaded() == ["event_log,postgres,node"]
         with server.publisher() as http:
             publish(http, 0)
+
+
+def test_a_log_that_was_replaced_ends_the_streams_and_their_clients_are_told(
+    tmp_path: Path, database_url: str
+) -> None:
+    with (
+        running(state_dir=tmp_path / "state", EVENT_LOG=database_url, expected=("log_replaced",)) as server,
+        server.publisher() as http,
+    ):
+        url = server.stream_url("dashboard", server.stream_token("dashboard"))
+        before = publish(http, 0)
+        with listen(url) as frames:
+            assert first(frames).id == before
+            with psycopg.connect(database_url, autocommit=True) as connection:
+                connection.execute(
+                    "UPDATE sse_app.log SET system = system + 1"
+                )  # as after a restore elsewhere
+            assert [frame.type for frame in take(frames, 1)] == ["closing"]
+        with listen(url, after=before) as frames:
+            connected, reset = take(frames, 2)
+            assert connected.data["recovered"] is False
+            assert (reset.type, reset.data["reason"]) == ("reset", "log_replaced")
+            during = publish(http, 1)
+            assert during.partition("-")[0] != before.partition("-")[0]
+            assert [frame.id for frame in take(frames, 1)] == [during]
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:1", "127.0.0.1"])

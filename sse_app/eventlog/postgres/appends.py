@@ -42,8 +42,16 @@ class _Append(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """What a call has found and stored: the log's epoch, the ``seq`` of the last event before, and the new events."""
+    """What a call has found and stored.
 
+    Attributes:
+        known: the last event that was known when it was called.
+        epoch: the log's.
+        head: the ``seq`` of the last event before.
+        events: the new ones.
+    """
+
+    known: EventId
     epoch: str
     head: int
     events: list[Event]
@@ -115,8 +123,9 @@ class Appends:
         return group
 
     async def _send(self, group: list[_Append]) -> None:
+        known = self._known()
         try:
-            epoch, head, firsts = await self._call(self._parameters(group))
+            epoch, head, firsts = await self._call(self._parameters(group, known))
         except (DatabaseUnavailable, psycopg.Error) as error:
             failure = EventLogUnavailable(f"the event log cannot be written: {text_of(error)}")
             failure.__cause__ = error
@@ -126,6 +135,7 @@ class Appends:
             outcomes = [error] * len(group)
         else:
             events: list[Event] = []
+            following = head + 1
             outcomes = []
             for append, first in zip(group, firsts, strict=True):
                 if first == 0:
@@ -133,10 +143,11 @@ class Appends:
                         IdempotencyKeyReused("this Idempotency-Key was used with another request")
                     )
                     continue
-                if first > head and append.events:
+                if first == following:  # else its key is known, perhaps from another append of this group
                     events += [Event(seq, *event) for seq, event in enumerate(append.events, first)]
+                    following += len(append.events)
                 outcomes.append([EventId(epoch, first + place) for place in range(len(append.events))])
-            self._stored(Stored(epoch, head, events))
+            self._stored(Stored(known, epoch, head, events))
         for append, outcome in zip(group, outcomes, strict=True):
             if append.future.done():  # the publisher gave up waiting
                 continue
@@ -145,11 +156,10 @@ class Appends:
             else:
                 append.future.set_result(outcome)
 
-    def _parameters(self, group: list[_Append]) -> list[Any]:
+    def _parameters(self, group: list[_Append], known: EventId) -> list[Any]:
         events = [event for append in group for event in append.events]
         retries = [event.retry for event in events]
         keys = [append.key for append in group]
-        known = self._known()
         has_keys = any(keys)
         return [
             known.epoch,

@@ -154,18 +154,15 @@ class PostgresEventLog(EventLog):
         """Take over what an append has stored."""
         self._cannot_be_written = False
         self._set_failure(None)
-        if stored.epoch != self._epoch:
-            self._learned(stored.epoch, stored.head + len(stored.events), self._replacements)
-        elif stored.events:
+        if stored.events and stored.epoch == self._epoch:
             self._seq = max(self._seq, stored.events[-1].seq)
             self._tails.publish(stored.events)
-        else:
-            self._learned(stored.epoch, stored.head, self._replacements)
+        elif stored.known.epoch == self._epoch:
+            self._learned(stored.epoch, stored.head + len(stored.events), self._replacements)
 
     def _not_stored(self, failure: EventLogUnavailable) -> None:
         self._cannot_be_written = True
         self._set_failure(failure)
-        self._due.set()
 
     def _set_failure(self, failure: EventLogUnavailable | None) -> None:
         """Note whether the last attempt to use the log succeeded, and log it where that has changed."""

@@ -161,9 +161,9 @@ $$;
 --   channels, types, data, retries: of each event, of all requests in their order; retries may be null.
 --   counts: how many events each request has.
 --   subjects, keys, digests: of each request's idempotency key, null where it has none; all three may be null.
--- Returns the epoch; the seq of the last event before; and of each request the seq of its first event: greater than
--- that where its events were stored, at most that where its key is known (they were stored then), and 0 where the key
--- is known with another digest.
+-- Returns the epoch; the seq of the last event before; and of each request the seq of its first event, also where its key
+-- is known, which it is for a day: from an earlier call, or from a request before it. Then nothing is stored for it. It is
+-- 0 where the key is known with another digest.
 CREATE FUNCTION sse_app.append(
     known_epoch text, known_seq bigint, patience integer, sender text,
     channels text[], types text[], data bytea[], retries integer[], counts integer[],
@@ -266,7 +266,7 @@ DECLARE
     log sse_app.log;
     expired bigint;
 BEGIN
-    SELECT * INTO log FROM sse_app.log;
+    SELECT * INTO STRICT log FROM sse_app.log;
     expired := sse_app.dated_until(log, sse_app.now_of(log.at, log.wall) - age);
     RETURN QUERY
         SELECT log.epoch, log.seq, wanted.name, c.id, CASE WHEN c.id IS NULL THEN log.forgotten ELSE greatest(
@@ -335,7 +335,7 @@ CREATE FUNCTION sse_app.following(
 LANGUAGE plpgsql STABLE AS $$
 #variable_conflict use_column
 BEGIN
-    SELECT l.seq, l.epoch INTO seq, name FROM sse_app.log AS l;
+    SELECT l.seq, l.epoch INTO STRICT seq, name FROM sse_app.log AS l;
     RETURN NEXT;
     RETURN QUERY SELECT p.seq, c.name, p.type, p.data, p.retry, p.found > p.number
         FROM (
@@ -357,7 +357,7 @@ DECLARE
     log sse_app.log;
     expired bigint;
 BEGIN
-    SELECT * INTO log FROM sse_app.log;
+    SELECT * INTO STRICT log FROM sse_app.log;
     epoch := log.epoch;
     head := log.seq;
     trimmed := false;
@@ -394,7 +394,7 @@ BEGIN
         RETURN false;
     END IF;
     PERFORM set_config('synchronous_commit', 'off', true); -- what a crash brings back is erased again
-    SELECT * INTO log FROM sse_app.log;
+    SELECT * INTO STRICT log FROM sse_app.log;
     now := sse_app.now_of(log.at, log.wall);
     WITH gone AS (
         DELETE FROM sse_app.events WHERE seq = ANY (ARRAY(
@@ -451,7 +451,7 @@ DECLARE
     log sse_app.log;
     gone integer;
 BEGIN
-    SELECT * INTO log FROM sse_app.log;
+    SELECT * INTO STRICT log FROM sse_app.log;
     DELETE FROM sse_app.idempotency WHERE (subject, key) IN (
         SELECT subject, key FROM sse_app.idempotency WHERE at <= sse_app.now_of(log.at, log.wall) - 86400
         ORDER BY at LIMIT most FOR UPDATE SKIP LOCKED);
@@ -472,7 +472,7 @@ DECLARE
     until bigint;
     gone integer;
 BEGIN
-    SELECT * INTO log FROM sse_app.log;
+    SELECT * INTO STRICT log FROM sse_app.log;
     now := sse_app.now_of(log.at, log.wall);
     IF now < log.swept + "interval" THEN
         RETURN 0;
