@@ -94,6 +94,10 @@ class Cluster(ABC):
         """Return the name of the node of a number; empty where it is not known."""
         return str(number)
 
+    def shared_time(self, at: float) -> float:
+        """Return a time of this machine's monotonic clock by the clock that all nodes have in common, in seconds."""
+        return at
+
     @property
     def is_first(self) -> bool:
         """Whether this node does what one of them is to do, as far as this one knows."""

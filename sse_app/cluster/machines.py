@@ -153,6 +153,10 @@ class Machines(Cluster):
             return self._name
         return next((peer.name for peer in self._peers.values() if peer.number == number), "")
 
+    def shared_time(self, at: float) -> float:
+        """Return a time by the database's clock, as far as that is known: to some milliseconds."""
+        return at + self._ahead
+
     @property
     def is_first(self) -> bool:
         """Whether this is the node with the least number of those that are there."""
@@ -203,7 +207,7 @@ class Machines(Cluster):
         self, peers: list[MachinePeer], number: int, kind: str, payload: object, within: float
     ) -> list[Awaitable[Any]]:
         """Send a question to nodes, with one message, and return what waits for the answer of each."""
-        content = _content(number, kind, payload, time.monotonic() + self._ahead + within)
+        content = _content(number, kind, payload, self.shared_time(time.monotonic()) + within)
         there = [peer for peer in peers if peer.is_there]
         reached = self._hears and bool(there)
         if reached:
@@ -228,7 +232,7 @@ class Machines(Cluster):
         await self._database.open()
         self._opened = True
         try:
-            await self._registry.claim()
+            self._ahead = await self._registry.claim()
         except DatabaseUnavailable as error:
             raise StateError(f"cannot use the database {self._database.address}: {error}") from None
 
@@ -470,8 +474,8 @@ class Machines(Cluster):
             case int(kind), [str(about), payload, *_] if kind == TELL:
                 self._answer(said, None, about, payload)
             case int(kind), [int(number), str(about), payload, float(until), *_] if kind == ASK:
-                if (
-                    until > time.monotonic() + self._ahead
+                if until > self.shared_time(
+                    time.monotonic()
                 ):  # else its asker has been told that it was not done
                     self._answer(said, number, about, payload)
 

@@ -74,8 +74,10 @@ class Registry:
         self._name = name
         self._place = place
 
-    async def claim(self) -> int:
-        """Claim the name, and return the number of the node.
+    async def claim(self) -> float:
+        """Claim the name, learn the number of the node, and return how far the database's clock is ahead.
+
+        That is in seconds, of the monotonic clock here.
 
         Raises:
             StateError: a node of another place has the name, and is there; or there are too many nodes.
@@ -90,10 +92,10 @@ class Registry:
             async with self.database.connection() as connection:
                 row = await (await connection.execute(_CLAIM, claimed)).fetchone()
             assert row is not None
-            number, heard_now = row
+            number, heard_now, clock = row
             if number is not None:
                 self.number = int(number)
-                return self.number
+                return float(clock) - time.monotonic()
             if heard_now is None:
                 raise StateError("there are 511 nodes on this database, which is as many as there may be")
             if heard is not None and heard_now != heard:

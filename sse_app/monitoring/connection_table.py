@@ -31,6 +31,9 @@ FIELDS: dict[str, Callable[[Stream], str]] = {
 }
 """How each column that can be searched is read."""
 
+BY_TIME = ("connection", "opened_at")
+"""The columns that are sorted by when a stream began, by a clock that all nodes have in common."""
+
 NODE = ("worker", "node")
 """The names of the column with the node of a stream; it is searched only where it is named, and as a whole."""
 
@@ -158,7 +161,8 @@ class ConnectionTable:
             raise NoAnswer("a column is not known")
         streams, keys = await self._found(query)
         first = streams[: query.offset + query.limit]
-        entries = [(_short(keys(stream)), stream.begun_at, stream.number) for stream in first]
+        shared = self._cluster.shared_time
+        entries = [(_short(keys(stream)), shared(stream.begun_at), stream.number) for stream in first]
         return {"total": len(streams), "entries": entries}
 
     def _rows_of(self, numbers: list[int]) -> list[dict[str, Any]]:
@@ -182,7 +186,10 @@ class ConnectionTable:
             key = sort_key(cluster.name) if cluster.noun == "node" else cluster.number
             streams, _ = await _found(self._hub, query._replace(sort="connection", descending=False))
             return streams, lambda stream: key
-        return await _found(self._hub, query)
+        streams, keys = await _found(self._hub, query)
+        if query.sort in BY_TIME:
+            return streams, lambda stream: self._cluster.shared_time(keys(stream))
+        return streams, keys
 
 
 def _short(key: Any) -> Any:
@@ -202,7 +209,7 @@ async def _found(hub: Hub, query: Query) -> tuple[list[Stream], Callable[[Stream
         return streams, keys.__getitem__
     if query.descending:
         streams.reverse()
-    return streams, attrgetter("begun_at")  # of all nodes one clock
+    return streams, attrgetter("begun_at")
 
 
 async def _search(streams: list[Stream], query: Query) -> list[Stream]:

@@ -112,7 +112,7 @@ class LiveStats:
 
     def start(self) -> None:
         """Begin to look for streams on the admin channel."""
-        self._phase = time.monotonic() % INTERVAL
+        self._phase = self._cluster.shared_time(time.monotonic()) % INTERVAL
         self._callback.start()
 
     def stop(self) -> None:
@@ -135,7 +135,8 @@ class LiveStats:
         now = time.monotonic()
         last, self._last = self._last, self._count(now)
         # Of several nodes all give a second the same number, by the clock that they share.
-        self._number = round(now - self._phase) if self._cluster.name else self._number + 1
+        shared = self._cluster.shared_time(now)
+        self._number = round(shared - self._phase) if self._cluster.name else self._number + 1
         if now > self._wanted_until:
             self._told_at.clear()
         if self._hub.subscribers(ADMIN_CHANNEL):

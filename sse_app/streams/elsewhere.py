@@ -37,7 +37,7 @@ class Held(msgspec.Struct):
     """What a node tells of its streams.
 
     Args:
-        began: when its process began; later for the next process of the same node, by the clock of their machine.
+        began: when its process began; later for the next process of the same node, by the clock that all nodes share.
         number: how many times that process has told before; a receiver that missed one asks for all.
         all: whether what is not named here counts as none, and not as unchanged.
         total: how many streams it has.
@@ -167,6 +167,7 @@ class StreamsElsewhere:
     def start(self) -> None:
         """Tell the others what there is, now and from time to time; on a node that is alone do nothing."""
         if self._cluster.name:
+            self._began = self._cluster.shared_time(time.monotonic())
             self._users.look_at_all()
             self._addresses.look_at_all()
             self.beat()

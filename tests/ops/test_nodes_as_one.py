@@ -183,6 +183,10 @@ def test_the_live_figures_are_summed_and_by_node(machines: Machines) -> None:
             ("web10", 4),
         ]
         assert (last["nodes_missing"], last["users"]) == ([], 2)
+    # A page that comes back to another machine knows which seconds it has: they have the same number everywhere.
+    until(lambda: len(figures(watching[1])) > 4, "there are some")
+    identities = [{(each["started_at"], each["number"]) for each in figures(ear)} for ear in watching]
+    assert len(identities[0] & identities[1]) >= 2
     with machines.stopped(1):
         until(lambda: figures(watching[1])[-1]["nodes_missing"] == ["web2.2"], "it is named")
         assert figures(watching[1])[-1]["streams"] == 6
@@ -382,3 +386,16 @@ def test_a_node_makes_at_most_two_queries_a_second_of_its_own(machines: Machines
     time.sleep(5)
     calls, seconds = beats() - before, time.monotonic() - begun
     assert 0.5 * 3 * seconds <= calls <= 2 * 3 * (seconds + 1.5)
+
+
+def test_streams_are_listed_in_the_order_in_which_they_were_opened_on_whichever_machine(
+    machines: Machines,
+) -> None:
+    token = machines.sites[0].mint(TokenKind.STREAM, "ann")
+    for number in range(9):
+        machines.sites[number * 2 % 3].hear(token, client_id=f"n-{number}")
+        time.sleep(0.05)  # the machines' clocks are compared through the database
+    for site in machines.sites:
+        for sort in ("connection", "opened_at"):
+            rows = machines.listed(site, sort=sort)["connections"]
+            assert [row["client_id"] for row in rows] == [f"n-{number}" for number in range(9)]

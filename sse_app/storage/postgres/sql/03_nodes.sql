@@ -32,7 +32,7 @@ CREATE UNLOGGED TABLE sse_app.messages (
 
 ALTER TABLE sse_app.messages ALTER COLUMN body SET STORAGE EXTERNAL;
 
--- Claim a name for a process of a place, and return its number. Where there is none, another place has the name, and
+-- Claim a name for a process of a place, and return its number, and the time. Where there is none, another place has the name, and
 -- was heard at that time; or, where there is no time either, all numbers are taken.
 -- silence: after how long without a heartbeat the other place has the name no more; it has not either where it was last
 -- heard at the time given as unheard_since, for which the caller has waited as long by its own clock.
@@ -40,7 +40,7 @@ ALTER TABLE sse_app.messages ALTER COLUMN body SET STORAGE EXTERNAL;
 CREATE FUNCTION sse_app.claim_node(
     claimed text, claimed_place text, claimed_version text,
     silence interval, forget interval, keep interval, unheard_since timestamptz,
-    OUT claimed_number smallint, OUT heard timestamptz
+    OUT claimed_number smallint, OUT heard timestamptz, OUT clock double precision
 ) LANGUAGE plpgsql AS $$
 DECLARE
     now timestamptz;
@@ -48,6 +48,7 @@ DECLARE
 BEGIN
     PERFORM pg_advisory_xact_lock(hashtextextended('sse_app.nodes', 0));
     now := clock_timestamp();
+    clock := extract(epoch FROM now);
     SELECT * INTO node FROM sse_app.nodes WHERE name = claimed FOR UPDATE;
     IF node.name IS NOT NULL THEN
         IF node.place <> claimed_place AND NOT node.has_left AND node.heard_at > now - silence
