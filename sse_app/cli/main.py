@@ -188,6 +188,15 @@ def _parser() -> argparse.ArgumentParser:
         "after restoring a backup: make old event ids invalid",
         actions.add_parser,
     )
+    copy = add(
+        "copy",
+        "eventlog_copy:copy",
+        "copy the log on SQLite, with accounts and sessions, into PostgreSQL; a second run goes on from there",
+        actions.add_parser,
+    )
+    copy.add_argument(
+        "--to", required=True, metavar="URL", help="the database: postgresql://user@host/database"
+    )
     return parser
 
 
@@ -208,7 +217,9 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--host", default=absent, metavar="ADDRESS")
     group.add_argument("--port", default=absent)
     group.add_argument("--state-dir", default=absent, metavar="DIR")
-    group.add_argument("--event-log", default=absent, metavar="URL", help="sqlite:, sqlite:/path or memory:")
+    group.add_argument(
+        "--event-log", default=absent, metavar="URL", help="sqlite:, sqlite:/path, postgresql://… or memory:"
+    )
     group.add_argument(
         "--workers",
         metavar="N",

@@ -18,7 +18,7 @@ from psycopg import conninfo, errors
 from sse_app.core.errors import SSEAppError, StateError
 from sse_app.storage.postgres.connections import Connection, Pool
 from sse_app.storage.postgres.listener import FIRST_WAIT, LONGEST_WAIT, Listener
-from sse_app.storage.postgres.schema import migrate
+from sse_app.storage.postgres.schema import migrate, require_whole
 
 CONNECT_TIMEOUT = 5
 """How many seconds a connection may take to be made, to each host that the URL names (libpq's ``connect_timeout``)."""
@@ -73,10 +73,10 @@ class Database:
     """
 
     def __init__(self, url: str, *, connections: int = 4, timeout: float = 5.0, listen_url: str = "") -> None:
-        self._url = _with_defaults(url)
+        self._url = with_defaults(url)
         self.timeout = timeout
         """How many seconds a query may take."""
-        self.listener = Listener(_with_defaults(listen_url or url))
+        self.listener = Listener(with_defaults(listen_url or url))
         self._pool = Pool(self._url, connections)
         self._users = 0
         self._opening = asyncio.Lock()
@@ -112,6 +112,7 @@ class Database:
                 connection = await self._pool.connect()
                 try:
                     await migrate(connection)
+                    await require_whole(connection)
                     migrated = True
                 finally:
                     await self._pool.give(connection)
@@ -219,9 +220,19 @@ class Database:
         return True
 
 
-def _with_defaults(url: str) -> str:
-    """Return where to connect, with what makes libpq notice a host that has gone, unless the URL says it."""
-    given = conninfo.conninfo_to_dict(url)
+def with_defaults(url: str) -> str:
+    """Return where to connect, with what makes libpq notice a host that has gone, unless the URL says it.
+
+    Raises:
+        StateError: it is no URL as libpq takes it.
+    """
+    try:
+        given = conninfo.conninfo_to_dict(url)
+    except (
+        psycopg.ProgrammingError
+    ) as error:  # after the colon comes a part of the URL, perhaps of the password
+        reason = text_of(error).partition(":")[0]
+        raise StateError(f"cannot use the URL of the database: {reason}") from None
     return conninfo.make_conninfo(
         url, **{name: value for name, value in LIVENESS.items() if name not in given}
     )

@@ -58,6 +58,23 @@ async def migrate(connection: AsyncConnection) -> None:
         ) from None
 
 
+async def require_whole(connection: AsyncConnection) -> None:
+    """Make sure that no copy into the schema has been begun and not been finished.
+
+    Args:
+        connection: to a schema of this version.
+
+    Raises:
+        StateError: one has.
+    """
+    rows = await connection.execute("SELECT source FROM sse_app.copied WHERE NOT finished")
+    if (row := await rows.fetchone()) is not None:
+        raise StateError(
+            f"a copy of {row[0]} into the database has not finished: stop the server there, and give the command "
+            "'sse-app eventlog copy' once more"
+        )
+
+
 async def version_of(connection: AsyncConnection) -> int:
     """Return the version of the schema; 0 where there is none.
 

@@ -8,3 +8,14 @@ CREATE TABLE sse_app.schema (
 );
 
 INSERT INTO sse_app.schema (version, oldest) VALUES (1, 1);
+
+-- What `sse-app eventlog copy` has brought here from a log on SQLite: its epoch, up to which event, and when.
+-- Until it has finished there is no row in sse_app.log, and no server starts.
+CREATE TABLE sse_app.copied (
+    one boolean PRIMARY KEY DEFAULT true CHECK (one),
+    source text NOT NULL,
+    epoch text NOT NULL,
+    seq bigint NOT NULL DEFAULT 0,
+    at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    finished boolean NOT NULL DEFAULT false
+);
