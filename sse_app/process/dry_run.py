@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +27,7 @@ def try_start(settings: Settings) -> tuple[list[str], list[str]]:
     steps: tuple[Callable[[Settings], str], ...] = (_state, _workers, _keys, _accounts, _event_log, _address)
     for step in steps:
         try:
-            good.append(step(settings))
+            good += step(settings).splitlines()
         except (StateError, SettingsError) as error:
             if str(error) not in bad:  # one cause may stop several steps
                 bad.append(str(error))
@@ -65,6 +66,8 @@ def _keys(settings: Settings) -> str:
 
 
 def _accounts(settings: Settings) -> str:
+    if make_database(settings) is not None:
+        return "accounts: with the event log"
     path = settings.state_dir / "accounts.db"
     if settings.state_dir.exists():
         state = StateDirectory(settings.state_dir)
@@ -75,8 +78,10 @@ def _accounts(settings: Settings) -> str:
 def _event_log(settings: Settings) -> str:
     if settings.event_log == "memory:":
         return "event log: in memory"
-    if (database := make_database(settings)) is not None:
-        return f"event log: in the database {database.address}"
+    if make_database(settings) is not None:
+        from sse_app.process.database_check import database_lines  # only here: it needs psycopg
+
+        return "\n".join(asyncio.run(database_lines(settings)))
     path = Path(settings.event_log.removeprefix("sqlite:") or settings.state_dir / "events.db")
     return "event log: " + _database(settings, path, schema.APPLICATION_ID, len(schema.MIGRATIONS))
 

@@ -139,4 +139,5 @@ def test_a_start_without_its_database_ends_soon_with_one_line_and_no_password(
     assert done.stderr.startswith("sse-app: cannot use the database ")
     checked = run_program("check-config", environment=environment)
     assert "secret" not in done.stderr + checked.stdout + checked.stderr
-    assert "# event log: in the database " in checked.stdout
+    assert checked.returncode == 1
+    assert "sse-app: cannot use the database " in checked.stderr
