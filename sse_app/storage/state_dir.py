@@ -12,8 +12,11 @@ from pathlib import Path
 from sse_app.core.errors import StateError
 from sse_app.storage.ownership import require_own, require_private, require_private_database
 
-OURS = ("accounts.db", "events.db", "keys/*.hs256", "keys/*.pem", "keys/*.jwk")
-"""By any of these a directory is known as one with state; /var has a lock too."""
+OURS = ("accounts.db", "events.db", "keys/*.hs256", "keys/*.pem", "keys/*.jwk", "lock", "workers/*/lock")
+"""By any of these files a directory is known as one with state; the lock of /var is a directory.
+
+Where a database keeps the accounts and the events, and the keys are elsewhere, there is nothing but the locks.
+"""
 
 STANDBY_SOCKET = "stand-in"
 """The name of the socket on which a process that bridges a restart waits for the next one, in `StateDirectory.own`."""
@@ -27,7 +30,7 @@ LOCK_ATTEMPTS, LOCK_PAUSE = 10, 0.01
 
 def has_state(path: Path) -> bool:
     """Return whether a directory has been used by this program before."""
-    return any(any(path.glob(pattern)) for pattern in OURS)
+    return any(found.is_file() for pattern in OURS for found in path.glob(pattern))
 
 
 def _belongs_to_others(path: Path) -> bool:

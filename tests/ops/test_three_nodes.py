@@ -1,0 +1,247 @@
+"""Three machines on one log in PostgreSQL: all clients have all events, whatever node they are at, and come to.
+
+Each machine is a server with two workers of its own, with its own state directory; they share the keys.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import httpx
+import orjson
+import psycopg
+import pytest
+
+from tests.support.accounting import CHANNELS, Books, Publish, Publisher, Stored
+from tests.support.fleet import Fleet
+from tests.support.ports import reserved_port
+from tests.support.programs import require
+from tests.support.proxies import running
+from tests.support.server_process import ServerProcess
+from tests.support.supervised import ServerWithWorkers, starting_workers
+
+HAPROXY = """
+defaults
+    mode http
+    retries 3
+    option redispatch
+    timeout connect 2s
+    timeout client 60s
+    timeout server 60s
+    timeout tunnel 1h
+listen sse_app
+    bind 127.0.0.1:{port}
+    balance leastconn
+    option httpchk GET /readyz
+    default-server check inter 200 rise 1 fall 2
+{servers}
+"""
+
+
+@pytest.fixture
+def nodes(tmp_path: Path, database_url: str) -> Iterator[list[ServerWithWorkers]]:
+    """Three servers of two workers each."""
+    starts = [starting_workers(tmp_path / f"node{number}") for number in (1, 2, 3)]
+    try:
+        started = []
+        for number, starting in enumerate(starts, 1):
+            keys = {"AUTH__KEYS_DIR": str(tmp_path / "node1/keys")} if number > 1 else {}
+            start: Callable[..., ServerWithWorkers] = next(starting)
+            started.append(
+                start(
+                    workers=2,
+                    EVENT_LOG=database_url,
+                    NODE=f"node{number}",
+                    TRUSTED_PROXIES=["127.0.0.0/8"],
+                    HISTORY__SIZE=1_000_000,
+                    expected=("node_silent",),
+                    **keys,
+                )
+            )
+        yield started
+    finally:
+        for starting in starts:
+            with pytest.raises(StopIteration):
+                next(starting)
+
+
+class Transactions(Publisher):
+    """Publishes in transactions of an application's own, some of which are rolled back."""
+
+    def __init__(self, server: ServerProcess, number: int, seed: str, url: str) -> None:
+        super().__init__(server, number, seed, keyed=False, kept=True, batch=5)
+        self.rolled_back = 0
+        self._database = psycopg.connect(url)
+
+    def publish(self, one: Publish) -> None:
+        """Publish the events of a request in one transaction."""
+        with self._database.cursor() as cursor:
+            for channel, data in zip(one.channels, one.data(), strict=True):
+                text = f'{{"of": "{data["of"]}", "part": {data["part"]}}}'
+                cursor.execute("SELECT sse_app.publish(%s, 'e', %s)", [channel, text])
+        if self._chance.random() < 0.3:
+            self._database.rollback()
+            self.rolled_back += 1
+        else:
+            one.uncertain = True  # until `look_up`: a transaction is not told the ids
+            self._database.commit()
+            one.ended = time.monotonic()
+
+    def look_up(self, stored: dict[str, Stored]) -> None:
+        """Note which events were stored; every transaction that was committed was, and none that was rolled back."""
+        self._database.close()
+        for one in self.sent:
+            ids = [id for id, event in stored.items() if event.data["of"] == one.name]
+            assert len(ids) == (len(one.channels) if one.ended else 0), one
+            one.ids = ids
+
+
+class Entrance(ServerProcess):
+    """Stands for a server whose port is a proxy's."""
+
+    def __init__(self, server: ServerProcess, port: int) -> None:
+        self.__dict__.update(server.__dict__)
+        self.port = port
+        self.url = f"http://127.0.0.1:{port}"
+
+
+def stored_in(url: str) -> dict[str, Stored]:
+    """Return all events of the log by their ids."""
+    with closing(psycopg.connect(url)) as database:
+        ((epoch,),) = database.execute("SELECT epoch FROM sse_app.log").fetchall()
+        rows = database.execute(
+            "SELECT e.seq, c.name, e.data FROM sse_app.events AS e JOIN sse_app.channels AS c ON c.id = e.channel "
+            "ORDER BY e.seq"
+        ).fetchall()
+    return {f"{epoch}-{seq}": Stored(name, orjson.loads(data)) for seq, name, data in rows}
+
+
+@contextmanager
+def haproxy(nodes: Sequence[ServerProcess], folder: Path) -> Iterator[int]:
+    """Run HAProxy in front of the nodes, and yield its port."""
+    servers = "\n".join(f"    server node{n} 127.0.0.1:{node.port}" for n, node in enumerate(nodes, 1))
+    with reserved_port() as port:
+        configuration = folder / "haproxy.cfg"
+        configuration.write_text(HAPROXY.format(port=port, servers=servers))
+        command = [require("haproxy"), "-db", "-f", str(configuration)]
+        with running(command, f"http://127.0.0.1:{port}", folder, {}):
+            yield port
+
+
+def test_nodes_behind_haproxy_are_restarted_and_upgraded_in_turn_and_no_event_is_lost(
+    nodes: list[ServerWithWorkers], database_url: str, tmp_path: Path
+) -> None:
+    seed = int(os.environ.get("NODES_SEED", 0)) or random.randrange(1, 1_000_000)
+    print(f"NODES_SEED={seed}")
+    fleets = [Fleet(node.port) for node in nodes]
+    token = nodes[0].stream_token("dashboard", ttl=6000)
+    path = nodes[0].stream_url("dashboard", token).removeprefix(nodes[0].url)
+    with haproxy(nodes, tmp_path) as port:
+        books = Books(Entrance(nodes[0], port), seed, clients=12)
+        transactions = Transactions(nodes[0], 99, f"{seed} sql", database_url)
+        books.publishers.append(transactions)
+        try:
+            for fleet in fleets:
+                fleet.open(10, path)
+            books.open()
+            for number, node in enumerate(nodes):
+                books.advance()
+                done = len(node.logged("upgraded")), len(node.logged("parent_replaced"))
+                node.signal(signal.SIGUSR2)
+                node.wait_for_log("parent_replaced", done[1] + 1)
+                books.advance()
+                assert not any(fleet.ended for fleet in fleets[number:]), "an upgrade ended a stream"
+                before = [len(fleet.ended) for fleet in fleets]
+                node.stop()
+                books.advance()
+                node.start()
+                books.advance()
+                after = [len(fleet.ended) for fleet in fleets]
+                assert after[:number] + after[number + 1 :] == before[:number] + before[number + 1 :]
+                assert after[number] == 10
+            books.settle()
+        finally:
+            books.close()
+            for fleet in fleets:
+                fleet.close()
+    stored = stored_in(database_url)
+    transactions.look_up(stored)
+    print(books.story(), f"{transactions.rolled_back} transactions rolled back")
+    assert transactions.rolled_back
+    books.balance(stored)
+
+
+@pytest.mark.parametrize("count", [100, pytest.param(1000, marks=pytest.mark.long)])
+def test_all_clients_of_three_nodes_have_every_event_of_their_channels_once_and_in_one_order(
+    nodes: list[ServerWithWorkers], database_url: str, count: int
+) -> None:
+    """Publishers at each node, and in transactions, some of them rolled back."""
+    fleets = [Fleet(node.port) for node in nodes]
+    stop = threading.Event()
+    expected: dict[str, list[str]] = {}
+
+    def in_sql() -> None:
+        chance = random.Random(1)
+        with closing(psycopg.connect(database_url)) as database:
+            number = 0
+            while not stop.is_set():
+                number += 1
+                for part in range(3):
+                    channel = CHANNELS[(number + part) % 2]
+                    database.execute(
+                        "SELECT sse_app.publish(%s, 'e', %s)", [channel, f'{{"of": "{number}"}}']
+                    )
+                if chance.random() < 0.3:
+                    database.rollback()
+                else:
+                    database.commit()
+                time.sleep(0.01)
+
+    def over_http(node: ServerWithWorkers) -> None:
+        headers = {"Authorization": f"Bearer {nodes[0].access_token(ttl=6000)}"}
+        with httpx.Client(base_url=node.url, headers=headers, timeout=60) as http:
+            number = 0
+            while not stop.is_set():
+                number += 1
+                answer = http.post(
+                    f"/api/v1/sse/{CHANNELS[number % 2]}", json={"event": "e", "data": {"of": str(number)}}
+                )
+                assert answer.status_code == 201, answer.text
+                time.sleep(0.02)
+
+    try:
+        for fleet, node in zip(fleets, nodes, strict=True):
+            for asked in (CHANNELS[:1], CHANNELS[1:2], CHANNELS[:2]):
+                token = nodes[0].stream_token(*asked, ttl=6000)
+                url = node.stream_url(",".join(asked), token)
+                for client in fleet.open(count // 3 + 1, url.removeprefix(node.url)):
+                    client.asked = asked  # type: ignore[attr-defined]
+        threads = [threading.Thread(target=in_sql)]
+        threads += [threading.Thread(target=over_http, args=(node,)) for node in nodes]
+        for thread in threads:
+            thread.start()
+        time.sleep(5)
+        stop.set()
+        for thread in threads:
+            thread.join()
+        stored = stored_in(database_url)
+        for asked in (CHANNELS[:1], CHANNELS[1:2], CHANNELS[:2]):
+            expected[",".join(asked)] = [id for id, event in stored.items() if event.channel in asked]
+        assert len(expected[",".join(CHANNELS[:2])]) > 100
+        for fleet in fleets:
+            for client in fleet.clients:
+                client.wait_for(expected[",".join(client.asked)][-1])  # type: ignore[attr-defined]
+            for client in fleet.clients:
+                assert client.ids() == expected[",".join(client.asked)]  # type: ignore[attr-defined]
+            assert not fleet.ended
+    finally:
+        stop.set()
+        for fleet in fleets:
+            fleet.close()
