@@ -7,7 +7,9 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
+
+import msgspec
 
 from sse_app.cluster.base import NoAnswer
 from sse_app.cluster.registry import SILENCE
@@ -15,8 +17,8 @@ from sse_app.cluster.registry import SILENCE
 log = logging.getLogger(__name__)
 
 
-class Said(NamedTuple):
-    """A message from a node, its content not read yet.
+class Said(msgspec.Struct, array_like=True, frozen=True):
+    """A message from a node, its content not read yet; what a newer version adds to its end is ignored.
 
     Args:
         kind: of the message.

@@ -69,7 +69,7 @@ log = logging.getLogger(__name__)
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
-_decode_said = msgspec.msgpack.Decoder(tuple[int, str, int, int, list[str] | None, bytes]).decode
+_decode_said = msgspec.msgpack.Decoder(Said).decode
 
 
 class _Sent(NamedTuple):
@@ -322,7 +322,7 @@ class Machines(Cluster):
         number = await self._registry.store(self._seal.close(self._message(sent)))
         if self._sweep_at is None:
             self._sweep_at = time.monotonic() + MESSAGE_TIME
-        return self._sealed(self._seal, _Sent(STORED, sent.to, _encode(number)))
+        return self._sealed(self._seal, _Sent(STORED, sent.to, _content(number)))
 
     def _sealed(self, seal: Seal, sent: _Sent) -> str:
         return b64encode(seal.close(self._message(sent))).decode()
@@ -437,8 +437,8 @@ class Machines(Cluster):
         if message is None:
             return None
         try:
-            return Said(*_decode_said(message))
-        except msgspec.ValidationError:  # of a newer version
+            return _decode_said(message)
+        except msgspec.ValidationError:  # another version says it in another form
             return None
 
     async def _read_stored(self, peer: MachinePeer) -> None:
@@ -454,7 +454,7 @@ class Machines(Cluster):
 
     async def _stored(self, said: Said) -> Said | None:
         """Return the long message that a notification names; None where it cannot be read any more."""
-        number = _decode(said.content)
+        number, *_ = _decode(said.content)
         try:
             sealed = await self._registry.stored(number, last=said.to is not None and len(said.to) == 1)
         except (DatabaseUnavailable, psycopg.Error) as error:

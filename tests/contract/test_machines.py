@@ -95,6 +95,47 @@ async def test_a_name_is_refused_while_another_place_has_it_and_free_when_that_i
         await _end(second)
 
 
+async def test_of_machines_that_start_at_once_each_has_a_number_and_a_name_has_one(database_url: str) -> None:
+    nodes = [Node(database_url, f"web{n % 6}", f"place {n}") for n in range(12)]
+
+    async def begin(node: Node) -> Node:
+        await node.open()
+        await node.start()
+        return node
+
+    try:
+        begun = await asyncio.gather(*map(begin, nodes), return_exceptions=True)
+        there = [each for each in begun if isinstance(each, Node)]
+        refused = [each for each in begun if isinstance(each, StateError)]
+        assert (len(there), len(refused)) == (6, 6), begun
+        assert sorted(node.name for node in there) == [f"web{n}" for n in range(6)]
+        assert sorted(node.number for node in there) == [1, 2, 3, 4, 5, 6]
+        await until_async(lambda: all(len(node.peers()) == 5 for node in there), "all know each other")
+        answers = await asyncio.gather(*(node.ask("echo", 1) for node in there))
+        assert [answer.missing for answer in answers] == [()] * 6
+    finally:
+        for node in nodes:
+            await _end(node)
+
+
+async def test_a_message_of_a_newer_version_that_has_more_members_is_understood(database_url: str) -> None:
+    async with _nodes(database_url, "web1", "web2") as (one, two):
+        content = msgspec.msgpack.encode(["note", "x", "more"])
+        assert two._seal is not None
+        for number, members in enumerate(
+            [
+                (1, "web2", two._instance, 10**6, None, content, "more"),
+                (77, "web2", two._instance, 10**6 + 1, None, content),
+                (1, "web2"),
+                "text",
+            ]
+        ):
+            sealed = base64.b64encode(two._seal.close(msgspec.msgpack.encode(members))).decode()
+            _execute(database_url, f"SELECT pg_notify('sse_app_cluster', '{sealed}')")
+            await asyncio.sleep(0.05 * (number == 3))
+        await until_async(lambda: one.told == [("web2", "x")], "it is told once")
+
+
 async def test_a_place_has_its_name_at_once_also_while_its_process_before_serves(database_url: str) -> None:
     async with _nodes(database_url, "web1", "web2") as (one, two):
         began = time.monotonic()

@@ -16,7 +16,7 @@ import pytest
 
 from sse_app.cluster import link as links
 from sse_app.cluster.base import Alone, Answers
-from sse_app.cluster.factory import make_cluster
+from sse_app.cluster.factory import _name_of_host, make_cluster
 from sse_app.cluster.workers import Workers
 from sse_app.settings.model import Settings
 from sse_app.storage.state_dir import StateDirectory
@@ -143,3 +143,20 @@ async def test_a_process_of_another_user_is_not_listened_to(
             got = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(stranger, 10), 30)
             assert got == b""
         monkeypatch.undo()
+
+
+@pytest.mark.parametrize(
+    ("host", "name"),
+    [
+        ("web1.example.com", "web1"),
+        ("web_1", "web_1"),
+        ("-x", "x"),
+        ("büro", "b-ro"),
+        ("", "node"),
+        ("a" * 80, "a" * 63),
+    ],
+)
+def test_a_node_is_named_after_its_host(host: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: host)
+    assert _name_of_host() == name
+    assert Settings(node=name).node == name

@@ -46,6 +46,7 @@ DECLARE
     now timestamptz;
     node sse_app.nodes;
 BEGIN
+    PERFORM set_config('synchronous_commit', 'off', true);  -- a start does not wait for a standby that is away
     PERFORM pg_advisory_xact_lock(hashtextextended('sse_app.nodes', 0));
     now := clock_timestamp();
     clock := extract(epoch FROM now);
