@@ -16,9 +16,18 @@ from sse_app.auth.accounts.login import Login
 from sse_app.auth.accounts.passwords import PasswordThreads
 from sse_app.auth.accounts.sessions import Sessions
 from sse_app.auth.audit import Audit
-from sse_app.auth.factory import issuer_of, keys_directory, make_auth_store, provider_of, require_auth_store
+from sse_app.auth.factory import (
+    issuer_of,
+    issuer_with,
+    keys_directory,
+    make_auth_store,
+    provider_of,
+    require_auth_store,
+    require_known_store,
+    sealed_keys_of,
+)
 from sse_app.auth.revocations import Revocations
-from sse_app.auth.tokens.keyring import load_keys
+from sse_app.auth.tokens.keyring import KeyRing, load_keys
 from sse_app.cluster.factory import make_cluster
 from sse_app.cluster.login_attempts import LoginAttempts
 from sse_app.core.addresses import LOOPBACK, UNIX_SOCKET, is_in
@@ -103,7 +112,11 @@ class Node:
                 require_auth_store(self.state, stored_event_log(settings.event_log, self.state))
             if locked:
                 self.state.lock()
-            self.tokens = issuer_of(auth, self.state, self.revocations)
+            self._sealed_keys = sealed_keys_of(auth, self.auth_store)
+            if self._sealed_keys is None:
+                self.tokens = issuer_of(auth, self.state, self.revocations)
+            else:  # until the database is open
+                self.tokens = issuer_with(KeyRing.of_none(), auth, self.revocations)
         self.provider = provider_of(settings.oidc, auth)
         self.audit = Audit(self.auth_store)
         self.password_threads = PasswordThreads()
@@ -139,7 +152,7 @@ class Node:
             self.auth_store,
             self.revocations,
             self.tokens,
-            keys_directory(auth, self.state),
+            self._sealed_keys or keys_directory(auth, self.state),
             self.audit,
             self.cluster,
         )
@@ -174,6 +187,10 @@ class Node:
         if not self._auth_is_open:
             with self.state.starting():
                 await self.auth_store.open()
+            if self.database is not None:
+                require_known_store(self.state, self.auth_store, self.database)
+            if self._sealed_keys is not None:
+                self.tokens.use_keys(await self._sealed_keys.load())
             await self.revocations.learn()
             self._auth_is_open = True
 
@@ -242,14 +259,16 @@ class Node:
         fixed = {name: getattr(self.settings, name) for name in names}
         kept = [name for name, value in fixed.items() if getattr(settings, name) != value]
         auth, limits = settings.auth, settings.limits
+        if auth.keys_seal != self.settings.auth.keys_seal:
+            kept.append("auth.keys_seal")
         # What can fail comes first, so that either all settings are put in force or none.
         channels = ChannelPatterns(settings.channels)
         provider = provider_of(settings.oidc, auth)
-        directory = keys_directory(auth, self.state)
+        directory = keys_directory(auth, self.state) if self._sealed_keys is None else None
         self.state.check()
         if (event_log := event_log_path(self.settings.event_log, self.state)) is not None:
             require_private_database(event_log)
-        keys = load_keys(directory)
+        keys = self.tokens.keys if directory is None else load_keys(directory)
         self.settings = msgspec.structs.replace(settings, **fixed)
         self.channels = channels
         self.provider = provider
@@ -258,7 +277,8 @@ class Node:
         self.accounts.use(auth)
         self.sessions.use(auth)
         self.login.use(auth)
-        self.enforcement.use(directory)
+        if directory is not None:
+            self.enforcement.use(directory)
         self.publisher.use(channels, limits)
         self._rules_in_database.use(channels, limits)
         self.publish_rate.use(limits.publish_rate)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from sse_app.auth.revocations import Revocations
-from sse_app.auth.sqlite_store import SqliteAuthStore, make_tables
+from sse_app.auth.sqlite_store import SqliteAuthStore, id_of_file, make_tables
 from sse_app.auth.store import AuthStore
 from sse_app.auth.tokens.issuer import Tokens
-from sse_app.auth.tokens.keyring import load_keys
+from sse_app.auth.tokens.keyring import KeyRing, load_keys
+from sse_app.auth.tokens.sealed_keys import SealedKeys
 from sse_app.core.errors import StateError
 from sse_app.settings.model import OIDC, Auth
 from sse_app.storage.sqlite import is_missing_or_empty
 from sse_app.storage.state_dir import StateDirectory
 
 if TYPE_CHECKING:
+    from sse_app.auth.postgres_store import PostgresAuthStore
     from sse_app.auth.tokens.oidc import Provider
     from sse_app.storage.postgres.database import Database
 
@@ -75,6 +77,55 @@ def refuse_lost_accounts(state: StateDirectory, event_log: Path | None) -> None:
         )
 
 
+def require_known_store(state: StateDirectory, store: AuthStore, database: Database) -> None:
+    """Refuse a database whose accounts are not those that this machine has used before, and remember which it uses.
+
+    They are not begun anew in silence: no user could log in, and what was revoked would be valid.
+
+    Args:
+        state: remembers it; that of a server on SQLite has used its file.
+        store: the accounts in the database, open.
+        database: holds it.
+
+    Raises:
+        StateError: it is another one, or cannot be remembered.
+    """
+    anew = cast("PostgresAuthStore", store).anew
+    if not is_known_store(state, store) and not anew:
+        raise StateError(
+            f"the accounts in the database {database.address} are not those that the state directory {state.path} "
+            "was used with: name the database that it was used with, restore a backup of it, copy the accounts "
+            "there, or begin there without them with: sse-app user add NAME --init"
+        )
+    if state.store_id != store.id:
+        state.store_id = store.id
+
+
+def is_known_store(state: StateDirectory, store: AuthStore) -> bool:
+    """Return whether a state directory was used with a store before, or with none yet.
+
+    Raises:
+        StateError: that cannot be found out.
+    """
+    known = state.store_id
+    if not known and not is_missing_or_empty(state.accounts):
+        known = id_of_file(state.accounts)
+    return known in ("", store.id)
+
+
+def sealed_keys_of(auth: Auth, store: AuthStore) -> SealedKeys | None:
+    """Return the keys in the database, or None where they are in files.
+
+    Raises:
+        StateError: the settings want them in a database, and there is none.
+    """
+    if not auth.keys_seal:
+        return None
+    if isinstance(store, SqliteAuthStore):
+        raise StateError("auth.keys_seal is for keys in PostgreSQL, and event_log names none")
+    return SealedKeys(cast("PostgresAuthStore", store), Path(auth.keys_seal))
+
+
 def keys_directory(auth: Auth, state: StateDirectory) -> Path:
     """Return the directory of the keys: the one that the settings name, else one in the state directory.
 
@@ -106,8 +157,19 @@ def issuer_of(
     Raises:
         StateError: the keys cannot be read or made.
     """
+    return issuer_with(load_keys(keys_directory(auth, state), create=create), auth, revocations)
+
+
+def issuer_with(keys: KeyRing, auth: Auth, revocations: Revocations | None = None) -> Tokens:
+    """Return the issuer of tokens of some keys.
+
+    Args:
+        keys: the keys.
+        auth: names the issuer and the audience.
+        revocations: what is refused; None where tokens are only issued.
+    """
     return Tokens(
-        load_keys(keys_directory(auth, state), create=create),
+        keys,
         issuer=auth.issuer,
         audience=auth.audience,
         longest=auth.longest_lifetime,

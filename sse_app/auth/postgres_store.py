@@ -30,6 +30,7 @@ from sse_app.auth.store import (
     RefreshRefused,
 )
 from sse_app.auth.tokens.grants import Grants
+from sse_app.auth.tokens.sealed_keys import SealedKey
 from sse_app.core.errors import AuthStoreUnavailable, SSEAppError, StateError
 from sse_app.settings.model import LONGEST_LIFETIME
 from sse_app.storage.postgres.database import Database, DatabaseUnavailable, text_of
@@ -61,6 +62,8 @@ class PostgresAuthStore(AuthStore):
         self._database = database
         self._opened = False
         self._id = ""
+        self.anew = False
+        """Whether it was made in the place of one that was lost, and revokes all that was issued before."""
         self._failed = False
         self._running = 0
         self._idle = asyncio.Event()
@@ -87,7 +90,7 @@ class PostgresAuthStore(AuthStore):
         await self._database.open()
         try:
             async with self._database.connection() as connection:
-                row = await (await connection.execute("SELECT id FROM sse_app.auth")).fetchone()
+                row = await (await connection.execute("SELECT id, anew FROM sse_app.auth")).fetchone()
             if row is None:
                 raise StateError(
                     f"the table sse_app.auth in the database {self._database.address} is empty: restore a backup, "
@@ -99,8 +102,18 @@ class PostgresAuthStore(AuthStore):
         except BaseException:
             await self._database.close()
             raise
-        self._id = row[0]
+        self._id, self.anew = row
         self._opened = True
+
+    async def begin_anew(self) -> None:
+        """Revoke all that was issued, and let nodes in that have known another store, in whose place this one is.
+
+        Raises:
+            AuthStoreUnavailable: that cannot be written.
+        """
+        await self.revoke([Revocation.of_everything()])
+        await self._write("UPDATE sse_app.auth SET anew = true RETURNING id")
+        self.anew = True
 
     async def close(self) -> None:
         """Finish what was begun, and give the connections back."""
@@ -296,20 +309,74 @@ class PostgresAuthStore(AuthStore):
         )
         return [(row[0], AuditEntry(row[1], *map(_read_text, row[2:]))) for row in rows]
 
+    # -- keys -----------------------------------------------------------------------------------------------
+
+    async def keys_changed(self) -> int:
+        """Return how often the keys in the database have changed.
+
+        Raises:
+            AuthStoreUnavailable: that cannot be read.
+        """
+        rows = await self._read("SELECT keys_changed FROM sse_app.auth")
+        return int(rows[0][0]) if rows else 0
+
+    async def sealed_keys(self) -> tuple[int, list[SealedKey]]:
+        """Return how often the keys have changed, and those that are there, the newest first.
+
+        Raises:
+            AuthStoreUnavailable: they cannot be read.
+        """
+        rows = await self._read(
+            "SELECT a.keys_changed, k.id, k.kind, k.sealed, extract(epoch FROM clock_timestamp()) - k.made_at "
+            "FROM sse_app.auth a LEFT JOIN sse_app.keys k ON true ORDER BY k.number DESC"
+        )
+        changed = int(rows[0][0]) if rows else 0
+        return changed, [
+            SealedKey(_read_text(row[1]), row[2], row[3], float(row[4])) for row in rows if row[1] is not None
+        ]
+
+    async def change_keys(self, changed: int, new: list[tuple[str, str, bytes]], deleted: list[str]) -> bool:
+        """Add keys and delete some, unless they have changed meanwhile; tell all nodes.
+
+        Args:
+            changed: how often they had changed.
+            new: id, kind and sealed content of each, the newest last.
+            deleted: the ids of those that go.
+
+        Returns:
+            Whether that was done.
+
+        Raises:
+            AuthStoreUnavailable: it cannot be written.
+        """
+        rows = await self._write(
+            "SELECT sse_app.change_keys(%s, %s::text[], %s::text[], %s::bytea[], %s::text[])",
+            (
+                changed,
+                [_written(id) for id, _, _ in new],
+                [kind for _, kind, _ in new],
+                [sealed for _, _, sealed in new],
+                [_written(id) for id in deleted],
+            ),
+        )
+        return bool(rows[0][0])
+
     # -- the database ---------------------------------------------------------------------------------------
 
     async def _write(self, statement: str, values: Sequence[object] = ()) -> list[Row]:
         """Do one statement that changes something, all or nothing; when it returns it is on the disk."""
-        rows = await self._done(statement, values)
+        async with self._noticed_errors():
+            rows = await self._do(statement, values)
         self._failed = False
         return rows
 
     async def _read(self, statement: str, values: Sequence[object] = ()) -> list[Row]:
         """Read what is committed."""
-        return await self._done(statement, values)
+        async with self._noticed_errors():
+            return await self._do(statement, values)
 
-    async def _done(self, statement: str, values: Sequence[object]) -> list[Row]:
-        async with self._noticed_errors(), self._database.connection() as connection:
+    async def _do(self, statement: str, values: Sequence[object]) -> list[Row]:
+        async with self._database.connection() as connection:
             return await (await connection.execute(statement.encode(), values)).fetchall()
 
     @asynccontextmanager
@@ -346,6 +413,25 @@ class PostgresAuthStore(AuthStore):
                 await self._write("UPDATE sse_app.auth SET revoked = revoked RETURNING id")
         finally:
             self._probing = None
+
+
+async def make_row(database: Database) -> bool:
+    """Make the row of a store whose tables are there, if it is not, and return whether that was done.
+
+    Raises:
+        StateError: that cannot be done.
+    """
+    await database.open()
+    try:
+        async with database.connection() as connection:
+            made = await connection.execute(
+                "INSERT INTO sse_app.auth DEFAULT VALUES ON CONFLICT DO NOTHING RETURNING id"
+            )
+            return await made.fetchone() is not None
+    except DatabaseUnavailable as error:
+        raise StateError(f"cannot use the database {database.address}: {error}") from None
+    finally:
+        await database.close()
 
 
 def _written(text: str) -> str:

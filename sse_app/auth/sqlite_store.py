@@ -508,6 +508,21 @@ def make_tables(path: Path) -> None:
     open_database(path, APPLICATION_ID, MIGRATIONS).close()
 
 
+def id_of_file(path: Path) -> str:
+    """Return the id of the store in a file, which is brought to the schema of this program.
+
+    Raises:
+        StateError: it cannot be read.
+    """
+    connection = open_database(path, APPLICATION_ID, MIGRATIONS)
+    try:
+        return _identity(connection)
+    except sqlite3.Error as error:
+        raise unusable(path, error) from error
+    finally:
+        connection.close()
+
+
 def _probe(connection: sqlite3.Connection) -> None:
     """Write something that changes, as a number is used up: SQLite leaves a cell alone whose content stays the same."""
     connection.execute(

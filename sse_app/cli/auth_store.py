@@ -7,15 +7,29 @@ import getpass
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from sse_app.auth.factory import issuer_of, make_auth_store, require_auth_store
+from sse_app.auth.factory import (
+    is_known_store,
+    issuer_of,
+    make_auth_store,
+    require_auth_store,
+    require_known_store,
+    sealed_keys_of,
+)
 from sse_app.auth.records import AuditEntry, Revocation
 from sse_app.auth.store import AuthStore
+from sse_app.auth.tokens.keyring import KeyRing, load_keys
 from sse_app.cli.options import settings_of
 from sse_app.core.errors import AuthStoreUnavailable, StateError
 from sse_app.eventlog.factory import stored_event_log
+from sse_app.settings.database import make_database
 from sse_app.settings.model import Settings
-from sse_app.storage.state_dir import StateDirectory
+from sse_app.storage.state_dir import StateDirectory, has_state
+
+if TYPE_CHECKING:
+    from sse_app.storage.postgres.database import Database
 
 
 @asynccontextmanager
@@ -26,13 +40,24 @@ async def auth_store(
 
     Args:
         options: of the command.
-        create: whether to begin a state directory, with a key, where there is none, and to make the store where it
-            was lost. What was issued before is then revoked: which of it had been is no longer known.
+        create: whether to begin a state directory, with a key, or the tables of a database, where there are none, and
+            to make the store where it was lost. What was issued before is then revoked: which of it had been is no
+            longer known.
 
     Raises:
         SettingsError, StateError: it cannot be used.
     """
     settings = settings_of(options)
+    database = make_database(settings)
+    opened = (
+        _in_files(settings, create) if database is None else in_database(database, settings, create=create)
+    )
+    async with opened as store:
+        yield store, settings
+
+
+@asynccontextmanager
+async def _in_files(settings: Settings, create: bool) -> AsyncIterator[AuthStore]:
     state = StateDirectory(settings.state_dir, create=create)
     event_log = stored_event_log(settings.event_log, state)
     made = require_auth_store(state, event_log, anew=create)
@@ -43,9 +68,65 @@ async def auth_store(
             await store.revoke([Revocation.of_everything()])
         if create:
             issuer_of(settings.auth, state)
-        yield store, settings
+        yield store
     finally:
         await store.close()
+
+
+@asynccontextmanager
+async def in_database(
+    database: Database, settings: Settings, *, create: bool = False
+) -> AsyncIterator[AuthStore]:
+    """Open the store in a database; see `auth_store`."""
+    from sse_app.auth.postgres_store import PostgresAuthStore, make_row
+
+    if not create:
+        await require_tables(database)
+    made = create and await make_row(database)
+    store = PostgresAuthStore(database)
+    await store.open()
+    try:
+        if create and has_state(settings.state_dir):
+            state = StateDirectory(settings.state_dir)
+            if made or not is_known_store(state, store):
+                if await store.accounts() or await store.last_revocation():
+                    require_known_store(
+                        state, store, database
+                    )  # of another server, which this must not touch
+                await store.begin_anew()
+            require_known_store(state, store, database)
+        elif made:
+            await store.begin_anew()
+        yield store
+    finally:
+        await store.close()
+
+
+async def require_tables(database: Database) -> None:
+    """Refuse a database in which no server has begun yet: it may be the wrong one.
+
+    Raises:
+        StateError: there is nothing of this program in it, or it cannot be used.
+    """
+    if not await database.has_schema():
+        raise StateError(
+            f"there is nothing of sse_app in the database {database.address} yet: name the server's with "
+            "--event-log or SSE_APP_EVENT_LOG, or begin there with 'serve' or 'user add --init'"
+        )
+
+
+async def keys_in_use(settings: Settings, store: AuthStore) -> KeyRing:
+    """Return the keys that the settings name; the store has those in the database.
+
+    Raises:
+        StateError, AuthStoreUnavailable: they cannot be read.
+    """
+    auth = settings.auth
+    if (sealed := sealed_keys_of(auth, store)) is not None:
+        return await sealed.load(create=False)
+    if auth.keys_dir:
+        return load_keys(Path(auth.keys_dir), create=False)
+    return load_keys(StateDirectory(settings.state_dir, create=False).keys, create=False)
 
 
 async def note(store: AuthStore, action: str, target: str, detail: str = "") -> None:

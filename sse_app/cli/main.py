@@ -166,6 +166,19 @@ def _parser() -> argparse.ArgumentParser:
     rotate.add_argument(
         "--algorithm", choices=["HS256", "EdDSA", "ES256", "RS256"], help="default: as the key that signs now"
     )
+    taken_in = add(
+        "import",
+        "keys:take_in",
+        "seal keys that are in files, and keep them in the database that auth.keys_seal seals them for",
+        key_actions.add_parser,
+    )
+    taken_in.add_argument(
+        "directory",
+        nargs="?",
+        type=Path,
+        metavar="DIR",
+        help="where they are (default: those in the state directory)",
+    )
     systemd = add("systemd", "systemd_units:install", "write the units for this installation")
     systemd.add_argument(
         "action",
@@ -256,8 +269,8 @@ def _add_users(user: argparse.ArgumentParser) -> None:
             action.add_argument(
                 "--init",
                 action="store_true",
-                help="begin a new state directory where there is none, or make the accounts anew where they were "
-                "lost: what was issued before is then revoked",
+                help="begin a new state directory, or the tables in a database, where there are none, or make the "
+                "accounts anew where they were lost: what was issued before is then revoked",
             )
         if name in ("add", "passwd"):
             action.add_argument(

@@ -1,17 +1,19 @@
-"""``token``: mints a token with the keys of the state directory."""
+"""``token``: mints a token with the keys of the state directory, or of the database."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 
-from sse_app.auth.factory import issuer_of, make_auth_store
+from sse_app.auth.factory import issuer_of, issuer_with, make_auth_store
 from sse_app.auth.tokens.claims import Mark, new_id
 from sse_app.auth.tokens.grants import Grants
 from sse_app.auth.tokens.issuer import TokenKind
+from sse_app.cli.auth_store import in_database, keys_in_use
 from sse_app.cli.options import grants_of, settings_of, warn_of_uncovered
 from sse_app.core.channels import own_patterns
 from sse_app.core.errors import AuthStoreUnavailable, InvalidInput, StateError
+from sse_app.settings.database import make_database
 from sse_app.settings.model import Settings
 from sse_app.storage.state_dir import StateDirectory
 
@@ -44,14 +46,20 @@ def mint(options: argparse.Namespace) -> None:
 async def mint_with_own_keys(
     settings: Settings, kind: TokenKind, subject: str, grants: Grants, ttl: float, session: str | None = None
 ) -> str:
-    """Return a token signed with the keys in the state directory.
+    """Return a token signed with the server's keys.
 
     Raises:
-        StateError: they cannot be read.
+        StateError, AuthStoreUnavailable: they cannot be read.
     """
-    state = StateDirectory(settings.state_dir, create=False)
-    tokens = issuer_of(settings.auth, state, create=False)
-    after = await _last_revocation(state)
+    auth = settings.auth
+    if (database := make_database(settings)) is None:
+        state = StateDirectory(settings.state_dir, create=False)
+        tokens = issuer_of(auth, state, create=False)
+        after = await _last_revocation(state)
+    else:
+        async with in_database(database, settings) as store:
+            tokens = issuer_with(await keys_in_use(settings, store), auth)
+            after = Mark(await store.last_revocation(), store.id)
     return tokens.issue(kind, subject, session or new_id(), grants, ttl, after=after)
 
 

@@ -1,4 +1,4 @@
-"""``user …``: the accounts in the state directory; it may be used while the server runs."""
+"""``user …``: the accounts in the state directory or the database; it may be used while the server runs."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from typing import TypeVar
 
 from sse_app.auth.accounts.accounts import Accounts, check_new_account
 from sse_app.auth.accounts.passwords import PasswordThreads
-from sse_app.cli.auth_store import auth_store, note
+from sse_app.cli.auth_store import auth_store, note, require_tables
 from sse_app.cli.options import grants_of, settings_of, warn_of_uncovered
 from sse_app.core.errors import InvalidInput
+from sse_app.settings.database import make_database
 from sse_app.storage.state_dir import StateDirectory, has_state
 
 T = TypeVar("T")
@@ -29,9 +30,13 @@ def add(options: argparse.Namespace) -> None:
     """Make an account."""
     granted = grants_of(options)
     settings = settings_of(options)
-    options.init = options.init or _wants_new_state(options, settings.state_dir)
-    if not options.init:
-        StateDirectory(settings.state_dir, create=False)  # before a password is asked for
+    if (database := make_database(settings)) is None:
+        options.init = options.init or _wants_new_state(options, settings.state_dir)
+    if not options.init:  # before a password is asked for
+        if database is None:
+            StateDirectory(settings.state_dir, create=False)
+        else:
+            asyncio.run(require_tables(database))
     warn_of_uncovered(granted, settings)
     password = _password(options)
     check_new_account(options.name, password, granted, settings.auth)  # before state is begun for it

@@ -115,6 +115,12 @@ class Auth(Section, frozen=True):
     session_lifetime: Annotated[int, Meta(ge=1, le=366 * 86_400)] = 30 * 86_400
     own_channels: tuple[Pattern, ...] = (Pattern("user.{sub}.**"),)
     keys_dir: str = ""
+    keys_seal: str = ""
+
+    def __post_init__(self) -> None:
+        """Check what excludes each other."""
+        if self.keys_dir and self.keys_seal:
+            raise ValueError("keys are either in keys_dir, or in the database, sealed with keys_seal")
 
 
 class Granted(Section, frozen=True):

@@ -12,7 +12,7 @@ from pathlib import Path
 from sse_app.core.errors import StateError
 from sse_app.storage.ownership import require_own, require_private, require_private_database
 
-OURS = ("accounts.db", "events.db", "keys/*.hs256", "keys/*.pem", "keys/*.jwk", "lock", "workers/*/lock")
+OURS = ("accounts.db", "events.db", "keys/*.hs256", "keys/*.pem", "keys/*.jwk", "accounts.id", "lock", "workers/*/lock")
 """By any of these files a directory is known as one with state; the lock of /var is a directory.
 
 Where a database keeps the accounts and the events, and the keys are elsewhere, there is nothing but the locks.
@@ -20,6 +20,9 @@ Where a database keeps the accounts and the events, and the keys are elsewhere, 
 
 STANDBY_SOCKET = "stand-in"
 """The name of the socket on which a process that bridges a restart waits for the next one, in `StateDirectory.own`."""
+
+STORE_ID = "accounts.id"
+"""The name of the file that says which accounts in a database a server of the directory uses."""
 
 STARTING_TIMEOUT = 30.0
 """How many seconds a process waits for another one that is making or migrating the state."""
@@ -122,6 +125,25 @@ class StateDirectory:
     def keys(self) -> Path:
         """The directory of the token keys."""
         return self.path / "keys"
+
+    @property
+    def store_id(self) -> str:
+        """The id of the accounts in a database that a server of this directory uses; empty where it has used none."""
+        try:
+            return (self.path / STORE_ID).read_text().strip()
+        except FileNotFoundError:
+            return ""
+        except (OSError, UnicodeError) as error:
+            raise StateError(f"cannot read {self.path / STORE_ID}: {error}") from None
+
+    @store_id.setter
+    def store_id(self, id: str) -> None:
+        draft = self.path / f".{STORE_ID}.{os.getpid()}"
+        try:
+            draft.write_text(id + "\n")
+            draft.replace(self.path / STORE_ID)
+        except OSError as error:
+            raise StateError(f"cannot write {self.path / STORE_ID}: {error.strerror}") from None
 
     def has_keys_of_a_server(self) -> bool:
         """Return whether there are keys, and a server has run here: else they are those that it is to begin with."""

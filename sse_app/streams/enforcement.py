@@ -15,7 +15,8 @@ from sse_app.auth.revocations import Revocations
 from sse_app.auth.store import AuthStore
 from sse_app.auth.tokens.claims import Lease
 from sse_app.auth.tokens.issuer import Tokens
-from sse_app.auth.tokens.keyring import load_keys
+from sse_app.auth.tokens.keyring import KeyRing, load_keys
+from sse_app.auth.tokens.sealed_keys import SealedKeys
 from sse_app.cluster.base import Cluster
 from sse_app.core.errors import EXHAUSTED, AuthStoreUnavailable, StateError
 from sse_app.core.periodic import PeriodicCallback
@@ -23,8 +24,9 @@ from sse_app.core.repeated_event import RepeatedEvent
 from sse_app.streams.hub import Hub
 from sse_app.streams.stream import Stream
 
-INTERVAL = 0.5
-"""Seconds between two looks at the store and the keys; what other nodes revoke is learned at once."""
+ATTEMPTS, PAUSE = 5, 0.1
+"""How often the store is asked when it has told of a change, until it answers, and the seconds in between: then its
+connections may just have been lost."""
 
 OTHERS_TIMEOUT = 1.0
 """How long a revocation waits for the other nodes, in seconds; one that does not answer finds it in the store."""
@@ -54,7 +56,7 @@ class Enforcement:
         store: where revocations are written.
         revocations: those in force.
         tokens: verifies with the keys.
-        keys: the directory of the keys.
+        keys: the directory of the keys, or the keys in the database.
         audit: flushed to the store.
         cluster: the other nodes, which apply a revocation at once.
     """
@@ -65,7 +67,7 @@ class Enforcement:
         store: AuthStore,
         revocations: Revocations,
         tokens: Tokens,
-        keys: Path,
+        keys: Path | SealedKeys,
         audit: Audit,
         cluster: Cluster,
     ) -> None:
@@ -74,7 +76,8 @@ class Enforcement:
         self._store = store
         self._revocations = revocations
         self._tokens = tokens
-        self._keys = os.fspath(keys)
+        self._sealed_keys = keys if isinstance(keys, SealedKeys) else None
+        self._keys = "" if isinstance(keys, SealedKeys) else os.fspath(keys)
         self._keys_changed_at = -1  # so that keys which changed while the server started are read
         self._key_files: list[str] | None = None
         """The names in the directory of the keys when it was read."""
@@ -87,8 +90,13 @@ class Enforcement:
         """Why the keys that are there are not in use; such a file can be mended without a change of the directory."""
         self._unread = RepeatedEvent(log, logging.ERROR, "keys_unread")
         self._looking = asyncio.Lock()
-        self._callback = PeriodicCallback(self._look, INTERVAL)
-        tokens.look_for_keys = self._look_for_new_keys
+        self._callback = PeriodicCallback(self._look, store.poll_interval)
+        self._told: asyncio.Task[None] | None = None
+        """Looks because the store has told of a change."""
+        self._told_again = False
+        store.on_change(self._look_at_once)
+        if self._sealed_keys is None:
+            tokens.look_for_keys = self._look_for_new_keys
         cluster.answer("revocations.expect", self._expect)
         cluster.answer("revocations.apply", lambda node, payload: self.apply())
         cluster.answer("revocations.issued", self._issued_elsewhere)
@@ -105,6 +113,8 @@ class Enforcement:
     async def stop(self) -> None:
         """Stop looking, and write the audit entries that wait."""
         self._callback.stop()
+        if self._told is not None:
+            await asyncio.wait([self._told])
         async with self._looking:
             try:
                 await self._audit.flush(last=True)
@@ -218,11 +228,39 @@ class Enforcement:
     def _issued_elsewhere(self, node: str, payload: float) -> None:
         self._revocations.seen_elsewhere(float(payload))
 
+    def _look_at_once(self) -> None:
+        """Look now: the store tells that there may be something."""
+        if self._told is not None and not self._told.done():
+            self._told_again = True
+        elif self._callback.running:
+            self._told = asyncio.create_task(self._look_as_told(), name="look-at-revocations")
+
+    async def _look_as_told(self) -> None:
+        failures = 0
+        while failures < ATTEMPTS:
+            self._told_again = False
+            try:
+                if self._sealed_keys is not None:
+                    await self._look_at_sealed_keys()
+                await self.apply()
+            except AuthStoreUnavailable:  # the periodic look says so, where it lasts
+                failures += 1
+                await asyncio.sleep(PAUSE)
+            except Exception as error:
+                self._report(error)
+                return
+            else:
+                if not self._told_again:
+                    return
+
     async def _look(self) -> None:
         async with self._looking:
             try:
                 self._tell_of_issues_ahead()
-                self._look_at_keys()
+                if self._sealed_keys is None:
+                    self._look_at_keys()
+                else:
+                    await self._look_at_sealed_keys()
                 await self.apply()
                 await self._audit.flush()
             except Exception as error:  # of any kind: it would be logged at each look
@@ -283,6 +321,26 @@ class Enforcement:
                 self._keys_refused = str(error)
                 log.error("keys_refused", extra={"detail": self._keys_refused})
             return
+        self._use_keys(keys)
+
+    async def _look_at_sealed_keys(self) -> None:
+        """Use the keys in the database if they have changed; if one is bad, those from before.
+
+        Raises:
+            AuthStoreUnavailable: they cannot be read.
+        """
+        assert self._sealed_keys is not None
+        try:
+            keys = await self._sealed_keys.changed()
+        except StateError as error:
+            if str(error) != self._keys_refused:
+                self._keys_refused = str(error)
+                log.error("keys_refused", extra={"detail": self._keys_refused})
+            return
+        if keys is not None:
+            self._use_keys(keys)
+
+    def _use_keys(self, keys: KeyRing) -> None:
         self._keys_refused = ""
         if keys.signing.id != self._tokens.keys.signing.id and self._cluster.is_first:
             self._audit.record("key_rotation", target=keys.signing.id, detail=keys.signing.algorithm)

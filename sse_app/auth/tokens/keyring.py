@@ -38,10 +38,15 @@ class Key(NamedTuple):
 
 
 class KeyRing:
-    """The keys by their ids, and the one that signs."""
+    """The keys by their ids, and the one that signs.
 
-    def __init__(self, keys: list[Key]) -> None:
-        self.signing = next(key for key in keys if key.signing is not None)
+    Args:
+        keys: the newest first.
+        signing: one of them; the newest that can sign, where it is None.
+    """
+
+    def __init__(self, keys: list[Key], signing: Key | None = None) -> None:
+        self.signing = signing or next(key for key in keys if key.signing is not None)
         self._by_id = {key.id: key for key in keys}
 
     def __iter__(self) -> Iterator[Key]:
@@ -51,6 +56,12 @@ class KeyRing:
     def find(self, id: object) -> Key | None:
         """Return the key with that ``kid``, or None."""
         return self._by_id.get(id) if isinstance(id, str) else None
+
+    @classmethod
+    def of_none(cls) -> KeyRing:
+        """Return keys that no token was signed with, for the time until those are there that are used."""
+        secret = secrets.token_bytes(SECRET_BYTES)
+        return cls([Key(new_id(), "HS256", secret, secret)])
 
     @classmethod
     def load(cls, directory: Path, *, create: bool = True) -> KeyRing:
@@ -97,6 +108,25 @@ def load_keys(directory: Path, *, create: bool = True) -> KeyRing:
     return KeyRing.load(directory, create=create)
 
 
+def read_files(directory: Path) -> list[tuple[str, str, bytes]]:
+    """Return id, kind (as the name ends) and content of each key of a directory, the oldest first.
+
+    Raises:
+        StateError: the keys cannot be used.
+    """
+    load_keys(directory, create=False)
+    owners = (ROOT, os.geteuid(), directory.stat().st_uid)
+    try:
+        files = sorted(
+            (file for file in directory.iterdir() if not file.name.startswith(".")),
+            key=lambda file: (file.stat().st_mtime_ns, file.name),
+        )
+        contents = [(file, read_trusted(file, directory, owners)[0]) for file in files]
+    except OSError as error:
+        raise StateError(f"cannot use the keys in {directory}: {error.strerror}") from error
+    return [(parse_key(file, content).id, file.suffix[1:], content) for file, content in contents]
+
+
 def rotate(directory: Path, algorithm: str, spent_before: float) -> tuple[str, list[str]]:
     """Make a new key, which signs from now on, and delete those whose last token has expired.
 
@@ -119,14 +149,14 @@ def rotate(directory: Path, algorithm: str, spent_before: float) -> tuple[str, l
 
 
 def _rotate(directory: Path, algorithm: str, spent_before: float) -> tuple[str, list[str]]:
-    kid = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(2)}"
+    kid = new_id()
     suffix = "hs256" if algorithm == "HS256" else "pem"
     files = sorted(
         (file for file in directory.iterdir() if not file.name.startswith(".")),
         key=lambda file: (file.stat().st_mtime_ns, file.name),
     )
     newest = files[-1].stat().st_mtime_ns
-    _create(directory, f"{kid}.{suffix}", _new_key(algorithm), newer_than=newest)
+    _create(directory, f"{kid}.{suffix}", new_key(algorithm), newer_than=newest)
     # A key signed its last token when its successor came.
     spent = [old for old, successor in pairwise(files) if successor.stat().st_mtime < spent_before]
     for file in spent:
@@ -144,7 +174,13 @@ def public_jwk(key: Key) -> dict[str, Any] | None:
     return {**public, "kid": key.id, "alg": key.algorithm, "use": "sig", "key_ops": ["verify"]}
 
 
-def _new_key(algorithm: str) -> bytes:
+def new_id() -> str:
+    """Return the id of a new key: when it was made, and something that no other key has."""
+    return f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(2)}"
+
+
+def new_key(algorithm: str) -> bytes:
+    """Return the content of the file of a new key."""
     if algorithm == "HS256":
         return secrets.token_bytes(SECRET_BYTES)
     from sse_app.auth.tokens.asymmetric import new_pem
@@ -154,13 +190,23 @@ def _new_key(algorithm: str) -> bytes:
 
 def _read(file: Path, directory: Path, owners: Collection[int]) -> Key:
     content, found = read_trusted(file, directory, owners)
-    key = _parse(file, content)
+    key = parse_key(file, content)
     if key.signing is not None:  # a public half may be read by all
         require_unreadable(file, found)
     return key
 
 
-def _parse(file: Path, content: bytes) -> Key:
+def parse_key(name: Path | str, content: bytes) -> Key:
+    """Return the key in a file.
+
+    Args:
+        name: of the file.
+        content: of the file.
+
+    Raises:
+        StateError: it is none that can be used.
+    """
+    file = Path(name)
     try:
         if file.suffix == ".hs256":
             return _checked(Key(file.stem, "HS256", content, content))

@@ -18,7 +18,7 @@ from psycopg import conninfo, errors
 from sse_app.core.errors import SSEAppError, StateError
 from sse_app.storage.postgres.connections import Connection, Pool
 from sse_app.storage.postgres.listener import FIRST_WAIT, LONGEST_WAIT, Listener
-from sse_app.storage.postgres.schema import migrate, require_whole
+from sse_app.storage.postgres.schema import migrate, require_whole, version_of
 
 CONNECT_TIMEOUT = 5
 """How many seconds a connection may take to be made, to each host that the URL names (libpq's ``connect_timeout``)."""
@@ -123,6 +123,19 @@ class Database:
                 await self._pool.empty()
         self.listener.start()
         self._back.set()
+
+    async def has_schema(self) -> bool:
+        """Return whether there are tables of this program; it need not be open.
+
+        Raises:
+            StateError: it cannot be reached, or its schema is of a newer version that this one may not use.
+        """
+        try:
+            async with asyncio.timeout(self._connect_timeout + CONNECT_TIMEOUT):
+                async with await self._pool.connect() as connection:
+                    return await version_of(connection) > 0
+        except (*FAILURES, *CHANGED) as error:
+            raise StateError(f"cannot use the database {self.address}: {text_of(error)}") from None
 
     @property
     def _connect_timeout(self) -> float:
