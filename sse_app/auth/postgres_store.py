@@ -19,6 +19,7 @@ from sse_app.auth.records import (
     Credentials,
     Revocation,
     Scope,
+    SealedKey,
     SessionLimits,
 )
 from sse_app.auth.store import (
@@ -30,7 +31,6 @@ from sse_app.auth.store import (
     RefreshRefused,
 )
 from sse_app.auth.tokens.grants import Grants
-from sse_app.auth.tokens.sealed_keys import SealedKey
 from sse_app.core.errors import AuthStoreUnavailable, SSEAppError, StateError
 from sse_app.settings.model import LONGEST_LIFETIME
 from sse_app.storage.postgres.database import Database, DatabaseUnavailable, text_of

@@ -1,4 +1,4 @@
-"""What auth keeps, as plain values: accounts, sessions, revocations, and entries of the audit trail."""
+"""What auth keeps, as plain values: accounts, sessions, revocations, entries of the audit trail, sealed keys."""
 
 from __future__ import annotations
 
@@ -179,3 +179,19 @@ class AuditEntry(NamedTuple):
     address: str
     target: str
     detail: str
+
+
+class SealedKey(NamedTuple):
+    """A key as it lies in the database.
+
+    Args:
+        id: its ``kid``.
+        kind: of its content: ``hs256``, ``pem`` or ``jwk``, as the names of key files end.
+        sealed: its content.
+        age: how many seconds ago it was added.
+    """
+
+    id: str
+    kind: str
+    sealed: bytes
+    age: float

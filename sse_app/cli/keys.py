@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sse_app.auth.factory import keys_directory, sealed_keys_of
 from sse_app.auth.tokens.keyring import KeyRing, load_keys, read_files
+from sse_app.auth.tokens.keyring import remove as remove_key
 from sse_app.auth.tokens.keyring import rotate as rotate_keys
 from sse_app.cli.auth_store import auth_store, keys_in_use, note
 from sse_app.cli.options import settings_of
@@ -50,6 +51,20 @@ async def _rotate(options: argparse.Namespace) -> str:
             kid, spent = rotate_keys(directory, algorithm, time.time() - longest)
         await note(store, "key_rotation", kid, f"{algorithm}; deleted: {', '.join(spent) or 'none'}")
         return kid
+
+
+def remove(options: argparse.Namespace) -> None:
+    """Delete a key that has leaked, or is needed no more."""
+    asyncio.run(_remove(options))
+
+
+async def _remove(options: argparse.Namespace) -> None:
+    async with auth_store(options) as (store, settings):
+        if (sealed := sealed_keys_of(settings.auth, store)) is not None:
+            await sealed.remove(options.id)
+        else:
+            remove_key(keys_directory(settings.auth, StateDirectory(settings.state_dir)), options.id)
+        await note(store, "key_removed", options.id)
 
 
 def take_in(options: argparse.Namespace) -> None:

@@ -166,6 +166,10 @@ def _parser() -> argparse.ArgumentParser:
     rotate.add_argument(
         "--algorithm", choices=["HS256", "EdDSA", "ES256", "RS256"], help="default: as the key that signs now"
     )
+    removed = add(
+        "remove", "keys:remove", "delete a key: its tokens are refused from now on", key_actions.add_parser
+    )
+    removed.add_argument("id", metavar="ID")
     taken_in = add(
         "import",
         "keys:take_in",

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import jwt
 import psycopg
@@ -53,10 +54,12 @@ def database(postgres: Postgres) -> str:
 def desks(tmp_path_factory: pytest.TempPathFactory, database: str) -> Iterator[list[Desk]]:
     expected = ("refresh_reused", "accounts_unavailable", "event_log_unavailable")
     directory = tmp_path_factory.mktemp("nodes")
-    settings = {"EVENT_LOG": database, "AUTH__KEYS_SEAL": str(new_seal(directory)), "expected": expected}
+    settings: dict[str, Any] = {"EVENT_LOG": database, "AUTH__KEYS_SEAL": str(new_seal(directory))}
     with ExitStack() as stack:
         yield [
-            stack.enter_context(serving(Desk, directory / name / "state", NODE=name, **settings))
+            stack.enter_context(
+                serving(Desk, directory / name / "state", expected=expected, NODE=name, **settings)
+            )
             for name in ("one", "other")
         ]
 
@@ -125,11 +128,15 @@ def disable(desk: Desk, name: str, session: Session, ear: Ear) -> str:
 
 
 def kick(desk: Desk, name: str, session: Session, ear: Ear) -> str:
-    connections = desk.http.get("/api/v1/admin/connections", params={"search": name}, headers=desk.admin)
-    (row,) = (row for row in connections.json()["connections"] if row["subject"] == name)
-    path = f"/api/v1/admin/connections/{row['connection']}"
-    answer = desk.http.delete(path, params={"seconds": 60}, headers=desk.admin)
-    assert answer.status_code in (200, 204), answer.text
+    headers = desk.admin
+
+    def rows() -> list[dict[str, Any]]:
+        answer = desk.http.get("/api/v1/admin/connections", params={"search": name}, headers=headers)
+        return [row for row in answer.json()["connections"] if row["subject"] == name]
+
+    until(rows, "the node of the stream answers")
+    answer = desk.http.post(f"/api/v1/admin/connections/{rows()[0]['connection']}/kick", headers=headers)
+    assert answer.status_code == 200, answer.text
     return "kicked"
 
 
@@ -180,6 +187,21 @@ def test_a_new_key_is_known_to_all_nodes_before_one_signs_with_it(
         assert other.listed()[0] == [kid, algorithm, "signs"]
         minted = other.mint(TokenKind.ACCESS, "ann")
         assert (kid_of(minted), one.me(minted)) == (kid, 200)
+
+
+def test_a_key_that_is_removed_verifies_on_no_node(desks: list[Desk], people: Callable[[], str]) -> None:
+    one, other = desks
+    session = one.log_in(people())
+    old = kid_of(session.access)
+    refused = run_program("keys", "remove", old, environment=one.server.environment)
+    assert (refused.returncode, "signs; make another one first" in refused.stderr) == (1, True)
+    one.server.command("keys", "rotate")
+    until(lambda: one.listed()[0][2] == "signs", "the new key signs")
+    one.server.command("keys", "remove", old)
+    for desk in desks:
+        until(lambda desk=desk: desk.me(session.access) == 401, "the old key is gone")  # type: ignore[misc]
+    assert other.me(one.refresh(session.refresh).access) == 200
+    assert old not in [line[0] for line in other.listed()]
 
 
 def test_the_database_holds_no_key_that_is_not_sealed(desks: list[Desk], database: str) -> None:

@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sse_app.core.errors import StateError
+from sse_app.core.errors import InvalidInput, StateError
 from sse_app.storage.ownership import ROOT, read_trusted, require_closed, require_own, require_unreadable
 
 SECRET_BYTES = 32
@@ -125,6 +125,35 @@ def read_files(directory: Path) -> list[tuple[str, str, bytes]]:
     except OSError as error:
         raise StateError(f"cannot use the keys in {directory}: {error.strerror}") from error
     return [(parse_key(file, content).id, file.suffix[1:], content) for file, content in contents]
+
+
+def remove(directory: Path, id: str) -> None:
+    """Delete a key, which then verifies no more.
+
+    Raises:
+        InvalidInput: there is no key of that id, or it is the one that signs.
+        StateError: the keys cannot be used.
+    """
+    require_removable(load_keys(directory, create=False), id)
+    owners = (ROOT, os.geteuid(), directory.stat().st_uid)
+    try:
+        for file in directory.iterdir():
+            if not file.name.startswith(".") and _read(file, directory, owners).id == id:
+                file.unlink()
+    except OSError as error:
+        raise StateError(f"cannot delete the key {id!a} in {directory}: {error.strerror}") from error
+
+
+def require_removable(keys: KeyRing, id: str) -> None:
+    """Refuse to delete a key that is not there, or the one that signs.
+
+    Raises:
+        InvalidInput: it is one of these.
+    """
+    if keys.find(id) is None:
+        raise InvalidInput(f"there is no key {id!a}; see: sse-app keys list")
+    if keys.signing.id == id:
+        raise InvalidInput(f"the key {id!a} signs; make another one first: sse-app keys rotate")
 
 
 def rotate(directory: Path, algorithm: str, spent_before: float) -> tuple[str, list[str]]:

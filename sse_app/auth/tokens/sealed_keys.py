@@ -6,9 +6,10 @@ import time
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from sse_app.auth.tokens.keyring import Key, KeyRing, new_id, new_key, parse_key
+from sse_app.auth.records import SealedKey
+from sse_app.auth.tokens.keyring import Key, KeyRing, new_id, new_key, parse_key, require_removable
 from sse_app.core.errors import StateError
 
 if TYPE_CHECKING:
@@ -17,22 +18,6 @@ if TYPE_CHECKING:
 
 LEARNED = 2.0
 """After how many seconds every node has learned of a new key; it signs from then on."""
-
-
-class SealedKey(NamedTuple):
-    """A key as it lies in the database.
-
-    Args:
-        id: its ``kid``.
-        kind: of its content: ``hs256``, ``pem`` or ``jwk``, as the names of key files end.
-        sealed: its content.
-        age: how many seconds ago it was added.
-    """
-
-    id: str
-    kind: str
-    sealed: bytes
-    age: float
 
 
 class SealedKeys:
@@ -114,6 +99,18 @@ class SealedKeys:
             spent = [old.id for successor, old in pairwise(rows) if successor.age > longest]
             if await self._add(changed, [(id, kind, new_key(algorithm))], spent):
                 return id, spent
+
+    async def remove(self, id: str) -> None:
+        """Delete a key, which then verifies no more.
+
+        Raises:
+            InvalidInput: there is no key of that id, or it is the one that signs.
+            StateError, AuthStoreUnavailable: as `load`.
+        """
+        while True:
+            require_removable(await self.load(create=False), id)
+            if await self._add(self._changed, [], [id]):
+                return
 
     async def take_in(self, files: Iterable[tuple[str, str, bytes]]) -> list[str]:
         """Add keys that were kept in files, and return the ids of those that were not there yet.
