@@ -28,6 +28,10 @@ ATTEMPTS, PAUSE = 5, 0.1
 """How often the store is asked when it has told of a change, until it answers, and the seconds in between: then its
 connections may just have been lost."""
 
+TOLD_DELAY = 0.2
+"""After how many seconds that is done: a node that revokes something says itself how its streams are to be counted and
+ended, and both messages are under way at once."""
+
 OTHERS_TIMEOUT = 1.0
 """How long a revocation waits for the other nodes, in seconds; one that does not answer finds it in the store."""
 
@@ -236,6 +240,7 @@ class Enforcement:
             self._told = asyncio.create_task(self._look_as_told(), name="look-at-revocations")
 
     async def _look_as_told(self) -> None:
+        await asyncio.sleep(TOLD_DELAY)
         failures = 0
         while failures < ATTEMPTS:
             self._told_again = False
