@@ -12,7 +12,16 @@ from pathlib import Path
 from sse_app.core.errors import StateError
 from sse_app.storage.ownership import require_own, require_private, require_private_database
 
-OURS = ("accounts.db", "events.db", "keys/*.hs256", "keys/*.pem", "keys/*.jwk", "accounts.id", "lock", "workers/*/lock")
+OURS = (
+    "accounts.db",
+    "events.db",
+    "keys/*.hs256",
+    "keys/*.pem",
+    "keys/*.jwk",
+    "accounts.id",
+    "lock",
+    "workers/*/lock",
+)
 """By any of these files a directory is known as one with state; the lock of /var is a directory.
 
 Where a database keeps the accounts and the events, and the keys are elsewhere, there is nothing but the locks.
