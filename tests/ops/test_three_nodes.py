@@ -135,8 +135,9 @@ def haproxy(nodes: Sequence[ServerProcess], folder: Path) -> Iterator[int]:
             yield port
 
 
+@pytest.mark.parametrize("count", [1, pytest.param(3, marks=pytest.mark.long)])
 def test_nodes_behind_haproxy_are_restarted_and_upgraded_in_turn_and_no_event_is_lost(
-    nodes: list[ServerWithWorkers], database_url: str, tmp_path: Path
+    nodes: list[ServerWithWorkers], database_url: str, tmp_path: Path, count: int
 ) -> None:
     seed = int(os.environ.get("NODES_SEED", 0)) or random.randrange(1, 1_000_000)
     print(f"NODES_SEED={seed}")
@@ -151,7 +152,7 @@ def test_nodes_behind_haproxy_are_restarted_and_upgraded_in_turn_and_no_event_is
             for fleet in fleets:
                 fleet.open(10, path)
             books.open()
-            for number, node in enumerate(nodes):
+            for number, node in enumerate(nodes[:count]):
                 books.advance()
                 done = len(node.logged("upgraded")), len(node.logged("parent_replaced"))
                 node.signal(signal.SIGUSR2)
