@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,26 +24,9 @@ from tests.support.accounting import CHANNELS, Books, Publish, Publisher, Stored
 from tests.support.fleet import Fleet
 from tests.support.ports import reserved_port
 from tests.support.programs import require
-from tests.support.proxies import running
-from tests.support.server_process import ServerProcess
+from tests.support.proxies import make_certificate, running
+from tests.support.server_process import ROOT, ServerProcess
 from tests.support.supervised import ServerWithWorkers, starting_workers
-
-HAPROXY = """
-defaults
-    mode http
-    retries 3
-    option redispatch
-    timeout connect 2s
-    timeout client 60s
-    timeout server 60s
-    timeout tunnel 1h
-listen sse_app
-    bind 127.0.0.1:{port}
-    balance leastconn
-    option httpchk GET /readyz
-    default-server check inter 200 rise 1 fall 2
-{servers}
-"""
 
 
 @pytest.fixture
@@ -125,14 +109,39 @@ def stored_in(url: str) -> dict[str, Stored]:
 
 @contextmanager
 def haproxy(nodes: Sequence[ServerProcess], folder: Path) -> Iterator[int]:
-    """Run HAProxy in front of the nodes, and yield its port."""
-    servers = "\n".join(f"    server node{n} 127.0.0.1:{node.port}" for n, node in enumerate(nodes, 1))
-    with reserved_port() as port:
+    """Run HAProxy on the configuration that comes with the server, with these nodes, and yield a port without TLS."""
+    certificate = make_certificate(folder)
+    both = folder / "both.pem"
+    both.write_bytes(certificate.certificate.read_bytes() + certificate.key.read_bytes())
+    with reserved_port() as port, reserved_port() as encrypted:
+        text = (ROOT / "config/haproxy.cfg").read_text()
+        changes = {f"10.0.0.1{n}:8000": f"127.0.0.1:{node.port}" for n, node in enumerate(nodes, 1)}
+        changes |= {
+            "maxconn 100000": "maxconn 2000",
+            "log /dev/log": "log stdout format raw",
+            "bind :443 ": f"bind 127.0.0.1:{port}\n    bind 127.0.0.1:{encrypted} ",
+            "/etc/ssl/sse_app/both.pem": str(both),
+        }
+        for theirs, ours in changes.items():
+            assert theirs in text, theirs
+            text = text.replace(theirs, ours)
         configuration = folder / "haproxy.cfg"
-        configuration.write_text(HAPROXY.format(port=port, servers=servers))
+        configuration.write_text(text)
         command = [require("haproxy"), "-db", "-f", str(configuration)]
-        with running(command, f"http://127.0.0.1:{port}", folder, {}):
+        with running(command, f"http://127.0.0.1:{port}", folder, {}) as proxy:
+            curl = [require("curl"), "--silent", "--fail", "--cacert", str(certificate.certificate)]
+            asked = [
+                f"https://localhost:{encrypted}/readyz",
+                "--output",
+                str(folder / "ready"),
+                "--write-out",
+            ]
+            done = subprocess.run([*curl, *asked, "%{http_version}"], stdout=subprocess.PIPE, text=True)
+            assert (done.returncode, done.stdout) == (0, "2")
             yield port
+            logged = proxy.logs()
+            assert " GET /api/v1/sse/" in logged
+            assert "eyJ" not in logged, "a token is in the log"
 
 
 @pytest.mark.parametrize("count", [1, pytest.param(3, marks=pytest.mark.long)])
