@@ -213,11 +213,13 @@ class Admission:
             EventLogUnavailable: the log cannot be asked just now.
         """
         hub = self._hub
-        lost = await hub.eventlog.lost(channels, after)
-        if len(lost) == len(channels):
-            return _Start(hub.head, lost)
-        await hub.reached(after.seq)
-        return _Start(after, lost)
+        while True:
+            lost = await hub.eventlog.lost(channels, after)
+            if len(lost) == len(channels):
+                return _Start(hub.head, lost)
+            if await hub.reached(after):
+                return _Start(after, lost)
+            # Another log is there, or a part of this one was skipped, so the answer may not hold any more.
 
     def _register(self, claims: Claims, wanted: Subscription, start: _Start) -> Admitted:
         hub = self._hub

@@ -92,6 +92,8 @@ class Hub:
         self._reads: SharedReads[tuple[frozenset[ChannelName], int, int], tuple[bytes, int]] = SharedReads()
         self._groups: dict[tuple[frozenset[ChannelName], Framing], FanoutGroup[Stream]] = {}
         self._of_channel: dict[ChannelName, dict[FanoutGroup[Stream], None]] = {}
+        self._replacements = 0
+        """How often it has begun anew, at the head of another log or of one that it has not read in time."""
         self._arrival: asyncio.Event | None = None
         """Is set at the next fan-out, where that is waited for."""
         self._empty = asyncio.Event()
@@ -160,6 +162,8 @@ class Hub:
     async def _follow(self) -> None:
         while True:
             try:
+                if self.eventlog.head.epoch != self.head.epoch:  # since the last tail has ended
+                    raise LogReplaced
                 async with aclosing(self.eventlog.tail(self.head.seq)) as tail:
                     async for events in tail:
                         await self._bring(events)
@@ -176,6 +180,7 @@ class Hub:
     def _begin_anew(self, head: EventId) -> None:
         """Continue at another head; the streams are ended, and their clients told of the gap when they come back."""
         self.head = head
+        self._replacements += 1
         self._advance(head.seq)
         self._replay_cache = ReplayCache(head.epoch, REPLAY_CACHE_BYTES)
         self.end_all("unavailable")
@@ -312,23 +317,35 @@ class Hub:
 
     async def _read(self, wanted: frozenset[ChannelName], after: int, until: int) -> tuple[bytes, int]:
         """Return a page of the past from the log; see `past`."""
+        cache = self._replay_cache
         page = await self.eventlog.replay(wanted, after, until, REPLAY_PAGE_EVENTS)
         if page.gap:
             raise EventLogUnavailable("the history was trimmed while it was being replayed")
-        encoded = b"".join(self._replay_cache.encode(event) for event in page.events)
+        if cache.epoch != self.eventlog.head.epoch:
+            raise EventLogUnavailable("the log was replaced while it was being replayed")
+        encoded = b"".join(cache.encode(event) for event in page.events)
         return encoded, page.events[-1].seq if page.more else until
 
-    async def reached(self, seq: int) -> None:
-        """Wait until the fan-out of the event ``seq`` has begun."""
-        while self.head.seq < seq:
+    async def reached(self, position: EventId) -> bool:
+        """Wait until the fan-out of an event has begun; return False where the log is replaced by another one.
+
+        Args:
+            position: of the log that the hub follows, or that the log has been replaced by.
+        """
+        replacements = self._replacements
+        while self.head.epoch != position.epoch or self.head.seq < position.seq:
+            if replacements != self._replacements:
+                return False
             self._arrival = self._arrival or asyncio.Event()
             await self._arrival.wait()
+        return True
 
     # -- fan-out --------------------------------------------------------------------------------------------
 
     async def settled(self) -> None:
         """Wait until every stream has been given all that the log had at the call, and no fan-out is under way."""
-        await self.reached(self.eventlog.head.seq)
+        while not await self.reached(self.eventlog.head):
+            pass
         async with self._fanning_out:
             pass
 

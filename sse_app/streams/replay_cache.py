@@ -28,7 +28,8 @@ class ReplayCache:
     """
 
     def __init__(self, epoch: str, max_bytes: int) -> None:
-        self._epoch = epoch.encode()
+        self.epoch = epoch
+        self._encoded_epoch = epoch.encode()
         self._max_bytes = max_bytes
         self._bytes = 0
         self._answers: dict[tuple[int, int, frozenset[ChannelName]], tuple[bytes, int]] = {}
@@ -47,7 +48,7 @@ class ReplayCache:
 
     def encode(self, event: Event) -> bytes:
         """Return an event of the log in the event stream format."""
-        id = b"%b-%d" % (self._epoch, event.seq)
+        id = b"%b-%d" % (self._encoded_epoch, event.seq)
         return encode_event(id, event.type.encode(), event.data, event.retry)
 
     def between(self, after: int, until: int, channels: frozenset[ChannelName]) -> tuple[bytes, int] | None:

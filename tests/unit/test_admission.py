@@ -90,7 +90,7 @@ class Room:
     async def publish(self, channel: ChannelName, count: int = 1) -> EventId:
         """Publish events, wait until the fan-out of the last has begun, and return its id."""
         ids = await self.log.append([NewEvent(channel, "e", b"x")] * count)
-        await self.hub.reached(ids[-1].seq)
+        await self.hub.reached(ids[-1])
         return ids[-1]
 
     async def admit(
@@ -349,7 +349,7 @@ async def test_what_the_log_has_behind_the_head_comes_to_a_stream_that_resumes_a
             admitted.stream.attach(connection)
             await Pump(room.hub, room.keepalive).run(admitted.stream, connection)
             room.hub.resume()
-            await room.hub.reached(position.seq + 1)
+            await room.hub.reached(position._replace(seq=position.seq + 1))
             await room.hub.settled()
             assert client.recv(4096) == b"id: %b-2\nevent: e\ndata: later\n\n" % position.epoch.encode()
             connection.close()

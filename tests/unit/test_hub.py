@@ -310,7 +310,7 @@ async def test_a_large_fan_out_lets_others_run_in_between(monkeypatch: pytest.Mo
         clients = [Client(hub, (A,)) for _ in range(100)]
         await asyncio.sleep(0.01)
         await publish(A)
-        await hub.reached(1)
+        await hub.reached(hub.head._replace(seq=1))
         turns = 0
         while hub.deliveries and not clients[-1].received:
             turns += 1
@@ -367,7 +367,7 @@ async def test_a_paused_hub_sends_nothing_that_others_append_until_it_goes_on(tm
         await asyncio.sleep(0)
         await other.eventlog.append([e(A)])
         await hub.eventlog.append([e(B)])
-        await hub.reached(2)
+        await hub.reached(hub.head._replace(seq=2))
         position = await hub.pause()
         assert position.seq == 2
         for _ in range(3):
@@ -406,7 +406,7 @@ async def test_the_next_process_begins_where_the_hub_was_paused_whatever_others_
         appends = asyncio.create_task(append())
         before.begin()
         old = Client(before, (A,))
-        await before.reached(20)
+        await before.reached(before.head._replace(seq=20))
         position = await before.pause()
         old.read()
         assert old.numbers() == list(range(1, position.seq + 1))
@@ -415,11 +415,11 @@ async def test_the_next_process_begins_where_the_hub_was_paused_whatever_others_
             new = Client(successor, (A,))
             new.start = position.seq
             successor.begin(position)
-            await successor.reached(position.seq + 20)
+            await successor.reached(position._replace(seq=position.seq + 20))
             appending = False
             await appends
             (last,) = await other.eventlog.append([e(A)])
-            await successor.reached(last.seq)
+            await successor.reached(last)
             await successor.settled()
             new.read()
             old.read()
@@ -436,7 +436,7 @@ async def test_a_pause_lets_the_fan_out_under_way_end(monkeypatch: pytest.Monkey
         clients = [Client(hub, (A,)) for _ in range(100)]
         await asyncio.sleep(0.01)
         await publish(A)
-        await hub.reached(1)
+        await hub.reached(hub.head._replace(seq=1))
         await publish(A)
         position = await hub.pause()
         assert position.seq == 1
@@ -444,7 +444,7 @@ async def test_a_pause_lets_the_fan_out_under_way_end(monkeypatch: pytest.Monkey
             client.read()
             assert client.numbers() == [1]
         hub.resume()
-        await hub.reached(2)
+        await hub.reached(hub.head._replace(seq=2))
         await hub.settled()
         for client in clients:
             client.read()
@@ -471,7 +471,7 @@ async def test_pauses_at_any_time_lose_and_repeat_nothing(seed: int, monkeypatch
                     client.read()
                     assert client.numbers() == list(range(1, position.seq + 1))
                 hub.resume()
-        await hub.reached(published)
+        await hub.reached(hub.head._replace(seq=published))
         await hub.settled()
         for client in clients:
             client.read()
@@ -513,7 +513,7 @@ async def test_streams_end_where_events_were_trimmed_before_the_hub_had_read_the
     assert hub.head.seq == 20
     later = Client(hub, (A,))
     await log.append([e(A)])
-    await hub.reached(21)
+    await hub.reached(hub.head._replace(seq=21))
     await hub.settled()
     later.read()
     assert later.numbers() == [21]

@@ -71,7 +71,7 @@ class Room:
         """Publish an event on each channel, and wait until the fan-out of the last has begun."""
         ids = await self.log.append([NewEvent(channel, "e", b"x" * 10) for channel in channels])
         self.published += channels
-        await self.hub.reached(ids[-1].seq)
+        await self.hub.reached(ids[-1])
 
     def numbers(self, channels: tuple[ChannelName, ...], after: int, until: int) -> list[int]:
         """Return the numbers of the channels' events in a part of the log."""

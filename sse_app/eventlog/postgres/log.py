@@ -251,6 +251,7 @@ class PostgresEventLog(EventLog):
     ) -> Page:
         if not channels:
             return Page([], False, False)
+        asked_at = self._replacements
         first, *rows = await self._query(
             "SELECT seq, name, type, data, retry, more, gap FROM sse_app.page(%b::text[], %s, %s, %s, %s, %s, %s, %s)",
             list(dict.fromkeys(channels)),
@@ -261,6 +262,10 @@ class PostgresEventLog(EventLog):
             PAGE_BYTES,
             newest_first,
         )
+        head, epoch = first[:2]
+        self._learned(epoch, head, asked_at)
+        if self._replacements != asked_at:
+            raise EventLogUnavailable("the log was replaced while it was read")
         return Page([Event(*row[:5]) for row in rows], bool(rows) and rows[-1][5], first[6])
 
     async def published(self, channel: ChannelName) -> tuple[int, int]:

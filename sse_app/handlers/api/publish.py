@@ -11,6 +11,7 @@ import orjson
 
 from sse_app.auth.tokens.claims import Claims
 from sse_app.core.channels import parse_channel
+from sse_app.core.errors import EventLogUnavailable
 from sse_app.core.events import Event, EventId, NewEvent
 from sse_app.eventlog.base import MAX_SEQ, IdempotencyKey
 from sse_app.handlers.base import SMALL_BODY_BYTES, ApiHandler, BodyHandler
@@ -116,6 +117,8 @@ class HistoryHandler(ApiHandler):
             start = after.seq if after is not None and complete else 0
             # To the end of the log, not of what this process has heard of: another may have acknowledged more.
             page = await eventlog.replay([channel], start, MAX_SEQ, limit)
+            if after is not None and complete and after.epoch != eventlog.head.epoch:
+                raise EventLogUnavailable("the log was replaced while it was read")
             events, complete = page.events, complete and not page.gap
         self.write_json(
             {"events": [_item(eventlog.head.epoch, event) for event in events], "complete": complete}

@@ -279,7 +279,8 @@ END
 $$;
 
 -- Return a page of the past of channels: its events, each with how many there are with it and after it up to one more
--- than the limit; and first one row without an event that says whether events after the position are no longer kept.
+-- than the limit; and first one row without an event that says whether events after the position are no longer kept,
+-- and the log's epoch and head in the places of name and seq.
 --   bytes: no further event comes once the data of those before it is so long.
 CREATE FUNCTION sse_app.page(
     names text[], size bigint, age double precision, after bigint, until bigint, most integer, bytes bigint,
@@ -293,8 +294,9 @@ DECLARE
     bounds bigint[];
     known text[];
 BEGIN
-    SELECT array_agg(id), array_agg(greatest(trimmed, after)), array_agg(name), bool_or(trimmed > after)
-        INTO ids, bounds, known, gap FROM sse_app.kept(names, size, age);
+    SELECT array_agg(id), array_agg(greatest(trimmed, after)), array_agg(name), bool_or(trimmed > after),
+            min(epoch), max(head)
+        INTO ids, bounds, known, gap, name, seq FROM sse_app.kept(names, size, age);
     RETURN NEXT;
     IF newest_first THEN
         RETURN QUERY SELECT p.seq, known[p.place], p.type, p.data, p.retry, p.found > p.number, false
