@@ -249,7 +249,7 @@ class Trouble:
 @contextmanager
 def books_of(server: ServerWithWorkers, chance: random.Random) -> Iterator[Books]:
     """Publishers and clients, whose account has to balance in the end."""
-    books = Books(server, chance.randrange(1_000_000))
+    books = Books(server, seed=chance.randrange(1_000_000))
     try:
         books.open()
         books.advance()

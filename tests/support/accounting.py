@@ -6,6 +6,7 @@ was sent. Clients resume by id, wherever the kernel takes their connections.
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import socket
@@ -16,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException, HTTPResponse
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,7 +51,8 @@ class Publish:
         channels: where each of its events goes.
         begun, ended: when it was first sent, and when it was acknowledged.
         ids: of its events, once it was acknowledged.
-        uncertain: whether a connection was cut off before an answer came.
+        earlier: what else it was acknowledged with, before events were lost.
+        uncertain: whether it may have been stored without a word: a connection was cut off before an answer came.
     """
 
     name: str
@@ -57,6 +60,7 @@ class Publish:
     begun: float = field(default_factory=time.monotonic)
     ended: float = 0.0
     ids: list[str] = field(default_factory=list)
+    earlier: list[list[str]] = field(default_factory=list)
     uncertain: bool = False
 
     def data(self) -> list[dict[str, object]]:
@@ -103,7 +107,7 @@ class Publisher(Thread):
     """Publishes one request after another.
 
     Args:
-        server: where to.
+        servers: where to, to one of them over each connection.
         number: of the publisher.
         seed: of what it leaves to chance.
         keyed: whether each request has an idempotency key, and is repeated until it is acknowledged; else what
@@ -111,11 +115,13 @@ class Publisher(Thread):
         kept: whether it keeps its connection; else it makes one for each request.
         batch: how many events a request has at most.
         pause: seconds between two.
+        doubtful: whether what is answered 503 may have been stored.
+        losses: whether what is acknowledged may be lost.
     """
 
     def __init__(
         self,
-        server: ServerProcess,
+        servers: Sequence[ServerProcess],
         number: int,
         seed: str,
         *,
@@ -123,6 +129,8 @@ class Publisher(Thread):
         kept: bool,
         batch: int,
         pause: float = 0.03,
+        doubtful: bool = False,
+        losses: bool = False,
     ) -> None:
         super().__init__(f"publisher-{number}")
         self.sent: list[Publish] = []
@@ -131,10 +139,11 @@ class Publisher(Thread):
         self.longest = 0.0
         """The longest time until an answer or the end of the connection, in seconds."""
         self._number = number
-        self._port = server.port
-        self._headers = {"Authorization": f"Bearer {server.access_token(ttl=6000)}"}
+        self._servers = servers
+        self._headers = {"Authorization": f"Bearer {servers[0].access_token(ttl=6000)}"}
         self._chance = random.Random(seed)
         self._keyed, self._kept, self._batch, self._pause = keyed, kept, batch, pause
+        self._doubtful, self._losses = doubtful, losses
         self._connection: HTTPConnection | None = None
         self._gives_up = False
 
@@ -155,11 +164,15 @@ class Publisher(Thread):
             status, answer = self._answer(one)
             if status == 201:
                 ids = answer["ids"] if "ids" in answer else [answer["id"]]
-                assert one.ids in ([], ids), f"{one} was repeated and acknowledged with {ids}"
+                if one.ids not in ([], ids):
+                    assert self._losses, f"{one} was repeated and acknowledged with {ids}"
+                    one.earlier.append(one.ids)
                 one.ids, one.ended = ids, one.ended or time.monotonic()
                 return
             assert status in (0, 503), (status, answer)
-            one.uncertain = one.uncertain or not status
+            if status and self._chance.random() < 0.2:  # another server may take it
+                self._leave()
+            one.uncertain = one.uncertain or not status or self._doubtful
             if not self._keyed or self._gives_up:
                 return
             time.sleep(COMES_BACK)
@@ -197,7 +210,8 @@ class Publisher(Thread):
 
     def _connected(self) -> HTTPConnection | None:
         while self._connection is None and not self._gives_up:
-            connection = HTTPConnection("127.0.0.1", self._port, timeout=ANSWER_TIMEOUT)
+            port = self._chance.choice(self._servers).port
+            connection = HTTPConnection("127.0.0.1", port, timeout=ANSWER_TIMEOUT)
             try:
                 connection.connect()
             except OSError:  # nothing was sent
@@ -226,15 +240,23 @@ class Listener(Thread):
     """A client that is sent away, cut off, or leaves, and comes back with the id of its last event.
 
     Args:
-        server: where it listens.
+        servers: where it listens, to one of them with each stream.
         number: of the client.
         seed: of what it leaves to chance.
         channels: what it listens to.
         stays: for how many seconds it stays on the average, where nothing ends its stream.
+        resets: whether it may be told that something is lost to it.
     """
 
     def __init__(
-        self, server: ServerProcess, number: int, seed: str, channels: Sequence[str], stays: float
+        self,
+        servers: Sequence[ServerProcess],
+        number: int,
+        seed: str,
+        channels: Sequence[str],
+        stays: float,
+        *,
+        resets: bool = False,
     ) -> None:
         super().__init__(f"listener-{number}")
         self.channels = channels
@@ -244,22 +266,26 @@ class Listener(Thread):
         self.seen: list[tuple[str, Any]] = []
         """Ids and data of all events, of all its streams."""
         self.streams = 0
-        self._server = server
+        self.resets: list[int] = []
+        """How many events it had seen each time that it was told of a loss."""
+        self._may_be_reset = resets
+        self._servers = servers
         self._chance = random.Random(seed)
         self._stays = stays
         self._by_header = number % 2 == 0
-        self._token = server.stream_token(*channels, ttl=6000)
+        self._token = servers[0].stream_token(*channels, ttl=6000)
         self._socket: socket.socket | None = None
 
     def work(self) -> None:
         """Have one stream, to its end."""
+        server = self._chance.choice(self._servers)
         try:
-            self._socket = socket.create_connection(("127.0.0.1", self._server.port), ANSWER_TIMEOUT)
+            self._socket = socket.create_connection(("127.0.0.1", server.port), ANSWER_TIMEOUT)
         except OSError:
             self.stopping.wait(COMES_BACK)
             return
         try:
-            self._listen(self._socket)
+            self._listen(self._socket, server)
         except TimeoutError as error:
             raise AssertionError(f"nothing came within {ANSWER_TIMEOUT} s") from error
         except (OSError, HTTPException):  # the server, or the test, has ended it
@@ -268,11 +294,11 @@ class Listener(Thread):
             self._socket.close()
         self.stopping.wait(COMES_BACK * self._chance.random())
 
-    def _listen(self, sock: socket.socket) -> None:
+    def _listen(self, sock: socket.socket, server: ServerProcess) -> None:
         query = {"last_event_id": self.position} if self.position and not self._by_header else {}
-        url = self._server.stream_url(",".join(self.channels), self._token, **query)
+        url = server.stream_url(",".join(self.channels), self._token, **query)
         header = f"Last-Event-ID: {self.position}\r\n" if self.position and self._by_header else ""
-        path = url.removeprefix(self._server.url)
+        path = url.removeprefix(server.url)
         sock.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n{header}\r\n".encode())
         response = HTTPResponse(sock)
         response.begin()
@@ -288,7 +314,10 @@ class Listener(Thread):
                 for event in reader.feed(piece):
                     assert not closing, f"{event} after closing"
                     closing = event.type == "closing"
-                    if event.type not in ("closing", "ping"):
+                    if event.type == "reset":
+                        assert self.resets, event
+                        assert event.json()["channel"] in self.channels, event
+                    elif event.type not in ("closing", "ping"):
                         self._take(event, connected)
                         connected = True
 
@@ -300,11 +329,15 @@ class Listener(Thread):
             self.streams += 1
             if self.begins_after is None:
                 self.begins_after = event.id
+            elif self._may_be_reset and not data["recovered"]:
+                self.resets.append(len(self.seen))
             else:
                 assert (event.id, data["recovered"]) == (self.position, True), (event, self.position)
         else:
             assert event.type == "e", event
-            assert sequence(event.id) > sequence(self.position), (event, self.position)
+            if self.resets[-1:] != [len(self.seen)]:  # else its position is still the one that was lost
+                assert _epoch(event.id) == _epoch(self.position), (event, self.position)
+                assert sequence(event.id) > sequence(self.position), (event, self.position)
             self.seen.append((event.id, data))
         self.position = event.id
 
@@ -317,28 +350,48 @@ class Listener(Thread):
 
 
 class Books:
-    """Publishers and clients of one server, and the account of them.
+    """Publishers and clients of a server or of several, and the account of them.
 
     Args:
-        server: it runs.
+        servers: they run, and share one log and their keys.
         seed: of what they leave to chance.
         clients: how many.
+        doubtful: whether what is answered 503 may have been stored.
+        losses: whether what was acknowledged may be lost, and is told to be.
     """
 
-    def __init__(self, server: ServerProcess, seed: int, clients: int = 10) -> None:
-        self._server = server
+    def __init__(
+        self,
+        *servers: ServerProcess,
+        seed: int,
+        clients: int = 10,
+        doubtful: bool = False,
+        losses: bool = False,
+    ) -> None:
         self.publishers = [
-            Publisher(server, number, f"{seed} publisher {number}", keyed=keyed, kept=kept, batch=batch)
+            Publisher(
+                servers,
+                number,
+                f"{seed} publisher {number}",
+                keyed=keyed,
+                kept=kept,
+                batch=batch,
+                doubtful=doubtful,
+                losses=losses,
+            )
             for number, (keyed, kept, batch) in enumerate(
                 (keyed, kept, batch) for keyed in (True, False) for kept in (True, False) for batch in (1, 8)
             )
         ]
+        self._numbers = itertools.count(1)
+        self.lost = 0
+        """How many acknowledged events were lost, once that is known."""
         chance = random.Random(f"{seed} clients")
         self.listeners = []
         for number in range(clients):
             channels = chance.sample(CHANNELS, chance.randint(1, len(CHANNELS)))
             stays = chance.choice((0.5, 3.0, 600.0))
-            listener = Listener(server, number, f"{seed} client {number}", channels, stays)
+            listener = Listener(servers, number, f"{seed} client {number}", channels, stays, resets=losses)
             self.listeners.append(listener)
 
     def open(self) -> None:
@@ -348,6 +401,17 @@ class Books:
         until(lambda: all(listener.begins_after for listener in self.listeners), "all clients are connected")
         for publisher in self.publishers:
             publisher.start()
+
+    def enter(self, *channels: str) -> Publish:
+        """Enter a request that the test itself sends, with its name as idempotency key."""
+        one = Publish(f"test.{next(self._numbers)}", channels, uncertain=True)
+        self.publishers[0].sent.append(one)
+        return one
+
+    def acknowledged_with(self, one: Publish, ids: list[str]) -> None:
+        """Note with what ids such a request was acknowledged."""
+        assert one.ids in ([], ids), (one, ids)
+        one.ids, one.ended = ids, one.ended or time.monotonic()
 
     @property
     def acknowledged(self) -> int:
@@ -383,9 +447,11 @@ class Books:
             publisher.stopping.set()
         for publisher in self.publishers:
             publisher.stop()
-        last = Publish("last", CHANNELS)
-        self.publishers[0].sent.append(last)
-        self.publishers[0].publish(last)
+        last = self._to_all()
+        while any(_epoch(listener.position) != _epoch(last.ids[0]) for listener in self.listeners):
+            self.work_on()  # the position of a client that was told of a loss is the lost one until its next event
+            time.sleep(COMES_BACK)
+            last = self._to_all()
         position = dict(zip(CHANNELS, last.ids, strict=True))
         for listener in self.listeners:
             end = max(sequence(position[channel]) for channel in listener.channels)
@@ -397,6 +463,11 @@ class Books:
             )
         self.close()
         self.work_on()
+
+    def _to_all(self) -> Publish:
+        one = self.enter(*CHANNELS)
+        self.publishers[0].publish(one)
+        return one
 
     def balance(self, stored: Mapping[str, Stored]) -> None:
         """Compare all that was said with all that is stored, by its id; call it after `settle`."""
@@ -417,6 +488,56 @@ class Books:
             assert not (missed := sorted(due.keys() - set(ids), key=sequence)), ("not sent", missed[:9])
             assert ids == sorted(due, key=sequence)
             assert all(due[id] == data for id, data in listener.seen)
+
+    def balance_with_losses(self, stored: Mapping[str, Stored]) -> int:
+        """Compare all that was said with what is stored after events were lost, and return how many were acknowledged.
+
+        No id stands for two events; what was lost is all that is later than what was not; and what each client was
+        sent is whole between the times that it was told of a loss.
+        """
+        requests = {one.name: one for publisher in self.publishers for one in publisher.sent}
+        (epoch,) = {_epoch(id) for id in stored}
+        said: dict[str, tuple[str, int]] = {}
+
+        def note(id: str, of: str, part: int) -> None:
+            assert said.setdefault(id, (of, part)) == (of, part), (id, said[id], (of, part))
+
+        for one in requests.values():
+            for ids in (one.ids, *one.earlier):
+                for part, id in enumerate(ids):
+                    note(id, one.name, part)
+        acknowledged = {*said}
+        for id, event in stored.items():
+            note(id, event.data["of"], event.data["part"])
+        for listener in self.listeners:
+            for id, data in listener.seen:
+                note(id, data["of"], data["part"])
+        lost = {id for id in said if _epoch(id) != epoch and said.get(f"{epoch}-{sequence(id)}") != said[id]}
+        kept = said.keys() - lost
+        earlier = [sequence(id) for id in kept if _epoch(id) != epoch]
+        assert max(earlier, default=0) < min(map(sequence, lost), default=1 << 63)
+        for old in {_epoch(id) for id in said} - {epoch}:
+            for seq in range(1, max(earlier, default=0) + 1):
+                note(f"{old}-{seq}", *said[f"{epoch}-{seq}"])
+        for id in acknowledged - lost:
+            assert f"{epoch}-{sequence(id)}" in stored, id
+        for listener in self.listeners:
+            assert listener.begins_after is not None
+            for begin, end in pairwise((0, *listener.resets, len(listener.seen))):
+                ids = [id for id, _ in listener.seen[begin:end]]
+                if not ids:
+                    continue
+                after = sequence(listener.begins_after) + 1 if begin == 0 else sequence(ids[0])
+                until = len(stored) if _epoch(ids[0]) == epoch else sequence(ids[-1])
+                due = [
+                    id
+                    for id, (of, part) in said.items()
+                    if _epoch(id) == _epoch(ids[0])
+                    and after <= sequence(id) <= until
+                    and requests[of].channels[part] in listener.channels
+                ]
+                assert ids == sorted(due, key=sequence), (listener.channels, begin, end)
+        return len(acknowledged & lost)
 
     def _balance_publishers(self, stored: Mapping[str, Stored]) -> None:
         of_request: dict[str, list[str]] = {}
@@ -468,6 +589,10 @@ class Books:
             f"{sum(len(listener.seen) for listener in self.listeners)} events received, "
             f"longest answer {max(publisher.longest for publisher in self.publishers):.1f} s"
         )
+
+
+def _epoch(id: str) -> str:
+    return id.rpartition("-")[0]
 
 
 def history_of(server: ServerProcess) -> dict[str, Stored]:

@@ -153,6 +153,14 @@ class Postgres:
         """Make the standby a primary, and wait until it is one."""
         self.run("pg_ctl", "promote", "-w", f"--pgdata={self.data}")
 
+    def stop_replication(self) -> None:
+        """Send nothing more to any standby."""
+        file = self.data / "pg_hba.conf"
+        file.write_text("host replication all all reject\n" + file.read_text())
+        self.execute("SELECT pg_reload_conf()")
+        self.execute("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_replication")
+        until(lambda: not self.execute("SELECT 1 FROM pg_stat_replication"), "no standby is connected")
+
     def set(self, name: str, value: str) -> None:
         """Set a parameter of the server while it runs, and have it in force."""
         self.execute(f"ALTER SYSTEM SET {name} = '{value}'")

@@ -1,0 +1,324 @@
+"""Whatever happens to nodes, to PostgreSQL or between them: each acknowledged id is accounted for.
+
+What is left to chance comes from a seed, which a failing test shows; ``FAULTS_SEED`` in the environment sets it.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.support.accounting import Books, Publish, history_of
+from tests.support.fleet import Client, Fleet
+from tests.support.namespaces import links, small_disk
+from tests.support.nodes import TIMEOUT, nodes
+from tests.support.postgres import Postgres, cluster, ending, server_directory, standby
+from tests.support.server_process import ServerProcess
+from tests.support.waiting import until
+
+EXPECTED = ("event_log_unavailable", "log_replaced", "accounts_unavailable")
+BOUND = TIMEOUT + 6
+"""Seconds within which a publish is answered that the database does not take; generous."""
+
+
+@pytest.fixture
+def chance() -> random.Random:
+    """What is left to chance."""
+    seed = int(os.environ.get("FAULTS_SEED", 0)) or random.randrange(1, 1_000_000)
+    print(f"FAULTS_SEED={seed}")
+    return random.Random(seed)
+
+
+@contextmanager
+def books_of(servers: list[ServerProcess], chance: random.Random, *, losses: bool = False) -> Iterator[Books]:
+    """Publishers and clients, whose account has to balance in the end."""
+    books = Books(*servers, seed=chance.randrange(1_000_000), clients=6, doubtful=True, losses=losses)
+    try:
+        books.open()
+        books.advance()
+        yield books
+        books.settle()
+        histories = [history_of(server) for server in servers]
+    finally:
+        books.close()
+        print(books.story())
+    assert all(history == histories[0] for history in histories)
+    if losses:
+        books.lost = books.balance_with_losses(histories[0])
+        print(f"{books.lost} acknowledged events lost")
+    else:
+        books.balance(histories[0])
+
+
+def status_of(server: ServerProcess, path: str) -> int:
+    """Return the status of a probe, which is answered at once."""
+    begun = time.monotonic()
+    answer = httpx.get(f"{server.url}{path}", timeout=60)
+    assert time.monotonic() - begun < 2, path
+    return answer.status_code
+
+
+def publish(server: ServerProcess, books: Books, one: Publish | None = None) -> httpx.Response:
+    """Publish an event once, or once more, and enter it into the books."""
+    if one is None:
+        one = books.enter("dashboard")
+    with server.publisher() as http:
+        event = {"event": "e", "data": one.data()[0]}
+        answer = http.post("/api/v1/sse/dashboard", json=event, headers={"Idempotency-Key": one.name})
+    if answer.status_code == 201:
+        books.acknowledged_with(one, [answer.json()["id"]])
+    return answer
+
+
+# -- nodes and the server end -----------------------------------------------------------------------------------
+
+
+def kill_node(postgres: Postgres, servers: list[ServerProcess], chance: random.Random) -> None:
+    server = chance.choice(servers)
+    server.kill()
+    time.sleep(chance.random() * 0.3)
+    server.start()
+
+
+def kill_postgres(postgres: Postgres, servers: list[ServerProcess], chance: random.Random) -> None:
+    postgres.kill()
+    time.sleep(chance.random() * 0.3)
+    postgres.start()
+
+
+def restart_postgres(postgres: Postgres, servers: list[ServerProcess], chance: random.Random) -> None:
+    postgres.stop(chance.choice(("fast", "immediate")))
+    postgres.start()
+
+
+def pause_postgres(postgres: Postgres, servers: list[ServerProcess], chance: random.Random) -> None:
+    postgres.pause()
+    time.sleep(TIMEOUT * (0.5 + 3 * chance.random()))
+    postgres.resume()
+
+
+def cut_connections(postgres: Postgres, servers: list[ServerProcess], chance: random.Random) -> None:
+    for _ in range(3):
+        postgres.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'app'")
+        time.sleep(chance.random() * 0.2)
+
+
+FAULTS = [kill_node, kill_postgres, restart_postgres, pause_postgres, cut_connections]
+
+
+def go_through(faults: list[Callable[..., None]], chance: random.Random, folder: Path) -> None:
+    with (
+        cluster() as postgres,
+        nodes(folder, [postgres.new_database()] * 2, expected=EXPECTED) as servers,
+        books_of(servers, chance) as books,
+    ):
+        for fault in faults:
+            print(f"{time.monotonic():.2f} {fault.__name__}")
+            fault(postgres, servers, chance)
+            books.advance()
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_whatever_ends_or_stops_nothing_acknowledged_is_lost_and_every_client_is_sent_each_event_once(
+    fault: Callable[..., None], chance: random.Random, tmp_path: Path
+) -> None:
+    go_through([fault], chance, tmp_path)
+
+
+@pytest.mark.long
+def test_over_fifty_faults_nothing_acknowledged_is_lost_and_every_client_is_sent_each_event_once(
+    chance: random.Random, tmp_path: Path
+) -> None:
+    go_through(chance.choices(FAULTS, k=50), chance, tmp_path)
+
+
+# -- out of reach, slow, full -----------------------------------------------------------------------------------
+
+
+def refuses(server: ServerProcess, books: Books) -> None:
+    """Check that a node without the database refuses publishes in time, and answers probes at once."""
+    begun = time.monotonic()
+    answer = publish(server, books)
+    assert time.monotonic() - begun < BOUND
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "log_unavailable"), answer.text
+    assert int(answer.headers["Retry-After"]) > 0
+    assert status_of(server, "/readyz") == 503
+    assert status_of(server, "/healthz") == 200
+
+
+@contextmanager
+def watching(server: ServerProcess) -> Iterator[Client]:
+    """A client whose stream has to stay open."""
+    fleet = Fleet(server.port)
+    try:
+        (client,) = fleet.open(1, server.stream_url("dashboard", server.stream_token("dashboard")))
+        yield client
+        assert client.ended is None
+        assert client.longest_wait < 5, "pings come each second"
+    finally:
+        fleet.close()
+
+
+@pytest.mark.netns
+def test_ten_seconds_of_partition_refuse_publishes_on_one_node_and_end_no_stream(
+    chance: random.Random, tmp_path: Path
+) -> None:
+    with server_directory() as directory, links(2) as (within, (first, second)):
+        postgres = Postgres(directory, {"listen_addresses": "*"}, within=within)
+        postgres.host = second.far
+        with ending(postgres):
+            postgres.make()
+            for link in (first, second):
+                postgres.allow(f"{link.near}/32")
+            postgres.start()
+            url = postgres.new_database()
+            urls = [url.replace(second.far, first.far), url]
+            with (
+                nodes(tmp_path, urls, expected=EXPECTED) as servers,
+                books_of(servers, chance) as books,
+                watching(servers[0]) as client,
+            ):
+                cut_off, other = servers
+                first.drop()
+                ends = time.monotonic() + 10
+                unknown = books.enter("dashboard")
+                assert publish(cut_off, books, unknown).status_code == 503
+                while time.monotonic() < ends:
+                    refuses(cut_off, books)
+                    assert publish(other, books).status_code == 201
+                    assert status_of(other, "/readyz") == 200
+                first.mend()
+                answer = publish(other, books, unknown)
+                until(lambda: status_of(cut_off, "/readyz") == 200, "the node is ready again")
+                assert publish(cut_off, books, unknown).json() == answer.json()
+                client.wait_for(answer.json()["id"])
+
+
+def test_a_database_that_does_not_answer_holds_up_no_probe_no_ping_and_no_stream(
+    chance: random.Random, tmp_path: Path
+) -> None:
+    with (
+        cluster() as postgres,
+        nodes(tmp_path, [postgres.new_database()] * 2, expected=EXPECTED) as servers,
+        books_of(servers, chance) as books,
+        watching(servers[0]) as client,
+    ):
+        postgres.pause()
+        try:
+            for _ in range(3):
+                refuses(servers[0], books)
+            pings = client.received.count(b"event: ping")
+            until(lambda: client.received.count(b"event: ping") > pings + 1, "it is pinged")
+        finally:
+            postgres.resume()
+        until(lambda: status_of(servers[0], "/readyz") == 200, "the node is ready again")
+
+
+@pytest.mark.netns
+def test_a_full_disk_of_the_database_refuses_publishes_until_there_is_room(
+    chance: random.Random, tmp_path: Path
+) -> None:
+    with server_directory() as directory, small_disk(directory, 80) as disk:
+        postgres = Postgres(
+            directory, {"max_wal_size": "8MB", "min_wal_size": "4MB"}, within=disk.within, root=disk.root
+        )
+        with ending(postgres):
+            postgres.make("--wal-segsize=1")
+            postgres.start()
+            url = postgres.new_database()
+            with (
+                nodes(tmp_path, [url] * 2, expected=EXPECTED) as servers,
+                books_of(servers, chance) as books,
+                watching(servers[0]),
+            ):
+                disk.fill()
+                until(lambda: publish(servers[0], books).status_code == 503, "the disk is full")
+                for _ in range(3):
+                    time.sleep(0.3)
+                    refuses(servers[0], books)
+                disk.empty()
+                if not postgres.runs:
+                    postgres.start()
+                until(lambda: status_of(servers[0], "/readyz") == 200, "the node is ready again")
+                books.advance()
+
+
+# -- failover ---------------------------------------------------------------------------------------------------
+
+
+def url_of(*servers: Postgres, database: str) -> str:
+    """Return a URL that finds that one of these servers which can be written."""
+    hosts = ",".join(f"{server.host}:{server.port}" for server in servers)
+    return f"postgresql://app@{hosts}/{database.rpartition('/')[2]}?target_session_attrs=read-write"
+
+
+@pytest.mark.parametrize("quorum", ["second", "ANY 1 (second)"])
+def test_a_failover_to_the_synchronous_standby_loses_nothing_and_no_client_is_told_of_a_loss(
+    chance: random.Random, tmp_path: Path, quorum: str
+) -> None:
+    with cluster() as first, standby(first, "second") as second:
+        first.set("synchronous_standby_names", quorum)
+        until(
+            lambda: first.execute("SELECT 1 FROM pg_stat_replication WHERE sync_state <> 'async'"),
+            "it is synchronous",
+        )
+        url = url_of(first, second, database=first.new_database())
+        with nodes(tmp_path, [url] * 2, expected=EXPECTED) as servers, books_of(servers, chance) as books:
+            first.kill()
+            time.sleep(chance.random() * 0.5)
+            second.promote()
+            second.execute("ALTER SYSTEM RESET synchronous_standby_names")
+            second.execute("SELECT pg_reload_conf()")
+            books.advance()
+
+
+def test_a_failover_to_an_asynchronous_standby_loses_the_latest_and_tells_each_client(
+    chance: random.Random, tmp_path: Path
+) -> None:
+    with cluster() as first, standby(first, "second") as second:
+        url = url_of(first, second, database=first.new_database())
+        with (
+            nodes(tmp_path, [url] * 2, expected=EXPECTED) as servers,
+            books_of(servers, chance, losses=True) as books,
+        ):
+            first.stop_replication()
+            books.advance(20)
+            first.kill()
+            second.promote()
+            books.advance()
+        assert books.lost > 0
+        assert all(listener.resets for listener in books.listeners)
+
+
+@pytest.mark.parametrize("recover", [True, False], ids=["to a point in time", "as a plain copy"])
+@pytest.mark.parametrize("nodes_run", [True, False], ids=["under the nodes", "while no node runs"])
+def test_a_restored_backup_loses_the_latest_and_tells_each_client(
+    chance: random.Random, tmp_path: Path, recover: bool, nodes_run: bool
+) -> None:
+    with cluster() as postgres:
+        with (
+            nodes(tmp_path, [postgres.new_database()] * 2, expected=EXPECTED) as servers,
+            books_of(servers, chance, losses=True) as books,
+        ):
+            backup = postgres.directory / "backup"
+            postgres.backup(backup)
+            books.advance(20)
+            if not nodes_run:
+                for server in servers:
+                    assert server.stop() == 0
+            postgres.stop()
+            postgres.restore(backup, recover=recover)
+            postgres.start()
+            if not nodes_run:
+                for server in servers:
+                    server.start()
+            books.advance()
+        assert books.lost > 0
+        assert all(listener.resets for listener in books.listeners)
