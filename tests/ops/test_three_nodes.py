@@ -60,7 +60,7 @@ class Transactions(Publisher):
     """Publishes in transactions of an application's own, some of which are rolled back."""
 
     def __init__(self, server: ServerProcess, number: int, seed: str, url: str) -> None:
-        super().__init__(server, number, seed, keyed=False, kept=True, batch=5)
+        super().__init__([server], number, seed, keyed=False, kept=True, batch=5)
         self.rolled_back = 0
         self._database = psycopg.connect(url)
 
@@ -154,7 +154,7 @@ def test_nodes_behind_haproxy_are_restarted_and_upgraded_in_turn_and_no_event_is
     token = nodes[0].stream_token("dashboard", ttl=6000)
     path = nodes[0].stream_url("dashboard", token).removeprefix(nodes[0].url)
     with haproxy(nodes, tmp_path) as port:
-        books = Books(Entrance(nodes[0], port), seed, clients=12)
+        books = Books(Entrance(nodes[0], port), seed=seed, clients=12)
         transactions = Transactions(nodes[0], 99, f"{seed} sql", database_url)
         books.publishers.append(transactions)
         try:
