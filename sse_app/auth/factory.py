@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from sse_app.auth.tokens.oidc import Provider
     from sse_app.storage.postgres.database import Database
 
+SEAL_WITHOUT_DATABASE = "auth.keys_seal is for keys in PostgreSQL, and event_log names none"
+"""Why settings that have the keys sealed are refused on one machine."""
+
 
 def make_auth_store(state: StateDirectory, database: Database | None = None) -> AuthStore:
     """Return the store of accounts, sessions, revocations and the audit trail, not yet open.
@@ -122,7 +125,7 @@ def sealed_keys_of(auth: Auth, store: AuthStore) -> SealedKeys | None:
     if not auth.keys_seal:
         return None
     if isinstance(store, SqliteAuthStore):
-        raise StateError("auth.keys_seal is for keys in PostgreSQL, and event_log names none")
+        raise StateError(SEAL_WITHOUT_DATABASE)
     return SealedKeys(cast("PostgresAuthStore", store), Path(auth.keys_seal))
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sse_app.auth.factory import (
+    SEAL_WITHOUT_DATABASE,
     is_known_store,
     issuer_of,
     make_auth_store,
@@ -58,6 +59,8 @@ async def auth_store(
 
 @asynccontextmanager
 async def _in_files(settings: Settings, create: bool) -> AsyncIterator[AuthStore]:
+    if settings.auth.keys_seal:
+        raise StateError(SEAL_WITHOUT_DATABASE)
     state = StateDirectory(settings.state_dir, create=create)
     event_log = stored_event_log(settings.event_log, state)
     made = require_auth_store(state, event_log, anew=create)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sse_app.auth import sqlite_store
-from sse_app.auth.factory import refuse_lost_accounts
+from sse_app.auth.factory import SEAL_WITHOUT_DATABASE, refuse_lost_accounts
 from sse_app.auth.tokens.keyring import load_keys
 from sse_app.core.errors import SettingsError, StateError
 from sse_app.eventlog.factory import stored_event_log
@@ -58,6 +58,12 @@ def _workers(settings: Settings) -> str:
 
 
 def _keys(settings: Settings) -> str:
+    if settings.auth.keys_seal:
+        if make_database(settings) is None:
+            raise StateError(SEAL_WITHOUT_DATABASE)
+        from sse_app.auth.tokens.sealing import Seal  # only here: it loads cryptography
+
+        return f"keys: in the database, sealed with {Seal(Path(settings.auth.keys_seal)).file}"
     if not settings.auth.keys_dir and not _has_files(settings.state_dir / "keys"):
         return "keys: none yet; the start makes the first"
     directory = Path(settings.auth.keys_dir or settings.state_dir / "keys")

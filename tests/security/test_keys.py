@@ -124,6 +124,19 @@ def test_a_key_that_is_taken_away_verifies_no_more(tmp_path: Path) -> None:
         assert desk.me(desk.mint(TokenKind.ACCESS, "ann")) == 200
 
 
+def test_a_key_is_removed_by_a_command_unless_it_signs(tmp_path: Path) -> None:
+    with site(tmp_path / "state") as desk:
+        old = desk.mint(TokenKind.ACCESS, "ann")
+        assert desk.me(old) == 200
+        new = desk.server.command("keys", "rotate", "--algorithm", "EdDSA")
+        for id, reason in ((new, "signs; make another one first"), ("none", "there is no key")):
+            refused = run_program("keys", "remove", id, environment=desk.server.environment)
+            assert (refused.returncode, reason in refused.stderr) == (1, True)
+        desk.server.command("keys", "remove", kid_of(old))
+        until(lambda: desk.me(old) == 401, "the old key is gone")
+        assert desk.server.command("keys", "list").splitlines() == [f"{new} EdDSA signs"]
+
+
 def public_pem(key: Any) -> bytes:
     pem: bytes = key.public_key().public_bytes(
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
