@@ -18,8 +18,10 @@ from __future__ import annotations
 
 import array
 import asyncio
+import errno
 import logging
 import socket
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -45,6 +47,11 @@ MAX_FAILED_TAKEOVERS = 5
 
 CONNECT_TIMEOUT = 0.5
 """How long the standby waits for a connection before it asks again whether the unit has stopped, in seconds."""
+
+CROWDED_TIMEOUT = 5.0
+CROWDED_PAUSE = 0.05
+"""For how many seconds the next main process tries again, and how often, where too many sockets of this user are on
+their way (unix(7), ETOOMANYREFS): the standby serves meanwhile."""
 
 HIDDEN_VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
 """Variables that the standby is not given: systemd accepts notifications of the main process only."""
@@ -95,20 +102,28 @@ def bind_standby_socket(state_dir: Path) -> socket.socket:
 
 def connect_standby(state_dir: Path) -> Successor | None:
     """Ask a standby to hand over, and return the successor's end of the exchange; None where there is none."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
-        control, theirs = channel()
-        sending, receiving = channel()
-        with theirs, sending:
-            descriptors = array.array("i", [theirs.fileno(), sending.fileno()])
+    control, theirs = channel()
+    sending, receiving = channel()
+    with theirs, sending:
+        deadline = time.monotonic() + CROWDED_TIMEOUT
+        while True:
             try:
-                with short_path(state_dir) as path:
-                    connection.connect(f"{path}/{STANDBY_SOCKET}")
-                connection.sendmsg([b"knock"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors)])
-            except OSError:
-                control.close()
-                receiving.close()
-                return None
-    return Successor(control, receiving)
+                _knock(state_dir, [theirs.fileno(), sending.fileno()])
+                return Successor(control, receiving)
+            except OSError as error:
+                if error.errno != errno.ETOOMANYREFS or time.monotonic() > deadline:
+                    control.close()
+                    receiving.close()
+                    return None
+                time.sleep(CROWDED_PAUSE)
+
+
+def _knock(state_dir: Path, descriptors: list[int]) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+        with short_path(state_dir) as path:
+            connection.connect(f"{path}/{STANDBY_SOCKET}")
+        passed = array.array("i", descriptors)
+        connection.sendmsg([b"knock"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, passed)])
 
 
 async def run_standby(
