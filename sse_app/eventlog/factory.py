@@ -59,6 +59,6 @@ def make_event_log(
     if database is not None:
         from sse_app.eventlog.postgres.log import PostgresEventLog  # only here: it takes a while to load
 
-        return PostgresEventLog(database, retention)
+        return PostgresEventLog(database, retention, state.log_position)
     path = event_log_path(url, state)
     return MemoryEventLog(retention) if path is None else SqliteEventLog(path, retention)

@@ -131,6 +131,11 @@ class StateDirectory:
         return self.path / "events.db"
 
     @property
+    def log_position(self) -> Path:
+        """Where is noted how far the event log in a database went."""
+        return self.own / "log-position"
+
+    @property
     def keys(self) -> Path:
         """The directory of the token keys."""
         return self.path / "keys"

@@ -8,6 +8,7 @@ import secrets
 from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import aclosing, suppress
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import psycopg
@@ -30,6 +31,7 @@ from sse_app.eventlog.base import (
 )
 from sse_app.eventlog.postgres.appends import Appends, Stored, patience
 from sse_app.eventlog.postgres.expiry import Expiry
+from sse_app.eventlog.postgres.memory import Memory
 from sse_app.eventlog.tail import TAIL_EVENTS, Tails
 from sse_app.storage.postgres.database import Database, DatabaseUnavailable, text_of
 
@@ -58,10 +60,15 @@ class PostgresEventLog(EventLog):
     Args:
         database: opened and closed with the log; other parts may use it too.
         retention: how much of each channel is kept.
+        memory: a file in which this node remembers how far the log went, so that it notices when it is started again
+            whether an earlier state of the database was restored meanwhile.
     """
 
-    def __init__(self, database: Database, retention: Retention | None = None) -> None:
+    def __init__(
+        self, database: Database, retention: Retention | None = None, memory: Path | None = None
+    ) -> None:
         self._database = database
+        self._memory = Memory(memory)
         self._retention = retention or Retention()
         self._tails = Tails(self._following)
         self._epoch = ""
@@ -93,6 +100,7 @@ class PostgresEventLog(EventLog):
     async def open(self) -> None:
         await self._database.open()
         self._opened, self._closing = True, False
+        self._epoch, self._seq = self._memory.recall()
         try:
             await self._look()
         except EventLogUnavailable as error:
@@ -114,6 +122,7 @@ class PostgresEventLog(EventLog):
             await asyncio.wait([self._watching])
             self._watching = None
         await self._expiry.stop()
+        self._memory.note(self.head)
         await self._database.close()
         self._opened = False
 
@@ -186,6 +195,7 @@ class PostgresEventLog(EventLog):
                     await self._appends.append([], None)
                 else:
                     await self._look()
+            self._memory.note(self.head)
 
     async def _look(self) -> None:
         asked_at = self._replacements
