@@ -41,7 +41,7 @@ def programs() -> Path:
     return found[-1]
 
 
-def _server_user() -> str | None:
+def server_user() -> str | None:
     """Return as whom the server runs: it refuses to run as root."""
     return "postgres" if os.geteuid() == 0 else None
 
@@ -77,7 +77,7 @@ class Postgres:
         """Run one of the server's programs as its user, and return what it prints."""
         command = [str(programs() / program), *arguments]
         if self._within:
-            user = _server_user()
+            user = server_user()
             assert user is not None, "only the superuser may enter namespaces"
             command = [
                 *self._within,
@@ -89,7 +89,7 @@ class Postgres:
             ]
         done = subprocess.run(
             command,
-            user=None if self._within else _server_user(),
+            user=None if self._within else server_user(),
             cwd=self.directory,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -263,7 +263,7 @@ def server_directory() -> Iterator[Path]:
     """Make a directory that belongs to the user that servers run as, and remove it."""
     directory = Path(tempfile.mkdtemp(prefix="postgres"))
     try:
-        if (user := _server_user()) is not None:
+        if (user := server_user()) is not None:
             shutil.chown(directory, user)
         yield directory
     finally:
