@@ -98,12 +98,11 @@ def head(server: Postgres, url: str) -> int:
     return int(str(row[0]))
 
 
-def test_after_a_crash_of_the_database_there_is_all_that_was_acknowledged() -> None:
-    with cluster() as server:
+@pytest.mark.parametrize("commit", ["off", "local"])
+def test_after_a_crash_of_the_database_there_is_all_that_was_acknowledged(commit: str) -> None:
+    with cluster(wal_writer_delay="10s") as server:
         url = server.new_database()
-        server.execute(
-            "ALTER ROLE app SET synchronous_commit = local"  # the least that keeps it
-        )
+        server.execute(f"ALTER ROLE app SET synchronous_commit = {commit}")
         acknowledged = [asyncio.run(append(url)) for _ in range(3)]
         server.kill()
         server.start()

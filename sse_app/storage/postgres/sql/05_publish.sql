@@ -349,10 +349,6 @@ BEGIN
         UPDATE sse_app.outbox SET turn = turn + 1 WHERE xid = NEW.xid AND number = NEW.number;
         RETURN NULL;
     END IF;
-    IF current_setting('synchronous_commit') = 'off' THEN
-        -- Else a crash could take back events that clients have, and their numbers would be given again.
-        PERFORM set_config('synchronous_commit', 'local', true);
-    END IF;
     WITH moved AS (
         DELETE FROM sse_app.outbox WHERE xid = NEW.xid RETURNING *
     )
