@@ -101,4 +101,5 @@ async def _copy(url: str, settings: Settings, state: StateDirectory, path: Path,
 
 
 def _listed(counts: dict[str, int]) -> str:
-    return ", ".join(f"{count:,} {table.replace('_', ' ')}" for table, count in counts.items())
+    names = {"refresh_tokens": "refresh tokens", "audit": "audit entries"}
+    return ", ".join(f"{count:,} {names.get(table, table)}" for table, count in counts.items())

@@ -440,3 +440,19 @@ def test_a_copy_whose_source_is_lost_can_be_used_with_a_new_epoch(
     with listen(node.stream_url("b", node.stream_token("**")), after=id) as frames:
         assert first(frames).data["recovered"] is False
     assert "is in use by the node" in copied(old, database_url, status=1)
+
+
+def test_the_document_shows_what_is_printed(start: Callable[..., ServerProcess], database_url: str) -> None:
+    text = (ROOT / "docs/scaling.md").read_text()
+    blocks = re.findall(r"```console\n(\$ .*?eventlog copy.*?)```", text, re.DOTALL)
+    shown = [line for block in blocks for line in block.splitlines() if not line.startswith("$ ")]
+    server = start()
+    printed = copied(server, database_url).splitlines()
+    assert server.stop() == 0
+    printed += copied(server, database_url).splitlines()
+    assert len(shown) == len(printed) == 6
+    for expected, line in zip(shown, printed, strict=True):
+        pattern = re.sub(
+            r"[\d,]*\d", r"[\\d,]+", re.escape(expected).replace(re.escape("/var/lib/sse_app/keys"), r"\S+")
+        )
+        assert re.fullmatch(pattern, line), (expected, line)
