@@ -79,7 +79,11 @@ async def copy_auth(connection: AsyncConnection[Any], path: Path) -> dict[str, i
         )
         for table in _TABLES:
             await _fill(connection, table, tables[table.name])
-        await connection.execute("UPDATE sse_app.auth SET id = %s, revoked = %s", (id, revoked))
+        await connection.execute(
+            "INSERT INTO sse_app.auth (id, revoked) VALUES (%s, %s) "
+            "ON CONFLICT (one) DO UPDATE SET id = excluded.id, revoked = excluded.revoked",
+            (id, revoked),
+        )
         await connection.execute(
             "SELECT setval(pg_get_serial_sequence('sse_app.audit', 'number'), greatest(max(number), 1)) "
             "FROM sse_app.audit"

@@ -94,10 +94,26 @@ async def _copy(url: str, settings: Settings, state: StateDirectory, path: Path,
         f"the same on both sides: {totals.events:,} events, {totals.channels:,} channels, "
         f"{totals.answers:,} idempotency keys"
     )
-    print(
-        f"keys: copy {keys_directory(settings.auth, state).absolute()} to each machine, "
-        "then start the servers with event_log naming the database"
-    )
+    if settings.auth.keys_seal:
+        await _seal_keys(url, Path(settings.auth.keys_seal), state)
+        print(f"keys: sealed in the database; copy {settings.auth.keys_seal} to each machine,", end=" ")
+    else:
+        print(f"keys: copy {keys_directory(settings.auth, state).absolute()} to each machine,", end=" ")
+    print("then start the servers with event_log naming the database")
+
+
+async def _seal_keys(url: str, seal: Path, state: StateDirectory) -> None:
+    from sse_app.auth.postgres_store import PostgresAuthStore
+    from sse_app.auth.tokens.keyring import read_files
+    from sse_app.auth.tokens.sealed_keys import SealedKeys
+    from sse_app.storage.postgres.database import Database
+
+    store = PostgresAuthStore(Database(url))
+    await store.open()
+    try:
+        await SealedKeys(store, seal).take_in(read_files(state.keys))
+    finally:
+        await store.close()
 
 
 def _listed(counts: dict[str, int]) -> str:

@@ -31,7 +31,9 @@ PASSWORD = "correct horse battery"
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., ServerProcess]]:
+def start(tmp_path: Path, database_url: str) -> Iterator[Callable[..., ServerProcess]]:
+    """A function that starts servers, which end before the database is removed."""
+
     def make(name: str = "old", **settings: Any) -> ServerProcess:
         return ServerProcess(state_dir=tmp_path / name, CHANNELS=["**"], **settings)
 
@@ -456,3 +458,21 @@ def test_the_document_shows_what_is_printed(start: Callable[..., ServerProcess],
             r"[\d,]*\d", r"[\\d,]+", re.escape(expected).replace(re.escape("/var/lib/sse_app/keys"), r"\S+")
         )
         assert re.fullmatch(pattern, line), (expected, line)
+
+
+def test_keys_come_sealed_where_the_settings_have_a_seal(
+    start: Callable[..., ServerProcess], database_url: str, tmp_path: Path
+) -> None:
+    old = start()
+    token = old.stream_token("b")
+    assert old.stop() == 0
+    secrets_dir = tmp_path / "secrets"
+    secrets_dir.mkdir(mode=0o700)
+    seal = secrets_dir / "keys.seal"
+    seal.write_bytes(os.urandom(32))
+    seal.chmod(0o600)
+    old.environment["SSE_APP_AUTH__KEYS_SEAL"] = str(seal)
+    assert f"keys: sealed in the database; copy {seal} to each machine" in copied(old, database_url)
+    node = start(name="node", EVENT_LOG=database_url, AUTH__KEYS_SEAL=str(seal))
+    with listen(node.stream_url("b", token)) as frames:
+        first(frames)
