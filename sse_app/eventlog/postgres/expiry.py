@@ -7,6 +7,7 @@ import logging
 
 import psycopg
 
+from sse_app.core.repeated_event import RepeatedEvent
 from sse_app.eventlog.base import EMPTY_CHANNELS, Retention
 from sse_app.eventlog.postgres.appends import patience
 from sse_app.storage.postgres.database import Database, DatabaseUnavailable, text_of
@@ -37,6 +38,7 @@ class Expiry:
     def __init__(self, database: Database, retention: Retention) -> None:
         self._database = database
         self._retention = retention
+        self._failures = RepeatedEvent(log, logging.ERROR, "event_log_not_erased")
         self._stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -69,8 +71,10 @@ class Expiry:
                 try:
                     while not self._stopping.is_set() and await self._step(statement, parameters):
                         pass
-                except (DatabaseUnavailable, psycopg.Error) as error:
+                except DatabaseUnavailable as error:  # that is told where it is written and read
                     log.debug("event_log_not_erased", extra={"detail": text_of(error)})
+                except psycopg.Error as error:
+                    self._failures.add(text_of(error))
 
     async def _step(self, statement: str, parameters: list[float]) -> bool:
         """Erase some, and return whether there may be more."""

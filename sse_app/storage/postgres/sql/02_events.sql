@@ -52,6 +52,10 @@ CREATE TABLE sse_app.idempotency (
 );
 CREATE INDEX idempotency_at ON sse_app.idempotency (at);
 
+-- Whoever erases locks its row. (An advisory lock could be held by any role of the database.)
+CREATE TABLE sse_app.erasing (one boolean PRIMARY KEY DEFAULT true CHECK (one)) WITH (fillfactor = 10);
+INSERT INTO sse_app.erasing DEFAULT VALUES;
+
 -- The time by which events are dated: it goes with the server's clock, but never back.
 CREATE FUNCTION sse_app.now_of(at double precision, wall double precision) RETURNS double precision
 LANGUAGE sql VOLATILE AS $$
@@ -392,14 +396,13 @@ DECLARE
     ids integer[];
     seqs bigint[];
     numbers bigint[];
-    counts bigint[];
-    found integer := 0;
     surplus integer := 0;
 BEGIN
-    IF NOT pg_try_advisory_xact_lock(1397966156, 1) THEN
+    PERFORM set_config('synchronous_commit', 'off', true); -- what a crash brings back is erased again
+    PERFORM FROM sse_app.erasing FOR UPDATE SKIP LOCKED;
+    IF NOT FOUND THEN
         RETURN false;
     END IF;
-    PERFORM set_config('synchronous_commit', 'off', true); -- what a crash brings back is erased again
     SELECT * INTO STRICT log FROM sse_app.log;
     now := sse_app.now_of(log.at, log.wall);
     WITH gone AS (
@@ -409,10 +412,10 @@ BEGIN
             WHERE at <= now - age))
         RETURNING channel, seq, n
     ), by_channel AS (
-        SELECT channel, max(seq) AS seq, max(n) AS n, count(*) AS count FROM gone GROUP BY channel
+        SELECT channel, max(seq) AS seq, max(n) AS n FROM gone GROUP BY channel
     )
-    SELECT coalesce(sum(count), 0), max(seq), array_agg(channel), array_agg(seq), array_agg(n)
-        INTO found, erased_now, ids, seqs, numbers FROM by_channel;
+    SELECT max(seq), array_agg(channel), array_agg(seq), array_agg(n)
+        INTO erased_now, ids, seqs, numbers FROM by_channel;
     looked_now := greatest(log.looked, log.erased, erased_now);
     SELECT coalesce(max(seq), looked_now) INTO looked_now FROM (
         SELECT seq, at FROM sse_app.events WHERE seq > looked_now ORDER BY seq LIMIT most) AS next
