@@ -190,12 +190,15 @@ class PostgresEventLog(EventLog):
             self._due.clear()
             if self._closing:
                 return
-            with suppress(EventLogUnavailable):
-                if self._cannot_be_written:
-                    await self._appends.append([], None)
-                else:
-                    await self._look()
-            self._memory.note(self.head)
+            try:
+                with suppress(EventLogUnavailable):
+                    if self._cannot_be_written:
+                        await self._appends.append([], None)
+                    else:
+                        await self._look()
+                self._memory.note(self.head)
+            except Exception:  # a mistake of ours must not be the last look
+                log.exception("a look at the event log failed")
 
     async def _look(self) -> None:
         asked_at = self._replacements
