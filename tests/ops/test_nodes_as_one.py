@@ -13,6 +13,7 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -399,3 +400,38 @@ def test_streams_are_listed_in_the_order_in_which_they_were_opened_on_whichever_
         for sort in ("connection", "opened_at"):
             rows = machines.listed(site, sort=sort)["connections"]
             assert [row["client_id"] for row in rows] == [f"n-{number}" for number in range(9)]
+
+
+def test_answers_that_name_nodes_are_as_described(machines: Machines) -> None:
+    from tests.support.made_up_requests import SCHEMA  # see there for why it is imported so late
+
+    first = machines.sites[0]
+    path_of_kick = f"{CONNECTIONS}/{{connection}}/kick"
+
+    def described(method: str, path: str, expected: int, at: str = "", **options: Any) -> dict[str, Any]:
+        url = path.replace("{connection}", at)
+        answer = httpx.request(method, f"{first.server.url}{url}", headers=first.admin, timeout=30, **options)
+        assert answer.status_code == expected, answer.text
+        SCHEMA[path][method].validate_response(answer)
+        document: dict[str, Any] = answer.json()
+        return document
+
+    ears = spread(machines, 1, 1, 1)
+    access = first.server.access_token(subject="root", admin=True)
+    token = first.stream_token(access, "sse_app.admin").json()["stream_token"]
+    ears.append(first.hear(token, "sse_app.admin"))
+    until(
+        lambda: [each.get("nodes") for each in described("GET", "/api/v1/admin/figures", 200)["figures"]],
+        "there are figures",
+    )
+    assert described("GET", "/api/v1/sse/status", 200)["nodes_missing"] == []
+    rows = described("GET", CONNECTIONS, 200)["connections"]
+    numbers = {row["node"]: row["connection"] for row in rows}
+    with machines.stopped(2):
+        assert described("GET", CONNECTIONS, 200)["nodes_missing"] == ["web10"]
+        described("POST", path_of_kick, 503, numbers["web10"])
+        assert described("GET", path_of_kick, 200, numbers["web2.2"])["nodes_missing"] == ["web10"]
+        assert described("POST", path_of_kick, 200, numbers["web2.2"])["nodes_missing"] == ["web10"]
+        revoked = described("POST", "/api/v1/admin/revocations", 201, json={"subject": "nobody"})
+        assert revoked["nodes_missing"] == ["web10"]
+    until(lambda: not machines.listed(first)["nodes_missing"], "it answers again")
