@@ -55,6 +55,9 @@ BEAT_INTERVAL = 1.0
 LONGEST_NOTIFIED = 5800
 """How many bytes a message may have that is notified as a whole: sealed and in base64 these are fewer than 8000."""
 
+MOST_ADDRESSED = 50
+"""To how many nodes a message is addressed at most: their names have to fit beside the content."""
+
 LISTEN_TIMEOUT = 1.0
 """For how many seconds a start waits until the notifications are listened for."""
 
@@ -206,13 +209,11 @@ class Machines(Cluster):
     def _questions_to(
         self, peers: list[MachinePeer], number: int, kind: str, payload: object, within: float
     ) -> list[Awaitable[Any]]:
-        """Send a question to nodes, with one message, and return what waits for the answer of each."""
+        """Send a question to nodes, with few messages, and return what waits for the answer of each."""
         content = _content(number, kind, payload, self.shared_time(time.monotonic()) + within)
-        there = [peer for peer in peers if peer.is_there]
-        reached = self._hears and bool(there)
-        if reached:
-            reached = self._send(_Sent(ASK, [peer.name for peer in there], content), MAX_WAITING)
-        if not reached:
+        there = [peer.name for peer in peers if peer.is_there]
+        some = [there[first : first + MOST_ADDRESSED] for first in range(0, len(there), MOST_ADDRESSED)]
+        if not self._hears or not all(self._send(_Sent(ASK, to, content), MAX_WAITING) for to in some):
             return [_nothing("it cannot be reached") for _ in peers]
 
         def again(name: str) -> bool:
@@ -443,14 +444,15 @@ class Machines(Cluster):
 
     async def _read_stored(self, peer: MachinePeer) -> None:
         """Take a long message, and what the node has said since: its messages come in their order."""
-        while peer.later and self._running:
-            said: Said | None = peer.later[0]
-            assert said is not None
-            if said.kind == STORED:
-                said = await self._stored(said)
-            if said is not None:
-                self._take(peer, said)
-            peer.later.popleft()
+        try:
+            while peer.later and self._running:
+                first = peer.later[0]
+                said = await self._stored(first) if first.kind == STORED else first
+                if said is not None:
+                    self._take(peer, said)
+                peer.later.popleft()
+        finally:
+            peer.later.clear()  # else what comes next would wait for this
 
     async def _stored(self, said: Said) -> Said | None:
         """Return the long message that a notification names; None where it cannot be read any more."""

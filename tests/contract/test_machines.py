@@ -209,6 +209,8 @@ async def test_a_place_that_comes_with_another_name_is_not_missed_under_the_one_
         await renamed.open()
         await renamed.start()
         await until_async(lambda: one.peers() == ("front",), "the name before is gone")
+        await asyncio.sleep(2.2)  # in which the process before, which has not ended yet, has a heartbeat
+        assert one.peers() == ("front",)
         two.stop()
         assert one.name_of(renamed.number) == "front"
         await _end(renamed)
@@ -394,3 +396,21 @@ async def test_a_database_that_hangs_holds_up_no_event_loop_and_no_question_for_
             return not (await one.ask("echo", 1)).missing
 
         await until_async(answered, "it answers again")
+
+
+@pytest.mark.expects_logs("node_silent")
+async def test_so_many_nodes_can_be_asked_that_their_names_are_longer_than_a_notification(
+    database_url: str,
+) -> None:
+    async with _nodes(database_url, "web1", "web2") as (one, _):
+        _execute(
+            database_url,
+            "INSERT INTO sse_app.nodes (name, number, place, version) "
+            "SELECT repeat('x', 60) || n, n, n, '1' FROM generate_series(100, 300) AS n",
+        )
+        await until_async(lambda: len(one.peers()) == 202, "all are known")
+        answers = await one.ask("echo", 1)
+        assert answers.by_node == {"web1": ["web1", 1], "web2": ["web1", 1]}
+        assert len(answers.missing) == 201
+        _execute(database_url, "DELETE FROM sse_app.nodes WHERE number >= 100")
+        await until_async(lambda: one.peers() == ("web2",), "they are gone")

@@ -111,7 +111,11 @@ BEGIN
     WHERE one.name = its_name AND one.number = its_number AND (
         (one.place = its_place AND (its_instance = 0 OR one.instance <= its_instance))
         OR (one.place <> its_place AND (one.has_left OR one.heard_at < now - silence))
-    );
+    ) AND (its_instance = 0 OR NOT EXISTS (  -- the next process of the place may have another name
+        SELECT FROM sse_app.nodes AS later
+        WHERE later.place = its_place AND later.name <> its_name AND NOT later.has_left
+            AND later.instance > its_instance
+    ));
     is_heard := FOUND;
     IF is_heard AND its_instance = 0 THEN  -- a name that this place had before
         UPDATE sse_app.nodes SET has_left = true WHERE place = its_place AND name <> its_name AND NOT has_left;
