@@ -92,10 +92,10 @@ async def in_database(
         if create and has_state(settings.state_dir):
             state = StateDirectory(settings.state_dir)
             if made or not is_known_store(state, store):
-                if await store.accounts() or await store.last_revocation():
-                    require_known_store(
-                        state, store, database
-                    )  # of another server, which this must not touch
+                if (
+                    await store.accounts() or await store.last_revocation()
+                ):  # another server's: not to be touched
+                    require_known_store(state, store, database)
                 await store.begin_anew()
             require_known_store(state, store, database)
         elif made:
