@@ -21,8 +21,8 @@ VENDOR = ROOT / "sse_app/static/vendor"
 MARKET_DATA = ROOT / "examples/market/data"
 
 PINNED = {
-    "requirements.txt": ("uvloop", "client", "demo", "test"),
-    "requirements-server.txt": ("uvloop", "client"),
+    "requirements.txt": ("uvloop", "postgres", "client", "demo", "test"),
+    "requirements-server.txt": ("uvloop", "postgres", "client"),
 }
 """The files that pip installs from, and the extras of the package that each has."""
 
