@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import pty
 import re
@@ -11,6 +12,8 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -476,3 +479,99 @@ def test_keys_come_sealed_where_the_settings_have_a_seal(
     node = start(name="node", EVENT_LOG=database_url, AUTH__KEYS_SEAL=str(seal))
     with listen(node.stream_url("b", token)) as frames:
         first(frames)
+
+
+def test_what_is_published_while_it_is_copied_comes_once_and_in_order(
+    start: Callable[..., ServerProcess], database_url: str
+) -> None:
+    server = start()
+    ids: list[str] = []
+    ended = threading.Event()
+
+    def publish_on() -> None:
+        with server.publisher() as http:
+            while not ended.is_set():
+                ids.extend(publish_many(http, "busy", 100, len(ids)))
+                ids.append(publish(http, f"user.u{len(ids)}.x", len(ids)))
+
+    publisher = threading.Thread(target=publish_on)
+    publisher.start()
+    try:
+        for _ in range(2):
+            before = len(ids)
+            copied(server, database_url)
+            assert position(database_url) >= before
+    finally:
+        ended.set()
+        publisher.join()
+    assert server.stop() == 0
+    copied(server, database_url)
+    seqs = [seq for (seq,) in rows(database_url, "SELECT seq FROM sse_app.events ORDER BY seq")]
+    assert seqs == [sequence(id) for id in ids] == list(range(1, len(ids) + 1))
+    counts = rows(
+        database_url,
+        "SELECT c.published, count(*), max(n), max(seq) = last_seq FROM sse_app.channels AS c "
+        "JOIN sse_app.events ON channel = id GROUP BY c.id",
+    )
+    assert {(published == count == last, newest) for published, count, last, newest in counts} == {
+        (True, True)
+    }
+
+
+def test_a_copy_that_has_lost_something_is_not_taken_for_whole(
+    start: Callable[..., ServerProcess], database_url: str
+) -> None:
+    server = start()
+    with server.publisher() as http:
+        publish_many(http, "busy", 10)
+    copied(server, database_url)
+    assert server.stop() == 0
+    with psycopg.connect(database_url) as connection:
+        connection.execute("DELETE FROM sse_app.events WHERE seq = 5")
+    said = copied(server, database_url, status=1)
+    assert "the copy is not whole: 10 events" in said
+    assert rows(database_url, "SELECT FROM sse_app.log") == []
+    done = run_program("serve", environment={**server.environment, "SSE_APP_EVENT_LOG": database_url})
+    assert (done.returncode, "has not finished" in done.stderr) == (1, True)
+
+
+def test_odd_dates_and_texts_come_as_the_database_can_keep_them(
+    start: Callable[..., ServerProcess], database_url: str
+) -> None:
+    server = start(HISTORY__AGE=1e6)
+    with server.publisher() as http:
+        publish_many(http, "busy", 6)
+    assert server.stop() == 0
+    now = time.time()
+    with closing(
+        sqlite3.connect(server.state_dir / "events.db")
+    ) as db:  # as clocks that were set have left them
+        for seq, at in (
+            (1, now - 50),
+            (2, now + 1e9),
+            (3, now - 40),
+            (4, now - 90),
+            (5, now - 10),
+            (6, now - 5),
+        ):
+            db.execute("UPDATE events SET at = ? WHERE seq = ?", (at, seq))
+        db.commit()
+    with closing(sqlite3.connect(server.state_dir / "accounts.db")) as db:
+        db.execute(
+            "INSERT INTO audit (at, action, subject, address, target, detail) "
+            "VALUES (?, 'login_failed', ?, '', '', '')",
+            (now, "a\0b\x1bc\x1b0"),
+        )
+        db.commit()
+    copied(server, database_url)
+    dates = [at for (at,) in rows(database_url, "SELECT at FROM sse_app.events ORDER BY seq")]
+    assert dates == sorted(dates)
+    assert dates[0] == pytest.approx(now - 50)
+    assert dates[-1] <= time.time() + 1
+    node = node_of(start, server, database_url, 1, HISTORY__AGE=1e6)
+    (entry,) = [json.loads(line) for line in node.command("audit").splitlines() if "login_failed" in line]
+    assert entry["subject"] == "a\0b\x1bc\x1b0"
+    with node.publisher() as http:
+        publish(http, "busy", 6)
+    (last,) = rows(database_url, "SELECT max(at) FROM sse_app.events")[0]
+    assert dates[-1] <= last <= time.time() + 1
