@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -297,6 +298,49 @@ def test_a_failover_to_an_asynchronous_standby_loses_the_latest_and_tells_each_c
         assert all(listener.resets for listener in books.listeners)
 
 
+def test_an_old_primary_that_is_written_again_gives_no_id_to_another_event(
+    chance: random.Random, tmp_path: Path
+) -> None:
+    with cluster() as first, standby(first, "second") as second:
+        first.set("synchronous_standby_names", "second")
+        until(
+            lambda: first.execute("SELECT 1 FROM pg_stat_replication WHERE sync_state = 'sync'"),
+            "it is synchronous",
+        )
+        url = url_of(first, second, database=first.new_database())
+        with (
+            nodes(tmp_path, [url] * 2, expected=EXPECTED) as servers,
+            books_of(servers, chance, losses=True) as books,
+        ):
+            first.kill()
+            second.promote()
+            books.advance(20)
+            first.settings["synchronous_standby_names"] = ""
+            first.start()
+            second.kill()
+            books.advance()
+        assert books.lost > 0
+        assert all(listener.resets for listener in books.listeners)
+
+
+def test_a_crash_loses_nothing_also_where_the_commits_of_others_do_not_wait_for_the_disk(
+    chance: random.Random, tmp_path: Path
+) -> None:
+    with (
+        cluster(synchronous_commit="off", wal_buffers="16MB") as postgres,
+        nodes(tmp_path, [postgres.new_database()] * 2, expected=EXPECTED) as servers,
+        books_of(servers, chance) as books,
+    ):
+        ((writer,),) = postgres.execute("SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'")
+        assert isinstance(writer, int)
+        os.kill(writer, signal.SIGSTOP)  # what it has written would outlive the server, if not the machine
+        books.advance(20)
+        postgres.kill()
+        postgres.start()
+        books.advance()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("recover", [True, False], ids=["to a point in time", "as a plain copy"])
 @pytest.mark.parametrize("nodes_run", [True, False], ids=["under the nodes", "while no node runs"])
 def test_a_restored_backup_loses_the_latest_and_tells_each_client(
