@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import psycopg
 import pytest
 
+from sse_app.storage.postgres.connections import Connection, Pool
 from sse_app.storage.postgres.database import Database, DatabaseUnavailable
 from tests.support.namespaces import links
 from tests.support.postgres import Postgres, cluster, ending, server_directory, standby
@@ -272,3 +273,34 @@ def test_a_server_out_of_reach_is_noticed_in_bounded_time_and_used_again_when_it
             postgres.allow(f"{link.near}/24")
             postgres.start()
             run(test)
+
+
+def test_many_processes_try_now_and_then_and_at_different_times_until_the_server_is_back(
+    server: Postgres,
+) -> None:
+    tries: list[float] = []
+
+    async def test() -> None:
+        async with AsyncExitStack() as ends:
+            databases = [await ends.enter_async_context(opened(server.url())) for _ in range(30)]
+            await asyncio.to_thread(server.kill)
+            try:
+                await asyncio.gather(*(fail(database) for database in databases))
+                connect = Pool.connect
+
+                async def counted(pool: Pool) -> Connection:
+                    tries.append(time.monotonic())
+                    return await connect(pool)
+
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr(Pool, "connect", counted)
+                    await asyncio.sleep(3)
+            finally:
+                await asyncio.to_thread(server.start)
+            await until_async(lambda: all(database.available for database in databases), "all are back")
+
+    run(test)
+    assert 30 < len(tries) < 30 * 8, "with pauses that grow"
+    begun = min(tries)
+    late = [at - begun for at in tries if at > begun + 1]
+    assert max(late) - min(late) > 0.5, "and vary"

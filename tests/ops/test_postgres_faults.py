@@ -24,7 +24,7 @@ from tests.support.postgres import Postgres, cluster, ending, server_directory, 
 from tests.support.server_process import ServerProcess
 from tests.support.waiting import until
 
-EXPECTED = ("event_log_unavailable", "log_replaced", "accounts_unavailable")
+EXPECTED = ("event_log_unavailable", "log_replaced", "accounts_unavailable", "node_silent")
 BOUND = TIMEOUT + 6
 """Seconds within which a publish is answered that the database does not take; generous."""
 
