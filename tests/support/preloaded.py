@@ -22,7 +22,7 @@ import time
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
@@ -46,6 +46,7 @@ def start(
     words: Sequence[str],
     *,
     environment: Mapping[str, str],
+    for_children: Mapping[str, str] = MappingProxyType({}),
     cwd: Path = ROOT,
     listening: socket.socket | None = None,
     **streams: Any,
@@ -56,6 +57,7 @@ def start(
         words: of the command.
         environment: all of its variables; where more than settings of ours differ from those of the tests, which the
             interpreter or the C library may have read at their start, the process is an ordinary one.
+        for_children: further variables, which matter only to programs that it runs itself.
         cwd: where it runs.
         listening: a socket that it gets as systemd passes one; its standard input is empty then.
         streams: arguments of `subprocess.Popen` for standard input, output and error.
@@ -68,7 +70,7 @@ def start(
         command = ["/bin/sh", "-c", _WITH_SOCKET, "sh", *command]
         streams |= {"stdin": listening.fileno()}
     kind = _Forked if forked else subprocess.Popen
-    return kind(command, env=environment, cwd=cwd, **streams)
+    return kind(command, env={**environment, **for_children}, cwd=cwd, **streams)
 
 
 def _others(environment: Mapping[str, str]) -> dict[str, str]:

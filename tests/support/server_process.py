@@ -86,6 +86,8 @@ class ServerProcess:
         self.url = f"http://127.0.0.1:{self.port}"
         state_dir.parent.mkdir(parents=True, exist_ok=True)
         self.log_path = state_dir.with_suffix(f".{self.port}.log")
+        self.for_children: dict[str, str] = {}
+        """Variables that matter only to programs which the server runs itself."""
         self.environment = clean_environment() | {
             "SSE_APP_PORT": str(self.port),
             "SSE_APP_STATE_DIR": str(state_dir),
@@ -111,9 +113,13 @@ class ServerProcess:
             if self._open_files:
                 limited = ["/bin/sh", "-c", f'ulimit -n {self._open_files}; exec "$@"', "sh"]
                 command = [*limited, *PROGRAM, "serve"]
-                self.process = subprocess.Popen(command, cwd=ROOT, env=self.environment, **streams)
+                self.process = subprocess.Popen(
+                    command, cwd=ROOT, env=self.environment | self.for_children, **streams
+                )
             else:
-                self.process = start(["serve"], environment=self.environment, **streams)
+                self.process = start(
+                    ["serve"], environment=self.environment, for_children=self.for_children, **streams
+                )
         until(self._ready, f"the server is ready; its log is {self.log_path}")
 
     def _ready(self) -> bool:

@@ -66,7 +66,9 @@ class ServerWithWorkers(ServerProcess):
         (directory / "sitecustomize.py").write_text(
             f"import os, sys\nif 'serve' in sys.orig_argv:\n    pass\n{indented}"
         )
-        self.environment["PYTHONPATH"] = f"{directory}:{ROOT}"
+        # Where there is nothing to run the parent can be one that need not load the program.
+        self.environment.pop("PYTHONPATH", None)
+        (self.environment if code else self.for_children)["PYTHONPATH"] = f"{directory}:{ROOT}"
 
     def start(self, stderr: int | None = None) -> None:
         """Start the server and wait until all workers serve."""
