@@ -11,6 +11,7 @@ import pytest
 
 from sse_app.process.database_check import promise_of, requires_all
 from sse_app.storage.postgres.schema import VERSION
+from tests.support.poolers import pgbouncer
 from tests.support.postgres import Postgres
 from tests.support.server_process import clean_environment, run_program, running
 
@@ -194,3 +195,13 @@ def test_a_list_of_standbys_is_read_as_the_log_reads_it(
 
 
 STANDBYS = ["a", '"a"', "1 (a)", "2 (a, b)", "first 2 (a, b)", "ANY 1 (a, b)", "a, b", "*", "2 (a, *)", ""]
+
+
+def test_behind_a_pooler_in_transaction_mode_the_missing_notifications_are_told(
+    check: Check, postgres: Postgres, database_url: str
+) -> None:
+    with pgbouncer(postgres, "transaction") as port:
+        url = database_url.replace(f":{postgres.port}/", f":{port}/")
+        assert "not heard, as behind a pooler" in line(check.lines(url), "LISTEN")
+        direct = line(check.lines(url, SSE_APP_POSTGRES__LISTEN_URL=database_url), "LISTEN")
+        assert direct == "# LISTEN: notifications are heard"

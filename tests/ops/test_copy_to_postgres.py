@@ -26,6 +26,8 @@ import pytest
 from sse_app.storage.postgres.schema import migrate
 from sse_app.storage.postgres.single import connected
 from tests.support.people import bearer, claims_of
+from tests.support.poolers import pgbouncer
+from tests.support.postgres import Postgres
 from tests.support.room import first, listen, numbers, sequence, take
 from tests.support.server_process import ROOT, ServerProcess, run_program, running, starting
 from tests.support.waiting import until
@@ -575,3 +577,12 @@ def test_odd_dates_and_texts_come_as_the_database_can_keep_them(
         publish(http, "busy", 6)
     (last,) = rows(database_url, "SELECT max(at) FROM sse_app.events")[0]
     assert dates[-1] <= last <= time.time() + 1
+
+
+def test_a_pooler_in_transaction_mode_may_stand_before_the_database(
+    filled: Filled, postgres: Postgres, database_url: str
+) -> None:
+    filled.stop()
+    with pgbouncer(postgres, "transaction") as port:
+        copied(filled.server, database_url.replace(f":{postgres.port}/", f":{port}/"))
+    filled.assert_copied(database_url)
