@@ -146,12 +146,7 @@ def promise_of(commit: str, standbys: str, fsync: bool = True) -> str:
     """
     if not fsync:
         return "nothing, as fsync is off: a crash of the database's machine may destroy all"
-    if commit == "off":  # which appends do not take for an answer
-        return (
-            "on disk here before the 201, as for local; a failover to an asynchronous standby loses the last events, "
-            "and a crash the last logins, revocations and changes of accounts"
-        )
-    if commit == "local" or not standbys.strip():
+    if commit in ("off", "local") or not standbys.strip():
         return "on disk here before the 201; a failover to an asynchronous standby loses the last events"
     if commit == "remote_write":
         return (

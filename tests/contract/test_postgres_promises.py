@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import NamedTuple
 
 import pytest
 
+from sse_app.auth.postgres_store import PostgresAuthStore
+from sse_app.auth.records import NEVER, Revocation, Scope
 from sse_app.core.channels import ChannelName
 from sse_app.core.events import EventId, NewEvent
 from sse_app.eventlog.postgres.log import PostgresEventLog
@@ -104,7 +109,29 @@ def test_after_a_crash_of_the_database_there_is_all_that_was_acknowledged(commit
         url = server.new_database()
         server.execute(f"ALTER ROLE app SET synchronous_commit = {commit}")
         acknowledged = [asyncio.run(append(url)) for _ in range(3)]
+        asyncio.run(revoke(url, "session-1"))
         server.kill()
         server.start()
         there, following = asyncio.run(found(url))
         assert (there, following.epoch) == (3 * COUNT, acknowledged[0][0].epoch)
+        assert asyncio.run(revoked(url)) == ["session-1"]
+
+
+async def revoke(url: str, session: str) -> None:
+    async with auth_store(url) as store:
+        await store.revoke([Revocation(Scope.SESSION, session, NEVER, time.time() + 600, time.time())])
+
+
+async def revoked(url: str) -> list[str]:
+    async with auth_store(url) as store:
+        return [revocation.value for _, revocation in await store.revocations_since(0)]
+
+
+@asynccontextmanager
+async def auth_store(url: str) -> AsyncIterator[PostgresAuthStore]:
+    store = PostgresAuthStore(Database(url, timeout=60))
+    await store.open()
+    try:
+        yield store
+    finally:
+        await store.close()

@@ -116,7 +116,7 @@ def test_check_config_says_all_of_a_database_and_changes_nothing(
 def test_what_is_in_force_for_the_user_is_told(check: Check, postgres: Postgres, database_url: str) -> None:
     name = database_url.rpartition("/")[2]
     postgres.execute(f"ALTER ROLE app IN DATABASE {name} SET synchronous_commit = off")
-    assert "changes of accounts (synchronous_commit = off" in line(
+    assert "loses the last events (synchronous_commit = off" in line(
         check.lines(database_url), "a 201 promises"
     )
 
@@ -164,7 +164,7 @@ def test_a_database_that_cannot_be_used_is_refused_with_one_line(
 @pytest.mark.parametrize(
     ("commit", "standbys", "says"),
     [
-        ("off", "a", "and a crash the last logins, revocations and changes of accounts"),
+        ("off", "a", "an asynchronous standby loses the last events"),
         ("local", "a", "an asynchronous standby loses the last events"),
         ("on", " ", "an asynchronous standby loses the last events"),
         ("remote_write", "a", "only where its machine has crashed too"),

@@ -19,3 +19,13 @@ CREATE TABLE sse_app.copied (
     at timestamptz NOT NULL DEFAULT clock_timestamp(),
     finished boolean NOT NULL DEFAULT false
 );
+
+-- Have the transaction wait for the disk at its commit, also where synchronous_commit is off.
+CREATE FUNCTION sse_app.wait_for_disk() RETURNS void
+LANGUAGE plpgsql VOLATILE AS $$
+BEGIN
+    IF current_setting('synchronous_commit') = 'off' THEN
+        PERFORM set_config('synchronous_commit', 'local', true);
+    END IF;
+END
+$$;

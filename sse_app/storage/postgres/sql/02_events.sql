@@ -116,10 +116,8 @@ DECLARE
     lost boolean;
 BEGIN
     PERFORM set_config('lock_timeout', patience::text, true);
-    IF current_setting('synchronous_commit') = 'off' THEN
-        -- Else a crash could take back events that clients have, and their numbers would be given again.
-        PERFORM set_config('synchronous_commit', 'local', true);
-    END IF;
+    -- Else a crash could take back events that clients have, and their numbers would be given again.
+    PERFORM sse_app.wait_for_disk();
     SELECT * INTO STRICT log FROM sse_app.log FOR UPDATE;
     lost := log.epoch = known_epoch AND log.seq < known_seq; -- an earlier state of itself was restored
     IF lost OR NOT sse_app.same_log(log) THEN

@@ -92,6 +92,7 @@ DECLARE
     v_now double precision;
     v_delay double precision;
 BEGIN
+    PERFORM sse_app.wait_for_disk();
     UPDATE sse_app.auth
         SET revoked = greatest(revoked + 1, floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint)
         RETURNING revoked INTO v_number;
@@ -163,6 +164,7 @@ CREATE FUNCTION sse_app.begin_session(
     p_absolute double precision, p_kept bigint
 ) RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
+    PERFORM sse_app.wait_for_disk();
     LOCK TABLE sse_app.revoking IN ROW SHARE MODE;
     PERFORM FROM sse_app.accounts WHERE name = p_subject FOR NO KEY UPDATE;
     IF EXISTS (
@@ -203,6 +205,7 @@ DECLARE
     v_account sse_app.accounts;
     v_repeated boolean;
 BEGIN
+    PERFORM sse_app.wait_for_disk();
     LOCK TABLE sse_app.revoking IN ROW SHARE MODE;
     SELECT s.* INTO v_session FROM sse_app.sessions s
         WHERE s.id = (SELECT t.session FROM sse_app.refresh_tokens t WHERE t.digest = p_digest) FOR UPDATE;
@@ -274,6 +277,7 @@ CREATE FUNCTION sse_app.change_keys(
     p_changed bigint, p_ids text[], p_kinds text[], p_sealed bytea[], p_deleted text[]
 ) RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
+    PERFORM sse_app.wait_for_disk();
     UPDATE sse_app.auth SET keys_changed = keys_changed + 1 WHERE keys_changed = p_changed;
     IF NOT FOUND THEN
         RETURN false;
