@@ -27,7 +27,7 @@ from sse_app.storage.postgres.schema import migrate
 from sse_app.storage.postgres.single import connected
 from tests.support.people import bearer, claims_of
 from tests.support.poolers import pgbouncer
-from tests.support.postgres import Postgres
+from tests.support.postgres import Postgres, cluster
 from tests.support.room import first, listen, numbers, sequence, take
 from tests.support.server_process import ROOT, ServerProcess, run_program, running, starting
 from tests.support.waiting import until
@@ -586,3 +586,22 @@ def test_a_pooler_in_transaction_mode_may_stand_before_the_database(
     with pgbouncer(postgres, "transaction") as port:
         copied(filled.server, database_url.replace(f":{postgres.port}/", f":{port}/"))
     filled.assert_copied(database_url)
+
+
+def test_a_copy_goes_on_after_a_crash_of_the_database(filled: Filled) -> None:
+    filled.stop()
+    with cluster(wal_writer_delay="10s") as server:  # what was copied last is not on its disk
+        url = server.new_database()
+        command = [sys.executable, "-c", SLOW, "eventlog", "copy", "--to", url]
+        with subprocess.Popen(
+            command, cwd=ROOT, env=filled.server.environment, stderr=subprocess.PIPE, text=True
+        ) as process:
+            until(lambda: position(url) > 1_000, "it has come some way")
+            server.kill()
+            assert process.stderr is not None
+            said = process.stderr.read()
+        assert (process.returncode, said.count("\n"), "cannot use the database" in said) == (1, 1, True), said
+        server.start()
+        assert position(url) < 12_001
+        copied(filled.server, url)
+        filled.assert_copied(url)
