@@ -151,6 +151,7 @@ def test_descriptors_that_run_out_all_the_same_are_taken_from_silent_clients(sta
     assert server.process is not None
     try:
         stream.read_until("event: connected")
+        wait_until_idle(server)  # it imports what it did not need for its start
         with silent_clients(server.port, 100):
             until(lambda: descriptors(server) > 100, "the clients are connected")
             resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (descriptors(server), FILES))
