@@ -486,7 +486,7 @@ def test_keys_come_sealed_where_the_settings_have_a_seal(
 def test_what_is_published_while_it_is_copied_comes_once_and_in_order(
     start: Callable[..., ServerProcess], database_url: str
 ) -> None:
-    server = start()
+    server = start(HISTORY__SIZE=1_000_000)
     ids: list[str] = []
     ended = threading.Event()
 
@@ -495,6 +495,7 @@ def test_what_is_published_while_it_is_copied_comes_once_and_in_order(
             while not ended.is_set():
                 ids.extend(publish_many(http, "busy", 100, len(ids)))
                 ids.append(publish(http, f"user.u{len(ids)}.x", len(ids)))
+                time.sleep(0.01)
 
     publisher = threading.Thread(target=publish_on)
     publisher.start()
