@@ -606,3 +606,18 @@ def test_a_copy_goes_on_after_a_crash_of_the_database(filled: Filled) -> None:
         assert position(url) < 12_001
         copied(filled.server, url)
         filled.assert_copied(url)
+
+
+def test_a_log_that_has_not_begun_and_accounts_that_are_lost_are_told(
+    start: Callable[..., ServerProcess], database_url: str
+) -> None:
+    server = start()
+    assert server.stop() == 0
+    accounts = server.state_dir / "accounts.db"
+    accounts.rename(server.state_dir / "elsewhere")
+    assert "there are no accounts at" in copied(server, database_url, status=1)
+    (server.state_dir / "elsewhere").rename(accounts)
+    with closing(sqlite3.connect(server.state_dir / "events.db")) as db:
+        db.execute("DELETE FROM log")
+        db.commit()
+    assert "there is no event log in" in copied(server, database_url, status=1)

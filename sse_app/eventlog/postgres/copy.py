@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from psycopg import AsyncConnection
 
 from sse_app.core.errors import StateError
+from sse_app.eventlog.base import LogClock
 from sse_app.eventlog.sqlite.export import Export, ExportPage, StoredChannel
 from sse_app.eventlog.sqlite.schema import LogState
 
@@ -74,7 +75,7 @@ class LogCopy:
         self._connection = connection
         self._export = export
         self._where = where
-        self._clock = export.clock()
+        self._clock = LogClock()
         self._known: dict[str, StoredChannel] = {}
         self._last_at = 0.0
         self._state: LogState | None = None
@@ -90,6 +91,7 @@ class LogCopy:
         state = self._export.state()
         if state is None:
             raise StateError(f"there is no event log in {self._export.path} yet: nothing is to be copied")
+        self._clock = self._export.clock()
         async with self._connection.transaction():
             await self._refuse_nodes()
             log = await self._row("SELECT epoch, seq FROM sse_app.log")
