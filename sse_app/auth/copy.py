@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from psycopg import AsyncConnection
 
 from sse_app.auth import sqlite_store
-from sse_app.auth.postgres_store import _written
+from sse_app.auth.postgres_store import written
 from sse_app.core.errors import StateError
 from sse_app.storage.sqlite import connect, is_missing_or_empty, open_database, unusable
 
@@ -136,7 +136,7 @@ def _converted(value: Any, kind: str) -> Any:
         case "float8":
             return float(value)
         case "text":
-            return _written(value)
+            return written(value)
         case _:
             return value
 

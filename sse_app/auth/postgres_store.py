@@ -133,7 +133,7 @@ class PostgresAuthStore(AuthStore):
         rows = await self._write(
             "INSERT INTO sse_app.accounts (name, password, grants, disabled) VALUES (%s, %s, %s, %s) "
             "ON CONFLICT (name) DO NOTHING RETURNING name",
-            (_written(account.name), password_hash, json.dumps(account.grants.to_claim()), account.disabled),
+            (written(account.name), password_hash, json.dumps(account.grants.to_claim()), account.disabled),
         )
         return bool(rows)
 
@@ -145,7 +145,7 @@ class PostgresAuthStore(AuthStore):
     async def credentials(self, name: str) -> Credentials | None:
         """Read one account."""
         rows = await self._read(
-            "SELECT name, grants, disabled, password FROM sse_app.accounts WHERE name = %s", (_written(name),)
+            "SELECT name, grants, disabled, password FROM sse_app.accounts WHERE name = %s", (written(name),)
         )
         return Credentials(_account(*rows[0][:3]), rows[0][3]) if rows else None
 
@@ -157,7 +157,7 @@ class PostgresAuthStore(AuthStore):
         """Change a hash that is still the old one."""
         await self._write(
             "UPDATE sse_app.accounts SET password = %s WHERE name = %s AND password = %s RETURNING name",
-            (new, _written(name), old),
+            (new, written(name), old),
         )
 
     async def set_grants(self, name: str, grants: Grants) -> bool:
@@ -171,7 +171,7 @@ class PostgresAuthStore(AuthStore):
     async def enable_account(self, name: str) -> bool:
         """Take the mark away."""
         rows = await self._write(
-            "UPDATE sse_app.accounts SET disabled = false WHERE name = %s RETURNING name", (_written(name),)
+            "UPDATE sse_app.accounts SET disabled = false WHERE name = %s RETURNING name", (written(name),)
         )
         return bool(rows)
 
@@ -183,7 +183,7 @@ class PostgresAuthStore(AuthStore):
         """Change an account and revoke what it was issued; return whether there is one."""
         _, _, *times = Revocation.of_subject(name)
         rows = await self._write(
-            "SELECT sse_app.change_account(%s, %s, %s, %s, %s, %s)", (_written(name), change, text, *times)
+            "SELECT sse_app.change_account(%s, %s, %s, %s, %s, %s)", (written(name), change, text, *times)
         )
         return bool(rows[0][0])
 
@@ -196,8 +196,8 @@ class PostgresAuthStore(AuthStore):
         rows = await self._write(
             "SELECT sse_app.begin_session(%s, %s, %s, %s, %s, %s, %s, %s)",
             (
-                _written(session),
-                _written(subject),
+                written(session),
+                written(subject),
                 digest,
                 since,
                 now,
@@ -255,7 +255,7 @@ class PostgresAuthStore(AuthStore):
         rows = list(revocations)
         columns = (  # a list has one type, and some of the times are whole numbers
             [each.scope.value for each in rows],
-            [_written(each.value) for each in rows],
+            [written(each.value) for each in rows],
             [float(each.issued_until) for each in rows],
             [float(each.forget_at) for each in rows],
             [float(each.made_at) for each in rows],
@@ -291,7 +291,7 @@ class PostgresAuthStore(AuthStore):
         """Insert entries, and delete the oldest."""
         rows = list(entries)
         texts = [
-            [_written(text) for text in column] for column in zip(*(row[1:] for row in rows), strict=True)
+            [written(text) for text in column] for column in zip(*(row[1:] for row in rows), strict=True)
         ]
         if rows:
             await self._write(
@@ -353,10 +353,10 @@ class PostgresAuthStore(AuthStore):
             "SELECT sse_app.change_keys(%s, %s::text[], %s::text[], %s::bytea[], %s::text[])",
             (
                 changed,
-                [_written(id) for id, _, _ in new],
+                [written(id) for id, _, _ in new],
                 [kind for _, kind, _ in new],
                 [sealed for _, _, sealed in new],
-                [_written(id) for id in deleted],
+                [written(id) for id in deleted],
             ),
         )
         return bool(rows[0][0])
@@ -434,7 +434,7 @@ async def make_row(database: Database) -> bool:
         await database.close()
 
 
-def _written(text: str) -> str:
+def written(text: str) -> str:
     """Return a text as PostgreSQL can keep it, which has no NUL in texts; `_read_text` returns it as it was."""
     if "\0" in text or "\x1b" in text:
         return text.replace("\x1b", "\x1b1").replace("\0", "\x1b0")
