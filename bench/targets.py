@@ -13,6 +13,7 @@ from bench.results import Result
 
 Results = dict[str, Result]
 OURS = "sse_app"
+POSTGRES = "sse_app-postgres"
 _NUMBER = re.compile(r"\{[^}]*\}")
 
 
@@ -55,7 +56,7 @@ class Target:
         if self.bound is not None and not self._meets(measured.value, self.bound):
             return "**no**"
         if self.aim is None:
-            return "yes"
+            return "" if self.bound is None else "yes"
         aim = self._meets(measured.value, self.aim)
         if self.bound is None:
             return "yes, the aim" if aim else "not the aim"
@@ -170,6 +171,24 @@ def _storm(results: Results) -> Measured | None:
         "none lost, none twice"
     )
     return Measured(sample["complete_s"], text)
+
+
+def _share(label: str, figure: str) -> Value:
+    """What the database does for each event and each further node that only reads it."""
+
+    def value(results: Results) -> Measured | None:
+        if (result := results.get("postgres-tail")) is None:
+            return None
+        one, four = (
+            result.median(f"{POSTGRES}, {label}, {count}", "database_us_per_event")
+            for count in ("1 node", "4 nodes")
+        )
+        if one is None or four is None:
+            return None
+        share = (four - one) / 3
+        return Measured(share, f"{figure.format(share)} ({figure.format(one)} to append it)")
+
+    return value
 
 
 def _disturbed(scenario: str) -> Value:
@@ -410,4 +429,47 @@ _RESTARTS = Group(
     ),
 )
 
-GROUPS = (_DELIVERY, _LATENCY, _PUBLISHING, _STREAMS, _CROWD, _RESTARTS)
+_POSTGRES = Group(
+    "Nodes on PostgreSQL, which runs on the same two cores",
+    (
+        Target(
+            "server CPU of a delivery, 1,000 streams, beside SQLite",
+            _RATIO, 1.1, None, _beside("postgres", "cpu_us", _US, OURS, "that", POSTGRES),
+        ),
+        Target(
+            "published on one node and received from another, half of them",
+            _MS, 3.0, None, _figure("postgres-across", "other_p50_ms", _MS, POSTGRES),
+        ),
+        Target(
+            "99 of 100 of them, beside those from the same node",
+            _RATIO, 3.0, None, _figure("postgres-across", "p99_ratio", _RATIO, POSTGRES),
+        ),
+        Target(
+            "events a second in batches of 100 from 64 clients, two nodes",
+            "{:,.0f}", 20_000, None,
+            _figure("postgres-publish", "events_per_s", "{:,.0f}", f"{POSTGRES}, {_HUNDRED}, 2 nodes"),
+            higher=True,
+        ),
+        Target(
+            "events a second one by one from 64 clients, two nodes",
+            "{:,.0f}", None, None,
+            _figure("postgres-publish", "events_per_s", "{:,.0f}", f"{POSTGRES}, {_SINGLE}, 2 nodes"),
+            higher=True,
+        ),
+        Target(
+            "CPU of the database for each node that reads an event, 50 a second",
+            "{:.0f} µs", None, None, _share(_SINGLE, "{:.0f} µs"),
+        ),
+        Target(
+            "the same, in batches of 100",
+            "{:.1f} µs", None, None, _share(_HUNDRED, "{:.1f} µs"),
+        ),
+        Target(
+            "queries a second of an idle node",
+            "{:.1f}", None, None,
+            _figure("postgres-tail", "queries_per_s", "{:.1f}", f"{POSTGRES}, {_SINGLE}, 4 nodes"),
+        ),
+    ),
+)  # fmt: skip
+
+GROUPS = (_DELIVERY, _LATENCY, _PUBLISHING, _STREAMS, _CROWD, _RESTARTS, _POSTGRES)

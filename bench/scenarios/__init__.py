@@ -9,6 +9,7 @@ from bench.scenarios import (
     fanout,
     health,
     idle,
+    postgres,
     publishing,
     reconnect,
     stalled,
@@ -33,6 +34,7 @@ SCENARIOS: dict[str, Scenario] = {
         dashboards,
         crowd,
         storm,
+        postgres,
     )
     for scenario in module.SCENARIOS
 }

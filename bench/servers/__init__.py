@@ -8,13 +8,14 @@ from bench.servers.interface import Options, Server
 from bench.servers.nchan import Nchan
 from bench.servers.pushpin import Pushpin
 from bench.servers.python_peers import AiohttpSse, SseStarlette
-from bench.servers.sse_app import SseApp, SseAppBefore
+from bench.servers.sse_app import SseApp, SseAppBefore, SseAppPostgres
 from bench.servers.tornado_plain import TornadoPost, TornadoQueue
 
 SERVERS: dict[str, type[Server]] = {
     server.name: server
     for server in (
         SseApp,
+        SseAppPostgres,
         SseAppBefore,
         Floor,
         Nchan,
@@ -27,4 +28,4 @@ SERVERS: dict[str, type[Server]] = {
     )
 }
 
-__all__ = ["SERVERS", "Options", "Server", "SseApp", "SseAppBefore"]
+__all__ = ["SERVERS", "Options", "Server", "SseApp", "SseAppBefore", "SseAppPostgres"]

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar
 
+from bench import postgres
 from bench.load import Publish
 from bench.payload import EVENT_ITEM
 from bench.processes import ServerFailed
@@ -151,6 +152,21 @@ class SseApp(Server):
             )
         item = f'{{"channel":"{channels[0]}","event":"tick","data":{EVENT_ITEM}}}'
         return Publish(self.port, "/api/v1/sse", item, '{"events":[', ",", "]}", headers, batch=batch)
+
+
+class SseAppPostgres(SseApp):
+    """The same with its log on PostgreSQL; the scenario starts that, and says where it is."""
+
+    name = "sse_app-postgres"
+    title = "**sse_app** with PostgreSQL"
+
+    @classmethod
+    def missing(cls) -> str:
+        return super().missing() or postgres.missing()
+
+    @classmethod
+    def version(cls) -> str:
+        return f"{super().version()}, {postgres.version()}"
 
 
 class SseAppBefore(SseApp):
