@@ -100,7 +100,7 @@ def _measure_publishing(nodes: int, batch: int, requests: int, server_name: str,
 
 def _measure_tail(nodes: int, batch: int, rate: float, server_name: str, run: Run) -> Sample:
     """What the database does for each event that one of so many nodes publishes, and for idle ones."""
-    idle, seconds = run.pick(2, 10, 15), run.pick(1, 10, 10)
+    idle, seconds = run.pick(2, 10, 10), run.pick(1, 10, 10)
     requests = int(rate * seconds)
     with postgres() as database, _nodes(database, nodes, server_name) as running_nodes:
         time.sleep(_SETTLE_SECONDS)
@@ -204,7 +204,7 @@ SCENARIOS = (
         "second; the others have no clients and read the log. Before that nothing is done for a while, and what the "
         "database takes then is not counted as the events'.",
         (
-            *_variants(_measure_tail, "single", 1, 50.0, nodes=(1, 2, 4)),
+            *_variants(_measure_tail, "single", 1, 50.0, nodes=(1, 2, 4, 16)),
             *_variants(_measure_tail, "batches of 100", 100, 10.0, nodes=(1, 2, 4)),
         ),
         (
@@ -215,6 +215,7 @@ SCENARIOS = (
             Column("stolen_percent", "stolen %"),
         ),
         partial(_measure_tail, 2, 1, 50.0),
+        rounds=1,
         default=(_OURS,),
     ),
 )
