@@ -32,7 +32,7 @@ test-long: .venv/installed
 check: .venv/installed
 	@$(CHECK)
 
-# Under 40 minutes, and under 5. With BEFORE=CHECKOUT another checkout of sse_app is measured beside this one, in the same rounds.
+# Under 50 minutes, and under 5. With BEFORE=CHECKOUT another checkout of sse_app is measured beside this one, in the same rounds.
 bench: .venv/installed
 	@$(BIN)/python -m bench --install
 	@$(BIN)/python -m bench $(if $(BEFORE),--before $(BEFORE))

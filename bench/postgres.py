@@ -56,8 +56,8 @@ class Postgres:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self.port = free_port()
-        self.url = f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
+        self.url = ""
+        """Where the database is, once it has been started."""
         self.processes = Processes(directory / "server.log")
 
     def _command(self, program: str, *arguments: str) -> list[str]:
@@ -80,9 +80,10 @@ class Postgres:
         )
         if made.returncode != 0:
             raise ServerFailed(f"initdb failed: {made.stderr}")
+        port = free_port()
+        self.url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
         (self._directory / "data" / "postgresql.auto.conf").write_text(
-            f"listen_addresses = '127.0.0.1'\nport = {self.port}\n"
-            f"unix_socket_directories = '{self._directory}'\n"
+            f"listen_addresses = '127.0.0.1'\nport = {port}\nunix_socket_directories = '{self._directory}'\n"
         )
         self.processes.start(self._command("postgres"), cwd=self._directory)
         deadline = time.monotonic() + 20
@@ -111,7 +112,7 @@ class Postgres:
         return self.processes.cpu_seconds() + ended / _TICKS
 
     def transactions(self) -> int:
-        """Return how many transactions have been committed: a node's queries are one each."""
+        """Return how many transactions have been committed: a query of a node is one, and what it hears."""
         with psycopg.connect(self.url, autocommit=True) as connection:
             row = connection.execute(
                 "SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()"

@@ -465,9 +465,9 @@ _POSTGRES = Group(
             "{:.1f} µs", None, None, _share(_HUNDRED, "{:.1f} µs"),
         ),
         Target(
-            "queries a second of an idle node",
+            "transactions a second of an idle node",
             "{:.1f}", None, None,
-            _figure("postgres-tail", "queries_per_s", "{:.1f}", f"{POSTGRES}, {_SINGLE}, 4 nodes"),
+            _figure("postgres-tail", "transactions_per_s", "{:.1f}", f"{POSTGRES}, {_SINGLE}, 1 node"),
         ),
     ),
 )  # fmt: skip

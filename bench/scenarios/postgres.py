@@ -108,7 +108,7 @@ def _measure_tail(nodes: int, batch: int, rate: float, server_name: str, run: Ru
         time.sleep(idle)
         quiet = time.monotonic() - began
         idle_cpu = (database.cpu_seconds() - used) / quiet
-        queries = (database.transactions() - asked) / quiet
+        transactions = (database.transactions() - asked) / quiet
         watch, began, used = Stopwatch(running_nodes[-1]), time.monotonic(), database.cpu_seconds()
         Publisher(running_nodes[0].publish([CHANNEL], batch), requests, rate=rate).result()
         time.sleep(_SETTLE_SECONDS)
@@ -118,7 +118,7 @@ def _measure_tail(nodes: int, batch: int, rate: float, server_name: str, run: Ru
         "database_us_per_event": (busy - idle_cpu * (time.monotonic() - began)) / events * 1e6,
         "node_us_per_event": cost.cpu / events * 1e6,
         "idle_percent": idle_cpu / nodes * 100,
-        "queries_per_s": queries / nodes,
+        "transactions_per_s": transactions / nodes,
         "stolen_percent": cost.stolen * 100,
     }
 
@@ -202,7 +202,7 @@ SCENARIOS = (
         "What a node costs the database",
         "Events are published on one of so many nodes, one event a request at 50 a second, and 100 a request at ten a "
         "second; the others have no clients and read the log. Before that nothing is done for a while, and what the "
-        "database takes then is not counted as the events'.",
+        "database takes then is not counted as the events'. A transaction is a query, or a notification that is heard.",
         (
             *_variants(_measure_tail, "single", 1, 50.0, nodes=(1, 2, 4, 16)),
             *_variants(_measure_tail, "batches of 100", 100, 10.0, nodes=(1, 2, 4)),
@@ -210,7 +210,7 @@ SCENARIOS = (
         (
             Column("database_us_per_event", "database CPU, µs an event", 1),
             Column("node_us_per_event", "CPU of the last node, µs an event", 1),
-            Column("queries_per_s", "queries a second of an idle node"),
+            Column("transactions_per_s", "transactions a second of an idle node"),
             Column("idle_percent", "database CPU for an idle node, % of a core", 2),
             Column("stolen_percent", "stolen %"),
         ),
