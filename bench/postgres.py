@@ -55,7 +55,7 @@ class Postgres:
     """
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory
+        self.directory = directory
         self.url = ""
         """Where the database is, once it has been started."""
         self.processes = Processes(directory / "server.log")
@@ -65,7 +65,7 @@ class Postgres:
         if programs is None:
             raise ServerFailed(_INSTALL)
         as_user = ["setpriv", f"--reuid={_USER}", f"--regid={_USER}", "--clear-groups"]
-        command = [str(programs / program), "-D", str(self._directory / "data"), *arguments]
+        command = [str(programs / program), "-D", str(self.directory / "data"), *arguments]
         return [*as_user, *command] if os.geteuid() == 0 else command
 
     def start(self) -> None:
@@ -76,16 +76,16 @@ class Postgres:
         """
         options = ("--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync")
         made = subprocess.run(
-            self._command("initdb", *options), cwd=self._directory, capture_output=True, text=True
+            self._command("initdb", *options), cwd=self.directory, capture_output=True, text=True
         )
         if made.returncode != 0:
             raise ServerFailed(f"initdb failed: {made.stderr}")
         port = free_port()
         self.url = f"postgresql://postgres@127.0.0.1:{port}/postgres"
-        (self._directory / "data" / "postgresql.auto.conf").write_text(
-            f"listen_addresses = '127.0.0.1'\nport = {port}\nunix_socket_directories = '{self._directory}'\n"
+        (self.directory / "data" / "postgresql.auto.conf").write_text(
+            f"listen_addresses = '127.0.0.1'\nport = {port}\nunix_socket_directories = '{self.directory}'\n"
         )
-        self.processes.start(self._command("postgres"), cwd=self._directory)
+        self.processes.start(self._command("postgres"), cwd=self.directory)
         deadline = time.monotonic() + 20
         while True:
             self.processes.check()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
-from bench import native
+from bench import native, postgres
 from bench.fleet import Fleet, combined
 from bench.histogram import SHARES, merged
 from bench.load import LoadFailed, StreamClient, verify
@@ -15,7 +17,7 @@ from bench.payload import SENT_BASE, SEQ_BASE
 from bench.results import Result
 from bench.scenarios import SCENARIOS
 from bench.targets import GROUPS, Measured, Target
-from tests.support.programs import require
+from tests.support.programs import require, unavailable
 from tests.support.scripted_server import HOURS, Answer, ScriptedServer, connected, frame, scripted_server
 from tests.support.waiting import until
 
@@ -133,6 +135,21 @@ def test_histograms_of_one_client_are_what_it_prints_itself(server: ScriptedServ
         assert again["count"] == seen[name]["count"] > 0
         assert all(abs(again[share] - seen[name][share]) <= 0.051 for share in SHARES)
         assert combined([seen, seen])[name]["p50"] == again["p50"]
+
+
+def test_the_database_of_the_benchmark_says_what_it_has_done_and_leaves_nothing_behind() -> None:
+    if reason := postgres.missing():
+        unavailable(reason)
+    with postgres.postgres() as database:
+        before = database.transactions(), database.cpu_seconds()
+        with psycopg.connect(database.url) as connection:
+            connection.execute("SELECT sum(n) FROM generate_series(1, 200000) AS n")
+        until(lambda: database.transactions() > before[0] + 1, "the query has been counted")
+        assert database.cpu_seconds() > before[1] + 0.01  # the server process that did it has ended
+        pids, directory = database.processes.pids(), database.directory
+    assert pids
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    assert not directory.exists()
 
 
 class _Everything(dict[str, float]):
