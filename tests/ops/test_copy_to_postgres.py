@@ -247,7 +247,7 @@ from sse_app.eventlog.sqlite import export
 
 export.PAGE_EVENTS = 200
 read = export.Export.page
-export.Export.page = lambda *arguments: (time.sleep(0.1), read(*arguments))[1]
+export.Export.page = lambda *arguments: (time.sleep(0.25), read(*arguments))[1]
 sys.exit(main(sys.argv[1:]))
 """
 """The command with small pages and a pause before each, so that it can be ended between two."""
