@@ -12,9 +12,10 @@ from collections import Counter, deque
 from typing import Any, NamedTuple
 
 from sse_app.cluster.base import Cluster, in_order
-from sse_app.core.channels import ADMIN_CHANNEL, ChannelPatterns
+from sse_app.core.channels import ADMIN_CHANNEL, ChannelName, ChannelPatterns
 from sse_app.core.counters import Metrics, quantile
 from sse_app.core.distinct import Sample, distinct, sample
+from sse_app.core.errors import EventLogUnavailable
 from sse_app.core.events import EventId, timestamp
 from sse_app.core.framing import framed
 from sse_app.core.json_text import to_json
@@ -95,6 +96,8 @@ class LiveStats:
         self._started_at = timestamp(time.time())
         self._last = self._count(time.monotonic())
         self._wanted_until = 0.0
+        self._published: dict[ChannelName, int] = {}
+        """How many events each channel had when the log could be read last."""
         self._told_at: dict[str, float] = {}
         self._told: dict[str, dict[str, Any]] = {}
         """The last statistics of the other nodes."""
@@ -265,8 +268,14 @@ class LiveStats:
     async def _channel_rows(self, streams: list[dict[str, int]]) -> list[dict[str, Any]]:
         """Return the channels that are configured by name; those of patterns may be as many as there are users."""
         rows = []
+        readable = True
         for name in self._channels.names:
-            published, _ = await self._eventlog.published(name)
+            if readable:
+                try:
+                    self._published[name], _ = await self._eventlog.published(name)
+                except EventLogUnavailable:  # what was known last is shown, and all else as it is
+                    readable = False
+            published = self._published.get(name, 0)
             count = sum(node.get(name, 0) for node in streams)
             rows.append({"channel": name, "streams": count, "events": published})
         return rows

@@ -36,7 +36,11 @@ def nodes(tmp_path: Path, shop: Shop) -> Iterator[list[ServerProcess]]:
     def make(number: int) -> ServerProcess:
         keys: dict[str, Any] = {"AUTH__KEYS_DIR": str(tmp_path / "node1/keys")} if number > 1 else {}
         return ServerProcess(
-            state_dir=tmp_path / f"node{number}", EVENT_LOG=shop.owner_url, NODE=f"node{number}", **keys
+            state_dir=tmp_path / f"node{number}",
+            EVENT_LOG=shop.owner_url,
+            NODE=f"node{number}",
+            expected=("node_silent",),  # on a busy machine
+            **keys,
         )
 
     start: Callable[..., ServerProcess]
@@ -132,7 +136,7 @@ def test_a_session_that_holds_the_log_costs_http_a_503_and_no_event(
 ) -> None:
     """It has made constraints immediate after it published, and does not commit."""
     one = nodes[0]
-    one.expected = ("event_log_unavailable",)
+    one.expected = ("event_log_unavailable", "node_silent")
     body = {"event": "x", "data": {}}
     with one.publisher() as http, shop.connect() as holder:
         publish(holder, "held")

@@ -241,13 +241,15 @@ def test_a_copy_that_is_killed_again_and_again_ends_as_one_that_is_not(
 
 
 SLOW = """
-import sys, time
+import signal, sys, time
 from sse_app.cli.main import main
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs the tests in the background may have it ignored
 from sse_app.eventlog.sqlite import export
 
 export.PAGE_EVENTS = 200
 read = export.Export.page
-export.Export.page = lambda *arguments: (time.sleep(0.25), read(*arguments))[1]
+export.Export.page = lambda *arguments: (time.sleep(0.1), read(*arguments))[1]
 sys.exit(main(sys.argv[1:]))
 """
 """The command with small pages and a pause before each, so that it can be ended between two."""

@@ -53,7 +53,7 @@ def database(postgres: Postgres) -> str:
 
 @pytest.fixture(scope="module")
 def desks(tmp_path_factory: pytest.TempPathFactory, database: str) -> Iterator[list[Desk]]:
-    expected = ("refresh_reused", "accounts_unavailable", "event_log_unavailable")
+    expected = ("refresh_reused", "accounts_unavailable", "event_log_unavailable", "node_silent")
     directory = tmp_path_factory.mktemp("nodes")
     settings: dict[str, Any] = {"EVENT_LOG": database, "AUTH__KEYS_SEAL": str(new_seal(directory))}
     with ExitStack() as stack:

@@ -24,7 +24,7 @@ unix_socket_dir =
 auth_type = trust
 auth_file = {directory}/users
 pool_mode = {mode}
-default_pool_size = 8
+default_pool_size = 20
 logfile = {directory}/pgbouncer.log
 pidfile = {directory}/pgbouncer.pid
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,6 +13,8 @@ import pytest
 from sse_app.auth.tokens.keyring import rotate
 from sse_app.core.channels import ChannelName
 from sse_app.core.errors import StateError, UnknownChannel
+from sse_app.core.events import NewEvent
+from sse_app.eventlog.sqlite.log import SqliteEventLog
 from sse_app.node import Node
 from sse_app.settings.model import Auth, History, Limits, Settings, StreamSettings
 from tests.support.waiting import until_async
@@ -120,3 +123,21 @@ async def test_after_a_reload_new_keys_are_looked_for_where_the_settings_say(
         node.reload(Settings(state_dir=tmp_path / "state", event_log="memory:", channels=("old",), auth=auth))
         kid, _ = rotate(elsewhere, "EdDSA", time.time() - auth.longest_lifetime)
         await until_async(lambda: node.tokens.keys.signing.id == kid, "the node notices the new key")
+
+
+@pytest.mark.gen_test
+async def test_the_live_figures_go_on_while_the_event_log_cannot_be_read(tmp_path: Path) -> None:
+    settings = Settings(state_dir=tmp_path / "state", channels=("a", "b"))
+    async with running(settings) as node:
+        other = SqliteEventLog(node.state.events)
+        await other.open()
+        (id,) = await other.append([NewEvent(ChannelName("a"), "e", b"{}")])
+        await until_async(lambda: node.eventlog.head == id, "the node knows that it is not alone")
+        node.live_stats._want("", None)  # as another worker does while an administrator watches
+        await node.live_stats.tick()
+        await node.eventlog.close()
+        await node.live_stats.tick()
+        before, after = (json.loads(figures)["channels"] for figures in node.live_stats.recent)
+        assert [row["events"] for row in before] == [1, 0]
+        assert after == before
+        await other.close()
