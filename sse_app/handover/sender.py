@@ -22,6 +22,10 @@ from sse_app.streams.stream import Stream
 REQUESTS_TIMEOUT = 2.0
 """How long requests that are being answered may take to end, in seconds; those that do not are cut off."""
 
+APPENDS_TIMEOUT = 6.0
+"""How long those may take that wait for the event log, in seconds: a disk may be slow, and who waits for the log's lock
+is refused after five. Their publishers would not know whether their events are stored."""
+
 UPLOADS_TIMEOUT = 0.25
 """How long clients may take to send the rest of their requests, in seconds: one slow client must not delay all."""
 
@@ -97,7 +101,7 @@ class HandoverSender:
         while turns < QUIET_TURNS:
             answered, arriving = self._server.under_way
             passed = time.monotonic() - begun
-            if passed > REQUESTS_TIMEOUT:
+            if passed > (APPENDS_TIMEOUT if self.publishing else REQUESTS_TIMEOUT):
                 break
             quiet = not (answered or self._opening.count or (arriving and passed < UPLOADS_TIMEOUT))
             turns = turns + 1 if quiet else 0

@@ -79,6 +79,35 @@ def test_streams_of_http_1_0_go_on(service: Service) -> None:
     assert not service.fleet.ended
 
 
+SLOW_COMMIT = """
+import time
+from sse_app.eventlog.sqlite.log import SqliteEventLog
+wake = SqliteEventLog._wake
+def wake_later(self):
+    if os.path.exists({flag!r}):
+        os.remove({flag!r})
+        time.sleep(3)
+    wake(self)
+SqliteEventLog._wake = wake_later
+"""
+
+
+def test_a_restart_waits_for_a_commit_that_takes_three_seconds(service: Service, tmp_path: Path) -> None:
+    flag = tmp_path / "slow"
+    service.inject(SLOW_COMMIT.format(flag=str(flag)))
+    service.restart()
+    clients = service.fleet.open(20, service.stream_path())
+    publisher = service.publisher()
+    service.settle(publisher)
+    flag.touch()
+    until(lambda: not flag.exists(), "a commit takes its time")
+    service.restart()
+    service.settle(publisher)
+    assert_all_received(clients, publisher.stop())
+    assert not service.fleet.ended
+    assert publisher.longest > 2.5
+
+
 @pytest.fixture(params=["as configured here", "with its defaults"])
 def nginx_port(request: pytest.FixtureRequest, service: Service, tmp_path: Path) -> Iterator[int]:
     """The port of an nginx in front of the service, which speaks HTTP/1.1 or HTTP/1.0 to it."""
