@@ -40,14 +40,14 @@ def copy(options: argparse.Namespace) -> int | None:
         with _unused(state, path) as last, opened(path):  # it is migrated here
             asyncio.run(_copy(options.to, settings, state, path, last))
     except KeyboardInterrupt:
-        complain("interrupted: the same command goes on from there")
+        complain("interrupted: the same command continues from there")
         return INTERRUPTED
     return None
 
 
 @contextmanager
 def _unused(state: StateDirectory, log: Path) -> Iterator[bool]:
-    """Keep servers out of the state directory, and yield whether that is so: else one serves, and goes on serving."""
+    """Keep servers out of the state directory, and yield whether that is so: else a server serves meanwhile."""
     try:
         state.lock()
     except StateError:
@@ -74,7 +74,7 @@ async def _copy(url: str, settings: Settings, state: StateDirectory, path: Path,
         with closing(Export(path)) as export:
             log = LogCopy(connection, export, address_of(url))
             if await log.begin():
-                print(f"goes on after event {log.position:,}", flush=True)
+                print(f"continues after event {log.position:,}", flush=True)
             progress = Progress("events", export.count(log.position))
             try:
                 await log.events(progress.add)

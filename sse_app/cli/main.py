@@ -208,7 +208,7 @@ def _parser() -> argparse.ArgumentParser:
     copy = add(
         "copy",
         "eventlog_copy:copy",
-        "copy the log on SQLite, with accounts and sessions, into PostgreSQL; a second run goes on from there",
+        "copy the log on SQLite, with accounts and sessions, into PostgreSQL; a second run continues from there",
         actions.add_parser,
     )
     copy.add_argument(

@@ -70,7 +70,7 @@ class Cluster(ABC):
         """Learn this node's number; `start` comes later.
 
         Raises:
-            StateError: it cannot be had.
+            StateError: another machine has this name, or no number is free.
         """
 
     @abstractmethod
@@ -252,6 +252,25 @@ class Alone(Cluster):
 
     def stop(self) -> None:
         """Do nothing."""
+
+
+def together(own: Answers, names: Iterable[str], answers: Iterable[Any]) -> Answers:
+    """Return what a node and the others have answered.
+
+    Args:
+        own: its own answer, if it was asked.
+        names: the others that were asked.
+        answers: what each of them has answered, or the exception instead, which is raised unless it is a `NoAnswer`.
+    """
+    by_node, missing = own.by_node, list(own.missing)
+    for name, answer in zip(names, answers, strict=True):
+        if isinstance(answer, NoAnswer):
+            missing.append(name)
+        elif isinstance(answer, BaseException):
+            raise answer
+        else:
+            by_node[name] = answer
+    return Answers(by_node, tuple(missing))
 
 
 async def own_answer(answer: Awaitable[Any], name: str) -> Answers:

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import msgspec
 import psycopg
 
-from sse_app.cluster.base import ASK_TIMEOUT, Answers, Cluster, NoAnswer, in_order, own_answer
+from sse_app.cluster.base import ASK_TIMEOUT, Answers, Cluster, NoAnswer, in_order, own_answer, together
 from sse_app.cluster.link import (
     ANSWER,
     ASK,
@@ -195,14 +195,7 @@ class Machines(Cluster):
         answers = Answers({}, ())
         if to is None or self._name in to:
             answers = await own_answer(self._answer_of(self._name, kind, payload), self._name)
-        by_node, missing = answers.by_node, list(answers.missing)
-        for peer, answer in zip(peers, await asking, strict=True):
-            if isinstance(answer, NoAnswer):
-                missing.append(peer.name)
-            elif isinstance(answer, BaseException):
-                raise answer
-            else:
-                by_node[peer.name] = answer
+        by_node, missing = together(answers, [peer.name for peer in peers], await asking)
         in_place = {name: by_node[name] for name in (self._name, *in_order(by_node)) if name in by_node}
         return Answers(in_place, tuple(in_order(missing)))
 

@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from sse_app.cluster.base import ASK_TIMEOUT, Answers, Cluster, NoAnswer, in_order, own_answer
+from sse_app.cluster.base import ASK_TIMEOUT, Answers, Cluster, NoAnswer, in_order, own_answer, together
 from sse_app.cluster.link import ANSWER, ASK, HELLO, NO_ANSWER, TELL, Link, message
 from sse_app.cluster.peer import RECONNECT_TIME, Peer
 from sse_app.core.background import BackgroundTasks
@@ -115,15 +115,7 @@ class Workers(Cluster):
         others = asyncio.gather(*(peer.ask(number, begin, within) for peer in asked), return_exceptions=True)
         if to is None or self._name in to:
             answers = await own_answer(self._answer_of(self._name, kind, payload), self._name)
-        by_node, missing = answers.by_node, list(answers.missing)
-        for peer, answer in zip(asked, await others, strict=True):
-            if isinstance(answer, NoAnswer):
-                missing.append(peer.name)
-            elif isinstance(answer, BaseException):
-                raise answer
-            else:
-                by_node[peer.name] = answer
-        return Answers(by_node, tuple(missing))
+        return together(answers, [peer.name for peer in asked], await others)
 
     # -- connections ----------------------------------------------------------------------------------------
 

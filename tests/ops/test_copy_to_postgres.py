@@ -116,7 +116,7 @@ def test_clients_go_on_at_nodes_from_where_they_were_at_the_server_before(
         assert old.command("revoke", "--session", str(claims_of(ended["access_token"])["sid"])) == ""
     assert old.stop() == 0
     said = copied(old, database_url)
-    assert f"goes on after event {sequence(keyed)}" in said
+    assert f"continues after event {sequence(keyed)}" in said
     assert "the same on both sides" in said
 
     nodes = [node_of(start, old, database_url, number, HISTORY__SIZE=20) for number in (1, 2)]
@@ -233,10 +233,10 @@ def test_a_copy_that_is_killed_again_and_again_ends_as_one_that_is_not(
     assert positions[-1] < 12_001
     assert rows(database_url, "SELECT FROM sse_app.log") == []
     said = copied(filled.server, database_url)
-    assert f"goes on after event {positions[-1]:,}" in said
+    assert f"continues after event {positions[-1]:,}" in said
     filled.assert_copied(database_url)
     # Once more changes nothing.
-    assert "goes on after event 12,001" in copied(filled.server, database_url)
+    assert "continues after event 12,001" in copied(filled.server, database_url)
     filled.assert_copied(database_url)
 
 
@@ -402,7 +402,9 @@ def test_a_bar_is_shown_at_a_terminal_and_ctrl_c_ends_the_copy_with_one_line(
                     shown += piece
         assert process.returncode == 130
     assert b"Traceback" not in shown
-    assert shown.endswith(b"\r\nsse-app: interrupted: the same command goes on from there\r\n"), shown[-300:]
+    assert shown.endswith(b"\r\nsse-app: interrupted: the same command continues from there\r\n"), shown[
+        -300:
+    ]
     copied(filled.server, database_url)
     filled.assert_copied(database_url)
 

@@ -1,6 +1,6 @@
 """Copies an event log from SQLite into PostgreSQL: its epoch, its positions, and the answers to idempotency keys.
 
-A page of events is one transaction, with how far the copy has come: so one that was cut at any moment goes on from
+A page of events is one transaction, with how far the copy has come: so one that was cut at any moment continues from
 there. Until `LogCopy.finish` there is no row in ``sse_app.log``, without which nothing can append or read.
 """
 

@@ -39,7 +39,7 @@ CHANNEL = "sse_app_events"
 """Where each commit is notified: ``epoch seq sender``."""
 
 LOOK_INTERVAL = 1.0
-"""How often the log is looked at, whatever has been heard of it, in seconds."""
+"""How often the log is looked at, also where no notification has come, in seconds."""
 
 log = logging.getLogger(__name__)
 

@@ -83,7 +83,7 @@ CREATE TABLE sse_app.keys (
 
 
 -- Writes a revocation as of when its turn has come (as sse_app.auth.records says), and tells all nodes.
--- Its number is greater than all before; it goes on from the time in milliseconds, so that it is in a restored backup too.
+-- Its number is greater than all before; it continues from the time in milliseconds, so that it is in a restored backup too.
 CREATE FUNCTION sse_app.write_revocation(
     p_kind text, p_value text, p_issued_until double precision, p_forget_at double precision, p_made_at double precision
 ) RETURNS void LANGUAGE plpgsql AS $$
