@@ -11,6 +11,7 @@ import signal
 import subprocess
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ import psycopg
 import pytest
 
 from tests.support.accounting import CHANNELS, Books, Publish, Publisher, Stored
-from tests.support.fleet import Fleet
+from tests.support.fleet import Client, Fleet
 from tests.support.ports import reserved_port
 from tests.support.programs import require
 from tests.support.proxies import make_certificate, running
@@ -195,7 +196,7 @@ def test_all_clients_of_three_nodes_have_every_event_of_their_channels_once_and_
     """Publishers at each node, and in transactions, some of them rolled back."""
     fleets = [Fleet(node.port) for node in nodes]
     stop = threading.Event()
-    expected: dict[str, list[str]] = {}
+    subscribed: dict[Sequence[str], list[Client]] = defaultdict(list)
 
     def in_sql() -> None:
         chance = random.Random(1)
@@ -231,8 +232,7 @@ def test_all_clients_of_three_nodes_have_every_event_of_their_channels_once_and_
             for asked in (CHANNELS[:1], CHANNELS[1:2], CHANNELS[:2]):
                 token = nodes[0].stream_token(*asked, ttl=6000)
                 url = node.stream_url(",".join(asked), token)
-                for client in fleet.open(count // 3 + 1, url.removeprefix(node.url)):
-                    client.asked = asked  # type: ignore[attr-defined]
+                subscribed[asked] += fleet.open(count // 3 + 1, url.removeprefix(node.url))
         threads = [threading.Thread(target=in_sql)]
         threads += [threading.Thread(target=over_http, args=(node,)) for node in nodes]
         for thread in threads:
@@ -242,15 +242,13 @@ def test_all_clients_of_three_nodes_have_every_event_of_their_channels_once_and_
         for thread in threads:
             thread.join()
         stored = stored_in(database_url)
-        for asked in (CHANNELS[:1], CHANNELS[1:2], CHANNELS[:2]):
-            expected[",".join(asked)] = [id for id, event in stored.items() if event.channel in asked]
-        assert len(expected[",".join(CHANNELS[:2])]) > 100
-        for fleet in fleets:
-            for client in fleet.clients:
-                client.wait_for(expected[",".join(client.asked)][-1])  # type: ignore[attr-defined]
-            for client in fleet.clients:
-                assert client.ids() == expected[",".join(client.asked)]  # type: ignore[attr-defined]
-            assert not fleet.ended
+        for channels, clients in subscribed.items():
+            expected = [id for id, event in stored.items() if event.channel in channels]
+            assert len(expected) > 100
+            for client in clients:
+                client.wait_for(expected[-1])
+                assert client.ids() == expected
+        assert not any(fleet.ended for fleet in fleets)
     finally:
         stop.set()
         for fleet in fleets:
