@@ -599,6 +599,8 @@ def history_of(server: ServerProcess) -> dict[str, Stored]:
     """Return all events by their ids, as the server's history has them."""
     found: dict[str, Stored] = {}
     with server.publisher() as http:
+        # A node whose database was away may learn only now that it is back.
+        until(lambda: http.get("/readyz").status_code == 200, "the log can be read")
         for channel in CHANNELS:
             epoch = http.get("/api/v1/sse/status").json()["channels"]["dashboard"]["last_event_id"]
             after = f"{epoch.rpartition('-')[0]}-0"
