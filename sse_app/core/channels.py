@@ -39,24 +39,33 @@ def parse_channel(text: str) -> ChannelName:
     return ChannelName(text)
 
 
-def parse_channels(text: str, limit: int) -> tuple[ChannelName, ...]:
-    """Return the channel names of a comma-separated list, in its order, each once.
+def parse_channels(text: str, limit: int) -> tuple[str, ...]:
+    """Return the channel names and patterns of a comma-separated list, in its order, each once.
 
     Raises:
-        InvalidChannel: one of them is no channel name, or there are more than ``limit``.
+        InvalidChannel: one of them is neither, or there are more than ``limit``.
     """
     if "," not in text:
         return _alone(text)
     names = text.split(",", limit)
     if len(names) > limit:
         raise InvalidChannel(f"more than {limit} channels on one stream", "channels")
-    return tuple(dict.fromkeys(parse_channel(name) for name in names))
+    return tuple(dict.fromkeys(map(parse_channel_or_pattern, names)))
 
 
 @lru_cache(maxsize=4096)
-def _alone(text: str) -> tuple[ChannelName, ...]:
-    """Return the one name as a list, made once for all streams on this channel."""
-    return (parse_channel(text),)
+def _alone(text: str) -> tuple[str, ...]:
+    """Return the one name or pattern as a list, made once for all streams on it."""
+    return (parse_channel_or_pattern(text),)
+
+
+def parse_channel_or_pattern(text: str) -> str:
+    """Return ``text`` as a channel name, or as a pattern where it has a ``*``.
+
+    Raises:
+        InvalidChannel: it is neither.
+    """
+    return ChannelPattern(text).text if "*" in text else parse_channel(text)
 
 
 def channel_in(value: object, field: str) -> ChannelName:
@@ -112,6 +121,16 @@ class ChannelPattern:
             self._regex = re.compile(self._expression())
         return self._regex.fullmatch(channel) is not None
 
+    def covers(self, other: ChannelPattern) -> bool:
+        """Return whether the pattern covers every channel that another one covers."""
+        mine, theirs = self.text.split("."), other.text.split(".")
+        for place, segment in enumerate(mine):
+            if segment == "**":  # on its own it takes a segment at least, as any channel has
+                return True
+            if place == len(theirs) or theirs[place] == "**" or segment not in ("*", theirs[place]):
+                return False
+        return len(mine) == len(theirs)
+
     def overlaps(self, other: ChannelPattern) -> bool:
         """Return whether there is a channel name that both cover."""
         for mine, theirs in zip_longest(self.text.split("."), other.text.split(".")):
@@ -157,6 +176,14 @@ class ChannelPatterns:
             if pattern.matches(channel):
                 return True
         return False
+
+    def covers(self, pattern: ChannelPattern) -> bool:
+        """Return whether one of the patterns covers every channel that another one covers."""
+        return any(mine.covers(pattern) for mine in map(ChannelPattern, self.texts))
+
+    def overlaps(self, pattern: ChannelPattern) -> bool:
+        """Return whether there is a channel name that one of the patterns and another one cover."""
+        return any(mine.overlaps(pattern) for mine in map(ChannelPattern, self.texts))
 
     @property
     def names(self) -> tuple[ChannelName, ...]:

@@ -48,23 +48,32 @@ class EventId(NamedTuple):
         return cls(match[1], int(match[2])) if match else None
 
 
+TEXT = 1
+"""The flag of an event whose data is a text as it is: sent line by line. That of another one is JSON on one line."""
+
+FINAL = 2
+"""The flag of an event that is the last one of its channel, until another one is published there."""
+
+
 class NewEvent(NamedTuple):
-    """An event on its way into the log. ``data`` is a JSON object in UTF-8 on one line; ``retry`` is in ms."""
+    """An event on its way into the log. ``data`` is in UTF-8; ``retry`` is in ms; ``flags`` are `TEXT` and `FINAL`."""
 
     channel: ChannelName
     type: str
     data: bytes
     retry: int | None = None
+    flags: int = 0
 
 
 class Event(NamedTuple):
-    """An event of the log."""
+    """An event of the log; its members as those of `NewEvent`."""
 
     seq: int
     channel: ChannelName
     type: str
     data: bytes
     retry: int | None = None
+    flags: int = 0
 
 
 def held_bytes(event: Event) -> int:
@@ -99,10 +108,7 @@ def new_event(
     Raises:
         InvalidInput: the type, the data or the retry is not as said; the text names the field.
     """
-    if not isinstance(type, str) or not _is_type(type):
-        raise InvalidInput(f"{field}event must match [A-Za-z0-9_.:-]{{1,128}}", f"{field}event")
-    if type in RESERVED_TYPES:
-        raise InvalidInput(f"{field}event {type!r} is reserved for the server", f"{field}event")
+    type = check_type(type, f"{field}event")
     if not isinstance(data, dict):
         raise InvalidInput(f"{field}data must be a JSON object", f"{field}data")
     if isinstance(retry, float) and retry.is_integer():
@@ -115,6 +121,23 @@ def new_event(
     if "timestamp" not in complete:
         complete["timestamp"] = now
     return NewEvent(channel, type, _encode(complete, field), retry)
+
+
+def check_type(type: object, field: str) -> str:
+    """Return what is the type of an event that can be published.
+
+    Args:
+        type: what has been given.
+        field: where it stands, for the error's text.
+
+    Raises:
+        InvalidInput: it does not match ``[A-Za-z0-9_.:-]{1,128}``, or is one of `RESERVED_TYPES`.
+    """
+    if not isinstance(type, str) or not _is_type(type):
+        raise InvalidInput(f"{field} must match [A-Za-z0-9_.:-]{{1,128}}", field)
+    if type in RESERVED_TYPES:
+        raise InvalidInput(f"{field} {type!r} is reserved for the server", field)
+    return type
 
 
 @lru_cache(maxsize=1024)

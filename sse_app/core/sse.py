@@ -47,6 +47,11 @@ def encode_event(id: bytes, type: bytes, data: bytes, retry: int | None) -> byte
     return b"retry: %d\nid: %b\nevent: %b\ndata: %b\n\n" % (retry, id, type, data)
 
 
+def encode_text_event(id: bytes, type: bytes, data: bytes, retry: int | None) -> bytes:
+    """Return an event whose data is a text: each of its lines is one of the data."""
+    return encode_event(id, type, b"\ndata: ".join(_LINE_BREAK.split(data)), retry)
+
+
 def encode_json(event: str, data: object, *, id: str | None = None, retry: int | None = None) -> bytes:
     """Return one event whose data is ``data`` as JSON."""
     return encode(to_json(data), event=event, id=id, retry=retry)

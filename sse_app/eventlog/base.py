@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapping, Sequence
 from hashlib import sha256
+from types import MappingProxyType
 from typing import NamedTuple
 
-from sse_app.core.channels import ChannelName
+from sse_app.core.channels import ChannelName, ChannelPattern
 from sse_app.core.errors import SSEAppError
 from sse_app.core.events import Event, EventId, NewEvent
 
@@ -30,6 +31,30 @@ class Retention(NamedTuple):
 
     size: int = 10_000
     age: float = 86_400.0
+
+
+class RetentionRules:
+    """How much is kept of each channel.
+
+    Args:
+        default: of channels that no rule covers.
+        rules: patterns, and what is kept of their channels; the first that covers a channel counts.
+    """
+
+    def __init__(
+        self, default: Retention | None = None, rules: Sequence[tuple[ChannelPattern, Retention]] = ()
+    ) -> None:
+        self.default = default or Retention()
+        self.rules = tuple(rules)
+
+    def of(self, channel: str) -> Retention:
+        """Return how much is kept of a channel."""
+        return next((kept for pattern, kept in self.rules if pattern.matches(channel)), self.default)
+
+    @property
+    def longest_age(self) -> float:
+        """For how many seconds an event is kept at most."""
+        return max(self.default.age, *(kept.age for _, kept in self.rules), 0.0)
 
 
 class LogClock:
@@ -76,16 +101,58 @@ def hash_of_key(key: str) -> str:
     return sha256(key.encode()).hexdigest()
 
 
+class Beginning(NamedTuple):
+    """Where a stream begins whose client has no position: with all that is kept, or with the last of it.
+
+    Args:
+        last: with so many of the last events of each channel; None for no such bound.
+        since: with events of this time or later, by the clock of `LogClock`, in seconds since the epoch; None for no
+            such bound.
+        ago: with events of so many seconds ago or later; None for no such bound.
+    """
+
+    last: int | None = None
+    since: float | None = None
+    ago: float | None = None
+
+
+class Floors(NamedTuple):
+    """From where on streams have their events that begin in the past, all of one moment.
+
+    Args:
+        head: the last event of the log.
+        first: the ``seq`` of the first event that follows the floors; one more than the head's where there is none.
+        floors: the ``seq`` that each channel's events follow, by its name; of a pattern, by its text, that which the
+            events of channels follow that are not named. Channels without one of either begin with all that is kept.
+    """
+
+    head: EventId
+    first: int
+    floors: dict[str, int]
+
+
 class Page(NamedTuple):
     """Part of the past: ``events`` in log order, and whether more follow before the position asked for.
 
     ``gap`` says that events after the position are no longer kept. It is of the same moment as the events:
     what `EventLog.lost` said before may have been overtaken by the trimming.
+
+    ``looked`` is how far the log was looked at where that is further than the last of the events.
     """
 
     events: list[Event]
     more: bool
     gap: bool
+    looked: int = 0
+
+    @property
+    def reached(self) -> int:
+        """The ``seq`` up to which all events are here."""
+        return max(self.looked, self.events[-1].seq if self.events else 0)
+
+
+NO_FLOORS: Mapping[str, int] = MappingProxyType({})
+"""Each channel's events follow the position asked for."""
 
 
 class EventsTrimmed(SSEAppError):
@@ -144,6 +211,9 @@ def first_page(events: Iterator[Event], limit: int, *, gap: bool = False) -> Pag
 class EventLog(ABC):
     """Appends events, replays them, and yields them as they come.
 
+    Where it takes channels to read, a text with a ``*`` is a pattern, and stands for every channel that it covers:
+    those of now, and those that come later.
+
     Several processes may append to one log; each learns of the others' commits a little later. What a process
     remembers of the log may therefore lag behind it, but never contradicts it: `head` and what `tail` has
     yielded are in the log, and `lost`, `replay` and `latest` also know what this process has not heard of.
@@ -180,9 +250,19 @@ class EventLog(ABC):
             EventLogUnavailable: nothing was stored.
         """
 
+    async def begin(self, channels: Collection[str], beginning: Beginning) -> Floors:
+        """Return from where on the channels' events follow for a stream that begins in the past.
+
+        What is no longer kept is no gap: no client was promised it.
+        """
+        raise NotImplementedError
+
     @abstractmethod
-    async def lost(self, channels: Collection[ChannelName], position: EventId) -> dict[ChannelName, str]:
+    async def lost(self, channels: Collection[str], position: EventId) -> dict[str, str]:
         """Return the channels that cannot be continued from the position without a gap, each with the reason.
+
+        A pattern is among them where that is so, or may be, for every channel of it; else those of its channels
+        are.
 
         The reasons are ``log_replaced`` (another epoch), ``position_ahead`` (of the log's head, which is read
         from the log where the position is ahead of what this process knows) and ``history_trimmed`` (an event
@@ -192,15 +272,33 @@ class EventLog(ABC):
         """
 
     @abstractmethod
-    async def replay(self, channels: Collection[ChannelName], after: int, until: int, limit: int) -> Page:
-        """Return the first kept events of the channels with ``after < seq <= until``.
+    async def replay(
+        self,
+        channels: Collection[str],
+        after: int,
+        until: int,
+        limit: int,
+        floors: Mapping[str, int] = NO_FLOORS,
+    ) -> Page:
+        """Return the first kept events of the channels with ``after < seq <= until``, and after their floors.
 
-        At most ``limit``, and no more once their data is `PAGE_BYTES`; at least one where there is one.
+        At most ``limit``, and no more once their data is `PAGE_BYTES`; at least one where there is one, but where
+        there are patterns, for which a page may have none, and more follow after what was looked at.
+
+        Args:
+            channels: names and patterns.
+            after, until: the part of the log.
+            limit: how many events at the most.
+            floors: as of `Floors`; an event that is no longer kept and not after its channel's floor is no gap.
         """
 
     @abstractmethod
-    async def latest(self, channel: ChannelName, limit: int) -> list[Event]:
-        """Return the last kept events of a channel, oldest first; as many as `replay` would."""
+    async def latest(self, channels: Collection[str], limit: int) -> list[Event]:
+        """Return the last kept events of channels, oldest first; as many as `replay` would."""
+
+    async def ended(self) -> dict[ChannelName, int]:
+        """Return the channels whose last event is `FINAL` and still kept, each with its ``seq``."""
+        raise NotImplementedError
 
     @abstractmethod
     async def published(self, channel: ChannelName) -> tuple[int, int]:

@@ -5,20 +5,25 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict, deque
-from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapping, Sequence
 from heapq import merge
+from operator import attrgetter, itemgetter
 
 import msgspec
 
 from sse_app.core.channels import ChannelName
 from sse_app.core.errors import EventLogUnavailable, IdempotencyKeyReused
-from sse_app.core.events import Event, EventId, NewEvent
+from sse_app.core.events import FINAL, Event, EventId, NewEvent
+from sse_app.core.selection import Selection, selection_of
 from sse_app.eventlog.base import (
     EMPTY_CHANNELS,
     IDEMPOTENCY_AGE,
+    NO_FLOORS,
+    Beginning,
     EventLog,
+    Floors,
     IdempotencyKey,
     Page,
     Retention,
@@ -136,33 +141,88 @@ class MemoryEventLog(EventLog):
         known = self._channels.get(name)
         return known.trimmed if known else self._forgotten
 
-    async def lost(self, channels: Collection[ChannelName], position: EventId) -> dict[ChannelName, str]:
+    def _matching(self, selection: Selection) -> list[ChannelName]:
+        """Return the channels of a selection, of a pattern those that there are."""
+        if not selection.patterns:
+            return list(selection.names)
+        others = selection.names - self._channels.keys()
+        return [*others, *(name for name in self._channels if selection.covers(name))]
+
+    async def begin(self, channels: Collection[str], beginning: Beginning) -> Floors:
+        selection = selection_of(frozenset(channels))
+        names = self._matching(selection)
+        now = self._clock()
+        self._trim(names, now)
+        ago = beginning.ago if beginning.since is None else time.time() - beginning.since
+        floors: dict[str, int] = {pattern.text: self._forgotten for pattern in selection.patterns}
+        first = self._seq + 1
+        for name in names:
+            floors[name] = self._trimmed(name)
+            if (channel := self._channels.get(name)) is None:
+                continue
+            events = channel.events
+            start = 0 if beginning.last is None else max(0, len(events) - beginning.last)
+            if ago is not None:
+                start = max(start, bisect_left(events, now - ago, key=itemgetter(0)))
+            if start:
+                floors[name] = events[start - 1][1].seq
+            if start < len(events):
+                first = min(first, events[start][1].seq)
+        return Floors(self.head, first, floors)
+
+    async def lost(self, channels: Collection[str], position: EventId) -> dict[str, str]:
         if position.epoch != self._epoch:
             return dict.fromkeys(channels, "log_replaced")
         if position.seq > self._seq:
             return dict.fromkeys(channels, "position_ahead")
-        self._trim(channels, self._clock())
-        return {name: "history_trimmed" for name in channels if position.seq < self._trimmed(name)}
+        selection = selection_of(frozenset(channels))
+        names = self._matching(selection)
+        self._trim(names, self._clock())
+        patterns = [pattern.text for pattern in selection.patterns if position.seq < self._forgotten]
+        lost = [name for name in names if position.seq < self._trimmed(name)]
+        return dict.fromkeys([*patterns, *lost], "history_trimmed")
 
-    async def replay(self, channels: Collection[ChannelName], after: int, until: int, limit: int) -> Page:
-        return self._page(channels, after, until, limit)
+    async def replay(
+        self,
+        channels: Collection[str],
+        after: int,
+        until: int,
+        limit: int,
+        floors: Mapping[str, int] = NO_FLOORS,
+    ) -> Page:
+        return self._page(selection_of(frozenset(channels)), after, until, limit, floors)
 
-    def _page(self, channels: Collection[ChannelName], after: int, until: int, limit: int) -> Page:
-        self._trim(channels, self._clock())
+    def _page(
+        self, selection: Selection, after: int, until: int, limit: int, floors: Mapping[str, int]
+    ) -> Page:
+        names = self._matching(selection)
+        self._trim(names, self._clock())
+        gap = any(max(after, floors.get(pattern.text, 0)) < self._forgotten for pattern in selection.patterns)
         pasts = []
-        gap = any(after < self._trimmed(name) for name in channels)
-        for name in channels:
+        for name in names:
+            floor = max(after, selection.floor(floors, name))
+            gap = gap or floor < self._trimmed(name)
             if (channel := self._channels.get(name)) is not None:
-                events = [event for _, event in channel.events]
-                start = bisect_right(events, after, key=lambda event: event.seq)
-                pasts.append(event for event in events[start:] if event.seq <= until)
+                pasts.append(self._between(channel, floor, until))
         return first_page(merge(*pasts), limit, gap=gap)
 
-    async def latest(self, channel: ChannelName, limit: int) -> list[Event]:
-        self._trim([channel], self._clock())
-        known = self._channels.get(channel)
-        newest_first = (event for _, event in reversed(known.events)) if known else iter(())
+    @staticmethod
+    def _between(channel: _Channel, after: int, until: int) -> Iterator[Event]:
+        events = [event for _, event in channel.events]
+        start = bisect_right(events, after, key=attrgetter("seq"))
+        return (event for event in events[start:] if event.seq <= until)
+
+    async def latest(self, channels: Collection[str], limit: int) -> list[Event]:
+        names = self._matching(selection_of(frozenset(channels)))
+        self._trim(names, self._clock())
+        known = [self._channels[name].events for name in names if name in self._channels]
+        newest_first = merge(*(map(itemgetter(1), reversed(events)) for events in known), reverse=True)
         return first_page(newest_first, limit).events[::-1]
+
+    async def ended(self) -> dict[ChannelName, int]:
+        self._trim(self._channels, self._clock())
+        last = {name: channel.events[-1][1] for name, channel in self._channels.items() if channel.events}
+        return {name: event.seq for name, event in last.items() if event.flags & FINAL}
 
     async def published(self, channel: ChannelName) -> tuple[int, int]:
         known = self._channels.get(channel)
@@ -173,7 +233,7 @@ class MemoryEventLog(EventLog):
 
     async def _following(self, after: int) -> Page:
         await asyncio.sleep(0)  # to read takes no time here, and others have to run
-        page = self._page(self._channels.keys(), after, self._seq, TAIL_EVENTS)
+        page = self._page(Selection(self._channels), after, self._seq, TAIL_EVENTS, NO_FLOORS)
         return without_holes(page, after, lambda: self._seq)
 
     async def close(self) -> None:

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import msgspec
 
-from sse_app.core.channels import ChannelName, parse_channel
+from sse_app.core.channels import parse_channel_or_pattern
 from sse_app.core.errors import SSEAppError
 from sse_app.core.events import EventId
 from sse_app.core.framing import CHUNKED, FRAMINGS, UNFRAMED
 from sse_app.streams.stream import Replay, Subscriber
 
-FORMAT = 3
+FORMAT = 4
 """The version of the state behind the header: raised with every change that another version would misread."""
 
 STREAM = "stream"
@@ -60,6 +60,7 @@ class StreamState(msgspec.Struct, array_like=True, frozen=True):
         retry: the reconnection time that its client was given, in milliseconds.
         replay: how far its replay is; None where it has joined the present.
         begun_at, deadline: see `Stream`; None from a version that did not have them.
+        types: of the events that it is sent; all where it is None.
     """
 
     number: int
@@ -70,6 +71,38 @@ class StreamState(msgspec.Struct, array_like=True, frozen=True):
     replay: Replay | None
     begun_at: float | None = None
     deadline: float | None = None
+    types: frozenset[str] | None = None
+
+
+class _Replay3(NamedTuple):
+    """A `Replay` up to format 3: the channels that were lost continue from ``lost_until``."""
+
+    after: int
+    lost: tuple[str, ...] = ()
+    lost_until: int = 0
+
+    def now(self) -> Replay:
+        """Return what it is now."""
+        return Replay(self.after, dict.fromkeys(self.lost, self.lost_until))
+
+
+class _StreamState3(msgspec.Struct, array_like=True, frozen=True):
+    """A `StreamState` of format 3."""
+
+    number: int
+    subscriber: Subscriber
+    channels: int
+    opened_at: float
+    retry: int
+    replay: _Replay3 | None
+    begun_at: float | None = None
+    deadline: float | None = None
+
+    def now(self) -> StreamState:
+        """Return what it is now."""
+        replay = None if self.replay is None else self.replay.now()
+        start = (self.number, self.subscriber, self.channels, self.opened_at, self.retry)
+        return StreamState(*start, replay, self.begun_at, self.deadline)
 
 
 class State(NamedTuple):
@@ -86,7 +119,7 @@ class State(NamedTuple):
 
     epoch: str
     head: int
-    channels: Sequence[tuple[ChannelName, ...]]
+    channels: Sequence[tuple[str, ...]]
     streams: Sequence[StreamState]
     passed: Sequence[PassedDescriptor]
     gone: Sequence[int] = ()
@@ -95,6 +128,9 @@ class State(NamedTuple):
     def position(self) -> EventId:
         """Where the next process begins to deliver events."""
         return EventId(self.epoch, self.head)
+
+
+AnyState = TypeVar("AnyState", StreamState, _StreamState3)
 
 
 class _Header(msgspec.Struct):
@@ -109,18 +145,19 @@ class _Header(msgspec.Struct):
     gone: list[int]
 
 
-class _Body(msgspec.Struct):
+class _Body(msgspec.Struct, Generic[AnyState]):
     """The state as it is written."""
 
     epoch: str
     head: int
-    channels: list[tuple[ChannelName, ...]]
-    streams: list[StreamState]
+    channels: list[tuple[str, ...]]
+    streams: list[AnyState]
 
 
 _encode = msgspec.json.Encoder().encode
 _decode_header = msgspec.json.Decoder(_Header).decode
-_decode_body = msgspec.json.Decoder(_Body).decode
+_decode_body = msgspec.json.Decoder(_Body[StreamState]).decode
+_decode_body_3 = msgspec.json.Decoder(_Body[_StreamState3]).decode
 
 
 def encode(state: State) -> bytes:
@@ -146,10 +183,16 @@ class Message(NamedTuple):
         Raises:
             UnreadableState: another version of the program wrote it, or it is broken.
         """
-        if self.format != FORMAT:
+        if self.format not in (3, FORMAT):
             raise UnreadableState(f"the handover is of format {self.format}; this program knows {FORMAT}")
         try:
-            return _state(_decode_body(self.body), self.passed, self.gone)
+            if self.format == 3:
+                before = _decode_body_3(self.body)
+                streams = [stream.now() for stream in before.streams]
+                body = _Body(before.epoch, before.head, before.channels, streams)
+            else:
+                body = _decode_body(self.body)
+            return _state(body, self.passed, self.gone)
         except (ValueError, SSEAppError) as error:
             raise UnreadableState(f"the handover is broken: {error}") from error
 
@@ -181,8 +224,8 @@ def decode(text: bytes) -> Message:
         raise UnreadableState(f"the handover has no envelope: {error}") from error
 
 
-def _state(body: _Body, passed: Sequence[PassedDescriptor], gone: Sequence[int]) -> State:
-    channels = [tuple(map(parse_channel, names)) for names in body.channels]
+def _state(body: _Body[StreamState], passed: Sequence[PassedDescriptor], gone: Sequence[int]) -> State:
+    channels = [tuple(map(parse_channel_or_pattern, names)) for names in body.channels]
     if not all(0 <= stream.channels < len(channels) for stream in body.streams):
         raise ValueError("the channels of a stream are missing")
     others = len(passed) - len(body.streams)

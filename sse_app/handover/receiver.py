@@ -163,6 +163,7 @@ class HandoverReceiver:
         stream = self._hub.register(
             subscriber._replace(address=interned(subscriber.address)),
             state.channels[stream_state.channels],
+            types=stream_state.types,
             framing=connection.framing,
             number=stream_state.number,
         )

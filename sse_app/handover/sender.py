@@ -8,7 +8,6 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
-from sse_app.core.channels import ChannelName
 from sse_app.core.counters import InProgress
 from sse_app.core.framing import FRAMINGS
 from sse_app.handover.message import IDLE, STREAM, PassedDescriptor, State, StreamState
@@ -172,7 +171,7 @@ class HandoverSender:
         """Return the state of streams, each with its place among those that the receiver has, or -1."""
         hub = self._hub
         laggards = hub.laggards
-        channels: dict[tuple[ChannelName, ...], int] = {}
+        channels: dict[tuple[str, ...], int] = {}
         quiet = {framing: PassedDescriptor(STREAM, framing.name, b"") for framing in FRAMINGS.values()}
         states, passed, descriptors = [], [], []
         for stream, place in streams:
@@ -188,6 +187,7 @@ class HandoverSender:
                     stream.replay,
                     stream.begun_at,
                     stream.deadline,
+                    stream.interest.types,
                 )
             )
             about = quiet[stream.framing]

@@ -93,6 +93,7 @@ class Limits(Section, frozen=True):
     connections: Count = 4096
     connections_per_address: Count = 256
     channels_per_stream: Count = 32
+    last_events: Count = 1000
     backlog_bytes: Count = 1_048_576
     body_bytes: Count = 1_048_576
     batch_events: Count = 1000

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from sse_app.auth.tokens.claims import Claims
 from sse_app.auth.tokens.issuer import Tokens
 from sse_app.core.addresses import interned, network_of
-from sse_app.core.channels import ADMIN_CHANNEL, ChannelName
+from sse_app.core.channels import ADMIN_CHANNEL
 from sse_app.core.counters import Metrics
 from sse_app.core.errors import EventLogUnavailable, TooManyStreams
 from sse_app.core.events import EventId, timestamp
@@ -16,6 +16,7 @@ from sse_app.core.framing import Framing
 from sse_app.core.json_text import to_json
 from sse_app.core.lifecycle import Lifecycle
 from sse_app.core.sse import encode_closing, encode_event, encode_json
+from sse_app.eventlog.base import Beginning
 from sse_app.settings.model import Limits
 from sse_app.streams.elsewhere import StreamsElsewhere
 from sse_app.streams.hub import Hub
@@ -32,17 +33,21 @@ class Subscription(NamedTuple):
 
     Args:
         client_id: the client's label.
-        channels: in the order asked for, each once.
+        channels: names and patterns in the order asked for, each once.
         position: the id of the last event that the client has, as it says it; None for a new stream.
         address: of the client.
         framing: how the stream's bytes stand in the body of the response.
+        beginning: where a new stream begins; at the head where it is None.
+        types: of the events; all where it is None.
     """
 
     client_id: str
-    channels: tuple[ChannelName, ...]
+    channels: tuple[str, ...]
     position: str | None
     address: str
     framing: Framing
+    beginning: Beginning | None = None
+    types: frozenset[str] | None = None
 
 
 class Admitted(NamedTuple):
@@ -64,10 +69,17 @@ class TurnedAway(NamedTuple):
 
 
 class _Start(NamedTuple):
-    """From which event on a stream has its events, and which channels cannot be continued there, with reasons."""
+    """From which event on a stream has its events.
+
+    Args:
+        after: the position.
+        lost: which channels and patterns cannot be continued there, with reasons.
+        floors: as of `Replay`.
+    """
 
     after: EventId
-    lost: dict[ChannelName, str]
+    lost: dict[str, str] = {}  # noqa: RUF012 - never changed
+    floors: dict[str, int] = {}  # noqa: RUF012 - never changed
 
 
 class Admission:
@@ -133,9 +145,12 @@ class Admission:
         if (reason := self._unavailable(claims, wanted)) is not None:
             return self._turn_away(reason)
         start = self._start(wanted)
-        if isinstance(start, EventId):
+        if not isinstance(start, _Start):
             try:
-                start = await self._resume(wanted.channels, start)
+                if isinstance(start, EventId):
+                    start = await self._resume(wanted.channels, start)
+                else:
+                    start = await self._begin(wanted.channels, start)
             except EventLogUnavailable:
                 return self._turn_away("unavailable")
             # Others may have been admitted, and the server may have begun to drain, while the log was asked.
@@ -161,7 +176,7 @@ class Admission:
         self._hub.unregister(stream)
         self._keepalive.forget(stream)
 
-    def _authorise(self, claims: Claims, channels: tuple[ChannelName, ...]) -> None:
+    def _authorise(self, claims: Claims, channels: tuple[str, ...]) -> None:
         self._tokens.require_not_kicked(claims)
         for channel in channels:
             claims.grants.require_subscribe(channel)
@@ -194,19 +209,34 @@ class Admission:
         self._metrics.refusals[reason] += 1
         return TurnedAway(reason, encode_closing(reason, self._hub.jittered_retry()))
 
-    def _start(self, wanted: Subscription) -> _Start | EventId:
-        """Return where the stream begins, or the position of which the log must be asked."""
+    def _start(self, wanted: Subscription) -> _Start | EventId | Beginning:
+        """Return where the stream begins, or the position or beginning of which the log must be asked."""
         head = self._hub.head
         if wanted.position is None:
-            return _Start(head, {})
+            return _Start(head) if wanted.beginning is None else wanted.beginning
         after = EventId.parse(wanted.position)
         if after is None:
-            return _Start(head, dict.fromkeys(wanted.channels, "position_unreadable"))
+            return self._reset_at(head, dict.fromkeys(wanted.channels, "position_unreadable"))
         # At the head nothing was missed: the fan-out brings the events that follow, or ends all streams where some were
         # trimmed before they were read; also where other processes append to the log.
-        return _Start(after, {}) if after == head else after
+        return _Start(after) if after == head else after
 
-    async def _resume(self, channels: tuple[ChannelName, ...], after: EventId) -> _Start:
+    async def _begin(self, channels: tuple[str, ...], beginning: Beginning) -> _Start:
+        """Return where a stream begins in the past.
+
+        Raises:
+            EventLogUnavailable: the log cannot be asked just now.
+        """
+        while True:
+            floors = await self._hub.eventlog.begin(channels, beginning)
+            if await self._hub.reached(floors.head):
+                return _Start(floors.head._replace(seq=floors.first - 1), floors=floors.floors)
+
+    def _reset_at(self, after: EventId, lost: dict[str, str]) -> _Start:
+        """Return that a stream has its events from a position on, but of what is lost from the head on."""
+        return _Start(after, lost, dict.fromkeys(lost, self._hub.head.seq))
+
+    async def _resume(self, channels: tuple[str, ...], after: EventId) -> _Start:
         """Return where a stream begins: at the position, or at the head where no channel can be continued.
 
         Raises:
@@ -215,19 +245,19 @@ class Admission:
         hub = self._hub
         while True:
             lost = await hub.eventlog.lost(channels, after)
-            if len(lost) == len(channels):
-                return _Start(hub.head, lost)
+            if lost.keys() >= set(channels):
+                return self._reset_at(hub.head, lost)
             if await hub.reached(after):
-                return _Start(after, lost)
+                return self._reset_at(after, lost)
             # Another log is there, or a part of this one was skipped, so the answer may not hold any more.
 
     def _register(self, claims: Claims, wanted: Subscription, start: _Start) -> Admitted:
         hub = self._hub
         subscriber = Subscriber(wanted.client_id, claims.lease, interned(wanted.address))
-        stream = hub.register(subscriber, wanted.channels, framing=wanted.framing)
+        stream = hub.register(subscriber, wanted.channels, types=wanted.types, framing=wanted.framing)
         self._elsewhere.opened(claims.subject, network_of(wanted.address))
         stream.retry = hub.jittered_retry()
-        stream.replay = Replay(start.after.seq, tuple(start.lost), hub.head.seq if start.lost else 0)
+        stream.replay = Replay(start.after.seq, start.floors)
         self._keepalive.watch(stream)
         resumed = wanted.position is not None
         self._metrics.streams_opened += 1
@@ -262,7 +292,7 @@ def _connected(stream: Stream, id: EventId, recovered: bool, now: float) -> byte
     return encode_event(str(id).encode(), b"connected", to_json(data), stream.retry)
 
 
-def _resets(lost: dict[ChannelName, str]) -> bytes:
+def _resets(lost: dict[str, str]) -> bytes:
     """Return a ``reset`` for each channel that cannot be continued."""
     return b"".join(
         encode_json("reset", {"channel": channel, "reason": reason}) for channel, reason in lost.items()

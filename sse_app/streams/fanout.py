@@ -1,11 +1,11 @@
-"""The streams on the same channels, as one flat table that a fan-out walks."""
+"""The streams that are sent the same events, as one flat table that a fan-out walks."""
 
 from __future__ import annotations
 
 from typing import Any, Protocol, TypeVar
 
-from sse_app.core.channels import ChannelName
 from sse_app.core.framing import Framing
+from sse_app.core.selection import Interest
 from sse_app.streams.bulk_send import BulkSender
 from sse_app.streams.send_table import Member, SendTable
 
@@ -21,21 +21,21 @@ AnyStream = TypeVar("AnyStream", bound=Subscribed)
 
 
 class FanoutGroup(SendTable[AnyStream]):
-    """The streams on the same channels.
+    """The streams that are sent the same events.
 
     They share the bytes also where events of several channels go out together, in log order.
 
     Args:
-        channels: those of each stream.
+        interest: that of each stream.
         framing: that of each stream.
         sender: sends the bytes.
     """
 
-    __slots__ = ("channels",)
+    __slots__ = ("interest",)
 
-    def __init__(self, channels: frozenset[ChannelName], framing: Framing, sender: BulkSender) -> None:
+    def __init__(self, interest: Interest, framing: Framing, sender: BulkSender) -> None:
         super().__init__(framing, sender)
-        self.channels = channels
+        self.interest = interest
 
     def place(self, stream: AnyStream, slot: int) -> None:
         """Tell a stream its slot."""

@@ -7,20 +7,22 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import aclosing
 from itertools import chain
 from typing import TypeVar
 
 from sse_app.core.addresses import network_of
-from sse_app.core.channels import ChannelName
+from sse_app.core.channels import ChannelName, is_internal
 from sse_app.core.counters import Durations
 from sse_app.core.errors import EventLogUnavailable
 from sse_app.core.events import Event, EventId
 from sse_app.core.framing import Framing
 from sse_app.core.multimap import Multimap
+from sse_app.core.pattern_index import PatternIndex
+from sse_app.core.selection import Interest, interest_of
 from sse_app.core.shared_reads import SharedReads
-from sse_app.eventlog.base import EventLog, EventsTrimmed, LogReplaced
+from sse_app.eventlog.base import NO_FLOORS, EventLog, EventsTrimmed, LogReplaced
 from sse_app.streams.bulk_send import BulkSender
 from sse_app.streams.disconnects import Disconnects
 from sse_app.streams.fanout import FanoutGroup
@@ -73,7 +75,8 @@ class Hub:
         self.streams_of_subject: Multimap[str, Stream] = Multimap()
         self.streams_of_address: Counter[str] = Counter()
         """How many streams each address has, as `network_of` counts addresses."""
-        self.streams_on_channel: Counter[ChannelName] = Counter()
+        self.streams_on_channel: Counter[str] = Counter()
+        """How many streams have asked for each channel or pattern."""
         self.events_fanned_out = 0
         self.deliveries = 0
         self.fan_out_seconds = Durations()
@@ -89,9 +92,12 @@ class Hub:
         """The id of the last event whose fan-out has begun: where a stream that joins now begins."""
         self._fanning_out = asyncio.Lock()
         self._replay_cache = ReplayCache(eventlog.head.epoch, REPLAY_CACHE_BYTES)
-        self._reads: SharedReads[tuple[frozenset[ChannelName], int, int], tuple[bytes, int]] = SharedReads()
-        self._groups: dict[tuple[frozenset[ChannelName], Framing], FanoutGroup[Stream]] = {}
+        self._reads: SharedReads[
+            tuple[Interest, int, int, tuple[tuple[str, int], ...]], tuple[bytes, int]
+        ] = SharedReads()
+        self._groups: dict[tuple[Interest, Framing], FanoutGroup[Stream]] = {}
         self._of_channel: dict[ChannelName, dict[FanoutGroup[Stream], None]] = {}
+        self._of_pattern: PatternIndex[FanoutGroup[Stream]] = PatternIndex()
         self._replacements = 0
         """How often it has begun anew, at the head of another log or of one that it has not read in time."""
         self._arrival: asyncio.Event | None = None
@@ -206,8 +212,9 @@ class Hub:
     def register(
         self,
         subscriber: Subscriber,
-        channels: tuple[ChannelName, ...],
+        channels: tuple[str, ...],
         *,
+        types: frozenset[str] | None = None,
         framing: Framing,
         number: int | None = None,
     ) -> Stream:
@@ -215,7 +222,8 @@ class Hub:
 
         Args:
             subscriber: whose stream it is.
-            channels: in the order asked for.
+            channels: names and patterns, in the order asked for.
+            types: of the events; all where it is None.
             framing: how its bytes stand in the body of the response.
             number: of a stream that an earlier process numbered.
         """
@@ -227,6 +235,7 @@ class Hub:
             number,
             subscriber,
             channels,
+            interest=interest_of(channels, types),
             framing=framing,
             backlog_limit=self.backlog_limit,
             laggards=self.laggards,
@@ -240,12 +249,15 @@ class Hub:
 
     def join(self, stream: Stream) -> None:
         """Give the stream every event from now on; it must have been brought up to `head`."""
-        key = (frozenset(stream.channels), stream.framing)
+        key = (stream.interest, stream.framing)
         group = self._groups.get(key)
         if group is None:
             group = self._groups[key] = FanoutGroup(*key, self.sender)
-            for channel in group.channels:
+            selection = group.interest.selection
+            for channel in selection.names:
                 self._of_channel.setdefault(channel, {})[group] = None
+            for pattern in selection.patterns:
+                self._of_pattern.add(pattern.text, group)
         group.add(stream)
 
     def unregister(self, stream: Stream) -> None:
@@ -270,12 +282,22 @@ class Hub:
                 self._forget(group)
 
     def _forget(self, group: FanoutGroup[Stream]) -> None:
-        self._groups.pop((group.channels, group.framing), None)
-        for channel in group.channels:
+        self._groups.pop((group.interest, group.framing), None)
+        selection = group.interest.selection
+        for channel in selection.names:
             of_channel = self._of_channel[channel]
             of_channel.pop(group, None)
             if not of_channel:
                 del self._of_channel[channel]
+        for pattern in selection.patterns:
+            self._of_pattern.discard(pattern.text, group)
+
+    def _groups_on(self, channel: ChannelName) -> Collection[FanoutGroup[Stream]]:
+        """Return the groups whose streams have asked for a channel, by its name or by a pattern, each once."""
+        by_name = self._of_channel.get(channel, {})
+        if not self._of_pattern or is_internal(channel):
+            return by_name
+        return by_name | dict.fromkeys(self._of_pattern.matching(channel))
 
     def end_all(self, reason: str) -> None:
         """End every stream with ``closing``, each with another time to come back."""
@@ -301,30 +323,39 @@ class Hub:
 
     # -- the past -------------------------------------------------------------------------------------------
 
-    async def past(self, channels: Iterable[ChannelName], after: int, until: int) -> tuple[bytes, int]:
-        """Return the channels' events with ``after < seq <= until`` in the event stream format.
+    async def past(
+        self, interest: Interest, after: int, until: int, floors: Mapping[str, int] = NO_FLOORS
+    ) -> tuple[bytes, int]:
+        """Return the events with ``after < seq <= until`` in the event stream format.
 
         Not more than a page at a time; with it comes the ``seq`` that the next page follows.
+
+        Args:
+            interest: which events.
+            after, until: the part of the log.
+            floors: as of `Replay`.
 
         Raises:
             EventLogUnavailable: the log cannot be read, or no longer keeps events that follow ``after``.
         """
-        wanted = frozenset(channels)
-        recent = self._replay_cache.between(after, until, wanted)
+        recent = self._replay_cache.between(after, until, interest, floors)
         if recent is not None:
             return recent
-        return await self._reads.get((wanted, after, until), lambda: self._read(wanted, after, until))
+        asked = (interest, after, until, tuple(floors.items()))
+        return await self._reads.get(asked, lambda: self._read(interest, after, until, floors))
 
-    async def _read(self, wanted: frozenset[ChannelName], after: int, until: int) -> tuple[bytes, int]:
+    async def _read(
+        self, interest: Interest, after: int, until: int, floors: Mapping[str, int]
+    ) -> tuple[bytes, int]:
         """Return a page of the past from the log; see `past`."""
         cache = self._replay_cache
-        page = await self.eventlog.replay(wanted, after, until, REPLAY_PAGE_EVENTS)
+        page = await self.eventlog.replay(interest.channels, after, until, REPLAY_PAGE_EVENTS, floors)
         if page.gap:
             raise EventLogUnavailable("the history was trimmed while it was being replayed")
         if cache.epoch != self.eventlog.head.epoch:
             raise EventLogUnavailable("the log was replaced while it was being replayed")
-        encoded = b"".join(cache.encode(event) for event in page.events)
-        return encoded, page.events[-1].seq if page.more else until
+        encoded = b"".join(cache.encode(event) for event in page.events if interest.takes(event.type))
+        return encoded, page.reached if page.more else until
 
     async def reached(self, position: EventId) -> bool:
         """Wait until the fan-out of an event has begun; return False where the log is replaced by another one.
@@ -361,7 +392,7 @@ class Hub:
         It is the most frequent case. Nothing can happen in between, so it needs no lock but that nothing else is
         under way.
         """
-        groups = self._of_channel.get(event.channel, ())
+        groups = self._groups_on(event.channel)
         if self._fanning_out.locked() or sum([len(group.streams) for group in groups]) > FANOUT_SLICE:
             return False
         begun = time.perf_counter()
@@ -396,23 +427,27 @@ class Hub:
         by_channel: dict[ChannelName, list[int]] = {}
         for number, event in enumerate(events):
             by_channel.setdefault(event.channel, []).append(number)
-        groups = {group: None for channel in by_channel for group in self._of_channel.get(channel, ())}
-        published_to = frozenset(by_channel)
-        joined: dict[tuple[frozenset[ChannelName], Framing], tuple[bytes, int]] = {}
-        for group in groups:
+        channels_of: dict[FanoutGroup[Stream], list[ChannelName]] = {}
+        for channel in by_channel:
+            for group in self._groups_on(channel):
+                channels_of.setdefault(group, []).append(channel)
+        joined: dict[tuple[tuple[ChannelName, ...], frozenset[str] | None, Framing], tuple[bytes, int]] = {}
+        for group, channels in channels_of.items():
             group.close_holes()
-            subscribed = published_to if len(published_to) == 1 else published_to & group.channels
-            key = (subscribed, group.framing)
+            key = (tuple(channels), group.interest.types, group.framing)
             if key not in joined:
-                numbers = sorted(chain.from_iterable(map(by_channel.__getitem__, subscribed)))
+                numbers = sorted(chain.from_iterable(map(by_channel.__getitem__, channels)))
+                if group.interest.types is not None:
+                    numbers = [number for number in numbers if events[number].type in group.interest.types]
                 for number in numbers:
                     if number not in encoded:
                         encoded[number] = self._replay_cache.encode(events[number])
                 payload = b"".join(map(encoded.__getitem__, numbers))
-                joined[key] = group.framing.frame(payload), len(numbers)
+                joined[key] = group.framing.frame(payload) if numbers else b"", len(numbers)
             frames, count = joined[key]
-            self.deliveries += len(group) * count
-            yield group, frames, len(group.streams)
+            if count:
+                self.deliveries += len(group) * count
+                yield group, frames, len(group.streams)
 
     # -- the server's own channel ---------------------------------------------------------------------------
 

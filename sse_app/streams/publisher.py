@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
-from sse_app.core.channels import ChannelName, ChannelPatterns, channel_in, is_internal, parse_channel
+from sse_app.core.channels import ChannelPattern, ChannelPatterns, channel_in, is_internal, parse_channel
 from sse_app.core.errors import InvalidInput, UnknownChannel
 from sse_app.core.events import EventId, NewEvent, new_event, timestamp
 from sse_app.eventlog.base import EventLog, IdempotencyKey
@@ -76,13 +76,17 @@ class Publisher:
         now = timestamp(time.time())
         return [_check_item(item, f"events[{number}].", now) for number, item in enumerate(events)]
 
-    def require_known(self, channel: ChannelName) -> None:
+    def require_known(self, channel: str) -> None:
         """Refuse a channel that no configured name or pattern covers; none covers the server's own.
+
+        Of a pattern some channel has to be covered.
 
         Raises:
             UnknownChannel: the channel is not configured.
         """
-        if is_internal(channel) or not self._channels.matches(channel):
+        known = self._channels
+        is_known = known.overlaps(ChannelPattern(channel)) if "*" in channel else known.matches(channel)
+        if is_internal(channel) or not is_known:
             raise UnknownChannel(f"there is no channel {channel}")
 
     async def append(self, events: list[NewEvent], key: IdempotencyKey | None = None) -> list[EventId]:

@@ -11,7 +11,7 @@ from typing import Protocol
 from sse_app.core.errors import EventLogUnavailable
 from sse_app.streams.hub import Hub
 from sse_app.streams.keepalive import Keepalive
-from sse_app.streams.stream import Stream
+from sse_app.streams.stream import Replay, Stream
 
 log = logging.getLogger(__name__)
 
@@ -105,23 +105,21 @@ class Pump:
         """
         hub = self._hub
         while stream.replay is not None and not stream.closed and stream.ending is None:
-            after, lost, lost_until = stream.replay
+            after, floors = stream.replay
             goal = hub.head.seq
             if after >= goal:
                 stream.replay = None
                 hub.join(stream)
                 return
-            channels = stream.channels
-            if after < lost_until:  # the lost ones begin at what was the head at their reset
-                channels = tuple(channel for channel in channels if channel not in lost)
-                goal = lost_until
             try:
-                past, after = await hub.past(channels, after, goal)
+                past, after = await hub.past(stream.interest, after, goal, floors)
             except EventLogUnavailable as error:
                 log.warning("replay_failed", extra=stream.log_fields(detail=str(error)))
                 stream.end("unavailable", hub.jittered_retry())
                 return
-            stream.replay = stream.replay._replace(after=after)
+            if floors and after >= max(floors.values()):
+                floors = {}  # from here on all of them follow the position
+            stream.replay = Replay(after, floors)
             if past:
                 writer.write(stream.framing.frame(past))
             writer.write(stream.take())

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from itertools import islice
 
-from sse_app.core.channels import ChannelName
-from sse_app.core.events import Event, held_bytes
-from sse_app.core.sse import encode_event
+from sse_app.core.events import TEXT, Event, held_bytes
+from sse_app.core.selection import Interest
+from sse_app.core.sse import encode_event, encode_text_event
 
 MAX_ANSWERS = 64
 """How many replays are kept, until the next event."""
@@ -32,7 +33,7 @@ class ReplayCache:
         self._encoded_epoch = epoch.encode()
         self._max_bytes = max_bytes
         self._bytes = 0
-        self._answers: dict[tuple[int, int, frozenset[ChannelName]], tuple[bytes, int]] = {}
+        self._answers: dict[tuple[int, int, Interest], tuple[bytes, int]] = {}
         self._answers_bytes = 0
         self._ring: deque[Event] = deque()
 
@@ -49,20 +50,25 @@ class ReplayCache:
     def encode(self, event: Event) -> bytes:
         """Return an event of the log in the event stream format."""
         id = b"%b-%d" % (self._encoded_epoch, event.seq)
-        return encode_event(id, event.type.encode(), event.data, event.retry)
+        encode = encode_text_event if event.flags & TEXT else encode_event
+        return encode(id, event.type.encode(), event.data, event.retry)
 
-    def between(self, after: int, until: int, channels: frozenset[ChannelName]) -> tuple[bytes, int] | None:
-        """Return the channels' first events with ``after < seq <= until``, and the ``seq`` that the next ones follow.
+    def between(
+        self, after: int, until: int, interest: Interest, floors: Mapping[str, int]
+    ) -> tuple[bytes, int] | None:
+        """Return the first events with ``after < seq <= until`` of an interest, and the ``seq`` that the next follow.
 
         About `ANSWER_BYTES` at a time. None where the ring begins later. Clients that lost their connections
         together ask for the same, so the last answers are kept.
         """
         if not self._ring or self._ring[0].seq > after + 1:
             return None
-        key = (after, until, channels)
+        if floors:
+            return self._join(after, until, interest, floors)
+        key = (after, until, interest)
         answer = self._answers.get(key)
         if answer is None:
-            answer = self._join(after, until, channels)
+            answer = self._join(after, until, interest, floors)
             if len(self._answers) >= MAX_ANSWERS or self._answers_bytes + len(answer[0]) > MAX_ANSWERS_BYTES:
                 self._forget_answers()
             self._answers[key] = answer
@@ -73,13 +79,19 @@ class ReplayCache:
         self._answers.clear()
         self._answers_bytes = 0
 
-    def _join(self, after: int, until: int, channels: frozenset[ChannelName]) -> tuple[bytes, int]:
+    def _join(
+        self, after: int, until: int, interest: Interest, floors: Mapping[str, int]
+    ) -> tuple[bytes, int]:
+        selection = interest.selection
+        covers = selection.names.__contains__ if not selection.patterns else selection.covers
         found: list[bytes] = []
         size = 0
         for event in islice(self._ring, after + 1 - self._ring[0].seq, None):
             if event.seq > until:
                 break
-            if event.channel in channels:
+            if covers(event.channel) and interest.takes(event.type):
+                if floors and event.seq <= selection.floor(floors, event.channel):
+                    continue
                 encoded = self.encode(event)
                 found.append(encoded)
                 size += len(encoded)

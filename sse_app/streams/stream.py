@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from sse_app.auth.tokens.claims import Lease
-from sse_app.core.channels import ChannelName
 from sse_app.core.framing import Framing
+from sse_app.core.selection import Interest
 from sse_app.core.sse import encode_closing
 from sse_app.streams.connection import StreamConnection
 from sse_app.streams.fanout import FanoutGroup
@@ -49,17 +49,16 @@ class Subscriber(NamedTuple):
 
 
 class Replay(NamedTuple):
-    """How far a stream has come that is still being brought up to the present.
+    """How far a stream has come that is not at the head yet.
 
     Args:
         after: the ``seq`` up to which it has its events.
-        lost: the channels that could not be continued: they continue from ``lost_until``.
-        lost_until: what was the head when they were reset.
+        floors: the ``seq`` which the events of a channel, or of the channels of a pattern, follow where that is
+            further: of those that could not be continued, the head at their reset.
     """
 
     after: int
-    lost: tuple[ChannelName, ...] = ()
-    lost_until: int = 0
+    floors: dict[str, int] = {}  # noqa: RUF012 - never changed
 
 
 class Stream:
@@ -71,7 +70,8 @@ class Stream:
     Args:
         number: unique, also among the streams of earlier processes.
         subscriber: whose stream it is.
-        channels: in the order asked for.
+        channels: names and patterns, in the order asked for.
+        interest: in the events of these channels.
         framing: how its bytes stand in the body of the response.
         backlog_limit: how many bytes may wait before the stream is ended as ``slow_consumer``.
         laggards: the set that the stream is in while it is behind.
@@ -92,6 +92,7 @@ class Stream:
         "ending_at",
         "framing",
         "group",
+        "interest",
         "number",
         "opened_at",
         "ping_slot",
@@ -106,8 +107,9 @@ class Stream:
         self,
         number: int,
         subscriber: Subscriber,
-        channels: tuple[ChannelName, ...],
+        channels: tuple[str, ...],
         *,
+        interest: Interest,
         framing: Framing,
         backlog_limit: int,
         laggards: set[Stream],
@@ -115,6 +117,7 @@ class Stream:
         self.number = number
         self.subscriber = subscriber
         self.channels = channels
+        self.interest = interest
         self.framing = framing
         self.opened_at = now = time.time()
         self.begun_at = time.monotonic()

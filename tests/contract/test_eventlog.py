@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,17 @@ import pytest
 from sse_app.core.channels import ChannelName
 from sse_app.core.errors import EventLogUnavailable, IdempotencyKeyReused, StateError
 from sse_app.core.events import Event, EventId, NewEvent
-from sse_app.eventlog.base import EMPTY_CHANNELS, EventLog, EventsTrimmed, IdempotencyKey, Page, Retention
+from sse_app.eventlog.base import (
+    EMPTY_CHANNELS,
+    NO_FLOORS,
+    Beginning,
+    EventLog,
+    EventsTrimmed,
+    Floors,
+    IdempotencyKey,
+    Page,
+    Retention,
+)
 from sse_app.eventlog.memory import MemoryEventLog
 from sse_app.eventlog.sqlite.bells import Bells
 from sse_app.eventlog.sqlite.log import SqliteEventLog
@@ -59,14 +69,27 @@ class SharedEventLog(EventLog):
         self._appends += 1
         return await (self.first, self.second)[self._appends % 2].append(events, key)
 
-    async def lost(self, channels: Collection[ChannelName], position: EventId) -> dict[ChannelName, str]:
+    async def lost(self, channels: Collection[str], position: EventId) -> dict[str, str]:
         return await self.first.lost(channels, position)
 
-    async def replay(self, channels: Collection[ChannelName], after: int, until: int, limit: int) -> Page:
-        return await self.first.replay(channels, after, until, limit)
+    async def begin(self, channels: Collection[str], beginning: Beginning) -> Floors:
+        return await self.first.begin(channels, beginning)
 
-    async def latest(self, channel: ChannelName, limit: int) -> list[Event]:
-        return await self.first.latest(channel, limit)
+    async def ended(self) -> dict[ChannelName, int]:
+        return await self.first.ended()
+
+    async def replay(
+        self,
+        channels: Collection[str],
+        after: int,
+        until: int,
+        limit: int,
+        floors: Mapping[str, int] = NO_FLOORS,
+    ) -> Page:
+        return await self.first.replay(channels, after, until, limit, floors)
+
+    async def latest(self, channels: Collection[str], limit: int) -> list[Event]:
+        return await self.first.latest(channels, limit)
 
     async def published(self, channel: ChannelName) -> tuple[int, int]:
         return await self.first.published(channel)
@@ -148,8 +171,8 @@ async def test_replay_merges_channels_in_log_order_by_pages(make: Callable[..., 
         page = await log.replay([A, B, ChannelName("c")], 2, 9, 3)
         assert ([event.seq for event in page.events], page.more) == ([3, 4, 5], True)
         assert page.events[0] == Event(3, B, "t", b'{"n":3}', None)
-        assert [event.seq for event in await log.latest(B, 2)] == [7, 9]
-        assert await log.latest(ChannelName("c"), 2) == []
+        assert [event.seq for event in await log.latest([B], 2)] == [7, 9]
+        assert await log.latest([ChannelName("c")], 2) == []
         page = await log.replay([B], 2, 9, 100)
         assert ([event.seq for event in page.events], page.more) == ([3, 5, 7, 9], False)
 
@@ -162,7 +185,7 @@ async def test_large_events_are_read_a_few_at_a_time(make: Callable[..., EventLo
         assert ([event.seq for event in page.events], page.more) == ([1, 2, 3], True)
         page = await log.replay([A], 3, 5, 100)
         assert ([event.seq for event in page.events], page.more) == ([4, 5], False)
-        assert [event.seq for event in await log.latest(A, 100)] == [3, 4, 5]
+        assert [event.seq for event in await log.latest([A], 100)] == [3, 4, 5]
 
 
 @pytest.mark.gen_test
@@ -452,7 +475,7 @@ async def test_a_page_knows_of_a_trim_that_the_event_loop_has_not_heard_of(
 
         await until_async(written, "the log is written")
         assert await log.lost([A], EventId(log.head.epoch, 0)) == {}
-        assert (await log.replay([A], 0, 4, 99)) == ([], False, True)
+        assert (await log.replay([A], 0, 4, 99)) == Page([], False, True)
         committed(held[0])
         await append
         assert await log.lost([A], EventId(log.head.epoch, 0)) == {A: "history_trimmed"}
@@ -574,7 +597,7 @@ async def test_what_is_read_is_not_limited_to_what_this_process_remembers(place:
         await other.append([new(A), new(B)])
         assert one.head.seq == 0
         assert [event.seq for event in (await one.replay([A, B], 0, 99, 99)).events] == [1, 2]
-        assert [event.seq for event in await one.latest(B, 9)] == [2]
+        assert [event.seq for event in await one.latest([B], 9)] == [2]
 
 
 @pytest.mark.gen_test
@@ -617,7 +640,7 @@ async def test_a_process_that_is_alone_reads_nothing_back(
                 coming = asyncio.create_task(anext(tail))
                 await asyncio.sleep(0)
             assert await log.lost([A], EventId(log.head.epoch, 1)) == {}
-            assert await log.replay([A], 49, 49, 9) == ([], False, False)
+            assert await log.replay([A], 49, 49, 9) == Page([], False, False)
             coming.cancel()
             await asyncio.wait([coming])
 

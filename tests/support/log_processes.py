@@ -11,7 +11,7 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 from sse_app.core import errors
 from sse_app.core.channels import ChannelName
 from sse_app.core.events import Event, EventId, NewEvent
-from sse_app.eventlog.base import EventLog, IdempotencyKey, Page, Retention
+from sse_app.eventlog.base import NO_FLOORS, Beginning, EventLog, Floors, IdempotencyKey, Page, Retention
 from sse_app.eventlog.postgres.log import PostgresEventLog
 from sse_app.eventlog.sqlite.log import SqliteEventLog
 from sse_app.storage.postgres.database import Database
@@ -196,14 +196,27 @@ class LogOfProcesses(EventLog):
         self._appended = max(self._appended, ids[-1], key=lambda id: id.seq)
         return ids
 
-    async def lost(self, channels: Collection[ChannelName], position: EventId) -> dict[ChannelName, str]:
+    async def lost(self, channels: Collection[str], position: EventId) -> dict[str, str]:
         return await self.first.lost(channels, position)
 
-    async def replay(self, channels: Collection[ChannelName], after: int, until: int, limit: int) -> Page:
-        return await self.first.replay(channels, after, until, limit)
+    async def begin(self, channels: Collection[str], beginning: Beginning) -> Floors:
+        return await self.first.begin(channels, beginning)
 
-    async def latest(self, channel: ChannelName, limit: int) -> list[Event]:
-        return await self.first.latest(channel, limit)
+    async def ended(self) -> dict[ChannelName, int]:
+        return await self.first.ended()
+
+    async def replay(
+        self,
+        channels: Collection[str],
+        after: int,
+        until: int,
+        limit: int,
+        floors: Mapping[str, int] = NO_FLOORS,
+    ) -> Page:
+        return await self.first.replay(channels, after, until, limit, floors)
+
+    async def latest(self, channels: Collection[str], limit: int) -> list[Event]:
+        return await self.first.latest(channels, limit)
 
     async def published(self, channel: ChannelName) -> tuple[int, int]:
         return await self.first.published(channel)

@@ -24,6 +24,7 @@ from sse_app.core.distinct import MOST, distinct, sample
 from sse_app.core.errors import InvalidChannel, InvalidInput
 from sse_app.core.events import RESERVED_TYPES, Event, EventId, new_event
 from sse_app.core.framing import CHUNKED, FRAMINGS, UNFRAMED, framed, framing_for
+from sse_app.core.selection import interest_of
 from sse_app.core.sse import encode
 from sse_app.handlers.parsing import parse_json
 from sse_app.streams.replay_cache import ReplayCache
@@ -310,20 +311,20 @@ def test_what_is_no_json_is_refused(body: bytes) -> None:
 
 def test_recent_events_know_where_they_begin() -> None:
     recent = ReplayCache("e", max_bytes=4000)
-    only_a, both = frozenset({ChannelName("a")}), frozenset({ChannelName("a"), ChannelName("b")})
-    assert recent.between(0, 0, only_a) is None
+    only_a, both = interest_of(("a",)), interest_of(("a", "b"))
+    assert recent.between(0, 0, only_a, {}) is None
     events = [Event(seq, ChannelName("a" if seq % 2 else "b"), "t", b"{}") for seq in range(1, 30)]
     for event in events:
         recent.add([event])
     encoded = [recent.encode(event) for event in events]
-    first = next(after for after in range(30) if recent.between(after, 29, only_a) is not None)
+    first = next(after for after in range(30) if recent.between(after, 29, only_a, {}) is not None)
     assert 10 < first < 29
-    assert recent.between(first - 1, 29, only_a) is None
+    assert recent.between(first - 1, 29, only_a, {}) is None
     for after in range(first, 30):
         for until in range(after, 30):
-            assert recent.between(after, until, both) == (b"".join(encoded[after:until]), until)
+            assert recent.between(after, until, both, {}) == (b"".join(encoded[after:until]), until)
             odd = b"".join(encoded[seq - 1] for seq in range(after + 1, until + 1) if seq % 2)
-            assert recent.between(after, until, only_a) == (odd, until)
+            assert recent.between(after, until, only_a, {}) == (odd, until)
 
 
 def test_a_long_past_comes_in_pieces() -> None:
@@ -334,7 +335,7 @@ def test_a_long_past_comes_in_pieces() -> None:
     encoded = [recent.encode(event) for event in events]
     after, pieces = 0, []
     while after < 30:
-        answer = recent.between(after, 30, frozenset({channel}))
+        answer = recent.between(after, 30, interest_of((channel,)), {})
         assert answer is not None
         piece, after = answer
         assert len(piece) < 80_000

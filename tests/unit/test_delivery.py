@@ -10,8 +10,8 @@ from typing import cast
 import pytest
 
 from sse_app.auth.tokens.claims import Lease
-from sse_app.core.channels import ChannelName
 from sse_app.core.framing import CHUNKED
+from sse_app.core.selection import interest_of
 from sse_app.streams.bulk_send import BulkSender
 from sse_app.streams.connection import StreamConnection
 from sse_app.streams.delivery import DeliveryWatch
@@ -46,7 +46,8 @@ def stream(connection: Connection) -> Stream:
     stream = Stream(
         1,
         Subscriber("client", lease, "here"),
-        (ChannelName("a"),),
+        ("a",),
+        interest=interest_of(("a",)),
         framing=CHUNKED,
         backlog_limit=1000,
         laggards=set(),
@@ -152,7 +153,7 @@ async def test_a_stream_that_is_not_parked_is_not_settled_whatever_its_socket_sa
     connection = StreamConnection(ours, CHUNKED)
     with client, closing(connection):
         stream.attach(connection)
-        group: FanoutGroup[Stream] = FanoutGroup(frozenset(stream.channels), CHUNKED, BulkSender())
+        group: FanoutGroup[Stream] = FanoutGroup(stream.interest, CHUNKED, BulkSender())
         group.add(stream)
         assert connection.settled()
         assert not stream.settled

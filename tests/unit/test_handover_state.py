@@ -36,14 +36,15 @@ MAYBE_TIME = st.none() | TIME
 TEXT = st.text(max_size=8)
 DATA = st.binary(max_size=60)
 CHANNELS = st.lists(
-    st.sampled_from(list(map(ChannelName, ("dashboard", "alerts", "user.ann.orders", "a_b-c.0")))),
+    st.sampled_from(("dashboard", "alerts", "user.ann.orders", "a_b-c.0", "user.*.orders", "**")),
     min_size=1,
     max_size=3,
     unique=True,
 ).map(tuple)
 LEASE = st.builds(Lease, TEXT, TEXT, TEXT, TIME, TIME)
 SUBSCRIBER = st.builds(Subscriber, TEXT, LEASE, TEXT, st.lists(LEASE, max_size=2).map(tuple))
-REPLAY = st.none() | st.builds(Replay, SEQ, st.just(()) | CHANNELS, SEQ)
+REPLAY = st.none() | st.builds(Replay, SEQ, st.dictionaries(TEXT, SEQ, max_size=3))
+TYPES = st.none() | st.frozensets(TEXT, max_size=3)
 PLACE = st.integers(-1, 5)
 FRAMING = st.sampled_from(sorted(FRAMINGS))
 PASSED_STREAM = st.builds(PassedDescriptor, st.just(STREAM), FRAMING, st.just(b"") | DATA, PLACE)
@@ -55,7 +56,16 @@ CHANNELS_TABLE = st.lists(CHANNELS, min_size=1, max_size=4)
 
 def stream_states(channels: int) -> st.SearchStrategy[StreamState]:
     return st.builds(
-        StreamState, SEQ, SUBSCRIBER, st.integers(0, channels - 1), TIME, SEQ, REPLAY, MAYBE_TIME, MAYBE_TIME
+        StreamState,
+        SEQ,
+        SUBSCRIBER,
+        st.integers(0, channels - 1),
+        TIME,
+        SEQ,
+        REPLAY,
+        MAYBE_TIME,
+        MAYBE_TIME,
+        TYPES,
     )
 
 
@@ -167,7 +177,7 @@ def of_another_format(text: bytes, format: int, body: bytes) -> bytes:
 
 @given(
     parts(),
-    st.tuples(*[st.integers(-(2**31), 2**31).filter(lambda format: format != FORMAT)] * 2),
+    st.tuples(*[st.integers(-(2**31), 2**31).filter(lambda format: format not in (3, FORMAT))] * 2),
     DATA,
     DATA,
 )
@@ -198,6 +208,23 @@ def test_a_framing_of_another_version_leaves_the_other_connections_known() -> No
     passed = [PassedDescriptor(STREAM, "gzip", b"12"), PassedDescriptor(STREAM, CHUNKED.name, b"3")]
     message = carried(a_state(-1, -1)._replace(passed=passed))
     assert message.passed == passed
+
+
+def test_streams_of_a_process_of_format_3_are_adopted() -> None:
+    lease = ["ann", "s", "t", 1.0, 2.0]
+    streams = [
+        [7, ["c", lease, "::1", []], 0, 1.5, 3000, None, 4.0, 5.0],
+        [8, ["c", lease, "::1", []], 0, 1.5, 3000, [5, ["alerts"], 9], 4.0, 5.0],
+    ]
+    body = {"epoch": "e", "head": 9, "channels": [["dashboard", "alerts"]], "streams": streams}
+    text = json.dumps(body).encode()
+    head = {"format": 3, "bytes": len(text), "parcels": [["stream", "chunked", 0, -1, 2]], "gone": []}
+    state = decode(json.dumps(head).encode() + b"\n" + text).state()
+    assert [stream.replay for stream in state.streams] == [None, Replay(5, {"alerts": 9})]
+    assert [(stream.number, stream.deadline, stream.types) for stream in state.streams] == [
+        (7, 5.0, None),
+        (8, 5.0, None),
+    ]
 
 
 def test_an_envelope_of_format_2_says_whether_bodies_are_chunked() -> None:

@@ -15,6 +15,7 @@ from sse_app.auth.tokens.issuer import TokenKind
 from sse_app.auth.tokens.keyring import KeyRing
 from sse_app.core.channels import ChannelName
 from sse_app.core.events import Event, new_event
+from sse_app.core.selection import interest_of
 from sse_app.streams.replay_cache import MAX_ANSWERS_BYTES, ReplayCache
 
 ROOT = Path(__file__).parents[2]
@@ -62,7 +63,7 @@ def test_replays_of_large_events_are_kept_within_bounds() -> None:
     data = {"text": "a" * 500_000}
     ring = ReplayCache("e", 64 * MEBIBYTE)
     ring.add([Event(seq, *new_event(name, "big", data, now="-")) for seq, name in enumerate(channels, 1)])
-    answers = [ring.between(0, 32, frozenset([name])) for name in channels]
+    answers = [ring.between(0, 32, interest_of((name,)), {}) for name in channels]
     assert all(answer is not None and len(answer[0]) > 500_000 for answer in answers)
     held = sum(len(encoded) for encoded, _ in ring._answers.values())
     assert 0 < held <= MAX_ANSWERS_BYTES

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from sse_app.core.channels import ChannelName, ChannelPatterns, is_internal
+from sse_app.core.channels import ChannelName, ChannelPattern, ChannelPatterns, is_internal
 from sse_app.core.errors import Forbidden, InvalidChannel
 
 _NONE = ChannelPatterns()
@@ -56,16 +56,21 @@ class Grants(NamedTuple):
             "admin": self.admin,
         }
 
-    def may_subscribe(self, channel: ChannelName) -> bool:
-        """Return whether the channel may be subscribed to; the server's own channels take the admin grant."""
+    def may_subscribe(self, channel: str) -> bool:
+        """Return whether the channel, or every channel of the pattern, may be subscribed to.
+
+        The server's own channels take the admin grant.
+        """
+        if "*" in channel:
+            return not is_internal(channel) and self.subscribe.covers(ChannelPattern(channel))
         return self.admin if is_internal(channel) else self.subscribe.matches(channel)
 
     def may_publish(self, channel: ChannelName) -> bool:
         """Return whether events may be published to the channel."""
         return not is_internal(channel) and self.publish.matches(channel)
 
-    def require_subscribe(self, channel: ChannelName) -> None:
-        """Refuse a channel that may not be subscribed to.
+    def require_subscribe(self, channel: str) -> None:
+        """Refuse a channel or pattern that may not be subscribed to.
 
         Raises:
             Forbidden: no pattern covers it.

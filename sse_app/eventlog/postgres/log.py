@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncGenerator, Collection, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import aclosing, suppress
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from sse_app.core.periodic import PeriodicCallback
 from sse_app.core.shared_reads import SharedReads
 from sse_app.eventlog.base import (
     MAX_SEQ,
+    NO_FLOORS,
     PAGE_BYTES,
     EventLog,
     EventsTrimmed,
@@ -49,7 +50,7 @@ class _Kept(NamedTuple):
 
     epoch: str
     head: int
-    trimmed: dict[ChannelName, int]
+    trimmed: dict[str, int]
 
 
 class PostgresEventLog(EventLog):
@@ -82,7 +83,7 @@ class PostgresEventLog(EventLog):
         self._sender = secrets.token_hex(4)
         self._appends = Appends(database, self._sender, lambda: self.head, self._stored, self._not_stored)
         self._expiry = Expiry(database, self._retention)
-        self._kept_reads: SharedReads[tuple[ChannelName, ...], _Kept] = SharedReads()
+        self._kept_reads: SharedReads[tuple[str, ...], _Kept] = SharedReads()
         self._due = asyncio.Event()
         """Whether the log is to be looked at."""
         self._periodic = PeriodicCallback(self._due.set, LOOK_INTERVAL)
@@ -222,7 +223,7 @@ class PostgresEventLog(EventLog):
         self._require_open()
         return await self._appends.append(events, key)
 
-    async def lost(self, channels: Collection[ChannelName], position: EventId) -> dict[ChannelName, str]:
+    async def lost(self, channels: Collection[str], position: EventId) -> dict[str, str]:
         names = tuple(channels)
         if not names:
             return {}
@@ -236,7 +237,7 @@ class PostgresEventLog(EventLog):
             return dict.fromkeys(names, "position_ahead")
         return {name: "history_trimmed" for name in names if position.seq < kept.trimmed[name]}
 
-    async def _kept(self, names: tuple[ChannelName, ...]) -> _Kept:
+    async def _kept(self, names: tuple[str, ...]) -> _Kept:
         asked_at = self._replacements
         rows = await self._query(
             "SELECT epoch, head, name, trimmed FROM sse_app.kept(%b::text[], %s, %s)",
@@ -247,15 +248,22 @@ class PostgresEventLog(EventLog):
         self._learned(epoch, head, asked_at)
         return _Kept(epoch, head, {name: trimmed for _, _, name, trimmed in rows})
 
-    async def replay(self, channels: Collection[ChannelName], after: int, until: int, limit: int) -> Page:
+    async def replay(
+        self,
+        channels: Collection[str],
+        after: int,
+        until: int,
+        limit: int,
+        floors: Mapping[str, int] = NO_FLOORS,
+    ) -> Page:
         return await self._page(channels, after, until, limit)
 
-    async def latest(self, channel: ChannelName, limit: int) -> list[Event]:
-        return (await self._page([channel], 0, MAX_SEQ, limit, newest_first=True)).events
+    async def latest(self, channels: Collection[str], limit: int) -> list[Event]:
+        return (await self._page(channels, 0, MAX_SEQ, limit, newest_first=True)).events
 
     async def _page(
         self,
-        channels: Collection[ChannelName],
+        channels: Collection[str],
         after: int,
         until: int,
         limit: int,

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import sqlite3
 import time
-from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TypeVar
@@ -16,7 +16,7 @@ from sse_app.core.errors import EventLogUnavailable, StateError
 from sse_app.core.events import Event, EventId, NewEvent, held_bytes
 from sse_app.core.periodic import PeriodicCallback
 from sse_app.core.shared_reads import SharedReads
-from sse_app.eventlog.base import EventLog, IdempotencyKey, Page, Retention
+from sse_app.eventlog.base import NO_FLOORS, EventLog, IdempotencyKey, Page, Retention
 from sse_app.eventlog.sqlite.bells import MAX_BELL_BYTES, MAX_QUEUED, Bell
 from sse_app.eventlog.sqlite.file import LOCK_TIMEOUT
 from sse_app.eventlog.sqlite.reader import SqliteReader
@@ -57,9 +57,7 @@ class SqliteEventLog(EventLog):
         self._path = path
         self._retention = retention or Retention()
         self._tails = Tails(self._following)
-        self._lost_reads: SharedReads[tuple[ChannelName, ...], tuple[int, dict[ChannelName, int]]] = (
-            SharedReads()
-        )
+        self._lost_reads: SharedReads[tuple[str, ...], tuple[int, dict[str, int]]] = SharedReads()
         self._epoch = ""
         self._seq = 0
         self._alone: Alone | None = None
@@ -301,12 +299,14 @@ class SqliteEventLog(EventLog):
             writer.append(events, key, future)
         self._appends.clear()
 
-    async def lost(self, channels: Collection[ChannelName], position: EventId) -> dict[ChannelName, str]:
+    async def lost(self, channels: Collection[str], position: EventId) -> dict[str, str]:
         if position.epoch != self._epoch:
             return dict.fromkeys(channels, "log_replaced")
         if self._alone is not None and position.seq <= self._seq:
-            known = ((name, self._alone.channels.get(name)) for name in channels)
-            trimmed = {name: state.trimmed if state else self._alone.forgotten for name, state in known}
+            known = ((name, self._alone.channels.get(ChannelName(name))) for name in channels)
+            trimmed: dict[str, int] = {
+                name: state.trimmed if state else self._alone.forgotten for name, state in known
+            }
         else:
             asked = tuple(channels)
             head, trimmed = await self._lost_reads.get(asked, lambda: self._head_and_trimmed(asked))
@@ -317,7 +317,7 @@ class SqliteEventLog(EventLog):
             return dict.fromkeys(channels, "position_ahead")
         return {name: "history_trimmed" for name in channels if position.seq < trimmed[name]}
 
-    async def _head_and_trimmed(self, channels: Sequence[ChannelName]) -> tuple[int, dict[ChannelName, int]]:
+    async def _head_and_trimmed(self, channels: Sequence[str]) -> tuple[int, dict[str, int]]:
         return await self._read(lambda reader: reader.head_and_trimmed(channels))
 
     def _catch_up(self, head: int) -> None:
@@ -327,21 +327,28 @@ class SqliteEventLog(EventLog):
             if head > self._seq:
                 self._grown(head)
 
-    async def replay(self, channels: Collection[ChannelName], after: int, until: int, limit: int) -> Page:
-        wanted = list(channels)
+    async def replay(
+        self,
+        channels: Collection[str],
+        after: int,
+        until: int,
+        limit: int,
+        floors: Mapping[str, int] = NO_FLOORS,
+    ) -> Page:
+        wanted = [ChannelName(name) for name in channels]
         if self._alone is not None and until <= self._seq:  # what is known here is complete so far
             known = self._alone.channels
             wanted = [
                 name
                 for name in wanted
-                if after < (state.last_seq if (state := known.get(name)) else self._alone.forgotten)
+                if after < (known[name].last_seq if name in known else self._alone.forgotten)
             ]
         if not wanted:
             return Page([], False, False)
-        return await self._read(lambda reader: reader.page(wanted, after, until, limit))
+        return await self._read(lambda reader: reader.page(wanted, after, until, limit, floors))
 
-    async def latest(self, channel: ChannelName, limit: int) -> list[Event]:
-        return await self._read(lambda reader: reader.latest(channel, limit))
+    async def latest(self, channels: Collection[str], limit: int) -> list[Event]:
+        return await self._read(lambda reader: reader.latest(list(map(ChannelName, channels)), limit))
 
     async def _read(self, work: Callable[[SqliteReader], T]) -> T:
         """Run ``work`` in the reader's thread, on one snapshot of the database.

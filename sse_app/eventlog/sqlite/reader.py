@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from heapq import merge
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Literal, TypeVar
 
 from sse_app.core.channels import ChannelName
 from sse_app.core.events import Event
-from sse_app.eventlog.base import MAX_SEQ, Page, first_page, without_holes
+from sse_app.eventlog.base import MAX_SEQ, NO_FLOORS, Page, first_page, without_holes
 from sse_app.eventlog.sqlite.schema import forgotten_until, head_of
 from sse_app.eventlog.tail import TAIL_EVENTS
 from sse_app.storage.sqlite import connect, content_of_ours
@@ -59,7 +59,7 @@ class SqliteReader:
         await asyncio.get_running_loop().run_in_executor(self._thread, self._database.close)
         self._thread.shutdown()
 
-    def head_and_trimmed(self, channels: Collection[ChannelName]) -> tuple[int, dict[ChannelName, int]]:
+    def head_and_trimmed(self, channels: Collection[str]) -> tuple[int, dict[str, int]]:
         """Return the ``seq`` of the last event of all, and that up to which each channel has lost its events."""
         forgotten = forgotten_until(self._database)
         rows = (
@@ -69,16 +69,29 @@ class SqliteReader:
         trimmed = {name: int(row[0]) if row else forgotten for name, row in zip(channels, rows, strict=True)}
         return head_of(self._database), trimmed
 
-    def page(self, channels: list[ChannelName], after: int, until: int, limit: int) -> Page:
+    def page(
+        self,
+        channels: list[ChannelName],
+        after: int,
+        until: int,
+        limit: int,
+        floors: Mapping[str, int] = NO_FLOORS,
+    ) -> Page:
         """Return the first events of the channels with ``after < seq <= until``, and whether some are missing."""
-        return self._page(channels, after, until, limit, "ASC")
+        return self._page(channels, after, until, limit, "ASC", floors)
 
-    def latest(self, channel: ChannelName, limit: int) -> list[Event]:
-        """Return the last events of a channel, the oldest of them first."""
-        return self._page([channel], 0, MAX_SEQ, limit, "DESC").events[::-1]
+    def latest(self, channels: list[ChannelName], limit: int) -> list[Event]:
+        """Return the last events of channels, the oldest of them first."""
+        return self._page(channels, 0, MAX_SEQ, limit, "DESC").events[::-1]
 
     def _page(
-        self, channels: list[ChannelName], after: int, until: int, limit: int, order: Literal["ASC", "DESC"]
+        self,
+        channels: list[ChannelName],
+        after: int,
+        until: int,
+        limit: int,
+        order: Literal["ASC", "DESC"],
+        floors: Mapping[str, int] = NO_FLOORS,
     ) -> Page:
         """Merge the channels' events, each read in order by the index, so that no query sorts or scans."""
         gap = False
@@ -87,13 +100,14 @@ class SqliteReader:
             row = self._database.execute(
                 "SELECT id, trimmed FROM channels WHERE name = ?", (name,)
             ).fetchone()
+            floor = max(after, floors.get(name, 0))
             if row is None:
-                gap = gap or after < forgotten_until(self._database)
+                gap = gap or floor < forgotten_until(self._database)
             else:
                 id, trimmed = row
-                gap = gap or after < trimmed
-                pasts.append(self._select(name, id, max(after, trimmed), until, order, limit + 1))
-        return first_page(merge(*pasts), limit, gap=gap)
+                gap = gap or floor < trimmed
+                pasts.append(self._select(name, id, max(floor, trimmed), until, order, limit + 1))
+        return first_page(merge(*pasts, reverse=order == "DESC"), limit, gap=gap)
 
     def _select(
         self, name: ChannelName, id: int, after: int, until: int, order: Literal["ASC", "DESC"], limit: int

@@ -379,7 +379,7 @@ class SqliteWriter:
         """
         parameters: list[object] = []
         size = 0
-        for seq, channel, type, data, retry in commit.events:
+        for seq, channel, type, data, retry, _ in commit.events:
             parameters += (seq, commit.channels[channel].id, type, data, retry, now)
             size += len(data) + EVENT_BYTES
         start = 0

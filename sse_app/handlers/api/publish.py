@@ -110,7 +110,7 @@ class HistoryHandler(ApiHandler):
         self.node.publisher.require_known(channel)
         eventlog = self.node.eventlog
         if position is None:
-            events, complete = await eventlog.latest(channel, limit), True
+            events, complete = await eventlog.latest([channel], limit), True
         else:
             after = EventId.parse(position)
             complete = after is not None and not await eventlog.lost([channel], after)

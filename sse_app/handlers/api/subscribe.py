@@ -15,6 +15,7 @@ from sse_app.core.private_apis import drop_output_transforms
 from sse_app.handlers.api.publish import PublishHandler
 from sse_app.handlers.errors import Refusal
 from sse_app.handlers.parsing import parse_position
+from sse_app.handlers.stream_query import parse_beginning, parse_types
 from sse_app.streams.admission import Subscription, TurnedAway
 from sse_app.streams.connection import take_over
 from sse_app.streams.stream import Stream
@@ -75,11 +76,17 @@ class StreamHandler(PublishHandler):
         return stream
 
     def _wanted(self, names: str) -> Subscription:
-        channels = parse_channels(names, self.node.settings.limits.channels_per_stream)
+        limits, query = self.node.settings.limits, self.request.arguments
+        channels = parse_channels(names, limits.channels_per_stream)
         self.client_id = self._client_id()
-        position = self._position()
         return Subscription(
-            self.client_id, channels, position, self.address, framing_for(self.request.version)
+            self.client_id,
+            channels,
+            self._position(),
+            self.address,
+            framing_for(self.request.version),
+            parse_beginning(query, limits.last_events),
+            parse_types(query),
         )
 
     def _client_id(self) -> str:

@@ -1,0 +1,80 @@
+"""What a stream carries: channels by name and by pattern, perhaps of some event types only. Pure, no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from functools import lru_cache
+from typing import NamedTuple
+
+from sse_app.core.channels import ChannelName, ChannelPattern, is_internal
+
+
+class Selection:
+    """The channels that texts stand for: one with a ``*`` is a pattern, another one the name of a channel.
+
+    A pattern covers no channel of the server's own.
+
+    Args:
+        texts: of the right form, as `parse_selection` returns them.
+    """
+
+    __slots__ = ("names", "patterns", "texts")
+
+    def __init__(self, texts: Collection[str]) -> None:
+        self.texts = frozenset(texts)
+        self.names = frozenset(ChannelName(text) for text in self.texts if "*" not in text)
+        self.patterns = tuple(ChannelPattern(text) for text in sorted(self.texts) if "*" in text)
+
+    def covers(self, channel: ChannelName) -> bool:
+        """Return whether the channel is among them."""
+        return channel in self.names or (bool(self.patterns) and bool(self.covering(channel)))
+
+    def covering(self, channel: ChannelName) -> list[ChannelPattern]:
+        """Return the patterns that cover the channel."""
+        if is_internal(channel):
+            return []
+        return [pattern for pattern in self.patterns if pattern.matches(channel)]
+
+    def floor(self, floors: Mapping[str, int], channel: ChannelName) -> int:
+        """Return the ``seq`` which the events of a channel follow that is among them.
+
+        Args:
+            floors: of channels by their names, and of patterns by their texts: what is for every channel of theirs.
+        """
+        own = floors.get(channel, 0)
+        if not self.patterns or channel in self.names:
+            return own
+        return max(own, min((floors.get(pattern.text, 0) for pattern in self.covering(channel)), default=0))
+
+
+class Interest(NamedTuple):
+    """Which events a stream is sent; streams that share it share the bytes.
+
+    Args:
+        channels: names of channels, and patterns of them.
+        types: the event types; all where it is None.
+    """
+
+    channels: frozenset[str]
+    types: frozenset[str] | None = None
+
+    @property
+    def selection(self) -> Selection:
+        """The channels."""
+        return selection_of(self.channels)
+
+    def takes(self, type: str) -> bool:
+        """Return whether events of a type are among them."""
+        return self.types is None or type in self.types
+
+
+@lru_cache(maxsize=4096)
+def selection_of(texts: frozenset[str]) -> Selection:
+    """Return the selection of texts, made once for all that ask for the same."""
+    return Selection(texts)
+
+
+@lru_cache(maxsize=4096)
+def interest_of(channels: tuple[str, ...], types: frozenset[str] | None = None) -> Interest:
+    """Return the interest in channels, in any order, made once for all streams that ask in the same way."""
+    return Interest(frozenset(channels), types)
