@@ -7,9 +7,7 @@ import asyncio
 import os
 import signal
 import subprocess
-import sys
 import time
-from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
@@ -22,42 +20,14 @@ from sse_app.cluster import link as links
 from sse_app.cluster import registry as registry_module
 from sse_app.cluster import workers as workers_module
 from sse_app.cluster.base import ASK_TIMEOUT, Answers, Cluster
-from sse_app.cluster.machines import Machines
-from sse_app.cluster.workers import Workers
-from sse_app.storage.postgres.database import Database
+from tests.support.cluster_nodes import make_node
+from tests.support.preloaded import module, start
 from tests.support.waiting import until_async
 
 pytestmark = pytest.mark.gen_test
 
-OTHER = """
-import asyncio, sys
-from pathlib import Path
 
-def make(kind, number, where):
-    if kind == "workers":
-        from sse_app.cluster.workers import Workers
-        return Workers(int(number), Path(where))
-    from sse_app.cluster.machines import Machines
-    from sse_app.storage.postgres.database import Database
-    return Machines(Database(where), f"web{number}", f"place {number}")
-
-async def main():
-    _, kind, number, where, word = sys.argv
-    node = make(kind, number, where)
-    asked = []
-    node.answer("echo", lambda node, payload: asked.append(payload) or [node, payload, word])
-    node.answer("count", lambda node, payload: len(asked))
-    await node.open()
-    await node.start()
-    print("started", flush=True)
-    await asyncio.Event().wait()
-
-asyncio.run(main())
-"""
-"""A node in a process of its own."""
-
-
-class Kind(ABC):
+class Kind:
     """One implementation, and how nodes of it are made.
 
     Args:
@@ -74,8 +44,8 @@ class Kind(ABC):
     def __init__(self, where: str) -> None:
         self.where = where
 
-    @abstractmethod
-    def make(self, number: int) -> Cluster: ...
+    def make(self, number: int) -> Cluster:
+        return make_node(self.word, number, self.where)
 
     def name(self, number: int) -> str:
         return self.named.format(number)
@@ -103,8 +73,13 @@ class Kind(ABC):
     @contextmanager
     def other(self, number: int, word: str = "first") -> Iterator[subprocess.Popen[str]]:
         """Run a node in a process of its own."""
-        command = [sys.executable, "-c", OTHER, self.word, str(number), self.where, word]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        with start(
+            [self.word, str(number), self.where, word],
+            environment=os.environ,
+            program=module("tests.support.cluster_nodes"),
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as process:
             try:
                 assert process.stdout is not None
                 assert process.stdout.readline() == "started\n"
@@ -119,18 +94,12 @@ class OfWorkers(Kind):
     word, named, silent, forgets = "workers", "{}", "worker_silent", workers_module
     longest_wait = 1.9  # the end of the connection shows it
 
-    def make(self, number: int) -> Cluster:
-        return Workers(number, Path(self.where))
-
 
 class OfMachines(Kind):
     """Nodes on several machines, each at a place of its own."""
 
     word, named, silent, forgets = "machines", "web{}", "node_silent", registry_module
     longest_wait = ASK_TIMEOUT + 0.9
-
-    def make(self, number: int) -> Cluster:
-        return Machines(Database(self.where), self.name(number), f"place {number}")
 
 
 @pytest.fixture(params=[OfWorkers, OfMachines], ids=["workers", "machines"])

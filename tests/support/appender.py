@@ -19,7 +19,7 @@ from sse_app.core.channels import ChannelName
 from sse_app.core.events import NewEvent
 from sse_app.eventlog.sqlite.lock import LogLock
 from tests.support.log_processes import log_at
-from tests.support.server_process import ROOT
+from tests.support.preloaded import module, start
 from tests.support.waiting import until
 
 
@@ -51,9 +51,10 @@ class Appender:
     def __init__(self, path: Path | str, channel: str, pause: float) -> None:
         self.ids: list[str] = []
         self._path = path
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.appender", str(path), channel, str(pause)],
-            cwd=ROOT,
+        self.process = start(
+            [str(path), channel, str(pause)],
+            environment=os.environ,
+            program=module("tests.support.appender"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -110,5 +111,10 @@ class Appender:
             pipe.close()
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Append as the arguments say."""
     asyncio.run(append(sys.argv[1], ChannelName(sys.argv[2]), float(sys.argv[3])))
+
+
+if __name__ == "__main__":
+    main()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 from collections.abc import AsyncGenerator, Collection, Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ from sse_app.eventlog.base import NO_FLOORS, Beginning, EventLog, Floors, Idempo
 from sse_app.eventlog.postgres.log import PostgresEventLog
 from sse_app.eventlog.sqlite.log import SqliteEventLog
 from sse_app.storage.postgres.database import Database
-from tests.support.server_process import ROOT
+from tests.support.preloaded import module, start
 from tests.support.waiting import until
 
 _LINE = 64 << 20
@@ -92,8 +93,11 @@ def log_processes(count: int, directory: Path) -> Iterator[list[str]]:
     """Run so many processes, and give the sockets on which they listen."""
     sockets = [directory / f"process-{number}" for number in range(count)]
     processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.support.log_processes", str(path)], cwd=ROOT, stdin=subprocess.PIPE
+        start(
+            [str(path)],
+            environment=os.environ,
+            program=module("tests.support.log_processes"),
+            stdin=subprocess.PIPE,
         )
         for path in sockets
     ]
@@ -229,5 +233,10 @@ class LogOfProcesses(EventLog):
         await asyncio.gather(self.first.close(), *(other.close() for other in self._others))
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Listen on the socket that the argument names."""
     asyncio.run(_serve(sys.argv[1]))
+
+
+if __name__ == "__main__":
+    main()

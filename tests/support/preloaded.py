@@ -34,9 +34,17 @@ _LOADED_BY_A_SERVER = (
     "sse_app.auth.tokens.jose",
     "sse_app.monitoring.prometheus",
     "uvloop",
+    "sse_app.eventlog.postgres.log",
+    "sse_app.eventlog.postgres.copy",
+    "sse_app.auth.copy",
+    "sse_app.process.database_check",
+    "sse_app.process.supervisor",
 )
 _WITH_SOCKET = 'exec 3<&0 0</dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec "$@"'
 """Passes standard input on as a listening socket (sd_listen_fds(3))."""
+
+CLOCK = "WALL_CLOCK"
+"""The variable that says where the clock of ``wall_clock.c`` is, which is read again in each forked process."""
 
 _LARGEST = 1 << 18
 """Bytes of the longest request: arguments and environment."""
@@ -49,6 +57,7 @@ def start(
     for_children: Mapping[str, str] = MappingProxyType({}),
     cwd: Path = ROOT,
     listening: socket.socket | None = None,
+    program: Sequence[str] = PROGRAM,
     **streams: Any,
 ) -> subprocess.Popen[Any]:
     """Start a command of the program, as ``subprocess.Popen([*PROGRAM, *words])`` does.
@@ -60,9 +69,10 @@ def start(
         for_children: further variables, which matter only to programs that it runs itself.
         cwd: where it runs.
         listening: a socket that it gets as systemd passes one; its standard input is empty then.
+        program: what is run: ours, or a module of the tests (`module`).
         streams: arguments of `subprocess.Popen` for standard input, output and error.
     """
-    command = [*PROGRAM, *words]
+    command = [*program, *words]
     forked = _others(environment) == _others(os.environ)
     if listening is not None and forked:
         streams |= {"stdin": subprocess.DEVNULL, "pass_fds": [listening.fileno()]}
@@ -73,12 +83,15 @@ def start(
     return kind(command, env={**environment, **for_children}, cwd=cwd, **streams)
 
 
+def module(name: str) -> Sequence[str]:
+    """Return the command that runs a module's ``main()`` in a process of its own."""
+    return (sys.executable, "-m", name)
+
+
 def _others(environment: Mapping[str, str]) -> dict[str, str]:
-    return {
-        name: value
-        for name, value in environment.items()
-        if not name.startswith(("SSE_APP_", "PYTEST_CURRENT_TEST"))
-    }
+    """Return the variables that a process reads at its start, but not again when it is forked."""
+    read_again = ("SSE_APP_", "PYTEST_CURRENT_TEST", *((CLOCK, "LD_PRELOAD") if CLOCK in environment else ()))
+    return {name: value for name, value in environment.items() if not name.startswith(read_again)}
 
 
 class _Forked(subprocess.Popen[Any]):
@@ -95,22 +108,28 @@ class _Forked(subprocess.Popen[Any]):
         }
         streams = [number if end == -1 else end for number, end in enumerate((ends[0], ends[3], ends[5]))]
         try:
-            self.pid = _loaded().fork(json.dumps(request).encode(), [*streams, *given["pass_fds"]])
+            library = given["env"]["LD_PRELOAD"] if CLOCK in given["env"] else ""
+            self.pid = _loaded(library).fork(json.dumps(request).encode(), [*streams, *given["pass_fds"]])
         finally:
             self._close_pipe_fds(*ends)  # type: ignore[attr-defined]
         self._child_created = True
 
 
 class _Loaded:
-    """The process that has loaded the program, and waits for what it is to become."""
+    """The process that has loaded the program, and waits for what it is to become.
 
-    def __init__(self) -> None:
+    Args:
+        library: that it preloads, as have all that are forked from it.
+    """
+
+    def __init__(self, library: str) -> None:
         self._turn = threading.Lock()
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.support.preloaded", str(theirs.fileno())],
                 cwd=ROOT,
+                env={**os.environ, "LD_PRELOAD": library} if library else None,
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -133,14 +152,15 @@ class _Loaded:
         self._process.wait()
 
 
-_instances: dict[int, _Loaded] = {}
+_instances: dict[tuple[int, str], _Loaded] = {}
 
 
-def _loaded() -> _Loaded:
-    """Return the one of this process, started at the first use."""
-    if os.getpid() not in _instances:
-        _instances[os.getpid()] = _Loaded()
-    return _instances[os.getpid()]
+def _loaded(library: str) -> _Loaded:
+    """Return the one of this process with this library, started at the first use."""
+    key = (os.getpid(), library)
+    if key not in _instances:
+        _instances[key] = _Loaded(library)
+    return _instances[key]
 
 
 def _adopt_orphans(wanted: bool) -> None:
@@ -178,6 +198,8 @@ def _become(request: dict[str, Any], files: list[int], channel: socket.socket, p
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["environment"])
+    if CLOCK in os.environ:
+        ctypes.CDLL(None).wall_clock_begin()
     if len(files) > len(("input", "output", "error")):
         os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
     arguments: list[str] = request["arguments"]
@@ -206,6 +228,10 @@ def _run(channel: socket.socket) -> int:
     if arguments is None:
         return 0
     sys.orig_argv[:] = arguments
+    if arguments[1] == "-m":
+        sys.argv[:] = arguments[2:]
+        import_module(arguments[2]).main()
+        return 0
     sys.argv[:] = arguments[1:]
     main.run()
 

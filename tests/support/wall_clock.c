@@ -13,7 +13,8 @@
 
 static const volatile int64_t *offset;
 
-__attribute__((constructor)) static void begin(void)
+/* Also called by a process that is forked from one that has loaded this, for its own clock. */
+__attribute__((constructor)) void wall_clock_begin(void)
 {
     const char *path = getenv("WALL_CLOCK");
     int descriptor = path ? open(path, O_RDONLY | O_CLOEXEC) : -1;

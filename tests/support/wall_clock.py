@@ -17,6 +17,7 @@ from sse_app.auth.tokens.issuer import TokenKind, Tokens
 from sse_app.auth.tokens.keyring import KeyRing
 from sse_app.settings.model import Settings
 from tests.support.people import Ear
+from tests.support.preloaded import CLOCK
 from tests.support.programs import compiled
 from tests.support.server_process import ServerProcess, starting
 
@@ -38,7 +39,7 @@ class WallClock:
         file.write_bytes(bytes(8))
         with file.open("r+b") as opened:
             self._page = mmap.mmap(opened.fileno(), 8)
-        self.environment = {"LD_PRELOAD": str(library), "WALL_CLOCK": str(file)}
+        self.environment = {"LD_PRELOAD": str(library), CLOCK: str(file)}
         self.offset = 0.0
 
     def set(self, offset: float) -> None:
