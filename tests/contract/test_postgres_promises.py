@@ -59,7 +59,9 @@ def test_after_a_failover_there_is_what_was_promised(promise: Promise) -> None:
         )
         before = asyncio.run(append(url))  # also a first one, after which the setting is noted
         if not promise.waits:
-            until(lambda: head(other, url) == before[-1].seq, "the standby has what was before")
+            replayed = "SELECT replay_lsn >= pg_current_wal_lsn() FROM pg_stat_replication"
+            until(lambda: primary.execute(replayed) == [(True,)], "the standby has what was before")
+            assert head(other, url) == before[-1].seq
             other.stop()  # as one that is cut off
         acknowledged = asyncio.run(append(url))
         if promise.commit == "remote_apply":  # to be read there at once

@@ -137,7 +137,7 @@ def test_notifications_that_are_not_heard_are_told(
     [
         (("127.0.0.1", "nowhere.invalid"), "cannot use the database"),
         (("/test", "/missing"), "does not exist"),
-        (("app@", "stranger@"), 'role "stranger" does not exist'),
+        (("app@", "never_made@"), 'role "never_made" does not exist'),
         (("app@", "weak@"), "may not make it: GRANT CREATE ON DATABASE"),
         (("app@", "locked:secret@"), "password authentication failed"),
         (("//app@", "//app@127.0.0.1:1,"), ""),
