@@ -31,7 +31,6 @@ from sse_app.auth.tokens.keyring import KeyRing, load_keys
 from sse_app.cluster.factory import make_cluster
 from sse_app.cluster.login_attempts import LoginAttempts
 from sse_app.core.addresses import LOOPBACK, UNIX_SOCKET, is_in
-from sse_app.core.channels import ChannelPatterns
 from sse_app.core.counters import InProgress, Metrics
 from sse_app.core.events import EventId
 from sse_app.core.lifecycle import Lifecycle
@@ -43,6 +42,7 @@ from sse_app.monitoring.connection_table import ConnectionTable
 from sse_app.monitoring.live_stats import LiveStats
 from sse_app.monitoring.readiness import Readiness
 from sse_app.monitoring.status import Status
+from sse_app.settings.channels import rules_of
 from sse_app.settings.database import make_database
 from sse_app.settings.model import Settings
 from sse_app.settings.workers import worker_count
@@ -97,7 +97,7 @@ class Node:
     def __init__(self, settings: Settings, *, locked: bool = True, worker: int = 0) -> None:
         self.settings = settings
         self.lifecycle = Lifecycle()
-        self.channels = ChannelPatterns(settings.channels)
+        self.channels = rules_of(settings.channels)
         self.state = StateDirectory(settings.state_dir, worker=worker)
         self.database = make_database(settings)
         """Keeps the log, accounts and nodes of several machines; None where files keep them."""
@@ -262,7 +262,7 @@ class Node:
         if auth.keys_seal != self.settings.auth.keys_seal:
             kept.append("auth.keys_seal")
         # What can fail comes first, so that either all settings are put in force or none.
-        channels = ChannelPatterns(settings.channels)
+        channels = rules_of(settings.channels)
         provider = provider_of(settings.oidc, auth)
         directory = keys_directory(auth, self.state) if self._sealed_keys is None else None
         self.state.check()

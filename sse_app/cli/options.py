@@ -11,6 +11,7 @@ from sse_app.auth.tokens.grants import Grants
 from sse_app.core.channels import ChannelPattern
 from sse_app.core.errors import SettingsError
 from sse_app.process.standard_streams import complain
+from sse_app.settings.channels import rules_of
 from sse_app.settings.loader import load_settings
 from sse_app.settings.model import Settings
 
@@ -51,11 +52,11 @@ def grants_of(options: argparse.Namespace) -> Grants:
 
 def uncovered(patterns: Iterable[str], settings: Settings) -> list[str]:
     """Return a line for each pattern that matches no channel the settings have, perhaps with what was meant."""
-    known = [ChannelPattern(text) for text in settings.channels]
+    known = rules_of(settings.channels)
     lines = []
     for text in patterns:
-        if not any(ChannelPattern(text).overlaps(pattern) for pattern in known):
-            close = get_close_matches(text, settings.channels, 1)
+        if not known.overlapping(ChannelPattern(text)):
+            close = get_close_matches(text, known.texts, 1)
             hint = f" (did you mean {close[0]}?)" if close else ""
             lines.append(f"the settings have no channel that {text} covers{hint}")
     return lines

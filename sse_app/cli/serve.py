@@ -14,6 +14,7 @@ from sse_app.process.replacement import is_replacement
 from sse_app.process.standard_streams import complain
 from sse_app.process.systemd import Systemd
 from sse_app.process.workers import worker_number
+from sse_app.settings.channels import doubts
 from sse_app.settings.database import calls_out
 from sse_app.settings.explain import shown
 from sse_app.settings.loader import find_settings_file, passed_over
@@ -83,6 +84,8 @@ def check_config(options: argparse.Namespace) -> int:
     good, bad = try_start(settings)
     for line in good:
         print(f"# {line}", flush=True)
+    for line in doubts(settings):
+        complain(f"warning: {line}")
     for group, granted in settings.oidc.grants.items():
         for line in uncovered((*granted.subscribe, *granted.publish), settings):
             complain(f"warning: oidc.grants.{group}: {line}")

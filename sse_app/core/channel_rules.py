@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from sse_app.core.channels import ChannelName, ChannelPattern
+from sse_app.core.channels import ChannelName, ChannelPattern, is_internal
 
 MOST_KNOWN = 10_000
 """For how many channels it is remembered which rule is theirs."""
@@ -72,6 +72,30 @@ class ChannelRules:
     def overlapping(self, pattern: ChannelPattern) -> list[ChannelRule]:
         """Return the rules that may be those of channels of a pattern, in order."""
         return [rule for rule in self.rules if rule.pattern.overlaps(pattern)]
+
+    def overlaps(self, pattern: ChannelPattern) -> bool:
+        """Return whether there may be a channel that is configured and that a pattern covers."""
+        return any(rule.pattern.overlaps(pattern) for rule in self.rules)
+
+    def is_public(self, text: str) -> bool:
+        """Return whether no token is needed for a channel, or for every channel of a pattern.
+
+        Args:
+            text: the name, or the pattern, all of whose channels have to be configured.
+        """
+        if is_internal(text):
+            return False
+        if "*" not in text:
+            rule = self.rule(text)
+            return rule is not None and rule.public
+        pattern = ChannelPattern(text)
+        for rule in self.rules:
+            if rule.pattern.overlaps(pattern):
+                if not rule.public:
+                    return False
+                if rule.pattern.covers(pattern):
+                    return True
+        return False
 
     @property
     def texts(self) -> tuple[str, ...]:

@@ -12,7 +12,8 @@ from collections import Counter, deque
 from typing import Any, NamedTuple
 
 from sse_app.cluster.base import Cluster, in_order
-from sse_app.core.channels import ADMIN_CHANNEL, ChannelName, ChannelPatterns
+from sse_app.core.channel_rules import ChannelRules
+from sse_app.core.channels import ADMIN_CHANNEL, ChannelName
 from sse_app.core.counters import Metrics, quantile
 from sse_app.core.distinct import Sample, distinct, sample
 from sse_app.core.errors import EventLogUnavailable
@@ -83,7 +84,7 @@ class LiveStats:
         hub: Hub,
         eventlog: EventLog,
         metrics: Metrics,
-        channels: ChannelPatterns,
+        channels: ChannelRules,
         lifecycle: Lifecycle,
         cluster: Cluster,
     ) -> None:
@@ -122,7 +123,7 @@ class LiveStats:
         """Compute no more."""
         self._callback.stop()
 
-    def use(self, channels: ChannelPatterns) -> None:
+    def use(self, channels: ChannelRules) -> None:
         """Show other channels from now on."""
         self._channels = channels
 

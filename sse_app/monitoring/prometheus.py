@@ -17,7 +17,7 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from sse_app.cluster.base import Answers, in_order
-from sse_app.core.channels import ChannelPatterns
+from sse_app.core.channel_rules import ChannelRules
 from sse_app.core.counters import Metrics
 from sse_app.core.lifecycle import Lifecycle
 from sse_app.eventlog.base import EventLog
@@ -40,7 +40,7 @@ class NodeMetrics(Collector):
         keepalive: Keepalive,
         eventlog: EventLog,
         metrics: Metrics,
-        channels: ChannelPatterns,
+        channels: ChannelRules,
         lifecycle: Lifecycle,
         readiness: Readiness,
     ) -> None:

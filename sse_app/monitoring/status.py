@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 from sse_app.cluster.base import Cluster
-from sse_app.core.channels import ChannelPatterns
+from sse_app.core.channel_rules import ChannelRules
 from sse_app.core.events import EventId
 from sse_app.core.lifecycle import Lifecycle
 from sse_app.eventlog.base import EventLog
@@ -30,7 +30,7 @@ class Status:
     """
 
     def __init__(
-        self, hub: Hub, eventlog: EventLog, channels: ChannelPatterns, lifecycle: Lifecycle, cluster: Cluster
+        self, hub: Hub, eventlog: EventLog, channels: ChannelRules, lifecycle: Lifecycle, cluster: Cluster
     ) -> None:
         self._hub = hub
         self._eventlog = eventlog
@@ -41,7 +41,7 @@ class Status:
         self._asked_at = 0.0
         cluster.answer("status", lambda node, payload: self._own())
 
-    def use(self, channels: ChannelPatterns) -> None:
+    def use(self, channels: ChannelRules) -> None:
         """Show other channels from now on."""
         self._channels = channels
         self._asking = None

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from types import UnionType
-from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Mapping
+from types import NoneType, UnionType
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -33,6 +33,18 @@ class Problem(NamedTuple):
         return f"bad value for the setting {self.name}: {reason} (got {shown(self.value)})"
 
 
+class _EitherOfThem(type):
+    def __instancecheck__(cls, instance: object) -> bool:
+        return isinstance(instance, (cls.text, cls.table))  # type: ignore[attr-defined]
+
+
+class TextOrTable(metaclass=_EitherOfThem):
+    """Stands for a text of a type of ours, or a table: msgspec has no such unions."""
+
+    text: ClassVar[type[str]] = str
+    table: ClassVar[type[msgspec.Struct]] = msgspec.Struct
+
+
 def shown(value: object) -> str:
     """Return a value as it is written, without the password of a URL."""
     return _PASSWORD.sub(r"\1\2***", repr(value))
@@ -46,9 +58,14 @@ def parse(kind: type, value: object) -> object:
     """
     if isinstance(value, kind):
         return value
+    if issubclass(kind, TextOrTable):
+        if isinstance(value, Mapping):
+            return msgspec.convert(value, kind.table, strict=False, dec_hook=parse)
+        return parse(kind.text, value)
     if not isinstance(value, str):
         raise ValueError(f"expected str, got {type(value).__name__}")
-    return kind(value)
+    make: Callable[[str], object] = kind
+    return make(value)
 
 
 def find_problem(value: object, kind: Any, name: str = "") -> Problem | None:
@@ -70,14 +87,21 @@ def find_problem(value: object, kind: Any, name: str = "") -> Problem | None:
         return None
     bare = get_args(kind)[0] if get_origin(kind) is Annotated else kind
     origin = get_origin(bare) or bare
+    if origin in (Union, UnionType) and NoneType in get_args(bare):
+        return find_problem(value, get_args(bare)[0], name)
     if origin is Literal:
         return Problem(name, f"must be one of {', '.join(get_args(bare))}", value)
     if origin in (Union, UnionType):
         return Problem(name, f"expected {' or '.join(map(_named, get_args(bare)))}", value)
     if origin is tuple:
-        return _problem_in_list(value, get_args(bare)[0], name)
+        return _problem_in_list(value, get_args(bare)[0], name) or Problem(name, reason, value)
     if origin is dict:
         return _problem_in_table(value, get_args(bare)[1], name)
+    if issubclass(origin, TextOrTable):
+        if isinstance(value, Mapping):
+            return find_problem(value, origin.table, name)
+        if not isinstance(value, str):
+            reason = f"expected a text or a table, got {_kind_of(value)}"
     if issubclass(origin, msgspec.Struct):
         return _problem_in_section(value, origin, name, reason)
     if origin in (int, float, str) and isinstance(value, (Mapping, list, tuple)):
@@ -121,7 +145,13 @@ def _problem_in_section(
             return Problem(f"{name and name + '.'}{repr(str(key))[1:-1] or '(no name)'}", "", inner)
         if problem := find_problem(inner, kinds[key], inner_name):
             return problem
+    if missing := [name for name in _required(section) if name not in value]:
+        reason = f"{missing[0]} is missing"
     return Problem(name, reason, value)  # each is good: it is their combination
+
+
+def _required(section: type[msgspec.Struct]) -> list[str]:
+    return [field.name for field in msgspec.structs.fields(section) if field.required]
 
 
 def _kind_of(value: object) -> str:

@@ -6,22 +6,23 @@ msgspec checks them: pydantic takes ten times as long to load, longer than all t
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
 from sse_app.core.errors import SettingsError
-from sse_app.settings.explain import Problem, find_problem, parse
+from sse_app.settings.explain import Problem, TextOrTable, find_problem, parse
 from sse_app.settings.types import (
+    ClientPattern,
     EventLogURL,
+    EventType,
     HostName,
     Network,
     NodeName,
     Origin,
     Pattern,
     PostgresURL,
-    PublicPattern,
 )
 
 
@@ -62,6 +63,42 @@ MOST_WORKERS = 256
 Count = Annotated[int, Meta(ge=1, le=2**31)]
 Seconds = Annotated[float, Meta(gt=0, le=10 * 365 * 86_400)]
 Text = Annotated[str, Meta(min_length=1)]
+Member = Annotated[str, Meta(min_length=1, max_length=255)]
+
+
+class ChannelSettings(Section, frozen=True, omit_defaults=True):
+    """What is configured for the channels of a pattern."""
+
+    pattern: ClientPattern
+    history_size: Count | None = None
+    history_age: Seconds | None = None
+    public: bool = False
+    types: Annotated[tuple[EventType, ...], Meta(min_length=1, max_length=256)] | None = None
+    stored: bool = True
+    last_value_only: bool = False
+    conflate: Member | None = None
+
+    def __post_init__(self) -> None:
+        """Check what excludes each other."""
+        if self.last_value_only and (self.history_size or self.conflate):
+            raise ValueError("last_value_only excludes history_size and conflate: the history is one event")
+        if not self.stored and (
+            self.history_size or self.history_age or self.last_value_only or self.conflate
+        ):
+            raise ValueError(
+                "stored = false excludes history_size, history_age, last_value_only and conflate: there is no history"
+            )
+
+
+if TYPE_CHECKING:
+    Channels = str | ChannelSettings
+else:
+
+    class Channels(TextOrTable):
+        """A pattern of channels that are configured, alone or with what is configured for them."""
+
+        text = ClientPattern
+        table = ChannelSettings
 
 
 class KeepaliveSettings(Section, frozen=True):
@@ -193,8 +230,8 @@ class Settings(Section, frozen=True):
     hosts: tuple[HostName, ...] = ()
     cors_origins: tuple[Origin, ...] = ()
     trusted_proxies: tuple[Network, ...] = ()
-    channels: tuple[PublicPattern, ...] = tuple(
-        map(PublicPattern, ("dashboard", "alerts", "training", "backtest", "user.**"))
+    channels: tuple[Channels, ...] = tuple(
+        map(ClientPattern, ("dashboard", "alerts", "training", "backtest", "user.**"))
     )
     keepalive: KeepaliveSettings = KeepaliveSettings()
     history: History = History()

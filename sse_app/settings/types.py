@@ -7,7 +7,8 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_net
 from typing import TYPE_CHECKING, Self
 
 from sse_app.core.channels import ChannelPattern, is_internal
-from sse_app.core.errors import InvalidChannel
+from sse_app.core.errors import InvalidChannel, InvalidInput
+from sse_app.core.events import check_type
 
 _HOST_NAME = re.compile(r"\*|(?:\*\.)?[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*")
 _MAPPED = IPv6Network("::ffff:0:0/96")
@@ -30,7 +31,7 @@ class _Pattern(str):
         return super().__new__(cls, text)
 
 
-class _PublicPattern(_Pattern):
+class _ClientPattern(str):
     """A pattern of channels that are not the server's own.
 
     Raises:
@@ -39,8 +40,28 @@ class _PublicPattern(_Pattern):
 
     def __new__(cls, text: str) -> Self:
         """Check the text."""
+        try:
+            ChannelPattern(text)
+        except InvalidChannel as error:
+            raise ValueError(str(error)) from None
         if is_internal(text):
             raise ValueError("channels that begin with sse_app are the server's own")
+        return super().__new__(cls, text)
+
+
+class _EventType(str):
+    """A type of events that can be published.
+
+    Raises:
+        ValueError: the text is none.
+    """
+
+    def __new__(cls, text: str) -> Self:
+        """Check the text."""
+        try:
+            check_type(text, "an event type")
+        except InvalidInput as error:
+            raise ValueError(str(error)) from None
         return super().__new__(cls, text)
 
 
@@ -165,12 +186,14 @@ class Network:
 
 if TYPE_CHECKING:  # a program that makes settings writes plain text
     Pattern = str
-    PublicPattern = str
+    ClientPattern = str
+    EventType = str
     Origin = str
     EventLogURL = str
     HostName = str
     PostgresURL = str
     NodeName = str
 else:
-    Pattern, PublicPattern, Origin, EventLogURL = _Pattern, _PublicPattern, _Origin, _EventLogURL
+    Pattern, ClientPattern, EventType = _Pattern, _ClientPattern, _EventType
+    Origin, EventLogURL = _Origin, _EventLogURL
     HostName, PostgresURL, NodeName = _HostName, _PostgresURL, _NodeName

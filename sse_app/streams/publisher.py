@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
-from sse_app.core.channels import ChannelPattern, ChannelPatterns, channel_in, is_internal, parse_channel
+from sse_app.core.channel_rules import ChannelRules
+from sse_app.core.channels import ChannelPattern, channel_in, is_internal, parse_channel
 from sse_app.core.errors import InvalidInput, UnknownChannel
 from sse_app.core.events import EventId, NewEvent, new_event, timestamp
 from sse_app.eventlog.base import EventLog, IdempotencyKey
@@ -25,14 +26,14 @@ class Publisher:
         limits: how many events a batch may have.
     """
 
-    def __init__(self, eventlog: EventLog, channels: ChannelPatterns, limits: Limits) -> None:
+    def __init__(self, eventlog: EventLog, channels: ChannelRules, limits: Limits) -> None:
         self._eventlog = eventlog
         self._channels = channels
         self._batch_limit = limits.batch_events
         self.appending = 0
         """How many appends to the log have begun and not ended."""
 
-    def use(self, channels: ChannelPatterns, limits: Limits) -> None:
+    def use(self, channels: ChannelRules, limits: Limits) -> None:
         """Take other settings."""
         self._channels = channels
         self._batch_limit = limits.batch_events

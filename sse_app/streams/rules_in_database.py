@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from sse_app.core.channels import ChannelPatterns
+from sse_app.core.channel_rules import ChannelRules
 from sse_app.core.errors import SSEAppError
 from sse_app.settings.model import Limits
 
@@ -27,7 +27,7 @@ class RulesInDatabase:
         limits: how large an event may be.
     """
 
-    def __init__(self, database: Database | None, channels: ChannelPatterns, limits: Limits) -> None:
+    def __init__(self, database: Database | None, channels: ChannelRules, limits: Limits) -> None:
         self._database = database
         self._rules = list(channels.texts), limits.body_bytes
         self._changed = asyncio.Event()
@@ -44,7 +44,7 @@ class RulesInDatabase:
             await self._write()
             self._task = asyncio.create_task(self._follow())
 
-    def use(self, channels: ChannelPatterns, limits: Limits) -> None:
+    def use(self, channels: ChannelRules, limits: Limits) -> None:
         """Take other rules; they are in force once the database has been told, which is done at once."""
         self._rules = list(channels.texts), limits.body_bytes
         self._changed.set()

@@ -25,7 +25,8 @@ from psycopg.errors import (
     UndefinedObject,
 )
 
-from sse_app.core.channels import ChannelName, ChannelPattern, ChannelPatterns
+from sse_app.core.channel_rules import ChannelRules
+from sse_app.core.channels import ChannelName, ChannelPattern
 from sse_app.core.errors import InvalidChannel, InvalidInput
 from sse_app.core.events import RESERVED_TYPES, new_event
 from sse_app.handlers.parsing import parse_json
@@ -389,13 +390,13 @@ def test_where_no_node_has_said_what_the_channels_are_there_is_none(shop: Shop) 
 def test_rules_that_change_while_the_database_is_away_are_in_force_once_it_is_back() -> None:
     async def run(postgres: Postgres) -> None:
         database = Database(postgres.new_database())
-        rules = RulesInDatabase(database, ChannelPatterns(["before"]), Limits())
+        rules = RulesInDatabase(database, ChannelRules.of(["before"]), Limits())
         await rules.start()
         written = "SELECT channels FROM sse_app.publishing"
         name = postgres.execute("SELECT datname::text FROM pg_database WHERE datname LIKE 'test%'")[0][0]
         assert postgres.execute(written, str(name)) == [(["before"],)]
         await asyncio.to_thread(postgres.stop, "immediate")
-        rules.use(ChannelPatterns(["after"]), Limits())
+        rules.use(ChannelRules.of(["after"]), Limits())
         await asyncio.sleep(0.5)
         await asyncio.to_thread(postgres.start)
         await until_async(lambda: postgres.execute(written, str(name)) == [(["after"],)], "it is told")

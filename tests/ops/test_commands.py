@@ -266,6 +266,26 @@ def test_check_config_tries_what_a_start_would_and_changes_nothing(tmp_path: Pat
     assert "oidc.grants.desk" in done.stderr
 
 
+def test_check_config_shows_the_tables_of_channels_and_warns_of_those_that_never_count(
+    tmp_path: Path,
+) -> None:
+    channels = '["user.**", {"pattern": "**", "public": true}, {"pattern": "news", "history_age": 60}]'
+    done = run(tmp_path, "check-config", SSE_APP_PORT="0", SSE_APP_CHANNELS=channels)
+    assert done.returncode == 0
+    assert "{'pattern': '**', 'public': True}" in done.stdout
+    (line,) = done.stderr.splitlines()
+    assert line == (
+        "sse-app: warning: channels[2] (news) never counts: channels[1] (**) comes first and covers it"
+    )
+    channels = '[{"pattern": "**", "public": true}]'
+    done = run(tmp_path, "check-config", SSE_APP_PORT="0", SSE_APP_CHANNELS=channels)
+    assert done.returncode == 0
+    assert "channels[0] (**) is public" in done.stderr
+    done = run(tmp_path, "check-config", SSE_APP_CHANNELS='["a", {"pattern": "b", "history_age": 0}]')
+    assert done.returncode == 1
+    assert done.stderr.startswith("sse-app: bad value for the setting channels[1].history_age: ")
+
+
 @pytest.mark.parametrize(
     ("variables", "names"),
     [

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import psycopg
 from psycopg import Connection
 
-from sse_app.core.channels import ChannelPatterns
+from sse_app.core.channel_rules import ChannelRules
 from sse_app.settings.model import Limits
 from sse_app.storage.postgres.database import Database
 from sse_app.streams.rules_in_database import RulesInDatabase
@@ -54,7 +54,7 @@ class Shop:
     async def configure(self, channels: Sequence[str], body_bytes: int = 1_048_576) -> None:
         """Make the schema, and write the rules as a node does."""
         database = Database(self.owner_url)
-        rules = RulesInDatabase(database, ChannelPatterns(channels), Limits(body_bytes=body_bytes))
+        rules = RulesInDatabase(database, ChannelRules.of(channels), Limits(body_bytes=body_bytes))
         await rules.start()
         await rules.stop()
 

@@ -17,7 +17,8 @@ from sse_app.auth.tokens.grants import Grants
 from sse_app.auth.tokens.issuer import Tokens
 from sse_app.auth.tokens.keyring import KeyRing
 from sse_app.cluster.base import Alone
-from sse_app.core.channels import ADMIN_CHANNEL, ChannelName, ChannelPatterns
+from sse_app.core.channel_rules import ChannelRules
+from sse_app.core.channels import ADMIN_CHANNEL, ChannelName
 from sse_app.core.counters import Metrics
 from sse_app.core.errors import EventLogUnavailable, Forbidden, TokenRefused, TooManyStreams, UnknownChannel
 from sse_app.core.events import EventId, NewEvent
@@ -78,7 +79,7 @@ class Room:
         self.admission = Admission(
             self.hub,
             self.keepalive,
-            Publisher(self.log, ChannelPatterns(["a", "b"]), limits),
+            Publisher(self.log, ChannelRules.of(["a", "b"]), limits),
             Tokens(KeyRing.load(keys), issuer="i", audience="a", longest=1e10, clock=lambda: self.now),
             self.metrics,
             self.lifecycle,

@@ -12,9 +12,12 @@ from typing import Any, get_type_hints
 import pytest
 
 from sse_app import Settings
+from sse_app.core.channel_rules import ChannelRule
+from sse_app.core.channels import ChannelPattern
 from sse_app.core.errors import SettingsError
+from sse_app.settings.channels import doubts, rules_of
 from sse_app.settings.loader import load_settings, passed_over
-from sse_app.settings.model import Section, plain
+from sse_app.settings.model import ChannelSettings, Section, plain
 from tests.support.server_process import ROOT
 
 Load = Callable[..., Settings]
@@ -128,6 +131,16 @@ def test_a_bad_value_is_named_with_what_would_be_a_good_one(name: str, bad: obje
         ("channels", ["a", "b", "sse_app.x"], 2),
         ("channels", ["a", 5], 1),
         ("channels", [["a"]], 0),
+        ("channels", ["a", None], 1),
+        ("channels", ["a", "user.{sub}"], 1),
+        ("channels", ["a", {"public": True}], 1),
+        ("channels", ["a", {}], 1),
+        ("channels", [{"pattern": "a", "stored": False, "history_age": 1}], 0),
+        ("channels", [{"pattern": "a", "stored": False, "history_size": 1}], 0),
+        ("channels", [{"pattern": "a", "stored": False, "last_value_only": True}], 0),
+        ("channels", [{"pattern": "a", "stored": False, "conflate": "x"}], 0),
+        ("channels", [{"pattern": "a", "last_value_only": True, "history_size": 1}], 0),
+        ("channels", ["a", {"pattern": "a", "last_value_only": True, "conflate": "x"}], 1),
         ("cors_origins", ["http://a", "http://a/path"], 1),
         ("hosts", ["*", "a.example", "*.b.example", "c.example:80"], 3),
         ("hosts", ["https://a.example"], 0),
@@ -143,6 +156,125 @@ def test_a_bad_element_of_a_list_is_named_by_its_place(name: str, elements: list
     line = refusal(Settings, **nested(name, elements))
     assert line.startswith(f"bad value for the setting {name}[{at}]: ")
     assert line.endswith(f"(got {elements[at]!r})")
+
+
+@pytest.mark.parametrize(
+    ("member", "bad", "why"),
+    [
+        ("pattern", "B", "not a channel pattern"),
+        ("pattern", 5, "expected str"),
+        ("pattern", "sse_app.x", "the server's own"),
+        ("history_size", 0, ">= 1"),
+        ("history_size", 2**31 + 1, "<= 2147483648"),
+        ("history_size", "many", "expected int"),
+        ("history_age", 0, "> 0"),
+        ("history_age", math.inf, "expected float"),
+        ("history_age", math.nan, "expected float"),
+        ("public", "perhaps", "expected bool"),
+        ("stored", [], "expected bool"),
+        ("last_value_only", 5, "expected bool"),
+        ("types", [], "length >= 1"),
+        ("types", "price", "expected a list"),
+        ("types", ["t"] * 257, "length <= 256"),
+        ("conflate", "", "length >= 1"),
+        ("conflate", "x" * 256, "length <= 255"),
+        ("conflate", ["symbol"], "expected str"),
+    ],
+)
+def test_a_bad_value_in_a_table_of_channels_is_named_with_its_place(
+    load: Load, member: str, bad: object, why: str
+) -> None:
+    tables = ["a", {"pattern": "b"}, {"pattern": "c", member: bad}]
+    for line in (refusal(Settings, channels=tables), refusal(load, CHANNELS=json.dumps(tables))):
+        assert line.startswith(f"bad value for the setting channels[2].{member}: "), line
+        assert why in line
+        assert line.endswith(f"(got {bad!r})")
+
+
+def test_a_bad_event_type_in_a_table_of_channels_is_named(load: Load) -> None:
+    line = refusal(load, '[[channels]]\npattern = "a"\ntypes = ["price", "ping"]')
+    assert line.startswith("bad value for the setting channels[0].types[1]: ")
+    assert "reserved" in line
+
+
+def test_an_unknown_member_of_a_table_of_channels_is_named_with_the_one_that_was_meant(load: Load) -> None:
+    line = refusal(load, '[[channels]]\npattern = "a"\n[[channels]]\npattern = "b"\nhistroy_age = 1')
+    assert line == "unknown setting: channels[1].histroy_age (did you mean channels[1].history_age?)"
+    assert refusal(load, CHANNELS='[{"pattern": "a", "quux": 1}]') == "unknown setting: channels[0].quux"
+
+
+def test_channels_are_tables_in_a_file_and_a_mixed_list_in_the_environment(load: Load) -> None:
+    toml = """
+        [[channels]]
+        pattern = "prices.**"
+        history_size = 10
+        history_age = 60
+        public = true
+        types = ["price", "halt"]
+        conflate = "symbol"
+        [[channels]]
+        pattern = "state.*"
+        last_value_only = true
+        [[channels]]
+        pattern = "cursors.*"
+        stored = false
+    """
+    rules = rules_of(load(toml).channels)
+    assert rules.texts == ("prices.**", "state.*", "cursors.*")
+    prices, state, cursors = rules.rules
+    assert prices[1:] == (10, 60.0, True, frozenset(("price", "halt")), True, "symbol")
+    assert state[1:] == (1, None, False, None, True, "")
+    assert cursors[1:] == (None, None, False, None, False, "")
+    mixed: list[object] = ["a", {"pattern": "b.*", "public": True}, "c"]
+    settings = load(toml, CHANNELS=json.dumps(mixed))
+    assert plain(settings)["channels"] == mixed
+    assert Settings(**plain(settings)) == settings
+    assert [rule.public for rule in rules_of(settings.channels).rules] == [False, True, False]
+    assert rules_of(Settings(channels=("a", ChannelSettings(pattern="b"))).channels).names == ("a", "b")
+
+
+def test_the_plain_list_says_no_more_than_that_channels_are_configured(load: Load) -> None:
+    settings = load('channels = ["a", "b.*", "a"]')
+    assert plain(settings)["channels"] == ["a", "b.*", "a"]
+    rules = [ChannelRule(ChannelPattern(text)) for text in ("a", "b.*", "a")]
+    assert list(rules_of(settings.channels).rules) == rules
+
+
+@pytest.mark.parametrize(
+    ("channels", "never"),
+    [
+        (["a", "b", "a"], [2]),
+        (["user.**", "user.*.orders"], [1]),
+        (["*", {"pattern": "a", "public": True}], [1]),
+        ([{"pattern": "**", "public": True}, "a"], [1]),
+        (["a.*", "a.**", "a.b.c", {"pattern": "a.b.c", "stored": False}], [3]),
+        (["**", "dashboard", "alerts"], []),  # these are listed in the public status
+        (["dashboard", "*", "**"], []),
+        (["a.*", "a"], []),
+    ],
+)
+def test_channels_that_never_count_are_doubted(channels: list[object], never: list[int]) -> None:
+    values: dict[str, Any] = {"channels": channels, "auth": {"own_channels": []}}
+    lines = list(doubts(Settings(**values)))
+    assert [int(line.partition("]")[0].removeprefix("channels[")) for line in lines] == never
+    assert all("never counts" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("channels", "doubted"),
+    [
+        ([{"pattern": "**", "public": True}], True),
+        ([{"pattern": "user.*.news", "public": True}, "user.**"], True),
+        (["user.*.orders", {"pattern": "**", "public": True}], True),
+        (["user.**", {"pattern": "**", "public": True}], False),
+        (["dashboard", {"pattern": "news.**", "public": True}], False),
+    ],
+)
+def test_public_channels_that_are_a_users_own_are_doubted(channels: list[object], doubted: bool) -> None:
+    values: dict[str, Any] = {"channels": channels}
+    lines = list(doubts(Settings(**values)))
+    assert bool(lines) == doubted
+    assert all("user.{sub}.**" in line for line in lines)
 
 
 def test_what_is_wrong_with_a_group_is_said_with_the_groups() -> None:

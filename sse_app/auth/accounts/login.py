@@ -19,7 +19,8 @@ from sse_app.auth.tokens.claims import Claims, issued_after, new_id
 from sse_app.auth.tokens.grants import Grants
 from sse_app.auth.tokens.issuer import LEAST_LIFETIME, MAX_URL_LENGTH, TokenKind, Tokens, jittered
 from sse_app.core.addresses import network_of
-from sse_app.core.channels import ChannelName, ChannelPatterns, own_patterns
+from sse_app.core.channel_rules import ChannelRules
+from sse_app.core.channels import ChannelName, own_patterns
 from sse_app.core.errors import SSEAppError, TokenRefused, TokenTooLarge
 from sse_app.core.rate_limit import RateLimit
 from sse_app.settings.model import Auth
@@ -258,6 +259,6 @@ class Login:
         return self._tokens.issue(TokenKind.STREAM, subject, session, Grants.of(subscribe), lifetime)
 
 
-def names_granted(configured: ChannelPatterns, grants: Grants) -> list[ChannelName]:
+def names_granted(configured: ChannelRules, grants: Grants) -> list[ChannelName]:
     """Return the configured channel names that the grants allow to subscribe to."""
     return [name for name in configured.names if grants.subscribe.matches(name)]
