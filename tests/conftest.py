@@ -30,6 +30,7 @@ from tests.support.house import limited as limited
 from tests.support.house import the_log_stays_quiet as the_log_stays_quiet
 from tests.support.postgres import database_url as database_url
 from tests.support.postgres import postgres as postgres
+from tests.support.postgres import shared_directory as shared_directory
 from tests.support.server_process import ServerProcess, starting
 from tests.support.waiting import DEADLINE
 

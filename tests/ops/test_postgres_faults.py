@@ -168,8 +168,9 @@ def watching(server: ServerProcess) -> Iterator[Client]:
 
 
 @pytest.mark.netns
-def test_ten_seconds_of_partition_refuse_publishes_on_one_node_and_end_no_stream(
-    chance: random.Random, tmp_path: Path
+@pytest.mark.parametrize("seconds", [3, pytest.param(10, marks=pytest.mark.long)])
+def test_a_partition_refuses_publishes_on_one_node_and_ends_no_stream(
+    chance: random.Random, tmp_path: Path, seconds: int
 ) -> None:
     with server_directory() as directory, links(2) as (within, (first, second)):
         postgres = Postgres(directory, {"listen_addresses": "*"}, within=within)
@@ -188,7 +189,7 @@ def test_ten_seconds_of_partition_refuse_publishes_on_one_node_and_end_no_stream
             ):
                 cut_off, other = servers
                 first.drop()
-                ends = time.monotonic() + 10
+                ends = time.monotonic() + seconds
                 unknown = books.enter("dashboard")
                 assert publish(cut_off, books, unknown).status_code == 503
                 while time.monotonic() < ends:
@@ -231,7 +232,7 @@ def test_a_full_disk_of_the_database_refuses_publishes_until_there_is_room(
             directory, {"max_wal_size": "8MB", "min_wal_size": "4MB"}, within=disk.within, root=disk.root
         )
         with ending(postgres):
-            postgres.make("--wal-segsize=1")
+            postgres.make_anew()
             postgres.start()
             url = postgres.new_database()
             with (
@@ -260,7 +261,7 @@ def url_of(*servers: Postgres, database: str) -> str:
     return f"postgresql://app@{hosts}/{database.rpartition('/')[2]}?target_session_attrs=read-write"
 
 
-@pytest.mark.parametrize("quorum", ["second", "ANY 1 (second)"])
+@pytest.mark.parametrize("quorum", ["second", pytest.param("ANY 1 (second)", marks=pytest.mark.long)])
 def test_a_failover_to_the_synchronous_standby_loses_nothing_and_no_client_is_told_of_a_loss(
     chance: random.Random, tmp_path: Path, quorum: str
 ) -> None:
@@ -341,8 +342,15 @@ def test_a_crash_loses_nothing_also_where_the_commits_of_others_do_not_wait_for_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recover", [True, False], ids=["to a point in time", "as a plain copy"])
-@pytest.mark.parametrize("nodes_run", [True, False], ids=["under the nodes", "while no node runs"])
+@pytest.mark.parametrize(
+    ("nodes_run", "recover"),
+    [
+        pytest.param(True, True, id="under the nodes-to a point in time"),
+        pytest.param(False, False, id="while no node runs-as a plain copy"),
+        pytest.param(True, False, id="under the nodes-as a plain copy", marks=pytest.mark.long),
+        pytest.param(False, True, id="while no node runs-to a point in time", marks=pytest.mark.long),
+    ],
+)
 def test_a_restored_backup_loses_the_latest_and_tells_each_client(
     chance: random.Random, tmp_path: Path, recover: bool, nodes_run: bool
 ) -> None:

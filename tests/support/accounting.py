@@ -31,7 +31,7 @@ CHANNELS = ("dashboard", "alerts", "training", "backtest", "user.ledger.1", "use
 ANSWER_TIMEOUT = 45.0
 """Within how many seconds each request is answered or cut off, and a stream sends something."""
 
-COMES_BACK = 0.02
+COMES_BACK = 0.05
 """After how many seconds a client comes back, and a publisher tries again."""
 
 
@@ -128,7 +128,7 @@ class Publisher(Thread):
         keyed: bool,
         kept: bool,
         batch: int,
-        pause: float = 0.03,
+        pause: float = 0.06,
         doubtful: bool = False,
         losses: bool = False,
     ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import os
 import shutil
@@ -26,8 +27,12 @@ FAST = {
     "max_connections": "200",
     "log_min_messages": "fatal",
     "wal_level": "replica",
+    "dynamic_shared_memory_type": "mmap",
 }
-"""Settings of a server of the tests; it writes to the disk as one in production does."""
+"""Settings of a server of the tests, which waits for its files as one in production does; none is left elsewhere."""
+
+_ROOM = 2 << 30
+"""Bytes that have to be free in memory for clusters to be made there; each takes some 50 MB."""
 
 _FIRST_MADE = 16_384
 """The least oid of what is not there from the start (``FirstNormalObjectId``)."""
@@ -98,11 +103,14 @@ class Postgres:
         assert done.returncode == 0, done.stdout
         return done.stdout
 
-    def make(self, *options: str) -> None:
-        """Make the cluster; each client that reaches its port is trusted, which is a test's."""
-        self.run(
-            "initdb", f"--pgdata={self.data}", "--auth=trust", "--username=postgres", "--no-sync", *options
-        )
+    def make(self) -> None:
+        """Make the cluster, as a copy: each client that reaches its port is trusted, which is a test's."""
+        _copy_directory(_original(), self.data)
+
+    def make_anew(self) -> None:
+        """Make the cluster, as one that has nothing in common with any other, and where its own server sees it."""
+        options = ("--auth=trust", "--username=postgres", "--no-sync", "--wal-segsize=1")
+        self.run("initdb", f"--pgdata={self.data}", *options)
 
     def allow(self, network: str) -> None:
         """Trust clients of another network too."""
@@ -133,7 +141,7 @@ class Postgres:
                 Else it is a plain copy of an earlier state.
         """
         shutil.rmtree(self.data)
-        subprocess.run(["cp", "--archive", backup, self.data], check=True)
+        _copy_directory(backup, self.data)
         if recover:
             (self.data / "recovery.signal").touch()
             with (self.data / "postgresql.auto.conf").open("a") as settings:
@@ -181,10 +189,11 @@ class Postgres:
 
     def kill(self) -> None:
         """Kill the server and all that it has started, as a crash does."""
-        pid = self.pid
+        pid, shared_memory = self.pid, self._pid_file.read_text().splitlines()[6].split()[1]
         self._signal(signal.SIGKILL)
         until(lambda: not Path(f"/proc/{pid}").exists(), "the server has gone")
         self._pid_file.unlink(missing_ok=True)
+        subprocess.run(["ipcrm", f"--shmem-id={shared_memory}"], check=True)  # else it stays until a reboot
 
     def pause(self) -> None:
         """Stop all of its processes (SIGSTOP): it accepts connections, and answers nothing."""
@@ -258,10 +267,55 @@ class Postgres:
         )
 
 
+def _copy_directory(source: Path, target: Path) -> None:
+    """Copy a directory that is not there yet, each file with its owner."""
+    subprocess.run(["cp", "--archive", "--no-target-directory", source, target], check=True)
+
+
+_shared: list[Path] = []
+"""Where the processes of this run find what they share (`shared_directory`)."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Say where a cluster is kept of which others are copies: to make one takes ten times as long as to copy it."""
+    own = tmp_path_factory.getbasetemp()
+    _shared.append(own.parent if "PYTEST_XDIST_WORKER" in os.environ else own)
+    yield
+    _shared.clear()
+
+
+def _original() -> Path:
+    """Return the cluster of which others are copies, which the first process of this run that wants it makes."""
+    (shared,) = _shared
+    original = shared / "postgres-original"
+    with (shared / "postgres-lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not original.exists():
+            with server_directory() as directory:
+                postgres = Postgres(directory)
+                postgres.make_anew()
+                _copy_directory(postgres.data, shared / "postgres-new")
+            (shared / "postgres-new").rename(original)
+    return original
+
+
+def _in_memory() -> str | None:
+    """Return where there is a file system in memory with room for many clusters; None where there is none.
+
+    A cluster is a thousand files. To make and remove those takes several times as long on a disk, and a server that
+    is killed leaves the same there, as what it has written the kernel has.
+    """
+    place = Path("/dev/shm")
+    if os.access(place, os.W_OK) and shutil.disk_usage(place).free > _ROOM:
+        return str(place)
+    return None
+
+
 @contextmanager
 def server_directory() -> Iterator[Path]:
     """Make a directory that belongs to the user that servers run as, and remove it."""
-    directory = Path(tempfile.mkdtemp(prefix="postgres"))
+    directory = Path(tempfile.mkdtemp(prefix="postgres", dir=_in_memory()))
     try:
         if (user := server_user()) is not None:
             shutil.chown(directory, user)
