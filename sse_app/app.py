@@ -56,10 +56,10 @@ class SSEApp:
         await self.node.stop(drain_time)
 
     async def publish(
-        self, channel: str, event: str, data: dict[str, Any], *, retry: int | None = None
+        self, channel: str, event: str, data: object, *, retry: int | None = None, final: bool = False
     ) -> EventId:
         """Publish one event from Python, as `Publisher.publish` says."""
-        return await self.node.publisher.publish(channel, event, data, retry=retry)
+        return await self.node.publisher.publish(channel, event, data, retry=retry, final=final)
 
     async def publish_batch(self, events: list[dict[str, Any]]) -> list[EventId]:
         """Publish several events from Python, as `Publisher.publish_batch` says."""

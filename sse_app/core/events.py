@@ -6,7 +6,7 @@ import json
 import re
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import orjson
 
@@ -93,34 +93,49 @@ def _to_the_second(seconds: int) -> str:
 
 
 def new_event(
-    channel: ChannelName, type: object, data: object, retry: object = None, *, now: str, field: str = ""
+    channel: ChannelName,
+    type: object,
+    data: object,
+    retry: object = None,
+    final: object = False,
+    *,
+    now: str,
+    field: str = "",
 ) -> NewEvent:
-    """Return a checked event, its data encoded with ``channel`` set and ``timestamp`` added where absent.
+    """Return a checked event with its data encoded.
+
+    A JSON object gets ``channel``, and ``timestamp`` where absent. A text stays as it is. Any other value is written as
+    JSON; nothing is added to it.
 
     Args:
         channel: where it goes; it overrides what the data says: no event may pose as another channel's.
         type: the event type, ``[A-Za-z0-9_.:-]{1,128}`` and none of `RESERVED_TYPES`.
-        data: a JSON object.
+        data: a JSON value.
         retry: the client's new reconnection time in milliseconds, or None.
-        now: the timestamp for data that has none, as `timestamp` writes it.
+        final: whether it is the last one of its channel, until another one is published there.
+        now: the timestamp for an object that has none, as `timestamp` writes it.
         field: where the event stands in the request, such as ``events[2].``, for the error's text.
 
     Raises:
-        InvalidInput: the type, the data or the retry is not as said; the text names the field.
+        InvalidInput: the type, the data, the retry or the mark is not as said; the text names the field.
     """
     type = check_type(type, f"{field}event")
-    if not isinstance(data, dict):
-        raise InvalidInput(f"{field}data must be a JSON object", f"{field}data")
     if isinstance(retry, float) and retry.is_integer():
         retry = int(retry)  # JSON has one kind of numbers: 3000.0 is 3000
     if retry is not None and (
         isinstance(retry, bool) or not isinstance(retry, int) or not 0 <= retry <= MAX_RETRY
     ):
         raise InvalidInput(f"{field}retry must be milliseconds from 0 to {MAX_RETRY}", f"{field}retry")
-    complete: dict[str, Any] = {**data, "channel": channel}
-    if "timestamp" not in complete:
-        complete["timestamp"] = now
-    return NewEvent(channel, type, _encode(complete, field), retry)
+    if not isinstance(final, bool):
+        raise InvalidInput(f"{field}final must be true or false", f"{field}final")
+    flags = FINAL if final else 0
+    if isinstance(data, str):
+        return NewEvent(channel, type, _encode_text(data, field), retry, flags | TEXT)
+    if isinstance(data, dict):
+        data = {**data, "channel": channel}
+        if "timestamp" not in data:
+            data["timestamp"] = now
+    return NewEvent(channel, type, _encode(data, field), retry, flags)
 
 
 def check_type(type: object, field: str) -> str:
@@ -145,7 +160,14 @@ def _is_type(text: str) -> bool:
     return _TYPE.fullmatch(text) is not None
 
 
-def _encode(data: dict[str, Any], field: str) -> bytes:
+def _encode_text(text: str, field: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:  # Python's texts can hold halves of characters
+        raise InvalidInput(f"{field}data cannot be written as UTF-8: {error}", f"{field}data") from None
+
+
+def _encode(data: object, field: str) -> bytes:
     try:
         return to_json(data)
     except orjson.JSONEncodeError as error:

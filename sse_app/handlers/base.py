@@ -329,8 +329,12 @@ class BodyHandler(ApiHandler):
             raise Refusal(415, "unsupported_encoding", "a body must not have a Content-Encoding")
         return b"".join(self._pieces)
 
-    def json_object(self, body: bytes | None = None) -> dict[str, Any]:
+    def json_object(self, body: bytes | None = None, hint: str = "") -> dict[str, Any]:
         """Return the body as a JSON object.
+
+        Args:
+            body: where the caller has it already.
+            hint: what the error's text is to say beside.
 
         Raises:
             Refusal: it is not JSON, or not an object.
@@ -338,9 +342,9 @@ class BodyHandler(ApiHandler):
         try:
             value = parse_json(self.body() if body is None else body)
         except ValueError as error:
-            raise Refusal(400, "invalid_json", f"the body is not JSON: {error}") from None
+            raise Refusal(400, "invalid_json", f"the body is not JSON: {error}{hint}") from None
         if not isinstance(value, dict):
-            raise Refusal(422, "invalid_input", "the body must be a JSON object")
+            raise Refusal(422, "invalid_input", f"the body must be a JSON object{hint}")
         return value
 
 

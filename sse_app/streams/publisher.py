@@ -14,7 +14,7 @@ from sse_app.core.events import EventId, NewEvent, new_event, timestamp
 from sse_app.eventlog.base import EventLog, IdempotencyKey
 from sse_app.settings.model import Limits
 
-_MEMBERS = frozenset({"channel", "event", "data", "retry"})
+_MEMBERS = frozenset({"channel", "event", "data", "retry", "final"})
 
 
 class Publisher:
@@ -39,34 +39,42 @@ class Publisher:
         self._batch_limit = limits.batch_events
 
     async def publish(
-        self, channel: str, event: str, data: Mapping[str, Any], *, retry: int | None = None
+        self, channel: str, event: str, data: object, *, retry: int | None = None, final: bool = False
     ) -> EventId:
         """Publish one event and return its id once it is durable.
 
         Args:
             channel: its name.
             event: the event type.
-            data: a JSON object; ``channel`` is set in it, and ``timestamp`` where absent.
+            data: a text, which is sent as it is, or another JSON value; in an object ``channel`` is set, and
+                ``timestamp`` where absent.
             retry: a new reconnection time for clients, in milliseconds.
+            final: whether it is the last one of the channel, until another one is published there: streams on it end.
 
         Raises:
             InvalidInput: something has the wrong form.
             UnknownChannel: no configured name or pattern covers the channel.
             EventLogUnavailable: nothing was stored.
         """
-        return (await self.append([self.check(channel, event, dict(data), retry)]))[0]
+        return (await self.append([self.check(channel, event, data, retry, final)]))[0]
 
     async def publish_batch(self, events: Sequence[Mapping[str, Any]]) -> list[EventId]:
-        """Publish events, all or none, in order; each has ``channel``, ``event``, ``data`` and perhaps ``retry``.
+        """Publish events, all or none, in order.
+
+        Each has ``channel``, ``event``, ``data`` and perhaps ``retry`` and ``final``, as `publish` takes them.
 
         Raises:
             As `publish` does.
         """
         return await self.append(self.check_batch([dict(event) for event in events]))
 
-    def check(self, channel: str, event: object, data: object, retry: object = None) -> NewEvent:
+    def check(
+        self, channel: str, event: object, data: object, retry: object = None, final: object = False
+    ) -> NewEvent:
         """Return an event of the right form."""
-        return new_event(parse_channel(channel), event, data, retry, now=timestamp(time.time()))
+        if isinstance(data, Mapping):
+            data = dict(data)
+        return new_event(parse_channel(channel), event, data, retry, final, now=timestamp(time.time()))
 
     def check_batch(self, events: object) -> list[NewEvent]:
         """Return the events of a batch, each of the right form."""
@@ -116,10 +124,22 @@ def refuse_unknown(item: Mapping[Any, Any], known: AbstractSet[str], field: str 
         raise InvalidInput(f"unknown member {field}{ascii(name)[1:-1][:80]}", f"{field}{name}")
 
 
+def data_of(item: Mapping[Any, Any], field: str = "") -> object:
+    """Return the data that a request gives for an event, which may be null.
+
+    Raises:
+        InvalidInput: it gives none.
+    """
+    if "data" not in item:
+        raise InvalidInput(f"{field}data is missing", f"{field}data")
+    return item["data"]
+
+
 def _check_item(item: object, field: str, now: str) -> NewEvent:
     """Return an event of a batch; ``field`` says where it stands, for the error's text."""
     if not isinstance(item, dict):
         raise InvalidInput(f"{field[:-1]} must be an object", field[:-1])
     refuse_unknown(item, _MEMBERS, field)
     name = channel_in(item.get("channel"), f"{field}channel")
-    return new_event(name, item.get("event"), item.get("data"), item.get("retry"), now=now, field=field)
+    type, data = item.get("event"), data_of(item, field)
+    return new_event(name, type, data, item.get("retry"), item.get("final", False), now=now, field=field)

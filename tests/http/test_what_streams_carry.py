@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
+import json
 import random
 import re
 import signal
@@ -12,6 +14,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from typing import Any
 
 import httpx
 import pytest
@@ -26,6 +29,7 @@ from tests.support.room import (
     listen,
     numbers,
     publish_stubbornly,
+    receive,
     sequence,
     take,
 )
@@ -132,7 +136,7 @@ def test_of_a_batch_with_one_bad_event_nothing_is_published(room: Room) -> None:
             {**good, "event": "connected"},
             {**good, "event": "a\nb"},
             {**good, "channel": "no.such.channel"},
-            {**good, "data": []},
+            {**good, "retry": []},
             {"channel": channel},
         ):
             answer = room.http.post("/api/v1/sse", json={"events": [good, good, bad]})
@@ -277,3 +281,135 @@ def test_the_counts_come_back_to_zero_when_the_clients_leave_however_they_leave(
         "sse_app_backlog_bytes",
     ):
         assert room.metric(name) == 0, name
+
+
+VALUES: list[object] = [
+    None,
+    True,
+    False,
+    0,
+    -1.5,
+    1e300,
+    12345678901234567890123456789,
+    [],
+    [1, [2, {"channel": "posing"}], None],
+    {},
+    {"channel": "posing", "n": [12345678901234567890123456789]},
+    "",
+    "null",
+    '{"n": 1}',
+]
+
+
+@pytest.mark.parametrize("how", ["one", "batch"])
+def test_data_is_any_json_value_and_only_an_object_gets_channel_and_timestamp(
+    start_room: Callable[..., Room], how: str
+) -> None:
+    room = start_room(EVENT_LOG="memory:")
+    channel = room.channel()
+    position = room.head(channel)
+    with receive(room.url(channel)) as live:
+        next(live)
+        events = [{"event": "e", "data": value} for value in VALUES]
+        if how == "one":
+            for event in events:
+                assert room.http.post(f"/api/v1/sse/{channel}", json=event).status_code == 201
+        else:
+            batch = {"events": [{**event, "channel": channel} for event in events]}
+            assert room.http.post("/api/v1/sse", json=batch).status_code == 201
+        sent = [event.data for event in itertools.islice(live, len(VALUES))]
+    with receive(room.url(channel), after=position) as replayed:
+        next(replayed)
+        assert [event.data for event in itertools.islice(replayed, len(VALUES))] == sent
+    kept = room.http.get(f"/api/v1/sse/{channel}/history", params={"after": position}).json()["events"]
+    for value, data, of_history in zip(VALUES, sent, kept, strict=True):
+        if isinstance(value, str):
+            assert data == of_history["data"] == value
+            continue
+        received = json.loads(data)
+        assert received == of_history["data"]
+        if isinstance(value, dict):
+            assert received == {**value, "channel": channel, "timestamp": received["timestamp"]}
+        else:
+            assert (received, type(received)) == (value, type(value))
+
+
+TEXTS = [
+    "",
+    " ",
+    "  two spaces first",
+    "\ttab",
+    "<p>a</p>\n  <p>b</p>\n",
+    "one\ntwo\n\n\nfive",
+    "\n",
+    "\n\n\n",
+    "\r",
+    "\r\n",
+    "a\rb\r\nc\n\rd",
+    "a\r\r\n\n",
+    "data: x\n\nevent: forged\nid: forged-1\nretry: 1\ndata: y\n\n",
+    "\n\nevent: x",
+    ": comment\nid: 1",
+    "nul \0 within",
+    "\ufeffbyte order mark first",
+    "\ufeff",
+    "\u2028 and \u2029, \x0b \x0c \x1c \x85 are no line breaks",
+    "😀 and é",
+    "\U0010ffff\ud7ff",
+    "x" * 300_000,
+    "a\n" * 30_000,
+]
+
+
+def as_a_client_sees(text: str) -> str:
+    """Return a text whose line breaks are all LF: more an event stream cannot carry."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def test_a_text_is_received_exactly_as_it_was_published_in_each_way(start_room: Callable[..., Room]) -> None:
+    room = start_room(EVENT_LOG="memory:")
+    channel = room.channel()
+    position = room.head(channel)
+    with receive(room.url(channel)) as live:
+        next(live)
+        ids = []
+        for number, text in enumerate(TEXTS):
+            answers = [
+                room.http.post(f"/api/v1/sse/{channel}", json={"event": f"t{number}", "data": text}),
+                room.http.post(
+                    f"/api/v1/sse/{channel}?event=t{number}",
+                    content=text.encode(),
+                    headers={"Content-Type": "text/html; charset=utf-8"},
+                ),
+            ]
+            for answer in answers:
+                assert answer.status_code == 201, (text[:50], answer.text)
+                ids.append(answer.json()["id"])
+        sent = list(itertools.islice(live, len(ids)))
+    expected = [(f"t{number}", as_a_client_sees(text)) for number, text in enumerate(TEXTS) for _ in range(2)]
+    assert [(event.type, event.data) for event in sent] == expected
+    assert [event.id for event in sent] == ids
+    with receive(room.url(channel), after=position) as replayed:
+        next(replayed)
+        assert list(itertools.islice(replayed, len(ids))) == sent
+    kept: list[dict[str, Any]] = []
+    while len(kept) < len(ids):
+        after = kept[-1]["id"] if kept else position
+        page = room.http.get(f"/api/v1/sse/{channel}/history", params={"after": after}).json()
+        assert page["complete"]
+        assert page["events"]
+        kept += page["events"]
+    assert [event["data"] for event in kept] == [text for text in TEXTS for _ in range(2)]
+
+
+def test_of_a_text_over_the_limit_of_a_body_nothing_is_published(start_room: Callable[..., Room]) -> None:
+    room = start_room(EVENT_LOG="memory:")
+    channel = room.channel()
+    post = functools.partial(
+        room.http.post, f"/api/v1/sse/{channel}?event=e", headers={"Content-Type": "text/plain"}
+    )
+    with receive(room.url(channel)) as live:
+        next(live)
+        assert post(content=b"x" * (1024 * 1024 + 1)).status_code == 413
+        assert post(content=b"\n" * (1024 * 1024)).status_code == 201
+        assert next(live).data == "\n" * (1024 * 1024)

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from tests.support.server_process import ServerProcess, running
-from tests.support.sse_reader import EventStreamReader
+from tests.support.sse_reader import EventStreamReader, ReceivedEvent
 
 Start = Callable[..., ServerProcess]
 DEADLINE = 120.0
@@ -60,6 +60,29 @@ def listen(
     url: str, *, after: str | bytes | None = None, client: httpx.Client | None = None
 ) -> Iterator[Iterator[Frame]]:
     """Open a stream, with a position for the Last-Event-ID header, and give its frames; drop it at the end."""
+    with opened(url, after=after, client=client) as pieces:
+        yield frames_of(pieces)
+
+
+@contextlib.contextmanager
+def receive(url: str, *, after: str | None = None) -> Iterator[Iterator[ReceivedEvent]]:
+    """Open a stream as `listen` does, whose data may be any text, and give its events, pings left out."""
+
+    def events(pieces: Iterable[bytes]) -> Iterator[ReceivedEvent]:
+        reader = EventStreamReader(texts=True)
+        for piece in pieces:
+            yield from (event for event in reader.feed(piece) if event.type != "ping")
+        reader.end()
+
+    with opened(url, after=after) as pieces:
+        yield events(pieces)
+
+
+@contextlib.contextmanager
+def opened(
+    url: str, *, after: str | bytes | None = None, client: httpx.Client | None = None
+) -> Iterator[Iterator[bytes]]:
+    """Open a stream, and give its bytes in pieces; drop it at the end."""
     headers = {} if after is None else {b"Last-Event-ID": after.encode() if isinstance(after, str) else after}
     with contextlib.ExitStack() as stack:
         client = client or stack.enter_context(httpx.Client(timeout=DEADLINE))
@@ -73,7 +96,7 @@ def listen(
                 assert time.monotonic() < deadline, "pings, and not what the test waits for"
                 yield piece
 
-        yield frames_of(pieces())
+        yield pieces()
 
 
 def first(frames: Iterator[Frame]) -> Frame:

@@ -45,10 +45,12 @@ class EventStreamReader:
     Args:
         strict: fail on what the standard has a client ignore or bear, and the server never sends: comments, unknown
             fields, a field twice, no space after the colon, an event without data, bytes that are not UTF-8.
+        texts: take events whose data is any text: of several lines, and with any character in them.
     """
 
-    def __init__(self, *, strict: bool = True) -> None:
+    def __init__(self, *, strict: bool = True, texts: bool = False) -> None:
         self._strict = strict
+        self._texts = texts
         self._start: bytes | None = b""
         self._after_cr = False
         self._line: list[bytes] = []
@@ -88,9 +90,10 @@ class EventStreamReader:
         if self._strict:
             assert colon, f"no field: {line!r}"
             assert name in _FIELDS, f"injected field: {line!r}"
-            assert name not in self._fields, f"field {name} twice: {line!r}"
+            is_text = self._texts and name == "data"
+            assert is_text or name not in self._fields, f"field {name} twice: {line!r}"
             assert value.startswith(" "), f"no space after the colon: {line!r}"
-            assert "\0" not in value, f"NUL: {line!r}"
+            assert is_text or "\0" not in value, f"NUL: {line!r}"
             assert name != "retry" or _is_number(value[1:]), f"no number: {line!r}"
         if name in _FIELDS:
             self._fields.setdefault(name, []).append(value.removeprefix(" "))

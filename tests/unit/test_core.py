@@ -22,10 +22,10 @@ from sse_app.core.channels import (
 )
 from sse_app.core.distinct import MOST, distinct, sample
 from sse_app.core.errors import InvalidChannel, InvalidInput
-from sse_app.core.events import RESERVED_TYPES, Event, EventId, new_event
+from sse_app.core.events import FINAL, RESERVED_TYPES, TEXT, Event, EventId, new_event
 from sse_app.core.framing import CHUNKED, FRAMINGS, UNFRAMED, framed, framing_for
 from sse_app.core.selection import interest_of
-from sse_app.core.sse import encode
+from sse_app.core.sse import encode, encode_text_event
 from sse_app.handlers.parsing import parse_json
 from sse_app.streams.replay_cache import ReplayCache
 from tests.support.sse_reader import EventStreamReader
@@ -263,10 +263,48 @@ def test_bad_event_types_are_refused_by_name(type: object) -> None:
         new_event(ChannelName("a"), type, {}, now="", field="events[1].")
 
 
-@pytest.mark.parametrize("data", [None, [], "x", 1])
-def test_data_that_is_no_object_is_refused(data: object) -> None:
-    with pytest.raises(InvalidInput, match=r"^data must be"):
-        new_event(ChannelName("a"), "e", data, now="1970-01-01T00:00:00.000Z")
+@given(JSON.filter(lambda value: not isinstance(value, str | dict)))
+def test_to_data_that_is_neither_object_nor_text_nothing_is_added(value: object) -> None:
+    event = new_event(ChannelName("a"), "e", value, now="-")
+    assert event.flags == 0
+    assert json.loads(event.data) == json.loads(json.dumps(value))
+    assert not {b"\n", b"\r"} & {event.data[at : at + 1] for at in range(len(event.data))}, "one line"
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            ["\n", "\r", "\r\n", "\0", "\ufeff", " ", ":", "data: ", "id: 1", "é", "😀", "\u2028"]
+        )
+    ),
+    st.data(),
+)
+def test_any_text_is_received_as_it_was_published_and_is_all_that_is(
+    parts: list[str], draw: st.DataObject
+) -> None:
+    text = "".join(parts)
+    event = new_event(ChannelName("a"), "e", text, now="-")
+    assert (event.data.decode(), event.flags) == (text, TEXT)
+    stream = encode_text_event(b"e-1", b"e", event.data, event.retry)
+    cut = draw.draw(st.integers(0, len(stream)))
+    seen = text.replace("\r\n", "\n").replace("\r", "\n")
+    parser = EventStreamReader(texts=True)
+    received = [each for piece in (stream[:cut], stream[cut:]) for each in parser.feed(piece)]
+    parser.end()
+    assert [(each.type, each.data, each.id, each.retry) for each in received] == [("e", seen, "e-1", None)]
+
+
+@pytest.mark.parametrize("data", ["\ud800", "a\udcff", object(), b"x", {1, 2}, [object()]])
+def test_data_that_cannot_be_written_is_refused(data: object) -> None:
+    with pytest.raises(InvalidInput, match=r"^data cannot be written"):
+        new_event(ChannelName("a"), "e", data, now="-")
+
+
+@pytest.mark.parametrize("final", [None, 1, 0, "true", [], {}])
+def test_the_mark_of_an_end_is_true_or_false(final: object) -> None:
+    with pytest.raises(InvalidInput, match=r"^final must be"):
+        new_event(ChannelName("a"), "e", {}, None, final, now="-")
+    assert new_event(ChannelName("a"), "e", "", None, True, now="-").flags == TEXT | FINAL
 
 
 def test_a_whole_number_is_a_retry_however_json_writes_it() -> None:

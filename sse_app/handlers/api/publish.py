@@ -12,15 +12,22 @@ import orjson
 from sse_app.auth.tokens.claims import Claims
 from sse_app.core.channels import parse_channel
 from sse_app.core.errors import EventLogUnavailable
-from sse_app.core.events import Event, EventId, NewEvent
+from sse_app.core.events import TEXT, Event, EventId, NewEvent
 from sse_app.eventlog.base import MAX_SEQ, IdempotencyKey
 from sse_app.handlers.base import SMALL_BODY_BYTES, ApiHandler, BodyHandler
 from sse_app.handlers.errors import Refusal
 from sse_app.handlers.parsing import parse_position
-from sse_app.streams.publisher import refuse_unknown
+from sse_app.handlers.text_body import EventQuery, is_text, parse_event_query, refuse_event_query, text_of
+from sse_app.streams.publisher import data_of, refuse_unknown
 
 HISTORY_LIMIT = 100
 HISTORY_MAX = 1000
+
+_FORM = "application/x-www-form-urlencoded"
+_FORM_HINT = (
+    "; Content-Type says that it is a form, as curl -d has it: set application/json,"
+    " or text/plain to publish the body as it is with ?event=TYPE"
+)
 
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
@@ -43,8 +50,17 @@ class _Publishing(BodyHandler):
             self.access_claims()
         return ready
 
-    async def store(self, claims: Claims, events: list[NewEvent], body: bytes) -> list[EventId]:
-        """Append the events, at most once for an ``Idempotency-Key`` of this subject."""
+    async def store(
+        self, claims: Claims, events: list[NewEvent], body: bytes, query: EventQuery | None = None
+    ) -> list[EventId]:
+        """Append the events, at most once for an ``Idempotency-Key`` of this subject.
+
+        Args:
+            claims: of the publisher.
+            events: of the right form.
+            body: of the request.
+            query: that of a text; the key stands for it too.
+        """
         wait = self.node.publish_rate.take(claims.token_id, len(events), time.monotonic())
         if wait:
             rate = self.node.publish_rate.rate
@@ -55,7 +71,8 @@ class _Publishing(BodyHandler):
         if key is not None:
             if not _KEY.fullmatch(key):
                 raise Refusal(400, "invalid_key", "Idempotency-Key must be 1 to 255 visible ASCII characters")
-            idempotency = IdempotencyKey.of(claims.subject, key, self.request.path, body)
+            path = self.request.path if query is None else f"{self.request.path}?{query}"
+            idempotency = IdempotencyKey.of(claims.subject, key, path, body)
         begun = time.perf_counter()
         ids = await self.node.publisher.append(events, idempotency)
         self.node.metrics.publish_seconds.observe(time.perf_counter() - begun)
@@ -71,13 +88,19 @@ class PublishHandler(_Publishing):
         claims = self.access_claims()
         claims.grants.require_publish(channel)
         self.node.publisher.require_known(channel)
-        body = self.body()
-        request = self.json_object(body)
-        refuse_unknown(request, {"event", "data", "retry"})
-        event = self.node.publisher.check(
-            channel, request.get("event"), request.get("data"), request.get("retry")
-        )
-        ids = await self.store(claims, [event], body)
+        body, query = self.body(), None
+        content_type = self.request.headers.get("Content-Type", "")
+        check = self.node.publisher.check
+        if is_text(content_type):
+            query = parse_event_query(self.request.arguments)
+            event = check(channel, query.event, text_of(body, content_type), query.retry, query.final)
+        else:
+            refuse_event_query(self.request.arguments, content_type)
+            request = self.json_object(body, _FORM_HINT if content_type.startswith(_FORM) else "")
+            refuse_unknown(request, {"event", "data", "retry", "final"})
+            type, data = request.get("event"), data_of(request)
+            event = check(channel, type, data, request.get("retry"), request.get("final", False))
+        ids = await self.store(claims, [event], body, query)
         self.write_json({"id": str(ids[0]), "channel": channel}, 201)
 
 
@@ -126,10 +149,10 @@ class HistoryHandler(ApiHandler):
 
 
 def _item(epoch: str, event: Event) -> dict[str, object]:
-    """Return an event of the log as the history shows it; its data is JSON already."""
+    """Return an event of the log as the history shows it: a text as a JSON string; other data is JSON already."""
     return {
         "id": str(EventId(epoch, event.seq)),
         "channel": event.channel,
         "event": event.type,
-        "data": orjson.Fragment(event.data),
+        "data": event.data.decode() if event.flags & TEXT else orjson.Fragment(event.data),
     }
