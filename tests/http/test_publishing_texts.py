@@ -55,7 +55,11 @@ def test_any_kind_of_text_is_taken_with_its_type_retry_and_end_in_the_query(
     with receive(room.url(channel)) as live:
         next(live)
         answer = post(
-            room, channel, "?event=a.b:c-d_9&retry=1234", "é\n{}".encode(), Content_Type=content_type
+            room,
+            channel,
+            "?event=a.b:c-d_9&retry=1234",
+            "é\n{}".encode(),
+            headers={"Content-Type": content_type},
         )
         assert answer.status_code == 201, answer.text
         assert answer.json()["channel"] == channel
