@@ -57,11 +57,11 @@ class SSEApp:
 
     async def publish(
         self, channel: str, event: str, data: object, *, retry: int | None = None, final: bool = False
-    ) -> EventId:
+    ) -> EventId | None:
         """Publish one event from Python, as `Publisher.publish` says."""
         return await self.node.publisher.publish(channel, event, data, retry=retry, final=final)
 
-    async def publish_batch(self, events: list[dict[str, Any]]) -> list[EventId]:
+    async def publish_batch(self, events: list[dict[str, Any]]) -> list[EventId | None]:
         """Publish several events from Python, as `Publisher.publish_batch` says."""
         return await self.node.publisher.publish_batch(events)
 

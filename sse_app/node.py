@@ -54,6 +54,7 @@ from sse_app.streams.enforcement import Enforcement
 from sse_app.streams.hub import Hub
 from sse_app.streams.keepalive import Keepalive
 from sse_app.streams.kicks import Kicks
+from sse_app.streams.passing_on import PassingOn
 from sse_app.streams.publisher import Publisher
 from sse_app.streams.pump import Pump
 from sse_app.streams.renewal import Renewal
@@ -127,10 +128,11 @@ class Node:
         limits = settings.limits
         self.eventlog = make_event_log(settings.event_log, settings.history, self.state, self.database)
         self.cluster.when_lost(self.eventlog.look)
-        self.publisher = Publisher(self.eventlog, self.channels, limits)
         self._rules_in_database = RulesInDatabase(self.database, self.channels, limits)
         self.publish_rate = RateLimit(limits.publish_rate, self._nodes)
         self.hub = Hub(self.eventlog, backlog_limit=limits.backlog_bytes, retry=settings.stream.retry)
+        self.passing_on = PassingOn(self.hub, self.cluster)
+        self.publisher = Publisher(self.eventlog, self.channels, limits, self.passing_on)
         self.keepalive = Keepalive(self.hub, settings.keepalive, settings.socket.user_timeout)
         self._elsewhere = StreamsElsewhere(self.cluster, self.hub, limits)
         self._catching_up: asyncio.Task[None] | None = None
@@ -224,6 +226,7 @@ class Node:
             self.keepalive,
             self.eventlog,
             self.metrics,
+            self.passing_on,
             self.channels,
             self.lifecycle,
             self.readiness,
@@ -234,6 +237,7 @@ class Node:
 
     async def join(self) -> None:
         """Answer the other nodes from now on, in the place of an earlier process of this node."""
+        self.passing_on.start()
         await self.cluster.start()
         self._elsewhere.start()
         if self.cluster.name:

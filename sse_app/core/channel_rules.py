@@ -69,6 +69,11 @@ class ChannelRules:
         """Return whether the channel is configured."""
         return self.rule(channel) is not None
 
+    def stores(self, channel: str) -> bool:
+        """Return whether the channel's events are in the log."""
+        rule = self.rule(channel)
+        return rule is None or rule.stored
+
     def overlapping(self, pattern: ChannelPattern) -> list[ChannelRule]:
         """Return the rules that may be those of channels of a pattern, in order."""
         return [rule for rule in self.rules if rule.pattern.overlaps(pattern)]

@@ -76,7 +76,7 @@ class Event(NamedTuple):
     flags: int = 0
 
 
-def held_bytes(event: Event) -> int:
+def held_bytes(event: Event | NewEvent) -> int:
     """Return about how many bytes of memory an event takes while it is kept."""
     return len(event.data) + len(event.type) + EVENT_OVERHEAD_BYTES
 

@@ -52,6 +52,13 @@ def encode_text_event(id: bytes, type: bytes, data: bytes, retry: int | None) ->
     return encode_event(id, type, b"\ndata: ".join(_LINE_BREAK.split(data)), retry)
 
 
+def encode_without_id(type: bytes, data: bytes, retry: int | None, *, is_text: bool) -> bytes:
+    """Return an event that is not in the log, and so has no id; of a text each line is one of the data."""
+    head = b"" if retry is None else b"retry: %d\n" % retry
+    lines = b"\ndata: ".join(_LINE_BREAK.split(data)) if is_text else data
+    return b"%bevent: %b\ndata: %b\n\n" % (head, type, lines)
+
+
 def encode_json(event: str, data: object, *, id: str | None = None, retry: int | None = None) -> bytes:
     """Return one event whose data is ``data`` as JSON."""
     return encode(to_json(data), event=event, id=id, retry=retry)

@@ -24,6 +24,7 @@ from sse_app.eventlog.base import EventLog
 from sse_app.monitoring.readiness import Readiness
 from sse_app.streams.hub import Hub
 from sse_app.streams.keepalive import Keepalive
+from sse_app.streams.passing_on import PassingOn
 
 __all__ = ["CONTENT_TYPE", "NodeMetrics", "render_all"]
 
@@ -40,6 +41,7 @@ class NodeMetrics(Collector):
         keepalive: Keepalive,
         eventlog: EventLog,
         metrics: Metrics,
+        passing_on: PassingOn,
         channels: ChannelRules,
         lifecycle: Lifecycle,
         readiness: Readiness,
@@ -48,6 +50,7 @@ class NodeMetrics(Collector):
         self._keepalive = keepalive
         self._eventlog = eventlog
         self._metrics = metrics
+        self._passing_on = passing_on
         self._channels = channels
         self._lifecycle = lifecycle
         self._readiness = readiness
@@ -104,6 +107,16 @@ class NodeMetrics(Collector):
         )
         yield CounterMetricFamily(
             "sse_app_deliveries", "Events times the streams they went to.", hub.deliveries
+        )
+        yield CounterMetricFamily(
+            "sse_app_unstored_events",
+            "Events published here that are not stored.",
+            self._passing_on.events,
+        )
+        yield CounterMetricFamily(
+            "sse_app_unstored_drops",
+            "How often a stream that was behind was not given events that are not stored.",
+            hub.offers_dropped,
         )
         yield CounterMetricFamily("sse_app_pings", "Pings sent.", self._keepalive.pings)
         endings = CounterMetricFamily("sse_app_stream_ends", "Streams ended, by reason.", labels=["reason"])

@@ -7,7 +7,7 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from itertools import chain
 from typing import TypeVar
@@ -16,12 +16,13 @@ from sse_app.core.addresses import network_of
 from sse_app.core.channels import ChannelName, is_internal
 from sse_app.core.counters import Durations
 from sse_app.core.errors import EventLogUnavailable
-from sse_app.core.events import Event, EventId
+from sse_app.core.events import TEXT, Event, EventId, NewEvent
 from sse_app.core.framing import Framing
 from sse_app.core.multimap import Multimap
 from sse_app.core.pattern_index import PatternIndex
 from sse_app.core.selection import Interest, interest_of
 from sse_app.core.shared_reads import SharedReads
+from sse_app.core.sse import encode_without_id
 from sse_app.eventlog.base import NO_FLOORS, EventLog, EventsTrimmed, LogReplaced
 from sse_app.streams.bulk_send import BulkSender
 from sse_app.streams.disconnects import Disconnects
@@ -50,6 +51,7 @@ DRAIN_STEP = 0.02
 """A drain ends at least so many streams a second, a few at a time so many seconds apart."""
 
 Key = TypeVar("Key", bound=str)
+AnyEvent = TypeVar("AnyEvent", Event, NewEvent)
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +81,8 @@ class Hub:
         """How many streams have asked for each channel or pattern."""
         self.events_fanned_out = 0
         self.deliveries = 0
+        self.offers_dropped = 0
+        """How often a stream that was behind has not been given events that are not in the log."""
         self.fan_out_seconds = Durations()
         """From an event's arrival from the log until the last stream has been given it."""
         self.endings: Counter[str] = Counter()
@@ -406,22 +410,59 @@ class Hub:
         self._replay_cache.add(events)
         self._advance(events[-1].seq)
         self.events_fanned_out += len(events)
-        return list(self._plan(events))
+        return list(self._plan(events, self._replay_cache.encode))
 
-    async def _serve(self, plan: list[tuple[FanoutGroup[Stream], bytes, int]]) -> None:
+    async def pass_on(self, events: list[NewEvent], in_time: Callable[[], bool]) -> None:
+        """Give events that are not in the log to the streams that have all that is up to `head`.
+
+        Streams that are behind by much, or by events of the log, are not given them: what is not kept for a stream
+        must not end it. While the hub is paused none is.
+
+        Args:
+            events: without ids.
+            in_time: returns whether they may still be given.
+        """
+        async with self._fanning_out:
+            if self._following is None or not in_time():
+                return
+            plan = list(self._plan(events, _encode_without_id))
+            for stream in list(self.laggards):
+                if stream.replay is not None and stream.replay.after >= self.head.seq:
+                    self._offer(stream, events)
+            await self._serve(plan, is_offer=True)
+
+    def _offer(self, stream: Stream, events: list[NewEvent]) -> None:
+        """Give events without ids to a stream that is about to join."""
+        interest = stream.interest
+        wanted = [
+            _encode_without_id(event)
+            for event in events
+            if interest.takes(event.type) and interest.selection.covers(event.channel)
+        ]
+        if wanted and not stream.offer(stream.framing.frame(b"".join(wanted))):
+            self.offers_dropped += 1
+
+    async def _serve(
+        self, plan: list[tuple[FanoutGroup[Stream], bytes, int]], *, is_offer: bool = False
+    ) -> None:
         served = 0
         for group, frames, slots in plan:
             start = 0
             while start < slots:
                 stop = min(slots, start + FANOUT_SLICE - served)
-                group.send(frames, start, stop)
+                if is_offer:
+                    self.offers_dropped += group.offer(frames, start, stop)
+                else:
+                    group.send(frames, start, stop)
                 served += stop - start
                 start = stop
                 if served >= FANOUT_SLICE:
                     served = 0
                     await asyncio.sleep(0)
 
-    def _plan(self, events: list[Event]) -> Iterator[tuple[FanoutGroup[Stream], bytes, int]]:
+    def _plan(
+        self, events: Sequence[AnyEvent], encode: Callable[[AnyEvent], bytes]
+    ) -> Iterator[tuple[FanoutGroup[Stream], bytes, int]]:
         """Yield each group with its bytes and its number of slots: streams that join later have the events."""
         encoded: dict[int, bytes] = {}  # once, for all groups
         by_channel: dict[ChannelName, list[int]] = {}
@@ -441,7 +482,7 @@ class Hub:
                     numbers = [number for number in numbers if events[number].type in group.interest.types]
                 for number in numbers:
                     if number not in encoded:
-                        encoded[number] = self._replay_cache.encode(events[number])
+                        encoded[number] = encode(events[number])
                 payload = b"".join(map(encoded.__getitem__, numbers))
                 joined[key] = group.framing.frame(payload) if numbers else b"", len(numbers)
             frames, count = joined[key]
@@ -467,6 +508,11 @@ class Hub:
             stream.close()
         self.disconnects.close()
         self.sender.close()
+
+
+def _encode_without_id(event: NewEvent) -> bytes:
+    is_text = bool(event.flags & TEXT)
+    return encode_without_id(event.type.encode(), event.data, event.retry, is_text=is_text)
 
 
 def _count_out(counter: Counter[Key], key: Key) -> None:

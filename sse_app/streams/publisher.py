@@ -13,6 +13,7 @@ from sse_app.core.errors import InvalidInput, UnknownChannel
 from sse_app.core.events import EventId, NewEvent, new_event, timestamp
 from sse_app.eventlog.base import EventLog, IdempotencyKey
 from sse_app.settings.model import Limits
+from sse_app.streams.passing_on import PassingOn
 
 _MEMBERS = frozenset({"channel", "event", "data", "retry", "final"})
 
@@ -24,10 +25,14 @@ class Publisher:
         eventlog: stores the events.
         channels: those that are configured.
         limits: how many events a batch may have.
+        passing_on: takes the events that are not stored.
     """
 
-    def __init__(self, eventlog: EventLog, channels: ChannelRules, limits: Limits) -> None:
+    def __init__(
+        self, eventlog: EventLog, channels: ChannelRules, limits: Limits, passing_on: PassingOn
+    ) -> None:
         self._eventlog = eventlog
+        self._passing_on = passing_on
         self._channels = channels
         self._batch_limit = limits.batch_events
         self.appending = 0
@@ -40,8 +45,8 @@ class Publisher:
 
     async def publish(
         self, channel: str, event: str, data: object, *, retry: int | None = None, final: bool = False
-    ) -> EventId:
-        """Publish one event and return its id once it is durable.
+    ) -> EventId | None:
+        """Publish one event and return its id once it is durable; None for one that is not stored.
 
         Args:
             channel: its name.
@@ -58,7 +63,7 @@ class Publisher:
         """
         return (await self.append([self.check(channel, event, data, retry, final)]))[0]
 
-    async def publish_batch(self, events: Sequence[Mapping[str, Any]]) -> list[EventId]:
+    async def publish_batch(self, events: Sequence[Mapping[str, Any]]) -> list[EventId | None]:
         """Publish events, all or none, in order.
 
         Each has ``channel``, ``event``, ``data`` and perhaps ``retry`` and ``final``, as `publish` takes them.
@@ -74,7 +79,8 @@ class Publisher:
         """Return an event of the right form."""
         if isinstance(data, Mapping):
             data = dict(data)
-        return new_event(parse_channel(channel), event, data, retry, final, now=timestamp(time.time()))
+        now = timestamp(time.time())
+        return self._of_allowed_type(new_event(parse_channel(channel), event, data, retry, final, now=now))
 
     def check_batch(self, events: object) -> list[NewEvent]:
         """Return the events of a batch, each of the right form."""
@@ -83,7 +89,22 @@ class Publisher:
         if len(events) > self._batch_limit:
             raise InvalidInput(f"events has more than {self._batch_limit} events", "events")
         now = timestamp(time.time())
-        return [_check_item(item, f"events[{number}].", now) for number, item in enumerate(events)]
+        fields = [f"events[{number}]." for number in range(len(events))]
+        checked = [_check_item(item, field, now) for field, item in zip(fields, events, strict=True)]
+        return [self._of_allowed_type(event, field) for field, event in zip(fields, checked, strict=True)]
+
+    def _of_allowed_type(self, event: NewEvent, field: str = "") -> NewEvent:
+        """Return the event.
+
+        Raises:
+            InvalidInput: its type is none of those that are configured for its channel.
+        """
+        rule = self._channels.rule(event.channel)
+        if rule is not None and rule.types is not None and event.type not in rule.types:
+            raise InvalidInput(
+                f"{field}event {event.type!r} is not a type that {event.channel} takes", f"{field}event"
+            )
+        return event
 
     def require_known(self, channel: str) -> None:
         """Refuse a channel that no configured name or pattern covers; none covers the server's own.
@@ -98,14 +119,30 @@ class Publisher:
         if is_internal(channel) or not is_known:
             raise UnknownChannel(f"there is no channel {channel}")
 
-    async def append(self, events: list[NewEvent], key: IdempotencyKey | None = None) -> list[EventId]:
+    async def append(self, events: list[NewEvent], key: IdempotencyKey | None = None) -> list[EventId | None]:
         """Append events of the right form to the log and return their ids once they are durable.
 
+        Those of channels whose events are not stored are passed on after that, and have None in the place of an id.
+
         Raises:
+            InvalidInput: those that are not stored are too large; nothing was stored.
             UnknownChannel, IdempotencyKeyReused, EventLogUnavailable: nothing was stored.
         """
+        unstored = set()
         for name in {event.channel for event in events}:
             self.require_known(name)
+            if not self._channels.stores(name):
+                unstored.add(name)
+        if not unstored:
+            return list(await self._append(events, key))
+        passing = [event for event in events if event.channel in unstored]
+        self._passing_on.require_size(passing)
+        stored = [event for event in events if event.channel not in unstored]
+        ids = iter(await self._append(stored, key) if stored else ())
+        await self._passing_on.publish(passing)
+        return [None if event.channel in unstored else next(ids) for event in events]
+
+    async def _append(self, events: list[NewEvent], key: IdempotencyKey | None) -> list[EventId]:
         self.appending += 1
         try:
             return await self._eventlog.append(events, key)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from array import array
+from collections.abc import Iterator
 from typing import Generic, Protocol, TypeVar
 
 from sse_app.core.framing import Framing
@@ -24,6 +25,9 @@ class Member(Protocol):
 
     def enqueue(self, frames: bytes) -> None:
         """Queue frames while the stream is behind."""
+
+    def offer(self, frames: bytes) -> bool:
+        """Queue frames that may be dropped while the stream is behind, and return whether it has."""
 
     def fall_behind(self, frames: bytes, sent: int) -> None:
         """Queue what the socket did not accept of the frames, and take no bytes directly until that is written."""
@@ -95,14 +99,35 @@ class SendTable(Generic[AnyStream]):
 
     def send(self, frames: bytes, start: int, stop: int) -> None:
         """Send the frames to the slots from ``start`` to ``stop``; a stream that does not take all falls behind."""
+        for stream, sent in self._not_taken(frames, start, stop):
+            if sent < 0:
+                stream.enqueue(frames)
+            else:
+                stream.fall_behind(frames, sent)
+
+    def offer(self, frames: bytes, start: int, stop: int) -> int:
+        """Send frames that may be dropped, and return to how many streams they were not sent, for they are behind."""
+        dropped = 0
+        for stream, sent in self._not_taken(frames, start, stop):
+            if sent > 0:
+                stream.fall_behind(frames, sent)
+            elif sent == 0 or not stream.offer(frames):
+                dropped += 1
+        return dropped
+
+    def _not_taken(self, frames: bytes, start: int, stop: int) -> Iterator[tuple[AnyStream, int]]:
+        """Send the frames, and yield the streams that have not taken all, each with how many bytes it has.
+
+        -1 says that it is behind, and was not sent any. One whose connection has ended is closed.
+        """
         for place, sent in self._sender.send(self.sockets[start:stop], frames):
             slot = start + place
             stream = self.streams[slot]
             if stream is None:
                 continue
             if self.sockets[slot] == NONE:
-                stream.enqueue(frames)
+                yield stream, -1
             elif sent >= 0 or sent in _NOT_NOW:
-                stream.fall_behind(frames, max(0, sent))
+                yield stream, max(0, sent)
             else:
                 stream.close()

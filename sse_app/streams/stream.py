@@ -18,6 +18,9 @@ from sse_app.streams.send_table import NONE, SendTable
 FLUSH_BYTES = 64 * 1024
 """How much a flush takes at a time, so that a long backlog shows progress."""
 
+OFFERED_SHARE = 4
+"""What may be dropped is queued for a stream up to this part of its backlog limit."""
+
 
 class Subscriber(NamedTuple):
     """Whose stream it is, and where its connection came from.
@@ -205,6 +208,16 @@ class Stream:
                 self.end("slow_consumer", self.retry)
             else:
                 self._push(frames)
+
+    def offer(self, frames: bytes) -> bool:
+        """Queue frames that may be dropped while the stream is behind, and return whether that was done.
+
+        They take a share of the backlog at most, so that they never end a stream as ``slow_consumer``.
+        """
+        if self.ending is not None or self.backlog_bytes + len(frames) > self._backlog_limit // OFFERED_SHARE:
+            return False
+        self._push(frames)
+        return True
 
     def fall_behind(self, frames: bytes, sent: int) -> None:
         """Be parked no longer: the socket accepted only ``sent`` bytes of the frames."""

@@ -41,7 +41,8 @@ async def test_events_published_from_python_reach_a_stream_of_the_surrounding_ap
     token = sse.token("ann", subscribe=["alerts"], lifetime=60)
     first = await sse.publish("alerts", "risk_alert", {"severity": "high"})
     ids = await sse.publish_batch([{"channel": "alerts", "event": "e", "data": {"n": n}} for n in range(2)])
-    assert [id.seq for id in ids] == [first.seq + 1, first.seq + 2]
+    assert first is not None
+    assert [id and id.seq for id in ids] == [first.seq + 1, first.seq + 2]
 
     async with httpx.AsyncClient() as client:
         url = f"{base_url}/api/v1/sse/alerts?token={token}&last_event_id={first.epoch}-0"

@@ -32,6 +32,7 @@ from sse_app.streams.connection import StreamConnection
 from sse_app.streams.elsewhere import StreamsElsewhere
 from sse_app.streams.hub import Hub
 from sse_app.streams.keepalive import Keepalive
+from sse_app.streams.passing_on import PassingOn
 from sse_app.streams.publisher import Publisher
 from sse_app.streams.pump import Pump
 from sse_app.streams.stream import Replay, Stream
@@ -76,10 +77,11 @@ class Room:
         self.metrics = Metrics()
         self.lifecycle = Lifecycle()
         limits = Limits(streams_per_user=2, streams_per_address=3)
+        passing_on = PassingOn(self.hub, Alone())
         self.admission = Admission(
             self.hub,
             self.keepalive,
-            Publisher(self.log, ChannelRules.of(["a", "b"]), limits),
+            Publisher(self.log, ChannelRules.of(["a", "b"]), limits, passing_on),
             Tokens(KeyRing.load(keys), issuer="i", audience="a", longest=1e10, clock=lambda: self.now),
             self.metrics,
             self.lifecycle,

@@ -52,8 +52,10 @@ class _Publishing(BodyHandler):
 
     async def store(
         self, claims: Claims, events: list[NewEvent], body: bytes, query: EventQuery | None = None
-    ) -> list[EventId]:
+    ) -> list[EventId | None]:
         """Append the events, at most once for an ``Idempotency-Key`` of this subject.
+
+        It does nothing for those that are not stored.
 
         Args:
             claims: of the publisher.
@@ -101,7 +103,10 @@ class PublishHandler(_Publishing):
             type, data = request.get("event"), data_of(request)
             event = check(channel, type, data, request.get("retry"), request.get("final", False))
         ids = await self.store(claims, [event], body, query)
-        self.write_json({"id": str(ids[0]), "channel": channel}, 201)
+        if ids[0] is None:
+            self.write_json({"channel": channel}, 202)
+        else:
+            self.write_json({"id": str(ids[0]), "channel": channel}, 201)
 
 
 class BatchHandler(_Publishing):
@@ -117,7 +122,8 @@ class BatchHandler(_Publishing):
         for channel in dict.fromkeys(event.channel for event in events):
             claims.grants.require_publish(channel)
         ids = await self.store(claims, events, body)
-        self.write_json({"ids": [str(id) for id in ids]}, 201)
+        stored = any(id is not None for id in ids)
+        self.write_json({"ids": [id and str(id) for id in ids]}, 201 if stored else 202)
 
 
 class HistoryHandler(ApiHandler):
@@ -131,6 +137,9 @@ class HistoryHandler(ApiHandler):
         claims = self.access_claims()
         claims.grants.require_subscribe(channel)
         self.node.publisher.require_known(channel)
+        if not self.node.channels.stores(channel):
+            self.write_json({"events": [], "complete": True})
+            return
         eventlog = self.node.eventlog
         if position is None:
             events, complete = await eventlog.latest([channel], limit), True
