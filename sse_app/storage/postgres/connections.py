@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import psycopg
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, Notify
 from psycopg.pq import TransactionStatus
 
 CANCEL_TIMEOUT = 1.0
@@ -62,6 +62,18 @@ class Connection(AsyncConnection[tuple[Any, ...]]):
         """End both directions of the socket, which stays open: who waits for it reads its end."""
         with suppress(OSError), socket.socket(fileno=os.dup(self.pgconn.socket)) as shared:
             shared.shutdown(socket.SHUT_RDWR)
+
+    def notifications(self) -> list[Notify]:
+        """Return the notifications that have arrived, without waiting; no statement is waited for meanwhile.
+
+        Raises:
+            psycopg.OperationalError: the connection has ended.
+        """
+        self.pgconn.consume_input()
+        arrived = []
+        while (one := self.pgconn.notifies()) is not None:
+            arrived.append(Notify(one.relname.decode(), one.extra.decode(errors="replace"), one.be_pid))
+        return arrived
 
     @property
     def is_usable(self) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import psycopg
-from psycopg import sql
+from psycopg import Notify, sql
 
 from sse_app.storage.postgres.connections import Connection
 
@@ -68,6 +68,9 @@ class Listener:
         while True:
             try:
                 async with await Connection.connect(self._url, autocommit=True) as connection:
+                    connection.add_notify_handler(
+                        self._notified
+                    )  # what comes while a statement is waited for
                     for channel in self._channels:
                         await connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
                     self._set_connected(True)
@@ -83,12 +86,32 @@ class Listener:
             wait = min(2 * wait, LONGEST_WAIT)
 
     async def _hear(self, connection: Connection) -> None:
+        """Hand on each notification in the step in which it arrives: a task that waited for it would run later."""
+        loop, descriptor = asyncio.get_running_loop(), connection.fileno()
         while True:
-            async for notification in connection.notifies(timeout=LIVENESS_INTERVAL):
-                if (callbacks := self._channels.get(notification.channel)) is not None:
-                    callbacks.heard(notification.payload)
+            lost: asyncio.Future[None] = loop.create_future()
+            loop.add_reader(descriptor, self._read, connection, descriptor, lost)
+            try:
+                await asyncio.wait([lost], timeout=LIVENESS_INTERVAL)
+            finally:
+                if not lost.done():
+                    loop.remove_reader(descriptor)
+            if lost.done():
+                lost.result()
             async with asyncio.timeout(LIVENESS_INTERVAL):
                 await connection.execute("SELECT 1")
+
+    def _read(self, connection: Connection, descriptor: int, lost: asyncio.Future[None]) -> None:
+        try:
+            for notification in connection.notifications():
+                self._notified(notification)
+        except Exception as error:
+            asyncio.get_running_loop().remove_reader(descriptor)  # at once: another one may get its number
+            lost.set_exception(error)
+
+    def _notified(self, notification: Notify) -> None:
+        if (callbacks := self._channels.get(notification.channel)) is not None:
+            callbacks.heard(notification.payload)
 
     def _set_connected(self, connected: bool) -> None:
         self.connected = connected
