@@ -31,9 +31,10 @@ def new(channel: ChannelName = A, text: str = "{}") -> NewEvent:
 
 @asynccontextmanager
 async def opened(
-    url: str, retention: Retention | None = None, query_timeout: float = 5.0
+    place: str | Database, retention: Retention | None = None, query_timeout: float = 5.0
 ) -> AsyncIterator[PostgresEventLog]:
-    log = PostgresEventLog(Database(url, timeout=query_timeout), retention)
+    database = Database(place, timeout=query_timeout) if isinstance(place, str) else place
+    log = PostgresEventLog(database, retention)
     await log.open()
     try:
         yield log
@@ -56,7 +57,7 @@ def forget_the_end(url: str) -> None:
 
 def move_to_another_server(url: str) -> None:
     """Have the log be one that another cluster has written."""
-    rows(url, "UPDATE sse_app.log SET system = system + 1")
+    rows(url, "UPDATE sse_app.log SET system = system + 1, started = started - interval '1 day'")
 
 
 def give_another_epoch(url: str) -> None:
@@ -352,6 +353,39 @@ async def test_a_notification_that_another_role_has_made_up_changes_nothing(data
             await log.append([new()])
             assert [event.seq for event in await asyncio.wait_for(following, 20)] == [2]
             assert log.head == (first.epoch, 2)
+
+
+@pytest.mark.gen_test
+async def test_appends_and_the_tail_use_indexes_also_where_they_began_on_empty_tables(
+    database_url: str,
+) -> None:
+    async def read_through() -> list[tuple[Any, ...]]:
+        sessions = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+        await until_async(lambda: rows(database_url, sessions) == [(1,)], "what others have counted is there")
+        return rows(
+            database_url,
+            "SELECT relname, seq_scan FROM pg_stat_user_tables "
+            "WHERE relname IN ('channels', 'events', 'idempotency') ORDER BY relname",
+        )
+
+    async with opened(database_url):
+        pass  # the schema is there, and the log
+    before = await read_through()
+    with psycopg.connect(database_url, autocommit=True) as session:
+        for number in range(50):
+            for channels in [f"c{number}"], [f"d{number}", f"d{number // 2}", "e"]:
+                many = len(channels)
+                session.execute(
+                    "SELECT sse_app.append('', 0, 1000, 'x', %s, %s, %s, NULL, %s, %s, %s, %s)",
+                    (
+                        channels, ["t"] * many, [b"{}"] * many, [many],
+                        [b"ann"], [f"{channels[0]}"], [b"digest"],
+                    ),
+                )  # fmt: skip
+            (_, first, *_) = session.execute("SELECT * FROM sse_app.following(%s, 1, 100)", (number,))
+            assert first[0] == number + 1
+    assert rows(database_url, "SELECT count(*), max(seq) FROM sse_app.events") == [(200, 200)]
+    assert await read_through() == [(name, scans + (name == "events")) for name, scans in before]
 
 
 @pytest.mark.gen_test
