@@ -40,11 +40,11 @@ from sse_app.cluster.link import (
 from sse_app.cluster.machine_peer import MachinePeer, Said
 from sse_app.cluster.peer import SILENT_TIMEOUT
 from sse_app.cluster.registry import MESSAGE_TIME, Registry, Row
-from sse_app.cluster.sealing import Seal
 from sse_app.core.background import BackgroundTasks
 from sse_app.core.errors import StateError
 from sse_app.core.periodic import PeriodicCallback
 from sse_app.storage.postgres.database import Database, DatabaseUnavailable
+from sse_app.storage.postgres.sealing import Seal
 
 CHANNEL = "sse_app_cluster"
 """The channel of the notifications."""

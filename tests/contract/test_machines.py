@@ -15,9 +15,9 @@ import pytest
 
 from sse_app.cluster import registry
 from sse_app.cluster.machines import LONGEST_NOTIFIED, Machines
-from sse_app.cluster.sealing import OVERHEAD, Seal
 from sse_app.core.errors import StateError
 from sse_app.storage.postgres.database import Database
+from sse_app.storage.postgres.sealing import OVERHEAD, Seal
 from tests.support.postgres import Postgres, cluster
 from tests.support.waiting import until_async
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager
@@ -14,10 +16,11 @@ import pytest
 
 from sse_app.core.channels import ChannelName
 from sse_app.core.errors import EventLogUnavailable
-from sse_app.core.events import EventId, NewEvent
+from sse_app.core.events import Event, EventId, NewEvent
 from sse_app.eventlog.base import EventsTrimmed, IdempotencyKey, LogReplaced, Retention
 from sse_app.eventlog.postgres import appends
 from sse_app.eventlog.postgres.log import PostgresEventLog
+from sse_app.eventlog.postgres.notices import Notices
 from sse_app.storage.postgres.database import Database, DatabaseUnavailable
 from tests.support.postgres import Postgres, cluster
 from tests.support.waiting import until_async
@@ -356,6 +359,79 @@ async def test_a_notification_that_another_role_has_made_up_changes_nothing(data
 
 
 @pytest.mark.gen_test
+async def test_a_small_commit_reaches_another_node_without_a_query_of_it(database_url: str) -> None:
+    database = Database(database_url, connections=1)
+    async with opened(database_url) as log, opened(database) as other, aclosing(other.tail(0)) as tail:
+        await log.append([new(A, '{"n":1}')])
+        assert [event.seq for event in await asyncio.wait_for(anext(tail), 20)] == [1]
+        async with database.connection():  # the only one that it has
+            for number in range(2, 6):
+                stored = await log.append([new(A, f'{{"n":{number}}}'), new(B, '{"é":""}')][: number % 2 + 1])
+                events = await asyncio.wait_for(anext(tail), 20)
+                assert [event.seq for event in events] == [position.seq for position in stored]
+                assert (events[0].channel, events[0].type) == (A, "t")
+                assert events[0].data == f'{{"n":{number}}}'.encode()
+            assert other.head == log.head
+        assert await other.lost([A, B], log.head) == {}
+
+
+@pytest.mark.gen_test
+async def test_commits_with_and_without_a_notice_come_in_order(database_url: str) -> None:
+    async with opened(database_url) as log, opened(database_url) as other, aclosing(other.tail(0)) as tail:
+        sizes = [1, 2000, 4300, 5600, 5700, 5800, 6000, 100_000]  # some are too long for a notification
+
+        async def publish(publisher: PostgresEventLog) -> None:
+            for round_ in range(4):
+                for size in sizes:
+                    key = IdempotencyKey("ann", f"{size} {round_}", b"")  # one of both publishers stores it
+                    await publisher.append([new(A, "x" * size), new(B)], key)
+                    await publisher.append([new(A, "x" * size)])
+
+        publishing = asyncio.gather(publish(log), publish(other))
+        seen: list[Event] = []
+        while len(seen) < 4 * 4 * len(sizes):
+            seen += await asyncio.wait_for(anext(tail), 20)
+        await publishing
+        assert [event.seq for event in seen] == list(range(1, len(seen) + 1))
+        stored = rows(database_url, "SELECT seq, octet_length(data) FROM sse_app.events ORDER BY seq")
+        assert [(event.seq, len(event.data)) for event in seen] == stored
+        assert other.head.seq == len(seen)
+
+
+@pytest.mark.gen_test
+async def test_what_nodes_say_of_their_events_no_other_role_can_read_or_forge(
+    postgres: Postgres, database_url: str
+) -> None:
+    if not postgres.execute("SELECT 1 FROM pg_roles WHERE rolname = 'stranger'"):
+        postgres.execute("CREATE ROLE stranger LOGIN")
+    stranger_url = postgres.url(database_url.rpartition("/")[2], "stranger")
+    async with opened(database_url) as log, opened(database_url) as other, aclosing(other.tail(0)) as tail:
+        stranger = await psycopg.AsyncConnection.connect(stranger_url, autocommit=True)
+        async with stranger:
+            await stranger.execute("LISTEN sse_app_events")
+            (first,) = await log.append([new(ChannelName("salaries"), '{"of":"a secret"}')])
+            (heard,) = [one.payload async for one in stranger.notifies(timeout=20, stop_after=1)]
+            assert [event.seq for event in await asyncio.wait_for(anext(tail), 20)] == [1]
+            epoch, seq, sender, notice = heard.split()
+            assert (epoch, int(seq)) == first
+            assert not {b"secret", b"salaries"} & set(re.findall(rb"[a-z]+", base64.b64decode(notice)))
+            forger = Notices()
+            forger.use(b"guess")
+            forged = forger.close(first, [new(A, '{"forged":1}')])
+            for payload in (
+                heard, f"{epoch} 2 {sender} {notice}", f"{epoch} 2 x {notice}", f"{epoch} 2 x {forged}",
+                f"{epoch} 2 x {notice[:-4]}AAA=", f"{epoch} 2 x {notice} {notice}", f"{epoch} 2 x é",
+            ):  # fmt: skip
+                await stranger.execute("SELECT pg_notify('sse_app_events', %s)", (payload,))
+        following = asyncio.ensure_future(anext(tail))
+        await asyncio.sleep(0.3)
+        assert other.head == first
+        await log.append([new()])
+        assert [event.seq for event in await asyncio.wait_for(following, 20)] == [2]
+        assert log.head == other.head == (epoch, 2)
+
+
+@pytest.mark.gen_test
 async def test_appends_and_the_tail_use_indexes_also_where_they_began_on_empty_tables(
     database_url: str,
 ) -> None:
@@ -376,7 +452,7 @@ async def test_appends_and_the_tail_use_indexes_also_where_they_began_on_empty_t
             for channels in [f"c{number}"], [f"d{number}", f"d{number // 2}", "e"]:
                 many = len(channels)
                 session.execute(
-                    "SELECT sse_app.append('', 0, 1000, 'x', %s, %s, %s, NULL, %s, %s, %s, %s)",
+                    "SELECT sse_app.append('', 0, 1000, 'x', %s, %s, %s, NULL, %s, %s, %s, %s, NULL)",
                     (
                         channels, ["t"] * many, [b"{}"] * many, [many],
                         [b"ann"], [f"{channels[0]}"], [b"digest"],

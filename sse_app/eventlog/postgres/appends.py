@@ -13,6 +13,7 @@ from psycopg.errors import Diagnostic
 from sse_app.core.errors import EventLogUnavailable, IdempotencyKeyReused
 from sse_app.core.events import Event, EventId, NewEvent
 from sse_app.eventlog.base import IdempotencyKey
+from sse_app.eventlog.postgres.notices import Notices
 from sse_app.storage.postgres.database import Database, DatabaseUnavailable, text_of
 
 MAX_GROUP_EVENTS = 2000
@@ -28,7 +29,7 @@ _APPEND = """
 SELECT epoch, head, firsts FROM sse_app.append(
     %s, %s, %s, %s,
     %b::text[], %b::text[], %b::bytea[], %b::integer[], %b::integer[],
-    %b::bytea[], %b::text[], %b::bytea[])
+    %b::bytea[], %b::text[], %b::bytea[], %s)
 """
 
 
@@ -63,6 +64,7 @@ class Appends:
     Args:
         database: is open while there are appends.
         sender: names this process in the notification of its commits.
+        notices: says what else stands there.
         known: returns the position of the last event that is known to be in the log.
         stored: is called with what each call has stored, before the appends are answered.
         failed: is called with what a call has failed with, before the appends are refused.
@@ -72,12 +74,14 @@ class Appends:
         self,
         database: Database,
         sender: str,
+        notices: Notices,
         known: Callable[[], EventId],
         stored: Callable[[Stored], None],
         failed: Callable[[EventLogUnavailable], None],
     ) -> None:
         self._database = database
         self._sender = sender
+        self._notices = notices
         self._known = known
         self._stored = stored
         self._failed = failed
@@ -175,6 +179,7 @@ class Appends:
             [key and key.subject.encode("utf-8", "surrogatepass") for key in keys] if has_keys else None,
             [key and key.key for key in keys] if has_keys else None,
             [key and key.digest for key in keys] if has_keys else None,
+            self._notices.close(known, events),
         ]
 
     async def _call(self, parameters: list[Any]) -> tuple[str, int, list[int]]:

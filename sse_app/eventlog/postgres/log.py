@@ -33,11 +33,12 @@ from sse_app.eventlog.base import (
 from sse_app.eventlog.postgres.appends import Appends, Stored, patience
 from sse_app.eventlog.postgres.expiry import Expiry
 from sse_app.eventlog.postgres.memory import Memory
+from sse_app.eventlog.postgres.notices import Notices
 from sse_app.eventlog.tail import TAIL_EVENTS, Tails
 from sse_app.storage.postgres.database import Database, DatabaseUnavailable, text_of
 
 CHANNEL = "sse_app_events"
-"""Where each commit is notified: ``epoch seq sender``."""
+"""Where each commit is notified: ``epoch seq sender``, and perhaps a notice of its events."""
 
 LOOK_INTERVAL = 1.0
 """How often the log is looked at, also where no notification has come, in seconds."""
@@ -81,7 +82,10 @@ class PostgresEventLog(EventLog):
         self._cannot_be_written = False
         """Whether the last attempt to write failed: that it can be read says nothing then."""
         self._sender = secrets.token_hex(4)
-        self._appends = Appends(database, self._sender, lambda: self.head, self._stored, self._not_stored)
+        self._notices = Notices()
+        self._appends = Appends(
+            database, self._sender, self._notices, lambda: self.head, self._stored, self._not_stored
+        )
         self._expiry = Expiry(database, self._retention)
         self._kept_reads: SharedReads[tuple[str, ...], _Kept] = SharedReads()
         self._due = asyncio.Event()
@@ -130,18 +134,23 @@ class PostgresEventLog(EventLog):
     # -- what happens to the log ----------------------------------------------------------------------------
 
     def _heard(self, payload: str) -> None:
-        """Have what a notification tells of read, unless it is a commit of this process, which is answered for.
+        """Hand on the events that a notification has, or have them read, unless this process has committed them.
 
-        It is no more than a hint: any role of the database may notify.
+        Without a notice of a node it is no more than a hint: any role of the database may notify.
         """
         epoch, _, rest = payload.partition(" ")
-        seq, _, sender = rest.partition(" ")
+        seq, _, rest = rest.partition(" ")
+        sender, _, notice = rest.partition(" ")
         if sender == self._sender:
             return
         if epoch != self._epoch or not (seq.isdecimal() and len(seq) < 20):
             self._due.set()
-        elif int(seq) > self._seq:
-            self._tails.grown_to(int(seq))
+        elif (head := int(seq)) > self._seq:
+            if events := self._notices.open(notice, EventId(epoch, head)):
+                self._seq = head
+                self._tails.publish(events)
+            else:
+                self._tails.grown_to(head)
 
     def _learned(self, epoch: str, head: int, asked_at: int) -> None:
         """Take over what the log was a moment ago.
@@ -203,12 +212,13 @@ class PostgresEventLog(EventLog):
 
     async def _look(self) -> None:
         asked_at = self._replacements
-        ((epoch, head),) = await self._query(
-            "SELECT epoch, seq FROM sse_app.look(%s, %s, %s)",
+        ((epoch, head, secret),) = await self._query(
+            "SELECT epoch, seq, (SELECT secret FROM sse_app.cluster) FROM sse_app.look(%s, %s, %s)",
             self._epoch,
             self._seq,
             patience(self._database),
         )
+        self._notices.use(secret)
         self._learned(epoch, head, asked_at)
 
     # -- what callers ask -----------------------------------------------------------------------------------

@@ -169,6 +169,7 @@ $$;
 --   channels, types, data, retries: of each event, of all requests in their order; retries may be null.
 --   counts: how many events each request has.
 --   subjects, keys, digests: of each request's idempotency key, null where it has none; all three may be null.
+--   sealed: what the notification says where all events are stored, and directly after the known one; or null.
 -- Returns the epoch; the seq of the last event before; and of each request the seq of its first event, also where its key
 -- is known, which it is for a day: from an earlier call, or from a request before it. Then nothing is stored for it. It is
 -- 0 where the key is known with another digest.
@@ -178,7 +179,7 @@ $$;
 CREATE FUNCTION sse_app.append(
     known_epoch text, known_seq bigint, patience integer, sender text,
     channels text[], types text[], data bytea[], retries integer[], counts integer[],
-    subjects bytea[], keys text[], digests bytea[],
+    subjects bytea[], keys text[], digests bytea[], sealed text,
     OUT epoch text, OUT head bigint, OUT firsts bigint[]
 )
 LANGUAGE plpgsql VOLATILE
@@ -271,7 +272,8 @@ BEGIN
                 new.type, new.content, new.retry, now
             FROM new JOIN changed ON changed.name = new.name;
     END IF;
-    PERFORM pg_notify('sse_app_events', concat_ws(' ', epoch, first - 1, sender));
+    PERFORM pg_notify('sse_app_events', concat_ws(' ', epoch, first - 1, sender,
+        CASE WHEN epoch = known_epoch AND head = known_seq AND first - 1 = head + total THEN sealed END));
 END
 $$;
 
