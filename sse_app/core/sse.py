@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from sse_app.core.events import timestamp
+from sse_app.core.events import EventId, timestamp
 from sse_app.core.json_text import to_json
 
 _LINE_BREAK = re.compile(rb"\r\n|\r|\n")
@@ -64,9 +64,15 @@ def encode_json(event: str, data: object, *, id: str | None = None, retry: int |
     return encode(to_json(data), event=event, id=id, retry=retry)
 
 
-def encode_ping(now: float) -> bytes:
-    """Return the event that shows a client that its stream is alive; ``now`` is the wall clock's time."""
-    return encode_json("ping", {"timestamp": timestamp(now)})
+def encode_ping(now: float, position: EventId | None = None) -> bytes:
+    """Return the event that shows a client that its stream is alive.
+
+    Args:
+        now: the wall clock's time.
+        position: up to which the client has all events that it is sent; it resumes from there.
+    """
+    id = None if position is None else str(position)
+    return encode_json("ping", {"timestamp": timestamp(now)}, id=id)
 
 
 def encode_closing(reason: str, retry: int | None) -> bytes:
@@ -74,6 +80,6 @@ def encode_closing(reason: str, retry: int | None) -> bytes:
 
     Args:
         reason: for the client, e.g. ``token_expired``.
-        retry: when to come back, in milliseconds; None when the client's token is of no more use.
+        retry: when to come back, in milliseconds; None when it is of no use to come back.
     """
     return encode_json("closing", {"reason": reason, "retry": retry}, retry=retry)

@@ -15,7 +15,8 @@ from sse_app.core.events import EventId, timestamp
 from sse_app.core.framing import Framing
 from sse_app.core.json_text import to_json
 from sse_app.core.lifecycle import Lifecycle
-from sse_app.core.sse import encode_closing, encode_event, encode_json
+from sse_app.core.selection import Interest, interest_of
+from sse_app.core.sse import encode_closing, encode_event, encode_json, encode_ping
 from sse_app.eventlog.base import Beginning
 from sse_app.settings.model import Limits
 from sse_app.streams.elsewhere import StreamsElsewhere
@@ -49,6 +50,11 @@ class Subscription(NamedTuple):
     beginning: Beginning | None = None
     types: frozenset[str] | None = None
 
+    @property
+    def interest(self) -> Interest:
+        """The events that are wanted."""
+        return interest_of(self.channels, self.types)
+
 
 class Admitted(NamedTuple):
     """A registered stream, and the wire bytes that it begins with.
@@ -68,6 +74,10 @@ class TurnedAway(NamedTuple):
     closing: bytes
 
 
+class NothingToCome:
+    """What is answered to a client whose channels have all ended, and that has all they had."""
+
+
 class _Start(NamedTuple):
     """From which event on a stream has its events.
 
@@ -75,11 +85,14 @@ class _Start(NamedTuple):
         after: the position.
         lost: which channels and patterns cannot be continued there, with reasons.
         floors: as of `Replay`.
+        end: where nothing is to come but what is told of ``lost``: the position from which a client that comes back is
+            told no more of that.
     """
 
     after: EventId
     lost: dict[str, str] = {}  # noqa: RUF012 - never changed
     floors: dict[str, int] = {}  # noqa: RUF012 - never changed
+    end: EventId | None = None
 
 
 class Admission:
@@ -123,8 +136,8 @@ class Admission:
         self._limits = limits
         self._capacity = capacity
 
-    async def admit(self, claims: Claims, wanted: Subscription) -> Admitted | TurnedAway:
-        """Register a stream, or say why it cannot be served just now.
+    async def admit(self, claims: Claims, wanted: Subscription) -> Admitted | TurnedAway | NothingToCome:
+        """Register a stream, or say why it cannot be served just now, or that there is nothing to come.
 
         The checks come in the order of the errors below; only then is the event log asked. The caller attaches
         a connection to the stream, writes the first events and runs it with the `Pump`; where that fails it
@@ -145,24 +158,26 @@ class Admission:
         if (reason := self._unavailable(claims, wanted)) is not None:
             return self._turn_away(reason)
         start = self._start(wanted)
-        if not isinstance(start, _Start):
+        if not isinstance(start, _Start) or self._hub.has_ended(wanted.interest):
             try:
-                if isinstance(start, EventId):
-                    start = await self._resume(wanted.channels, start)
-                else:
-                    start = await self._begin(wanted.channels, start)
+                start = await self._settle(wanted, start)
+                has_ended = await self._has_ended(wanted)
             except EventLogUnavailable:
                 return self._turn_away("unavailable")
             # Others may have been admitted, and the server may have begun to drain, while the log was asked.
             if (reason := self._unavailable(claims, wanted)) is not None:
                 return self._turn_away(reason)
+            if has_ended and self._is_at_end(wanted, start):
+                if not start.lost:
+                    return NothingToCome()
+                start = start._replace(end=self._hub.head)
         # The stream is registered in the same step of the event loop, so a later revocation finds it.
         self._tokens.require_in_force(claims)
         self._tokens.require_not_kicked(claims)
         return self._register(claims, wanted, start)
 
-    def check(self, claims: Claims, wanted: Subscription) -> None:
-        """Raise what `admit` would, and register nothing.
+    async def check(self, claims: Claims, wanted: Subscription) -> bool:
+        """Raise what `admit` would, and register nothing; return whether there is something to come.
 
         Raises:
             Kicked, Forbidden, UnknownChannel, TooManyStreams, TokenRefused: as `admit` does.
@@ -170,6 +185,13 @@ class Admission:
         self._authorise(claims, wanted.channels)
         self._unavailable(claims, wanted)
         self._tokens.require_in_force(claims)
+        if not self._hub.has_ended(wanted.interest):
+            return True
+        try:
+            start = await self._settle(wanted, self._start(wanted))
+            return not await self._has_ended(wanted) or not self._is_at_end(wanted, start) or bool(start.lost)
+        except EventLogUnavailable:
+            return True
 
     def abandon(self, stream: Stream) -> None:
         """Forget an admitted stream whose client is gone before the pump runs it."""
@@ -221,6 +243,29 @@ class Admission:
         # trimmed before they were read; also where other processes append to the log.
         return _Start(after) if after == head else after
 
+    async def _settle(self, wanted: Subscription, start: _Start | EventId | Beginning) -> _Start:
+        """Return where the stream begins; the log is asked where that is needed.
+
+        Raises:
+            EventLogUnavailable: the log cannot be asked just now.
+        """
+        if isinstance(start, _Start):
+            return start
+        if isinstance(start, EventId):
+            return await self._resume(wanted.channels, start)
+        return await self._begin(wanted.channels, start)
+
+    async def _has_ended(self, wanted: Subscription) -> bool:
+        """Return whether the channels have ended, also by what the log has: a client that is told so stays away.
+
+        Raises:
+            EventLogUnavailable: the log cannot be asked just now.
+        """
+        return self._hub.has_ended(wanted.interest) and await self._hub.confirm_ended(wanted.interest)
+
+    def _is_at_end(self, wanted: Subscription, start: _Start) -> bool:
+        return self._hub.is_at_end(wanted.interest, start.after.seq, start.floors)
+
     async def _begin(self, channels: tuple[str, ...], beginning: Beginning) -> _Start:
         """Return where a stream begins in the past.
 
@@ -263,7 +308,10 @@ class Admission:
         self._metrics.streams_opened += 1
         self._metrics.streams_resumed += resumed
         recovered = resumed and not start.lost
-        first_events = _connected(stream, _id_of(wanted, start), recovered, time.time()) + _resets(start.lost)
+        now = time.time()
+        first_events = _connected(stream, _id_of(wanted, start), recovered, now) + _resets(start.lost)
+        if start.end is not None:
+            first_events += encode_ping(now, start.end)
         return Admitted(stream, wanted.framing.frame(first_events), recovered)
 
 

@@ -7,7 +7,7 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from itertools import chain
 from typing import TypeVar
@@ -16,16 +16,17 @@ from sse_app.core.addresses import network_of
 from sse_app.core.channels import ChannelName, is_internal
 from sse_app.core.counters import Durations
 from sse_app.core.errors import EventLogUnavailable
-from sse_app.core.events import TEXT, Event, EventId, NewEvent
+from sse_app.core.events import FINAL, TEXT, Event, EventId, NewEvent
 from sse_app.core.framing import Framing
 from sse_app.core.multimap import Multimap
 from sse_app.core.pattern_index import PatternIndex
 from sse_app.core.selection import Interest, interest_of
 from sse_app.core.shared_reads import SharedReads
-from sse_app.core.sse import encode_without_id
+from sse_app.core.sse import encode_ping, encode_without_id
 from sse_app.eventlog.base import NO_FLOORS, EventLog, EventsTrimmed, LogReplaced
 from sse_app.streams.bulk_send import BulkSender
 from sse_app.streams.disconnects import Disconnects
+from sse_app.streams.ended_channels import EndedChannels
 from sse_app.streams.fanout import FanoutGroup
 from sse_app.streams.numbers import first_number, node_of
 from sse_app.streams.replay_cache import ReplayCache
@@ -36,6 +37,9 @@ FANOUT_SLICE = 128
 
 A request takes some five rounds of the event loop until it is answered, and waits for a slice in each.
 """
+
+FINISHED_AT_ONCE = 64
+"""How many streams whose channels have ended are ended before the event loop runs other callbacks."""
 
 REPLAY_PAGE_EVENTS = 500
 """How many events a replay reads from the log at a time."""
@@ -108,6 +112,9 @@ class Hub:
         """Is set at the next fan-out, where that is waited for."""
         self._empty = asyncio.Event()
         self._following: asyncio.Task[None] | None = None
+        self._ended = EndedChannels()
+        """The channels that have ended by what every stream has been given."""
+        self._knows_ended = False
 
     def jittered_retry(self) -> int:
         """Return a reconnection time in milliseconds, so that clients whose streams end together come back apart."""
@@ -139,6 +146,7 @@ class Hub:
         head = self.eventlog.head
         self.head = after if after is not None and self.continues(after) else head
         self._replay_cache = ReplayCache(head.epoch, REPLAY_CACHE_BYTES)
+        self._knows_ended = False
         self.disconnects.prepare()
         self.sender.prepare()
         self.resume()
@@ -174,6 +182,8 @@ class Hub:
             try:
                 if self.eventlog.head.epoch != self.head.epoch:  # since the last tail has ended
                     raise LogReplaced
+                if not self._knows_ended:
+                    await self._learn_ended()
                 async with aclosing(self.eventlog.tail(self.head.seq)) as tail:
                     async for events in tail:
                         await self._bring(events)
@@ -193,6 +203,8 @@ class Hub:
         self._replacements += 1
         self._advance(head.seq)
         self._replay_cache = ReplayCache(head.epoch, REPLAY_CACHE_BYTES)
+        self._ended.learn({})
+        self._knows_ended = False
         self.end_all("unavailable")
 
     async def _bring(self, events: list[Event]) -> None:
@@ -389,6 +401,8 @@ class Hub:
         begun = time.perf_counter()
         await self._serve(self._begin(events))
         self.fan_out_seconds.observe(time.perf_counter() - begun)
+        if any(event.flags & FINAL for event in events):
+            await self._finish_all(self._finished_by(events))
 
     def _fan_out_at_once(self, event: Event) -> bool:
         """Do as `fan_out` does, in one step, where an event is for few streams; return whether that is so.
@@ -403,11 +417,16 @@ class Hub:
         for group, frames, slots in self._begin([event]):
             group.send(frames, 0, slots)
         self.fan_out_seconds.observe(time.perf_counter() - begun)
+        if event.flags & FINAL:
+            for stream in self._finished_by([event]):
+                self.finish(stream)
         return True
 
     def _begin(self, events: list[Event]) -> list[tuple[FanoutGroup[Stream], bytes, int]]:
         """Have events be the last ones, and return what is to be sent to whom."""
         self._replay_cache.add(events)
+        if self._ended:
+            self._ended.reopen(event.channel for event in events)
         self._advance(events[-1].seq)
         self.events_fanned_out += len(events)
         return list(self._plan(events, self._replay_cache.encode))
@@ -489,6 +508,86 @@ class Hub:
             if count:
                 self.deliveries += len(group) * count
                 yield group, frames, len(group.streams)
+
+    # -- channels that end ----------------------------------------------------------------------------------
+
+    async def _learn_ended(self) -> None:
+        """Learn which channels have ended up to the head, and end the streams on these that have all already.
+
+        What follows the head comes from the log's tail.
+        """
+        ended = await self.eventlog.ended()
+        self._ended.learn({channel: seq for channel, seq in ended.items() if seq <= self.head.seq})
+        if self._ended:
+            await self._finish_all(self._finished(self._groups.values()))
+        self._knows_ended = True
+
+    def has_ended(self, interest: Interest) -> bool:
+        """Return whether nothing follows of what a stream is sent: it is on no pattern, and its channels have ended."""
+        return not interest.selection.patterns and self._ended.have_ended(interest.selection.names)
+
+    def is_at_end(self, interest: Interest, after: int, floors: Mapping[str, int]) -> bool:
+        """Return whether a stream that has all up to a position has also what has ended its channels.
+
+        Args:
+            interest: in channels that have ended.
+            after: the position.
+            floors: as of `Replay`.
+        """
+        return all(
+            self._ended.last_of(name) <= max(after, floors.get(name, 0)) for name in interest.selection.names
+        )
+
+    async def confirm_ended(self, interest: Interest) -> bool:
+        """Return whether channels have ended also by what the log has now.
+
+        Another process may have published there since; or the final event is no longer kept, and then the channel
+        counts as one that has not ended.
+
+        Args:
+            interest: in channels that have ended as far as is known here.
+
+        Raises:
+            EventLogUnavailable: the log cannot be read.
+        """
+        for name in interest.selection.names:
+            latest = await self.eventlog.latest([name], 1)
+            if not latest:
+                self._ended.reopen([name])
+            if not latest or not latest[-1].flags & FINAL:
+                return False
+        return True
+
+    def finish(self, stream: Stream) -> None:
+        """End a stream that has been given all up to the head, and whose channels have ended.
+
+        A client that is sent some event types only is told that position: its own may be an earlier one, with which it
+        would never be told that there is nothing to come.
+        """
+        position = None if stream.interest.types is None else self.head
+        stream.end("ended", None, before=encode_ping(time.time(), position) if position else b"")
+
+    def _finished_by(self, events: list[Event]) -> list[Stream]:
+        """Have channels end, and return the streams for which nothing follows and nothing waits.
+
+        A stream that is behind is ended by its pump, once it has written what waits.
+        """
+        channels = self._ended.end(events)
+        return self._finished(dict.fromkeys(chain.from_iterable(map(self._groups_of, channels))))
+
+    def _groups_of(self, channel: ChannelName) -> Collection[FanoutGroup[Stream]]:
+        return self._of_channel.get(channel, ())
+
+    def _finished(self, groups: Iterable[FanoutGroup[Stream]]) -> list[Stream]:
+        ended = [group for group in groups if self.has_ended(group.interest)]
+        return [stream for group in ended for stream in group.streams if stream is not None and stream.parked]
+
+    async def _finish_all(self, streams: list[Stream]) -> None:
+        for number, stream in enumerate(streams, 1):
+            if stream.parked and self.has_ended(stream.interest):  # also now
+                self.finish(stream)
+            if number % FINISHED_AT_ONCE == 0:
+                await asyncio.sleep(0)
 
     # -- the server's own channel ---------------------------------------------------------------------------
 

@@ -55,7 +55,7 @@ class Pump:
         """
         try:
             await self._catch_up(stream, writer)
-            while stream.waits:
+            while stream.waits or self._finishes(stream):
                 writer.write(stream.take())
                 await writer.flush()
         except BaseException:
@@ -65,6 +65,13 @@ class Pump:
             self._end(stream)
         else:
             stream.park(self._resume)
+
+    def _finishes(self, stream: Stream) -> bool:
+        """End a stream, which has nothing waiting, if its channels have ended; return whether that is so."""
+        if stream.closed or stream.ending is not None or not self._hub.has_ended(stream.interest):
+            return False
+        self._hub.finish(stream)
+        return True
 
     def adopt(self, stream: Stream) -> None:
         """Write a stream of an earlier process, whose request was answered there.

@@ -159,6 +159,11 @@ class Stream:
         return self.connection is not None and self.connection.closed
 
     @property
+    def parked(self) -> bool:
+        """Whether it has caught up, and nothing waits."""
+        return self._resume is not None
+
+    @property
     def settled(self) -> bool:
         """Whether it is parked, and its client is known to have acknowledged all that was sent to it."""
         return self._resume is not None and self.connection is not None and self.connection.settled()
@@ -226,12 +231,13 @@ class Stream:
         self.connection.queue_rest(frames, sent)
         self._wake()
 
-    def end(self, reason: str, retry: int | None) -> None:
+    def end(self, reason: str, retry: int | None, *, before: bytes = b"") -> None:
         """End the stream with ``closing``. What waits is dropped: the client resumes by its last id.
 
         Args:
             reason: for the client, e.g. ``token_expired``.
             retry: when to come back, in milliseconds; None when this token is of no more use.
+            before: what is sent before that, not framed.
         """
         if self.ending is not None or self.closed:
             return
@@ -240,7 +246,7 @@ class Stream:
         self._pending = None
         self._pending_bytes = 0
         self._mark_behind()
-        self._push(self.framing.frame(encode_closing(reason, retry)))
+        self._push(self.framing.frame(before + encode_closing(reason, retry)))
 
     def log_fields(self, **more: object) -> dict[str, object]:
         """Return what a log line says of the stream."""

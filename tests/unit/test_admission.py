@@ -27,7 +27,7 @@ from sse_app.core.lifecycle import Lifecycle
 from sse_app.eventlog.base import Retention
 from sse_app.eventlog.memory import MemoryEventLog
 from sse_app.settings.model import KeepaliveSettings, Limits
-from sse_app.streams.admission import Admission, Admitted, Subscription, TurnedAway
+from sse_app.streams.admission import Admission, Admitted, NothingToCome, Subscription, TurnedAway
 from sse_app.streams.connection import StreamConnection
 from sse_app.streams.elsewhere import StreamsElsewhere
 from sse_app.streams.hub import Hub
@@ -103,7 +103,7 @@ class Room:
         grants: Grants | None = None,
         position: str | None = None,
         address: str = "here",
-    ) -> Admitted | TurnedAway:
+    ) -> Admitted | TurnedAway | NothingToCome:
         """Ask for a stream; the token grants the channels ``a`` and ``unknown`` unless told otherwise."""
         grants = Grants.of(["a", "unknown"]) if grants is None else grants
         claims = Claims(user, "session", "token", NOW - 10, NOW + 60, grants)

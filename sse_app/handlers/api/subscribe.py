@@ -16,7 +16,7 @@ from sse_app.handlers.api.publish import PublishHandler
 from sse_app.handlers.errors import Refusal
 from sse_app.handlers.parsing import parse_position
 from sse_app.handlers.stream_query import parse_beginning, parse_types
-from sse_app.streams.admission import Subscription, TurnedAway
+from sse_app.streams.admission import NothingToCome, Subscription, TurnedAway
 from sse_app.streams.connection import take_over
 from sse_app.streams.stream import Stream
 
@@ -48,15 +48,20 @@ class StreamHandler(PublishHandler):
     async def head(self, names: str) -> None:
         """Answer what ``get`` would, with the head of a stream alone; nothing is opened."""
         wanted = self._wanted(names)
-        self.node.admission.check(self._stream_claims(), wanted)
-        self._set_stream_headers()
-        await self.flush()  # else Tornado would say that a stream has no bytes
+        if await self.node.admission.check(self._stream_claims(), wanted):
+            self._set_stream_headers()
+            await self.flush()  # else Tornado would say that a stream has no bytes
+        else:
+            self.set_status(204)
 
     async def _open(self, names: str) -> Stream | None:
         """Return the stream with its first events sent, or None where it was turned away."""
         node = self.node
         wanted = self._wanted(names)
         admitted = await node.admission.admit(self._stream_claims(), wanted)
+        if isinstance(admitted, NothingToCome):
+            self.set_status(204)  # with which a native client stops (WHATWG HTML §9.2.2)
+            return None
         if isinstance(admitted, TurnedAway):
             await self._turn_away(admitted)
             return None

@@ -1,0 +1,57 @@
+"""Which channels have ended: those whose last event was published as the final one."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection, Iterable, Mapping
+
+from sse_app.core.channels import ChannelName
+from sse_app.core.events import FINAL, Event
+
+MOST_ENDED = 50_000
+"""How many channels that have ended are remembered: about ten megabytes. Those that ended first are forgotten."""
+
+
+class EndedChannels:
+    """The channels whose last event is `FINAL`, each with the ``seq`` of that event.
+
+    There may be many, as where each answer of a language model is a channel of its own. One that is forgotten counts as
+    one that has not ended: a client that comes back to it has its stream, and waits.
+    """
+
+    def __init__(self) -> None:
+        self._seqs: OrderedDict[ChannelName, int] = OrderedDict()
+
+    def __bool__(self) -> bool:
+        return bool(self._seqs)
+
+    def __len__(self) -> int:
+        return len(self._seqs)
+
+    def learn(self, ended: Mapping[ChannelName, int]) -> None:
+        """Know these, and none else."""
+        self._seqs = OrderedDict(sorted(ended.items(), key=lambda item: item[1])[-MOST_ENDED:])
+
+    def reopen(self, channels: Iterable[ChannelName]) -> None:
+        """Note that something has been published on channels."""
+        for channel in channels:
+            self._seqs.pop(channel, None)
+
+    def end(self, events: Iterable[Event]) -> list[ChannelName]:
+        """Note which of their channels events have ended, and return them."""
+        last = {event.channel: event for event in events}
+        ended = [event for event in last.values() if event.flags & FINAL]
+        for event in ended:
+            self._seqs[event.channel] = event.seq
+            self._seqs.move_to_end(event.channel)
+        while len(self._seqs) > MOST_ENDED:
+            self._seqs.popitem(last=False)
+        return [event.channel for event in ended]
+
+    def have_ended(self, channels: Collection[ChannelName]) -> bool:
+        """Return whether all of the channels have ended."""
+        return bool(self._seqs) and all(map(self._seqs.__contains__, channels))
+
+    def last_of(self, channel: ChannelName) -> int:
+        """Return the ``seq`` of the event that has ended a channel; 0 where it has not ended."""
+        return self._seqs.get(channel, 0)
