@@ -113,6 +113,12 @@ class ChannelPattern:
         """Whether the pattern has no wildcard, so that it is the name of one channel."""
         self._regex: re.Pattern[str] | None = None
 
+    @property
+    def prefix(self) -> str:
+        """What the name of every channel begins with that the pattern covers; empty where that is nothing."""
+        before = self.text.partition("*")[0]
+        return before.removesuffix(".") if self.text == f"{before}**" else before
+
     def matches(self, channel: str) -> bool:
         """Return whether the pattern covers the channel."""
         if self.is_name:

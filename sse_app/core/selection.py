@@ -39,12 +39,15 @@ class Selection:
         """Return the ``seq`` which the events of a channel follow that is among them.
 
         Args:
-            floors: of channels by their names, and of patterns by their texts: what is for every channel of theirs.
+            floors: of channels by their names; and of patterns by their texts, for the channels of theirs that have
+                none by name.
         """
-        own = floors.get(channel, 0)
-        if not self.patterns or channel in self.names:
+        own = floors.get(channel)
+        if own is not None:
             return own
-        return max(own, min((floors.get(pattern.text, 0) for pattern in self.covering(channel)), default=0))
+        if not self.patterns or channel in self.names:
+            return 0
+        return min((floors.get(pattern.text, 0) for pattern in self.covering(channel)), default=0)
 
 
 class Interest(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from types import MappingProxyType
 from typing import NamedTuple
@@ -12,6 +12,7 @@ from typing import NamedTuple
 from sse_app.core.channels import ChannelName, ChannelPattern
 from sse_app.core.errors import SSEAppError
 from sse_app.core.events import Event, EventId, NewEvent
+from sse_app.core.selection import Selection
 
 IDEMPOTENCY_AGE = 86_400.0
 """How long the answer to an idempotency key is kept, in seconds."""
@@ -24,6 +25,10 @@ MAX_SEQ = 2**63 - 1
 
 PAGE_BYTES = 1024 * 1024
 """How much data is read from the log at a time."""
+
+
+MOST_KNOWN = 10_000
+"""For how many channels it is remembered what is kept of them."""
 
 
 class Retention(NamedTuple):
@@ -46,15 +51,31 @@ class RetentionRules:
     ) -> None:
         self.default = default or Retention()
         self.rules = tuple(rules)
+        self.ages = sorted({self.default.age, *(kept.age for _, kept in self.rules)})
+        """For how many seconds events are kept: each age that a channel may have, the shortest first."""
+        self._known: dict[str, Retention] = {}
 
     def of(self, channel: str) -> Retention:
         """Return how much is kept of a channel."""
-        return next((kept for pattern, kept in self.rules if pattern.matches(channel)), self.default)
+        if not self.rules:
+            return self.default
+        kept = self._known.get(channel)
+        if kept is None:
+            kept = next((kept for pattern, kept in self.rules if pattern.matches(channel)), self.default)
+            if len(self._known) >= MOST_KNOWN:
+                self._known.clear()
+            self._known[channel] = kept
+        return kept
 
     @property
     def longest_age(self) -> float:
         """For how many seconds an event is kept at most."""
-        return max(self.default.age, *(kept.age for _, kept in self.rules), 0.0)
+        return self.ages[-1]
+
+
+def retention_rules(retention: Retention | RetentionRules | None) -> RetentionRules:
+    """Return rules that say what is kept of each channel, also where it is the same of all."""
+    return retention if isinstance(retention, RetentionRules) else RetentionRules(retention)
 
 
 class LogClock:
@@ -123,12 +144,36 @@ class Floors(NamedTuple):
         head: the last event of the log.
         first: the ``seq`` of the first event that follows the floors; one more than the head's where there is none.
         floors: the ``seq`` that each channel's events follow, by its name; of a pattern, by its text, that which the
-            events of channels follow that are not named. Channels without one of either begin with all that is kept.
+            events of its channels follow that have none by name. Channels without one of either begin with all that is
+            kept. Of a pattern's channels there may be left out of which the pattern's says enough.
     """
 
     head: EventId
     first: int
     floors: dict[str, int]
+
+
+def floors_of(
+    selection: Selection, head: EventId, forgotten: int, found: Iterable[tuple[ChannelName, int, int]]
+) -> Floors:
+    """Return the floors of a stream that begins in the past.
+
+    Args:
+        selection: its channels.
+        head: of the log.
+        forgotten: the ``seq`` of the last event of any channel that was forgotten.
+        found: of each channel of the selection that there is: its name, the ``seq`` that its events follow, and that
+            of the first of them (0: there is none).
+    """
+    found = list(found)
+    first = min((following for _, _, following in found if following), default=head.seq + 1)
+    floors: dict[str, int] = dict.fromkeys(selection.names, forgotten)
+    others = max(first - 1, forgotten)
+    floors.update((pattern.text, others) for pattern in selection.patterns)
+    for name, floor, _ in found:
+        if floor > others or others >= first or name in selection.names:
+            floors[name] = floor
+    return Floors(head, first, floors)
 
 
 class Page(NamedTuple):
@@ -323,6 +368,10 @@ class EventLog(ABC):
             LogReplaced: the log's epoch has changed.
             EventLogUnavailable: they cannot be read; another tail can begin after the last one yielded.
         """
+
+    def use(self, retention: Retention | RetentionRules) -> None:
+        """Keep so much of each channel from now on; what is over it is erased, what has been erased stays so."""
+        raise NotImplementedError
 
     def look(self) -> None:  # noqa: B027
         """Look soon at what other processes have stored: one that was killed may have told nothing of its last events.

@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left, bisect_right, insort
 from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapping, Sequence
 from heapq import merge
+from itertools import islice
 from operator import attrgetter, itemgetter
 
 import msgspec
 
-from sse_app.core.channels import ChannelName
+from sse_app.core.channels import ChannelName, is_internal
 from sse_app.core.errors import EventLogUnavailable, IdempotencyKeyReused
 from sse_app.core.events import FINAL, Event, EventId, NewEvent
 from sse_app.core.selection import Selection, selection_of
@@ -27,7 +28,10 @@ from sse_app.eventlog.base import (
     IdempotencyKey,
     Page,
     Retention,
+    RetentionRules,
     first_page,
+    floors_of,
+    retention_rules,
     without_holes,
 )
 from sse_app.eventlog.tail import TAIL_EVENTS, Tails
@@ -52,14 +56,19 @@ class MemoryEventLog(EventLog):
     """
 
     def __init__(
-        self, retention: Retention | None = None, *, clock: Callable[[], float] = time.monotonic
+        self,
+        retention: Retention | RetentionRules | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._retention = retention or Retention()
+        self._retention = retention_rules(retention)
         self._clock = clock
         self._epoch = secrets.token_hex(4)
         self._seq = 0
         self._open = True
         self._channels: dict[ChannelName, _Channel] = {}
+        self._names: list[ChannelName] = []
+        """Those of the channels, sorted."""
         self._forgotten = 0
         """The ``seq`` of the last event of any channel that was forgotten."""
         self._sweep_at = 0.0
@@ -89,6 +98,7 @@ class MemoryEventLog(EventLog):
         for event in stored:
             if (channel := self._channels.get(event.channel)) is None:
                 channel = self._channels[event.channel] = _Channel(trimmed=self._forgotten)
+                insort(self._names, event.channel)
             channel.events.append((now, event))
             channel.published += 1
             channel.last_seq = event.seq
@@ -120,20 +130,20 @@ class MemoryEventLog(EventLog):
             if (channel := self._channels.get(name)) is None:
                 continue
             events = channel.events
-            while events and (
-                len(events) > self._retention.size or events[0][0] <= now - self._retention.age
-            ):
+            size, age = self._retention.of(name)
+            while events and (len(events) > size or events[0][0] <= now - age):
                 channel.trimmed = events.popleft()[1].seq
 
     def _sweep(self, now: float) -> None:
         """Look at all channels from time to time, and forget the empty ones that were used longest ago."""
         if now < self._sweep_at:
             return
-        self._sweep_at = now + min(self._retention.age / 20, MAX_SWEEP_INTERVAL)
+        self._sweep_at = now + min(self._retention.ages[0] / 20, MAX_SWEEP_INTERVAL)
         self._trim(self._channels, now)
         empty = [(channel.last_seq, name) for name, channel in self._channels.items() if not channel.events]
         for last_seq, name in sorted(empty)[:-EMPTY_CHANNELS]:
             del self._channels[name]
+            self._names.remove(name)
             self._forgotten = max(self._forgotten, last_seq)
 
     def _trimmed(self, name: ChannelName) -> int:
@@ -143,10 +153,14 @@ class MemoryEventLog(EventLog):
 
     def _matching(self, selection: Selection) -> list[ChannelName]:
         """Return the channels of a selection, of a pattern those that there are."""
-        if not selection.patterns:
-            return list(selection.names)
-        others = selection.names - self._channels.keys()
-        return [*others, *(name for name in self._channels if selection.covers(name))]
+        found = dict.fromkeys(selection.names)
+        for pattern in selection.patterns:
+            for name in islice(self._names, bisect_left(self._names, pattern.prefix), None):
+                if not name.startswith(pattern.prefix):
+                    break
+                if pattern.matches(name) and not is_internal(name):
+                    found[name] = None
+        return list(found)
 
     async def begin(self, channels: Collection[str], beginning: Beginning) -> Floors:
         selection = selection_of(frozenset(channels))
@@ -154,21 +168,17 @@ class MemoryEventLog(EventLog):
         now = self._clock()
         self._trim(names, now)
         ago = beginning.ago if beginning.since is None else time.time() - beginning.since
-        floors: dict[str, int] = {pattern.text: self._forgotten for pattern in selection.patterns}
-        first = self._seq + 1
+        found: list[tuple[ChannelName, int, int]] = []
         for name in names:
-            floors[name] = self._trimmed(name)
             if (channel := self._channels.get(name)) is None:
                 continue
             events = channel.events
             start = 0 if beginning.last is None else max(0, len(events) - beginning.last)
             if ago is not None:
                 start = max(start, bisect_left(events, now - ago, key=itemgetter(0)))
-            if start:
-                floors[name] = events[start - 1][1].seq
-            if start < len(events):
-                first = min(first, events[start][1].seq)
-        return Floors(self.head, first, floors)
+            floor = events[start - 1][1].seq if start else channel.trimmed
+            found.append((name, floor, events[start][1].seq if start < len(events) else 0))
+        return floors_of(selection, self.head, self._forgotten, found)
 
     async def lost(self, channels: Collection[str], position: EventId) -> dict[str, str]:
         if position.epoch != self._epoch:
@@ -176,11 +186,11 @@ class MemoryEventLog(EventLog):
         if position.seq > self._seq:
             return dict.fromkeys(channels, "position_ahead")
         selection = selection_of(frozenset(channels))
-        names = self._matching(selection)
+        whole = [pattern.text for pattern in selection.patterns if position.seq < self._forgotten]
+        names = list(selection.names) if whole else self._matching(selection)
         self._trim(names, self._clock())
-        patterns = [pattern.text for pattern in selection.patterns if position.seq < self._forgotten]
         lost = [name for name in names if position.seq < self._trimmed(name)]
-        return dict.fromkeys([*patterns, *lost], "history_trimmed")
+        return dict.fromkeys([*whole, *lost], "history_trimmed")
 
     async def replay(
         self,
@@ -235,6 +245,10 @@ class MemoryEventLog(EventLog):
         await asyncio.sleep(0)  # to read takes no time here, and others have to run
         page = self._page(Selection(self._channels), after, self._seq, TAIL_EVENTS, NO_FLOORS)
         return without_holes(page, after, lambda: self._seq)
+
+    def use(self, retention: Retention | RetentionRules) -> None:
+        self._retention = retention_rules(retention)
+        self._sweep_at = 0.0
 
     async def close(self) -> None:
         self._open = False

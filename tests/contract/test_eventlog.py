@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
@@ -16,21 +16,17 @@ from sse_app.core.errors import EventLogUnavailable, IdempotencyKeyReused, State
 from sse_app.core.events import Event, EventId, NewEvent
 from sse_app.eventlog.base import (
     EMPTY_CHANNELS,
-    NO_FLOORS,
-    Beginning,
     EventLog,
     EventsTrimmed,
-    Floors,
     IdempotencyKey,
     Page,
     Retention,
 )
-from sse_app.eventlog.memory import MemoryEventLog
 from sse_app.eventlog.sqlite.bells import Bells
 from sse_app.eventlog.sqlite.log import SqliteEventLog
 from sse_app.eventlog.sqlite.reports import Commit
 from tests.support.appender import Appender
-from tests.support.log_processes import LogOfProcesses, log_at, log_processes
+from tests.support.log_processes import LogOfProcesses, SharedEventLog, log_at
 from tests.support.waiting import until_async
 
 A, B = ChannelName("a"), ChannelName("b")
@@ -38,101 +34,6 @@ A, B = ChannelName("a"), ChannelName("b")
 
 def new(channel: ChannelName, text: str = "{}") -> NewEvent:
     return NewEvent(channel, "t", text.encode())
-
-
-class SharedEventLog(EventLog):
-    """Two logs at one place, as two processes have them: each appends in turn, and only the first is read.
-
-    Args:
-        place: a file, or the URL of a database.
-        retention: of both.
-    """
-
-    def __init__(self, place: Path | str, retention: Retention) -> None:
-        self.first = log_at(place, retention)
-        self.second = log_at(place, retention)
-        self._appends = 0
-
-    @property
-    def head(self) -> EventId:
-        return max(self.first.head, self.second.head)
-
-    @property
-    def available(self) -> bool:
-        return self.first.available and self.second.available
-
-    async def open(self) -> None:
-        await self.first.open()
-        await self.second.open()
-
-    async def append(self, events: Sequence[NewEvent], key: IdempotencyKey | None = None) -> list[EventId]:
-        self._appends += 1
-        return await (self.first, self.second)[self._appends % 2].append(events, key)
-
-    async def lost(self, channels: Collection[str], position: EventId) -> dict[str, str]:
-        return await self.first.lost(channels, position)
-
-    async def begin(self, channels: Collection[str], beginning: Beginning) -> Floors:
-        return await self.first.begin(channels, beginning)
-
-    async def ended(self) -> dict[ChannelName, int]:
-        return await self.first.ended()
-
-    async def replay(
-        self,
-        channels: Collection[str],
-        after: int,
-        until: int,
-        limit: int,
-        floors: Mapping[str, int] = NO_FLOORS,
-    ) -> Page:
-        return await self.first.replay(channels, after, until, limit, floors)
-
-    async def latest(self, channels: Collection[str], limit: int) -> list[Event]:
-        return await self.first.latest(channels, limit)
-
-    async def published(self, channel: ChannelName) -> tuple[int, int]:
-        return await self.first.published(channel)
-
-    def tail(self, after: int) -> AsyncGenerator[list[Event], None]:
-        return self.first.tail(after)
-
-    async def close(self) -> None:
-        await self.first.close()
-        await self.second.close()
-
-
-@pytest.fixture(scope="module")
-def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
-    """Four processes that can open a log and append to it, by their addresses."""
-    with log_processes(4, tmp_path_factory.mktemp("processes")) as addresses:
-        yield addresses
-
-
-KINDS = (
-    ("memory", 0),
-    *(("sqlite", processes) for processes in (0, "shared", 1, 2, 4)),
-    *(("postgres", processes) for processes in (0, "shared", 2)),
-)
-"""Where a log is, and how many other processes append to it at once; ``shared`` are two logs in this one."""
-
-
-@pytest.fixture(params=KINDS, ids=lambda kind: ", ".join(map(str, filter(None, kind))))
-def make(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., EventLog]:
-    """A function that makes a log of one of the kinds."""
-    kind, others = request.param
-    addresses = request.getfixturevalue("processes") if isinstance(others, int) and others else []
-    place = request.getfixturevalue("database_url") if kind == "postgres" else tmp_path / "e.db"
-
-    def make(size: int = 10_000, age: float = 86_400.0) -> EventLog:
-        retention = Retention(size, age)
-        if kind == "memory":
-            return MemoryEventLog(retention)
-        if addresses:
-            return LogOfProcesses(addresses[:others], place, retention)
-        return SharedEventLog(place, retention) if others else log_at(place, retention)
-
-    return make
 
 
 @asynccontextmanager

@@ -18,9 +18,19 @@ from pathlib import Path
 from typing import Any
 
 from sse_app.core import errors
-from sse_app.core.channels import ChannelName
+from sse_app.core.channels import ChannelName, ChannelPattern
 from sse_app.core.events import Event, EventId, NewEvent
-from sse_app.eventlog.base import NO_FLOORS, Beginning, EventLog, Floors, IdempotencyKey, Page, Retention
+from sse_app.eventlog.base import (
+    NO_FLOORS,
+    Beginning,
+    EventLog,
+    Floors,
+    IdempotencyKey,
+    Page,
+    Retention,
+    RetentionRules,
+    retention_rules,
+)
 from sse_app.eventlog.postgres.log import PostgresEventLog
 from sse_app.eventlog.sqlite.log import SqliteEventLog
 from sse_app.storage.postgres.database import Database
@@ -39,14 +49,15 @@ async def _serve(path: str) -> None:
 
 
 async def _use_a_log(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    place, size, age = json.loads(await reader.readline())
-    log = log_at(place, Retention(size, age))
+    place, default, rules = json.loads(await reader.readline())
+    kept = [(ChannelPattern(pattern), Retention(size, age)) for pattern, size, age in rules]
+    log = log_at(place, RetentionRules(Retention(*default), kept))
     tasks: set[asyncio.Task[None]] = set()
 
     async def append(number: int, events: list[list[Any]], key: list[str] | None) -> None:
         new = [
-            NewEvent(ChannelName(channel), type, data.encode(), retry)
-            for channel, type, data, retry in events
+            NewEvent(ChannelName(channel), type, data.encode(), retry, flags)
+            for channel, type, data, retry, flags in events
         ]
         try:
             ids = await log.append(
@@ -71,7 +82,7 @@ async def _use_a_log(reader: asyncio.StreamReader, writer: asyncio.StreamWriter)
     writer.close()
 
 
-def log_at(place: Path | str, retention: Retention | None = None) -> EventLog:
+def log_at(place: Path | str, retention: Retention | RetentionRules | None = None) -> EventLog:
     """Return the log in a file or in a database, not yet open.
 
     Args:
@@ -79,7 +90,7 @@ def log_at(place: Path | str, retention: Retention | None = None) -> EventLog:
         retention: how much of each channel it keeps.
     """
     if str(place).startswith("postgresql:"):
-        return PostgresEventLog(Database(str(place)), retention)
+        return PostgresEventLog(Database(str(place)), retention_rules(retention).default)
     return SqliteEventLog(Path(place), retention)
 
 
@@ -120,9 +131,10 @@ class RemoteLog:
         retention: how much of each channel it keeps.
     """
 
-    def __init__(self, address: str, place: Path | str, retention: Retention) -> None:
+    def __init__(self, address: str, place: Path | str, retention: Retention | RetentionRules) -> None:
         self._address = address
-        self._opening = [str(place), *retention]
+        kept = retention_rules(retention)
+        self._opening = [str(place), kept.default, [(pattern.text, *rule) for pattern, rule in kept.rules]]
         self._answers: dict[int, asyncio.Future[list[EventId]]] = {}
         self._appends = 0
 
@@ -151,7 +163,9 @@ class RemoteLog:
         self._appends += 1
         future: asyncio.Future[list[EventId]] = asyncio.get_running_loop().create_future()
         self._answers[self._appends] = future
-        told = [(event.channel, event.type, event.data.decode(), event.retry) for event in events]
+        told = [
+            (event.channel, event.type, event.data.decode(), event.retry, event.flags) for event in events
+        ]
         line = [self._appends, told, key and (key.subject, key.key, key.digest.hex())]
         self._writer.write(json.dumps(line).encode() + b"\n")
         return await future
@@ -173,7 +187,9 @@ class LogOfProcesses(EventLog):
         retention: of all.
     """
 
-    def __init__(self, addresses: Collection[str], place: Path | str, retention: Retention) -> None:
+    def __init__(
+        self, addresses: Collection[str], place: Path | str, retention: Retention | RetentionRules
+    ) -> None:
         self.first = log_at(place, retention)
         self._others = [RemoteLog(address, place, retention) for address in addresses]
         self._appends = 0
@@ -236,6 +252,72 @@ class LogOfProcesses(EventLog):
 def main() -> None:
     """Listen on the socket that the argument names."""
     asyncio.run(_serve(sys.argv[1]))
+
+
+class SharedEventLog(EventLog):
+    """Two logs at one place, as two processes have them: each appends in turn, and only the first is read.
+
+    Args:
+        place: a file, or the URL of a database.
+        retention: of both.
+    """
+
+    def __init__(self, place: Path | str, retention: Retention | RetentionRules) -> None:
+        self.first = log_at(place, retention)
+        self.second = log_at(place, retention)
+        self._appends = 0
+
+    @property
+    def head(self) -> EventId:
+        return max(self.first.head, self.second.head)
+
+    @property
+    def available(self) -> bool:
+        return self.first.available and self.second.available
+
+    async def open(self) -> None:
+        await self.first.open()
+        await self.second.open()
+
+    async def append(self, events: Sequence[NewEvent], key: IdempotencyKey | None = None) -> list[EventId]:
+        self._appends += 1
+        return await (self.first, self.second)[self._appends % 2].append(events, key)
+
+    async def lost(self, channels: Collection[str], position: EventId) -> dict[str, str]:
+        return await self.first.lost(channels, position)
+
+    async def begin(self, channels: Collection[str], beginning: Beginning) -> Floors:
+        return await self.first.begin(channels, beginning)
+
+    async def ended(self) -> dict[ChannelName, int]:
+        return await self.first.ended()
+
+    async def replay(
+        self,
+        channels: Collection[str],
+        after: int,
+        until: int,
+        limit: int,
+        floors: Mapping[str, int] = NO_FLOORS,
+    ) -> Page:
+        return await self.first.replay(channels, after, until, limit, floors)
+
+    async def latest(self, channels: Collection[str], limit: int) -> list[Event]:
+        return await self.first.latest(channels, limit)
+
+    async def published(self, channel: ChannelName) -> tuple[int, int]:
+        return await self.first.published(channel)
+
+    def tail(self, after: int) -> AsyncGenerator[list[Event], None]:
+        return self.first.tail(after)
+
+    def use(self, retention: Retention | RetentionRules) -> None:
+        self.first.use(retention)
+        self.second.use(retention)
+
+    async def close(self) -> None:
+        await self.first.close()
+        await self.second.close()
 
 
 if __name__ == "__main__":

@@ -237,7 +237,7 @@ class LogCopy:
             ) as copy,
         ):
             copy.set_types(["int8", "int4", "int8", "text", "bytea", "int4", "float8"])
-            for seq, channel, n, type, data, retry, at in page.events:
+            for seq, channel, n, type, data, retry, at, _ in page.events:
                 # There the dates never go back, and none is in the future.
                 self._last_at = max(self._last_at, min(at, now))
                 await copy.write_row((seq, ids[channel], n, type, data, retry, self._last_at))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
+from typing import Any
 
 from sse_app.core.channels import ChannelName
-from sse_app.eventlog.base import EMPTY_CHANNELS, IDEMPOTENCY_AGE
+from sse_app.eventlog.base import EMPTY_CHANNELS, IDEMPOTENCY_AGE, RetentionRules
 from sse_app.eventlog.sqlite.file import LogFile
 from sse_app.eventlog.sqlite.reports import Commit, Forgotten
 from sse_app.eventlog.sqlite.schema import CHANNEL_STATE, ChannelState, channel_state, keep_head
@@ -24,7 +25,7 @@ class Expiry:
 
     Args:
         file: the log.
-        age: how long events are kept, in seconds.
+        retention: how much of each channel is kept.
         locked: holds the lock.
         report: is told of what has been erased, while the lock is held.
     """
@@ -32,14 +33,17 @@ class Expiry:
     def __init__(
         self,
         file: LogFile,
-        age: float,
+        retention: RetentionRules,
         locked: Callable[[], AbstractContextManager[None]],
         report: Callable[[Commit], None],
     ) -> None:
         self._file = file
-        self._age = age
+        self.retention = retention
         self._locked = locked
         self._report = report
+        self._looked_for = retention
+        self._looked: dict[float, int] = {}
+        """By an age that is not the longest: up to which ``seq`` events that are kept so long have been erased."""
 
     def step(self) -> bool:
         """Erase some of what is due, and return whether there may be more.
@@ -50,6 +54,8 @@ class Expiry:
         with content_of_ours():
             if self._events_are_due():
                 return self._erase_events()
+            if self._erase_short_lived():
+                return True
             if self._answers_are_due():
                 with self._locked(), self._file.transaction():
                     until = self._file.clock.now() - IDEMPOTENCY_AGE
@@ -60,7 +66,7 @@ class Expiry:
     def _events_are_due(self) -> bool:
         oldest = self._file.db.execute("SELECT at FROM events ORDER BY seq LIMIT 1").fetchone()
         now = self._file.clock.now()
-        return oldest is not None and not now - self._age < oldest[0] <= now
+        return oldest is not None and not now - self.retention.longest_age < oldest[0] <= now
 
     def _answers_are_due(self) -> bool:
         until = self._file.clock.now() - IDEMPOTENCY_AGE
@@ -79,7 +85,7 @@ class Expiry:
                     db.execute("UPDATE events SET at = ? WHERE at > ?", (now, now))
                 (until,) = db.execute(
                     "SELECT max(seq) FROM (SELECT seq, at FROM events ORDER BY seq LIMIT ?) WHERE at <= ?",
-                    (ERASE_STEP, now - self._age),
+                    (ERASE_STEP, now - self.retention.longest_age),
                 ).fetchone()
                 if until is None:
                     return False
@@ -88,23 +94,101 @@ class Expiry:
                     "FROM events JOIN channels ON id = channel WHERE seq <= ? GROUP BY channel",
                     (until,),
                 ).fetchall()
-                for name, last, dropped, *row in losses:
-                    state = channel_state(row)
-                    if dropped:
-                        known = None if state.dropped is None else state.dropped + dropped
-                        changed[name] = state._replace(trimmed=last, dropped=known)
-                db.executemany(
-                    "UPDATE channels SET trimmed = ?, dropped = ? WHERE id = ?",
-                    [(state.trimmed, state.dropped, state.id) for state in changed.values()],
-                )
-                keep_head(db, file.head)
+                self._trim(losses, changed)
                 erased = db.execute("DELETE FROM events WHERE seq <= ?", (until,)).rowcount
-            for name in changed:
-                file.channels.pop(name, None)
-            self._report(Commit(channels=changed))
-            if file.is_long_after(erased * ERASED_BYTES):
-                file.checkpoint()
+            self._tell(changed, erased)
         return True
+
+    def _erase_short_lived(self) -> bool:
+        """Erase some events of channels that keep theirs for less long than others.
+
+        Each event is looked at once for each age.
+
+        Returns:
+            Whether there may be more.
+        """
+        if self._looked_for is not self.retention:
+            self._looked_for = self.retention
+            self._looked.clear()
+        more = False
+        for age in self.retention.ages[:-1]:
+            until, looked, last = self._old_events(age)
+            if last:
+                self._erase_of_channels(last)
+            self._looked[age] = until
+            more = more or looked == ERASE_STEP
+        return more
+
+    def _old_events(self, age: float) -> tuple[int, int, dict[int, int]]:
+        """Look for events that are older than their channels keep them.
+
+        Returns:
+            Up to which ``seq`` it has been looked, and at how many; and by the ids of channels of this age, which is
+            their last one so far.
+        """
+        db, now = self._file.db, self._file.clock.now()
+        until, looked = self._looked.get(age, 0), 0
+        of_this_age: dict[int, bool] = {}
+        last: dict[int, int] = {}
+        with closing(
+            db.execute(
+                "SELECT seq, channel, at FROM events WHERE seq > ? ORDER BY seq LIMIT ?", (until, ERASE_STEP)
+            )
+        ) as rows:
+            for seq, channel, at in rows:
+                if now - age < at <= now:
+                    break
+                until, looked = seq, looked + 1
+                if channel not in of_this_age:
+                    name = db.execute("SELECT name FROM channels WHERE id = ?", (channel,)).fetchone()
+                    of_this_age[channel] = name is not None and self.retention.of(name[0]).age == age
+                if of_this_age[channel] and at <= now:
+                    last[channel] = seq
+        return until, looked, last
+
+    def _erase_of_channels(self, last: dict[int, int]) -> None:
+        """Erase events of channels, of each up to one of them."""
+        file, db = self._file, self._file.db
+        with self._locked():
+            changed: dict[ChannelName, ChannelState] = {}
+            with file.transaction():
+                losses: list[tuple[Any, ...]] = []
+                erased = 0
+                for channel, seq in last.items():
+                    losses += db.execute(
+                        "SELECT name, ?, "
+                        "(SELECT count(*) FROM events WHERE channel = id AND seq > trimmed AND seq <= ?), "
+                        f"{CHANNEL_STATE} FROM channels WHERE id = ?",
+                        (seq, seq, channel),
+                    ).fetchall()
+                    erased += db.execute(
+                        "DELETE FROM events WHERE channel = ? AND seq <= ?", (channel, seq)
+                    ).rowcount
+                self._trim(losses, changed)
+            self._tell(changed, erased)
+
+    def _trim(self, losses: list[tuple[Any, ...]], changed: dict[ChannelName, ChannelState]) -> None:
+        """Note of every channel that loses events that it is trimmed; in the transaction that erases them."""
+        file, db = self._file, self._file.db
+        for name, last, dropped, *row in losses:
+            state = channel_state(row)
+            if dropped:
+                known = None if state.dropped is None else state.dropped + dropped
+                changed[name] = state._replace(trimmed=last, dropped=known)
+        db.executemany(
+            "UPDATE channels SET trimmed = ?, dropped = ? WHERE id = ?",
+            [(state.trimmed, state.dropped, state.id) for state in changed.values()],
+        )
+        keep_head(db, file.head)
+
+    def _tell(self, changed: dict[ChannelName, ChannelState], erased: int) -> None:
+        """Report what has become of channels; the lock is held."""
+        file = self._file
+        for name in changed:
+            file.channels.pop(name, None)
+        self._report(Commit(channels=changed))
+        if file.is_long_after(erased * ERASED_BYTES):
+            file.checkpoint()
 
     def _forget_channels(self) -> None:
         """Forget the channels that were used longest ago, of those of which no event is kept any more."""

@@ -35,6 +35,7 @@ class StoredEvent(NamedTuple):
     data: bytes
     retry: int | None
     at: float
+    flags: int
 
 
 class StoredChannel(NamedTuple):
@@ -118,12 +119,12 @@ class Export:
         size = 0
         with self._reading() as db:
             rows = db.execute(
-                "SELECT seq, channel, type, data, retry, at FROM events JOIN channels ON id = channel "
+                "SELECT seq, channel, type, data, retry, at, flags FROM events JOIN channels ON id = channel "
                 "WHERE seq > ? AND seq > trimmed ORDER BY seq LIMIT ?",
                 (after, PAGE_EVENTS + 1),
             )
             more = False
-            for seq, id, type, data, retry, at in rows:
+            for seq, id, type, data, retry, at, flags in rows:
                 if len(events) == PAGE_EVENTS or size >= PAGE_BYTES:
                     more = True
                     break
@@ -135,7 +136,8 @@ class Export:
                 else:
                     n = self._ordinals[id][1]
                 self._ordinals[id] = (seq, n + 1)
-                events.append(StoredEvent(seq, channels[id].name, n + 1, type, bytes(data), retry, float(at)))
+                name = channels[id].name
+                events.append(StoredEvent(seq, name, n + 1, type, bytes(data), retry, float(at), flags))
                 size += len(data)
             if more:
                 return ExportPage(events, list(channels.values()), None)

@@ -8,6 +8,7 @@ import sqlite3
 import time
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext, suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,11 +16,22 @@ from sse_app.core.channels import ChannelName
 from sse_app.core.errors import EventLogUnavailable, StateError
 from sse_app.core.events import Event, EventId, NewEvent, held_bytes
 from sse_app.core.periodic import PeriodicCallback
+from sse_app.core.selection import Selection, selection_of
 from sse_app.core.shared_reads import SharedReads
-from sse_app.eventlog.base import NO_FLOORS, EventLog, IdempotencyKey, Page, Retention
+from sse_app.eventlog.base import (
+    NO_FLOORS,
+    Beginning,
+    EventLog,
+    Floors,
+    IdempotencyKey,
+    Page,
+    Retention,
+    RetentionRules,
+    retention_rules,
+)
 from sse_app.eventlog.sqlite.bells import MAX_BELL_BYTES, MAX_QUEUED, Bell
 from sse_app.eventlog.sqlite.file import LOCK_TIMEOUT
-from sse_app.eventlog.sqlite.reader import SqliteReader
+from sse_app.eventlog.sqlite.reader import Kept, SqliteReader
 from sse_app.eventlog.sqlite.reports import Alone, Commit, Growth, place
 from sse_app.eventlog.sqlite.writer import SqliteWriter
 from sse_app.eventlog.tail import Tails
@@ -53,11 +65,12 @@ class SqliteEventLog(EventLog):
         retention: how much of each channel is kept.
     """
 
-    def __init__(self, path: Path, retention: Retention | None = None) -> None:
+    def __init__(self, path: Path, retention: Retention | RetentionRules | None = None) -> None:
         self._path = path
-        self._retention = retention or Retention()
+        self._retention = retention_rules(retention)
         self._tails = Tails(self._following)
-        self._lost_reads: SharedReads[tuple[str, ...], tuple[int, dict[str, int]]] = SharedReads()
+        self._kept_reads: SharedReads[Selection, Kept] = SharedReads()
+        self._begin_reads: SharedReads[tuple[Selection, Beginning], tuple[float, Floors]] = SharedReads()
         self._epoch = ""
         self._seq = 0
         self._alone: Alone | None = None
@@ -198,6 +211,11 @@ class SqliteEventLog(EventLog):
         else:
             self._looking.stop()
 
+    def use(self, retention: Retention | RetentionRules) -> None:
+        self._retention = retention_rules(retention)
+        if self._writer is not None:
+            self._writer.use(self._retention)
+
     def look(self) -> None:
         if self._writer is not None:
             self._writer.look()
@@ -302,23 +320,46 @@ class SqliteEventLog(EventLog):
     async def lost(self, channels: Collection[str], position: EventId) -> dict[str, str]:
         if position.epoch != self._epoch:
             return dict.fromkeys(channels, "log_replaced")
-        if self._alone is not None and position.seq <= self._seq:
-            known = ((name, self._alone.channels.get(ChannelName(name))) for name in channels)
-            trimmed: dict[str, int] = {
-                name: state.trimmed if state else self._alone.forgotten for name, state in known
+        selection = selection_of(frozenset(channels))
+        alone = self._alone
+        if alone is not None and position.seq <= self._seq and not selection.patterns:
+            known = ((name, alone.channels.get(name)) for name in selection.names)
+            return {
+                name: "history_trimmed"
+                for name, state in known
+                if position.seq < (state.trimmed if state else alone.forgotten)
             }
-        else:
-            asked = tuple(channels)
-            head, trimmed = await self._lost_reads.get(asked, lambda: self._head_and_trimmed(asked))
-            if position.seq > head:  # that read may have begun before this event was stored
-                head, trimmed = await self._head_and_trimmed(asked)
-            self._catch_up(head)
+        kept = await self._kept_reads.get(selection, lambda: self._kept(selection))
+        if position.seq > kept.head:  # that read may have begun before this event was stored
+            kept = await self._kept(selection)
+        if self._alone is None or position.seq > self._seq:
+            self._catch_up(kept.head)
         if position.seq > self._seq:
             return dict.fromkeys(channels, "position_ahead")
-        return {name: "history_trimmed" for name in channels if position.seq < trimmed[name]}
+        lost = takewhile(lambda channel: position.seq < channel[1], kept.channels)
+        if not selection.patterns or position.seq >= kept.forgotten:
+            return {name: "history_trimmed" for name, _ in lost}
+        names = [name for name, _ in lost if name in selection.names]
+        return dict.fromkeys([*(pattern.text for pattern in selection.patterns), *names], "history_trimmed")
 
-    async def _head_and_trimmed(self, channels: Sequence[str]) -> tuple[int, dict[str, int]]:
-        return await self._read(lambda reader: reader.head_and_trimmed(channels))
+    async def _kept(self, selection: Selection) -> Kept:
+        return await self._read(lambda reader: reader.kept(selection))
+
+    async def begin(self, channels: Collection[str], beginning: Beginning) -> Floors:
+        asked = (selection_of(frozenset(channels)), beginning)
+        asked_at = time.monotonic()
+        read_at, floors = await self._begin_reads.get(asked, lambda: self._begin(*asked))
+        if read_at < asked_at:  # it may know nothing of what has been stored since
+            _, floors = await self._begin_reads.get(asked, lambda: self._begin(*asked))
+        if self._alone is None:
+            self._catch_up(floors.head.seq)
+        return floors
+
+    async def _begin(self, selection: Selection, beginning: Beginning) -> tuple[float, Floors]:
+        """Return when the log was read, and the floors."""
+        read_at = time.monotonic()
+        now, epoch = self._opened().now(), self._epoch
+        return read_at, await self._read(lambda reader: reader.begin(selection, beginning, now, epoch))
 
     def _catch_up(self, head: int) -> None:
         """Take over how far the log goes, where it has been read from the file, after what has been told of it."""
@@ -335,20 +376,26 @@ class SqliteEventLog(EventLog):
         limit: int,
         floors: Mapping[str, int] = NO_FLOORS,
     ) -> Page:
-        wanted = [ChannelName(name) for name in channels]
+        wanted = list(channels)
         if self._alone is not None and until <= self._seq:  # what is known here is complete so far
-            known = self._alone.channels
+            known, forgotten = self._alone.channels, self._alone.forgotten
             wanted = [
                 name
                 for name in wanted
-                if after < (known[name].last_seq if name in known else self._alone.forgotten)
+                if "*" in name
+                or after < (state.last_seq if (state := known.get(ChannelName(name))) else forgotten)
             ]
         if not wanted:
             return Page([], False, False)
-        return await self._read(lambda reader: reader.page(wanted, after, until, limit, floors))
+        selection = selection_of(frozenset(wanted))
+        return await self._read(lambda reader: reader.page(selection, after, until, limit, floors))
 
     async def latest(self, channels: Collection[str], limit: int) -> list[Event]:
-        return await self._read(lambda reader: reader.latest(list(map(ChannelName, channels)), limit))
+        selection = selection_of(frozenset(channels))
+        return await self._read(lambda reader: reader.latest(selection, limit))
+
+    async def ended(self) -> dict[ChannelName, int]:
+        return await self._read(lambda reader: reader.ended())
 
     async def _read(self, work: Callable[[SqliteReader], T]) -> T:
         """Run ``work`` in the reader's thread, on one snapshot of the database.

@@ -4,20 +4,66 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from heapq import merge
+from itertools import islice
+from operator import itemgetter
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
-from sse_app.core.channels import ChannelName
-from sse_app.core.events import Event
-from sse_app.eventlog.base import MAX_SEQ, NO_FLOORS, Page, first_page, without_holes
+from sse_app.core.channels import ChannelName, ChannelPattern, is_internal
+from sse_app.core.events import FINAL, Event, EventId
+from sse_app.core.selection import Selection
+from sse_app.eventlog.base import (
+    MAX_SEQ,
+    NO_FLOORS,
+    Beginning,
+    Floors,
+    Page,
+    first_page,
+    floors_of,
+    without_holes,
+)
 from sse_app.eventlog.sqlite.schema import forgotten_until, head_of
 from sse_app.eventlog.tail import TAIL_EVENTS
 from sse_app.storage.sqlite import connect, content_of_ours
 
+MAX_CURSORS = 64
+"""So many channels are each read by the index; of more, the log is looked through, of which they are much then."""
+
+SCAN_EVENTS = 5_000
+"""How many events are looked at for a page of many channels."""
+
+_OF_PATTERN = "name >= :begin AND name < :end AND name GLOB :glob"
+"""Finds in the index of names those that a pattern may cover: those that begin like all that it covers."""
+
+_BEGINNINGS = (
+    "WITH found AS MATERIALIZED "
+    "(SELECT name, id, max(trimmed, :before, {last}) AS floor FROM channels WHERE {{which}}) "
+    "SELECT name, floor, ifnull("
+    "(SELECT seq FROM events WHERE channel = id AND seq > floor ORDER BY seq LIMIT 1), 0) FROM found"
+)
+"""The name of a channel, the ``seq`` that its events follow, and that of the first of them."""
+
+_ALL = _BEGINNINGS.format(last="0")
+_LAST = _BEGINNINGS.format(
+    last="ifnull((SELECT seq FROM events WHERE channel = id AND seq > trimmed "
+    "ORDER BY seq DESC LIMIT 1 OFFSET :last), 0)"
+)
+
 T = TypeVar("T")
+
+
+class Kept(NamedTuple):
+    """What the log had lost at one moment: each channel's ``seq`` up to which it keeps no event, the last first.
+
+    Of channels that a pattern covers only those are there that have lost any.
+    """
+
+    head: int
+    forgotten: int
+    channels: list[tuple[ChannelName, int]]
 
 
 class SqliteReader:
@@ -59,44 +105,84 @@ class SqliteReader:
         await asyncio.get_running_loop().run_in_executor(self._thread, self._database.close)
         self._thread.shutdown()
 
-    def head_and_trimmed(self, channels: Collection[str]) -> tuple[int, dict[str, int]]:
-        """Return the ``seq`` of the last event of all, and that up to which each channel has lost its events."""
+    def kept(self, selection: Selection) -> Kept:
+        """Return up to where the channels of a selection have lost their events."""
         forgotten = forgotten_until(self._database)
-        rows = (
-            self._database.execute("SELECT trimmed FROM channels WHERE name = ?", (name,)).fetchone()
-            for name in channels
+        lost: dict[ChannelName, int] = {}
+        for pattern in selection.patterns:
+            lost.update(self._channels_of(pattern, "name, trimmed", "trimmed > 0"))
+        for name in selection.names:
+            row = self._database.execute("SELECT trimmed FROM channels WHERE name = ?", (name,)).fetchone()
+            lost[name] = int(row[0]) if row else forgotten
+        by_loss = sorted(lost.items(), key=itemgetter(1), reverse=True)
+        return Kept(head_of(self._database), forgotten, by_loss)
+
+    def begin(self, selection: Selection, beginning: Beginning, now: float, epoch: str) -> Floors:
+        """Return from where on the channels' events follow for a stream that begins in the past.
+
+        Args:
+            selection: the channels.
+            beginning: of the stream.
+            now: the time by which events are dated.
+            epoch: of the log.
+        """
+        since = max(beginning.since or 0.0, 0.0 if beginning.ago is None else now - beginning.ago)
+        parameters: dict[str, object] = {"before": self._last_before(since), "last": beginning.last}
+        beginnings = _ALL if beginning.last is None else _LAST
+        found: list[tuple[ChannelName, int, int]] = []
+        for pattern in selection.patterns:
+            rows = self._database.execute(
+                beginnings.format(which=_OF_PATTERN), parameters | _range_of(pattern)
+            )
+            found += (row for row in self._covered(rows, pattern) if row[0] not in selection.names)
+        for name in selection.names:
+            found += self._database.execute(
+                beginnings.format(which="name = :name"), parameters | {"name": name}
+            )
+        head = EventId(epoch, head_of(self._database))
+        return floors_of(selection, head, forgotten_until(self._database), found)
+
+    def _last_before(self, time: float) -> int:
+        """Return the ``seq`` of the last event of before a time: they are dated in order, but have no index of that."""
+        low, high = 0, head_of(self._database) if time > 0 else 0
+        while low < high:
+            middle = (low + high + 1) // 2
+            row = self._database.execute(
+                "SELECT seq, at FROM events WHERE seq >= ? ORDER BY seq LIMIT 1", (middle,)
+            ).fetchone()
+            if row is not None and row[1] < time:
+                low = int(row[0])
+            else:
+                high = middle - 1
+        return low
+
+    def _channels_of(
+        self, pattern: ChannelPattern, columns: str, condition: str, **parameters: object
+    ) -> Iterator[tuple[Any, ...]]:
+        """Yield columns, ``name`` first, of the channels of a pattern for which a condition holds."""
+        rows = self._database.execute(
+            f"SELECT {columns} FROM channels WHERE {_OF_PATTERN} AND {condition}",
+            parameters | _range_of(pattern),
         )
-        trimmed = {name: int(row[0]) if row else forgotten for name, row in zip(channels, rows, strict=True)}
-        return head_of(self._database), trimmed
+        return self._covered(rows, pattern)
+
+    def _covered(self, rows: sqlite3.Cursor, pattern: ChannelPattern) -> Iterator[tuple[Any, ...]]:
+        """Yield the rows of which the first column is the name of a channel of the pattern."""
+        self._cursors.append(rows)
+        return (row for row in rows if pattern.matches(row[0]) and not is_internal(row[0]))
 
     def page(
         self,
-        channels: list[ChannelName],
+        selection: Selection,
         after: int,
         until: int,
         limit: int,
         floors: Mapping[str, int] = NO_FLOORS,
     ) -> Page:
-        """Return the first events of the channels with ``after < seq <= until``, and whether some are missing."""
-        return self._page(channels, after, until, limit, "ASC", floors)
-
-    def latest(self, channels: list[ChannelName], limit: int) -> list[Event]:
-        """Return the last events of channels, the oldest of them first."""
-        return self._page(channels, 0, MAX_SEQ, limit, "DESC").events[::-1]
-
-    def _page(
-        self,
-        channels: list[ChannelName],
-        after: int,
-        until: int,
-        limit: int,
-        order: Literal["ASC", "DESC"],
-        floors: Mapping[str, int] = NO_FLOORS,
-    ) -> Page:
-        """Merge the channels' events, each read in order by the index, so that no query sorts or scans."""
+        """Return the first events of channels with ``after < seq <= until``, and whether some are missing."""
         gap = False
-        pasts = []
-        for name in channels:
+        begins: dict[int, tuple[ChannelName, int]] = {}
+        for name in selection.names:
             row = self._database.execute(
                 "SELECT id, trimmed FROM channels WHERE name = ?", (name,)
             ).fetchone()
@@ -106,24 +192,123 @@ class SqliteReader:
             else:
                 id, trimmed = row
                 gap = gap or floor < trimmed
-                pasts.append(self._select(name, id, max(floor, trimmed), until, order, limit + 1))
-        return first_page(merge(*pasts, reverse=order == "DESC"), limit, gap=gap)
+                begins[id] = (name, max(floor, trimmed))
+        if selection.patterns:
+            gap = gap or self._have_lost(selection, after, floors)
+            for pattern in selection.patterns:
+                # Of a channel without an event after the position there is nothing to be read.
+                rows = self._channels_of(pattern, "name, id, trimmed", "last_seq > :after", after=after)
+                for name, id, trimmed in rows:
+                    begins[id] = (name, max(after, trimmed, selection.floor(floors, name)))
+                    if len(begins) > MAX_CURSORS:
+                        return self._scan(selection, after, until, limit, floors, gap)
+        pasts = (
+            self._select(name, id, floor, until, "ASC", limit + 1) for id, (name, floor) in begins.items()
+        )
+        return first_page(merge(*pasts), limit, gap=gap)
+
+    def _have_lost(self, selection: Selection, after: int, floors: Mapping[str, int]) -> bool:
+        """Return whether a channel of the patterns has lost events after the position and its floor, or may have."""
+        forgotten = forgotten_until(self._database)
+        if any(max(after, floors.get(pattern.text, 0)) < forgotten for pattern in selection.patterns):
+            return True
+        return any(
+            max(after, selection.floor(floors, name)) < trimmed
+            for pattern in selection.patterns
+            for name, trimmed in self._channels_of(pattern, "name, trimmed", "trimmed > :after", after=after)
+        )
+
+    def _scan(
+        self,
+        selection: Selection,
+        after: int,
+        until: int,
+        limit: int,
+        floors: Mapping[str, int],
+        gap: bool,
+    ) -> Page:
+        """Return the first events of many channels, found among the first of all channels."""
+        looked = after
+        more = False
+
+        def found() -> Iterator[Event]:
+            nonlocal looked, more
+            count = 0
+            begins: dict[int, tuple[ChannelName, int] | None] = {}
+            rows = self._database.execute(
+                "SELECT seq, channel FROM events WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?",
+                (after, until, SCAN_EVENTS),
+            )
+            self._cursors.append(rows)
+            for seq, id in rows:
+                if id not in begins:
+                    begins[id] = self._begin_of(id, selection, floors)
+                if (begin := begins[id]) is not None and seq > begin[1]:
+                    row = self._database.execute(
+                        "SELECT type, data, retry, flags FROM events WHERE seq = ?", (seq,)
+                    ).fetchone()
+                    yield Event(seq, begin[0], *row)
+                looked, count = seq, count + 1
+            more = count == SCAN_EVENTS
+
+        page = first_page(found(), limit, gap=gap)
+        return page if page.more else page._replace(more=more, looked=looked)
+
+    def _begin_of(
+        self, id: int, selection: Selection, floors: Mapping[str, int]
+    ) -> tuple[ChannelName, int] | None:
+        """Return a channel's name, and which ``seq`` its events follow; None where it is not of the selection."""
+        name, trimmed = self._database.execute(
+            "SELECT name, trimmed FROM channels WHERE id = ?", (id,)
+        ).fetchone()
+        return (name, max(trimmed, selection.floor(floors, name))) if selection.covers(name) else None
+
+    def latest(self, selection: Selection, limit: int) -> list[Event]:
+        """Return the last events of channels, the oldest of them first."""
+        channels: dict[ChannelName, tuple[int, int, int]] = {}
+        for name in selection.names:
+            row = self._database.execute(
+                "SELECT last_seq, id, trimmed FROM channels WHERE name = ?", (name,)
+            ).fetchone()
+            if row is not None:
+                channels[name] = row
+        for pattern in selection.patterns:
+            # No more channels than events can have one of the last events.
+            last = self._channels_of(
+                pattern, "name, last_seq, id, trimmed", "last_seq > trimmed ORDER BY last_seq DESC"
+            )
+            channels.update((name, tuple(row)) for name, *row in islice(last, limit))
+        by_last = sorted(((*row, name) for name, row in channels.items()), reverse=True)[:limit]
+        pasts = (
+            self._select(name, id, trimmed, MAX_SEQ, "DESC", limit + 1) for _, id, trimmed, name in by_last
+        )
+        return first_page(merge(*pasts, reverse=True), limit).events[::-1]
 
     def _select(
         self, name: ChannelName, id: int, after: int, until: int, order: Literal["ASC", "DESC"], limit: int
     ) -> Iterator[Event]:
+        """Yield a channel's events in order by the index, so that no query sorts or scans."""
         rows = self._database.execute(
-            "SELECT seq, type, data, retry FROM events WHERE channel = ? AND seq > ? AND seq <= ? "
+            "SELECT seq, type, data, retry, flags FROM events WHERE channel = ? AND seq > ? AND seq <= ? "
             f"ORDER BY seq {order} LIMIT ?",
             (id, after, until, limit),
         )
         self._cursors.append(rows)
-        return (Event(seq, name, type, data, retry) for seq, type, data, retry in rows)
+        return (Event(seq, name, type, data, retry, flags) for seq, type, data, retry, flags in rows)
+
+    def ended(self) -> dict[ChannelName, int]:
+        """Return the channels whose last event is `FINAL` and still kept, each with its ``seq``."""
+        rows = self._database.execute(
+            "SELECT name, seq FROM channels CROSS JOIN events ON seq = last_seq "
+            "WHERE last_seq > trimmed AND flags & ?",
+            (FINAL,),
+        )
+        return {ChannelName(name): int(seq) for name, seq in rows}
 
     def following(self, after: int) -> Page:
         """Return the first events after a position, of all channels."""
         rows = self._database.execute(
-            "SELECT seq, name, type, data, retry FROM events CROSS JOIN channels ON channels.id = channel "
+            "SELECT seq, name, type, data, retry, flags FROM events CROSS JOIN channels ON channels.id = channel "
             "WHERE seq > ? ORDER BY seq LIMIT ?",
             (after, TAIL_EVENTS + 1),
         )
@@ -137,3 +322,10 @@ class SqliteReader:
             "SELECT published, last_seq FROM channels WHERE name = ?", (channel,)
         ).fetchone()
         return (int(row[0]), int(row[1])) if row else (0, 0)
+
+
+def _range_of(pattern: ChannelPattern) -> dict[str, object]:
+    """Return the parameters of `_OF_PATTERN`; no name has a tilde, or a character that comes after it."""
+    open_end = pattern.text.endswith(".**")  # which also stands for nothing
+    glob = pattern.text.removesuffix(".**") + "*" * open_end
+    return {"begin": pattern.prefix, "end": f"{pattern.prefix}~", "glob": glob}

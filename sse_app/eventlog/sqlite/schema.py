@@ -70,9 +70,12 @@ MIGRATIONS: list[Migration] = [
         BEGIN
             UPDATE channels SET dropped = NULL WHERE id = new.id; UPDATE log SET head = max(head, new.last_seq); END;
     """,
+    """
+    ALTER TABLE events ADD COLUMN flags INTEGER NOT NULL DEFAULT 0;
+    """,
 ]
 
-COLUMNS = 6
+COLUMNS = 7
 INSERT_SIZES = (512, 128, 32, 8, 1)
 """How many rows an INSERT statement takes; one has at most 32,766 parameters."""
 
@@ -199,6 +202,6 @@ def probe(connection: sqlite3.Connection) -> None:
 @cache
 def insertion(rows: int) -> str:
     """Return the statement that inserts so many events."""
-    return "INSERT INTO events (seq, channel, type, data, retry, at) VALUES " + ", ".join(
-        ["(?, ?, ?, ?, ?, ?)"] * rows
+    return "INSERT INTO events (seq, channel, type, data, retry, flags, at) VALUES " + ", ".join(
+        ["(?, ?, ?, ?, ?, ?, ?)"] * rows
     )

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from sse_app.core.channels import ChannelName
 from sse_app.core.errors import EventLogUnavailable, IdempotencyKeyReused, StateError
 from sse_app.core.events import Event, EventId, NewEvent
-from sse_app.eventlog.base import IDEMPOTENCY_AGE, IdempotencyKey, Retention
+from sse_app.eventlog.base import IDEMPOTENCY_AGE, IdempotencyKey, RetentionRules
 from sse_app.eventlog.sqlite.bells import Bells
 from sse_app.eventlog.sqlite.expiry import Expiry
 from sse_app.eventlog.sqlite.file import LOCK_TIMEOUT, LogFile
@@ -65,7 +65,7 @@ class SqliteWriter:
         wake: called in the writer's thread when something has been added to `reports`.
     """
 
-    def __init__(self, path: Path, retention: Retention, wake: Callable[[], None]) -> None:
+    def __init__(self, path: Path, retention: RetentionRules, wake: Callable[[], None]) -> None:
         self.reports: deque[Report] = deque()
         """What has happened to the log, in log order: what is of before a bell's ringing is here before it is rung."""
         self._path = path
@@ -79,8 +79,9 @@ class SqliteWriter:
         self._lock_awaited_since: float | None = None
         self._thread = threading.Thread(target=self._run, name="eventlog-writer", daemon=True)
         self._file = LogFile(path)
-        self._expiry = Expiry(self._file, retention.age, self._locked, self._tell)
-        self._expiry_interval = min(max(retention.age / 20, 0.1), 30.0)
+        self._expiry = Expiry(self._file, retention, self._locked, self._tell)
+        self._expiry_is_due = False
+        """Whether to do what is due without an append now, since other rules are in force."""
         self._shared = False
         """Whether the event loop has to take it that other processes write to the log."""
         self._reported = 0
@@ -129,6 +130,16 @@ class SqliteWriter:
     def may_be_written(self, since: float) -> bool:
         """Return whether another process may have committed since a time by the wall clock; see `DatabaseFiles`."""
         return self._file.files.may_be_written(since)
+
+    def use(self, retention: RetentionRules) -> None:
+        """Keep so much of each channel from now on."""
+        self._retention = self._expiry.retention = retention
+        self._expiry_is_due = True
+        self._waiting.put(_Look())
+
+    def now(self) -> float:
+        """Return the time by which events are dated."""
+        return self._file.clock.now()
 
     def look(self) -> None:
         """Have it reported what other processes have committed."""
@@ -187,7 +198,8 @@ class SqliteWriter:
                 due_at = min(due_at, time.monotonic() + PROBE_INTERVAL)
             elif self._shared:
                 due_at = min(due_at, time.monotonic() + ALONE_INTERVAL)
-            if time.monotonic() >= due_at:
+            if self._expiry_is_due or time.monotonic() >= due_at:
+                self._expiry_is_due = False
                 due_at = time.monotonic() + self._look_after()
             if self._file.head > self._reported:  # seen in a transaction that was for something else
                 self._report_growth()
@@ -379,8 +391,8 @@ class SqliteWriter:
         """
         parameters: list[object] = []
         size = 0
-        for seq, channel, type, data, retry, _ in commit.events:
-            parameters += (seq, commit.channels[channel].id, type, data, retry, now)
+        for seq, channel, type, data, retry, flags in commit.events:
+            parameters += (seq, commit.channels[channel].id, type, data, retry, flags, now)
             size += len(data) + EVENT_BYTES
         start = 0
         for rows in INSERT_SIZES:
@@ -411,9 +423,10 @@ class SqliteWriter:
             new[channel] = new.get(channel, 0) + 1
             last[channel] = event.seq
         for channel, count in new.items():
-            commit.channels[channel] = self._count(commit.channels[channel], count, last[channel])
+            size = self._retention.of(channel).size
+            commit.channels[channel] = self._count(commit.channels[channel], count, last[channel], size)
 
-    def _count(self, state: ChannelState, new: int, last_seq: int) -> ChannelState:
+    def _count(self, state: ChannelState, new: int, last_seq: int, size: int) -> ChannelState:
         """Return the channel's state with the new events, and erase those that are now over its size.
 
         What is over is out of reach at once (``trimmed``), but erased some at a time.
@@ -423,7 +436,7 @@ class SqliteWriter:
         counted = state.dropped is None
         dropped = published - self._kept(state) if state.dropped is None else state.dropped
         trimmed = state.trimmed
-        while (excess := published - dropped - self._retention.size) > 0:
+        while (excess := published - dropped - size) > 0:
             row = db.execute(
                 "SELECT seq FROM events WHERE channel = ? AND seq > ? ORDER BY seq LIMIT 1 OFFSET ?",
                 (state.id, trimmed, excess - 1),
@@ -439,7 +452,7 @@ class SqliteWriter:
                 (published, last_seq, dropped, state.id),
             )
         else:
-            step = max(1, self._retention.size // 20)
+            step = max(1, size // 20)
             if published // step != state.published // step:
                 db.execute("DELETE FROM events WHERE channel = ? AND seq <= ?", (state.id, trimmed))
             db.execute(
@@ -474,7 +487,8 @@ class SqliteWriter:
         self._wake()  # for what the expiry has reported
         if more:
             return 0.0
-        return min(self._expiry_interval, ALONE_INTERVAL) if self._shared else self._expiry_interval
+        interval = min(max(self._retention.ages[0] / 20, 0.1), 30.0)
+        return min(interval, ALONE_INTERVAL) if self._shared else interval
 
     def _find_out_whether_alone(self) -> None:
         """Tell the event loop the state of all channels, where it need not ask the file any more."""

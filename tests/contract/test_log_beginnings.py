@@ -1,0 +1,444 @@
+"""Where a stream begins, what of patterns is replayed and lost, what is kept of each channel: on every event log."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis
+from hypothesis import strategies as st
+
+from sse_app.core.channels import ChannelName, ChannelPattern
+from sse_app.core.events import FINAL, TEXT, Event, EventId, NewEvent
+from sse_app.core.selection import Selection
+from sse_app.eventlog.base import (
+    EMPTY_CHANNELS,
+    NO_FLOORS,
+    Beginning,
+    EventLog,
+    Floors,
+    Retention,
+    RetentionRules,
+)
+from tests.support.log_processes import log_at
+from tests.support.waiting import until_async
+
+A, B, C = (ChannelName(f"room.{letter}") for letter in "abc")
+OTHER = ChannelName("other")
+
+Make = Callable[..., EventLog]
+
+
+@pytest.fixture(autouse=True)
+def without_a_database(request: pytest.FixtureRequest) -> None:
+    if "postgres" in request.node.name:
+        pytest.skip("beginnings are not in the log on PostgreSQL yet")
+
+
+def new(channel: str, text: str = "{}", flags: int = 0) -> NewEvent:
+    return NewEvent(ChannelName(channel), "t", text.encode(), None, flags)
+
+
+@asynccontextmanager
+async def opened(log: EventLog) -> AsyncIterator[EventLog]:
+    await log.open()
+    try:
+        yield log
+    finally:
+        await log.close()
+
+
+async def pages(
+    log: EventLog,
+    texts: Collection[str],
+    after: int,
+    until: int,
+    floors: Mapping[str, int] = NO_FLOORS,
+    limit: int = 3,
+) -> tuple[list[Event], bool]:
+    """Read a part of the past to its end, as a stream does, and return its events and whether any page had a gap."""
+    events: list[Event] = []
+    gap = False
+    while True:
+        page = await log.replay(texts, after, until, limit, floors)
+        events += page.events
+        gap = gap or page.gap
+        if not page.more:
+            return events, gap
+        assert after < page.reached <= until
+        after = page.reached
+
+
+async def begun(
+    log: EventLog, texts: Collection[str], beginning: Beginning | None = None
+) -> tuple[list[int], bool]:
+    """Return the numbers of the events with which a stream begins, and whether it is told of a gap."""
+    floors = await log.begin(texts, beginning or Beginning())
+    events, gap = await pages(log, texts, floors.first - 1, floors.head.seq, floors.floors)
+    seqs = [event.seq for event in events]
+    assert floors.first == (seqs[0] if seqs else floors.head.seq + 1)
+    return seqs, gap
+
+
+@pytest.mark.gen_test
+async def test_a_beginning_has_the_last_events_of_each_channel_by_name_and_by_pattern(make: Make) -> None:
+    async with opened(make(size=4)) as log:
+        assert await begun(log, ["room.*", OTHER]) == ([], False)
+        await log.append([new(channel) for channel in (A, B, OTHER, A, A, B, A, A, A, C)])
+        # Kept are: a 4 5 7 8 9 less the first, b 2 6, other 3, c 10
+        assert await begun(log, [A]) == ([5, 7, 8, 9], False)
+        assert await begun(log, ["room.*"]) == ([2, 5, 6, 7, 8, 9, 10], False)
+        assert await begun(log, ["**"], Beginning(last=1)) == ([3, 6, 9, 10], False)
+        assert await begun(log, ["room.*"], Beginning(last=2)) == ([2, 6, 8, 9, 10], False)
+        assert await begun(log, [A, "room.*", OTHER], Beginning(last=1)) == ([3, 6, 9, 10], False)
+        assert await begun(log, [A, B], Beginning(last=99)) == ([2, 5, 6, 7, 8, 9], False)
+        assert await begun(log, ["never", "never.*"], Beginning(last=1)) == ([], False)
+
+
+@pytest.mark.gen_test
+async def test_what_is_trimmed_after_a_beginning_is_a_gap_of_its_channel_alone(make: Make) -> None:
+    async with opened(make(size=3)) as log:
+        await log.append([new(channel) for channel in (A, B, A, A, A)])
+        for texts in ([A, B], ["room.*"]):
+            floors = await log.begin(texts, Beginning())
+            assert (floors.first, floors.head.seq) == (2, 5)
+            assert not (await log.replay(texts, 1, 5, 9, floors.floors)).gap
+        last = await log.begin(["room.*"], Beginning(last=1))
+        await log.append([new(A)])
+        assert (await log.replay(["room.*"], 1, 6, 9, floors.floors)).gap
+        assert not (await log.replay(["room.b"], 1, 6, 9, floors.floors)).gap
+        assert not (await log.replay(["room.*"], last.first - 1, 6, 9, last.floors)).gap
+        position = EventId(floors.head.epoch, 1)
+        assert await log.lost(["room.*", OTHER], position) == {A: "history_trimmed"}
+        assert await log.lost(["room.*"], EventId(floors.head.epoch, 9)) == {"room.*": "position_ahead"}
+        assert await log.lost(["room.*"], EventId("other", 1)) == {"room.*": "log_replaced"}
+
+
+@pytest.mark.gen_test
+async def test_a_beginning_by_time_has_what_was_stored_from_then_on(make: Make) -> None:
+    async with opened(make()) as log:
+        await log.append([new(A), new(B)])
+        await asyncio.sleep(0.3)
+        between = time.time()
+        await asyncio.sleep(0.3)
+        await log.append([new(A), new(C)])
+        for texts in ([A, B, C], ["room.*"]):
+            assert await begun(log, texts, Beginning(since=between)) == ([3, 4], False)
+            assert await begun(log, texts, Beginning(ago=time.time() - between)) == ([3, 4], False)
+            assert await begun(log, texts, Beginning(since=between - 60)) == ([1, 2, 3, 4], False)
+            assert await begun(log, texts, Beginning(ago=3600)) == ([1, 2, 3, 4], False)
+            assert await begun(log, texts, Beginning(since=between + 3600)) == ([], False)
+            assert await begun(log, texts, Beginning(ago=0)) == ([], False)
+
+
+@pytest.mark.gen_test
+async def test_a_pattern_covers_no_more_channels_than_it_says(make: Make) -> None:
+    names = ["a", "a.b", "a.b.c", "a.bc", "ab", "b.a", "sse_app.a", "a-b", "a_b.c"]
+    async with opened(make()) as log:
+        await log.append([new(name) for name in names])
+        for text in ("a.*", "a.**", "a.b.**", "*", "**", "*.*", "*.a", "a.*.c", "a.*.**", "*.b.*", "*.**"):
+            covers = ChannelPattern(text).matches
+            expected = [name for name in names if covers(name) and name != "sse_app.a"]
+            events, _ = await pages(log, [text], 0, log.head.seq)
+            assert [event.channel for event in events] == expected, text
+            assert [event.channel for event in await log.latest([text], 99)] == expected, text
+        assert [event.seq for event in await log.latest(["a.**", "b.a"], 3)] == [3, 4, 6]
+
+
+@pytest.mark.gen_test
+async def test_flags_are_kept_and_a_channel_has_ended_while_its_last_event_is_final(make: Make) -> None:
+    async with opened(make(size=3)) as log:
+        assert await log.ended() == {}
+        await log.append(
+            [
+                new(A, "one\r\ntwo\n", TEXT),
+                new(A, "end", TEXT | FINAL),
+                new(B, "{}", FINAL),
+                new(C, "{}", FINAL),
+                new(C),
+            ]
+        )
+        stored, _ = await pages(log, ["room.*"], 0, 5)
+        assert [event.flags for event in stored] == [TEXT, TEXT | FINAL, FINAL, FINAL, 0]
+        assert stored[0].data == b"one\r\ntwo\n"
+        assert stored == await log.latest(["room.*"], 9) == (await log.replay([A, B, C], 0, 5, 9)).events
+        tail = log.tail(0)
+        assert stored == (await asyncio.wait_for(anext(tail), 20))
+        assert await log.ended() == {A: 2, B: 3}
+        await log.append([new(A), new(B, "{}", FINAL)])
+        assert [event.flags for event in await asyncio.wait_for(anext(tail), 20)] == [0, FINAL]
+        await tail.aclose()
+        assert await log.ended() == {B: 7}
+
+
+@pytest.mark.gen_test
+async def test_each_channel_is_kept_by_the_first_rule_that_covers_it(make: Make) -> None:
+    rules = RetentionRules(
+        Retention(size=4),
+        [
+            (ChannelPattern("room.a"), Retention(size=1)),
+            (ChannelPattern("room.*"), Retention(size=2)),
+            (ChannelPattern("room.b"), Retention(size=3)),
+        ],
+    )
+    async with opened(make(rules=rules)) as log:
+        for _ in range(6):
+            await log.append([new(A), new(B), new(OTHER)])
+        assert await begun(log, [A]) == ([16], False)
+        assert await begun(log, ["room.*"]) == ([14, 16, 17], False)
+        assert await begun(log, [OTHER]) == ([9, 12, 15, 18], False)
+        epoch = log.head.epoch
+        assert await log.lost([A, B, OTHER], EventId(epoch, 15)) == {}
+        assert await log.lost([A, B, OTHER], EventId(epoch, 12)) == {A: "history_trimmed"}
+        assert await log.lost(["**"], EventId(epoch, 8)) == dict.fromkeys([A, B], "history_trimmed")
+        assert await log.published(A) == (6, 16)
+
+
+async def until_kept(log: EventLog, texts: list[str], seqs: list[int]) -> None:
+    async def kept() -> bool:
+        return (await begun(log, texts)) == (seqs, False)
+
+    await until_async(kept, f"no more than {seqs} are kept")
+
+
+@pytest.mark.gen_test
+async def test_what_is_kept_for_less_long_goes_before_the_others_and_is_told_to_be_gone(make: Make) -> None:
+    rules = RetentionRules(
+        Retention(),
+        [
+            (ChannelPattern("room.a"), Retention(age=0.4)),
+            (ChannelPattern("room.b"), Retention(age=0.8)),
+        ],
+    )
+    async with opened(make(rules=rules)) as log:
+        await log.append([new(OTHER), new(A), new(B), new(OTHER), new(A)])
+        await until_kept(log, ["room.a", "other"], [1, 4])
+        await until_kept(log, ["**"], [1, 4])
+        position = EventId(log.head.epoch, 2)
+        assert await log.lost([A, B, OTHER], position) == dict.fromkeys([A, B], "history_trimmed")
+        await log.append([new(A), new(OTHER)])
+        assert await begun(log, [A, OTHER]) == ([1, 4, 6, 7], False)
+        await until_kept(log, ["**"], [1, 4, 7])
+        assert await log.published(A) == (3, 6)
+        assert await log.lost([A], EventId(log.head.epoch, 6)) == {}
+
+
+WIDE = 150
+"""More channels than are each read by an index."""
+
+
+@pytest.mark.gen_test
+async def test_a_wide_pattern_has_each_event_once_and_in_order_while_others_append_and_trim(
+    make: Make,
+) -> None:
+    async with opened(make(size=20)) as log:
+        names = [f"user.{number}.orders" for number in range(WIDE)]
+        for _ in range(3):
+            await log.append([new(name) for name in names] + [new("user.0.mail")] * 50)
+        appending = True
+
+        async def append() -> None:
+            number = 0
+            while appending:
+                number += 1
+                await log.append(
+                    [new(names[number % WIDE]), new("user.0.mail"), new(f"user.n{number}.orders")]
+                )
+
+        task = asyncio.create_task(append())
+        try:
+            floors = await log.begin(["user.*.orders"], Beginning(last=2))
+            events, gap = await pages(
+                log, ["user.*.orders"], floors.first - 1, floors.head.seq, floors.floors, limit=40
+            )
+            assert not gap
+            listed = await log.latest(["**"], 100_000)
+        finally:
+            appending = False
+            await task
+        of_channel: dict[str, list[int]] = {}
+        for event in listed:
+            if event.seq <= floors.head.seq and event.channel.endswith(".orders"):
+                of_channel.setdefault(event.channel, []).append(event.seq)
+        expected = sorted(seq for seqs in of_channel.values() for seq in seqs[-2:])
+        assert [event.seq for event in events] == expected
+        # What comes later, on channels that are new too, follows on from there.
+        more, gap = await pages(
+            log, ["user.*.orders"], floors.head.seq, log.head.seq, floors.floors, limit=40
+        )
+        later = [event for event in await log.latest(["**"], 100_000) if event.seq > floors.head.seq]
+        assert more == [event for event in later if event.channel.endswith(".orders")]
+        assert not gap
+
+
+@pytest.mark.gen_test
+async def test_a_pattern_is_lost_as_a_whole_where_a_channel_was_forgotten_and_begins_without_a_gap(
+    make: Make,
+) -> None:
+    rules = RetentionRules(Retention(), [(ChannelPattern("once.*"), Retention(age=0.3))])
+    async with opened(make(rules=rules)) as log:
+        (first, *_) = await log.append([new(A), new(OTHER)])
+        await log.append([new(f"once.{number}") for number in range(EMPTY_CHANNELS + 20)])
+        (last,) = await log.append([new(A)])
+
+        async def forgotten() -> bool:
+            await log.append([new(OTHER)])  # a log in memory looks around when something is appended
+            return "room.*" in await log.lost(["room.*"], first)
+
+        deadline = asyncio.get_running_loop().time() + 60
+        while not await forgotten():
+            assert asyncio.get_running_loop().time() < deadline
+            await asyncio.sleep(0.1)
+        assert await log.lost(["room.*", A, "never"], first) == {
+            "room.*": "history_trimmed",
+            "never": "history_trimmed",
+        }
+        assert (await log.replay(["room.*"], 1, log.head.seq, 10)).gap
+        assert await log.lost(["room.*", A, "never"], last) == {}
+        # The events of a channel that is older than what was forgotten are there from the beginning.
+        assert await begun(log, ["room.*"]) == ([1, last.seq], False)
+        assert await begun(log, ["room.*"], Beginning(last=1)) == ([last.seq], False)
+        assert (await begun(log, ["**"], Beginning(last=1)))[0][0] == last.seq
+
+
+@pytest.mark.gen_test
+async def test_beginnings_are_the_same_after_the_log_was_closed(place: Path | str) -> None:
+    rules = RetentionRules(Retention(size=3), [(ChannelPattern("room.b"), Retention(size=1))])
+    asked: list[tuple[list[str], Beginning]] = [
+        (["room.*"], Beginning()),
+        (["**"], Beginning(last=1)),
+        ([A, B], Beginning(ago=3600.0)),
+    ]
+
+    async def answers(log: EventLog) -> list[object]:
+        floors: list[Floors] = [await log.begin(*one) for one in asked]
+        lost = await log.lost(["**"], EventId(log.head.epoch, 1))
+        return [*floors, lost, await log.ended(), *[await begun(log, *one) for one in asked]]
+
+    async with opened(log_at(place, rules)) as log:
+        await log.append([new(channel) for channel in (A, B, A, A, B, A, OTHER)])
+        await log.append([new(OTHER, "bye", TEXT | FINAL)])
+        before = await answers(log)
+        assert before[-3:] == [([3, 4, 5, 6], False), ([5, 6, 8], False), ([3, 4, 5, 6], False)]
+        async with opened(log_at(place, rules)) as other:
+            assert await answers(other) == before
+    async with opened(log_at(place, rules)) as log:
+        assert await answers(log) == before
+
+
+NAMES = ["a", "a.x", "a.y", "a.x.z", "b", "b.x", "c"]
+TEXTS = [*NAMES, "a.*", "a.**", "*.x", "**", "b.*", "*.x.*", "never"]
+SIZES = RetentionRules(
+    Retention(size=5),
+    [(ChannelPattern("*.*.x"), Retention(size=1)), (ChannelPattern("*.b.**"), Retention(size=2))],
+)
+
+
+class Model:
+    """What a log should do: a list of events, of which each channel keeps the last.
+
+    Args:
+        head: of the log, when this begins.
+    """
+
+    def __init__(self, head: int) -> None:
+        self.head = head
+        self.given: dict[str, list[int]] = {}
+
+    def append(self, names: Sequence[str]) -> None:
+        for name in names:
+            self.head += 1
+            self.given.setdefault(name, []).append(self.head)
+
+    def kept(self, name: str) -> list[int]:
+        return self.given[name][-SIZES.of(name).size :]
+
+    def trimmed(self, name: str) -> int:
+        return ([0] + self.given[name])[-1 - len(self.kept(name))]
+
+    def covered(self, texts: Collection[str]) -> list[str]:
+        selection = Selection(texts)
+        return [name for name in self.given if selection.covers(ChannelName(name))]
+
+    def begun(self, texts: Collection[str], last: int | None) -> list[int]:
+        found = (self.kept(name)[-(last or 99) :] for name in self.covered(texts))
+        return sorted(seq for seqs in found for seq in seqs)
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.lists(st.sampled_from(NAMES), min_size=1, max_size=8),
+        st.tuples(
+            st.lists(st.sampled_from(TEXTS), min_size=1, max_size=3, unique=True),
+            st.one_of(st.none(), st.integers(1, 6)),
+            st.integers(0, 30),
+            st.integers(1, 4),
+        ),
+    ),
+    max_size=20,
+)
+
+
+async def _is_as_the_model(log: EventLog, prefix: str, steps: list[Any]) -> None:
+    """Append and ask as the steps say: channels are all under a prefix, so that the log may have others."""
+    model = Model(log.head.seq)
+    start = model.head
+    begun_before: list[tuple[list[str], Floors, list[int]]] = []
+    for step in steps:
+        if isinstance(step, list):
+            names = [f"{prefix}.{name}" for name in step]
+            await log.append([new(name) for name in names])
+            model.append(names)
+            continue
+        texts, last, back, limit = step
+        texts = [f"{prefix}.{text}" for text in texts]
+        floors = await log.begin(texts, Beginning(last=last))
+        expected = model.begun(texts, last)
+        assert floors.head.seq == model.head
+        events, gap = await pages(log, texts, floors.first - 1, floors.head.seq, floors.floors, limit)
+        assert ([event.seq for event in events], gap) == (expected, False)
+        assert floors.first == (expected or [model.head + 1])[0]
+        begun_before.append((texts, floors, expected))
+        position = max(start, model.head - back)
+        lost = {name for name in model.covered(texts) if position < model.trimmed(name)}
+        assert await log.lost(texts, EventId(log.head.epoch, position)) == dict.fromkeys(
+            lost, "history_trimmed"
+        )
+        events, gap = await pages(log, texts, position, model.head, limit=limit)
+        assert gap == bool(lost)
+        kept = sorted(seq for name in model.covered(texts) for seq in model.kept(name) if seq > position)
+        assert [event.seq for event in events] == kept
+        page = await log.latest(texts, limit)
+        assert [event.seq for event in page] == model.begun(texts, None)[-limit:]
+    # A stream that began before has its events and all that came since, or is told of a gap.
+    for texts, floors, expected in begun_before:
+        events, gap = await pages(log, texts, floors.first - 1, model.head, floors.floors)
+        since = (seq for name in model.covered(texts) for seq in model.given[name] if seq > floors.head.seq)
+        complete = sorted([*expected, *since])
+        seqs = [event.seq for event in events]
+        assert gap == (seqs != complete)
+        assert set(seqs) <= set(complete)
+        assert seqs == sorted(seqs)
+
+
+def test_whatever_is_appended_and_asked_a_log_answers_as_a_plain_list_would(make: Make) -> None:
+    numbers = iter(range(1_000_000))
+    with asyncio.Runner() as runner:
+        log = make(rules=SIZES)
+        runner.run(log.open())
+
+        @hypothesis(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+        @given(STEPS)
+        def as_the_model(steps: list[Any]) -> None:
+            runner.run(_is_as_the_model(log, f"n{next(numbers)}", steps))
+
+        try:
+            as_the_model()
+        finally:
+            runner.run(log.close())
