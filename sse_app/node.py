@@ -159,7 +159,7 @@ class Node:
             self.cluster,
         )
         self.kicks = Kicks(self.hub, self.enforcement, self.cluster)
-        self.renewal = Renewal(self.hub, self.keepalive, self.revocations, self.cluster)
+        self.renewal = Renewal(self.hub, self.keepalive, self.revocations, self.publisher, self.cluster)
         self.untrusted_proxies: set[str] = set()
         """Networks that the log has named as those of proxies that are not trusted."""
         self.shortages = RepeatedEvent(log, logging.ERROR, "request_failed")
@@ -289,6 +289,7 @@ class Node:
         self.hub.use(backlog_limit=limits.backlog_bytes, retry=settings.stream.retry)
         self._elsewhere.use(limits)
         self.admission.use(limits, _stream_capacity(settings))
+        self.admission.end_not_allowed()
         self.status.use(channels)
         self.live_stats.use(channels)
         return kept

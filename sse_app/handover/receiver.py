@@ -19,6 +19,7 @@ from sse_app.core.private_apis import bare_socket
 from sse_app.core.sse import encode_closing
 from sse_app.handover.message import IDLE, STREAM, PassedDescriptor, State, StreamState
 from sse_app.http.server import HTTPServer
+from sse_app.streams.admission import Admission
 from sse_app.streams.connection import StreamConnection
 from sse_app.streams.hub import Hub
 from sse_app.streams.keepalive import Keepalive
@@ -39,19 +40,27 @@ class HandoverReceiver:
         pump: runs them.
         keepalive: pings them, and ends them when their tokens expire.
         revocations: whose tokens end them.
+        admission: knows which may do without a token.
         server: adopts the idle connections.
     """
 
     def __init__(
-        self, hub: Hub, pump: Pump, keepalive: Keepalive, revocations: Revocations, server: HTTPServer
+        self,
+        hub: Hub,
+        pump: Pump,
+        keepalive: Keepalive,
+        revocations: Revocations,
+        admission: Admission,
+        server: HTTPServer,
     ) -> None:
         self._hub = hub
         self._pump = pump
         self._keepalive = keepalive
         self._revocations = revocations
+        self._admission = admission
         self._server = server
         self._revoked: list[Stream] = []
-        """Streams that were built before the pause with revoked tokens; they are ended after it."""
+        """Streams that were built before the pause and may not go on; they are ended after it."""
 
     def build(self, state: State, descriptors: list[int]) -> list[Stream]:
         """Return the streams that were copied before the pause, ready to be sent to.
@@ -71,7 +80,8 @@ class HandoverReceiver:
         return built
 
     def _is_revoked(self, stream: Stream) -> bool:
-        return any(map(self._revocations.covers, stream.subscriber.tokens))
+        tokens = stream.subscriber.tokens
+        return any(map(self._revocations.covers, tokens)) or not self._admission.is_allowed(stream)
 
     def adopt(self, state: State, descriptors: Sequence[int], built: Sequence[Stream] = ()) -> list[Stream]:
         """Adopt all connections, and return the streams that are yet to be watched.
@@ -102,7 +112,7 @@ class HandoverReceiver:
             stream = self._register(state, stream_state, connection)
             if passed.data:
                 connection.queue_rest(passed.data, 0)
-            if revocable and self._is_revoked(stream):
+            if (revocable or stream.subscriber.lease.is_anonymous) and self._is_revoked(stream):
                 stream.end("revoked", None)
             elif not continues:
                 stream.end("unavailable", hub.jittered_retry())

@@ -237,18 +237,19 @@ async def _slices(streams: list[Stream]) -> AsyncIterator[list[Stream]]:
 def _rows(streams: Iterable[Stream], positions: Positions) -> Iterable[dict[str, Any]]:
     now = time.monotonic()
     for stream in streams:
-        subscriber = stream.subscriber
+        subscriber, lease = stream.subscriber, stream.subscriber.lease
+        has_token = not lease.is_anonymous
         yield {
             "connection": str(stream.number),
             "client_id": subscriber.client_id,
-            "subject": subscriber.lease.subject,
-            "session": subscriber.lease.session,
-            "token_id": subscriber.lease.token_id,
+            "subject": lease.subject if has_token else None,
+            "session": lease.session if has_token else None,
+            "token_id": lease.token_id if has_token else None,
             "channels": stream.channels,
             "address": subscriber.address,
             "opened_at": timestamp(stream.opened_at),
             "open_seconds": round(now - stream.begun_at, 3),
-            "expires_at": timestamp(subscriber.lease.expires_at),
+            "expires_at": timestamp(lease.expires_at) if has_token else None,
             "last_event_id": str(positions.last_id(stream)),
             "lag_events": positions.lag_events(stream),
             "backlog_bytes": stream.backlog_bytes,

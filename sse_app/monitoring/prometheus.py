@@ -16,6 +16,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
+from sse_app.auth.tokens.claims import NO_TOKEN
 from sse_app.cluster.base import Answers, in_order
 from sse_app.core.channel_rules import ChannelRules
 from sse_app.core.counters import Metrics
@@ -90,6 +91,11 @@ class NodeMetrics(Collector):
             "sse_app_ready", "Whether the server is ready, as /readyz says.", float(ready)
         )
         yield GaugeMetricFamily("sse_app_streams", "Open streams.", len(hub.streams))
+        yield GaugeMetricFamily(
+            "sse_app_anonymous_streams",
+            "Open streams without a token, on public channels.",
+            len(hub.streams_of_subject.get(NO_TOKEN.subject)),
+        )
         on_channel = GaugeMetricFamily(
             "sse_app_channel_streams", "Open streams on a configured channel.", labels=["channel"]
         )

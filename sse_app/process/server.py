@@ -141,7 +141,9 @@ class Server:
             limits=connection_limits(self._settings),
             counts=node.metrics.connections,
         )
-        self._receiver = HandoverReceiver(node.hub, node.pump, node.keepalive, node.revocations, self._server)
+        self._receiver = HandoverReceiver(
+            node.hub, node.pump, node.keepalive, node.revocations, node.admission, self._server
+        )
         self._sender = HandoverSender(
             node.hub, node.keepalive, node.enforcement, node.publisher, node.opening, self._server
         )

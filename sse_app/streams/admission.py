@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from typing import NamedTuple
 
-from sse_app.auth.tokens.claims import Claims
+from sse_app.auth.tokens.claims import NO_TOKEN, Claims, Lease
 from sse_app.auth.tokens.issuer import Tokens
 from sse_app.core.addresses import interned, network_of
 from sse_app.core.channels import ADMIN_CHANNEL
 from sse_app.core.counters import Metrics
-from sse_app.core.errors import EventLogUnavailable, TooManyStreams
+from sse_app.core.errors import EventLogUnavailable, TokenRefused, TooManyStreams
 from sse_app.core.events import EventId, timestamp
 from sse_app.core.framing import Framing
 from sse_app.core.json_text import to_json
@@ -136,7 +136,9 @@ class Admission:
         self._limits = limits
         self._capacity = capacity
 
-    async def admit(self, claims: Claims, wanted: Subscription) -> Admitted | TurnedAway | NothingToCome:
+    async def admit(
+        self, claims: Claims | None, wanted: Subscription
+    ) -> Admitted | TurnedAway | NothingToCome:
         """Register a stream, or say why it cannot be served just now, or that there is nothing to come.
 
         The checks come in the order of the errors below; only then is the event log asked. The caller attaches
@@ -144,7 +146,7 @@ class Admission:
         calls `abandon`.
 
         Args:
-            claims: of a verified stream token.
+            claims: of a verified stream token; None where the client has none.
             wanted: what the client asks for.
 
         Raises:
@@ -152,7 +154,8 @@ class Admission:
             Forbidden: the token does not grant a channel.
             UnknownChannel: no configured name or pattern covers a channel.
             TooManyStreams: the user or the address has as many as it may.
-            TokenRefused: the token has been revoked or has expired since it was verified.
+            TokenRefused: the token has been revoked or has expired since it was verified, or there is none and not all
+                channels are public.
         """
         self._authorise(claims, wanted.channels)
         if (reason := self._unavailable(claims, wanted)) is not None:
@@ -172,11 +175,14 @@ class Admission:
                     return NothingToCome()
                 start = start._replace(end=self._hub.head)
         # The stream is registered in the same step of the event loop, so a later revocation finds it.
-        self._tokens.require_in_force(claims)
-        self._tokens.require_not_kicked(claims)
-        return self._register(claims, wanted, start)
+        if claims is None:
+            self._require_public(wanted.channels)
+        else:
+            self._tokens.require_in_force(claims)
+            self._tokens.require_not_kicked(claims)
+        return self._register(NO_TOKEN if claims is None else claims.lease, wanted, start)
 
-    async def check(self, claims: Claims, wanted: Subscription) -> bool:
+    async def check(self, claims: Claims | None, wanted: Subscription) -> bool:
         """Raise what `admit` would, and register nothing; return whether there is something to come.
 
         Raises:
@@ -184,7 +190,8 @@ class Admission:
         """
         self._authorise(claims, wanted.channels)
         self._unavailable(claims, wanted)
-        self._tokens.require_in_force(claims)
+        if claims is not None:
+            self._tokens.require_in_force(claims)
         if not self._hub.has_ended(wanted.interest):
             return True
         try:
@@ -193,29 +200,52 @@ class Admission:
         except EventLogUnavailable:
             return True
 
+    def is_allowed(self, stream: Stream) -> bool:
+        """Return whether a stream without a token may go on: its channels are all public, also by other settings."""
+        return not stream.subscriber.lease.is_anonymous or all(
+            map(self._publisher.is_public, stream.channels)
+        )
+
+    def end_not_allowed(self) -> None:
+        """End the streams without a token that are on channels which are public no more."""
+        for stream in list(self._hub.streams):
+            if not self.is_allowed(stream):
+                stream.end("revoked", None)
+
     def abandon(self, stream: Stream) -> None:
         """Forget an admitted stream whose client is gone before the pump runs it."""
         self._hub.unregister(stream)
         self._keepalive.forget(stream)
 
-    def _authorise(self, claims: Claims, channels: tuple[str, ...]) -> None:
+    def _authorise(self, claims: Claims | None, channels: tuple[str, ...]) -> None:
+        if claims is None:
+            self._require_public(channels)
+            return
         self._tokens.require_not_kicked(claims)
         for channel in channels:
-            claims.grants.require_subscribe(channel)
+            if not self._publisher.is_public(channel):
+                claims.grants.require_subscribe(channel)
         for channel in channels:
             if channel != ADMIN_CHANNEL:
                 self._publisher.require_known(channel)
 
-    def _unavailable(self, claims: Claims, wanted: Subscription) -> str | None:
+    def _require_public(self, channels: tuple[str, ...]) -> None:
+        if not all(map(self._publisher.is_public, channels)):
+            raise TokenRefused("this takes one stream token in the query: ?token=…", "no token")
+
+    def _unavailable(self, claims: Claims | None, wanted: Subscription) -> str | None:
         """Return why no stream can be served just now, or None.
 
         Raises:
             TooManyStreams: this user or this address has as many as it may.
         """
         limits, hub, elsewhere = self._limits, self._hub, self._elsewhere
-        of_user = len(hub.streams_of_subject.get(claims.subject)) + elsewhere.of_user(claims.subject)
-        if of_user >= limits.streams_per_user:
-            raise TooManyStreams(f"this user has {limits.streams_per_user} streams open, which is the limit")
+        if claims is not None:
+            of_user = len(hub.streams_of_subject.get(claims.subject)) + elsewhere.of_user(claims.subject)
+            if of_user >= limits.streams_per_user:
+                raise TooManyStreams(
+                    f"this user has {limits.streams_per_user} streams open, which is the limit"
+                )
         network = network_of(wanted.address)
         if hub.streams_of_address[network] + elsewhere.of_address(network) >= limits.streams_per_address:
             raise TooManyStreams(
@@ -296,11 +326,11 @@ class Admission:
                 return self._reset_at(after, lost)
             # Another log is there, or a part of this one was skipped, so the answer may not hold any more.
 
-    def _register(self, claims: Claims, wanted: Subscription, start: _Start) -> Admitted:
+    def _register(self, lease: Lease, wanted: Subscription, start: _Start) -> Admitted:
         hub = self._hub
-        subscriber = Subscriber(wanted.client_id, claims.lease, interned(wanted.address))
+        subscriber = Subscriber(wanted.client_id, lease, interned(wanted.address))
         stream = hub.register(subscriber, wanted.channels, types=wanted.types, framing=wanted.framing)
-        self._elsewhere.opened(claims.subject, network_of(wanted.address))
+        self._elsewhere.opened(lease.subject, network_of(wanted.address))
         stream.retry = hub.jittered_retry()
         stream.replay = Replay(start.after.seq, start.floors)
         self._keepalive.watch(stream)
@@ -334,7 +364,7 @@ def _connected(stream: Stream, id: EventId, recovered: bool, now: float) -> byte
         "message": f"connected to {', '.join(stream.channels)}",
         "recovered": recovered,
         "retry": stream.retry,
-        "expires_in": int(subscriber.lease.remaining(now)),
+        "expires_in": None if subscriber.lease.is_anonymous else int(subscriber.lease.remaining(now)),
         "timestamp": timestamp(now),
     }
     return encode_event(str(id).encode(), b"connected", to_json(data), stream.retry)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from sse_app.cluster.base import ASK_TIMEOUT, Cluster
 from sse_app.core.errors import NodeSilent, UnknownStream
+from sse_app.core.events import MAX_RETRY
 from sse_app.streams.enforcement import Enforcement
 from sse_app.streams.hub import Hub
 from sse_app.streams.numbers import node_of
@@ -60,11 +61,15 @@ class Kicks:
             NodeSilent: its node does not answer.
         """
         tokens = self._tokens(number) or await self._asked(number, "kick.tokens", {"number": number})
+        if not tokens["ids"]:
+            return Sharing(1, ())
         answers = await self._cluster.ask("kick.sharing", tokens)
         return Sharing(sum(map(int, answers.by_node.values())), answers.missing)
 
     async def kick(self, number: int, seconds: float) -> Kicked:
         """Revoke the tokens that a stream can come back with, and end all streams with them.
+
+        One without a token is ended alone, and its client told to come back after that time.
 
         Args:
             number: of the stream.
@@ -113,6 +118,9 @@ class Kicks:
         if stream is None:
             return None
         subscriber = stream.subscriber
+        if subscriber.lease.is_anonymous:
+            stream.end("kicked", min(MAX_RETRY, max(round(seconds * 1000), self._hub.jittered_retry())))
+            return Kicked(1, (), "", subscriber.client_id, subscriber.address)
         ended = await self._enforcement.kick(stream, seconds)
         return Kicked(*ended, subscriber.lease.subject, subscriber.client_id, subscriber.address)
 

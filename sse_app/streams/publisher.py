@@ -119,6 +119,10 @@ class Publisher:
         if is_internal(channel) or not is_known:
             raise UnknownChannel(f"there is no channel {channel}")
 
+    def is_public(self, channel: str) -> bool:
+        """Return whether no token is needed to read a channel, or any channel of a pattern."""
+        return self._channels.is_public(channel)
+
     async def append(self, events: list[NewEvent], key: IdempotencyKey | None = None) -> list[EventId | None]:
         """Append events of the right form to the log and return their ids once they are durable.
 

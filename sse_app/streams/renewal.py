@@ -8,10 +8,10 @@ from typing import Any
 from sse_app.auth.revocations import Revocations
 from sse_app.auth.tokens.claims import Claims, Lease
 from sse_app.cluster.base import Cluster
-from sse_app.core.channels import ChannelName
 from sse_app.core.errors import NodeSilent, TokenRefused, TooManyRenewals
 from sse_app.streams.hub import Hub
 from sse_app.streams.keepalive import Keepalive
+from sse_app.streams.publisher import Publisher
 from sse_app.streams.stream import Stream
 
 MAX_EARLIER = 32
@@ -25,11 +25,20 @@ class Renewal:
         hub: whose streams are this node's.
         keepalive: ends streams at their expiry.
         revocations: a token may be revoked while the other nodes are asked.
+        publisher: knows which channels need no token.
         cluster: the other nodes.
     """
 
-    def __init__(self, hub: Hub, keepalive: Keepalive, revocations: Revocations, cluster: Cluster) -> None:
+    def __init__(
+        self,
+        hub: Hub,
+        keepalive: Keepalive,
+        revocations: Revocations,
+        publisher: Publisher,
+        cluster: Cluster,
+    ) -> None:
         self._hub = hub
+        self._publisher = publisher
         self._keepalive = keepalive
         self._revocations = revocations
         self._cluster = cluster
@@ -54,7 +63,8 @@ class Renewal:
             raise NodeSilent(self._cluster.noun, answers.missing)
         for answer in found.values():
             for channel in answer["channels"]:
-                claims.grants.require_subscribe(ChannelName(channel))
+                if not self._publisher.is_public(channel):
+                    claims.grants.require_subscribe(channel)
         if any(answer["earlier"] > MAX_EARLIER for answer in found.values()):
             raise TooManyRenewals(
                 f"this stream has been renewed with {MAX_EARLIER} tokens that are still in force"

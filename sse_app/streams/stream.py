@@ -27,7 +27,7 @@ class Subscriber(NamedTuple):
 
     Args:
         client_id: the client's label.
-        lease: the token that the stream depends on.
+        lease: the token that the stream depends on; `NO_TOKEN` where there is none.
         address: of the connection.
         earlier: the tokens that it had before it was renewed, unless they have expired: a client that is cut
             off comes back with its first URL, so they are still its tokens.
@@ -41,7 +41,7 @@ class Subscriber(NamedTuple):
     @property
     def tokens(self) -> tuple[Lease, ...]:
         """Every token in force that this stream was opened or renewed with."""
-        return (self.lease, *self.earlier)
+        return () if self.lease.is_anonymous else (self.lease, *self.earlier)
 
     def renewed(self, lease: Lease, now: float) -> Subscriber:
         """Return the subscriber with a fresh token."""

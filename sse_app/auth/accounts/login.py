@@ -260,5 +260,5 @@ class Login:
 
 
 def names_granted(configured: ChannelRules, grants: Grants) -> list[ChannelName]:
-    """Return the configured channel names that the grants allow to subscribe to."""
-    return [name for name in configured.names if grants.subscribe.matches(name)]
+    """Return the configured channel names that the grants allow to subscribe to, and those that are public."""
+    return [name for name in configured.names if grants.subscribe.matches(name) or configured.is_public(name)]

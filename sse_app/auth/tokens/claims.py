@@ -30,7 +30,7 @@ class Mark(NamedTuple):
 class Lease(NamedTuple):
     """The token that an open stream depends on, without its grants, which were checked when the stream was opened.
 
-    Times are in seconds since the epoch.
+    Times are in seconds since the epoch. A stream of public channels may depend on none: see `NO_TOKEN`.
     """
 
     subject: str
@@ -39,12 +39,21 @@ class Lease(NamedTuple):
     issued_at: float
     expires_at: float
 
+    @property
+    def is_anonymous(self) -> bool:
+        """Whether there is no token; one has an id."""
+        return not self.token_id
+
     def remaining(self, now: float) -> float:
         """Return for how many seconds the token is still in force at a time.
 
         Never more than it was issued for: where the clock has been set back, its expiry seems to be further away.
         """
         return max(0.0, min(self.expires_at - now, self.expires_at - self.issued_at))
+
+
+NO_TOKEN = Lease("", "", "", 0.0, MAX_TIME)
+"""That of a stream whose client has no token: of no subject, and without an end."""
 
 
 class Claims(NamedTuple):

@@ -134,8 +134,11 @@ class HistoryHandler(ApiHandler):
         channel = parse_channel(name)
         position = parse_position(self.request.arguments.get("after", []), "after")
         limit = self.number("limit", HISTORY_LIMIT, 1, HISTORY_MAX)
-        claims = self.access_claims()
-        claims.grants.require_subscribe(channel)
+        is_public = self.node.publisher.is_public(channel)
+        if not is_public or "Authorization" in self.request.headers:
+            claims = self.access_claims()
+            if not is_public:
+                claims.grants.require_subscribe(channel)
         self.node.publisher.require_known(channel)
         if not self.node.channels.stores(channel):
             self.write_json({"events": [], "complete": True})

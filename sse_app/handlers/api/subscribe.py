@@ -113,8 +113,15 @@ class StreamHandler(PublishHandler):
             position = parse_position([given], "Last-Event-ID") or position
         return position
 
-    def _stream_claims(self) -> Claims:
+    def _stream_claims(self) -> Claims | None:
+        """Return the claims of the request's stream token; None where there is none, as public channels allow.
+
+        Raises:
+            TokenRefused: it is not valid, or not the only one.
+        """
         tokens = self.request.arguments.get("token", [])
+        if not tokens and "Authorization" not in self.request.headers:
+            return None
         if len(tokens) != 1:
             raise TokenRefused("this takes one stream token in the query: ?token=…", f"{len(tokens)} tokens")
         self.claims = self.node.tokens.verify(tokens[0].decode("latin-1"), TokenKind.STREAM)

@@ -24,8 +24,8 @@ class StreamTokenHandler(BodyHandler):
         request = self.json_object(body) if body else {}
         refuse_unknown(request, {"channels"})
         channels = self._channels(request["channels"]) if "channels" in request else None
-        for channel in channels or ():
-            claims.grants.require_subscribe(channel)
+        if channels is not None:
+            channels = self._granted(claims, channels)
         token, lifetime = self.node.login.stream_token(claims, channels)
         self.write_json({"stream_token": token, "stream_expires_in": lifetime})
 
@@ -38,6 +38,19 @@ class StreamTokenHandler(BodyHandler):
         self.claims = await provider.verify(token)
         self.node.tokens.require_in_force(self.claims)
         return self.claims
+
+    def _granted(self, claims: Claims, channels: list[ChannelName]) -> list[ChannelName]:
+        """Return the channels without those that are public and not granted: no token need say that they may be read.
+
+        Raises:
+            Forbidden: one is neither.
+        """
+        granted = []
+        for channel in channels:
+            if claims.grants.may_subscribe(channel) or not self.node.publisher.is_public(channel):
+                claims.grants.require_subscribe(channel)
+                granted.append(channel)
+        return granted
 
     def _channels(self, value: object) -> list[ChannelName]:
         limit = self.node.settings.limits.channels_per_stream

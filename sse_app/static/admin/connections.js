@@ -11,7 +11,7 @@ const PAUSE = 80; // ms without a key before it is searched
 const AGAIN = 5000; // ms after which the table is brought up to date
 
 const COLUMNS = [
-  ["subject", "User", (row) => row.subject],
+  ["subject", "User", (row) => row.subject ?? "no token"],
   ["client_id", "Client id", (row) => row.client_id, "code"],
   ["channels", "Channels", (row) => row.channels.join(", ")],
   ["address", "Address", (row) => row.address],
@@ -88,8 +88,10 @@ function useConnections(props, emit) {
       const { streams } = await props.session.request(path);
       const ending = streams === 1 ? "One stream ends" : `${count(streams)} streams end, which share a token`;
       const sentence =
-        `${ending}: ${row.client_id} of ${row.subject}. ` +
-        "Their login gets no other stream for 5 minutes; who has a password can log in again.";
+        `${ending}: ${nameOf(row)}. ` +
+        (row.token_id === null
+          ? "Its client is asked to come back in 5 minutes; without a token it cannot be kept from coming earlier."
+          : "Their login gets no other stream for 5 minutes; who has a password can log in again.");
       if ((await ask("Kick this connection?", sentence, "Kick")) === null) return "";
       const { kicked } = await props.session.request(path, { body: {} });
       return `Kicked: ${kicked} ${kicked === 1 ? "stream" : "streams"} ended.`;
@@ -103,6 +105,11 @@ function useConnections(props, emit) {
   });
   watch(() => [props.done, query.keep], load);
   return { query, found, said, problem, search, sort, turn, kick, revokeOf, load };
+}
+
+/** What is said of a connection: a public channel takes no token, which would say whose it is. */
+function nameOf(row) {
+  return row.token_id === null ? `${row.client_id} without a token` : `${row.client_id} of ${row.subject}`;
 }
 
 /** The panel. */
@@ -192,7 +199,7 @@ function heading([name, title, , style]) {
 }
 
 function rowOf(row) {
-  const label = `${row.client_id} of ${row.subject}`;
+  const label = nameOf(row);
   return h("tr", { key: row.connection, "data-connection": row.connection }, [
     ...columnsOf(this.found.value).map(([name, , read, style]) => h("td", { key: name, class: style }, read(row))),
     h("td", { class: "actions" }, [
@@ -201,11 +208,12 @@ function rowOf(row) {
         { type: "button", class: "quiet small", "aria-label": `Kick ${label}`, onClick: () => this.kick(row) },
         "Kick",
       ),
-      h(
-        "button",
-        { type: "button", class: "quiet small", "aria-label": `Revoke ${label}`, onClick: () => this.revokeOf(row) },
-        "Revoke…",
-      ),
+      row.token_id !== null &&
+        h(
+          "button",
+          { type: "button", class: "quiet small", "aria-label": `Revoke ${label}`, onClick: () => this.revokeOf(row) },
+          "Revoke…",
+        ),
     ]),
   ]);
 }
