@@ -7,8 +7,8 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from itertools import chain
 from typing import TypeVar
 
@@ -388,6 +388,12 @@ class Hub:
         return True
 
     # -- fan-out --------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def between_fan_outs(self) -> AsyncIterator[EventId]:
+        """Have no fan-out under way, so that each stream that has joined has been given all up to the position."""
+        async with self._fanning_out:
+            yield self.head
 
     async def settled(self) -> None:
         """Wait until every stream has been given all that the log had at the call, and no fan-out is under way."""

@@ -9,6 +9,7 @@ import time
 from heapq import heapify, heappop, heappush
 
 from sse_app.auth.tokens.claims import Lease
+from sse_app.core.events import EventId
 from sse_app.core.framing import FRAMINGS, Framing
 from sse_app.core.periodic import PeriodicCallback
 from sse_app.core.sse import encode_ping
@@ -56,16 +57,28 @@ class _Turn(SendTable[Stream]):
         stream.ping_turn = self if slot >= 0 else None
         stream.ping_slot = slot
 
-    def ping(self, delivery: DeliveryWatch) -> None:
-        """Look at what has become of the last ping, and send the next."""
+    def ping(self, delivery: DeliveryWatch, position: EventId | None = None) -> None:
+        """Look at what has become of the last ping, and send the next.
+
+        Args:
+            delivery: looks.
+            position: up to which every stream that has joined has been given its events; the next ping tells it. None
+                where it is not to tell.
+        """
         frames = self.framing.frame(encode_ping(time.time()))
+        telling = self.framing.frame(encode_ping(time.time(), position)) if position is not None else None
         now = time.monotonic()
         for start in range(0, len(self.streams), PINGED_AT_ONCE):
             stop = start + PINGED_AT_ONCE
             for stream in self.streams[start : min(stop, self.pinged)]:
                 if stream is not None and not stream.settled and delivery.look(stream, self.pinged_at, now):
                     stream.close()
-            self.send(frames, start, stop)
+            if telling is None:
+                self.send(frames, start, stop)
+                continue
+            for stream in self.streams[start:stop]:
+                if stream is not None:  # one that has not joined is replayed to, up to a position of its own
+                    stream.write(frames if stream.group is None else telling)
         self.close_holes()
         self.pinged, self.pinged_at = len(self.streams), now
 
@@ -139,6 +152,11 @@ class Keepalive:
         self._steps = round(interval / self._tick)
         self._turns = [_Turn(framing, hub.sender) for framing in _FRAMINGS for _ in range(self._steps)]
         """Those of each framing one after the other, as many as there are steps in a round."""
+        self._filtered_turns = [
+            _Turn(framing, hub.sender) for framing in _FRAMINGS for _ in range(self._steps)
+        ]
+        """As above, of streams that are sent some event types only: a ping tells each its position, which moves over
+        what is left out: a client that comes back is not replayed all of it again."""
         self._step = 0
         self._left_out = 0
         """How many turns the next sweep has to make up for: those that were left out before it."""
@@ -159,7 +177,8 @@ class Keepalive:
     def watch(self, stream: Stream) -> None:
         """Take a stream into the round; its first ping comes within an interval."""
         step = int(random.random() * self._steps)
-        self._turns[_FRAMINGS.index(stream.framing) * self._steps + step].add(stream)
+        turns = self._turns if stream.interest.types is None else self._filtered_turns
+        turns[_FRAMINGS.index(stream.framing) * self._steps + step].add(stream)
         self._expect_expiry(stream)
 
     def forget(self, stream: Stream) -> None:
@@ -188,8 +207,9 @@ class Keepalive:
     async def sweep(self) -> None:
         """End the streams whose tokens have expired, close the dead ones, and ping those whose turn it is."""
         self._reap(time.monotonic())
+        filtered: list[_Turn] = []
         for _ in range(self._left_out + 1):
-            self._ping()
+            filtered += self._ping()
         self._left_out = 0
         now, wall = time.monotonic(), time.time()
         for number, stream in enumerate(self._deadlines.take_due(now) + self._expiries.take_due(wall), 1):
@@ -203,6 +223,8 @@ class Keepalive:
                 stream.end("token_expired", None)
             if number % ENDED_AT_ONCE == 0:
                 await asyncio.sleep(0)
+        if filtered:
+            await self._ping_between_fan_outs(filtered)
         if self._callback.running and self._may_leave_out_next(now + self._tick, wall + self._tick):
             self._left_out = int(self._callback.leave_out_next())
 
@@ -231,9 +253,19 @@ class Keepalive:
             stream.ending = stream.ending or reason
             stream.close()
 
-    def _ping(self) -> None:
+    def _ping(self) -> list[_Turn]:
+        """Ping the streams whose turn it is, and return the turns that are yet to be pinged with positions."""
         self._step = (self._step + 1) % self._steps
         for turn in self._turns[self._step :: self._steps]:
             if turn:
                 turn.ping(self._delivery)
                 self.pings += len(turn)
+        return [turn for turn in self._filtered_turns[self._step :: self._steps] if turn]
+
+    async def _ping_between_fan_outs(self, turns: list[_Turn]) -> None:
+        """Ping streams with positions, when none of them has been given a part of what others are still to be given."""
+        async with self._hub.between_fan_outs() as position:
+            if self._callback.running:  # else a handover has begun, and the next process pings them
+                for turn in turns:
+                    turn.ping(self._delivery, position)
+                    self.pings += len(turn)
