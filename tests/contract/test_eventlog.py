@@ -241,7 +241,7 @@ async def test_a_tail_begins_in_the_past_and_joins_the_present_while_others_appe
 
         async def follow(after: int) -> list[int]:
             async with aclosing(log.tail(after)) as tail:
-                return await take(tail, 2000)
+                return await take(tail, 1200)
 
         appends = [asyncio.create_task(append()) for _ in range(2)]
         followers = []

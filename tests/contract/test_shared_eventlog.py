@@ -554,7 +554,7 @@ async def test_the_write_ahead_log_stays_bounded_with_writers_and_readers_that_o
     await logs[0].append([new(A, "x" * 500)] * 300)
     largest = 0
     with overlapping_readers(path):
-        for _ in range(250):
+        for _ in range(120):
             await asyncio.gather(*(log.append([new(A, "x" * 500)] * 200) for log in logs))
             largest = max(largest, os.stat(f"{path}-wal").st_size)
     for log in logs:

@@ -84,8 +84,9 @@ def test_history_trimmed_during_a_replay_is_never_skipped_in_silence(start_room:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("count", [40, pytest.param(400, marks=pytest.mark.long)])
 def test_who_resumes_at_the_edge_of_a_history_being_trimmed_gets_the_next_event_or_a_reset(
-    start_room: Callable[..., Room],
+    start_room: Callable[..., Room], count: int
 ) -> None:
     # Events so large that the past is read from the disk; the server may turn a client away in between.
     room = start_room(HISTORY__SIZE=20, expected=("replay_failed",))
@@ -117,7 +118,7 @@ def test_who_resumes_at_the_edge_of_a_history_being_trimmed_gets_the_next_event_
     with ThreadPoolExecutor() as pool:
         clients = [pool.submit(resume, back) for back in (18, 19, 20)]
         try:
-            for n in enough(140, lambda: {"e", "reset"} <= met):
+            for n in enough(count, lambda: {"e", "reset"} <= met):
                 ids.append(room.publish("dashboard", n, text="x" * 450_000))
         finally:
             ended.set()
