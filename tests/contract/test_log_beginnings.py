@@ -202,9 +202,10 @@ async def test_each_channel_is_kept_by_the_first_rule_that_covers_it(make: Make)
 
 async def until_kept(log: EventLog, texts: list[str], seqs: list[int]) -> None:
     async def kept() -> bool:
-        return (await begun(log, texts)) == (seqs, False)
+        return [event.seq for event in await log.latest(texts, 999)] == seqs
 
     await until_async(kept, f"no more than {seqs} are kept")
+    assert await begun(log, texts) == (seqs, False)
 
 
 @pytest.mark.gen_test
@@ -227,6 +228,21 @@ async def test_what_is_kept_for_less_long_goes_before_the_others_and_is_told_to_
         await until_kept(log, ["**"], [1, 4, 7])
         assert await log.published(A) == (3, 6)
         assert await log.lost([A], EventId(log.head.epoch, 6)) == {}
+
+
+@pytest.mark.gen_test
+async def test_another_retention_is_in_force_at_once(make: Make) -> None:
+    log = make()
+    async with opened(log):
+        await log.append([new(A), new(B), new(A), new(B), new(OTHER)])
+        log.use(RetentionRules(Retention(size=4), [(ChannelPattern("room.a"), Retention(size=1))]))
+        await until_kept(log, ["**"], [2, 3, 4, 5])
+        log.use(Retention(size=3))
+        await log.append([new(A)] * 5)
+        await until_kept(log, ["**"], [2, 4, 5, 8, 9, 10])
+        log.use(Retention(age=0.1))
+        await until_kept(log, ["**"], [])
+        assert await log.lost([A], EventId(log.head.epoch, 9)) == {A: "history_trimmed"}
 
 
 WIDE = 150

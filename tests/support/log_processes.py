@@ -49,9 +49,8 @@ async def _serve(path: str) -> None:
 
 
 async def _use_a_log(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    place, default, rules = json.loads(await reader.readline())
-    kept = [(ChannelPattern(pattern), Retention(size, age)) for pattern, size, age in rules]
-    log = log_at(place, RetentionRules(Retention(*default), kept))
+    place, retention = json.loads(await reader.readline())
+    log = log_at(place, _read(retention))
     tasks: set[asyncio.Task[None]] = set()
 
     async def append(number: int, events: list[list[Any]], key: list[str] | None) -> None:
@@ -74,12 +73,27 @@ async def _use_a_log(reader: asyncio.StreamReader, writer: asyncio.StreamWriter)
     except errors.StateError as error:
         writer.write(json.dumps(str(error)).encode() + b"\n")
     while line := await reader.readline():
-        task = asyncio.create_task(append(*json.loads(line)))
+        told = json.loads(line)
+        if isinstance(told, dict):
+            log.use(_read(told))
+            continue
+        task = asyncio.create_task(append(*told))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
     await asyncio.gather(*tasks)
     await log.close()
     writer.close()
+
+
+def _written(retention: Retention | RetentionRules) -> dict[str, Any]:
+    """Return what is kept of each channel, for JSON."""
+    kept = retention_rules(retention)
+    return {"default": kept.default, "rules": [(pattern.text, rule) for pattern, rule in kept.rules]}
+
+
+def _read(written: dict[str, Any]) -> RetentionRules:
+    rules = [(ChannelPattern(pattern), Retention(*rule)) for pattern, rule in written["rules"]]
+    return RetentionRules(Retention(*written["default"]), rules)
 
 
 def log_at(place: Path | str, retention: Retention | RetentionRules | None = None) -> EventLog:
@@ -133,8 +147,7 @@ class RemoteLog:
 
     def __init__(self, address: str, place: Path | str, retention: Retention | RetentionRules) -> None:
         self._address = address
-        kept = retention_rules(retention)
-        self._opening = [str(place), kept.default, [(pattern.text, *rule) for pattern, rule in kept.rules]]
+        self._opening = [str(place), _written(retention)]
         self._answers: dict[int, asyncio.Future[list[EventId]]] = {}
         self._appends = 0
 
@@ -169,6 +182,10 @@ class RemoteLog:
         line = [self._appends, told, key and (key.subject, key.key, key.digest.hex())]
         self._writer.write(json.dumps(line).encode() + b"\n")
         return await future
+
+    def use(self, retention: Retention | RetentionRules) -> None:
+        """Have so much of each channel kept from now on."""
+        self._writer.write(json.dumps(_written(retention)).encode() + b"\n")
 
     async def close(self) -> None:
         """Have the log closed."""
@@ -243,6 +260,11 @@ class LogOfProcesses(EventLog):
 
     def tail(self, after: int) -> AsyncGenerator[list[Event], None]:
         return self.first.tail(after)
+
+    def use(self, retention: Retention | RetentionRules) -> None:
+        self.first.use(retention)
+        for other in self._others:
+            other.use(retention)
 
     async def close(self) -> None:
         self._open = False

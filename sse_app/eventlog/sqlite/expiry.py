@@ -11,10 +11,14 @@ from sse_app.eventlog.base import EMPTY_CHANNELS, IDEMPOTENCY_AGE, RetentionRule
 from sse_app.eventlog.sqlite.file import LogFile
 from sse_app.eventlog.sqlite.reports import Commit, Forgotten
 from sse_app.eventlog.sqlite.schema import CHANNEL_STATE, ChannelState, channel_state, keep_head
+from sse_app.eventlog.sqlite.sizes import beyond
 from sse_app.storage.sqlite import content_of_ours
 
 ERASE_STEP = 2_000
 """How many expired events one transaction erases, so that publishers do not wait long behind it."""
+
+SURPLUS_STEP = 50
+"""How many channels are looked at together, whether they are over their size."""
 
 ERASED_BYTES = 700
 """About how much of the write-ahead log it takes to erase an event, in bytes."""
@@ -44,6 +48,8 @@ class Expiry:
         self._looked_for = retention
         self._looked: dict[float, int] = {}
         """By an age that is not the longest: up to which ``seq`` events that are kept so long have been erased."""
+        self._measured: int | None = 0
+        """Up to which id channels have been looked at, whether they are over their sizes; None: all have been."""
 
     def step(self) -> bool:
         """Erase some of what is due, and return whether there may be more.
@@ -52,8 +58,15 @@ class Expiry:
             StateError, sqlite3.Error: it cannot be done.
         """
         with content_of_ours():
+            if self._looked_for is not self.retention:
+                self._looked_for = self.retention
+                self._looked.clear()
+                self._measured = 0
             if self._events_are_due():
                 return self._erase_events()
+            if self._measured is not None:
+                self._measured = self._erase_surplus(self._measured)
+                return True
             if self._erase_short_lived():
                 return True
             if self._answers_are_due():
@@ -107,9 +120,6 @@ class Expiry:
         Returns:
             Whether there may be more.
         """
-        if self._looked_for is not self.retention:
-            self._looked_for = self.retention
-            self._looked.clear()
         more = False
         for age in self.retention.ages[:-1]:
             until, looked, last = self._old_events(age)
@@ -145,6 +155,54 @@ class Expiry:
                 if of_this_age[channel] and at <= now:
                     last[channel] = seq
         return until, looked, last
+
+    def _erase_surplus(self, after: int) -> int | None:
+        """Erase what channels have over the sizes that are in force since the start or a change of them.
+
+        Later on each commit sees to the channels that it adds to.
+
+        Args:
+            after: the id of the last channel that has been looked at.
+
+        Returns:
+            The id of the last one that has been now; None where there are no more.
+        """
+        file, db, retention = self._file, self._file.db, self.retention
+        least = min([retention.default.size, *(kept.size for _, kept in retention.rules)])
+        candidates = db.execute(
+            "SELECT id, name, published - ifnull(dropped, 0) AS kept FROM channels WHERE id > ? AND kept > ? "
+            "ORDER BY id LIMIT ?",
+            (after, least, SURPLUS_STEP),
+        ).fetchall()
+        if not candidates:
+            return None
+        reached = int(candidates[-1][0])
+        over = [(id, name) for id, name, kept in candidates if kept > retention.of(name).size]
+        if over:
+            erased = 0
+            with self._locked():
+                changed: dict[ChannelName, ChannelState] = {}
+                with file.transaction():
+                    for id, name in over:
+                        if (state := file.channel(name)) is not None:
+                            erased += self._trim_to_size(name, state, changed)
+                        if erased >= ERASE_STEP:
+                            reached = int(id)
+                            break
+                self._tell(changed, erased)
+        return reached
+
+    def _trim_to_size(
+        self, name: ChannelName, state: ChannelState, changed: dict[ChannelName, ChannelState]
+    ) -> int:
+        """Erase what a channel has over its size, in a transaction, and return how many events."""
+        db, size = self._file.db, self.retention.of(name).size
+        trimmed, dropped = beyond(db, size, state.id, state.published, state.trimmed, state.dropped)
+        if trimmed == state.trimmed:
+            return 0
+        changed[name] = state._replace(trimmed=trimmed, dropped=dropped)
+        db.execute("UPDATE channels SET trimmed = ?, dropped = ? WHERE id = ?", (trimmed, dropped, state.id))
+        return db.execute("DELETE FROM events WHERE channel = ? AND seq <= ?", (state.id, trimmed)).rowcount
 
     def _erase_of_channels(self, last: dict[int, int]) -> None:
         """Erase events of channels, of each up to one of them."""

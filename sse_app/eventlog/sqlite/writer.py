@@ -25,7 +25,8 @@ from sse_app.eventlog.sqlite.expiry import Expiry
 from sse_app.eventlog.sqlite.file import LOCK_TIMEOUT, LogFile
 from sse_app.eventlog.sqlite.reports import Alone, BellLost, Commit, Growth, Report
 from sse_app.eventlog.sqlite.schema import COLUMNS, INSERT_SIZES, ChannelState, insertion, probe
-from sse_app.storage.sqlite import content_of_ours, is_damaged, unusable
+from sse_app.eventlog.sqlite.sizes import beyond
+from sse_app.storage.sqlite import is_damaged, unusable
 
 MAX_EVENTS_PER_COMMIT = 2_000
 """After how many events no further append joins a commit: other processes wait for the lock meanwhile."""
@@ -41,6 +42,9 @@ FAILED_LOOK_INTERVAL = 0.2
 
 ALONE_INTERVAL = 5.0
 """How often a process that has not been alone finds out whether it is, in seconds."""
+
+ERASED_TOGETHER = 100
+"""Of a channel that keeps few events so many may be there: what another process has not been told of it reads there."""
 
 EVENT_BYTES = 128
 """About how many bytes an event takes in the file besides its data, with its place in the index."""
@@ -433,26 +437,14 @@ class SqliteWriter:
         """
         db = self._file.db
         published = state.published + new
-        counted = state.dropped is None
-        dropped = published - self._kept(state) if state.dropped is None else state.dropped
-        trimmed = state.trimmed
-        while (excess := published - dropped - size) > 0:
-            row = db.execute(
-                "SELECT seq FROM events WHERE channel = ? AND seq > ? ORDER BY seq LIMIT 1 OFFSET ?",
-                (state.id, trimmed, excess - 1),
-            ).fetchone()
-            if row is None and not counted:  # some were erased by hand
-                counted, dropped = True, published - self._kept(state)
-                continue
-            with content_of_ours():
-                trimmed, dropped = int(row[0]), dropped + excess
+        trimmed, dropped = beyond(db, size, state.id, published, state.trimmed, state.dropped)
         if trimmed == state.trimmed:
             db.execute(
                 "UPDATE channels SET published = ?, last_seq = ?, dropped = ? WHERE id = ?",
                 (published, last_seq, dropped, state.id),
             )
         else:
-            step = max(1, size // 20)
+            step = max(1, size // 20, ERASED_TOGETHER - size)
             if published // step != state.published // step:
                 db.execute("DELETE FROM events WHERE channel = ? AND seq <= ?", (state.id, trimmed))
             db.execute(
@@ -460,13 +452,6 @@ class SqliteWriter:
                 (published, last_seq, trimmed, dropped, state.id),
             )
         return ChannelState(state.id, published, last_seq, trimmed, dropped)
-
-    def _kept(self, state: ChannelState) -> int:
-        """Count the kept events of a channel, those of this transaction included."""
-        (kept,) = self._file.db.execute(
-            "SELECT count(*) FROM events WHERE channel = ? AND seq > ?", (state.id, state.trimmed)
-        ).fetchone()
-        return int(kept)
 
     # -- what is due without an append ----------------------------------------------------------------------
 
