@@ -231,7 +231,8 @@ class Admission:
 
     def _require_public(self, channels: tuple[str, ...]) -> None:
         if not all(map(self._publisher.is_public, channels)):
-            raise TokenRefused("this takes one stream token in the query: ?token=…", "no token")
+            message = "this takes one stream token, as ?token=… or in the Authorization header"
+            raise TokenRefused(message, "no token")
 
     def _unavailable(self, claims: Claims | None, wanted: Subscription) -> str | None:
         """Return why no stream can be served just now, or None.

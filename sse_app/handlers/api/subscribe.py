@@ -116,15 +116,27 @@ class StreamHandler(PublishHandler):
     def _stream_claims(self) -> Claims | None:
         """Return the claims of the request's stream token; None where there is none, as public channels allow.
 
+        It stands in the query, for a native client can set no header, or in the Authorization header. What that has of
+        another scheme is a proxy's, such as a browser's answer to Basic.
+
         Raises:
+            Refusal: there is one in both places (RFC 6750 §2).
             TokenRefused: it is not valid, or not the only one.
         """
         tokens = self.request.arguments.get("token", [])
-        if not tokens and "Authorization" not in self.request.headers:
+        scheme = self.request.headers.get("Authorization", "").partition(" ")[0]
+        if scheme.lower() == "bearer":
+            if tokens:
+                message = "a stream token stands in the query or in the Authorization header, not in both"
+                raise Refusal(400, "invalid_request", message)
+            token = self.bearer_token()
+        elif not tokens:
             return None
-        if len(tokens) != 1:
-            raise TokenRefused("this takes one stream token in the query: ?token=…", f"{len(tokens)} tokens")
-        self.claims = self.node.tokens.verify(tokens[0].decode("latin-1"), TokenKind.STREAM)
+        elif len(tokens) == 1:
+            token = tokens[0].decode("latin-1")
+        else:
+            raise TokenRefused("this takes one stream token", f"{len(tokens)} tokens")
+        self.claims = self.node.tokens.verify(token, TokenKind.STREAM)
         return self.claims
 
     def _set_stream_headers(self) -> None:
