@@ -37,7 +37,9 @@ _LOADED_BY_A_SERVER = (
     "sse_app.eventlog.postgres.log",
     "sse_app.eventlog.postgres.copy",
     "sse_app.auth.copy",
+    "sse_app.cluster.machines",
     "sse_app.process.database_check",
+    "sse_app.process.dry_run",
     "sse_app.process.supervisor",
 )
 _WITH_SOCKET = 'exec 3<&0 0</dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec "$@"'
