@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from itertools import zip_longest
 from typing import NewType
@@ -65,7 +65,12 @@ def parse_channel_or_pattern(text: str) -> str:
     Raises:
         InvalidChannel: it is neither.
     """
-    return ChannelPattern(text).text if "*" in text else parse_channel(text)
+    if "*" not in text:
+        return parse_channel(text)
+    try:
+        return ChannelPattern(text).text
+    except InvalidChannel as error:
+        raise InvalidChannel(str(error), "channel") from None  # it stands where a name may stand
 
 
 def channel_in(value: object, field: str) -> ChannelName:
@@ -78,10 +83,19 @@ def channel_in(value: object, field: str) -> ChannelName:
     Raises:
         InvalidInput: it is no channel name.
     """
+    return ChannelName(_text_in(value, field, parse_channel))
+
+
+def channel_or_pattern_in(value: object, field: str) -> str:
+    """Return the channel name or pattern that a member of a request has; as `channel_in` else."""
+    return _text_in(value, field, parse_channel_or_pattern)
+
+
+def _text_in(value: object, field: str, parse: Callable[[str], str]) -> str:
     if not isinstance(value, str):
         raise InvalidInput(f"{field} must be a channel name", field)
     try:
-        return parse_channel(value)
+        return parse(value)
     except InvalidChannel as error:
         raise InvalidInput(f"{field}: {error}", field) from None
 

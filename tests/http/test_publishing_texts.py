@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.support.room import CHANNELS, Room, listen, receive, sequence
-from tests.support.server_process import running
-
-
-@pytest.fixture(scope="module")
-def room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Room]:
-    with running(
-        state_dir=tmp_path_factory.mktemp("texts") / "state", CHANNELS=CHANNELS, EVENT_LOG="memory:"
-    ) as server:
-        room = Room(server)
-        with room.http:
-            yield room
-
+from tests.support.room import Room, listen, receive, sequence
 
 PLAIN = {"Content-Type": "text/plain"}
 

@@ -19,7 +19,7 @@ from tests.support.waiting import until
 TEXT = {"Content-Type": "text/plain"}
 
 
-@pytest.fixture(scope="module", params=["memory:"])
+@pytest.fixture(scope="module", params=["memory:", "sqlite:"])
 def room(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Room]:
     with running(
         state_dir=tmp_path_factory.mktemp("endings") / "state",

@@ -302,10 +302,7 @@ VALUES: list[object] = [
 
 
 @pytest.mark.parametrize("how", ["one", "batch"])
-def test_data_is_any_json_value_and_only_an_object_gets_channel_and_timestamp(
-    start_room: Callable[..., Room], how: str
-) -> None:
-    room = start_room(EVENT_LOG="memory:")
+def test_data_is_any_json_value_and_only_an_object_gets_channel_and_timestamp(room: Room, how: str) -> None:
     channel = room.channel()
     position = room.head(channel)
     with receive(room.url(channel)) as live:
@@ -366,8 +363,7 @@ def as_a_client_sees(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def test_a_text_is_received_exactly_as_it_was_published_in_each_way(start_room: Callable[..., Room]) -> None:
-    room = start_room(EVENT_LOG="memory:")
+def test_a_text_is_received_exactly_as_it_was_published_in_each_way(room: Room) -> None:
     channel = room.channel()
     position = room.head(channel)
     with receive(room.url(channel)) as live:
@@ -402,8 +398,7 @@ def test_a_text_is_received_exactly_as_it_was_published_in_each_way(start_room: 
     assert [event["data"] for event in kept] == [text for text in TEXTS for _ in range(2)]
 
 
-def test_of_a_text_over_the_limit_of_a_body_nothing_is_published(start_room: Callable[..., Room]) -> None:
-    room = start_room(EVENT_LOG="memory:")
+def test_of_a_text_over_the_limit_of_a_body_nothing_is_published(room: Room) -> None:
     channel = room.channel()
     post = functools.partial(
         room.http.post, f"/api/v1/sse/{channel}?event=e", headers={"Content-Type": "text/plain"}

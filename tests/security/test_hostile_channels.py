@@ -27,11 +27,17 @@ BAD_CHANNELS = [
     ".dashboard",
     "dashboard.",
     "user..ann",
-    "*",
-    "**",
-    "user.*",
-    "user.**",
-    "%2a%2a",
+    "***",
+    "user*",
+    "us*r.ann",
+    "user.***",
+    "user.**.ann",
+    "**.ann",
+    "user..*",
+    "%2a%2a%2a",
+    "*%00",
+    "*%0a",
+    "*,",
     "%ff",
     "dashboard%ff",
     "%c3%28",
@@ -66,6 +72,17 @@ def test_a_malformed_channel_is_400_for_streams_publishers_and_history(target: T
     assert_refused(target.open(channel), 400)
     assert_refused(target.publish(channel, {"event": "e", "data": {}}), 400)
     assert_refused(target.history(channel), 400)
+
+
+@pytest.mark.parametrize("pattern", ["*", "**", "user.*", "user.**", "%2a%2a", "user.%2A", "user.*.**"])
+def test_a_pattern_is_400_for_publishers_and_none_for_streams_and_history(
+    target: Target, pattern: str
+) -> None:
+    assert_refused(target.publish(pattern, {"event": "e", "data": {}}), 400)
+    assert_refused(target.publish(f"dashboard,{pattern}", {"event": "e", "data": {}}), 400)
+    assert target.open(pattern).status == 200
+    assert target.open(f"dashboard,{pattern}").status == 200
+    assert target.history(pattern).status == 200
 
 
 @pytest.mark.parametrize("raw", [b"dash\xffboard", b"d\xc3\xa9sk", b"dashboard\x80", b"\xed\xa0\x80"])

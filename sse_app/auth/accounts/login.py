@@ -215,7 +215,7 @@ class Login:
             *issue(TokenKind.STREAM, grants.only_subscribing(), self._auth.stream_lifetime),
         )
 
-    def stream_token(self, claims: Claims, channels: Sequence[ChannelName] | None) -> tuple[str, int]:
+    def stream_token(self, claims: Claims, channels: Sequence[str] | None) -> tuple[str, int]:
         """Return a stream token for the channels (None: all) of an access token, and its lifetime in seconds.
 
         It does not outlive the access token, and counts as issued when that was: what revokes the one

@@ -91,7 +91,7 @@ class Grants(NamedTuple):
         """Return these grants with more patterns to subscribe to."""
         return Grants.of((*self.subscribe.texts, *patterns), self.publish.texts, self.admin)
 
-    def only_subscribing(self, channels: Iterable[ChannelName] | None = None) -> Grants:
+    def only_subscribing(self, channels: Iterable[str] | None = None) -> Grants:
         """Return what a stream token may carry of these grants: subscriptions, perhaps to some channels only.
 
         The admin grant goes along where one of the server's own channels is named, and opens nothing but these:

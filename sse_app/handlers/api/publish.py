@@ -10,7 +10,7 @@ from collections.abc import Awaitable
 import orjson
 
 from sse_app.auth.tokens.claims import Claims
-from sse_app.core.channels import parse_channel
+from sse_app.core.channels import parse_channel, parse_channel_or_pattern
 from sse_app.core.errors import EventLogUnavailable
 from sse_app.core.events import TEXT, Event, EventId, NewEvent
 from sse_app.eventlog.base import MAX_SEQ, IdempotencyKey
@@ -127,11 +127,11 @@ class BatchHandler(_Publishing):
 
 
 class HistoryHandler(ApiHandler):
-    """``GET /api/v1/sse/{channel}/history``: what the log keeps of a channel."""
+    """``GET /api/v1/sse/{channel}/history``: what the log keeps of a channel, or of all channels of a pattern."""
 
     async def get(self, name: str) -> None:
         """Answer with the first events after a position, or without one with the last there are; oldest first."""
-        channel = parse_channel(name)
+        channel = parse_channel_or_pattern(name)
         position = parse_position(self.request.arguments.get("after", []), "after")
         limit = self.number("limit", HISTORY_LIMIT, 1, HISTORY_MAX)
         is_public = self.node.publisher.is_public(channel)
@@ -140,24 +140,38 @@ class HistoryHandler(ApiHandler):
             if not is_public:
                 claims.grants.require_subscribe(channel)
         self.node.publisher.require_known(channel)
-        if not self.node.channels.stores(channel):
+        if "*" not in channel and not self.node.channels.stores(channel):
             self.write_json({"events": [], "complete": True})
             return
         eventlog = self.node.eventlog
         if position is None:
             events, complete = await eventlog.latest([channel], limit), True
         else:
-            after = EventId.parse(position)
-            complete = after is not None and not await eventlog.lost([channel], after)
-            start = after.seq if after is not None and complete else 0
-            # To the end of the log, not of what this process has heard of: another may have acknowledged more.
-            page = await eventlog.replay([channel], start, MAX_SEQ, limit)
-            if after is not None and complete and after.epoch != eventlog.head.epoch:
-                raise EventLogUnavailable("the log was replaced while it was read")
-            events, complete = page.events, complete and not page.gap
+            events, complete = await self._after(channel, position, limit)
         self.write_json(
             {"events": [_item(eventlog.head.epoch, event) for event in events], "complete": complete}
         )
+
+    async def _after(self, channel: str, position: str, limit: int) -> tuple[list[Event], bool]:
+        """Return the first events after a position, and whether there is no gap between it and them.
+
+        Raises:
+            EventLogUnavailable: the log cannot be read.
+        """
+        eventlog = self.node.eventlog
+        after = EventId.parse(position)
+        lost = {channel: "position_unreadable"} if after is None else await eventlog.lost([channel], after)
+        is_of_log = after is not None and set(lost.values()) <= {"history_trimmed"}
+        reached, complete = after.seq if after is not None and is_of_log else 0, not lost
+        while True:
+            # To the end of the log, not of what this process has heard of: another may have acknowledged more.
+            page = await eventlog.replay([channel], reached, MAX_SEQ, limit)
+            if after is not None and is_of_log and after.epoch != eventlog.head.epoch:
+                raise EventLogUnavailable("the log was replaced while it was read")
+            complete = complete and not page.gap
+            if page.events or not page.more:
+                return page.events, complete
+            reached = page.reached  # of a pattern a page may have none
 
 
 def _item(epoch: str, event: Event) -> dict[str, object]:

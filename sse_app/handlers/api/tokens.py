@@ -6,7 +6,7 @@ from sse_app.auth.accounts.login import names_granted
 from sse_app.auth.tokens.claims import Claims
 from sse_app.auth.tokens.issuer import LEAST_LIFETIME, TokenKind
 from sse_app.auth.tokens.keyring import public_jwk
-from sse_app.core.channels import ChannelName, channel_in
+from sse_app.core.channels import channel_or_pattern_in
 from sse_app.core.errors import InvalidInput, TokenRefused
 from sse_app.handlers.base import ApiHandler, BodyHandler
 from sse_app.handlers.errors import Refusal
@@ -17,7 +17,7 @@ class StreamTokenHandler(BodyHandler):
     """``POST /api/v1/auth/stream-token``: from an access token to one that may stand in a URL."""
 
     async def post(self) -> None:
-        """Answer with a stream token, narrowed to the channels named."""
+        """Answer with a stream token, narrowed to the channels and patterns named."""
         claims = await self._claims()
         self.node.tokens.require_not_kicked(claims)
         body = self.body()
@@ -39,7 +39,7 @@ class StreamTokenHandler(BodyHandler):
         self.node.tokens.require_in_force(self.claims)
         return self.claims
 
-    def _granted(self, claims: Claims, channels: list[ChannelName]) -> list[ChannelName]:
+    def _granted(self, claims: Claims, channels: list[str]) -> list[str]:
         """Return the channels without those that are public and not granted: no token need say that they may be read.
 
         Raises:
@@ -52,11 +52,11 @@ class StreamTokenHandler(BodyHandler):
                 granted.append(channel)
         return granted
 
-    def _channels(self, value: object) -> list[ChannelName]:
+    def _channels(self, value: object) -> list[str]:
         limit = self.node.settings.limits.channels_per_stream
         if not isinstance(value, list) or not 1 <= len(value) <= limit:
             raise InvalidInput(f"channels must be a list of 1 to {limit} channel names", "channels")
-        return [channel_in(name, f"channels[{number}]") for number, name in enumerate(value)]
+        return [channel_or_pattern_in(name, f"channels[{number}]") for number, name in enumerate(value)]
 
 
 class MeHandler(ApiHandler):
