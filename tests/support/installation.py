@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+from importlib.metadata import distribution
 from pathlib import Path
 
 from tests.support.server_process import ROOT
-
-_FOR_TESTS = (
-    "playwright*",
-    "numpy*",
-    "mypy*",
-    "ruff*",
-    "schemathesis*",
-    "hypothesis*",
-    "pip*",
-    "setuptools*",
-)
 
 
 def install(folder: Path, *, user: str | None = None, version: str = "") -> list[str]:
@@ -43,12 +34,22 @@ def install(folder: Path, *, user: str | None = None, version: str = "") -> list
     subprocess.run([python, "-m", "venv", "--without-pip", str(folder / "venv")], check=True)
     theirs = next((folder / "venv/lib").glob("python3*/site-packages"))
     if user:
-        ignored = shutil.ignore_patterns(*_FOR_TESTS)
-        shutil.copytree(packages, theirs, ignore=ignored, dirs_exist_ok=True, symlinks=True)
+        for name in _needed_by_a_server():
+            if (packages / name).is_dir():
+                shutil.copytree(packages / name, theirs / name, symlinks=True)
+            else:
+                shutil.copy2(packages / name, theirs)
         subprocess.run(["chmod", "-R", "a+rX", str(folder)], check=True)
     else:
         (theirs / "theirs.pth").write_text(f"{packages}\n")
     return [str(folder / "venv/bin/python"), str(program / "main.py")]
+
+
+def _needed_by_a_server() -> set[str]:
+    """Return what lies in the folder of packages for a server."""
+    names = re.findall(r"^([\w.-]+)==", (ROOT / "requirements-server.txt").read_text(), re.MULTILINE)
+    files = [file for name in names for file in distribution(name).files or ()]
+    return {file.parts[0] for file in files} - {"..", "__pycache__"}
 
 
 def _interpreter(folder: Path, user: str | None) -> str:
