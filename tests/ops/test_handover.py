@@ -32,7 +32,7 @@ def service(request: pytest.FixtureRequest, start_service: Callable[..., Service
 
 def test_a_thousand_streams_go_on_over_three_restarts_under_publishing(service: Service) -> None:
     clients = service.fleet.open(STREAMS, service.stream_path())
-    publisher = service.publisher()
+    publisher = service.publisher(pause=0.1)
     for _ in range(3):
         service.restart()
         service.settle(publisher)

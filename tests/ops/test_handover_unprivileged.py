@@ -41,7 +41,7 @@ def test_streams_go_on_under_an_unprivileged_user_too(service_of_a_user: Service
     service = service_of_a_user
     assert Path(f"/proc/{service.manager.main_pid}").stat().st_uid != 0
     clients = service.fleet.open(STREAMS, service.stream_path())
-    publisher = service.publisher()
+    publisher = service.publisher(pause=0.1)
     for change in (service.restart, service.upgrade, service.restart):
         change()
         service.settle(publisher)

@@ -58,7 +58,7 @@ class Service:
         """Return a token that may do everything."""
         return mint(self.manager.state_dir, TokenKind.ACCESS, EVERYTHING)
 
-    def publisher(self, pause: float = 0.025) -> SteadyPublisher:
+    def publisher(self, pause: float = 0.05) -> SteadyPublisher:
         """Publish all the while."""
         self._publishers.append(SteadyPublisher(self.url, self.access_token(), pause=pause))
         return self._publishers[-1]

@@ -161,7 +161,7 @@ class ServerWithWorkers(ServerProcess):
             self.url
         )
 
-    def steady(self, pause: float = 0.01) -> SteadyPublisher:
+    def steady(self, pause: float = 0.025) -> SteadyPublisher:
         """Publish all the while."""
         return SteadyPublisher(self.url, self.access_token(), pause=pause)
 
