@@ -22,7 +22,7 @@ STREAMS = 1000
 
 def test_a_warm_successor_takes_over_without_a_closed_stream(service: Service) -> None:
     clients = service.fleet.open(STREAMS, service.stream_path())
-    publisher = service.publisher()
+    publisher = service.publisher(pause=0.1)
     for _ in range(3):
         service.upgrade()
         service.settle(publisher)
@@ -175,11 +175,18 @@ def test_two_upgrades_at_once_are_one(service: Service) -> None:
     assert not service.fleet.ended
 
 
-def test_a_restart_during_an_upgrade_comes_first(service: Service) -> None:
+@pytest.mark.parametrize(
+    "delays",
+    [
+        pytest.param((0.0, 0.2, 0.4, 0.6), id="four moments"),
+        pytest.param((0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6), id="seven moments", marks=pytest.mark.long),
+    ],
+)
+def test_a_restart_during_an_upgrade_comes_first(service: Service, delays: tuple[float, ...]) -> None:
     """At whatever moment it comes."""
     clients = service.fleet.open(200, service.stream_path())
     publisher = service.publisher()
-    for delay in (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6):
+    for delay in delays:
         service.settle(publisher, 5)
         service.signal("USR2")
         time.sleep(delay)
