@@ -115,6 +115,8 @@ class Hub:
         self._ended = EndedChannels()
         """The channels that have ended by what every stream has been given."""
         self._knows_ended = False
+        self._finishing: set[Stream] = set()
+        """Streams that are behind, and end because of an event that is not in the log."""
 
     def jittered_retry(self) -> int:
         """Return a reconnection time in milliseconds, so that clients whose streams end together come back apart."""
@@ -286,6 +288,7 @@ class Hub:
         """Forget a stream as if it had not been registered."""
         self.streams.discard(stream)
         self.laggards.discard(stream)
+        self._finishing.discard(stream)
         self.streams_of_subject.discard(stream.subscriber.lease.subject, stream)
         _count_out(self.streams_of_address, network_of(stream.subscriber.address))
         for channel in stream.channels:
@@ -455,6 +458,8 @@ class Hub:
                 if stream.replay is not None and stream.replay.after >= self.head.seq:
                     self._offer(stream, events)
             await self._serve(plan, is_offer=True)
+            if any(event.flags & FINAL for event in events):
+                self._finish_those_there(events)
 
     def _offer(self, stream: Stream, events: list[NewEvent]) -> None:
         """Give events without ids to a stream that is about to join."""
@@ -583,6 +588,25 @@ class Hub:
 
     def _groups_of(self, channel: ChannelName) -> Collection[FanoutGroup[Stream]]:
         return self._of_channel.get(channel, ())
+
+    def _finish_those_there(self, events: list[NewEvent]) -> None:
+        """End the streams for which nothing follows events that are not in the log; their channels do not end."""
+        last = {event.channel: event for event in events}
+        finals = {event.channel for event in last.values() if event.flags & FINAL}
+        for group in dict.fromkeys(chain.from_iterable(map(self._groups_of, finals))):
+            selection = group.interest.selection
+            others = selection.names - finals
+            if selection.patterns or (others and not self._ended.have_ended(others)):
+                continue
+            for stream in group.streams:
+                if stream is not None and stream.parked:
+                    self.finish(stream)
+                elif stream is not None:
+                    self._finishing.add(stream)
+
+    def is_finished(self, stream: Stream) -> bool:
+        """Return whether a stream that has been given all up to the head is to end, once it has written what waits."""
+        return stream in self._finishing or self.has_ended(stream.interest)
 
     def _finished(self, groups: Iterable[FanoutGroup[Stream]]) -> list[Stream]:
         ended = [group for group in groups if self.has_ended(group.interest)]

@@ -68,7 +68,7 @@ class Pump:
 
     def _finishes(self, stream: Stream) -> bool:
         """End a stream, which has nothing waiting, if its channels have ended; return whether that is so."""
-        if stream.closed or stream.ending is not None or not self._hub.has_ended(stream.interest):
+        if stream.closed or stream.ending is not None or not self._hub.is_finished(stream):
             return False
         self._hub.finish(stream)
         return True

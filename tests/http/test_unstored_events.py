@@ -234,6 +234,39 @@ def test_a_storm_of_them_does_not_hold_up_events_that_are_stored(room: Room) -> 
         assert len(taking.result()) == 500
 
 
+def test_a_final_one_ends_the_streams_that_are_there_and_no_later_one(room: Room) -> None:
+    with (
+        listen(room.url(CURSORS)) as alone,
+        listen(room.url(CURSORS, types="other")) as filtered,
+        listen(room.url(f"{CURSORS},{STORED}")) as both,
+        listen(room.url("cursors.*")) as pattern,
+    ):
+        for each in (alone, filtered, both, pattern):
+            first(each)
+        move(room.http, 1, final=True)
+        event, closing = take(alone, 2)
+        assert (event.data["n"], closing.data) == (1, {"reason": "ended", "retry": None})
+        assert next(alone, None) is None
+        assert take(filtered, 1)[0].data == {"reason": "ended", "retry": None}
+        with listen(room.url(CURSORS)) as later:
+            first(later)
+            move(room.http, 2)
+            for each, expected in ((later, [2]), (pattern, [1, 2]), (both, [1, 2])):
+                assert numbers(take(each, len(expected))) == expected
+
+
+def test_a_final_one_ends_a_stream_whose_other_channels_have_ended(room: Room) -> None:
+    with listen(room.url(f"{CURSORS},{STORED}")) as frames:
+        first(frames)
+        body = {"event": "e", "data": {"n": 1}, "final": True}
+        assert room.http.post(f"/api/v1/sse/{STORED}", json=body).status_code == 201
+        move(room.http, 2)
+        move(room.http, 3, final=True)
+        *events, closing = take(frames, 4)
+        assert numbers(events) == [1, 2, 3]
+        assert closing.data["reason"] == "ended"
+
+
 # -- several nodes --------------------------------------------------------------------------------------------
 
 
