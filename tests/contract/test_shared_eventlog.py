@@ -324,6 +324,25 @@ async def test_what_is_written_after_the_last_bell_has_the_file_looked_at_and_wh
 
 
 @pytest.mark.gen_test
+async def test_a_process_that_opens_the_log_is_rung_though_the_bells_are_not_looked_for_at_each_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for interval in ("bells.LOOK_AGAIN", "log.LOOK_INTERVAL", "writer.LOOK_INTERVAL"):
+        monkeypatch.setattr(f"sse_app.eventlog.sqlite.{interval}", 3600)
+    path = tmp_path / "e.db"
+    async with opened(path) as one:
+        await one.append([new()])
+        async with opened(path) as other:
+            await until_async(lambda: one._alone is None, "it has heard of the other one")
+            follower = Follower(other)
+            (last,) = await one.append([new()])
+            await follower.has(last.seq)
+            await follower.end()
+        await one.append([new()])
+        assert len(bells(path)) == 1
+
+
+@pytest.mark.gen_test
 async def test_a_bell_that_is_not_understood_has_the_file_looked_at(tmp_path: Path) -> None:
     path = tmp_path / "e.db"
     async with opened(path) as log:

@@ -37,8 +37,9 @@ EVENTS_PER_BELL = 1_000
 MAX_QUEUED = 10
 """How many datagrams wait for a socket, as the system is installed (net.unix.max_dgram_qlen); then it is full."""
 
-LOOK_AGAIN = 0.02
-"""How often the directory is looked at, in seconds; a new process misses no more than the first bells."""
+LOOK_AGAIN = 1.0
+"""How often the directory is looked at in any case, in seconds. A process that opens the log rings, which has it looked
+at anew; to look at each commit would be 3 % of what a lone publish costs."""
 
 RECENT = 0.1
 """A directory that was changed within so many seconds may change again without another time of change."""
@@ -180,6 +181,10 @@ class Bells:
             if bell.epoch == self.epoch:
                 return bell
 
+    def look_again(self) -> None:
+        """Have the directory looked at before it is next said who has the log open: a process that opens it rings."""
+        self._look_at = 0.0
+
     def others(self) -> bool:
         """Return whether other processes have the log open, as far as they have bells."""
         if (now := time.monotonic()) >= self._look_at:
@@ -229,6 +234,7 @@ class Bells:
             except OSError as error:
                 self._others.pop(name).close()
                 self._seen = None
+                self.look_again()
                 self._remove_stale(name, error)
 
     def _remove_stale(self, name: str, error: OSError) -> None:

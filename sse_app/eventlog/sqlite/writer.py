@@ -281,6 +281,7 @@ class SqliteWriter:
         """
         file = self._file
         self._look_at = time.monotonic() + LOOK_INTERVAL - FAILED_LOOK_INTERVAL / 2
+        file.bells.look_again()
         try:
             if file.look() or (not self._shared and (heard or file.bells.others())):
                 self._shared = True
@@ -478,6 +479,7 @@ class SqliteWriter:
     def _find_out_whether_alone(self) -> None:
         """Tell the event loop the state of all channels, where it need not ask the file any more."""
         file = self._file
+        file.bells.look_again()
         if file.bells.others():
             return
         with self._locked(), file.transaction():
