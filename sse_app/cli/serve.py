@@ -9,7 +9,7 @@ import socket
 
 from sse_app.cli.options import settings_of, uncovered
 from sse_app.core.errors import EXHAUSTED, StateError
-from sse_app.process import logs
+from sse_app.process import huge_pages, logs
 from sse_app.process.replacement import is_replacement
 from sse_app.process.standard_streams import complain
 from sse_app.process.systemd import Systemd
@@ -44,6 +44,7 @@ def serve(options: argparse.Namespace) -> int:
                 from sse_app.process import supervisor
 
                 return supervisor.run(settings, reread)
+            huge_pages.reserve()
             from sse_app.process import server
 
             server.run(settings, reread)

@@ -49,6 +49,7 @@ from sse_app.node import connection_limits
 from sse_app.process import logs, tuning
 from sse_app.process.children import wait_for_end
 from sse_app.process.garbage_collection import garbage_collection
+from sse_app.process.huge_pages import use_huge_pages
 from sse_app.process.notifications import UPGRADE_FAILED, status
 from sse_app.process.parent_link import PARENT_LINK, ParentLink, same
 from sse_app.process.signals import END_SIGNALS, NO_LOG_FILE, ignore
@@ -233,6 +234,7 @@ class Server:
         adopted, self._adopted = self._adopted, []
         await self._receiver.watch(adopted)
         await asyncio.to_thread(import_module, _METRICS_MODULE)
+        await asyncio.to_thread(use_huge_pages)
 
     def _status(self) -> str:
         return status(len(self._node.hub.streams))
