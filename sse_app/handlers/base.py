@@ -177,6 +177,11 @@ class ApiHandler(PeerHandler):
             raise TokenRefused("the Authorization header must be: Bearer TOKEN", "no bearer token")
         return match[1]
 
+    @property
+    def has_bearer_token(self) -> bool:
+        """Whether there is a token in the Authorization header; what that has of another scheme is a proxy's."""
+        return self.request.headers.get("Authorization", "").partition(" ")[0].lower() == "bearer"
+
     def access_claims(self) -> Claims:
         """Return the claims of the request's access token, which only the Authorization header may carry.
 

@@ -15,8 +15,9 @@ import pytest
 from tornado import web
 from tornado.routing import URLSpec
 
-from sse_app import SSEApp
+from sse_app import Settings, SSEApp
 from sse_app.handlers.site.pages import STATIC
+from sse_app.settings.model import plain
 from sse_app.version import VERSION
 from tests.support.people import bearer
 from tests.support.server_process import ServerProcess
@@ -56,6 +57,11 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]
         state_dir=tmp_path_factory.mktemp("openapi") / "state",
         expected=("login_refused", "refresh_reused"),
         TRUSTED_PROXIES=["127.0.0.1/32"],
+        CHANNELS=[
+            *plain(Settings())["channels"],
+            {"pattern": "open", "public": True},
+            {"pattern": "cursors", "stored": False},
+        ],
     ) as server:
         server.add_user("ann", "correct horse", subscribe="**")
         Server.process = server
@@ -125,6 +131,18 @@ def test_every_good_answer_is_as_described(running: ServerProcess) -> None:
     event = {"event": "e", "data": {"n": 1}}
     ask("POST", "/api/v1/sse/{channel}", 201, at="alerts", headers=admin, json=event)
     ask("POST", "/api/v1/sse", 201, headers=admin, json={"events": [{**event, "channel": "alerts"}] * 3})
+    ask("POST", "/api/v1/sse/{channel}", 202, at="cursors", headers=admin, json=event)
+    unstored = {**event, "channel": "cursors"}
+    ask("POST", "/api/v1/sse", 202, headers=admin, json={"events": [unstored] * 2})
+    both = [unstored, {**event, "channel": "alerts"}]
+    ask("POST", "/api/v1/sse", 201, headers=admin, json={"events": both})
+    ask("GET", "/api/v1/sse/{channel}/history", 200, at="open")
+    ask("GET", "/api/v1/sse/{channel}/history", 401, at="alerts")
+    with httpx.stream("GET", f"{running.url}/api/v1/sse/open", timeout=30) as stream:
+        events = stream.iter_bytes()
+        next(events)
+        found = ask("GET", "/api/v1/admin/connections", 200, headers=admin).json()["connections"]
+        assert None in [connection["token_id"] for connection in found]
     history = ask("GET", "/api/v1/sse/{channel}/history", 200, at="alerts", headers=admin).json()
     assert len(history["events"]) >= 4
     ask("GET", "/api/v1/sse/status", 200)

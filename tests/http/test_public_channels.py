@@ -90,8 +90,11 @@ def test_a_bad_token_is_refused_also_for_public_channels(room: Room) -> None:
     assert status(server, "open", f"token={room.token}&token={room.token}") == 401
     assert status(server, "open", Authorization="Bearer x") == 401
     history = f"{server.url}/api/v1/sse/open/history"
-    for header in ("Bearer x", "Basic eDp5", f"Bearer {room.token}", ""):
+    for header in ("Bearer x", "bearer", f"Bearer {room.token}"):
         assert httpx.get(history, headers={"Authorization": header}).status_code == 401, header
+    assert httpx.get(history, headers={"Authorization": "Basic eDp5"}).status_code == 200  # it is a proxy's
+    assert status(server, "open", Authorization="Basic eDp5") == 200
+    assert status(server, "desk", Authorization="Basic eDp5") == 401
 
 
 def test_a_token_need_not_grant_public_channels_and_its_user_counts(start_room: Callable[..., Room]) -> None:

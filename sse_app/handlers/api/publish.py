@@ -135,7 +135,7 @@ class HistoryHandler(ApiHandler):
         position = parse_position(self.request.arguments.get("after", []), "after")
         limit = self.number("limit", HISTORY_LIMIT, 1, HISTORY_MAX)
         is_public = self.node.publisher.is_public(channel)
-        if not is_public or "Authorization" in self.request.headers:
+        if not is_public or self.has_bearer_token:
             claims = self.access_claims()
             if not is_public:
                 claims.grants.require_subscribe(channel)

@@ -124,8 +124,7 @@ class StreamHandler(PublishHandler):
             TokenRefused: it is not valid, or not the only one.
         """
         tokens = self.request.arguments.get("token", [])
-        scheme = self.request.headers.get("Authorization", "").partition(" ")[0]
-        if scheme.lower() == "bearer":
+        if self.has_bearer_token:
             if tokens:
                 message = "a stream token stands in the query or in the Authorization header, not in both"
                 raise Refusal(400, "invalid_request", message)
