@@ -225,7 +225,7 @@ def test_a_storm_of_them_does_not_hold_up_events_that_are_stored(room: Room) -> 
         first(frames)
         first(moves)
         storms = [pool.submit(storm, number) for number in range(2)]
-        taking = pool.submit(lambda: [frame.data["n"] for frame in itertools.islice(moves, 500)])
+        taking = pool.submit(take, moves, 500)
         ids = [room.publish(STORED, n) for n in range(50)]
         taken = take(frames, 50)
         stop.set()
