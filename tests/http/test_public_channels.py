@@ -130,7 +130,10 @@ def test_the_history_of_public_channels_needs_no_token(room: Room) -> None:
     with http:
         history = http.get("/api/v1/sse/open/history", params={"after": ids[0]}).json()
         assert [event["id"] for event in history["events"]] == ids[1:]
-        for channel in ("desk", "news.secret", "nowhere", "sse_app.admin"):
+        wide = [room.publish(name, 1) for name in ("wide.a", "wide.b.c")]
+        history = http.get("/api/v1/sse/wide.**/history").json()
+        assert [event["id"] for event in history["events"]] == wide
+        for channel in ("desk", "news.secret", "nowhere", "sse_app.admin", "news.*", "**", "*"):
             assert http.get(f"/api/v1/sse/{channel}/history").status_code == 401, channel
         reader = bearer(room.server.access_token(subscribe="desk"))
         assert http.get("/api/v1/sse/open/history", headers=reader).is_success
