@@ -20,7 +20,7 @@ from tornado.ioloop import IOLoop
 from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]
 
 from sse_app import Settings, SSEApp
-from tests.support.chromium import chromium_server, connection_to
+from tests.support.chromium import connection_to, shared_chromium
 from tests.support.hostility import target as target
 from tests.support.hostility import (
     the_log_stays_quiet_and_the_server_alive as the_log_stays_quiet_and_the_server_alive,
@@ -169,7 +169,8 @@ def server(start_server: Callable[..., ServerProcess]) -> ServerProcess:
 @pytest.fixture(scope="session")
 def chromium_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Where the one Chromium of this run can be connected to."""
-    with chromium_server(tmp_path_factory.mktemp("chromium")) as address:
+    folder = tmp_path_factory.getbasetemp()
+    with shared_chromium(folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) as address:
         yield address
 
 

@@ -1,7 +1,8 @@
-"""One Chromium for all tests of a run (of each of its workers), and connections of test modules to it."""
+"""One Chromium for all tests of a run, also in several of pytest's processes, and connections of test modules to it."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -9,7 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,6 +69,27 @@ def chromium_server(folder: Path, program: str = "") -> Iterator[str]:
             yield address
         finally:
             os.killpg(process.pid, signal.SIGTERM)  # the driver, a child of this process, ends the browser
+
+
+@contextmanager
+def shared_chromium(folder: Path) -> Iterator[str]:
+    """Yield the address of the Chromium that pytest's processes share: the first one runs it until all are done.
+
+    Args:
+        folder: the same for all of them.
+    """
+    address = folder / "chromium.address"
+    with ExitStack() as stack, (folder / "chromium.users").open("w") as users:
+        with (folder / "chromium.start").open("w") as start:
+            fcntl.flock(start, fcntl.LOCK_EX)  # closing the file unlocks it
+            fcntl.flock(users, fcntl.LOCK_SH)
+            runs_it = not address.exists()
+            if runs_it:
+                address.write_text(stack.enter_context(chromium_server(folder)))
+        yield address.read_text()
+        if runs_it:
+            fcntl.flock(users, fcntl.LOCK_EX)
+            address.unlink()
 
 
 @contextmanager
