@@ -57,11 +57,16 @@ asyncio.set_event_loop(None)
 LONGEST = (
     "tests/ops/test_handover.py",
     "tests/http/test_clocks.py",
+    "tests/ops/test_postgres_faults.py",
+    "tests/contract/test_auth_store.py",
+    "tests/contract/test_eventlog.py",
     "tests/client/test_clients_page.py",
     "tests/ops/test_workers.py",
     "tests/ops/test_upgrade.py",
     "tests/browser/test_browser_refusals.py",
     "tests/browser/test_browser_client.py",
+    "tests/contract/test_shared_eventlog.py",
+    "tests/ops/test_nodes_as_one.py",
     "tests/security/test_revocations_kept.py",
     "tests/ops/test_systemd_workers.py",
     "tests/ops/test_files_in_use.py",
@@ -70,7 +75,12 @@ LONGEST = (
 )
 """The files that take longest, which run first: the last file of a run keeps one process busy and the others idle."""
 
-SHARED_OUT = ("tests/ops/test_workers.py",)
+SHARED_OUT = (
+    "tests/http/test_clocks.py",
+    "tests/ops/test_postgres_faults.py",
+    "tests/contract/test_auth_store.py",
+    "tests/ops/test_workers.py",
+)
 """Those of them whose tests have nothing in common, each of which runs where there is room."""
 
 
