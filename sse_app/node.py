@@ -130,7 +130,9 @@ class Node:
         self.cluster.when_lost(self.eventlog.look)
         self._rules_in_database = RulesInDatabase(self.database, self.channels, limits)
         self.publish_rate = RateLimit(limits.publish_rate, self._nodes)
-        self.hub = Hub(self.eventlog, backlog_limit=limits.backlog_bytes, retry=settings.stream.retry)
+        self.hub = Hub(
+            self.eventlog, self.channels, backlog_limit=limits.backlog_bytes, retry=settings.stream.retry
+        )
         self.passing_on = PassingOn(self.hub, self.cluster)
         self.publisher = Publisher(self.eventlog, self.channels, limits, self.passing_on)
         self.keepalive = Keepalive(self.hub, settings.keepalive, settings.socket.user_timeout)
@@ -286,7 +288,7 @@ class Node:
         self.publisher.use(channels, limits)
         self._rules_in_database.use(channels, limits)
         self.publish_rate.use(limits.publish_rate)
-        self.hub.use(backlog_limit=limits.backlog_bytes, retry=settings.stream.retry)
+        self.hub.use(channels, backlog_limit=limits.backlog_bytes, retry=settings.stream.retry)
         self._elsewhere.use(limits)
         self.admission.use(limits, _stream_capacity(settings))
         self.admission.end_not_allowed()

@@ -38,6 +38,10 @@ class InvalidChannel(InvalidInput):
     """A text is no channel name, or no channel pattern."""
 
 
+class InvalidRate(InvalidInput):
+    """A stream asks for a rate that has no meaning for its channels."""
+
+
 class UnknownChannel(SSEAppError):
     """A channel has a good name, but no configured name or pattern covers it."""
 

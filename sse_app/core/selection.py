@@ -56,10 +56,12 @@ class Interest(NamedTuple):
     Args:
         channels: names of channels, and patterns of them.
         types: the event types; all where it is None.
+        rate: how many events of each key of a conflated channel a second at most; None: as they come.
     """
 
     channels: frozenset[str]
     types: frozenset[str] | None = None
+    rate: float | None = None
 
     @property
     def selection(self) -> Selection:
@@ -78,6 +80,8 @@ def selection_of(texts: frozenset[str]) -> Selection:
 
 
 @lru_cache(maxsize=4096)
-def interest_of(channels: tuple[str, ...], types: frozenset[str] | None = None) -> Interest:
+def interest_of(
+    channels: tuple[str, ...], types: frozenset[str] | None = None, rate: float | None = None
+) -> Interest:
     """Return the interest in channels, in any order, made once for all streams that ask in the same way."""
-    return Interest(frozenset(channels), types)
+    return Interest(frozenset(channels), types, rate)

@@ -346,6 +346,10 @@ class EventLog(ABC):
         return {}
 
     @abstractmethod
+    async def names(self, pattern: str) -> list[ChannelName]:
+        """Return the channels that a pattern covers, as far as the log knows of them."""
+
+    @abstractmethod
     async def published(self, channel: ChannelName) -> tuple[int, int]:
         """Return how many events the channel was given, and the ``seq`` of its last one (0: none).
 

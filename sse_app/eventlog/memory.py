@@ -234,6 +234,9 @@ class MemoryEventLog(EventLog):
         last = {name: channel.events[-1][1] for name, channel in self._channels.items() if channel.events}
         return {name: event.seq for name, event in last.items() if event.flags & FINAL}
 
+    async def names(self, pattern: str) -> list[ChannelName]:
+        return self._matching(selection_of(frozenset([pattern])))
+
     async def published(self, channel: ChannelName) -> tuple[int, int]:
         known = self._channels.get(channel)
         return (known.published, known.last_seq) if known else (0, 0)

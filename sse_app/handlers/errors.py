@@ -15,6 +15,7 @@ from sse_app.core.errors import (
     IdempotencyKeyReused,
     InvalidChannel,
     InvalidInput,
+    InvalidRate,
     Kicked,
     NodeSilent,
     ProviderUnavailable,
@@ -55,6 +56,8 @@ def refusal_of(error: BaseException | None) -> Refusal | None:
             return error
         case InvalidChannel(field="channel" | "channels"):
             return Refusal(400, "invalid_channel", str(error))
+        case InvalidRate():
+            return Refusal(400, "invalid_rate", str(error))
         case InvalidInput():
             return Refusal(422, "invalid_input", str(error))
         case TokenRefused():

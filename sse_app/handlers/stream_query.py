@@ -17,6 +17,10 @@ MOST_TYPES = 32
 LONGEST_AGO = 100 * 366 * 86_400.0
 """No event is older than so many seconds."""
 
+FASTEST_RATE = 100
+"""Events of a key a second that a stream can ask for at most."""
+
+_NUMBER = re.compile(r"\d{1,9}(?:\.\d{1,9})?")
 _AGO = re.compile(r"-(\d{1,10}(?:\.\d{1,9})?)")
 _TIME = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d(?:\.\d{1,9})?)([Zz]|[+ -]\d\d:\d\d)")
 _BEGINNINGS = ("from", "last", "since")
@@ -88,6 +92,20 @@ def parse_types(query: Query) -> frozenset[str] | None:
         except InvalidInput as error:
             raise _bad("types", str(error)) from None
     return frozenset(names)
+
+
+def parse_rate(query: Query) -> float | None:
+    """Return how many events of each key a second a stream asks for at most; None: as they come.
+
+    Raises:
+        Refusal: it is no number over 0 and up to 100.
+    """
+    if "rate" not in query:
+        return None
+    text = _single(query, "rate")
+    if not _NUMBER.fullmatch(text) or not 0 < float(text) <= FASTEST_RATE:
+        raise _bad("rate", f"rate must be a number of events a second over 0 and up to {FASTEST_RATE}")
+    return float(text)
 
 
 def _single(query: Query, name: str) -> str:

@@ -61,6 +61,7 @@ class StreamState(msgspec.Struct, array_like=True, frozen=True):
         replay: how far its replay is; None where it has joined the present.
         begun_at, deadline: see `Stream`; None from a version that did not have them.
         types: of the events that it is sent; all where it is None.
+        rate: as of its `Interest`.
     """
 
     number: int
@@ -72,6 +73,7 @@ class StreamState(msgspec.Struct, array_like=True, frozen=True):
     begun_at: float | None = None
     deadline: float | None = None
     types: frozenset[str] | None = None
+    rate: float | None = None
 
 
 class _Replay3(NamedTuple):

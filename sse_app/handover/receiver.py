@@ -174,6 +174,7 @@ class HandoverReceiver:
             subscriber._replace(address=interned(subscriber.address)),
             state.channels[stream_state.channels],
             types=stream_state.types,
+            rate=stream_state.rate,
             framing=connection.framing,
             number=stream_state.number,
         )

@@ -188,6 +188,7 @@ class HandoverSender:
                     stream.begun_at,
                     stream.deadline,
                     stream.interest.types,
+                    stream.interest.rate,
                 )
             )
             about = quiet[stream.framing]

@@ -8,16 +8,16 @@ from typing import NamedTuple
 from sse_app.auth.tokens.claims import NO_TOKEN, Claims, Lease
 from sse_app.auth.tokens.issuer import Tokens
 from sse_app.core.addresses import interned, network_of
-from sse_app.core.channels import ADMIN_CHANNEL
+from sse_app.core.channels import ADMIN_CHANNEL, ChannelName
 from sse_app.core.counters import Metrics
-from sse_app.core.errors import EventLogUnavailable, TokenRefused, TooManyStreams
+from sse_app.core.errors import EventLogUnavailable, InvalidRate, TokenRefused, TooManyStreams
 from sse_app.core.events import EventId, timestamp
 from sse_app.core.framing import Framing
 from sse_app.core.json_text import to_json
 from sse_app.core.lifecycle import Lifecycle
-from sse_app.core.selection import Interest, interest_of
+from sse_app.core.selection import Interest, Selection, interest_of
 from sse_app.core.sse import encode_closing, encode_event, encode_json, encode_ping
-from sse_app.eventlog.base import Beginning
+from sse_app.eventlog.base import Beginning, Floors
 from sse_app.settings.model import Limits
 from sse_app.streams.elsewhere import StreamsElsewhere
 from sse_app.streams.hub import Hub
@@ -40,6 +40,7 @@ class Subscription(NamedTuple):
         framing: how the stream's bytes stand in the body of the response.
         beginning: where a new stream begins; at the head where it is None.
         types: of the events; all where it is None.
+        rate: how many events of each key of a conflated channel a second at most; None: as they come.
     """
 
     client_id: str
@@ -49,11 +50,12 @@ class Subscription(NamedTuple):
     framing: Framing
     beginning: Beginning | None = None
     types: frozenset[str] | None = None
+    rate: float | None = None
 
     @property
     def interest(self) -> Interest:
         """The events that are wanted."""
-        return interest_of(self.channels, self.types)
+        return interest_of(self.channels, self.types, self.rate)
 
 
 class Admitted(NamedTuple):
@@ -153,11 +155,13 @@ class Admission:
             Kicked: the session is barred from streams.
             Forbidden: the token does not grant a channel.
             UnknownChannel: no configured name or pattern covers a channel.
+            InvalidRate: a rate is asked for, and no channel is conflated.
             TooManyStreams: the user or the address has as many as it may.
             TokenRefused: the token has been revoked or has expired since it was verified, or there is none and not all
                 channels are public.
         """
         self._authorise(claims, wanted.channels)
+        self._require_conflated(wanted)
         if (reason := self._unavailable(claims, wanted)) is not None:
             return self._turn_away(reason)
         start = self._start(wanted)
@@ -189,6 +193,7 @@ class Admission:
             Kicked, Forbidden, UnknownChannel, TooManyStreams, TokenRefused: as `admit` does.
         """
         self._authorise(claims, wanted.channels)
+        self._require_conflated(wanted)
         self._unavailable(claims, wanted)
         if claims is not None:
             self._tokens.require_in_force(claims)
@@ -228,6 +233,10 @@ class Admission:
         for channel in channels:
             if channel != ADMIN_CHANNEL:
                 self._publisher.require_known(channel)
+
+    def _require_conflated(self, wanted: Subscription) -> None:
+        if wanted.rate is not None and not self._hub.conflation.conflated(wanted.channels):
+            raise InvalidRate("rate is for conflated channels, and none of these is one")
 
     def _require_public(self, channels: tuple[str, ...]) -> None:
         if not all(map(self._publisher.is_public, channels)):
@@ -303,10 +312,18 @@ class Admission:
         Raises:
             EventLogUnavailable: the log cannot be asked just now.
         """
+        eventlog, conflation = self._hub.eventlog, self._hub.conflation
+        # The last events of a conflated channel are the newest of each key, which may be old.
+        texts = conflation.conflated(channels) if beginning.last is not None else []
         while True:
-            floors = await self._hub.eventlog.begin(channels, beginning)
-            if await self._hub.reached(floors.head):
-                return _Start(floors.head._replace(seq=floors.first - 1), floors=floors.floors)
+            begun = await eventlog.begin(channels, beginning)
+            if texts and (whole := await conflation.channels(texts)):
+                tables = await eventlog.begin(whole, Beginning())
+                floors: dict[str, int] = {name: tables.floors.get(name, 0) for name in whole}
+                first = min(begun.first, tables.first)
+                begun = Floors(tables.head, first, {**begun.floors, **floors})
+            if await self._hub.reached(begun.head):
+                return _Start(begun.head._replace(seq=begun.first - 1), floors=begun.floors)
 
     def _reset_at(self, after: EventId, lost: dict[str, str]) -> _Start:
         """Return that a stream has its events from a position on, but of what is lost from the head on."""
@@ -320,17 +337,38 @@ class Admission:
         """
         hub = self._hub
         while True:
-            lost = await hub.eventlog.lost(channels, after)
+            lost = await self._lost(channels, after)
             if lost.keys() >= set(channels):
                 return self._reset_at(hub.head, lost)
             if await hub.reached(after):
                 return self._reset_at(after, lost)
             # Another log is there, or a part of this one was skipped, so the answer may not hold any more.
 
+    async def _lost(self, channels: tuple[str, ...], after: EventId) -> dict[str, str]:
+        """Return which channels cannot be continued from a position.
+
+        A conflated one can where the newest event of each key is known that came after it, trimmed or not.
+        """
+        hub, conflation = self._hub, self._hub.conflation
+        lost = await hub.eventlog.lost(channels, after)
+        trimmed = [
+            ChannelName(name)
+            for name, reason in lost.items()
+            if reason == "history_trimmed" and "*" not in name and conflation.member(name)
+        ]
+        if trimmed:
+            await conflation.read(Selection(trimmed), hub.head.seq)
+            for name in trimmed:
+                if conflation.continues(name, after.seq):
+                    del lost[name]
+        return lost
+
     def _register(self, lease: Lease, wanted: Subscription, start: _Start) -> Admitted:
         hub = self._hub
         subscriber = Subscriber(wanted.client_id, lease, interned(wanted.address))
-        stream = hub.register(subscriber, wanted.channels, types=wanted.types, framing=wanted.framing)
+        stream = hub.register(
+            subscriber, wanted.channels, types=wanted.types, rate=wanted.rate, framing=wanted.framing
+        )
         self._elsewhere.opened(lease.subject, network_of(wanted.address))
         stream.retry = hub.jittered_retry()
         stream.replay = Replay(start.after.seq, start.floors)
@@ -340,7 +378,9 @@ class Admission:
         self._metrics.streams_resumed += resumed
         recovered = resumed and not start.lost
         now = time.time()
-        first_events = _connected(stream, _id_of(wanted, start), recovered, now) + _resets(start.lost)
+        conflated = hub.conflation.conflated(wanted.channels)
+        first_events = _connected(stream, _id_of(wanted, start), recovered, now, conflated)
+        first_events += _resets(start.lost)
         if start.end is not None:
             first_events += encode_ping(now, start.end)
         return Admitted(stream, wanted.framing.frame(first_events), recovered)
@@ -355,7 +395,7 @@ def _id_of(wanted: Subscription, start: _Start) -> EventId:
     return start.after if wanted.position is None else EventId.parse(wanted.position) or UNREADABLE
 
 
-def _connected(stream: Stream, id: EventId, recovered: bool, now: float) -> bytes:
+def _connected(stream: Stream, id: EventId, recovered: bool, now: float, conflated: list[str]) -> bytes:
     """Return the event ``connected`` (its members are part of the API)."""
     subscriber = stream.subscriber
     data = {
@@ -368,6 +408,8 @@ def _connected(stream: Stream, id: EventId, recovered: bool, now: float) -> byte
         "expires_in": None if subscriber.lease.is_anonymous else int(subscriber.lease.remaining(now)),
         "timestamp": timestamp(now),
     }
+    if conflated:
+        data["conflated"] = conflated
     return encode_event(str(id).encode(), b"connected", to_json(data), stream.retry)
 
 

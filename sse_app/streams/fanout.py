@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
 from sse_app.core.framing import Framing
@@ -29,13 +30,28 @@ class FanoutGroup(SendTable[AnyStream]):
         interest: that of each stream.
         framing: that of each stream.
         sender: sends the bytes.
+        fall_out: called with a stream that is behind, in place of queueing events for it.
     """
 
-    __slots__ = ("interest",)
+    __slots__ = ("fall_out", "interest")
 
-    def __init__(self, interest: Interest, framing: Framing, sender: BulkSender) -> None:
+    def __init__(
+        self,
+        interest: Interest,
+        framing: Framing,
+        sender: BulkSender,
+        fall_out: Callable[[AnyStream], None] | None = None,
+    ) -> None:
         super().__init__(framing, sender)
         self.interest = interest
+        self.fall_out = fall_out
+
+    def queue(self, stream: AnyStream, frames: bytes) -> None:
+        """Queue frames for a stream that is behind, or have it fall out."""
+        if self.fall_out is None:
+            stream.enqueue(frames)
+        else:
+            self.fall_out(stream)
 
     def place(self, stream: AnyStream, slot: int) -> None:
         """Tell a stream its slot."""

@@ -13,6 +13,7 @@ from itertools import chain
 from typing import TypeVar
 
 from sse_app.core.addresses import network_of
+from sse_app.core.channel_rules import ChannelRules
 from sse_app.core.channels import ChannelName, is_internal
 from sse_app.core.counters import Durations
 from sse_app.core.errors import EventLogUnavailable
@@ -23,14 +24,15 @@ from sse_app.core.pattern_index import PatternIndex
 from sse_app.core.selection import Interest, interest_of
 from sse_app.core.shared_reads import SharedReads
 from sse_app.core.sse import encode_ping, encode_without_id
-from sse_app.eventlog.base import NO_FLOORS, EventLog, EventsTrimmed, LogReplaced
+from sse_app.eventlog.base import NO_FLOORS, EventLog, EventsTrimmed, LogReplaced, Page
 from sse_app.streams.bulk_send import BulkSender
+from sse_app.streams.conflation import Conflation
 from sse_app.streams.disconnects import Disconnects
 from sse_app.streams.ended_channels import EndedChannels
 from sse_app.streams.fanout import FanoutGroup
 from sse_app.streams.numbers import first_number, node_of
 from sse_app.streams.replay_cache import ReplayCache
-from sse_app.streams.stream import Stream, Subscriber
+from sse_app.streams.stream import Replay, Stream, Subscriber
 
 FANOUT_SLICE = 128
 """How many streams a fan-out serves before the event loop runs other callbacks: about a millisecond.
@@ -46,6 +48,10 @@ REPLAY_PAGE_EVENTS = 500
 
 REPLAY_CACHE_BYTES = 8 * 1024 * 1024
 """How much of the log's end is kept encoded in memory."""
+
+CONFLATED_BYTES = 16 * 1024
+"""About how much is written at a time to a stream that is behind on conflated channels: what waits in its socket
+grows old there."""
 
 RETRY_INTERVAL = 1.0
 """After how many seconds a tail that could not be read is read again."""
@@ -69,12 +75,16 @@ class Hub:
 
     Args:
         eventlog: open when the hub begins.
+        rules: which channels are conflated.
         backlog_limit: how many bytes may wait for one stream.
         retry: the mean of the reconnection times that clients are given, in milliseconds; they vary by half of it.
     """
 
-    def __init__(self, eventlog: EventLog, *, backlog_limit: int, retry: int) -> None:
+    def __init__(
+        self, eventlog: EventLog, rules: ChannelRules | None = None, *, backlog_limit: int, retry: int
+    ) -> None:
         self.eventlog = eventlog
+        self.conflation = Conflation(eventlog, rules or ChannelRules())
         self.streams: set[Stream] = set()
         self.laggards: set[Stream] = set()
         """The streams that have something waiting."""
@@ -98,6 +108,8 @@ class Hub:
         self.retry = retry
         self.head = eventlog.head
         """The id of the last event whose fan-out has begun: where a stream that joins now begins."""
+        self._given = self.head.seq
+        """The ``seq`` of the last event before the last fan-out."""
         self._fanning_out = asyncio.Lock()
         self._replay_cache = ReplayCache(eventlog.head.epoch, REPLAY_CACHE_BYTES)
         self._reads: SharedReads[
@@ -122,8 +134,9 @@ class Hub:
         """Return a reconnection time in milliseconds, so that clients whose streams end together come back apart."""
         return self.retry // 2 + int(random.random() * (self.retry + 1))
 
-    def use(self, *, backlog_limit: int, retry: int) -> None:
+    def use(self, rules: ChannelRules, *, backlog_limit: int, retry: int) -> None:
         """Take other settings; streams that are open keep their backlog limit."""
+        self.conflation.use(rules)
         self.backlog_limit = backlog_limit
         self.retry = retry
 
@@ -149,6 +162,7 @@ class Hub:
         self.head = after if after is not None and self.continues(after) else head
         self._replay_cache = ReplayCache(head.epoch, REPLAY_CACHE_BYTES)
         self._knows_ended = False
+        self.conflation.clear()
         self.disconnects.prepare()
         self.sender.prepare()
         self.resume()
@@ -205,6 +219,7 @@ class Hub:
         self._replacements += 1
         self._advance(head.seq)
         self._replay_cache = ReplayCache(head.epoch, REPLAY_CACHE_BYTES)
+        self.conflation.clear()
         self._ended.learn({})
         self._knows_ended = False
         self.end_all("unavailable")
@@ -233,6 +248,7 @@ class Hub:
         channels: tuple[str, ...],
         *,
         types: frozenset[str] | None = None,
+        rate: float | None = None,
         framing: Framing,
         number: int | None = None,
     ) -> Stream:
@@ -242,6 +258,7 @@ class Hub:
             subscriber: whose stream it is.
             channels: names and patterns, in the order asked for.
             types: of the events; all where it is None.
+            rate: as of `Interest`.
             framing: how its bytes stand in the body of the response.
             number: of a stream that an earlier process numbered.
         """
@@ -253,7 +270,7 @@ class Hub:
             number,
             subscriber,
             channels,
-            interest=interest_of(channels, types),
+            interest=interest_of(channels, types, rate),
             framing=framing,
             backlog_limit=self.backlog_limit,
             laggards=self.laggards,
@@ -270,7 +287,8 @@ class Hub:
         key = (stream.interest, stream.framing)
         group = self._groups.get(key)
         if group is None:
-            group = self._groups[key] = FanoutGroup(*key, self.sender)
+            fall_out = self._fall_out if self.conflation.conflated(stream.interest.channels) else None
+            group = self._groups[key] = FanoutGroup(*key, self.sender, fall_out)
             selection = group.interest.selection
             for channel in selection.names:
                 self._of_channel.setdefault(channel, {})[group] = None
@@ -295,10 +313,7 @@ class Hub:
             _count_out(self.streams_on_channel, channel)
         if not self.streams:
             self._empty.set()
-        if (group := stream.group) is not None:
-            group.remove(stream, stream.slot)
-            if not len(group):
-                self._forget(group)
+        self._leave_group(stream)
 
     def _forget(self, group: FanoutGroup[Stream]) -> None:
         self._groups.pop((group.interest, group.framing), None)
@@ -310,6 +325,22 @@ class Hub:
                 del self._of_channel[channel]
         for pattern in selection.patterns:
             self._of_pattern.discard(pattern.text, group)
+
+    def _fall_out(self, stream: Stream) -> None:
+        """Have a stream that is behind when events come read them later: the newest of each key, when it can.
+
+        It has been given all before the fan-out that is under way.
+        """
+        assert stream.group is not None
+        if stream.ending is None:
+            stream.replay = Replay(self._given)
+            self._leave_group(stream)
+
+    def _leave_group(self, stream: Stream) -> None:
+        if (group := stream.group) is not None:
+            group.remove(stream, stream.slot)
+            if not len(group):
+                self._forget(group)
 
     def _groups_on(self, channel: ChannelName) -> Collection[FanoutGroup[Stream]]:
         """Return the groups whose streams have asked for a channel, by its name or by a pattern, each once."""
@@ -354,27 +385,74 @@ class Hub:
             after, until: the part of the log.
             floors: as of `Replay`.
 
+        Of conflated channels it is the newest event of each key.
+
         Raises:
             EventLogUnavailable: the log cannot be read, or no longer keeps events that follow ``after``.
         """
+        if self.conflation.conflated(interest.channels):
+            return await self._conflated_past(interest, after, until, floors)
         recent = self._replay_cache.between(after, until, interest, floors)
         if recent is not None:
             return recent
         asked = (interest, after, until, tuple(floors.items()))
         return await self._reads.get(asked, lambda: self._read(interest, after, until, floors))
 
+    async def _conflated_past(
+        self, interest: Interest, after: int, until: int, floors: Mapping[str, int]
+    ) -> tuple[bytes, int]:
+        """Return a page of the past of which conflated channels are a part; see `past`."""
+        conflation, cache = self.conflation, self._replay_cache
+        await conflation.read(interest.selection, self.head.seq)
+        events: list[Event] = []
+        reached = until
+        if (others := conflation.others(interest)) is not None:
+            # Of those that are conflated and that a pattern covers nothing is read.
+            left_out: dict[str, int] = dict.fromkeys(conflation.channels_of(others.selection), until)
+            page = cache.page(after, until, others, {**floors, **left_out})
+            if page is None:
+                page = await self._page(others, after, until, {**floors, **left_out})
+            events = [event for event in page.events if not conflation.member(event.channel)]
+            reached = page.reached if page.more else until
+        if cache is not self._replay_cache:
+            raise EventLogUnavailable("the log was replaced while it was being replayed")
+        events += conflation.newest(interest, after, reached, floors)
+        events.sort()
+        found: list[bytes] = []
+        size = 0
+        for event in events:
+            if size >= CONFLATED_BYTES:
+                break
+            if interest.takes(event.type):
+                found.append(cache.encode(event))
+                size += len(found[-1])
+            last = event.seq
+        else:
+            return b"".join(found), reached
+        return b"".join(found), last
+
     async def _read(
         self, interest: Interest, after: int, until: int, floors: Mapping[str, int]
     ) -> tuple[bytes, int]:
         """Return a page of the past from the log; see `past`."""
+        cache = self._replay_cache
+        page = await self._page(interest, after, until, floors)
+        encoded = b"".join(cache.encode(event) for event in page.events if interest.takes(event.type))
+        return encoded, page.reached if page.more else until
+
+    async def _page(self, interest: Interest, after: int, until: int, floors: Mapping[str, int]) -> Page:
         cache = self._replay_cache
         page = await self.eventlog.replay(interest.channels, after, until, REPLAY_PAGE_EVENTS, floors)
         if page.gap:
             raise EventLogUnavailable("the history was trimmed while it was being replayed")
         if cache.epoch != self.eventlog.head.epoch:
             raise EventLogUnavailable("the log was replaced while it was being replayed")
-        encoded = b"".join(cache.encode(event) for event in page.events if interest.takes(event.type))
-        return encoded, page.reached if page.more else until
+        return page
+
+    async def grown(self) -> None:
+        """Wait until the next fan-out has begun."""
+        self._arrival = self._arrival or asyncio.Event()
+        await self._arrival.wait()
 
     async def reached(self, position: EventId) -> bool:
         """Wait until the fan-out of an event has begun; return False where the log is replaced by another one.
@@ -386,8 +464,7 @@ class Hub:
         while self.head.epoch != position.epoch or self.head.seq < position.seq:
             if replacements != self._replacements:
                 return False
-            self._arrival = self._arrival or asyncio.Event()
-            await self._arrival.wait()
+            await self.grown()
         return True
 
     # -- fan-out --------------------------------------------------------------------------------------------
@@ -436,6 +513,8 @@ class Hub:
         self._replay_cache.add(events)
         if self._ended:
             self._ended.reopen(event.channel for event in events)
+        self.conflation.add(events)
+        self._given = self.head.seq
         self._advance(events[-1].seq)
         self.events_fanned_out += len(events)
         return list(self._plan(events, self._replay_cache.encode))

@@ -10,7 +10,7 @@ from typing import Any
 from sse_app.core.channel_rules import ChannelRules
 from sse_app.core.channels import ChannelPattern, channel_in, is_internal, parse_channel
 from sse_app.core.errors import InvalidInput, UnknownChannel
-from sse_app.core.events import FINAL, EventId, NewEvent, new_event, timestamp
+from sse_app.core.events import FINAL, EventId, NewEvent, member_of, new_event, timestamp
 from sse_app.eventlog.base import EventLog, IdempotencyKey
 from sse_app.settings.model import Limits
 from sse_app.streams.passing_on import PassingOn
@@ -80,7 +80,7 @@ class Publisher:
         if isinstance(data, Mapping):
             data = dict(data)
         now = timestamp(time.time())
-        return self._of_allowed_type(new_event(parse_channel(channel), event, data, retry, final, now=now))
+        return self._of_allowed_form(new_event(parse_channel(channel), event, data, retry, final, now=now))
 
     def check_batch(self, events: object) -> list[NewEvent]:
         """Return the events of a batch, each of the right form."""
@@ -91,14 +91,15 @@ class Publisher:
         now = timestamp(time.time())
         fields = [f"events[{number}]." for number in range(len(events))]
         checked = [_check_item(item, field, now) for field, item in zip(fields, events, strict=True)]
-        return [self._of_allowed_type(event, field) for field, event in zip(fields, checked, strict=True)]
+        return [self._of_allowed_form(event, field) for field, event in zip(fields, checked, strict=True)]
 
-    def _of_allowed_type(self, event: NewEvent, field: str = "") -> NewEvent:
+    def _of_allowed_form(self, event: NewEvent, field: str = "") -> NewEvent:
         """Return the event.
 
         Raises:
-            InvalidInput: its type is none of those that are configured for its channel, or it is the last one of a
-                channel whose events are not stored: who comes later could not be told.
+            InvalidInput: its type is none of those that are configured for its channel; its data does not have the
+                member by which the channel is conflated; or it is the last one of a channel whose events are not
+                stored: who comes later could not be told.
         """
         if event.flags & FINAL and not self._channels.stores(event.channel):
             raise InvalidInput(
@@ -110,6 +111,9 @@ class Publisher:
             raise InvalidInput(
                 f"{field}event {event.type!r} is not a type that {event.channel} takes", f"{field}event"
             )
+        if rule is not None and rule.conflate and member_of(event, rule.conflate) is None:
+            name = f"{field}data.{rule.conflate}"
+            raise InvalidInput(f"{name} is missing: {event.channel} is conflated by it", name)
         return event
 
     def require_known(self, channel: str) -> None:

@@ -12,6 +12,7 @@ from sse_app.core.errors import EventLogUnavailable
 from sse_app.streams.hub import Hub
 from sse_app.streams.keepalive import Keepalive
 from sse_app.streams.stream import Replay, Stream
+from sse_app.streams.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class Pump:
         self._hub = hub
         self._keepalive = keepalive
         self._tasks: set[asyncio.Task[None]] = set()
+        self._turns = Turns(hub)
         self._resume = self._run_again  # one object for all streams, each of which has it while it is parked
 
     async def run(self, stream: Stream, writer: Writer) -> None:
@@ -54,10 +56,16 @@ class Pump:
             writer: writes to that connection.
         """
         try:
-            await self._catch_up(stream, writer)
-            while stream.waits or self._finishes(stream):
-                writer.write(stream.take())
-                await writer.flush()
+            while True:
+                await self._catch_up(stream, writer)
+                while stream.waits or self._finishes(stream):
+                    writer.write(stream.take())
+                    await writer.flush()
+                # One that was behind when events of conflated channels came is to be brought to the head again.
+                if stream.replay is None or stream.interest.rate is not None:
+                    break
+                if stream.closed or stream.ending is not None:
+                    break
         except BaseException:
             self._end(stream)
             raise
@@ -65,10 +73,14 @@ class Pump:
             self._end(stream)
         else:
             stream.park(self._resume)
+            if stream.interest.rate is not None:
+                self._turns.rest(stream)
 
     def _finishes(self, stream: Stream) -> bool:
         """End a stream, which has nothing waiting, if its channels have ended; return whether that is so."""
         if stream.closed or stream.ending is not None or not self._hub.is_finished(stream):
+            return False
+        if stream.replay is not None and stream.replay.after < self._hub.head.seq:
             return False
         self._hub.finish(stream)
         return True
@@ -99,6 +111,7 @@ class Pump:
         """End the body of a stream and close its connection; remove the stream from hub and keepalive."""
         self._hub.unregister(stream)
         self._keepalive.forget(stream)
+        self._turns.forget(stream)
         seconds = round(time.monotonic() - stream.begun_at, 3)
         log.info("stream_closed", extra=stream.log_fields(reason=stream.ending or "client", seconds=seconds))
         assert stream.connection is not None
@@ -111,10 +124,16 @@ class Pump:
         between the past and the present, and no event is sent twice, also while others are published.
         """
         hub = self._hub
+        rate = stream.interest.rate
+        if rate is not None and not self._turns.begin(stream):
+            return
+        last = hub.head.seq
         while stream.replay is not None and not stream.closed and stream.ending is None:
             after, floors = stream.replay
-            goal = hub.head.seq
+            goal = hub.head.seq if rate is None else last
             if after >= goal:
+                if rate is not None:  # it reads on at its next turn
+                    return
                 stream.replay = None
                 hub.join(stream)
                 return

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import islice
 
 from sse_app.core.events import TEXT, Event, held_bytes
 from sse_app.core.selection import Interest
 from sse_app.core.sse import encode_event, encode_text_event
+from sse_app.eventlog.base import Page
 
 MAX_ANSWERS = 64
 """How many replays are kept, until the next event."""
@@ -75,6 +76,19 @@ class ReplayCache:
             self._answers_bytes += len(answer[0])
         return answer
 
+    def page(self, after: int, until: int, interest: Interest, floors: Mapping[str, int]) -> Page | None:
+        """Return the first events with ``after < seq <= until`` of an interest; None where the ring begins later."""
+        if not self._ring or self._ring[0].seq > after + 1:
+            return None
+        taken: list[Event] = []
+        size = 0
+        for event in self._select(after, until, interest, floors):
+            if size >= ANSWER_BYTES:
+                return Page(taken, True, False)
+            taken.append(event)
+            size += held_bytes(event)
+        return Page(taken, False, False)
+
     def _forget_answers(self) -> None:
         self._answers.clear()
         self._answers_bytes = 0
@@ -82,19 +96,26 @@ class ReplayCache:
     def _join(
         self, after: int, until: int, interest: Interest, floors: Mapping[str, int]
     ) -> tuple[bytes, int]:
-        selection = interest.selection
-        covers = selection.names.__contains__ if not selection.patterns else selection.covers
         found: list[bytes] = []
         size = 0
+        for event in self._select(after, until, interest, floors):
+            encoded = self.encode(event)
+            found.append(encoded)
+            size += len(encoded)
+            if size >= ANSWER_BYTES:
+                return b"".join(found), event.seq
+        return b"".join(found), until
+
+    def _select(
+        self, after: int, until: int, interest: Interest, floors: Mapping[str, int]
+    ) -> Iterator[Event]:
+        """Yield the events with ``after < seq <= until`` of an interest; the ring begins early enough."""
+        selection = interest.selection
+        covers = selection.names.__contains__ if not selection.patterns else selection.covers
         for event in islice(self._ring, after + 1 - self._ring[0].seq, None):
             if event.seq > until:
-                break
-            if covers(event.channel) and interest.takes(event.type):
-                if floors and event.seq <= selection.floor(floors, event.channel):
-                    continue
-                encoded = self.encode(event)
-                found.append(encoded)
-                size += len(encoded)
-                if size >= ANSWER_BYTES:
-                    return b"".join(found), event.seq
-        return b"".join(found), until
+                return
+            if not covers(event.channel) or not interest.takes(event.type):
+                continue
+            if not floors or event.seq > selection.floor(floors, event.channel):
+                yield event

@@ -101,9 +101,13 @@ class SendTable(Generic[AnyStream]):
         """Send the frames to the slots from ``start`` to ``stop``; a stream that does not take all falls behind."""
         for stream, sent in self._not_taken(frames, start, stop):
             if sent < 0:
-                stream.enqueue(frames)
+                self.queue(stream, frames)
             else:
                 stream.fall_behind(frames, sent)
+
+    def queue(self, stream: AnyStream, frames: bytes) -> None:
+        """Queue frames for a stream that is behind."""
+        stream.enqueue(frames)
 
     def offer(self, frames: bytes, start: int, stop: int) -> int:
         """Send frames that may be dropped, and return to how many streams they were not sent, for they are behind."""

@@ -269,13 +269,12 @@ class Stream:
         return b"".join([*rest, *(self._pending or ())])
 
     def park(self, resume: Callable[[Stream], None]) -> None:
-        """Have the hub send straight to the socket; only for a stream that has joined, and has nothing to write.
+        """Have pings, and events if it has joined, sent straight to the socket; it has nothing to write.
 
         Args:
             resume: called once there is something to write, or the connection has ended.
         """
         assert self.connection is not None
-        assert self.group is not None
         self._resume = resume
         self._laggards.discard(self)
         self._use(self.connection.descriptor)
@@ -321,6 +320,11 @@ class Stream:
             self.group.sockets[self.slot] = sock
         if self.ping_turn is not None:
             self.ping_turn.sockets[self.ping_slot] = sock
+
+    def resume(self) -> None:
+        """Have a stream that is parked read on from its position."""
+        self._mark_behind()
+        self._wake()
 
     def _wake(self) -> None:
         """Be parked no longer, if the stream is."""

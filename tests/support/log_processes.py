@@ -242,6 +242,9 @@ class LogOfProcesses(EventLog):
     async def ended(self) -> dict[ChannelName, int]:
         return await self.first.ended()
 
+    async def names(self, pattern: str) -> list[ChannelName]:
+        return await self.first.names(pattern)
+
     async def replay(
         self,
         channels: Collection[str],
@@ -313,6 +316,9 @@ class SharedEventLog(EventLog):
 
     async def ended(self) -> dict[ChannelName, int]:
         return await self.first.ended()
+
+    async def names(self, pattern: str) -> list[ChannelName]:
+        return await self.first.names(pattern)
 
     async def replay(
         self,

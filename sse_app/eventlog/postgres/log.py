@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import psycopg
 
-from sse_app.core.channels import ChannelName
+from sse_app.core.channels import ChannelName, ChannelPattern
 from sse_app.core.errors import EventLogUnavailable, StateError
 from sse_app.core.events import Event, EventId, NewEvent
 from sse_app.core.periodic import PeriodicCallback
@@ -298,6 +298,15 @@ class PostgresEventLog(EventLog):
         if self._replacements != asked_at:
             raise EventLogUnavailable("the log was replaced while it was read")
         return Page([Event(*row[:5]) for row in rows], bool(rows) and rows[-1][5], first[6])
+
+    async def names(self, pattern: str) -> list[ChannelName]:
+        wanted = ChannelPattern(pattern)
+        rows = await self._query(
+            """SELECT name FROM sse_app.channels WHERE name COLLATE "C" >= %s AND name COLLATE "C" < %s""",
+            wanted.prefix,
+            f"{wanted.prefix}~",
+        )
+        return [ChannelName(name) for (name,) in rows if wanted.matches(name)]
 
     async def published(self, channel: ChannelName) -> tuple[int, int]:
         rows = await self._query("SELECT published, last_seq FROM sse_app.channels WHERE name = %s", channel)

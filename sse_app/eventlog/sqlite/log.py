@@ -12,7 +12,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TypeVar
 
-from sse_app.core.channels import ChannelName
+from sse_app.core.channels import ChannelName, ChannelPattern
 from sse_app.core.errors import EventLogUnavailable, StateError
 from sse_app.core.events import Event, EventId, NewEvent, held_bytes
 from sse_app.core.periodic import PeriodicCallback
@@ -413,6 +413,9 @@ class SqliteEventLog(EventLog):
             if is_damaged(error):
                 self._set_available(failure)
             raise failure from error
+
+    async def names(self, pattern: str) -> list[ChannelName]:
+        return await self._read(lambda reader: reader.names(ChannelPattern(pattern)))
 
     async def published(self, channel: ChannelName) -> tuple[int, int]:
         if self._alone is not None:

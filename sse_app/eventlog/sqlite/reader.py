@@ -316,6 +316,11 @@ class SqliteReader:
         page = first_page((Event(*row) for row in rows), TAIL_EVENTS)
         return without_holes(page, after, lambda: head_of(self._database))
 
+    def names(self, pattern: ChannelPattern) -> list[ChannelName]:
+        """Return the channels that a pattern covers."""
+        rows = self._database.execute(f"SELECT name FROM channels WHERE {_OF_PATTERN}", _range_of(pattern))
+        return [ChannelName(name) for (name,) in rows if pattern.matches(name)]
+
     def published(self, channel: ChannelName) -> tuple[int, int]:
         """Return how many events a channel has had, and the ``seq`` of the last one; 0 where it is not known."""
         row = self._database.execute(

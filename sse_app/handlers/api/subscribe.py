@@ -15,7 +15,7 @@ from sse_app.core.private_apis import drop_output_transforms
 from sse_app.handlers.api.publish import PublishHandler
 from sse_app.handlers.errors import Refusal
 from sse_app.handlers.parsing import parse_position
-from sse_app.handlers.stream_query import parse_beginning, parse_types
+from sse_app.handlers.stream_query import parse_beginning, parse_rate, parse_types
 from sse_app.streams.admission import NothingToCome, Subscription, TurnedAway
 from sse_app.streams.connection import take_over
 from sse_app.streams.stream import Stream
@@ -92,6 +92,7 @@ class StreamHandler(PublishHandler):
             framing_for(self.request.version),
             parse_beginning(query, limits.last_events),
             parse_types(query),
+            parse_rate(query),
         )
 
     def _client_id(self) -> str:

@@ -1,0 +1,207 @@
+"""Conflated channels: of each key the newest event, for streams that are behind on them, or want few events.
+
+The keys of a channel are the values that a member of its events' data has. What is kept of a channel here is its
+*table*: the newest event of each key and event type. It is read from the log when a stream first needs it, and follows
+what is fanned out from then on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+
+from sse_app.core.channel_rules import ChannelRules
+from sse_app.core.channels import ChannelName, ChannelPattern
+from sse_app.core.events import Event, member_of
+from sse_app.core.selection import Interest, Selection, interest_of
+from sse_app.core.shared_reads import SharedReads
+from sse_app.eventlog.base import Beginning, EventLog
+
+PAGE_EVENTS = 500
+"""How many events of a channel are read at a time to fill its table."""
+
+GROWTH = 1000
+"""By how many entries, and by as many as it has, a table may grow until it is read anew.
+
+So keys whose events are no longer kept by the log are not kept here for ever.
+"""
+
+Key = tuple[bytes, str]
+"""The value as JSON, and the event type."""
+
+
+class _Table:
+    """The newest events of a channel.
+
+    Attributes:
+        events: by key, in log order.
+        complete_after: the ``seq`` after which every event is here, unless a newer one of its key is.
+        most: with how many entries it is read anew.
+        is_read: whether it has what the log had at the beginning.
+    """
+
+    __slots__ = ("complete_after", "events", "is_read", "most")
+
+    def __init__(self) -> None:
+        self.events: dict[Key, Event] = {}
+        self.complete_after = 0
+        self.most = GROWTH
+        self.is_read = False
+
+    def put(self, key: Key, event: Event) -> None:
+        """Add an event that follows the last one."""
+        self.events.pop(key, None)
+        if len(self.events) >= self.most:
+            self.events.clear()
+            self.is_read = False
+        self.events[key] = event
+
+
+class Conflation:
+    """The tables of the conflated channels.
+
+    Args:
+        eventlog: has the events.
+        rules: say which channels are conflated.
+    """
+
+    def __init__(self, eventlog: EventLog, rules: ChannelRules) -> None:
+        self._eventlog = eventlog
+        self._tables: dict[ChannelName, _Table] = {}
+        self._patterns: set[str] = set()
+        """The patterns whose channels all have a table."""
+        self._reads: SharedReads[str, None] = SharedReads()
+        self.use(rules)
+
+    def use(self, rules: ChannelRules) -> None:
+        """Take other rules."""
+        self._rules = rules
+        self.any = any(rule.conflate for rule in rules.rules)
+        """Whether there are conflated channels."""
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all tables: the log is another one."""
+        self._tables = {}
+        self._patterns = set()
+
+    def member(self, channel: str) -> str:
+        """Return the member of the data whose values are the keys of a channel; empty where it is not conflated."""
+        rule = self._rules.rule(channel)
+        return "" if rule is None else rule.conflate
+
+    def conflated(self, channels: Collection[str]) -> list[str]:
+        """Return those of the names and patterns that are conflated, or have a channel that is."""
+        if not self.any:
+            return []
+        return [text for text in channels if self._may_conflate(text)]
+
+    def _may_conflate(self, text: str) -> bool:
+        if "*" not in text:
+            return bool(self.member(text))
+        return any(rule.conflate for rule in self._rules.overlapping(ChannelPattern(text)))
+
+    async def channels(self, texts: Collection[str]) -> list[ChannelName]:
+        """Return the conflated channels that names and patterns stand for.
+
+        Raises:
+            EventLogUnavailable: the log cannot be read.
+        """
+        found = [ChannelName(text) for text in texts if "*" not in text]
+        for text in texts:
+            if "*" in text:
+                found += await self._eventlog.names(text)
+        return [name for name in dict.fromkeys(found) if self.member(name)]
+
+    def others(self, interest: Interest) -> Interest | None:
+        """Return the interest in what is not conflated; its patterns may cover conflated channels too."""
+        others = tuple(text for text in sorted(interest.channels) if "*" in text or not self.member(text))
+        return interest_of(others, interest.types) if others else None
+
+    def add(self, events: list[Event]) -> None:
+        """Take events that follow the last ones into the tables."""
+        if not self._tables and not self._patterns:
+            return
+        for event in events:
+            if member := self.member(event.channel):
+                table = self._tables.get(event.channel)
+                if table is None:
+                    if not any(ChannelPattern(text).matches(event.channel) for text in self._patterns):
+                        continue
+                    table = self._tables[event.channel] = _Table()
+                table.put(_key(event, member), event)
+
+    async def read(self, selection: Selection, head: int) -> None:
+        """Have the tables of the conflated channels of a selection up to the head that has been fanned out.
+
+        Raises:
+            EventLogUnavailable: the log cannot be read.
+        """
+        for pattern in selection.patterns:
+            if pattern.text not in self._patterns and self._may_conflate(pattern.text):
+                self._patterns.add(pattern.text)  # from now on new channels get a table
+                for name in await self.channels([pattern.text]):
+                    self._tables.setdefault(name, _Table())
+        for channel in self.channels_of(selection):
+            if (table := self._tables.get(channel)) is None or not table.is_read:
+                await self._reads.get(channel, lambda channel=channel: self._read(channel, head))  # type: ignore[misc]
+
+    def channels_of(self, selection: Selection) -> list[ChannelName]:
+        """Return the conflated channels of a selection: those named, and of its patterns those with a table."""
+        named = [name for name in selection.names if self.member(name)]
+        if not selection.patterns:
+            return named
+        return [*named, *(name for name in self._tables if name not in named and selection.covering(name))]
+
+    async def _read(self, channel: ChannelName, head: int) -> None:
+        table = self._tables[channel] = _Table()  # what is fanned out from now on follows the head
+        member = self.member(channel)
+        start = await self._eventlog.begin([channel], Beginning())
+        complete_after = after = start.floors.get(channel, 0)
+        older: dict[Key, Event] = {}
+        while after < head:
+            floors: dict[str, int] = {channel: complete_after}
+            page = await self._eventlog.replay([channel], after, head, PAGE_EVENTS, floors)
+            if page.gap:  # some have been trimmed meanwhile
+                start = await self._eventlog.begin([channel], Beginning())
+                complete_after = max(complete_after, start.floors.get(channel, 0))
+            for event in page.events:
+                key = _key(event, member)
+                older.pop(key, None)
+                older[key] = event
+            after = page.reached if page.more else head
+        kept = {key: event for key, event in older.items() if key not in table.events}
+        table.events = {**kept, **table.events}
+        table.complete_after = complete_after
+        table.most = 2 * len(table.events) + GROWTH
+        table.is_read = True
+
+    def continues(self, channel: ChannelName, after: int) -> bool:
+        """Return whether a stream that has the events up to a position misses no key, once its table has been read."""
+        table = self._tables.get(channel)
+        return table is not None and table.is_read and after >= table.complete_after
+
+    def newest(
+        self, interest: Interest, after: int, until: int, floors: Mapping[str, int]
+    ) -> Iterator[Event]:
+        """Yield the newest event of each key with ``after < seq <= until``, whose tables have been read.
+
+        A key whose newest event comes later has none.
+        """
+        selection = interest.selection
+        for channel in self.channels_of(selection):
+            if (table := self._tables.get(channel)) is None:
+                continue
+            floor = max(after, selection.floor(floors, channel)) if floors else after
+            seen = set()
+            for (value, type), event in reversed(table.events.items()):
+                if event.seq <= floor:
+                    break
+                if value not in seen and interest.takes(type):
+                    seen.add(value)
+                    if event.seq <= until:
+                        yield event
+
+
+def _key(event: Event, member: str) -> Key:
+    """Return the key of an event; events without the member, from before the channel was conflated, have one."""
+    return member_of(event, member) or b"", event.type
