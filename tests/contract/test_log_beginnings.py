@@ -35,12 +35,6 @@ OTHER = ChannelName("other")
 Make = Callable[..., EventLog]
 
 
-@pytest.fixture(autouse=True)
-def without_a_database(request: pytest.FixtureRequest) -> None:
-    if "postgres" in request.node.name:
-        pytest.skip("beginnings are not in the log on PostgreSQL yet")
-
-
 def new(channel: str, text: str = "{}", flags: int = 0) -> NewEvent:
     return NewEvent(ChannelName(channel), "t", text.encode(), None, flags)
 

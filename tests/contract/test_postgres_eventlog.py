@@ -452,7 +452,7 @@ async def test_appends_and_the_tail_use_indexes_also_where_they_began_on_empty_t
             for channels in [f"c{number}"], [f"d{number}", f"d{number // 2}", "e"]:
                 many = len(channels)
                 session.execute(
-                    "SELECT sse_app.append('', 0, 1000, 'x', %s, %s, %s, NULL, %s, %s, %s, %s, NULL)",
+                    "SELECT sse_app.append('', 0, 1000, 'x', %s, %s, %s, NULL, NULL, %s, %s, %s, %s, NULL)",
                     (
                         channels, ["t"] * many, [b"{}"] * many, [many],
                         [b"ann"], [f"{channels[0]}"], [b"digest"],

@@ -104,7 +104,7 @@ def log_at(place: Path | str, retention: Retention | RetentionRules | None = Non
         retention: how much of each channel it keeps.
     """
     if str(place).startswith("postgresql:"):
-        return PostgresEventLog(Database(str(place)), retention_rules(retention).default)
+        return PostgresEventLog(Database(str(place)), retention)
     return SqliteEventLog(Path(place), retention)
 
 

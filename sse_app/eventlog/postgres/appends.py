@@ -28,7 +28,7 @@ GRACE = 2.0
 _APPEND = """
 SELECT epoch, head, firsts FROM sse_app.append(
     %s, %s, %s, %s,
-    %b::text[], %b::text[], %b::bytea[], %b::integer[], %b::integer[],
+    %b::text[], %b::text[], %b::bytea[], %b::integer[], %b::integer[], %b::integer[],
     %b::bytea[], %b::text[], %b::bytea[], %s)
 """
 
@@ -163,6 +163,7 @@ class Appends:
     def _parameters(self, group: list[_Append], known: EventId) -> list[Any]:
         events = [event for append in group for event in append.events]
         retries = [event.retry for event in events]
+        flags = [event.flags for event in events]
         keys = [append.key for append in group]
         has_keys = any(keys)
         return [
@@ -174,6 +175,7 @@ class Appends:
             [event.type for event in events],
             [event.data for event in events],
             retries if any(retry is not None for retry in retries) else None,
+            flags if any(flags) else None,
             [len(append.events) for append in group],
             # As bytes: a subject that an identity provider has made may have characters that a text cannot have here.
             [key and key.subject.encode("utf-8", "surrogatepass") for key in keys] if has_keys else None,

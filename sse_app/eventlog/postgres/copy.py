@@ -233,14 +233,14 @@ class LogCopy:
         async with (
             self._connection.cursor() as cursor,
             cursor.copy(
-                "COPY sse_app.events (seq, channel, n, type, data, retry, at) FROM STDIN (FORMAT BINARY)"
+                "COPY sse_app.events (seq, channel, n, type, data, retry, at, flags) FROM STDIN (FORMAT BINARY)"
             ) as copy,
         ):
-            copy.set_types(["int8", "int4", "int8", "text", "bytea", "int4", "float8"])
-            for seq, channel, n, type, data, retry, at, _ in page.events:
+            copy.set_types(["int8", "int4", "int8", "text", "bytea", "int4", "float8", "int2"])
+            for seq, channel, n, type, data, retry, at, flags in page.events:
                 # There the dates never go back, and none is in the future.
                 self._last_at = max(self._last_at, min(at, now))
-                await copy.write_row((seq, ids[channel], n, type, data, retry, self._last_at))
+                await copy.write_row((seq, ids[channel], n, type, data, retry, self._last_at, flags))
 
     async def answers(self) -> int:
         """Copy the answers to idempotency keys, from the last one that is there already, and return how many."""

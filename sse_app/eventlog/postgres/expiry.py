@@ -8,7 +8,7 @@ import logging
 import psycopg
 
 from sse_app.core.repeated_event import RepeatedEvent
-from sse_app.eventlog.base import EMPTY_CHANNELS, Retention
+from sse_app.eventlog.base import EMPTY_CHANNELS
 from sse_app.eventlog.postgres.appends import patience
 from sse_app.storage.postgres.database import Database, DatabaseUnavailable, text_of
 
@@ -32,12 +32,10 @@ class Expiry:
 
     Args:
         database: is open meanwhile.
-        retention: how much of each channel is kept.
     """
 
-    def __init__(self, database: Database, retention: Retention) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self._retention = retention
         self._failures = RepeatedEvent(log, logging.ERROR, "event_log_not_erased")
         self._stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -55,15 +53,13 @@ class Expiry:
             self._task = None
 
     async def _run(self) -> None:
-        size, age = self._retention
-        sweep_interval = min(age / 20, MAX_SWEEP_INTERVAL)
         wait = patience(self._database)
         steps: tuple[tuple[str, list[float]], ...] = (
-            ("SELECT sse_app.expire(%s, %s, %s, %s, %s)", [size, age, min(LAG, age), STEP, wait]),
+            ("SELECT sse_app.expire(%s, %s, %s)", [LAG, STEP, wait]),
             ("SELECT sse_app.expire_answers(%s) > 0", [STEP]),
             (
-                "SELECT sse_app.forget_channels(%s, %s, %s, %s) > 0",
-                [EMPTY_CHANNELS, STEP, sweep_interval, wait],
+                "SELECT sse_app.forget_channels(%s, %s, (SELECT least(min(age) / 20, %s) FROM sse_app.ages), %s) > 0",
+                [EMPTY_CHANNELS, STEP, MAX_SWEEP_INTERVAL, wait],
             ),
         )
         while not await self._stopped_within(INTERVAL):

@@ -16,18 +16,25 @@ import psycopg
 from sse_app.core.channels import ChannelName, ChannelPattern
 from sse_app.core.errors import EventLogUnavailable, StateError
 from sse_app.core.events import Event, EventId, NewEvent
+from sse_app.core.json_text import to_json
 from sse_app.core.periodic import PeriodicCallback
+from sse_app.core.selection import selection_of
 from sse_app.core.shared_reads import SharedReads
 from sse_app.eventlog.base import (
     MAX_SEQ,
     NO_FLOORS,
     PAGE_BYTES,
+    Beginning,
     EventLog,
     EventsTrimmed,
+    Floors,
     IdempotencyKey,
     LogReplaced,
     Page,
     Retention,
+    RetentionRules,
+    floors_of,
+    retention_rules,
     without_holes,
 )
 from sse_app.eventlog.postgres.appends import Appends, Stored, patience
@@ -43,14 +50,30 @@ CHANNEL = "sse_app_events"
 LOOK_INTERVAL = 1.0
 """How often the log is looked at, also where no notification has come, in seconds."""
 
+SCANNED_EVENTS = 20_000
+"""At how many events a page of many channels is looked at the most."""
+
+ROUNDED = 1000
+"""To a multiple of this positions are rounded down where it is asked what channels of patterns have lost after them."""
+
+_ALL = ChannelPattern("**")
+
 log = logging.getLogger(__name__)
 
 
 class _Kept(NamedTuple):
-    """What the log had at one moment: its epoch and head, and up to which ``seq`` it keeps no event of a channel."""
+    """What the log had at one moment.
+
+    Args:
+        epoch: its own.
+        head: the ``seq`` of its last event.
+        forgotten: that of the last event of any channel that was forgotten.
+        trimmed: up to which ``seq`` it keeps no event of a channel.
+    """
 
     epoch: str
     head: int
+    forgotten: int
     trimmed: dict[str, int]
 
 
@@ -61,17 +84,22 @@ class PostgresEventLog(EventLog):
 
     Args:
         database: opened and closed with the log; other parts may use it too.
-        retention: how much of each channel is kept.
+        retention: how much of each channel is kept; the database is told, and of several nodes the last one counts.
         memory: a file in which this node remembers how far the log went, so that it notices when it is started again
             whether an earlier state of the database was restored meanwhile.
     """
 
     def __init__(
-        self, database: Database, retention: Retention | None = None, memory: Path | None = None
+        self,
+        database: Database,
+        retention: Retention | RetentionRules | None = None,
+        memory: Path | None = None,
     ) -> None:
         self._database = database
         self._memory = Memory(memory)
-        self._retention = retention or Retention()
+        self._retention = retention_rules(retention)
+        self._retention_is_told = False
+        """Whether the database has been told how much is kept."""
         self._tails = Tails(self._following)
         self._epoch = ""
         self._seq = 0
@@ -86,8 +114,8 @@ class PostgresEventLog(EventLog):
         self._appends = Appends(
             database, self._sender, self._notices, lambda: self.head, self._stored, self._not_stored
         )
-        self._expiry = Expiry(database, self._retention)
-        self._kept_reads: SharedReads[tuple[str, ...], _Kept] = SharedReads()
+        self._expiry = Expiry(database)
+        self._kept_reads: SharedReads[tuple[tuple[str, ...], int], _Kept] = SharedReads()
         self._due = asyncio.Event()
         """Whether the log is to be looked at."""
         self._periodic = PeriodicCallback(self._due.set, LOOK_INTERVAL)
@@ -108,6 +136,7 @@ class PostgresEventLog(EventLog):
         self._epoch, self._seq = self._memory.recall()
         try:
             await self._look()
+            await self._tell_retention()
         except EventLogUnavailable as error:
             self._opened = False
             await self._database.close()
@@ -206,6 +235,8 @@ class PostgresEventLog(EventLog):
                         await self._appends.append([], None)
                     else:
                         await self._look()
+                    if not self._retention_is_told:
+                        await self._tell_retention()
                 self._memory.note(self.head)
             except Exception:  # a mistake of ours must not be the last look
                 log.exception("a look at the event log failed")
@@ -221,6 +252,27 @@ class PostgresEventLog(EventLog):
         self._notices.use(secret)
         self._learned(epoch, head, asked_at)
 
+    def use(self, retention: Retention | RetentionRules) -> None:
+        self._retention = retention_rules(retention)
+        self._retention_is_told = False
+        self._due.set()
+
+    async def _tell_retention(self) -> None:
+        """Write to the database how much of each channel is kept."""
+        rules = [*self._retention.rules, (_ALL, self._retention.default)]
+        self._retention_is_told = True
+        try:
+            await self._query(
+                "SELECT sse_app.set_retention(%s::text[], %s::bigint[], %s::double precision[], %s)",
+                [pattern.text for pattern, _ in rules],
+                [kept.size for _, kept in rules],
+                [kept.age for _, kept in rules],
+                patience(self._database),
+            )
+        except EventLogUnavailable:
+            self._retention_is_told = False
+            raise
+
     # -- what callers ask -----------------------------------------------------------------------------------
 
     def _require_open(self) -> None:
@@ -233,30 +285,46 @@ class PostgresEventLog(EventLog):
         self._require_open()
         return await self._appends.append(events, key)
 
+    async def begin(self, channels: Collection[str], beginning: Beginning) -> Floors:
+        asked_at = self._replacements
+        first, *rows = await self._query(
+            "SELECT name, floor, first FROM sse_app.beginning(%b::text[], %s, %s, %s)",
+            list(dict.fromkeys(channels)),
+            *beginning,
+        )
+        epoch, head, forgotten = first
+        self._learned(epoch, head, asked_at)
+        found = [(name, floor, following or 0) for name, floor, following in rows]
+        return floors_of(selection_of(frozenset(channels)), EventId(epoch, head), forgotten, found)
+
     async def lost(self, channels: Collection[str], position: EventId) -> dict[str, str]:
-        names = tuple(channels)
-        if not names:
+        texts = tuple(channels)
+        if not texts:
             return {}
-        kept = await self._kept_reads.get(names, lambda: self._kept(names))
+        # Clients that come back together have about the same position, and of a pattern only what was lost after it.
+        selection = selection_of(frozenset(texts))
+        after = position.seq - position.seq % ROUNDED if selection.patterns else 0
+        kept = await self._kept_reads.get((texts, after), lambda: self._kept(texts, after))
         if position.epoch != kept.epoch or position.seq > kept.head:
             # That read may have begun before the event was stored, and one that is asked for now has not.
-            kept = await self._kept_reads.get(names, lambda: self._kept(names))
+            kept = await self._kept_reads.get((texts, after), lambda: self._kept(texts, after))
         if position.epoch != kept.epoch:
-            return dict.fromkeys(names, "log_replaced")
+            return dict.fromkeys(texts, "log_replaced")
         if position.seq > kept.head:
-            return dict.fromkeys(names, "position_ahead")
-        return {name: "history_trimmed" for name in names if position.seq < kept.trimmed[name]}
+            return dict.fromkeys(texts, "position_ahead")
+        lost = [name for name, trimmed in kept.trimmed.items() if position.seq < trimmed]
+        whole = [pattern.text for pattern in selection.patterns if position.seq < kept.forgotten]
+        if whole:
+            lost = [*whole, *(name for name in lost if name in selection.names)]
+        return dict.fromkeys(lost, "history_trimmed")
 
-    async def _kept(self, names: tuple[str, ...]) -> _Kept:
+    async def _kept(self, texts: tuple[str, ...], after: int) -> _Kept:
         asked_at = self._replacements
-        rows = await self._query(
-            "SELECT epoch, head, name, trimmed FROM sse_app.kept(%b::text[], %s, %s)",
-            list(names),
-            *self._retention,
+        (epoch, head, forgotten), *rows = await self._query(
+            "SELECT name, trimmed, forgotten FROM sse_app.lost_after(%b::text[], %s)", list(texts), after
         )
-        epoch, head = rows[0][:2]
         self._learned(epoch, head, asked_at)
-        return _Kept(epoch, head, {name: trimmed for _, _, name, trimmed in rows})
+        return _Kept(epoch, head, forgotten, {name: trimmed for name, trimmed, _ in rows})
 
     async def replay(
         self,
@@ -266,7 +334,7 @@ class PostgresEventLog(EventLog):
         limit: int,
         floors: Mapping[str, int] = NO_FLOORS,
     ) -> Page:
-        return await self._page(channels, after, until, limit)
+        return await self._page(channels, after, until, limit, floors)
 
     async def latest(self, channels: Collection[str], limit: int) -> list[Event]:
         return (await self._page(channels, 0, MAX_SEQ, limit, newest_first=True)).events
@@ -277,6 +345,7 @@ class PostgresEventLog(EventLog):
         after: int,
         until: int,
         limit: int,
+        floors: Mapping[str, int] = NO_FLOORS,
         *,
         newest_first: bool = False,
     ) -> Page:
@@ -284,20 +353,28 @@ class PostgresEventLog(EventLog):
             return Page([], False, False)
         asked_at = self._replacements
         first, *rows = await self._query(
-            "SELECT seq, name, type, data, retry, more, gap FROM sse_app.page(%b::text[], %s, %s, %s, %s, %s, %s, %s)",
+            "SELECT seq, name, type, data, retry, flags, more, gap, looked "
+            "FROM sse_app.page(%b::text[], %s::jsonb, %s, %s, %s, %s, %s, %s)",
             list(dict.fromkeys(channels)),
-            *self._retention,
+            to_json(_that_count(floors, after)).decode(),
             after,
             until,
             limit,
             PAGE_BYTES,
+            SCANNED_EVENTS,
             newest_first,
         )
-        head, epoch = first[:2]
+        head, epoch, *_, gap, looked = first
         self._learned(epoch, head, asked_at)
         if self._replacements != asked_at:
             raise EventLogUnavailable("the log was replaced while it was read")
-        return Page([Event(*row[:5]) for row in rows], bool(rows) and rows[-1][5], first[6])
+        events = [Event(*row[:6]) for row in rows]
+        if rows and rows[-1][6]:
+            return Page(events, True, gap)
+        return Page(events, looked is not None, gap, looked or 0)
+
+    async def ended(self) -> dict[ChannelName, int]:
+        return dict(await self._query("SELECT name, seq FROM sse_app.ended()"))
 
     async def names(self, pattern: str) -> list[ChannelName]:
         wanted = ChannelPattern(pattern)
@@ -316,7 +393,7 @@ class PostgresEventLog(EventLog):
         # It begins only with what retention keeps. What becomes too much for it meanwhile is read while it is there.
         asked_at = self._replacements
         ((epoch, head, trimmed),) = await self._query(
-            "SELECT epoch, head, trimmed FROM sse_app.trimmed_after(%s, %s, %s)", after, *self._retention
+            "SELECT epoch, head, trimmed FROM sse_app.trimmed_after(%s)", after
         )
         self._learned(epoch, head, asked_at)
         if self._replacements != asked_at:
@@ -333,7 +410,7 @@ class PostgresEventLog(EventLog):
             asked_at = self._replacements
             try:
                 first, *rows = await self._query(
-                    "SELECT seq, name, type, data, retry, more FROM sse_app.following(%s, %s, %s)",
+                    "SELECT seq, name, type, data, retry, flags, more FROM sse_app.following(%s, %s, %s)",
                     after,
                     TAIL_EVENTS,
                     PAGE_BYTES,
@@ -346,7 +423,7 @@ class PostgresEventLog(EventLog):
             self._learned(epoch, head, asked_at)
             if self._replacements != asked_at:
                 raise LogReplaced
-            page = Page([Event(*row[:5]) for row in rows], bool(rows) and rows[-1][5], False)
+            page = Page([Event(*row[:6]) for row in rows], bool(rows) and rows[-1][6], False)
             return without_holes(page, after, partial(int, head))
 
     async def _query(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
@@ -368,3 +445,13 @@ class PostgresEventLog(EventLog):
         if not self._cannot_be_written:
             self._set_failure(None)
         return rows
+
+
+def _that_count(floors: Mapping[str, int], after: int) -> dict[str, int]:
+    """Return the floors without which events after a position would be others.
+
+    One of a channel that is no further than the position counts where a pattern's would else be the channel's.
+    """
+    if any(floor > after and "*" in text for text, floor in floors.items()):
+        return dict(floors)
+    return {text: floor for text, floor in floors.items() if floor > after}

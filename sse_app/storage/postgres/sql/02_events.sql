@@ -22,11 +22,13 @@ CREATE TABLE sse_app.log (
 
 CREATE TABLE sse_app.channels (
     id integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    name text NOT NULL UNIQUE,
+    name text COLLATE "C" NOT NULL UNIQUE, -- so the index finds those that begin alike
     published bigint NOT NULL DEFAULT 0,
     last_seq bigint NOT NULL DEFAULT 0,
     trimmed bigint NOT NULL,            -- the seq and the n of its last event that has been erased
-    removed bigint NOT NULL DEFAULT 0
+    removed bigint NOT NULL DEFAULT 0,
+    size bigint NOT NULL,               -- how much of it is kept: see sse_app.retention
+    age double precision NOT NULL
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.1);
 
 CREATE TABLE sse_app.events (
@@ -37,6 +39,7 @@ CREATE TABLE sse_app.events (
     data bytea NOT NULL,
     retry integer,
     at double precision NOT NULL,
+    flags smallint NOT NULL DEFAULT 0,  -- 1: data is a text as it is; 2: the event is the last one of its channel
     UNIQUE (channel, n),
     UNIQUE (channel, seq)
 ) WITH (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_insert_scale_factor = 0.1,
@@ -166,7 +169,7 @@ $$;
 -- Append the events of several requests, all or none, and answer each of them.
 --   known_epoch, known_seq, patience: see sse_app.lock_log.
 --   sender: who appends; it is told to all with the notification, so that it need not heed its own.
---   channels, types, data, retries: of each event, of all requests in their order; retries may be null.
+--   channels, types, data, retries, flags: of each event, of all requests in their order; retries and flags may be null.
 --   counts: how many events each request has.
 --   subjects, keys, digests: of each request's idempotency key, null where it has none; all three may be null.
 --   sealed: what the notification says where all events are stored, and directly after the known one; or null.
@@ -178,7 +181,7 @@ $$;
 -- session, and use indexes whatever the tables' statistics say: so they stay right while tables grow.
 CREATE FUNCTION sse_app.append(
     known_epoch text, known_seq bigint, patience integer, sender text,
-    channels text[], types text[], data bytea[], retries integer[], counts integer[],
+    channels text[], types text[], data bytea[], retries integer[], flags integer[], counts integer[],
     subjects bytea[], keys text[], digests bytea[], sealed text,
     OUT epoch text, OUT head bigint, OUT firsts bigint[]
 )
@@ -250,15 +253,17 @@ BEGIN
             INSERT INTO sse_app.channels AS c (name, published, last_seq, trimmed)
                 VALUES (channels[1], 1, log.seq, log.forgotten) RETURNING c.id, c.published INTO channel_id, channel_n;
         END IF;
-        INSERT INTO sse_app.events (seq, channel, n, type, data, retry, at)
-            VALUES (log.seq, channel_id, channel_n, types[1], data[1], retries[1], now);
+        INSERT INTO sse_app.events (seq, channel, n, type, data, retry, at, flags)
+            VALUES (log.seq, channel_id, channel_n, types[1], data[1], retries[1], now, coalesce(flags[1], 0));
     ELSE
         INSERT INTO sse_app.channels (name, trimmed)
             SELECT DISTINCT name, log.forgotten FROM unnest(channels) AS name
             WHERE NOT EXISTS (SELECT FROM sse_app.channels AS there WHERE there.name = name.name);
         WITH new AS MATERIALIZED (
-            SELECT head + row_number() OVER (ORDER BY place) AS seq, name, type, content, retry
-            FROM unnest(channels, types, data, retries) WITH ORDINALITY AS e (name, type, content, retry, place)
+            SELECT head + row_number() OVER (ORDER BY place) AS seq, name, type, content, retry,
+                coalesce(flag, 0) AS flag
+            FROM unnest(channels, types, data, retries, flags) WITH ORDINALITY
+                AS e (name, type, content, retry, flag, place)
             WHERE answered = '{}' OR NOT answered @> place::integer
         ), counted AS (
             SELECT name, count(*) AS count, max(seq) AS last FROM new GROUP BY name
@@ -267,110 +272,13 @@ BEGIN
             FROM counted WHERE c.name = counted.name
             RETURNING c.id, c.name, c.published - counted.count AS before
         )
-        INSERT INTO sse_app.events (seq, channel, n, type, data, retry, at)
+        INSERT INTO sse_app.events (seq, channel, n, type, data, retry, at, flags)
             SELECT new.seq, changed.id, changed.before + row_number() OVER (PARTITION BY changed.id ORDER BY new.seq),
-                new.type, new.content, new.retry, now
+                new.type, new.content, new.retry, now, new.flag
             FROM new JOIN changed ON changed.name = new.name;
     END IF;
     PERFORM pg_notify('sse_app_events', concat_ws(' ', epoch, first - 1, sender,
         CASE WHEN epoch = known_epoch AND head = known_seq AND first - 1 = head + total THEN sealed END));
-END
-$$;
-
--- Return the last event that is dated at a time or before, of those that have not been erased; 0 where there is none.
-CREATE FUNCTION sse_app.dated_until(log sse_app.log, until double precision) RETURNS bigint
-LANGUAGE plpgsql STABLE AS $$
-DECLARE
-    low bigint := log.erased;
-    high bigint := log.seq;
-    middle bigint := log.erased + 1; -- mostly the oldest event says that none is so old
-    found record;
-BEGIN
-    WHILE low < high LOOP
-        SELECT seq, at INTO found FROM sse_app.events WHERE seq >= middle AND seq <= high ORDER BY seq LIMIT 1;
-        IF found.seq IS NULL THEN
-            high := middle - 1;
-        ELSIF found.at <= until THEN
-            low := found.seq;
-        ELSE
-            high := middle - 1;
-        END IF;
-        middle := low + (high - low + 1) / 2;
-    END LOOP;
-    RETURN low;
-END
-$$;
-
--- Return what is kept of channels: for each the seq up to which events are no longer kept, erased yet or not.
-CREATE FUNCTION sse_app.kept(
-    names text[], size bigint, age double precision,
-    OUT epoch text, OUT head bigint, OUT name text, OUT id integer, OUT trimmed bigint
-) RETURNS SETOF record
-LANGUAGE plpgsql STABLE ROWS 2 AS $$
-#variable_conflict use_column
-DECLARE
-    log sse_app.log;
-    expired bigint;
-BEGIN
-    SELECT * INTO STRICT log FROM sse_app.log;
-    expired := sse_app.dated_until(log, sse_app.now_of(log.at, log.wall) - age);
-    RETURN QUERY
-        SELECT log.epoch, log.seq, wanted.name, c.id, CASE WHEN c.id IS NULL THEN log.forgotten ELSE greatest(
-            c.trimmed,
-            (SELECT seq FROM sse_app.events WHERE channel = c.id AND n = c.published - size),
-            (SELECT seq FROM sse_app.events WHERE channel = c.id AND seq > c.trimmed AND seq <= expired
-                ORDER BY seq DESC LIMIT 1)) END
-        FROM unnest(names) AS wanted (name) LEFT JOIN sse_app.channels AS c ON c.name = wanted.name;
-END
-$$;
-
--- Return a page of the past of channels: its events, each with how many there are with it and after it up to one more
--- than the limit; and first one row without an event that says whether events after the position are no longer kept,
--- and the log's epoch and head in the places of name and seq.
---   bytes: no further event comes once the data of those before it is so long.
-CREATE FUNCTION sse_app.page(
-    names text[], size bigint, age double precision, after bigint, until bigint, most integer, bytes bigint,
-    newest_first boolean,
-    OUT seq bigint, OUT name text, OUT type text, OUT data bytea, OUT retry integer, OUT more boolean, OUT gap boolean
-) RETURNS SETOF record
-LANGUAGE plpgsql STABLE AS $$
-#variable_conflict use_column
-DECLARE
-    ids integer[];
-    bounds bigint[];
-    known text[];
-BEGIN
-    SELECT array_agg(id), array_agg(greatest(trimmed, after)), array_agg(name), bool_or(trimmed > after),
-            min(epoch), max(head)
-        INTO ids, bounds, known, gap, name, seq FROM sse_app.kept(names, size, age);
-    RETURN NEXT;
-    IF newest_first THEN
-        RETURN QUERY SELECT p.seq, known[p.place], p.type, p.data, p.retry, p.found > p.number, false
-            FROM (
-                SELECT e.*, row_number() OVER w AS number, count(*) OVER () AS found,
-                    sum(octet_length(e.data)) OVER w - octet_length(e.data) AS before
-                FROM (
-                    SELECT one.*, c.place FROM unnest(ids, bounds) WITH ORDINALITY AS c (id, bound, place)
-                    CROSS JOIN LATERAL (
-                        SELECT * FROM sse_app.events WHERE channel = c.id AND seq > c.bound AND seq <= until
-                        ORDER BY seq DESC LIMIT most + 1) AS one
-                    ORDER BY one.seq DESC LIMIT most + 1) AS e
-                WINDOW w AS (ORDER BY e.seq DESC)) AS p
-            WHERE p.number <= most AND p.before < bytes ORDER BY p.seq;
-    ELSE
-        RETURN QUERY SELECT p.seq, known[p.place], p.type, p.data, p.retry, p.found > p.number, false
-            FROM (
-                SELECT e.*, row_number() OVER w AS number, count(*) OVER () AS found,
-                    sum(octet_length(e.data)) OVER w - octet_length(e.data) AS before
-                FROM (
-                    SELECT one.*, c.place FROM unnest(ids, bounds) WITH ORDINALITY AS c (id, bound, place)
-                    CROSS JOIN LATERAL (
-                        SELECT * FROM sse_app.events WHERE channel = c.id AND seq > c.bound AND seq <= until
-                        ORDER BY seq LIMIT most + 1) AS one
-                    ORDER BY one.seq LIMIT most + 1) AS e
-                WINDOW w AS (ORDER BY e.seq)) AS p
-            WHERE p.number <= most AND p.before < bytes ORDER BY p.seq;
-    END IF;
 END
 $$;
 
@@ -379,7 +287,8 @@ $$;
 -- Its plans are made as those of sse_app.append.
 CREATE FUNCTION sse_app.following(
     after bigint, most integer, bytes bigint,
-    OUT seq bigint, OUT name text, OUT type text, OUT data bytea, OUT retry integer, OUT more boolean
+    OUT seq bigint, OUT name text, OUT type text, OUT data bytea, OUT retry integer, OUT flags smallint,
+    OUT more boolean
 ) RETURNS SETOF record
 LANGUAGE plpgsql STABLE
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off
@@ -388,7 +297,7 @@ SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
 BEGIN
     SELECT l.seq, l.epoch INTO STRICT seq, name FROM sse_app.log AS l WHERE l.one;
     RETURN NEXT;
-    RETURN QUERY SELECT p.seq, c.name, p.type, p.data, p.retry, p.found > p.number
+    RETURN QUERY SELECT p.seq, c.name, p.type, p.data, p.retry, p.flags, p.found > p.number
         FROM (
             SELECT e.*, row_number() OVER w AS number, count(*) OVER () AS found,
                 sum(octet_length(e.data)) OVER w - octet_length(e.data) AS before
@@ -396,101 +305,6 @@ BEGIN
             WINDOW w AS (ORDER BY e.seq)) AS p
         LEFT JOIN sse_app.channels AS c ON c.id = p.channel
         WHERE p.number <= most AND p.before < bytes ORDER BY p.seq;
-END
-$$;
-
--- Return the log's epoch and head, and whether events of any channel that follow a position are no longer kept.
-CREATE FUNCTION sse_app.trimmed_after(
-    after bigint, size bigint, age double precision, OUT epoch text, OUT head bigint, OUT trimmed boolean
-)
-LANGUAGE plpgsql STABLE AS $$
-DECLARE
-    log sse_app.log;
-    expired bigint;
-BEGIN
-    SELECT * INTO STRICT log FROM sse_app.log;
-    epoch := log.epoch;
-    head := log.seq;
-    trimmed := false;
-    IF head > after THEN
-        expired := sse_app.dated_until(log, sse_app.now_of(log.at, log.wall) - age);
-        trimmed := log.forgotten > after OR expired > after OR EXISTS (
-            SELECT FROM sse_app.channels AS c WHERE c.last_seq > after AND (c.trimmed > after OR EXISTS (
-                SELECT FROM sse_app.events AS e
-                WHERE e.channel = c.id AND e.n = c.published - size AND e.seq > after)));
-    END IF;
-END
-$$;
-
--- Erase some of what is no longer kept, in one process at a time, and return whether there may be more of it.
--- The log is locked for a moment at the end, when the events are erased already, and not until that is on disk.
---   lag: what is too much for its channel is erased when it is so many seconds old, so that nodes that lag still get it.
---   most: how many events are looked at, and how many are erased at the most.
-CREATE FUNCTION sse_app.expire(size bigint, age double precision, lag double precision, most integer, patience integer)
-RETURNS boolean
-LANGUAGE plpgsql VOLATILE AS $$
-DECLARE
-    log sse_app.log;
-    now double precision;
-    erased_now bigint;
-    looked_now bigint;
-    ids integer[];
-    seqs bigint[];
-    numbers bigint[];
-    surplus integer := 0;
-BEGIN
-    PERFORM set_config('synchronous_commit', 'off', true); -- what a crash brings back is erased again
-    PERFORM FROM sse_app.erasing FOR UPDATE SKIP LOCKED;
-    IF NOT FOUND THEN
-        RETURN false;
-    END IF;
-    SELECT * INTO STRICT log FROM sse_app.log;
-    now := sse_app.now_of(log.at, log.wall);
-    WITH gone AS (
-        DELETE FROM sse_app.events WHERE seq = ANY (ARRAY(
-            SELECT seq FROM (
-                SELECT seq, at FROM sse_app.events WHERE seq > log.erased ORDER BY seq LIMIT most) AS oldest
-            WHERE at <= now - age))
-        RETURNING channel, seq, n
-    ), by_channel AS (
-        SELECT channel, max(seq) AS seq, max(n) AS n FROM gone GROUP BY channel
-    )
-    SELECT max(seq), array_agg(channel), array_agg(seq), array_agg(n)
-        INTO erased_now, ids, seqs, numbers FROM by_channel;
-    looked_now := greatest(log.looked, log.erased, erased_now);
-    SELECT coalesce(max(seq), looked_now) INTO looked_now FROM (
-        SELECT seq, at FROM sse_app.events WHERE seq > looked_now ORDER BY seq LIMIT most) AS next
-        WHERE at <= now - lag;
-    IF looked_now > log.looked THEN
-        WITH touched AS (
-            SELECT DISTINCT channel FROM sse_app.events WHERE seq > log.looked AND seq <= looked_now
-        ), due AS (
-            SELECT one.seq FROM touched JOIN sse_app.channels AS c ON c.id = touched.channel
-            CROSS JOIN LATERAL (
-                SELECT seq FROM sse_app.events WHERE channel = c.id AND n > c.removed AND n <= c.published - size
-                    AND seq <= looked_now
-                ORDER BY n LIMIT most) AS one
-            LIMIT most
-        ), gone AS (
-            DELETE FROM sse_app.events WHERE seq = ANY (ARRAY(SELECT seq FROM due)) RETURNING channel, seq, n
-        ), by_channel AS (
-            SELECT channel, max(seq) AS seq, max(n) AS n, count(*) AS count FROM gone GROUP BY channel
-        )
-        SELECT coalesce(sum(count), 0), ids || array_agg(channel), seqs || array_agg(seq), numbers || array_agg(n)
-            INTO surplus, ids, seqs, numbers FROM by_channel;
-    END IF;
-    IF erased_now IS NULL AND looked_now = log.looked THEN
-        RETURN false;
-    END IF;
-    PERFORM set_config('lock_timeout', patience::text, true);
-    PERFORM FROM sse_app.log FOR UPDATE;
-    UPDATE sse_app.channels AS c SET trimmed = greatest(c.trimmed, lost.seq), removed = greatest(c.removed, lost.n)
-        FROM (SELECT id, max(seq) AS seq, max(n) AS n FROM unnest(ids, seqs, numbers) AS all_lost (id, seq, n)
-            GROUP BY id) AS lost
-        WHERE c.id = lost.id;
-    UPDATE sse_app.log SET erased = greatest(erased, erased_now),
-        looked = CASE WHEN surplus < most THEN looked_now ELSE looked END;
-    RETURN true;
 END
 $$;
 

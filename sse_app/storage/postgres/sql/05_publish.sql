@@ -355,7 +355,7 @@ BEGIN
     SELECT (sse_app.append(
         '', 0, (SELECT setting::integer FROM pg_settings WHERE name = 'lock_timeout'), '-',
         array_agg(channel), array_agg(type), array_agg(convert_to(data, 'UTF8')), array_agg(retry::integer),
-        array_agg(1), array_agg('\\xff'::bytea || convert_to(publisher, 'UTF8')), array_agg(key), array_agg(digest), NULL
+        NULL, array_agg(1), array_agg('\\xff'::bytea || convert_to(publisher, 'UTF8')), array_agg(key), array_agg(digest), NULL
     )).firsts
     INTO firsts FROM (SELECT * FROM moved ORDER BY number) AS moved;
     IF 0 = ANY (firsts) THEN
