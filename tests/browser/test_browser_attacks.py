@@ -273,7 +273,7 @@ def test_a_page_that_was_busy_does_not_take_its_own_deafness_for_a_stall(
     server = serve(KEEPALIVE__PING_INTERVAL=1)
     tab = chrome.open(server, options={**ALONE, "pingInterval": 1000})
     tab.opened()
-    tab.run("{ const until = performance.now() + 4000; while (performance.now() < until); }")
+    tab.run("{ const until = performance.now() + 3000; while (performance.now() < until); }")
     with server.publisher() as publisher:
         tab.has(publish(publisher)[0])
     assert tab.noted("reconnect") == []

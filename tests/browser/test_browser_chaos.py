@@ -11,16 +11,14 @@ from tests.support.browser import CHANNEL, Chrome, ClientPage, Start, connection
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
-STEPS = 150
-"""How often something happens to a tab: a number, and not a time, so that a busy machine tests as much."""
-
 WANTED = (CHANNEL, [CHANNEL, "alerts"], [CHANNEL, "training"])
 
 
-@pytest.mark.parametrize("seed", [1])
+@pytest.mark.parametrize(("seed", "steps"), [(1, 75), pytest.param(1, 150, marks=pytest.mark.long)])
 def test_whatever_becomes_of_the_other_tabs_a_tab_has_every_event_once(
-    chrome: Chrome, serve: Start, seed: int
+    chrome: Chrome, serve: Start, seed: int, steps: int
 ) -> None:
+    """How often something happens is a number, and not a time, so that a busy machine tests as much."""
     chance = random.Random(seed)
     server = serve(AUTH__STREAM_LIFETIME=8, KEEPALIVE__PING_INTERVAL=1)
     access = [server.access_token()]
@@ -38,7 +36,7 @@ def test_whatever_becomes_of_the_other_tabs_a_tab_has_every_event_once(
 
     tabs = [open_tab() for _ in range(4)]
     with publishing(server) as ids:
-        for _ in range(STEPS):
+        for _ in range(steps):
             awake = [tab for tab in tabs if tab not in frozen]
             tab = chance.choice(awake)
             match chance.choice(["open", "close", "crash", "freeze", "thaw", "toggle"]):

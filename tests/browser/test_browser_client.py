@@ -46,7 +46,7 @@ def publish_until(condition: Callable[[], bool], what: str, publisher: httpx.Cli
         ids.extend(publish(publisher))
         return condition()
 
-    until(published, what, pause=0.05)
+    until(published, what, pause=0.15)
     return ids[-1]
 
 

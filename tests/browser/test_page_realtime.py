@@ -123,7 +123,7 @@ def test_a_login_outlives_its_tokens(chromium: Browser, start_server: Start) -> 
         deadline = page.evaluate("performance.now()") + 18_000  # three lifetimes of the access token
         while page.evaluate("performance.now()") < deadline:
             wait_for_chart(page, "value", 0, market.trade(1))
-            page.wait_for_timeout(200)  # each event is drawn, and a few in each lifetime show as much
+            page.wait_for_timeout(500)  # each event is drawn, and a few in each lifetime show as much
         assert page.get_attribute("body", "data-view") == "live"
         assert chart(page, "value")["points"] == str(market.days)
 

@@ -114,6 +114,7 @@ def test_where_renewal_is_refused_it_reconnects_and_misses_nothing(start_server:
             while sum(isinstance(state, Connected) for state in states) < 4:
                 ids.append(await publisher.publish(CHANNEL, "e", {}))
                 seen += await take(stream, 1)
+                await asyncio.sleep(0.02)
             assert [event.id for event in seen] == ids
             reasons = {state.reason for state in states if isinstance(state, Waiting)}
             assert "the stream could not be renewed" in reasons

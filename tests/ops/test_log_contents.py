@@ -169,6 +169,7 @@ def test_a_flood_of_malformed_heads_and_of_requests_for_nothing_leaves_the_log_s
                 assert http.get("/nothing").status_code == 404
                 assert http.get("/api/v1/auth/me").status_code == 401
             sent += 10
+            time.sleep(0.05)
     until(lambda: any(line["event"] == "log_lines_left_out" for line in server.log_lines()), "it is told")
     seconds = time.monotonic() - begun
     assert (server.log_path.stat().st_size - size) / seconds < 10_000
