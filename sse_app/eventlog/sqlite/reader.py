@@ -298,10 +298,9 @@ class SqliteReader:
 
     def ended(self) -> dict[ChannelName, int]:
         """Return the channels whose last event is `FINAL` and still kept, each with its ``seq``."""
-        rows = self._database.execute(
-            "SELECT name, seq FROM channels CROSS JOIN events ON seq = last_seq "
-            "WHERE last_seq > trimmed AND flags & ?",
-            (FINAL,),
+        rows = self._database.execute(  # as the index has it: the flag is no parameter
+            "SELECT name, seq FROM events INDEXED BY final_events CROSS JOIN channels ON id = channel "
+            f"WHERE flags & {FINAL} AND seq = last_seq AND seq > trimmed"
         )
         return {ChannelName(name): int(seq) for name, seq in rows}
 

@@ -70,8 +70,10 @@ MIGRATIONS: list[Migration] = [
         BEGIN
             UPDATE channels SET dropped = NULL WHERE id = new.id; UPDATE log SET head = max(head, new.last_seq); END;
     """,
+    # The index has only events with the flag FINAL, so that a start finds the channels that have ended at once.
     """
     ALTER TABLE events ADD COLUMN flags INTEGER NOT NULL DEFAULT 0;
+    CREATE INDEX final_events ON events (seq) WHERE flags & 2;
     """,
 ]
 
