@@ -42,11 +42,15 @@ class Selection:
             floors: of channels by their names; and of patterns by their texts, for the channels of theirs that have
                 none by name.
         """
+        if not floors:
+            return 0
         own = floors.get(channel)
         if own is not None:
             return own
         if not self.patterns or channel in self.names:
             return 0
+        if len(self.patterns) == 1:  # which covers it, since it is among them
+            return floors.get(self.patterns[0].text, 0)
         return min((floors.get(pattern.text, 0) for pattern in self.covering(channel)), default=0)
 
 

@@ -9,8 +9,8 @@ from bisect import bisect_left, bisect_right, insort
 from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapping, Sequence
 from heapq import merge
-from itertools import islice
-from operator import attrgetter, itemgetter
+from itertools import islice, takewhile
+from operator import itemgetter
 
 import msgspec
 
@@ -45,6 +45,10 @@ class _Channel(msgspec.Struct):
     published: int = 0
     last_seq: int = 0
     trimmed: int = 0
+
+
+def _seq(held: tuple[float, Event]) -> int:
+    return held[1].seq
 
 
 class MemoryEventLog(EventLog):
@@ -151,14 +155,13 @@ class MemoryEventLog(EventLog):
         known = self._channels.get(name)
         return known.trimmed if known else self._forgotten
 
-    def _matching(self, selection: Selection) -> list[ChannelName]:
-        """Return the channels of a selection, of a pattern those that there are."""
+    def _matching(self, selection: Selection, after: int = 0) -> list[ChannelName]:
+        """Return the channels of a selection, of a pattern those that have had events after a position."""
         found = dict.fromkeys(selection.names)
         for pattern in selection.patterns:
-            for name in islice(self._names, bisect_left(self._names, pattern.prefix), None):
-                if not name.startswith(pattern.prefix):
-                    break
-                if pattern.matches(name) and not is_internal(name):
+            begin, end = (bisect_left(self._names, text) for text in (pattern.prefix, f"{pattern.prefix}~"))
+            for name in self._names[begin:end]:  # no name has a tilde, or a character that comes after it
+                if self._channels[name].last_seq > after and pattern.matches(name) and not is_internal(name):
                     found[name] = None
         return list(found)
 
@@ -187,7 +190,7 @@ class MemoryEventLog(EventLog):
             return dict.fromkeys(channels, "position_ahead")
         selection = selection_of(frozenset(channels))
         whole = [pattern.text for pattern in selection.patterns if position.seq < self._forgotten]
-        names = list(selection.names) if whole else self._matching(selection)
+        names = list(selection.names) if whole else self._matching(selection, position.seq)
         self._trim(names, self._clock())
         lost = [name for name in names if position.seq < self._trimmed(name)]
         return dict.fromkeys([*whole, *lost], "history_trimmed")
@@ -205,7 +208,7 @@ class MemoryEventLog(EventLog):
     def _page(
         self, selection: Selection, after: int, until: int, limit: int, floors: Mapping[str, int]
     ) -> Page:
-        names = self._matching(selection)
+        names = self._matching(selection, after)
         self._trim(names, self._clock())
         gap = any(max(after, floors.get(pattern.text, 0)) < self._forgotten for pattern in selection.patterns)
         pasts = []
@@ -218,9 +221,10 @@ class MemoryEventLog(EventLog):
 
     @staticmethod
     def _between(channel: _Channel, after: int, until: int) -> Iterator[Event]:
-        events = [event for _, event in channel.events]
-        start = bisect_right(events, after, key=attrgetter("seq"))
-        return (event for event in events[start:] if event.seq <= until)
+        start = bisect_right(channel.events, after, key=_seq)
+        return takewhile(
+            lambda event: event.seq <= until, map(itemgetter(1), islice(channel.events, start, None))
+        )
 
     async def latest(self, channels: Collection[str], limit: int) -> list[Event]:
         names = self._matching(selection_of(frozenset(channels)))
