@@ -15,15 +15,16 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager, closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import msgspec
 import psycopg
 import pytest
 
-from sse_app.core.channels import ChannelName
+from sse_app.core.channels import ChannelName, ChannelPattern
 from sse_app.core.errors import EventLogUnavailable, StateError
-from sse_app.core.events import EventId, NewEvent
-from sse_app.eventlog.base import EventLog, IdempotencyKey, Retention
+from sse_app.core.events import TEXT, Event, EventId, NewEvent
+from sse_app.eventlog.base import EventLog, IdempotencyKey, Retention, RetentionRules
 from sse_app.eventlog.postgres.log import PostgresEventLog
 from sse_app.eventlog.sqlite import writer
 from sse_app.eventlog.sqlite.bells import Bells
@@ -42,14 +43,18 @@ def new(channel: ChannelName = A, text: str = "{}") -> NewEvent:
 
 
 @asynccontextmanager
-async def opened(path: Path, retention: Retention | None = None) -> AsyncIterator[SqliteEventLog]:
+async def opened(
+    path: Path, retention: Retention | RetentionRules | None = None
+) -> AsyncIterator[SqliteEventLog]:
     async with opened_at(path, retention) as log:
         assert isinstance(log, SqliteEventLog)
         yield log
 
 
 @asynccontextmanager
-async def opened_at(place: Path | str, retention: Retention | None = None) -> AsyncIterator[EventLog]:
+async def opened_at(
+    place: Path | str, retention: Retention | RetentionRules | None = None
+) -> AsyncIterator[EventLog]:
     log = log_at(place, retention)
     await log.open()
     try:
@@ -67,6 +72,7 @@ class Follower:
 
     def __init__(self, log: EventLog) -> None:
         self.seqs: list[int] = []
+        self.events: list[Event] = []
         self.channels: dict[ChannelName, list[int]] = {}
         self._log = log
         self._task = asyncio.create_task(self._follow())
@@ -74,6 +80,7 @@ class Follower:
     async def _follow(self) -> None:
         async with aclosing(self._log.tail(0)) as tail:
             async for events in tail:
+                self.events += events
                 for event in events:
                     self.seqs.append(event.seq)
                     self.channels.setdefault(event.channel, []).append(event.seq)
@@ -709,6 +716,61 @@ async def test_a_process_of_the_version_before_may_write_beside_this_one(tmp_pat
         assert await log.lost([A], EventId(last.epoch, 26)) == {A: "history_trimmed"}
 
 
+class EventOfBefore(NamedTuple):
+    """An event to a process of the version before, which knows of no flags."""
+
+    seq: int
+    channel: str
+    type: str
+    data: bytes
+    retry: int | None = None
+
+
+class BellOfBefore(msgspec.Struct, array_like=True):
+    """What a process of the version before rings, and takes a bell for."""
+
+    version: int
+    epoch: str
+    previous: int
+    head: int
+    events: list[EventOfBefore] = []
+
+
+@pytest.mark.gen_test
+async def test_processes_of_this_version_and_of_the_one_before_hear_or_look_up_each_other_s_events(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "e.db"
+    name = "0123456789abcdef"
+    async with opened(path) as log:
+        follower = Follower(log)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as before:
+            before.bind(str(tmp_path / "e.db-bells" / name))
+            before.settimeout(20)
+            async with opened(path) as other:  # which finds the bell
+                (first,) = await other.append([NewEvent(A, "t", b"text", None, TEXT)])
+                told = before.recv(100_000)
+                while not msgspec.msgpack.decode(told)[4]:  # as one does that opens the log
+                    told = before.recv(100_000)
+                with pytest.raises(
+                    msgspec.ValidationError
+                ):  # and then it looks at the file, which it can read
+                    msgspec.msgpack.decode(told, type=BellOfBefore)
+                await follower.has(first.seq)
+            statement = "SELECT seq, type, data, retry FROM events"
+            assert rows_of(path, statement) == [(1, "t", b"text", None)]
+            with closing(EarlierVersion(path)) as earlier:
+                seq = earlier.append("b")
+            ours = BellOfBefore(1, first.epoch, 1, seq, [EventOfBefore(seq, "b", "t", b"{}")])
+            (bell,) = (bell for bell in bells(path) if bell.name != name)
+            before.sendto(msgspec.msgpack.encode(ours), str(bell))
+            await follower.has(seq)
+        os.unlink(tmp_path / "e.db-bells" / name)
+        assert [event.flags for event in follower.events] == [TEXT, 0]
+        assert (await log.replay([A, B], 0, 2, 9)).events == follower.events
+        await follower.end()
+
+
 @pytest.mark.gen_test
 async def test_what_is_found_untold_when_something_else_is_done_with_the_file_comes_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -743,6 +805,72 @@ async def test_no_number_is_given_twice_when_all_events_were_erased_by_their_age
         assert log.head == ids[-1]
         (following,) = await log.append([new(A)])
         assert following.seq == 3
+
+
+@pytest.mark.gen_test
+async def test_a_value_that_is_replaced_before_another_process_has_read_it_ends_no_tail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "e.db"
+    async with opened(path, Retention(size=1)) as log, opened(path, Retention(size=1)) as other:
+        await log.append([new()])
+        follower = Follower(log)
+        monkeypatch.setattr(Bells, "ring", lambda *_: None)
+        for _ in range(50):
+            last = (await other.append([new(A), new(B)]))[-1]
+        await follower.has(last.seq)
+        assert [event.seq for event in follower.events] == list(range(1, last.seq + 1))
+        await follower.end()
+        assert [event.seq for event in await log.latest([A, B], 9)] == [last.seq - 1, last.seq]
+        assert (await log.replay([A], 0, last.seq, 9)).gap
+
+
+@pytest.mark.gen_test
+async def test_sizes_that_were_made_smaller_are_in_force_after_the_next_start(tmp_path: Path) -> None:
+    path = tmp_path / "e.db"
+    names = [ChannelName(f"room.{number}") for number in range(130)]
+    async with opened(path) as log:
+        for _ in range(4):
+            await log.append([new(name) for name in names])
+    rules = RetentionRules(Retention(size=3), [(ChannelPattern("room.7"), Retention(size=1))])
+    async with opened(path, rules) as log:
+        await until_async(lambda: len(stored_at(path)) == 3 * 130 - 2, "what is over the sizes is erased")
+        position = EventId(log.head.epoch, 130)
+        assert await log.lost(["room.*"], position) == {"room.7": "history_trimmed"}
+        assert len(await log.latest(["room.*"], 1000)) == 3 * 130 - 2
+        (id,) = await log.append([new(names[7])])
+        assert [event.seq for event in await log.latest([names[7]], 9)] == [id.seq]
+        assert await log.published(names[7]) == (5, id.seq)
+
+
+@pytest.mark.gen_test
+async def test_events_of_different_ages_are_looked_at_once_to_find_those_that_are_too_old(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "e.db"
+    rules = RetentionRules(Retention(), [(ChannelPattern("a"), Retention(age=1.0))])
+    async with opened(path, rules) as log:
+        await log.append([new(B)] * 5000)
+        await log.append([new(A)])
+
+        async def erased() -> bool:
+            return not await log.latest([A], 1)
+
+        await until_async(erased, "the event that is kept for a second is erased")
+        assert log._writer is not None
+        database = log._writer._file.db
+        steps = 0
+
+        def step() -> int:
+            nonlocal steps
+            steps += 1
+            return 0
+
+        database.set_progress_handler(step, 100)  # so many instructions of SQLite's machine
+        await asyncio.sleep(1)  # some looks for what is too old
+        database.set_progress_handler(None, 0)
+        assert 0 < steps < 200
+        assert len(stored_at(path)) == 5000
 
 
 @pytest.mark.gen_test

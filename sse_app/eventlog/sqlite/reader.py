@@ -317,8 +317,7 @@ class SqliteReader:
 
     def names(self, pattern: ChannelPattern) -> list[ChannelName]:
         """Return the channels that a pattern covers."""
-        rows = self._database.execute(f"SELECT name FROM channels WHERE {_OF_PATTERN}", _range_of(pattern))
-        return [ChannelName(name) for (name,) in rows if pattern.matches(name)]
+        return [ChannelName(name) for (name,) in self._channels_of(pattern, "name", "true")]
 
     def published(self, channel: ChannelName) -> tuple[int, int]:
         """Return how many events a channel has had, and the ``seq`` of the last one; 0 where it is not known."""
