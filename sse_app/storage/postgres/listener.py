@@ -68,9 +68,8 @@ class Listener:
         while True:
             try:
                 async with await Connection.connect(self._url, autocommit=True) as connection:
-                    connection.add_notify_handler(
-                        self._notified
-                    )  # what comes while a statement is waited for
+                    # Also what comes while a statement is waited for is handed on.
+                    connection.add_notify_handler(self._notified)
                     for channel in self._channels:
                         await connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
                     self._set_connected(True)

@@ -189,7 +189,7 @@ LANGUAGE plpgsql VOLATILE
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_mergejoin = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
-    waits CONSTANT text := set_config('lock_timeout', patience::text, true);
+    lock_timeout CONSTANT text := set_config('lock_timeout', patience::text, true); -- before the first lock
     total CONSTANT integer := cardinality(channels);
     log sse_app.log;
     now double precision;
