@@ -11,6 +11,7 @@ import time
 from collections import Counter, deque
 from typing import Any, NamedTuple
 
+from sse_app.auth.tokens.claims import NO_TOKEN
 from sse_app.cluster.base import Cluster, in_order
 from sse_app.core.channel_rules import ChannelRules
 from sse_app.core.channels import ADMIN_CHANNEL, ChannelName
@@ -210,8 +211,14 @@ class LiveStats:
         }
 
     def _names(self, names: Multimap[str, Stream] | Counter[str]) -> Sample | int:
-        """Return what the others need to count the names of all nodes once each; of one node alone, how many."""
-        return sample(list(names)) if self._cluster.name else len(names)
+        """Return what the others need to count the names of all nodes once each; of one node alone, how many.
+
+        Those who have no token have no name.
+        """
+        nameless = NO_TOKEN.subject
+        if self._cluster.name:
+            return sample([name for name in names if name != nameless])
+        return len(names) - (nameless in names)
 
     async def _figures(self, own: dict[str, Any], now: float) -> dict[str, Any]:
         """Return the statistics of all nodes together."""

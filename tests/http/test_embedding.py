@@ -8,6 +8,7 @@ import subprocess
 import sys
 import venv
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -31,6 +32,23 @@ class Hello(web.RequestHandler):
 def app(sse: SSEApp) -> web.Application:
     """Somebody's own application around the streams."""
     return web.Application([*sse.routes(), ("/", Hello)])
+
+
+@pytest.mark.gen_test
+async def test_an_event_published_from_python_that_is_not_stored_has_no_id(tmp_path: Path) -> None:
+    values: dict[str, Any] = {"channels": ["alerts", {"pattern": "cursors", "stored": False}]}
+    sse = SSEApp(Settings(state_dir=tmp_path / "state", event_log="memory:", **values))
+    await sse.start()
+    try:
+        assert await sse.publish("cursors", "move", {"x": 1}) is None
+        events: list[dict[str, Any]] = [
+            {"channel": name, "event": "e", "data": {}} for name in ("cursors", "alerts")
+        ]
+        nothing, id = await sse.publish_batch(events)
+        assert nothing is None
+        assert id is not None
+    finally:
+        await sse.stop()
 
 
 @pytest.mark.gen_test

@@ -12,6 +12,9 @@ from typing import Any
 import httpx
 import pytest
 
+from sse_app.auth.tokens.grants import Grants
+from sse_app.auth.tokens.issuer import TokenKind
+from tests.support.minting import mint
 from tests.support.node_processes import node_processes
 from tests.support.people import bearer
 from tests.support.room import Room, first, listen, numbers, take
@@ -216,6 +219,11 @@ def test_an_administrator_sees_them_and_can_end_one(room: Room) -> None:
         for row in rows.values():
             assert [row[name] for name in ("subject", "session", "token_id", "expires_at")] == [None] * 4
         assert room.metric("sse_app_anonymous_streams") == 2
+        grants = Grants.of(["sse_app.admin"], admin=True)
+        token = mint(room.server.state_dir, TokenKind.STREAM, grants, subject="root")
+        with listen(room.server.stream_url("sse_app.admin", token)) as figures:
+            counted = next(frame.data for frame in figures if frame.data.get("streams") == 3)
+        assert counted["users"] == 1
         assert kick(room.server, rows["one"], **{"for": 60}) == 1
         (closing,) = take(frames, 1)
         assert (closing.type, closing.data) == ("closing", {"reason": "kicked", "retry": 60_000})
