@@ -127,6 +127,8 @@ class Hub:
         self._ended = EndedChannels()
         """The channels that have ended by what every stream has been given."""
         self._knows_ended = False
+        self._rated: set[Stream] = set()
+        """Streams that have a rate: they never join the present, also where they have come to it."""
         self._finishing: set[Stream] = set()
         """Streams that are behind, and end because of an event that is not in the log."""
 
@@ -276,6 +278,8 @@ class Hub:
             laggards=self.laggards,
         )
         self.streams.add(stream)
+        if rate is not None:
+            self._rated.add(stream)
         self.streams_of_subject.add(subscriber.lease.subject, stream)
         self.streams_of_address[network_of(subscriber.address)] += 1
         for channel in channels:
@@ -307,6 +311,7 @@ class Hub:
         self.streams.discard(stream)
         self.laggards.discard(stream)
         self._finishing.discard(stream)
+        self._rated.discard(stream)
         self.streams_of_subject.discard(stream.subscriber.lease.subject, stream)
         _count_out(self.streams_of_address, network_of(stream.subscriber.address))
         for channel in stream.channels:
@@ -533,7 +538,7 @@ class Hub:
             if self._following is None or not in_time():
                 return
             plan = list(self._plan(events, _encode_without_id))
-            for stream in list(self.laggards):
+            for stream in self.laggards | self._rated:
                 if stream.replay is not None and stream.replay.after >= self.head.seq:
                     self._offer(stream, events)
             await self._serve(plan, is_offer=True)
@@ -541,7 +546,7 @@ class Hub:
                 self._finish_those_there(events)
 
     def _offer(self, stream: Stream, events: list[NewEvent]) -> None:
-        """Give events without ids to a stream that is about to join."""
+        """Give events without ids to a stream that has all that is up to the head, and has not joined."""
         interest = stream.interest
         wanted = [
             _encode_without_id(event)

@@ -10,7 +10,7 @@ from typing import Any
 from sse_app.core.channel_rules import ChannelRules
 from sse_app.core.channels import ChannelPattern, channel_in, is_internal, parse_channel
 from sse_app.core.errors import InvalidInput, UnknownChannel
-from sse_app.core.events import FINAL, EventId, NewEvent, member_of, new_event, timestamp
+from sse_app.core.events import EventId, NewEvent, member_of, new_event, timestamp
 from sse_app.eventlog.base import EventLog, IdempotencyKey
 from sse_app.settings.model import Limits
 from sse_app.streams.passing_on import PassingOn
@@ -97,15 +97,9 @@ class Publisher:
         """Return the event.
 
         Raises:
-            InvalidInput: its type is none of those that are configured for its channel; its data does not have the
-                member by which the channel is conflated; or it is the last one of a channel whose events are not
-                stored: who comes later could not be told.
+            InvalidInput: its type is none of those that are configured for its channel; or its data does not have the
+                member by which the channel is conflated.
         """
-        if event.flags & FINAL and not self._channels.stores(event.channel):
-            raise InvalidInput(
-                f"{field}final is for channels whose events are stored: those of {event.channel} are not",
-                f"{field}final",
-            )
         rule = self._channels.rule(event.channel)
         if rule is not None and rule.types is not None and event.type not in rule.types:
             raise InvalidInput(

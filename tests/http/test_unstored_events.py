@@ -255,6 +255,20 @@ def test_a_final_one_ends_the_streams_that_are_there_and_no_later_one(room: Room
                 assert numbers(take(each, len(expected))) == expected
 
 
+def test_they_come_also_to_streams_of_conflated_channels_and_with_a_rate(start: Callable[..., Room]) -> None:
+    room = start(CHANNELS=[*CHANNELS, {"pattern": "prices", "conflate": "symbol"}])
+    channels = f"prices,{CURSORS}"
+    with listen(room.url(channels)) as frames, listen(room.url(channels, rate="50")) as rated:
+        first(frames)
+        first(rated)
+        for n in range(0, 20, 2):
+            room.publish("prices", n, symbol=f"s{n}")
+            taken = numbers(take(rated, 1))
+            move(room.http, n + 1)
+            assert taken + numbers(take(rated, 1)) == [n, n + 1]
+        assert numbers(take(frames, 20)) == list(range(20))
+
+
 def test_a_final_one_ends_a_stream_whose_other_channels_have_ended(room: Room) -> None:
     with listen(room.url(f"{CURSORS},{STORED}")) as frames:
         first(frames)
