@@ -36,7 +36,7 @@ from sse_app.core.events import EventId
 from sse_app.core.lifecycle import Lifecycle
 from sse_app.core.rate_limit import RateLimit
 from sse_app.core.repeated_event import RepeatedEvent
-from sse_app.eventlog.factory import event_log_path, make_event_log, stored_event_log
+from sse_app.eventlog.factory import event_log_path, kept_of, make_event_log, stored_event_log
 from sse_app.http.open_connections import ConnectionLimits
 from sse_app.monitoring.connection_table import ConnectionTable
 from sse_app.monitoring.live_stats import LiveStats
@@ -126,7 +126,8 @@ class Node:
         self.login = Login(self.accounts, self.sessions, self.tokens, self.audit, auth, self._nodes)
         self._login_attempts = LoginAttempts(self.cluster, self.login.throttle)
         limits = settings.limits
-        self.eventlog = make_event_log(settings.event_log, settings.history, self.state, self.database)
+        kept = kept_of(settings.history, self.channels)
+        self.eventlog = make_event_log(settings.event_log, kept, self.state, self.database)
         self.cluster.when_lost(self.eventlog.look)
         self._rules_in_database = RulesInDatabase(self.database, self.channels, limits)
         self.publish_rate = RateLimit(limits.publish_rate, self._nodes)
@@ -285,6 +286,7 @@ class Node:
         self.login.use(auth)
         if directory is not None:
             self.enforcement.use(directory)
+        self.eventlog.use(kept_of(self.settings.history, channels))
         self.publisher.use(channels, limits)
         self._rules_in_database.use(channels, limits)
         self.publish_rate.use(limits.publish_rate)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sse_app.eventlog.base import EventLog, Retention
+from sse_app.core.channel_rules import ChannelRules
+from sse_app.eventlog.base import EventLog, Retention, RetentionRules
 from sse_app.eventlog.memory import MemoryEventLog
 from sse_app.eventlog.sqlite.log import SqliteEventLog
 from sse_app.eventlog.sqlite.schema import APPLICATION_ID
@@ -44,18 +45,40 @@ def stored_event_log(url: str, state: StateDirectory) -> Path | None:
     return path if path is not None and has_database(path, APPLICATION_ID) else None
 
 
+def kept_of(history: History, channels: ChannelRules) -> RetentionRules:
+    """Return how much of each channel is kept.
+
+    Args:
+        history: of channels for which nothing else is configured.
+        channels: those that are configured.
+    """
+    default = Retention(history.size, history.age)
+    rules = [
+        (
+            rule.pattern,
+            Retention(
+                default.size if rule.size is None else rule.size,
+                default.age if rule.age is None else rule.age,
+            ),
+        )
+        for rule in channels.rules
+    ]
+    while rules and rules[-1][1] == default:
+        rules.pop()
+    return RetentionRules(default, rules)
+
+
 def make_event_log(
-    url: str, history: History, state: StateDirectory, database: Database | None = None
+    url: str, retention: RetentionRules, state: StateDirectory, database: Database | None = None
 ) -> EventLog:
     """Return the event log that a URL names, not yet open.
 
     Args:
         url: the setting ``event_log``.
-        history: how much of each channel it keeps.
+        retention: how much of each channel it keeps.
         state: holds its file unless the URL names one.
         database: keeps it, where the URL names one.
     """
-    retention = Retention(history.size, history.age)
     if database is not None:
         from sse_app.eventlog.postgres.log import PostgresEventLog  # only here: it takes a while to load
 

@@ -69,6 +69,61 @@ def test_the_first_pattern_that_covers_a_channel_counts(start_server: Start) -> 
             assert answer.status_code == 422, answer.text
 
 
+def test_each_pattern_keeps_as_much_as_is_configured_for_it(start_server: Start) -> None:
+    channels = [
+        {"pattern": "few.*", "history_size": 3},
+        {"pattern": "state.*", "last_value_only": True},
+        {"pattern": "brief", "history_age": 0.5},
+        "rest",
+    ]
+    server = start_server(CHANNELS=channels, HISTORY__SIZE=5)
+    token = server.stream_token("**")
+    names = ("few.a", "few.b", "state.a", "rest", "brief")
+    with server.publisher() as http:
+        for n in range(10):
+            for name in names:
+                answer = http.post(f"/api/v1/sse/{name}", json={"event": f"e{n}", "data": {}})
+                assert answer.status_code == 201
+        for name, kept in (("few.a", 3), ("few.b", 3), ("state.a", 1), ("rest", 5)):
+            assert stored(http, name) == [f"e{n}" for n in range(10 - kept, 10)]
+        until(lambda: stored(http, "brief") == [], "the age has passed")
+        with listen(server.stream_url("state.a,few.a", token, last="5")) as frames:
+            first(frames)
+            taken = [(frame.data["channel"], frame.type) for frame in take(frames, 4)]
+            assert taken == [("few.a", "e7"), ("few.a", "e8"), ("few.a", "e9"), ("state.a", "e9")]
+
+
+@pytest.fixture(params=["sqlite:", "memory:", "postgresql:"])
+def event_log(request: pytest.FixtureRequest) -> str:
+    """An event log of each kind."""
+    is_there = request.param != "postgresql:"
+    return str(request.param if is_there else request.getfixturevalue("database_url"))
+
+
+def test_how_much_is_kept_changes_with_a_reload(event_log: str, start_server: Start, tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text(f"channels = {_toml(['a', 'b'])}\n")
+    server = start_server(CONFIG=str(file), EVENT_LOG=event_log)
+    with server.publisher() as http:
+
+        def publish(name: str) -> None:
+            assert http.post(f"/api/v1/sse/{name}", json={"event": "e", "data": {}}).status_code == 201
+
+        for name in "ab" * 5:
+            publish(name)
+        file.write_text(f"channels = {_toml([{'pattern': 'a', 'history_size': 2}, 'b'])}\n")
+        _reload(server)
+        publish("a")
+        publish("b")
+        until(lambda: len(stored(http, "a")) == 2, "the rest is erased")
+        assert len(stored(http, "b")) == 6
+        file.write_text(f"channels = {_toml(['a', 'b'])}\n")
+        _reload(server)
+        before = len(stored(http, "a"))
+        publish("a")
+        assert len(stored(http, "a")) == before + 1
+
+
 def test_what_is_configured_for_channels_is_in_force_after_a_reload(
     start_server: Start, tmp_path: Path
 ) -> None:
