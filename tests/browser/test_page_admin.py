@@ -52,8 +52,8 @@ GOES_ON = """(restarts) => {
 }"""
 
 
-def start(start_server: Start) -> ServerProcess:
-    server = start_server(STREAM__RETRY=200, expected=("login_refused",), **LIMITS)
+def start(start_server: Start, **settings: object) -> ServerProcess:
+    server = start_server(STREAM__RETRY=200, expected=("login_refused",), **LIMITS, **settings)
     people(server)
     return server
 
@@ -173,6 +173,35 @@ def test_a_session_is_revoked_by_its_id(chromium: Browser, start_server: Start) 
         page.keyboard.press("Enter")
         until(lambda: len(fleet.ended) == 2, "the streams have ended")
         first_entry(page, "session-00")
+
+
+def test_a_stream_without_a_token_is_named_so_and_kicked_and_an_event_not_stored_is_told(
+    chromium: Browser, start_server: Start
+) -> None:
+    channels = [{"pattern": "training", "public": True, "stored": False}, "dashboard", "alerts"]
+    server = start(start_server, CHANNELS=channels)
+    with (
+        httpx.stream("GET", f"{server.url}/api/v1/sse/training?client_id=reader", timeout=60) as stream,
+        visitor(chromium, server) as boss,
+    ):
+        page = boss.open("/admin")
+        live(page)
+        page.fill("section[aria-labelledby=publish-title] input >> nth=0", "training")
+        tab_to(page, "Publish")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("[role=status]:has-text('it is not stored')")
+        search(page, "reader")
+        page.wait_for_selector("tr[data-connection]:has-text('no token')")
+        assert page.locator("[aria-label='Revoke reader without a token']").count() == 0
+        tab_to(page, "Kick reader without a token")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("dialog[open]:has-text('asked to come back in 5 minutes')")
+        tab_to(page, "Kick")
+        page.keyboard.press("Enter")
+        text = stream.read().decode()
+        assert "event: test" in text
+        assert '"reason":"kicked","retry":300000' in text
+        page.wait_for_selector("tr[data-connection]", state="detached")
 
 
 def test_a_test_event_is_published_and_found_in_the_history_by_keyboard(

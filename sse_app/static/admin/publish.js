@@ -17,7 +17,8 @@ export const Publish = {
       try {
         const body = { event: type.value, data: JSON.parse(text.value) };
         const path = `/api/v1/sse/${encodeURIComponent(channel.value)}`;
-        said.value = `Published as ${(await props.session.request(path, { body })).id}.`;
+        const { id } = await props.session.request(path, { body });
+        said.value = id ? `Published as ${id}.` : "Given to the streams that are there: it is not stored.";
       } catch (error) {
         problem.value = error instanceof SyntaxError ? `The data is no JSON: ${error.message}` : error.message;
       }
