@@ -66,8 +66,8 @@ def start(
 
     Args:
         words: of the command.
-        environment: all of its variables; where more than settings of ours differ from those of the tests, which the
-            interpreter or the C library may have read at their start, the process is an ordinary one.
+        environment: all of its variables; where more than settings and folders differ from those of the tests, as the
+            interpreter or the C library may have read them at their start, the process is an ordinary one.
         for_children: further variables, which matter only to programs that it runs itself.
         cwd: where it runs.
         listening: a socket that it gets as systemd passes one; its standard input is empty then.
@@ -92,7 +92,13 @@ def module(name: str) -> Sequence[str]:
 
 def _others(environment: Mapping[str, str]) -> dict[str, str]:
     """Return the variables that a process reads at its start, but not again when it is forked."""
-    read_again = ("SSE_APP_", "PYTEST_CURRENT_TEST", *((CLOCK, "LD_PRELOAD") if CLOCK in environment else ()))
+    folders = ("HOME", "XDG_", "SYSTEMD_")
+    read_again = (
+        "SSE_APP_",
+        "PYTEST_CURRENT_TEST",
+        *folders,
+        *((CLOCK, "LD_PRELOAD") if CLOCK in environment else ()),
+    )
     return {name: value for name, value in environment.items() if not name.startswith(read_again)}
 
 

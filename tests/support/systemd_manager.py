@@ -6,14 +6,14 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from tests.support.control_group import ControlGroup
 from tests.support.ports import reserve_port
-from tests.support.server_process import ROOT
+from tests.support.server_process import PROGRAM as PROGRAM
+from tests.support.server_process import clean_environment, run_program
 from tests.support.waiting import until
 
 NEEDS_NAMESPACES = """
@@ -40,8 +40,6 @@ DevicePolicy=auto
 NEEDS_A_USER_NAMESPACE = "CapabilityBoundingSet=~\n"
 """What only root may do where PrivateUsers= cannot be had."""
 
-
-PROGRAM = (sys.executable, str(ROOT / "main.py"))
 
 TEMPLATES = ("sse-app.service", "sse-app@.service")
 """The services of one process, and of several workers."""
@@ -106,6 +104,12 @@ class Manager:
 
     def run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
         """Run a command as an operator of this manager would."""
+        if not self._user and tuple(command[: len(PROGRAM)]) == PROGRAM:
+            return run_program(
+                *command[len(PROGRAM) :],
+                environment=clean_environment(**self.environment),
+                cwd=self.directory,
+            )
         return subprocess.run(
             self._as_user(command),
             env=self.environment,
