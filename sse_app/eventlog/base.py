@@ -295,12 +295,12 @@ class EventLog(ABC):
             EventLogUnavailable: nothing was stored.
         """
 
+    @abstractmethod
     async def begin(self, channels: Collection[str], beginning: Beginning) -> Floors:
         """Return from where on the channels' events follow for a stream that begins in the past.
 
         What is no longer kept is no gap: no client was promised it.
         """
-        raise NotImplementedError
 
     @abstractmethod
     async def lost(self, channels: Collection[str], position: EventId) -> dict[str, str]:
@@ -341,9 +341,9 @@ class EventLog(ABC):
     async def latest(self, channels: Collection[str], limit: int) -> list[Event]:
         """Return the last kept events of channels, oldest first; as many as `replay` would."""
 
+    @abstractmethod
     async def ended(self) -> dict[ChannelName, int]:
         """Return the channels whose last event is `FINAL` and still kept, each with its ``seq``."""
-        return {}
 
     @abstractmethod
     async def names(self, pattern: str) -> list[ChannelName]:
@@ -373,9 +373,9 @@ class EventLog(ABC):
             EventLogUnavailable: they cannot be read; another tail can begin after the last one yielded.
         """
 
+    @abstractmethod
     def use(self, retention: Retention | RetentionRules) -> None:
         """Keep so much of each channel from now on; what is over it is erased, what has been erased stays so."""
-        raise NotImplementedError
 
     def look(self) -> None:  # noqa: B027
         """Look soon at what other processes have stored: one that was killed may have told nothing of its last events.
