@@ -211,6 +211,13 @@ class MemoryEventLog(EventLog):
         names = self._matching(selection, after)
         self._trim(names, self._clock())
         gap = any(max(after, floors.get(pattern.text, 0)) < self._forgotten for pattern in selection.patterns)
+        if (
+            after < self._forgotten
+        ):  # channels that were there when the stream began may have been forgotten since
+            gap = gap or any(
+                floor < self._forgotten and "*" not in name and name not in self._channels
+                for name, floor in floors.items()
+            )
         pasts = []
         for name in names:
             floor = max(after, selection.floor(floors, name))

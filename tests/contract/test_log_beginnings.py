@@ -318,6 +318,27 @@ async def test_a_pattern_is_lost_as_a_whole_where_a_channel_was_forgotten_and_be
 
 
 @pytest.mark.gen_test
+async def test_a_channel_of_a_pattern_that_is_forgotten_after_a_beginning_is_a_gap(make: Make) -> None:
+    once = (ChannelPattern("once.*"), Retention(age=0.3))
+    async with opened(make(rules=RetentionRules(Retention(), [once]))) as log:
+        (first,) = await log.append([new(A)])
+        await log.append([new(f"once.{number}") for number in range(EMPTY_CHANNELS + 20)])
+
+        async def is_forgotten(name: str) -> bool:
+            await log.append([new(OTHER)])  # a log in memory looks around when something is appended
+            return await log.published(ChannelName(name)) == (0, 0)
+
+        await until_async(lambda: is_forgotten("once.0"), "a channel that was used later is forgotten")
+        floors = await log.begin(["room.*"], Beginning())
+        assert floors.first == 1
+        assert not (await log.replay(["room.*"], 0, floors.head.seq, 9, floors.floors)).gap
+        log.use(RetentionRules(Retention(), [once, (ChannelPattern("room.*"), Retention(age=0.3))]))
+        await until_async(lambda: is_forgotten(A), "the channel is forgotten that the stream begins with")
+        assert (await log.replay(["room.*"], 0, floors.head.seq, 9, floors.floors)).gap
+        assert await log.lost(["room.*"], first._replace(seq=0)) == {"room.*": "history_trimmed"}
+
+
+@pytest.mark.gen_test
 async def test_beginnings_are_the_same_after_the_log_was_closed(place: Path | str) -> None:
     rules = RetentionRules(Retention(size=3), [(ChannelPattern("room.b"), Retention(size=1))])
     asked: list[tuple[list[str], Beginning]] = [

@@ -212,11 +212,23 @@ class SqliteReader:
         forgotten = forgotten_until(self._database)
         if any(max(after, floors.get(pattern.text, 0)) < forgotten for pattern in selection.patterns):
             return True
+        if (
+            after < forgotten
+            and any(  # a channel that was there when the stream began, and was forgotten since
+                floor < forgotten and "*" not in name and not self._knows(name)
+                for name, floor in floors.items()
+            )
+        ):
+            return True
         return any(
             max(after, selection.floor(floors, name)) < trimmed
             for pattern in selection.patterns
             for name, trimmed in self._channels_of(pattern, "name, trimmed", "trimmed > :after", after=after)
         )
+
+    def _knows(self, name: str) -> bool:
+        row = self._database.execute("SELECT 1 FROM channels WHERE name = ?", (name,)).fetchone()
+        return row is not None
 
     def _scan(
         self,

@@ -219,6 +219,11 @@ BEGIN
     gap := coalesce(gap, false) OR EXISTS (
         SELECT FROM unnest(texts) AS t WHERE strpos(t, '*') > 0
             AND log.forgotten > greatest(after, (floors ->> t)::bigint));
+    IF NOT gap AND log.forgotten > after THEN  -- a channel that was there when a stream began may be forgotten since
+        gap := EXISTS (
+            SELECT FROM jsonb_each_text(floors) AS f WHERE f.value::bigint < log.forgotten AND strpos(f.key, '*') = 0
+                AND NOT EXISTS (SELECT FROM sse_app.channels AS c WHERE c.name = f.key));
+    END IF;
     -- Where many channels have many events, some for each of them are more than all events there are up to enough of them.
     IF NOT newest_first AND cardinality(ids) > 64 AND (highest - lowest) * most / greatest(kept, 1) < merged THEN
         SELECT s.seqs, s.looked INTO seqs, looked
