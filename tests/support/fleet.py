@@ -82,11 +82,16 @@ class Client:
 
     def read_until(self, text: str) -> None:
         """Read until a text has come, for a client that no fleet reads for."""
+        more = select.poll()
+        more.register(self.socket, select.POLLIN)
 
         def arrived() -> bool:
             self.read()
             assert self.ended is None, self.ended
-            return text.encode() in self.received[-4096:]
+            if text.encode() in self.received[-4096:]:
+                return True
+            more.poll(100)  # milliseconds
+            return False
 
         until(arrived, f"{text!r} has come", pause=0)
 
