@@ -130,7 +130,7 @@ class Hub:
         self._rated: set[Stream] = set()
         """Streams that have a rate: they never join the present, also where they have come to it."""
         self._finishing: set[Stream] = set()
-        """Streams that are behind, and end because of an event that is not in the log."""
+        """Streams that end because of an event that is not in the log, once they have written what waits."""
 
     def jittered_retry(self) -> int:
         """Return a reconnection time in milliseconds, so that clients whose streams end together come back apart."""
@@ -543,7 +543,7 @@ class Hub:
                     self._offer(stream, events)
             await self._serve(plan, is_offer=True)
             if any(event.flags & FINAL for event in events):
-                self._finish_those_there(events)
+                await self._finish_those_there(events)
 
     def _offer(self, stream: Stream, events: list[NewEvent]) -> None:
         """Give events without ids to a stream that has all that is up to the head, and has not joined."""
@@ -673,20 +673,22 @@ class Hub:
     def _groups_of(self, channel: ChannelName) -> Collection[FanoutGroup[Stream]]:
         return self._of_channel.get(channel, ())
 
-    def _finish_those_there(self, events: list[NewEvent]) -> None:
+    async def _finish_those_there(self, events: list[NewEvent]) -> None:
         """End the streams for which nothing follows events that are not in the log; their channels do not end."""
         last = {event.channel: event for event in events}
         finals = {event.channel for event in last.values() if event.flags & FINAL}
+        streams: list[Stream] = []
         for group in dict.fromkeys(chain.from_iterable(map(self._groups_of, finals))):
             selection = group.interest.selection
             others = selection.names - finals
-            if selection.patterns or (others and not self._ended.have_ended(others)):
-                continue
-            for stream in group.streams:
-                if stream is not None and stream.parked:
-                    self.finish(stream)
-                elif stream is not None:
-                    self._finishing.add(stream)
+            if not selection.patterns and (not others or self._ended.have_ended(others)):
+                streams += [stream for stream in group.streams if stream is not None]
+        self._finishing.update(streams)
+        for number, stream in enumerate(streams, 1):
+            if stream.parked and stream in self._finishing:
+                self.finish(stream)
+            if number % FINISHED_AT_ONCE == 0:
+                await asyncio.sleep(0)
 
     def is_finished(self, stream: Stream) -> bool:
         """Return whether a stream that has been given all up to the head is to end, once it has written what waits."""

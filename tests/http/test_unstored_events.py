@@ -161,6 +161,17 @@ def test_types_limits_and_grants_hold_for_events_that_are_not_stored(start: Call
         assert next(others).type == "ping"
 
 
+def test_one_that_no_message_between_nodes_could_hold_is_refused(start: Callable[..., Room]) -> None:
+    room = start(LIMITS__BODY_BYTES=20_000_000)
+    for size, status in ((9_000_000, 422), (2_000_000, 202)):
+        body = {"event": "move", "data": {"filler": "x" * size}}
+        assert room.http.post(f"/api/v1/sse/{CURSORS}", json=body).status_code == status
+        events = [{"channel": STORED, "event": "e", "data": {}}, {"channel": CURSORS, **body}]
+        answer = room.http.post("/api/v1/sse", json={"events": events})
+        assert answer.status_code == (201 if status == 202 else status)
+    assert room.metric("sse_app_log_head") == 1
+
+
 def test_the_metrics_count_them(room: Room) -> None:
     with listen(room.url(CURSORS)) as frames:
         first(frames)
