@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -10,22 +11,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given
+from hypothesis import HealthCheck
+from hypothesis import given as given_steps
 from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
 
 from sse_app.core.channels import ChannelName, ChannelPattern
 from sse_app.core.events import FINAL, TEXT, Event, EventId, NewEvent
 from sse_app.core.selection import Selection
+from sse_app.eventlog import memory
 from sse_app.eventlog.base import (
     EMPTY_CHANNELS,
     NO_FLOORS,
     Beginning,
     EventLog,
     Floors,
+    LogClock,
     Retention,
     RetentionRules,
 )
+from sse_app.eventlog.sqlite import expiry
+from sse_app.eventlog.sqlite.log import SqliteEventLog
 from tests.support.log_processes import log_at
 from tests.support.waiting import until_async
 
@@ -465,7 +471,7 @@ def test_whatever_is_appended_and_asked_a_log_answers_as_a_plain_list_would(make
         runner.run(log.open())
 
         @hypothesis(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-        @given(STEPS)
+        @given_steps(STEPS)
         def as_the_model(steps: list[Any]) -> None:
             runner.run(_is_as_the_model(log, f"n{next(numbers)}", steps))
 
@@ -473,3 +479,133 @@ def test_whatever_is_appended_and_asked_a_log_answers_as_a_plain_list_would(make
             as_the_model()
         finally:
             runner.run(log.close())
+
+
+AGES = RetentionRules(
+    Retention(size=4, age=100_000.0),
+    [(ChannelPattern("*.s.*"), Retention(3, 5_000.0)), (ChannelPattern("*.l.*"), Retention(1, 50_000.0))],
+)
+AGED_NAMES = [f"{kind}.{number}" for kind in "slx" for number in range(4)]
+AGED_TEXTS = ["s.*", "l.*", "x.*", "**", "*.1", "s.1", "x.2", "l.3", "*.*"]
+AGED_STEPS = st.lists(
+    st.one_of(
+        st.lists(st.sampled_from(AGED_NAMES), min_size=1, max_size=4),
+        st.sampled_from([1_000.0, 6_000.0, 30_000.0, 60_000.0]),
+        st.tuples(
+            st.lists(st.sampled_from(AGED_TEXTS), min_size=1, max_size=3, unique=True),
+            st.sampled_from([None, 1, 2]),
+            st.integers(0, 20),
+        ),
+    ),
+    min_size=4,
+    max_size=50,
+)
+
+
+class Aging:
+    """A log whose time passes only when it is told, and which has forgotten all but two empty channels then.
+
+    Args:
+        kind: of the log.
+        path: a file for it.
+        monkeypatch: undoes what this does to its clock.
+    """
+
+    def __init__(self, kind: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        self.is_done = threading.Event()
+        """Set when what was due has been done."""
+        step = expiry.Expiry.step
+
+        def noted(one: expiry.Expiry) -> bool:
+            more = step(one)
+            if not more:
+                self.is_done.set()
+            return more
+
+        monkeypatch.setattr(memory, "EMPTY_CHANNELS", 2)
+        monkeypatch.setattr(expiry, "EMPTY_CHANNELS", 2)
+        monkeypatch.setattr(expiry.Expiry, "step", noted)
+        monkeypatch.setattr(LogClock, "now", lambda _: self.now)
+        self.log: EventLog
+        if kind == "memory":
+            self.log = memory.MemoryEventLog(AGES, clock=lambda: self.now)
+        else:
+            self.log = SqliteEventLog(path, AGES)
+
+    async def pass_by(self, seconds: float) -> None:
+        """Have time pass, and what is due then be done."""
+        self.now += seconds
+        if isinstance(self.log, SqliteEventLog):
+            assert self.log._writer is not None
+            self.is_done.clear()
+            self.log._writer._expiry_is_due = True
+            self.log._writer.look()
+            assert await asyncio.to_thread(self.is_done.wait, 60)
+            self.log._take_reports()
+
+
+async def _no_gap_is_silent(aging: Aging, prefix: str, steps: list[Any]) -> None:
+    log = aging.log
+    given: list[tuple[int, ChannelName, float]] = []
+    held: list[tuple[list[str], Floors, list[int]]] = []
+    for step in steps:
+        if isinstance(step, float):
+            await aging.pass_by(step)
+        elif isinstance(step, list):
+            names = [ChannelName(f"{prefix}.{name}") for name in step]
+            ids = await log.append([new(name) for name in names])
+            given += [(id.seq, name, aging.now) for id, name in zip(ids, names, strict=True)]
+        else:
+            texts = [f"{prefix}.{text}" for text in step[0]]
+            covers = Selection(texts).covers
+            of_channel: dict[ChannelName, list[tuple[int, float]]] = {}
+            for seq, name, at in given:
+                if covers(name):
+                    of_channel.setdefault(name, []).append((seq, at))
+            expected = []
+            for name, pairs in of_channel.items():
+                size, age = AGES.of(name)
+                expected += [seq for seq, at in pairs[-size:] if at > aging.now - age][-(step[1] or 99) :]
+            floors = await log.begin(texts, Beginning(last=step[1]))
+            events, gap = await pages(log, texts, floors.first - 1, floors.head.seq, floors.floors)
+            assert ([event.seq for event in events], gap) == (sorted(expected), False)
+            held.append((texts, floors, sorted(expected)))
+
+            after = max(0, log.head.seq - step[2])
+            lost = await log.lost(texts, EventId(log.head.epoch, after))
+            following = dict.fromkeys(lost, log.head.seq)
+            events, gap = await pages(log, texts, after, log.head.seq, following)
+            assert not gap
+            seqs = {event.seq for event in events}
+            missing = {name for seq, name, _ in given if seq > after and covers(name) and seq not in seqs}
+            assert all(map(Selection(lost).covers, missing))
+            held.append((texts, Floors(log.head, after + 1, following), sorted(seqs)))
+    for texts, floors, expected in held:  # streams that began then, and have been given nothing yet
+        covers = Selection(texts).covers
+        later = [seq for seq, name, _ in given if covers(name) and seq > floors.head.seq]
+        events, gap = await pages(log, texts, floors.first - 1, log.head.seq, floors.floors)
+        seqs_now = [event.seq for event in events]
+        assert set(seqs_now) <= {*expected, *later}
+        assert gap or seqs_now == [*expected, *later]
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+def test_whatever_is_too_old_or_forgotten_no_gap_is_silent(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = iter(range(1_000_000))
+    aging = Aging(kind, tmp_path / "e.db", monkeypatch)
+    with asyncio.Runner() as runner:
+        runner.run(aging.log.open())
+        runner.run(aging.pass_by(0))
+
+        @hypothesis(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+        @given_steps(AGED_STEPS)
+        def no_gap(steps: list[Any]) -> None:
+            runner.run(_no_gap_is_silent(aging, f"n{next(numbers)}", steps))
+
+        try:
+            no_gap()
+        finally:
+            runner.run(aging.log.close())
