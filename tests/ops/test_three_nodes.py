@@ -191,7 +191,7 @@ def test_nodes_behind_haproxy_are_restarted_and_upgraded_in_turn_and_no_event_is
 
 
 @pytest.mark.parametrize(
-    ("count", "least"), [(100, 300), pytest.param(1000, 1500, marks=pytest.mark.long)], ids=["100", "1000"]
+    ("count", "least"), [(100, 300), pytest.param(1000, 600, marks=pytest.mark.long)], ids=["100", "1000"]
 )
 def test_all_clients_of_three_nodes_have_every_event_of_their_channels_once_and_in_one_order(
     nodes: list[ServerWithWorkers], database_url: str, count: int, least: int
