@@ -8,7 +8,7 @@ from tornado import web
 from tornado.routing import URLSpec
 
 from sse_app.core.events import EventId
-from sse_app.handlers.api import admin, login, publish, subscribe, tokens
+from sse_app.handlers.api import admin, login, presence, publish, subscribe, tokens
 from sse_app.handlers.base import NotFoundHandler
 from sse_app.handlers.dispatch import Application
 from sse_app.handlers.site import health, pages
@@ -87,6 +87,7 @@ class SSEApp:
             URLSpec(r"/api/v1/sse/status", health.StatusHandler, parts),
             URLSpec(r"/api/v1/sse/([^/]*)", subscribe.StreamHandler, parts),
             URLSpec(r"/api/v1/sse/([^/]*)/history", publish.HistoryHandler, parts),
+            URLSpec(r"/api/v1/sse/([^/]*)/presence", presence.PresenceHandler, parts),
             URLSpec(r"/api/v1/sse/connections/([A-Za-z0-9._-]{1,64})/renew", tokens.RenewHandler, parts),
             URLSpec(r"/api/v1/auth/login", login.LoginHandler, parts),
             URLSpec(r"/api/v1/auth/refresh", login.RefreshHandler, parts),

@@ -55,6 +55,7 @@ from sse_app.streams.hub import Hub
 from sse_app.streams.keepalive import Keepalive
 from sse_app.streams.kicks import Kicks
 from sse_app.streams.passing_on import PassingOn
+from sse_app.streams.presence import Presence
 from sse_app.streams.publisher import Publisher
 from sse_app.streams.pump import Pump
 from sse_app.streams.renewal import Renewal
@@ -176,6 +177,7 @@ class Node:
         """The streams that are being opened."""
         self.connections = ConnectionTable(self.hub, self.cluster)
         self.status = Status(self.hub, self.eventlog, self.channels, self.lifecycle, self.cluster)
+        self.presence = Presence(self.hub, self.cluster)
         self.live_stats = LiveStats(
             self.hub, self.eventlog, self.metrics, self.channels, self.lifecycle, self.cluster
         )
@@ -218,6 +220,7 @@ class Node:
         self.keepalive.start()
         self.enforcement.start()
         self.live_stats.start()
+        self.presence.start()
         self.lifecycle.ready = True
 
     def prometheus(self) -> NodeMetrics:
@@ -317,6 +320,7 @@ class Node:
         if self._catching_up is not None:
             await self._catching_up
         self.live_stats.stop()
+        self.presence.stop()
         self.keepalive.stop()
         await self.hub.close()
         await self.enforcement.stop()

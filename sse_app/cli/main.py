@@ -290,3 +290,6 @@ def _add_grants(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--publish", default="", metavar="A,B", help="channels or patterns it may publish to")
     parser.add_argument("--admin", action="store_true", help="allow administration")
+    parser.add_argument(
+        "--presence", default="", metavar="A,B", help="channels or patterns whose users it may see"
+    )

@@ -39,15 +39,16 @@ def settings_of(options: argparse.Namespace) -> Settings:
 
 
 def grants_of(options: argparse.Namespace) -> Grants:
-    """Return the grants of ``--subscribe``, ``--publish`` and ``--admin``.
+    """Return the grants of ``--subscribe``, ``--publish``, ``--admin`` and ``--presence``.
 
     Raises:
         InvalidChannel: a text is no channel pattern.
     """
-    subscribe, publish = (
-        [text for text in value.split(",") if text] for value in (options.subscribe, options.publish)
+    subscribe, publish, presence = (
+        [text for text in value.split(",") if text]
+        for value in (options.subscribe, options.publish, options.presence)
     )
-    return Grants.of(subscribe, publish, options.admin)
+    return Grants.of(subscribe, publish, options.admin, presence)
 
 
 def uncovered(patterns: Iterable[str], settings: Settings) -> list[str]:
@@ -64,5 +65,6 @@ def uncovered(patterns: Iterable[str], settings: Settings) -> list[str]:
 
 def warn_of_uncovered(grants: Grants, settings: Settings) -> None:
     """Say on standard error which of the patterns match no channel; they are granted all the same."""
-    for line in uncovered(dict.fromkeys((*grants.subscribe.texts, *grants.publish.texts)), settings):
+    patterns = (*grants.subscribe.texts, *grants.publish.texts, *grants.presence.texts)
+    for line in uncovered(dict.fromkeys(patterns), settings):
         complain(f"warning: {line}")

@@ -55,6 +55,7 @@ def list(options: argparse.Namespace) -> None:
         words = [account.name]
         words += [f"subscribe={','.join(granted.subscribe.texts)}"] if granted.subscribe.texts else []
         words += [f"publish={','.join(granted.publish.texts)}"] if granted.publish.texts else []
+        words += [f"presence={','.join(granted.presence.texts)}"] if granted.presence.texts else []
         words += ["admin"] if granted.admin else []
         words += ["disabled"] if account.disabled else []
         print(" ".join(words))

@@ -19,6 +19,9 @@ RESERVED_NAMES = frozenset({"status"})
 ADMIN_CHANNEL = ChannelName("sse_app.admin")
 """The channel on which administrators get the server's own figures; it is not in the event log."""
 
+PRESENCE_PREFIX = "sse_app.presence."
+"""What the name of a channel of presence begins with; the channel whose users it tells of follows."""
+
 _INTERNAL = ADMIN_CHANNEL.partition(".")[0]
 
 _SEGMENT = r"[a-z0-9_-]{1,64}"
@@ -103,6 +106,17 @@ def _text_in(value: object, field: str, parse: Callable[[str], str]) -> str:
 def is_internal(channel: str) -> bool:
     """Return whether a channel is the server's own: no client publishes there, and only administrators read it."""
     return channel.partition(".")[0] == _INTERNAL
+
+
+def presence_channel(channel: ChannelName) -> ChannelName:
+    """Return the channel on which it is told which users come to a channel and leave it."""
+    return ChannelName(PRESENCE_PREFIX + channel)
+
+
+def with_presence(channel: str) -> ChannelName | None:
+    """Return the channel whose users a channel of presence tells of; None where it is another one."""
+    name = channel.removeprefix(PRESENCE_PREFIX)
+    return None if name == channel or "*" in name or is_internal(name) else ChannelName(name)
 
 
 class ChannelPattern:

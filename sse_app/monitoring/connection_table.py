@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import Callable, Iterable
 from operator import attrgetter, itemgetter
 from typing import Any, NamedTuple
 
 from sse_app.cluster.base import Answers, Cluster, NoAnswer, sort_key
 from sse_app.core.events import EventId, timestamp
 from sse_app.streams.hub import Hub
+from sse_app.streams.slices import slices
 from sse_app.streams.stream import Stream
-
-SLICE = 512
-"""How many streams are looked at before other tasks run: about a millisecond."""
 
 MAX_KEY = 128
 """By how many characters of a text the rows of several nodes are sorted: each sends as many rows as come before the
@@ -216,22 +214,16 @@ async def _search(streams: list[Stream], query: Query) -> list[Stream]:
     wanted = query.search.casefold()
     read = [FIELDS[query.field]] if query.field else list(FIELDS.values())
     found = []
-    async for some in _slices(streams):
+    async for some in slices(streams):
         found += [stream for stream in some if any(wanted in part(stream).casefold() for part in read)]
     return found
 
 
 async def _keys(streams: list[Stream], key: Key, positions: Positions) -> dict[Stream, Any]:
     keys = {}
-    async for some in _slices(streams):
+    async for some in slices(streams):
         keys.update({stream: key(stream, positions) for stream in some})
     return keys
-
-
-async def _slices(streams: list[Stream]) -> AsyncIterator[list[Stream]]:
-    for start in range(0, len(streams), SLICE):
-        yield streams[start : start + SLICE]
-        await asyncio.sleep(0)
 
 
 def _rows(streams: Iterable[Stream], positions: Positions) -> Iterable[dict[str, Any]]:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from sse_app.auth.tokens.claims import NO_TOKEN, Claims, Lease
 from sse_app.auth.tokens.issuer import Tokens
 from sse_app.core.addresses import interned, network_of
-from sse_app.core.channels import ADMIN_CHANNEL, ChannelName
+from sse_app.core.channels import ADMIN_CHANNEL, ChannelName, with_presence
 from sse_app.core.counters import Metrics
 from sse_app.core.errors import EventLogUnavailable, InvalidRate, TokenRefused, TooManyStreams
 from sse_app.core.events import EventId, timestamp
@@ -232,7 +232,7 @@ class Admission:
                 claims.grants.require_subscribe(channel)
         for channel in channels:
             if channel != ADMIN_CHANNEL:
-                self._publisher.require_known(channel)
+                self._publisher.require_known(with_presence(channel) or channel)
 
     def _require_conflated(self, wanted: Subscription) -> None:
         if wanted.rate is not None and not self._hub.conflation.conflated(wanted.channels):

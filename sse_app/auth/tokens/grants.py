@@ -6,27 +6,37 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from sse_app.core.channels import ChannelName, ChannelPattern, ChannelPatterns, is_internal
+from sse_app.core.channels import ChannelName, ChannelPattern, ChannelPatterns, is_internal, with_presence
 from sse_app.core.errors import Forbidden, InvalidChannel
 
 _NONE = ChannelPatterns()
 
 
 class Grants(NamedTuple):
-    """The channels that may be subscribed and published to, as patterns, and whether administration is allowed."""
+    """The channels that may be subscribed and published to, as patterns, and whether administration is allowed.
+
+    ``presence`` are those whose users may be seen.
+    """
 
     subscribe: ChannelPatterns = _NONE
     publish: ChannelPatterns = _NONE
     admin: bool = False
+    presence: ChannelPatterns = _NONE
 
     @classmethod
-    def of(cls, subscribe: Iterable[str] = (), publish: Iterable[str] = (), admin: bool = False) -> Grants:
+    def of(
+        cls,
+        subscribe: Iterable[str] = (),
+        publish: Iterable[str] = (),
+        admin: bool = False,
+        presence: Iterable[str] = (),
+    ) -> Grants:
         """Return the grants of these patterns.
 
         Raises:
             InvalidChannel: one of them is no pattern.
         """
-        return _grants(tuple(subscribe), tuple(publish), admin)
+        return _grants(tuple(subscribe), tuple(publish), admin, tuple(presence))
 
     @classmethod
     def from_claim(cls, claim: object) -> Grants:
@@ -38,7 +48,7 @@ class Grants(NamedTuple):
         if not isinstance(claim, dict):
             raise InvalidChannel("the sse claim is no object")
         lists = []
-        for name in ("subscribe", "publish"):
+        for name in ("subscribe", "publish", "presence"):
             texts = claim.get(name, [])
             if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
                 raise InvalidChannel(f"sse.{name} is no list of patterns")
@@ -46,21 +56,24 @@ class Grants(NamedTuple):
         admin = claim.get("admin", False)
         if not isinstance(admin, bool):
             raise InvalidChannel("sse.admin is neither true nor false")
-        return cls.of(lists[0], lists[1], admin)
+        return cls.of(lists[0], lists[1], admin, lists[2])
 
     def to_claim(self) -> dict[str, Any]:
         """Return the ``sse`` claim that stands for these grants."""
-        return {
+        claim = {
             "subscribe": list(self.subscribe.texts),
             "publish": list(self.publish.texts),
             "admin": self.admin,
         }
+        return claim | {"presence": list(self.presence.texts)} if self.presence.texts else claim
 
     def may_subscribe(self, channel: str) -> bool:
         """Return whether the channel, or every channel of the pattern, may be subscribed to.
 
-        The server's own channels take the admin grant.
+        The server's own channels take the admin grant, those of presence the grant for that.
         """
+        if (seen := with_presence(channel)) is not None:
+            return self.presence.matches(seen)
         if "*" in channel:
             return not is_internal(channel) and self.subscribe.covers(ChannelPattern(channel))
         return self.admin if is_internal(channel) else self.subscribe.matches(channel)
@@ -87,9 +100,19 @@ class Grants(NamedTuple):
         if not self.may_publish(channel):
             raise Forbidden(f"the token does not allow to publish to {channel}")
 
+    def require_presence(self, channel: ChannelName) -> None:
+        """Refuse a channel whose users may not be seen.
+
+        Raises:
+            Forbidden: no pattern covers it.
+        """
+        if not self.presence.matches(channel):
+            raise Forbidden(f"the token does not allow to see who is on {channel}")
+
     def with_subscriptions(self, patterns: Iterable[str]) -> Grants:
         """Return these grants with more patterns to subscribe to."""
-        return Grants.of((*self.subscribe.texts, *patterns), self.publish.texts, self.admin)
+        subscribe = (*self.subscribe.texts, *patterns)
+        return Grants.of(subscribe, self.publish.texts, self.admin, self.presence.texts)
 
     def only_subscribing(self, channels: Iterable[str] | None = None) -> Grants:
         """Return what a stream token may carry of these grants: subscriptions, perhaps to some channels only.
@@ -98,12 +121,20 @@ class Grants(NamedTuple):
         a stream token is refused wherever something can be done.
         """
         if channels is None:
-            return Grants.of(self.subscribe.texts)
+            return Grants.of(self.subscribe.texts, presence=self.presence.texts)
         names = tuple(channels)
-        return Grants.of(names, admin=self.admin and any(is_internal(name) for name in names))
+        seen = [name for name in map(with_presence, names) if name is not None]
+        own = [name for name in names if is_internal(name) and with_presence(name) is None]
+        return Grants.of(
+            [name for name in names if with_presence(name) is None],
+            admin=self.admin and bool(own),
+            presence=[name for name in seen if self.presence.matches(name)],
+        )
 
 
 @lru_cache(maxsize=1024)
-def _grants(subscribe: tuple[str, ...], publish: tuple[str, ...], admin: bool) -> Grants:
+def _grants(
+    subscribe: tuple[str, ...], publish: tuple[str, ...], admin: bool, presence: tuple[str, ...]
+) -> Grants:
     """Make grants once for all tokens that say the same: many do, and each stream refers to its own."""
-    return Grants(ChannelPatterns(subscribe), ChannelPatterns(publish), admin)
+    return Grants(ChannelPatterns(subscribe), ChannelPatterns(publish), admin, ChannelPatterns(presence))
