@@ -238,6 +238,9 @@ class Hub:
 
     def _advance(self, head: int) -> None:
         self.head = EventId(self.head.epoch, head)
+        self._wake_waiting()
+
+    def _wake_waiting(self) -> None:
         if self._arrival is not None:
             self._arrival.set()
             self._arrival = None
@@ -455,7 +458,7 @@ class Hub:
         return page
 
     async def grown(self) -> None:
-        """Wait until the next fan-out has begun."""
+        """Wait until the next fan-out has begun, or channels have ended."""
         self._arrival = self._arrival or asyncio.Event()
         await self._arrival.wait()
 
@@ -614,6 +617,7 @@ class Hub:
         ended = await self.eventlog.ended()
         self._ended.learn({channel: seq for channel, seq in ended.items() if seq <= self.head.seq})
         if self._ended:
+            self._wake_waiting()
             await self._finish_all(self._finished(self._groups.values()))
         self._knows_ended = True
 
@@ -668,6 +672,7 @@ class Hub:
         A stream that is behind is ended by its pump, once it has written what waits.
         """
         channels = self._ended.end(events)
+        self._wake_waiting()
         return self._finished(dict.fromkeys(chain.from_iterable(map(self._groups_of, channels))))
 
     def _groups_of(self, channel: ChannelName) -> Collection[FanoutGroup[Stream]]:

@@ -51,7 +51,7 @@ class Turns:
         if not stream.parked:  # it rests again when it has been written
             return
         assert stream.replay is not None
-        if stream.replay.after < self._hub.head.seq:
+        if stream.replay.after < self._hub.head.seq or self._hub.is_finished(stream):
             stream.resume()
             return
         self._idle.add(stream)

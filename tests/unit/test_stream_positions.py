@@ -83,6 +83,7 @@ class Client:
         after: int,
         *,
         buffer: int = 0,
+        rate: float | None = None,
     ) -> None:
         ours, self.socket = socket.socketpair()
         for end in (ours, self.socket):
@@ -92,7 +93,7 @@ class Client:
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
         self.room, self.after = room, after
         subscriber = Subscriber("c", Lease("s", "i", "t", 0, 4e9), "x")
-        self.stream = room.hub.register(subscriber, channels, types=types, framing=UNFRAMED)
+        self.stream = room.hub.register(subscriber, channels, types=types, rate=rate, framing=UNFRAMED)
         self.stream.replay = Replay(after)
         connection = StreamConnection(ours, UNFRAMED)
         connection.watch(room.hub.disconnects)
@@ -307,3 +308,28 @@ async def test_a_stream_that_is_behind_has_all_before_it_is_ended_or_goes_on_whe
         slow.leave()
         quick.leave()
         await until_async(lambda: not room.hub.streams, "the streams have ended")
+
+
+@pytest.mark.parametrize("rate", [100, 3])
+@pytest.mark.gen_test
+async def test_a_stream_with_a_rate_is_ended_whenever_its_turn_comes(
+    rate: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub_module, "FANOUT_SLICE", 1)
+    async with opened() as room:
+        slow = [Client(room, (A,), None, 0, rate=rate) for _ in range(3)]
+        quick = [Client(room, (A,), None, 0) for _ in range(50)]
+        await until_async(lambda: not room.hub.laggards, "all have caught up")
+        await room.publish(*[(A, "x")] * 3)
+        await until_async(lambda: len(room.pump._turns._idle) == 3, "each waits for something to come")
+        await room.publish((A, "x"), flags=FINAL)
+
+        def over() -> bool:
+            for client in slow + quick:
+                client.read()
+            return all(client.ended for client in slow + quick)
+
+        await until_async(over, "all are ended")
+        for client in slow + quick:
+            assert [event.type for event in client.received] == ["x"] * 4 + ["closing"]
+            client.leave()
