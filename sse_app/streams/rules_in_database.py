@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 RETRY = 1.0
 """Seconds until the database is told again, if it could not be reached."""
 
+_SET = "SELECT sse_app.set_publishing(%s::text[], %s::text[], %s::boolean[], %s::text[], %s)"
+
 
 class RulesInDatabase:
     """Writes the configured channels and limits of this node to the database when it starts and when they change.
@@ -23,13 +25,13 @@ class RulesInDatabase:
 
     Args:
         database: None where files keep the log; then there is nothing to do.
-        channels: those that are configured.
+        channels: those that are configured, and what is for each of them.
         limits: how large an event may be.
     """
 
     def __init__(self, database: Database | None, channels: ChannelRules, limits: Limits) -> None:
         self._database = database
-        self._rules = list(channels.texts), limits.body_bytes
+        self._rules = _rules_of(channels, limits)
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -46,7 +48,7 @@ class RulesInDatabase:
 
     def use(self, channels: ChannelRules, limits: Limits) -> None:
         """Take other rules; they are in force once the database has been told, which is done at once."""
-        self._rules = list(channels.texts), limits.body_bytes
+        self._rules = _rules_of(channels, limits)
         self._changed.set()
 
     async def stop(self) -> None:
@@ -70,6 +72,17 @@ class RulesInDatabase:
         self._changed.clear()
         try:
             async with self._database.connection() as connection:
-                await connection.execute("SELECT sse_app.set_publishing(%s, %s)", self._rules)
+                await connection.execute(_SET, self._rules)
         except SSEAppError:  # it cannot be reached; the log says so where it matters
             self._changed.set()
+
+
+def _rules_of(channels: ChannelRules, limits: Limits) -> list[object]:
+    rules = channels.rules
+    return [
+        [rule.pattern.text for rule in rules],
+        [None if rule.types is None else " ".join(sorted(rule.types)) for rule in rules],
+        [rule.stored for rule in rules],
+        [rule.conflate for rule in rules],
+        limits.body_bytes,
+    ]

@@ -25,10 +25,10 @@ from psycopg.errors import (
     UndefinedObject,
 )
 
-from sse_app.core.channel_rules import ChannelRules
+from sse_app.core.channel_rules import ChannelRule, ChannelRules
 from sse_app.core.channels import ChannelName, ChannelPattern
 from sse_app.core.errors import InvalidChannel, InvalidInput
-from sse_app.core.events import RESERVED_TYPES, new_event
+from sse_app.core.events import FINAL, RESERVED_TYPES, TEXT, new_event
 from sse_app.handlers.parsing import parse_json
 from sse_app.settings.model import Limits
 from sse_app.storage.postgres.database import Database
@@ -324,10 +324,12 @@ REFUSED: list[tuple[Sequence[object], type[psycopg.Error], str, str | None]] = [
         (("alerts", name, "{}"), InvalidParameterValue, f"type '{name}' is reserved", "type")
         for name in sorted(RESERVED_TYPES)
     ),
-    (("alerts", "x", None), InvalidParameterValue, "data must be a JSON object", "data"),
-    (("alerts", "x", "[]"), InvalidParameterValue, "data must be a JSON object", "data"),
-    (("alerts", "x", '"{}"'), InvalidParameterValue, "data must be a JSON object", "data"),
-    (("alerts", "x", "null"), InvalidParameterValue, "data must be a JSON object", "data"),
+    (("alerts", "x", None), InvalidParameterValue, "data is missing", "data"),
+    (("alerts", "x", '"\\ud800"'), InvalidParameterValue, "data is not JSON", "data"),
+    (("alerts", "x", "a text"), InvalidParameterValue, "data is not JSON", "data"),
+    (("alerts", "x", "1 2"), InvalidParameterValue, "data is not JSON", "data"),
+    (("alerts", "x", "-1e400"), InvalidParameterValue, "data has a number that is infinite", "data"),
+    (("alerts", "x", "[" * 255 + "]" * 255), InvalidParameterValue, "more than 254 deep", "data"),
     (("alerts", "x", ""), InvalidParameterValue, "data is not JSON", "data"),
     (("alerts", "x", "{'a': 1}"), InvalidParameterValue, "data is not JSON", "data"),
     (("alerts", "x", '{"a": NaN}'), InvalidParameterValue, "data is not JSON", "data"),
@@ -440,6 +442,23 @@ CORPUS = [
     + "1e9, "
     + "1" * 300
     + "e-5]}",
+    " [] ",
+    '\n[1, {"channel": "other"}, [2.50], "a"] ',
+    "null",
+    "true",
+    " 1.10",
+    "18446744073709551616",
+    "[18446744073709551616, 1e-5]",
+    "[" * 254 + "]" * 254,
+    '""',
+    ' "" ',
+    '"null"',
+    '"{\\"a\\": 1}"',
+    '"one\\r\\ntwo\\rthree\\n\\nfour\\n"',
+    '"<p class=\\"x\\">\\u00e9\\ud83d\\ude00</p>\\t\\u2028\\\\u0000"',
+    '"\\u0000a\\u0000\\u0000b\\\\u0000\ufdd0\\ufdd1\\u0000"',
+    '"\\u0000"',
+    '"18446744073709551616"',
 ]
 
 SPACE = st.sampled_from(["", "", " ", "\n\t\r"])
@@ -478,30 +497,31 @@ VALUES = st.recursive(
 )
 
 
-def over_http(data: str) -> bytes | None:
-    """Return what a node stores of an event's data, or None where it refuses it."""
+def over_http(data: str) -> tuple[bytes, int] | None:
+    """Return what a node stores of an event's data, and the event's flags, or None where it refuses it."""
     try:
         request = parse_json(b'{"event":"x","data":%b}' % data.encode())
-        return new_event(ChannelName("alerts"), "x", request["data"], now=NOW).data
+        event = new_event(ChannelName("alerts"), "x", request["data"], now=NOW)
+        return event.data, event.flags
     except (ValueError, InvalidInput):
         return None
 
 
-def in_sql(connection: psycopg.Connection[Any], data: str) -> bytes | None:
-    """Return what an event's data becomes in SQL, or None where it is refused."""
+def in_sql(connection: psycopg.Connection[Any], data: str) -> tuple[bytes, int] | None:
+    """Return what an event's data becomes in SQL, and its flags, or None where it is refused."""
     try:
-        row = connection.execute("SELECT sse_app.event_data('alerts', %s)", [data]).fetchone()
+        row = connection.execute("SELECT * FROM sse_app.event_data('alerts', %s, '')", [data]).fetchone()
     except InvalidParameterValue:
         return None
     assert row is not None
-    return TIMESTAMP.sub(f'"timestamp":"{NOW}"}}'.encode(), row[0].encode())
+    return TIMESTAMP.sub(f'"timestamp":"{NOW}"}}'.encode(), row[0]), row[1]
 
 
 def test_data_is_stored_byte_for_byte_as_over_http(shop: Shop) -> None:
     with shop.owner() as owner:
 
         @hypothesis(max_examples=150, deadline=None)
-        @given(_objects(VALUES))
+        @given(st.one_of(_objects(VALUES), st.tuples(SPACE, VALUES, SPACE).map("".join)))
         def same(data: str) -> None:
             assert in_sql(owner, data) == over_http(data)
 
@@ -516,7 +536,9 @@ def test_what_is_stored_is_what_a_node_would_have_stored(shop: Shop) -> None:
         for data in CORPUS:
             publish(application, "x", data)
         application.commit()
-    stored = [TIMESTAMP.sub(f'"timestamp":"{NOW}"}}'.encode(), event.data) for event in shop.stored()]
+    stored = [
+        (TIMESTAMP.sub(f'"timestamp":"{NOW}"}}'.encode(), event.data), event.flags) for event in shop.stored()
+    ]
     assert stored == [over_http(data) for data in CORPUS]
 
 
@@ -541,6 +563,99 @@ def test_text_and_json_keep_the_order_of_members_and_jsonb_has_its_own(
     assert event.data.startswith(
         stored.replace("1.10", "1.1")[:-1].encode() + b',"channel":"alerts","timestamp":'
     )
+
+
+def test_a_json_string_is_stored_as_a_text_and_other_values_as_they_are(shop: Shop) -> None:
+    with shop.connect(autocommit=True) as application:
+        for value in (
+            "to_json('<b>one</b>\ntwo'::text)", "to_jsonb('three'::text)", "'\"four\"'", "'[5, 6.0]'::jsonb", "'7'",
+        ):  # fmt: skip
+            application.execute(f"SELECT sse_app.publish('alerts', 'x', {value})".encode())
+    assert [(event.data, event.flags) for event in shop.stored()] == [
+        (b"<b>one</b>\ntwo", TEXT),
+        (b"three", TEXT),
+        (b"four", TEXT),
+        (b"[5,6.0]", 0),
+        (b"7", 0),
+    ]
+
+
+def test_a_final_event_is_said_to_be_it_and_another_event_under_a_key(shop: Shop) -> None:
+    final = "SELECT sse_app.publish('alerts', 'x', %s, key => %s, final => %s)"
+    with shop.connect(autocommit=True) as application:
+        application.execute(final, ["{}", "k", True])
+        application.execute(final, ["{}", "k", True])
+        application.execute(final, ['"end"', None, True])
+        application.execute(final, ["{}", None, False])
+        application.execute(final, ["{}", None, None])
+        with pytest.raises(InvalidParameterValue, match="key was used within 24 hours"):
+            application.execute(final, ["{}", "k", False])
+        application.execute(
+            "INSERT INTO sse_app.outbox (channel, type, data, final) VALUES ('b', 'x', '1', true)"
+        )
+    assert [event.flags for event in shop.stored()] == [FINAL, TEXT | FINAL, 0, 0, FINAL]
+    with shop.owner() as owner:
+        assert owner.execute("SELECT * FROM sse_app.ended()").fetchall() == [("b", 5)]
+
+
+def test_what_is_configured_for_a_channel_holds_as_over_http(shop: Shop) -> None:
+    rules = ChannelRules(
+        [
+            ChannelRule(ChannelPattern("cursors.*"), stored=False),
+            ChannelRule(ChannelPattern("cursors.**"), types=frozenset({"moved", "x.y:z"})),
+            ChannelRule(ChannelPattern("quotes"), conflate="symbol"),
+            ChannelRule(ChannelPattern("quotes"), types=frozenset({"never"})),
+            ChannelRule(ChannelPattern("**")),
+        ]
+    )
+    asyncio.run(shop.configure(rules))
+    with shop.connect(autocommit=True) as application:
+        refused: list[tuple[str, str, str, type[psycopg.Error], str, str]] = [
+            (
+                "cursors.a",
+                "moved",
+                "{}",
+                FeatureNotSupported,
+                "events of cursors.a are not stored",
+                "channel",
+            ),
+            (
+                "cursors.a.b",
+                "x",
+                "{}",
+                InvalidParameterValue,
+                "type 'x' is not a type that cursors.a.b",
+                "type",
+            ),
+            ("cursors", "y:z", "{}", InvalidParameterValue, "type 'y:z' is not a type that cursors", "type"),
+            (
+                "quotes",
+                "x",
+                "{}",
+                InvalidParameterValue,
+                "data.symbol is missing: quotes is conflated",
+                "data",
+            ),
+            ("quotes", "x", '{"a": {"symbol": 1}}', InvalidParameterValue, "data.symbol is missing", "data"),
+            ("quotes", "x", '"symbol"', InvalidParameterValue, "data.symbol is missing", "data"),
+            ("quotes", "x", '["symbol"]', InvalidParameterValue, "data.symbol is missing", "data"),
+        ]
+        for channel, kind, data, error, text, field in refused:
+            with pytest.raises(error, match=re.escape(text)) as raised:
+                publish(application, kind, data, channel)
+            assert raised.value.diag.column_name == field
+        publish(application, "x.y:z", "{}", "cursors.a.b")
+        publish(application, "moved", "{}", "cursors")
+        publish(application, "x", '{"symbol": null}', "quotes")
+        publish(application, "x", '{"s\\u0079mbol": "A"}', "quotes")
+        publish(application, "x", "1", "cursors-a")
+    assert [event.channel for event in shop.stored()] == [
+        "cursors.a.b",
+        "cursors",
+        "quotes",
+        "quotes",
+        "cursors-a",
+    ]
 
 
 PATTERNS = st.lists(st.sampled_from(["a", "ab", "a_b-1", "*", "**", "", "A", "a" * 65]), max_size=4).map(
@@ -590,8 +705,7 @@ def test_a_role_that_is_not_allowed_to_can_do_nothing_at_all(shop: Shop) -> None
 
 def test_a_role_that_may_publish_can_do_nothing_but_that(shop: Shop) -> None:
     """It may use the schema now: no table and no function in it is everyone's, also not one that comes later."""
-    allowed = {"publish(text,text,text,bigint,text)", "publish(text,text,json,bigint,text)"}
-    allowed |= {"publish(text,text,jsonb,bigint,text)"}
+    allowed = {f"publish(text,text,{kind},bigint,text,boolean)" for kind in ("text", "json", "jsonb")}
     functions = shop.superuser(
         "SELECT replace(oid::regprocedure::text, 'sse_app.', '') FROM pg_proc "
         f"WHERE pronamespace = 'sse_app'::regnamespace AND has_function_privilege('{shop.role}', oid, 'EXECUTE')"
@@ -710,7 +824,7 @@ def test_what_a_caller_puts_before_ours_on_its_search_path_is_not_called(shop: S
         )
         application.execute("CREATE TEMPORARY TABLE outbox (channel text, type text, data text)")
         application.execute(
-            "CREATE TEMPORARY TABLE publishing (channels text[], expression text, body_bytes bigint)"
+            "CREATE TEMPORARY TABLE publishing (channels text[], expressions text[], body_bytes bigint)"
         )
         asyncio.run(shop.configure(["dashboard"]))
         with pytest.raises(UndefinedObject, match="there is no channel alerts"):
@@ -741,7 +855,9 @@ def test_what_a_caller_sets_in_its_session_changes_no_check_and_no_data(shop: Sh
         corpus = [data for data in CORPUS if data.isascii()]
         for data in corpus:
             publish(application, "x", data)
-    stored = [TIMESTAMP.sub(f'"timestamp":"{NOW}"}}'.encode(), event.data) for event in shop.stored()]
+    stored = [
+        (TIMESTAMP.sub(f'"timestamp":"{NOW}"}}'.encode(), event.data), event.flags) for event in shop.stored()
+    ]
     assert stored == [over_http(data) for data in corpus]
     written = re.search(rb'"timestamp":"([^"]+)"', shop.stored()[0].data)
     assert written is not None

@@ -25,6 +25,7 @@ class Stored(NamedTuple):
     type: str
     data: bytes
     retry: int | None
+    flags: int
 
 
 class Shop:
@@ -51,10 +52,11 @@ class Shop:
         )
         self.superuser(f"GRANT ALL ON SEQUENCE orders_id_seq TO {self.role}")
 
-    async def configure(self, channels: Sequence[str], body_bytes: int = 1_048_576) -> None:
+    async def configure(self, channels: Sequence[str] | ChannelRules, body_bytes: int = 1_048_576) -> None:
         """Make the schema, and write the rules as a node does."""
         database = Database(self.owner_url)
-        rules = RulesInDatabase(database, ChannelRules.of(channels), Limits(body_bytes=body_bytes))
+        configured = channels if isinstance(channels, ChannelRules) else ChannelRules.of(channels)
+        rules = RulesInDatabase(database, configured, Limits(body_bytes=body_bytes))
         await rules.start()
         await rules.stop()
 
@@ -88,7 +90,7 @@ class Shop:
         """Return all events of the log."""
         with self.owner() as owner:
             rows = owner.execute(
-                "SELECT e.seq, c.name, e.type, e.data, e.retry FROM sse_app.events AS e "
+                "SELECT e.seq, c.name, e.type, e.data, e.retry, e.flags FROM sse_app.events AS e "
                 "JOIN sse_app.channels AS c ON c.id = e.channel ORDER BY e.seq"
             ).fetchall()
         return [Stored(*row) for row in rows]

@@ -14,11 +14,16 @@ BEGIN
 END
 $$;
 
--- What may be published: each node writes it when it begins to serve and when it is reloaded. The last one counts.
+-- What may be published: each node writes it when it begins to serve and when it is reloaded. The last one counts. The
+-- lists say of each pattern of channels, of which the first that covers a channel counts: which types may be published
+-- there, with spaces between them (null: any); whether events are stored; and a member that all data must have (or '').
 CREATE TABLE sse_app.publishing (
     one boolean PRIMARY KEY DEFAULT true CHECK (one),
     channels text[] NOT NULL,
-    expression text NOT NULL,
+    expressions text[] NOT NULL,
+    types text[] NOT NULL,
+    stored boolean[] NOT NULL,
+    members text[] NOT NULL,
     body_bytes bigint NOT NULL
 );
 
@@ -39,8 +44,11 @@ CREATE UNLOGGED TABLE sse_app.outbox (
     data text,
     retry bigint,
     key text,
+    final boolean,
     publisher name,
     digest bytea,
+    content bytea,                      -- what is stored of the data, which is not kept here
+    flags integer,
     -- 1 in the first row of a transaction, whose trigger moves all of them; 0 in the others.
     turn smallint NOT NULL DEFAULT 0,
     PRIMARY KEY (xid, number)
@@ -83,13 +91,38 @@ BEGIN
 END
 $$;
 
+-- Returns the place of the first pattern that covers a channel, or null.
+--   expressions: one for each pattern.
+CREATE FUNCTION sse_app.first_covering(channel text, patterns text[], expressions text[]) RETURNS integer
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    FOR place IN 1 .. coalesce(cardinality(patterns), 0) LOOP
+        IF patterns[place] = channel OR (strpos(patterns[place], '*') > 0 AND channel ~ expressions[place]) THEN
+            RETURN place;
+        END IF;
+    END LOOP;
+    RETURN NULL;
+END
+$$;
+
+-- Returns a regular expression for each pattern.
+CREATE FUNCTION sse_app.channel_expressions(patterns text[]) RETURNS text[]
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT ARRAY(
+        SELECT sse_app.channel_expression(ARRAY[pattern])
+        FROM unnest(patterns) WITH ORDINALITY AS p (pattern, place) ORDER BY place)
+$$;
+
 -- Says what may be published; a node does.
-CREATE FUNCTION sse_app.set_publishing(channels text[], body_bytes bigint) RETURNS void
+CREATE FUNCTION sse_app.set_publishing(
+    channels text[], types text[], stored boolean[], members text[], body_bytes bigint
+) RETURNS void
 LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
-    INSERT INTO sse_app.publishing AS now (channels, expression, body_bytes)
-        VALUES ($1, sse_app.channel_expression($1), $2)
-        ON CONFLICT (one) DO UPDATE SET (channels, expression, body_bytes) = ROW (excluded.channels, excluded.expression, $2)
-        WHERE (now.channels, now.body_bytes) IS DISTINCT FROM (excluded.channels, $2)
+    INSERT INTO sse_app.publishing AS now (channels, expressions, types, stored, members, body_bytes)
+        VALUES ($1, sse_app.channel_expressions($1), $2, $3, $4, $5)
+        ON CONFLICT (one) DO UPDATE SET (channels, expressions, types, stored, members, body_bytes)
+            = ROW (excluded.channels, excluded.expressions, excluded.types, excluded.stored, excluded.members, $5)
+        WHERE (now.channels, now.types, now.stored, now.members, now.body_bytes) IS DISTINCT FROM ($1, $2, $3, $4, $5)
 $$;
 
 -- Writes a number of JSON as a node does: an integer with all of its digits, any other as the shortest text for it. What
@@ -204,20 +237,24 @@ BEGIN
 END
 $$;
 
--- Returns the data of an event as it is stored: as JSON that a node has written, with channel set and timestamp added.
-CREATE FUNCTION sse_app.event_data(channel text, data text) RETURNS text
+-- Returns what is stored of the data of an event, and its flags: of a JSON string its text as it is (flag 1); of any other
+-- value JSON as a node has written it, to an object with channel set and timestamp added.
+--   member: that an object must have, or ''.
+CREATE FUNCTION sse_app.event_data(channel text, data text, member text, OUT content bytea, OUT flags integer)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET standard_conforming_strings = on AS $$
 #variable_conflict use_variable
 DECLARE
     value json;
-    source text := data;
+    kind text;
+    source text := btrim(data, E' \t\n\r');
     nul text := '';
     written text;
     now_text CONSTANT text := to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"');
 BEGIN
     IF data IS NULL THEN
-        RAISE EXCEPTION 'data must be a JSON object' USING ERRCODE = 'invalid_parameter_value', COLUMN = 'data';
+        RAISE EXCEPTION 'data is missing' USING ERRCODE = 'invalid_parameter_value', COLUMN = 'data';
     END IF;
+    flags := 0;
     BEGIN
         IF strpos(data, '\u0000') > 0 THEN
             -- No text of PostgreSQL has this character in it: another one, which is in none of the data, stands for it.
@@ -225,35 +262,52 @@ BEGIN
                 SELECT chr(code) FROM generate_series(x'fdd0'::integer, x'fdef'::integer) AS code
                 WHERE strpos(data, chr(code)) = 0 AND strpos(lower(data), '\u' || to_hex(code)) = 0 LIMIT 1
             );
-            source := regexp_replace(data, '(?<!\\)((?:\\\\)*)\\u0000', '\1' || nul, 'g');
+            source := regexp_replace(source, '(?<!\\)((?:\\\\)*)\\u0000', '\1' || nul, 'g');
         END IF;
         value := source;
-        IF json_typeof(value) <> 'object' THEN
-            RAISE EXCEPTION 'data must be a JSON object' USING ERRCODE = 'invalid_parameter_value', COLUMN = 'data';
+        kind := json_typeof(value);
+        IF member <> '' AND (kind <> 'object'
+            OR NOT EXISTS (SELECT FROM json_object_keys(value) AS name WHERE name = member))
+        THEN
+            RAISE EXCEPTION 'data.% is missing: % is conflated by it', member, channel
+                USING ERRCODE = 'invalid_parameter_value', COLUMN = 'data';
         END IF;
-        -- Two members after the others: the channel's last value counts, and a timestamp counts where it is the only one.
-        source := btrim(source, E' \t\n\r');
-        source := left(source, -1)
-            || CASE WHEN source ~ '^\{[ \t\n\r]*\}$' THEN '' ELSE ',' END
-            || '"channel":' || to_json(channel)
-            || CASE WHEN EXISTS (SELECT FROM json_object_keys(value) AS name WHERE name = 'timestamp') THEN ''
-                ELSE ',"timestamp":"' || now_text || '"' END
-            || '}';
-        written := sse_app.json_written(source::json, 1, false);
+        IF kind = 'string' THEN
+            flags := 1;
+            written := value #>> '{}';
+            content := (
+                SELECT string_agg(convert_to(part, 'UTF8'), '\x00' ORDER BY n)
+                FROM unnest(CASE nul WHEN '' THEN ARRAY[written] ELSE string_to_array(written, nul) END)
+                    WITH ORDINALITY AS parts (part, n)
+            );
+            RETURN;
+        END IF;
+        IF kind = 'object' THEN
+            -- Two members after the others: the channel's last value counts, and a timestamp counts where it is the only
+            -- one.
+            source := left(source, -1)
+                || CASE WHEN source ~ '^\{[ \t\n\r]*\}$' THEN '' ELSE ',' END
+                || '"channel":' || to_json(channel)
+                || CASE WHEN EXISTS (SELECT FROM json_object_keys(value) AS name WHERE name = 'timestamp') THEN ''
+                    ELSE ',"timestamp":"' || now_text || '"' END
+                || '}';
+            value := source;
+        END IF;
+        written := sse_app.json_written(value, 1, false);
         IF written ~ '[0-9]{19}' AND EXISTS (
             SELECT FROM regexp_matches(
                 regexp_replace(written, '"(?:[^"\\]|\\.)*"', '""', 'g'), '(?<![-+.0-9eE])-?[0-9]{19,}(?![.0-9eE])', 'g'
             ) AS integers (digits)
             WHERE digits[1]::numeric NOT BETWEEN -9223372036854775808 AND 18446744073709551615
         ) THEN
-            written := sse_app.json_written(source::json, 1, true);
+            written := sse_app.json_written(value, 1, true);
         END IF;
     EXCEPTION
         WHEN invalid_text_representation OR untranslatable_character OR statement_too_complex THEN
             RAISE EXCEPTION 'data is not JSON: %', SQLERRM
                 USING ERRCODE = 'invalid_parameter_value', COLUMN = 'data';
     END;
-    RETURN CASE nul WHEN '' THEN written ELSE replace(written, nul, '\u0000') END;
+    content := convert_to(CASE nul WHEN '' THEN written ELSE replace(written, nul, '\u0000') END, 'UTF8');
 END
 $$;
 
@@ -271,7 +325,7 @@ CREATE FUNCTION sse_app.outbox_check() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET standard_conforming_strings = on AS $$
 DECLARE
     settings sse_app.publishing;
-    known bytea;
+    rule integer;
 BEGIN
     IF current_setting('transaction_isolation') IN ('repeatable read', 'serializable') THEN
         RAISE EXCEPTION 'events are published in transactions that are READ COMMITTED: in a % one the log could not be '
@@ -289,9 +343,14 @@ BEGIN
             USING ERRCODE = 'insufficient_privilege', COLUMN = 'channel';
     END IF;
     SELECT * INTO settings FROM sse_app.publishing;
-    IF NOT FOUND OR NEW.channel !~ settings.expression THEN
+    rule := sse_app.first_covering(NEW.channel, settings.channels, settings.expressions);
+    IF rule IS NULL THEN
         RAISE EXCEPTION 'there is no channel %', NEW.channel
             USING ERRCODE = 'undefined_object', COLUMN = 'channel';
+    END IF;
+    IF NOT settings.stored[rule] THEN
+        RAISE EXCEPTION 'events of % are not stored, so they cannot be part of a transaction: publish them over HTTP',
+            NEW.channel USING ERRCODE = 'feature_not_supported', COLUMN = 'channel';
     END IF;
     IF octet_length(NEW.data) > settings.body_bytes THEN
         RAISE EXCEPTION 'data has at most % bytes here', settings.body_bytes
@@ -305,6 +364,10 @@ BEGIN
         RAISE EXCEPTION 'type % is reserved for the server', quote_literal(NEW.type)
             USING ERRCODE = 'invalid_parameter_value', COLUMN = 'type';
     END IF;
+    IF NOT NEW.type = ANY (string_to_array(settings.types[rule], ' ')) THEN
+        RAISE EXCEPTION 'type % is not a type that % takes', quote_literal(NEW.type), NEW.channel
+            USING ERRCODE = 'invalid_parameter_value', COLUMN = 'type';
+    END IF;
     IF NEW.retry NOT BETWEEN 0 AND 86400000 THEN
         RAISE EXCEPTION 'retry must be milliseconds from 0 to 86400000'
             USING ERRCODE = 'invalid_parameter_value', COLUMN = 'retry';
@@ -315,11 +378,13 @@ BEGIN
     END IF;
     IF NEW.key IS NOT NULL THEN
         NEW.digest := sha256(convert_to(
-            concat_ws(E'\n', NEW.channel, NEW.type, coalesce(NEW.retry::text, ''), NEW.data), 'UTF8'
+            concat_ws(E'\n', NEW.channel, NEW.type, coalesce(NEW.retry::text, ''), coalesce(NEW.final, false), NEW.data), 'UTF8'
         ));
         NEW.key := encode(sha256(convert_to(NEW.key, 'UTF8')), 'hex');
     END IF;
-    NEW.data := sse_app.event_data(NEW.channel, NEW.data);
+    SELECT d.content, d.flags + CASE WHEN NEW.final THEN 2 ELSE 0 END INTO NEW.content, NEW.flags
+        FROM sse_app.event_data(NEW.channel, NEW.data, settings.members[rule]) AS d;
+    NEW.data := NULL;
     NEW.xid := pg_current_xact_id();
     NEW.turn := CASE WHEN EXISTS (SELECT FROM sse_app.outbox WHERE xid = pg_current_xact_id()) THEN 0 ELSE 1 END;
     RETURN NEW;
@@ -354,8 +419,8 @@ BEGIN
     )
     SELECT (sse_app.append(
         '', 0, (SELECT setting::integer FROM pg_settings WHERE name = 'lock_timeout'), '-',
-        array_agg(channel), array_agg(type), array_agg(convert_to(data, 'UTF8')), array_agg(retry::integer),
-        NULL, array_agg(1), array_agg('\\xff'::bytea || convert_to(publisher, 'UTF8')), array_agg(key), array_agg(digest), NULL
+        array_agg(channel), array_agg(type), array_agg(content), array_agg(retry::integer), array_agg(flags),
+        array_agg(1), array_agg('\\xff'::bytea || convert_to(publisher, 'UTF8')), array_agg(key), array_agg(digest), NULL
     )).firsts
     INTO firsts FROM (SELECT * FROM moved ORDER BY number) AS moved;
     IF 0 = ANY (firsts) THEN
@@ -376,27 +441,34 @@ CREATE CONSTRAINT TRIGGER outbox_move AFTER INSERT OR UPDATE ON sse_app.outbox
 ALTER TABLE sse_app.outbox
     ENABLE ALWAYS TRIGGER a_publisher, ENABLE ALWAYS TRIGGER b_check, ENABLE ALWAYS TRIGGER outbox_move;
 
--- Publishes an event when the transaction is committed. data is a JSON object: text and json keep the order of its
--- members and their numbers as they are written, jsonb has forgotten them. retry is in milliseconds. Of calls by one role
--- with one key within 24 hours the first publishes.
-CREATE FUNCTION sse_app.publish(channel text, type text, data text, retry bigint DEFAULT NULL, key text DEFAULT NULL)
-RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+-- Publishes an event when the transaction is committed. data is JSON: an object gets its channel and a timestamp, a string
+-- is sent as the text that it is, and any other value as it is. text and json keep the order of members and numbers as
+-- they are written, jsonb has forgotten them. retry is in milliseconds. Of calls by one role with one key within 24 hours
+-- the first publishes. A final event is the last one of its channel, until another one is published there.
+CREATE FUNCTION sse_app.publish(
+    channel text, type text, data text, retry bigint DEFAULT NULL, key text DEFAULT NULL, final boolean DEFAULT false
+) RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    INSERT INTO sse_app.outbox (channel, type, data, retry, key) VALUES (channel, type, data, retry, key);
+    INSERT INTO sse_app.outbox (channel, type, data, retry, key, final)
+        VALUES (channel, type, data, retry, key, final);
 END
 $$;
 
-CREATE FUNCTION sse_app.publish(channel text, type text, data json, retry bigint DEFAULT NULL, key text DEFAULT NULL)
-RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+CREATE FUNCTION sse_app.publish(
+    channel text, type text, data json, retry bigint DEFAULT NULL, key text DEFAULT NULL, final boolean DEFAULT false
+) RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    INSERT INTO sse_app.outbox (channel, type, data, retry, key) VALUES (channel, type, data::text, retry, key);
+    INSERT INTO sse_app.outbox (channel, type, data, retry, key, final)
+        VALUES (channel, type, data::text, retry, key, final);
 END
 $$;
 
-CREATE FUNCTION sse_app.publish(channel text, type text, data jsonb, retry bigint DEFAULT NULL, key text DEFAULT NULL)
-RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+CREATE FUNCTION sse_app.publish(
+    channel text, type text, data jsonb, retry bigint DEFAULT NULL, key text DEFAULT NULL, final boolean DEFAULT false
+) RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    INSERT INTO sse_app.outbox (channel, type, data, retry, key) VALUES (channel, type, data::text, retry, key);
+    INSERT INTO sse_app.outbox (channel, type, data, retry, key, final)
+        VALUES (channel, type, data::text, retry, key, final);
 END
 $$;
 
@@ -415,10 +487,11 @@ BEGIN
     INSERT INTO sse_app.publishers AS allowed (role, pattern) SELECT found::regrole, unnest(patterns)
         ON CONFLICT DO NOTHING;
     EXECUTE format('GRANT USAGE ON SCHEMA sse_app TO %I', role);
-    EXECUTE format('GRANT INSERT (channel, type, data, retry, key) ON sse_app.outbox TO %I', role);
+    EXECUTE format('GRANT INSERT (channel, type, data, retry, key, final) ON sse_app.outbox TO %I', role);
     EXECUTE format(
-        'GRANT EXECUTE ON FUNCTION sse_app.publish(text, text, text, bigint, text), '
-        'sse_app.publish(text, text, json, bigint, text), sse_app.publish(text, text, jsonb, bigint, text) TO %I', role
+        'GRANT EXECUTE ON FUNCTION sse_app.publish(text, text, text, bigint, text, boolean), '
+        'sse_app.publish(text, text, json, bigint, text, boolean), '
+        'sse_app.publish(text, text, jsonb, bigint, text, boolean) TO %I', role
     );
 END
 $$;
@@ -434,7 +507,7 @@ BEGIN
     IF patterns = '{}' THEN
         EXECUTE format('REVOKE ALL ON ALL FUNCTIONS IN SCHEMA sse_app FROM %I', role);
         EXECUTE format('REVOKE ALL ON sse_app.outbox FROM %I', role);
-        EXECUTE format('REVOKE INSERT (channel, type, data, retry, key) ON sse_app.outbox FROM %I', role);
+        EXECUTE format('REVOKE INSERT (channel, type, data, retry, key, final) ON sse_app.outbox FROM %I', role);
         EXECUTE format('REVOKE ALL ON SCHEMA sse_app FROM %I', role);
     END IF;
 END

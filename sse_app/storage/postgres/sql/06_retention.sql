@@ -13,7 +13,7 @@ CREATE TABLE sse_app.retention (
     expressions text[] NOT NULL
 );
 INSERT INTO sse_app.retention (patterns, sizes, ages, expressions)
-    VALUES ('{**}', '{10000}', '{86400}', ARRAY[sse_app.channel_expression('{**}')]);
+    VALUES ('{**}', '{10000}', '{86400}', sse_app.channel_expressions('{**}'));
 
 -- The ages that channels may have.
 CREATE TABLE sse_app.ages (
@@ -27,15 +27,12 @@ CREATE FUNCTION sse_app.retention_of(channel text, OUT size bigint, OUT age doub
 LANGUAGE plpgsql STABLE AS $$
 DECLARE
     rules sse_app.retention;
+    place integer;
 BEGIN
     SELECT * INTO STRICT rules FROM sse_app.retention AS r WHERE r.one;
-    FOR place IN 1 .. cardinality(rules.expressions) LOOP
-        IF channel ~ rules.expressions[place] THEN
-            size := rules.sizes[place];
-            age := rules.ages[place];
-            RETURN;
-        END IF;
-    END LOOP;
+    place := sse_app.first_covering(channel, rules.patterns, rules.expressions);
+    size := rules.sizes[place];
+    age := rules.ages[place];
 END
 $$;
 
@@ -68,9 +65,7 @@ BEGIN
     PERFORM FROM sse_app.erasing FOR UPDATE;
     PERFORM FROM sse_app.log FOR UPDATE;
     INSERT INTO sse_app.retention AS r (patterns, sizes, ages, expressions)
-        VALUES (patterns, sizes, ages, ARRAY(
-            SELECT sse_app.channel_expression(ARRAY[pattern])
-            FROM unnest(patterns) WITH ORDINALITY AS p (pattern, place) ORDER BY place))
+        VALUES (patterns, sizes, ages, sse_app.channel_expressions(patterns))
         ON CONFLICT (one) DO UPDATE SET patterns = excluded.patterns, sizes = excluded.sizes, ages = excluded.ages,
             expressions = excluded.expressions;
     UPDATE sse_app.channels AS c SET size = wanted.size, age = wanted.age
