@@ -156,7 +156,7 @@ CREATE FUNCTION sse_app.scanned(
 )
 LANGUAGE plpgsql STABLE
 SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_nestloop = off SET enable_mergejoin = off
-SET jit = off AS $$
+SET enable_hashjoin = on SET jit = off AS $$
 #variable_conflict use_column
 BEGIN
     WITH next AS MATERIALIZED (
