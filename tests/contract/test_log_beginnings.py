@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -367,6 +367,52 @@ async def test_beginnings_are_the_same_after_the_log_was_closed(place: Path | st
             assert await answers(other) == before
     async with opened(log_at(place, rules)) as log:
         assert await answers(log) == before
+
+
+@pytest.mark.gen_test
+async def test_a_narrow_pattern_looks_at_its_own_channels_and_a_wide_one_asks_for_no_more_than_its_page(
+    tmp_path: Path,
+) -> None:
+    async with opened(SqliteEventLog(tmp_path / "e.db", Retention(size=2))) as log:
+        assert isinstance(log, SqliteEventLog)
+        for _ in range(3):
+            await log.append([new(f"user.{number}.orders") for number in range(3000)])
+        epoch, head = log.head
+        database = log._reader._database
+        statements: list[str] = []
+        instructions = 0
+
+        def step() -> int:
+            nonlocal instructions
+            instructions += 100
+            return 0
+
+        database.set_trace_callback(statements.append)
+        database.set_progress_handler(step, 100)
+
+        async def cost(asked: Awaitable[object]) -> tuple[int, int]:
+            nonlocal instructions
+            statements.clear()
+            instructions = 0
+            await asked
+            return len(statements), instructions
+
+        for asked in (
+            log.lost(["user.7.*"], EventId(epoch, 10)),
+            log.begin(["user.7.*"], Beginning(last=1)),
+            log.replay(["user.7.**"], 3000, head, 50),
+            log.latest(["user.7.*"], 50),
+        ):
+            sent, executed = await cost(asked)
+            assert sent < 15
+            assert executed < 2 * 3000
+        sent, executed = await cost(log.replay(["user.*.orders"], 3000, head, 50))
+        assert sent < 300
+        assert executed < 100 * 3000
+        sent, _ = await cost(log.latest(["user.*.orders"], 50))
+        assert sent < 100
+        sent, _ = await cost(log.begin(["user.*.orders"], Beginning(last=1)))
+        assert sent < 15
 
 
 NAMES = ["a", "a.x", "a.y", "a.x.z", "b", "b.x", "c"]
