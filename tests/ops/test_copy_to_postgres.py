@@ -23,6 +23,7 @@ import httpx
 import psycopg
 import pytest
 
+from sse_app.core.events import FINAL, TEXT
 from sse_app.storage.postgres.schema import migrate
 from sse_app.storage.postgres.single import connected
 from tests.support.people import bearer, claims_of
@@ -582,6 +583,31 @@ def test_odd_dates_and_texts_come_as_the_database_can_keep_them(
         publish(http, "busy", 6)
     (last,) = rows(database_url, "SELECT max(at) FROM sse_app.events")[0]
     assert dates[-1] <= last <= time.time() + 1
+
+
+def test_texts_and_ends_come_as_they_were_and_nothing_that_is_over_the_size_of_a_channel(
+    start: Callable[..., ServerProcess], database_url: str
+) -> None:
+    server = start(HISTORY__SIZE=2)
+    text = "one\r\n\r\ntwo: \N{SNOWMAN}\n"
+    with server.publisher() as http:
+        publish_many(http, "busy", 30)
+        plain = {"Content-Type": "text/plain"}
+        answer = http.post("/api/v1/sse/busy?event=t", content=text.encode(), headers=plain)
+        assert answer.status_code == 201
+        end = {"event": "end", "data": [1], "final": True}
+        assert http.post("/api/v1/sse/over", json=end).status_code == 201
+    assert server.stop() == 0
+    copied(server, database_url)
+    stored = rows(
+        database_url, "SELECT seq, type, convert_from(data, 'UTF8'), flags FROM sse_app.events ORDER BY seq"
+    )
+    assert [(seq, type) for seq, type, *_ in stored] == [(30, "e"), (31, "t"), (32, "end")]
+    assert [(data, flags) for _, _, data, flags in stored[1:]] == [(text, TEXT), ("[1]", FINAL)]
+    node = node_of(start, server, database_url, 1, HISTORY__SIZE=2)
+    with node.publisher() as http:
+        history = http.get("/api/v1/sse/busy/history").json()["events"]
+    assert [event["data"] for event in history][1:] == [text]
 
 
 def test_a_pooler_in_transaction_mode_may_stand_before_the_database(
