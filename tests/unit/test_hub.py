@@ -9,6 +9,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,8 @@ from sse_app.auth.tokens.claims import Lease
 from sse_app.core.channels import ChannelName
 from sse_app.core.events import EventId, NewEvent
 from sse_app.core.framing import UNFRAMED
-from sse_app.eventlog.base import Retention
+from sse_app.core.selection import interest_of
+from sse_app.eventlog.base import Beginning, Page, Retention
 from sse_app.eventlog.memory import MemoryEventLog
 from sse_app.eventlog.sqlite.log import SqliteEventLog
 from sse_app.settings.model import KeepaliveSettings
@@ -520,4 +522,32 @@ async def test_streams_end_where_events_were_trimmed_before_the_hub_had_read_the
     for one in (client, later):
         one.leave()
     await hub.close()
+    await log.close()
+
+
+class CountedLog(MemoryEventLog):
+    """Counts how often its past is read."""
+
+    reads = 0
+
+    async def replay(self, *asked: Any) -> Page:
+        self.reads += 1
+        await asyncio.sleep(0)
+        return await super().replay(*asked)
+
+
+@pytest.mark.parametrize("channels", [3, hub_module.COMPARED_FLOORS + 1])
+@pytest.mark.gen_test
+async def test_streams_that_begin_together_in_the_past_cause_one_read_of_a_page(channels: int) -> None:
+    names = [ChannelName(f"room.{number}") for number in range(channels)]
+    log = CountedLog()
+    await log.append([NewEvent(name, "e", b"{}") for name in names] * 3)
+    hub = Hub(log, backlog_limit=1 << 20, retry=1000)
+    start = await log.begin(names, Beginning(last=2))
+    assert len(start.floors) == channels
+    interest = interest_of(("room.*",))
+    asked = [hub.past(interest, start.first - 1, log.head.seq, start.floors) for _ in range(20)]
+    answers = await asyncio.gather(*asked)
+    assert log.reads == 1
+    assert {answer[0].count(b"event: e") for answer in answers} == {min(2 * channels, 500)}
     await log.close()
