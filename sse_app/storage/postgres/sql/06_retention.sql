@@ -112,10 +112,11 @@ LANGUAGE sql STABLE ROWS 3 AS $$
     FROM sse_app.ages AS a
 $$;
 
--- Return the last event of a channel that is no longer kept, erased yet or not.
+-- Return the last event of a channel that is no longer kept, erased yet or not. (As a set of one row, which becomes a part
+-- of the query that asks; to call a function for each of many channels takes most of the time.)
 --   erased, expired: as sse_app.expired says for its age.
-CREATE FUNCTION sse_app.trimmed_of(c sse_app.channels, erased bigint, expired bigint) RETURNS bigint
-LANGUAGE sql STABLE AS $$
+CREATE FUNCTION sse_app.trimmed_of(c sse_app.channels, erased bigint, expired bigint) RETURNS SETOF bigint
+LANGUAGE sql STABLE ROWS 1 AS $$
     SELECT greatest(
         c.trimmed,
         CASE WHEN c.published - c.size > c.removed THEN
@@ -139,7 +140,8 @@ BEGIN
     IF head > after THEN
         trimmed := log.forgotten > after OR EXISTS (
             SELECT FROM sse_app.channels AS c JOIN sse_app.expired(log) AS x ON x.age = c.age
-            WHERE c.last_seq > after AND sse_app.trimmed_of(c, x.erased, x.until) > after);
+            CROSS JOIN LATERAL sse_app.trimmed_of(c, x.erased, x.until) AS gone (seq)
+            WHERE c.last_seq > after AND gone.seq > after);
     END IF;
 END
 $$;
@@ -154,7 +156,8 @@ DECLARE
     log sse_app.log;
     now double precision;
     aged sse_app.ages;
-    passed bigint;                      -- the last event that was looked at for an age and is so old
+    until bigint;                       -- the last event that is so old
+    passed bigint;                      -- the last one that was looked at for an age
     ages double precision[] := '{}';
     erased_now bigint[] := '{}';
     looked_now bigint;
@@ -174,10 +177,10 @@ BEGIN
     SELECT * INTO STRICT log FROM sse_app.log;
     now := sse_app.now_of(log.at, log.wall);
     FOR aged IN SELECT * FROM sse_app.ages LOOP
-        WITH oldest AS MATERIALIZED (
-            SELECT seq, channel, at FROM sse_app.events WHERE seq > aged.erased ORDER BY seq LIMIT most
-        ), due AS MATERIALIZED (
-            SELECT seq, channel FROM oldest WHERE at < now - aged.age
+        until := sse_app.dated_before(log, aged.erased, now - aged.age);
+        CONTINUE WHEN until = aged.erased;
+        WITH due AS MATERIALIZED (
+            SELECT seq, channel FROM sse_app.events WHERE seq > aged.erased AND seq <= until ORDER BY seq LIMIT most
         ), gone AS (
             DELETE FROM sse_app.events WHERE seq = ANY (ARRAY(
                 SELECT due.seq FROM due CROSS JOIN LATERAL (
@@ -189,18 +192,16 @@ BEGIN
         )
         SELECT (SELECT max(seq) FROM due), array_agg(channel), array_agg(seq), array_agg(n)
             INTO passed, more_ids, more_seqs, more_numbers FROM by_channel;
-        IF passed IS NOT NULL THEN
-            ages := ages || aged.age;
-            erased_now := erased_now || passed;
-            ids := ids || more_ids;
-            seqs := seqs || more_seqs;
-            numbers := numbers || more_numbers;
-        END IF;
+        ages := ages || aged.age;
+        erased_now := erased_now || passed;
+        ids := ids || more_ids;
+        seqs := seqs || more_seqs;
+        numbers := numbers || more_numbers;
     END LOOP;
     looked_now := greatest(log.looked, log.erased);
+    until := sse_app.dated_before(log, looked_now, now - lag);
     SELECT coalesce(max(seq), looked_now) INTO looked_now FROM (
-        SELECT seq, at FROM sse_app.events WHERE seq > looked_now ORDER BY seq LIMIT most) AS next
-        WHERE at <= now - lag;
+        SELECT seq FROM sse_app.events WHERE seq > looked_now AND seq <= until ORDER BY seq LIMIT most) AS next;
     IF looked_now > log.looked THEN
         WITH touched AS (
             SELECT DISTINCT channel FROM sse_app.events WHERE seq > log.looked AND seq <= looked_now

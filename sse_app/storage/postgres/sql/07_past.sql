@@ -63,9 +63,9 @@ BEGIN
         )
     )
     SELECT f.name, (f.channel).id, (f.channel).published, (f.channel).removed, coalesce((f.channel).last_seq, 0),
-        CASE WHEN (f.channel).id IS NULL THEN log.forgotten
-            ELSE sse_app.trimmed_of(f.channel, x.erased, x.until) END, f.floor
-    FROM found AS f LEFT JOIN expired AS x ON x.age = (f.channel).age;
+        CASE WHEN (f.channel).id IS NULL THEN log.forgotten ELSE gone.seq END, f.floor
+    FROM found AS f LEFT JOIN expired AS x ON x.age = (f.channel).age
+    CROSS JOIN LATERAL sse_app.trimmed_of(f.channel, x.erased, x.until) AS gone (seq);
 END
 $$;
 
