@@ -357,7 +357,7 @@ class Admission:
             if reason == "history_trimmed" and "*" not in name and conflation.member(name)
         ]
         if trimmed:
-            await conflation.read(Selection(trimmed), hub.head.seq)
+            await conflation.read(Selection(trimmed), lambda: hub.head.seq)
             for name in trimmed:
                 if conflation.continues(name, after.seq):
                     del lost[name]

@@ -7,7 +7,8 @@ what is fanned out from then on.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 from sse_app.core.channel_rules import ChannelRules
 from sse_app.core.channels import ChannelName, ChannelPattern
@@ -68,7 +69,9 @@ class Conflation:
         self._eventlog = eventlog
         self._tables: dict[ChannelName, _Table] = {}
         self._patterns: set[str] = set()
-        """The patterns whose channels all have a table."""
+        """The patterns of which each new channel gets a table."""
+        self._known: set[str] = set()
+        """Those of them whose channels all have a table."""
         self._reads: SharedReads[str, None] = SharedReads()
         self.use(rules)
 
@@ -83,6 +86,7 @@ class Conflation:
         """Forget all tables: the log is another one."""
         self._tables = {}
         self._patterns = set()
+        self._known = set()
 
     def member(self, channel: str) -> str:
         """Return the member of the data whose values are the keys of a channel; empty where it is not conflated."""
@@ -130,20 +134,37 @@ class Conflation:
                     table = self._tables[event.channel] = _Table()
                 table.put(_key(event, member), event)
 
-    async def read(self, selection: Selection, head: int) -> None:
-        """Have the tables of the conflated channels of a selection up to the head that has been fanned out.
+    async def read(self, selection: Selection, head: Callable[[], int]) -> None:
+        """Have the tables of the conflated channels of a selection.
+
+        Args:
+            selection: names and patterns.
+            head: returns up to which event all has been fanned out; it may grow while a table is read.
 
         Raises:
             EventLogUnavailable: the log cannot be read.
         """
         for pattern in selection.patterns:
-            if pattern.text not in self._patterns and self._may_conflate(pattern.text):
-                self._patterns.add(pattern.text)  # from now on new channels get a table
-                for name in await self.channels([pattern.text]):
-                    self._tables.setdefault(name, _Table())
+            if pattern.text not in self._known and self._may_conflate(pattern.text):
+                await self._reads.get(pattern.text, lambda text=pattern.text: self._learn(text))  # type: ignore[misc]
         for channel in self.channels_of(selection):
             if (table := self._tables.get(channel)) is None or not table.is_read:
                 await self._reads.get(channel, lambda channel=channel: self._read(channel, head))  # type: ignore[misc]
+
+    async def _learn(self, pattern: str) -> None:
+        self._patterns.add(pattern)  # from now on new channels get a table
+        known = self._known
+        for name in await self.channels([pattern]):
+            self._tables.setdefault(name, _Table())
+        known.add(pattern)
+
+    def is_ready(self, selection: Selection) -> bool:
+        """Return whether the tables of a selection are still as `read` has left them: all that is to be there is."""
+        patterns = [pattern.text for pattern in selection.patterns if pattern.text not in self._known]
+        if any(map(self._may_conflate, patterns)):
+            return False
+        tables = map(self._tables.get, self.channels_of(selection))
+        return all(table is not None and table.is_read for table in tables)
 
     def channels_of(self, selection: Selection) -> list[ChannelName]:
         """Return the conflated channels of a selection: those named, and of its patterns those with a table."""
@@ -152,8 +173,11 @@ class Conflation:
             return named
         return [*named, *(name for name in self._tables if name not in named and selection.covering(name))]
 
-    async def _read(self, channel: ChannelName, head: int) -> None:
-        table = self._tables[channel] = _Table()  # what is fanned out from now on follows the head
+    async def _read(self, channel: ChannelName, head_now: Callable[[], int]) -> None:
+        # What is fanned out from now on follows the head, and is to be there when the rest has been read.
+        table, head = _Table(), head_now()
+        table.most = sys.maxsize
+        self._tables[channel] = table
         member = self.member(channel)
         start = await self._eventlog.begin([channel], Beginning())
         complete_after = after = start.floors.get(channel, 0)

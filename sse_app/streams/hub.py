@@ -416,7 +416,7 @@ class Hub:
     ) -> tuple[bytes, int]:
         """Return a page of the past of which conflated channels are a part; see `past`."""
         conflation, cache = self.conflation, self._replay_cache
-        await conflation.read(interest.selection, self.head.seq)
+        await conflation.read(interest.selection, lambda: self.head.seq)
         events: list[Event] = []
         reached = until
         if (others := conflation.others(interest)) is not None:
@@ -429,6 +429,8 @@ class Hub:
             reached = page.reached if page.more else until
         if cache is not self._replay_cache:
             raise EventLogUnavailable("the log was replaced while it was being replayed")
+        if not conflation.is_ready(interest.selection):
+            return b"", after  # other rules, or a channel or many keys have come meanwhile
         events += conflation.newest(interest, after, reached, floors)
         events.sort()
         found: list[bytes] = []

@@ -1,0 +1,140 @@
+"""The tables of conflated channels, while others publish in the middle of their being read."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+
+import pytest
+
+from sse_app.core.channel_rules import ChannelRule, ChannelRules
+from sse_app.core.channels import ChannelName, ChannelPattern
+from sse_app.core.events import Event, NewEvent
+from sse_app.core.selection import interest_of
+from sse_app.eventlog.base import Beginning, Floors, Retention
+from sse_app.eventlog.memory import MemoryEventLog
+from sse_app.streams import conflation as conflation_module
+from sse_app.streams.conflation import Conflation
+
+A, B = ChannelName("t.a"), ChannelName("t.b")
+
+
+class Desk(MemoryEventLog):
+    """A log with a table of its events, in the middle of whose answers something is published, once.
+
+    Attributes:
+        meanwhile: what is published, by the channel or the pattern whose answer is waited for.
+        head_seq: up to which event the table has been given all.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(Retention(10_000, 1000))
+        self.conflation = Conflation(self, ChannelRules([ChannelRule(ChannelPattern("t.*"), conflate="k")]))
+        self.meanwhile: dict[str, list[tuple[ChannelName, str, int]]] = {}
+        self.head_seq = 0
+
+    async def publish(self, channel: ChannelName, key: str, n: int) -> None:
+        """Append an event, and fan it out."""
+        data = json.dumps({"k": key, "n": n}).encode()
+        (id,) = await self.append([NewEvent(channel, "e", data)])
+        self.conflation.add([Event(id.seq, channel, "e", data)])
+        self.head_seq = id.seq
+
+    async def begin(self, channels: Collection[str], beginning: Beginning) -> Floors:
+        begun = await super().begin(channels, beginning)
+        await self._go_on(channels)
+        return begun
+
+    async def names(self, pattern: str) -> list[ChannelName]:
+        found = await super().names(pattern)
+        await self._go_on([pattern])
+        return found
+
+    async def _go_on(self, asked: Collection[str]) -> None:
+        for text in asked:
+            for one in self.meanwhile.pop(text, []):
+                await self.publish(*one)
+            await asyncio.sleep(0)
+
+    async def table(self, *channels: str) -> list[tuple[str, str, int]]:
+        """Return channel, key and number of the newest events."""
+        interest = interest_of(channels, None)
+        await self.conflation.read(interest.selection, lambda: self.head_seq)
+        assert self.conflation.is_ready(interest.selection)
+        events = self.conflation.newest(interest, 0, self.head_seq, {})
+        found = [(event.channel, json.loads(event.data)) for event in sorted(events)]
+        return [(channel, data["k"], data["n"]) for channel, data in found]
+
+
+@asynccontextmanager
+async def desk() -> AsyncIterator[Desk]:
+    log = Desk()
+    await log.open()
+    yield log
+    await log.close()
+
+
+def run(check: object) -> None:
+    asyncio.run(check())  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("asked", [(A, B), ("t.*",)])
+def test_what_is_published_while_the_table_before_is_read_is_in_the_next_one(asked: tuple[str, ...]) -> None:
+    async def check() -> None:
+        async with desk() as log:
+            for channel in (A, B):
+                await log.publish(channel, "x", 1)
+            both = [(A, "y", 2), (B, "y", 2)]
+            log.meanwhile = {A: both, B: [(A, "z", 3), (B, "z", 3)]}
+            found = await log.table(*asked)
+            assert not log.meanwhile
+            assert sorted(found) == [
+                (channel, key, n) for channel in (A, B) for key, n in (("x", 1), ("y", 2), ("z", 3))
+            ]
+
+    run(check)
+
+
+def test_of_streams_that_ask_for_a_pattern_at_once_each_has_all_its_channels() -> None:
+    async def check() -> None:
+        async with desk() as log:
+            await log.publish(A, "x", 1)
+            await log.publish(B, "x", 2)
+            answers = await asyncio.gather(*(log.table("t.*") for _ in range(3)))
+            assert answers == [[(A, "x", 1), (B, "x", 2)]] * 3
+
+    run(check)
+
+
+def test_more_keys_than_a_table_may_grow_by_do_not_push_each_other_out_while_it_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(conflation_module, "GROWTH", 10)
+
+    async def check() -> None:
+        async with desk() as log:
+            log.meanwhile = {A: [(A, f"k{n}", n) for n in range(25)]}
+            assert len(await log.table(A)) == 25
+
+    run(check)
+
+
+@pytest.mark.parametrize("how", ["other rules", "many keys"])
+def test_a_table_that_is_given_up_is_not_taken_for_an_empty_one(how: str) -> None:
+    async def check() -> None:
+        async with desk() as log:
+            await log.publish(A, "x", 1)
+            assert await log.table(A) == [(A, "x", 1)]
+            selection = interest_of((A, "t.*"), None).selection
+            await log.conflation.read(selection, lambda: log.head_seq)
+            if how == "other rules":
+                log.conflation.use(ChannelRules([ChannelRule(ChannelPattern("t.*"), conflate="k")]))
+            else:
+                for n in range(2 * conflation_module.GROWTH):
+                    await log.publish(A, f"k{n}", n)
+            assert not log.conflation.is_ready(selection)
+            assert (A, "x", 1) in await log.table(A)
+
+    run(check)
