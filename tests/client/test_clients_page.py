@@ -114,6 +114,22 @@ def test_the_lines_for_a_terminal_run_as_they_stand_and_outlive_their_tokens(
         assert numbers == list(range(1, count + 1))
 
 
+def test_the_lines_for_a_text_run_as_they_stand(start_server: Start) -> None:
+    server = start_server()
+    shell = ["/bin/bash", "-ec", example("Fragments, tokens, lines: any text", server)]
+    shell[2] = shell[2].replace("python ", f"{sys.executable} ")
+    subprocess.run(shell, cwd=ROOT, env=server.environment, check=True, stdout=subprocess.DEVNULL)
+    with server.publisher() as http:
+        events = http.get("/api/v1/sse/alerts/history").json()["events"]
+    assert [(event["event"], event["data"]) for event in events] == [
+        ("token", "Hello,"),
+        ("token", " world"),
+        ("token", "."),
+    ]
+    url = server.stream_url("alerts", server.stream_token("alerts"))
+    assert httpx.get(url).status_code == 204
+
+
 def test_the_commands_run_as_they_stand(start_server: Start) -> None:
     server = add_ann(start_server())
     listen, publish = example("The command line", server).splitlines()
