@@ -50,19 +50,23 @@ class Turns:
         del self._timers[stream]
         if not stream.parked:  # it rests again when it has been written
             return
-        assert stream.replay is not None
-        if stream.replay.after < self._hub.head.seq or self._hub.is_finished(stream):
+        if self._has_something(stream):
             stream.resume()
             return
         self._idle.add(stream)
         if self._watching is None:
             self._watching = asyncio.create_task(self._watch())
 
+    def _has_something(self, stream: Stream) -> bool:
+        assert stream.replay is not None
+        return stream.replay.after < self._hub.head.seq or self._hub.is_finished(stream)
+
     async def _watch(self) -> None:
         """Resume the idle streams as soon as something has come."""
         try:
             while self._idle:
-                await self._hub.grown()
+                if not any(map(self._has_something, self._idle)):  # as there may be since this task was made
+                    await self._hub.grown()
                 idle, self._idle = self._idle, set()
                 for stream in idle:
                     if stream.parked:

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import random
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -27,7 +28,7 @@ from sse_app.streams.connection import StreamConnection
 from sse_app.streams.hub import Hub
 from sse_app.streams.keepalive import Keepalive
 from sse_app.streams.pump import Pump
-from sse_app.streams.stream import Stream, Subscriber
+from sse_app.streams.stream import Replay, Stream, Subscriber
 from tests.support.sse_reader import EventStreamReader, ReceivedEvent
 from tests.support.waiting import until_async
 
@@ -551,3 +552,38 @@ async def test_streams_that_begin_together_in_the_past_cause_one_read_of_a_page(
     assert log.reads == 1
     assert {answer[0].count(b"event: e") for answer in answers} == {min(2 * channels, 500)}
     await log.close()
+
+
+@pytest.mark.gen_test(timeout=30)
+async def test_a_stream_with_a_rate_misses_nothing_that_comes_just_when_its_turn_has_come() -> None:
+    async with opened() as (hub, publish):
+        ours, theirs = socket.socketpair()
+        for end in (ours, theirs):
+            end.setblocking(False)
+        subscriber = Subscriber("c", Lease("s", "i", "t", 0, 2e9), "x")
+        stream = hub.register(subscriber, (A,), rate=100, framing=UNFRAMED)
+        stream.replay = Replay(hub.head.seq)
+        connection = StreamConnection(ours, UNFRAMED)
+        connection.watch(hub.disconnects)
+        stream.attach(connection)
+        pump = Pump(hub, Keepalive(hub, KeepaliveSettings()))
+        await pump.run(stream, connection)
+        assert stream.parked
+        time.sleep(0.02)  # noqa: ASYNC251 - its turn comes in the next step of the event loop
+        await publish(A)
+        for steps in range(8):  # at one of these the event is given out right after the turn
+            await until_async(lambda: stream.replay == Replay(hub.head.seq), "it has all")
+            await until_async(lambda: not pump._turns._timers, "its turn has come, and nothing is there")
+            await asyncio.sleep(0.02)
+            await publish(A)
+            await until_async(lambda: not pump._turns._idle, "it reads on")
+            time.sleep(0.02)  # noqa: ASYNC251
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            event = await hub.eventlog.append([NewEvent(A, "e", b"x")])
+            await until_async(
+                lambda event=event: stream.replay == Replay(event[0].seq), "it has been given the event"
+            )
+        received = EventStreamReader().feed(theirs.recv(1 << 20))
+        assert len(received) == hub.head.seq
+        theirs.close()
