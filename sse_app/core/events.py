@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import NamedTuple
 
-import msgspec
 import orjson
 
 from sse_app.core.channels import ChannelName
@@ -27,9 +26,6 @@ RESERVED_TYPES = frozenset({"connected", "ping", "reset", "closing", "open", "er
 _TYPE = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 _EPOCH = r"[A-Za-z0-9]{1,32}"
 _ID = re.compile(rf"({_EPOCH})-(0|[1-9][0-9]{{0,18}})")
-
-
-_decode_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 class EventId(NamedTuple):
@@ -140,14 +136,6 @@ def new_event(
         if "timestamp" not in data:
             data["timestamp"] = now
     return NewEvent(channel, type, _encode(data, field), retry, flags)
-
-
-def member_of(event: NewEvent | Event, name: str) -> bytes | None:
-    """Return a member of an event's data as JSON; None where the data is no object, or does not have it."""
-    if event.flags & TEXT or not event.data.startswith(b"{"):
-        return None
-    value = _decode_members(event.data).get(name)
-    return None if value is None else bytes(value)
 
 
 def check_type(type: object, field: str) -> str:

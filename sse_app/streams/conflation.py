@@ -12,7 +12,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 
 from sse_app.core.channel_rules import ChannelRules
 from sse_app.core.channels import ChannelName, ChannelPattern
-from sse_app.core.events import Event, member_of
+from sse_app.core.event_members import member_of
+from sse_app.core.events import Event
 from sse_app.core.selection import Interest, Selection, interest_of
 from sse_app.core.shared_reads import SharedReads
 from sse_app.eventlog.base import Beginning, EventLog

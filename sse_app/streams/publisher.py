@@ -10,7 +10,8 @@ from typing import Any
 from sse_app.core.channel_rules import ChannelRules
 from sse_app.core.channels import ChannelPattern, channel_in, is_internal, parse_channel
 from sse_app.core.errors import InvalidInput, UnknownChannel
-from sse_app.core.events import EventId, NewEvent, member_of, new_event, timestamp
+from sse_app.core.event_members import member_of
+from sse_app.core.events import EventId, NewEvent, new_event, timestamp
 from sse_app.eventlog.base import EventLog, IdempotencyKey
 from sse_app.settings.model import Limits
 from sse_app.streams.passing_on import PassingOn
