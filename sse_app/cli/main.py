@@ -130,11 +130,40 @@ def _parser() -> argparse.ArgumentParser:
     publish = add("publish", "remote:publish", "publish one event to a running server, and print its id")
     publish.add_argument("channel", metavar="CHANNEL")
     publish.add_argument("type", metavar="TYPE")
-    publish.add_argument("data", metavar="JSON", help="a JSON object; - reads it from standard input")
+    publish.add_argument("data", metavar="DATA", help="JSON; - reads it from standard input")
+    publish.add_argument(
+        "--text", action="store_true", help="DATA is a text of any lines, to be published as it is"
+    )
+    publish.add_argument(
+        "--final", action="store_true", help="the channel's last event: streams on it alone end with it"
+    )
     listen = add("listen", "remote:listen", "print the events of a running server, a JSON line each")
-    listen.add_argument("channels", metavar="CHANNELS", help="channel names with commas")
-    listen.add_argument("--after", metavar="ID", help="first replay what came after this event id")
-    for remote in (publish, listen):
+    listen.add_argument("channels", metavar="CHANNELS", help="channel names and patterns with commas")
+    beginning = listen.add_mutually_exclusive_group()
+    beginning.add_argument("--after", metavar="ID", help="first replay what came after this event id")
+    beginning.add_argument(
+        "--from",
+        choices=["earliest", "latest"],
+        dest="begin",
+        help="begin with all that is kept (default: latest)",
+    )
+    beginning.add_argument(
+        "--last", type=int, metavar="N", help="begin with the last N events of each channel"
+    )
+    beginning.add_argument(
+        "--since",
+        metavar="TIME",
+        help="begin with the events of a time or later; -60: of the last 60 seconds",
+    )
+    listen.add_argument("--types", metavar="A,B", help="only events of these types")
+    listen.add_argument(
+        "--rate", type=float, metavar="N", help="of conflated channels at most N events of each key a second"
+    )
+    presence = add(
+        "presence", "remote:presence", "print who is on a channel of a running server, a JSON line each"
+    )
+    presence.add_argument("channel", metavar="CHANNEL")
+    for remote in (publish, listen, presence):
         remote.add_argument(
             "--url", help="the server (default: SSE_APP_URL, else host and port of the settings)"
         )

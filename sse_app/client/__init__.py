@@ -25,6 +25,7 @@ from sse_app.client.errors import (
     Unavailable,
 )
 from sse_app.client.items import Connected, Event, Reset, Waiting
+from sse_app.client.presence import Presence, User, presence
 from sse_app.client.publisher import Publisher
 from sse_app.client.session import Session
 from sse_app.client.stream import Stream
@@ -37,6 +38,7 @@ __all__ = [
     "Event",
     "Forbidden",
     "NotFound",
+    "Presence",
     "ProtocolError",
     "Publisher",
     "Refused",
@@ -46,5 +48,7 @@ __all__ = [
     "StreamEnded",
     "Unauthorized",
     "Unavailable",
+    "User",
     "Waiting",
+    "presence",
 ]

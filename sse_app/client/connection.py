@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,8 +12,8 @@ import httpx
 from httpx_sse import EventSource, ServerSentEvent
 
 from sse_app.client.errors import Forbidden, ProtocolError, StreamEnded, Unauthorized
-from sse_app.client.http import CONNECT_TIMEOUT, failure, json_object
-from sse_app.client.items import Connected, Event, Reset
+from sse_app.client.http import CONNECT_TIMEOUT, failure, json_object, json_or_text
+from sse_app.client.items import Connected, Event, Moved, Reset
 from sse_app.client.tokens import StreamTokens
 from sse_app.client.watch import Dropped, Pace, Silence, WatchedStream
 from sse_app.core.events import MAX_RETRY, EventId
@@ -28,33 +28,40 @@ class Position:
 
     Attributes:
         id: the last event id, to resume after; None before the first connection.
-        seen: of each channel the last event seen, to know doubles by.
+        names: the channels that the stream names.
+        seen: of each of these the last event seen, to know doubles by; under "" that of all others, which come by
+            patterns, or do not say of which channel they are.
     """
 
     id: str | None = None
+    names: frozenset[str] = frozenset()
     seen: dict[str, EventId] = field(default_factory=dict)
 
-    def start(self, id: str, channels: tuple[str, ...]) -> None:
-        """Note the position that the stream begins at: the one asked for, or the head for a new stream."""
+    def start(self, id: str) -> None:
+        """Note the position that the stream begins at: the one asked for, or the one before its first event."""
         self.id = id
         place = EventId.parse(id)
         if place is not None:
-            for channel in channels:
+            for channel in (*self.names, ""):
                 self.seen.setdefault(channel, place)
 
     def reset(self, channel: str) -> None:
         """Forget a channel's position: it continues from another one, further back where a log was restored."""
         self.seen.pop(channel, None)
+        self.seen.pop("", None)
 
     def is_new(self, channel: str, place: EventId) -> bool:
         """Return whether an event has not been seen."""
-        seen = self.seen.get(channel)
+        seen = self.seen.get(self._key(channel))
         return seen is None or seen.epoch != place.epoch or place.seq > seen.seq
 
     def advance(self, id: str, channel: str, place: EventId) -> None:
         """Note that an event has come."""
         self.id = id
-        self.seen[channel] = place
+        self.seen[self._key(channel)] = place
+
+    def _key(self, channel: str) -> str:
+        return channel if channel in self.names else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +87,12 @@ class Connection:
         position: how far the stream has come; it is kept up to date.
         pace: of the pings; it is kept up to date.
         renewable: whether the token can be replaced.
+        channel: the only one that the stream carries, "" where there may be others.
     """
 
-    def __init__(self, response: httpx.Response, position: Position, pace: Pace, renewable: bool) -> None:
+    def __init__(
+        self, response: httpx.Response, position: Position, pace: Pace, renewable: bool, channel: str
+    ) -> None:
         assert isinstance(response.stream, httpx.AsyncByteStream)
         self.body = WatchedStream(response.stream, pace)
         response.stream = self.body
@@ -91,8 +101,12 @@ class Connection:
         self._position = position
         self._pace = pace
         self._renewable = renewable
+        self._channel = channel
+        self._last_id = ""  # as the stream has it: an event without an id repeats that of the one before
         self._stood_since: float | None = None
         self.retry: float | None = None
+        self.is_over = False
+        """Whether all that the stream carries has come to its end."""
         self.end = End("the server closed the connection")
         self._announced_end: End | None = None
 
@@ -100,7 +114,7 @@ class Connection:
         """Return for how many seconds the stream has stood, on the clock of the event loop."""
         return 0.0 if self._stood_since is None else now - self._stood_since
 
-    async def items(self) -> AsyncGenerator[Connected | Event | Reset, None]:
+    async def items(self) -> AsyncGenerator[Connected | Event | Moved | Reset, None]:
         """Yield what comes, until the connection ends; `end` says how.
 
         Raises:
@@ -114,7 +128,9 @@ class Connection:
             async for sent in events:
                 if sent.retry is not None:
                     self.retry = max(0, min(sent.retry, MAX_RETRY)) / 1000
-                if sent.data and (item := self._take(sent)) is not None:
+                # What has neither is a retry on its own: of no type, with no data, under the id of before.
+                is_event = sent.data or sent.event != "message" or sent.id != self._last_id
+                if is_event and (item := self._take(sent)) is not None:
                     yield item
         except Silence:
             self._pace.doubt()
@@ -131,28 +147,44 @@ class Connection:
                 async for _ in events:
                     pass
 
-    def _take(self, sent: ServerSentEvent) -> Connected | Event | Reset | None:
-        data = json_object(sent.data)
+    def _take(self, sent: ServerSentEvent) -> Connected | Event | Moved | Reset | None:
+        has_id = sent.id != self._last_id
+        self._last_id = sent.id
         match sent.event:
             case "connected":
-                return self._connected(sent.id, data)
+                return self._connected(sent.id, json_object(sent.data))
             case "ping":
-                self._pace.ping(data.get("timestamp"))
-                return None
+                self._pace.ping(json_object(sent.data).get("timestamp"))
+                return self._moved(sent.id) if has_id else None
             case "closing":
-                self._closing(data)
+                self._closing(json_object(sent.data))
                 return None
             case "reset":
+                data = json_object(sent.data)
                 channel = str(data.get("channel"))
                 self._position.reset(channel)
                 return Reset(channel, str(data.get("reason")))
-        place, channel = EventId.parse(sent.id), str(data.get("channel"))
+        return self._event(sent, has_id)
+
+    def _event(self, sent: ServerSentEvent, has_id: bool) -> Event | None:
+        data = json_or_text(sent.data)
+        channel = self._channel
+        if not channel and isinstance(data, dict):
+            channel = str(data.get("channel", ""))
+        if not has_id:
+            return Event("", channel, sent.event, data, sent.data)
+        place = EventId.parse(sent.id)
         if place is None:
-            raise ProtocolError("an event without an id of this server's form came")
+            raise ProtocolError("an event with an id that is not of this server's form came")
         if not self._position.is_new(channel, place):
             return None
         self._position.advance(sent.id, channel, place)
-        return Event(sent.id, channel, sent.event, data)
+        return Event(sent.id, channel, sent.event, data, sent.data)
+
+    def _moved(self, id: str) -> Moved:
+        """Note that the stream has left out everything up to an id."""
+        self._position.id = id
+        return Moved(id)
 
     def _connected(self, id: str, data: dict[str, Any]) -> Connected:
         try:
@@ -160,11 +192,12 @@ class Connection:
                 str(data["client_id"]),
                 tuple(data["channels"]),
                 bool(data["recovered"]),
-                float(data["expires_in"]),
+                None if data["expires_in"] is None else float(data["expires_in"]),
+                tuple(data.get("conflated", ())),
             )
         except (KeyError, TypeError, ValueError):
             raise ProtocolError("the first event is not as this server sends it") from None
-        self._position.start(id, connected.channels)
+        self._position.start(id)
         self._stood_since = asyncio.get_running_loop().time()
         return connected
 
@@ -178,6 +211,8 @@ class Connection:
         reason, retry = str(data.get("reason")), data.get("retry")
         if isinstance(retry, int | float):
             self._announced_end = End(reason, wait=max(0.0, retry / 1000))
+        elif reason == "ended":
+            self.is_over = True
         elif reason == "kicked":
             raise StreamEnded(reason)
         elif not self._renewable:
@@ -196,8 +231,21 @@ async def connect(
     position: Position,
     pace: Pace,
     open_timeout: float,
+    query: Mapping[str, str],
+    channel: str,
 ) -> AsyncIterator[Connection | None]:
     """Open a stream with a fresh token, and close it at the end; None where the server says that there is none.
+
+    Args:
+        http: the HTTP client.
+        address: the stream's.
+        client_id: its label.
+        tokens: where its tokens come from.
+        position: how far it has come.
+        pace: of its pings.
+        open_timeout: seconds that a token and the answer may take.
+        query: where it begins and what it carries.
+        channel: as of `Connection`.
 
     Raises:
         StreamEnded: an administrator has kicked the session, which gets no stream and no token for one.
@@ -208,11 +256,12 @@ async def connect(
         async with asyncio.timeout(open_timeout):
             token = await tokens.get()
             try:
-                response = await _request(http, address, client_id, token, position)
+                response = await _request(http, address, {"client_id": client_id, **query}, token, position)
             except Unauthorized:
                 if not tokens.fresh:
                     raise
-                response = await _request(http, address, client_id, await tokens.get(), position)
+                token = await tokens.get()
+                response = await _request(http, address, {"client_id": client_id, **query}, token, position)
     except Forbidden as error:
         if error.code == "kicked":
             raise StreamEnded(error.code) from error
@@ -223,22 +272,26 @@ async def connect(
             return
         if not response.headers.get("Content-Type", "").startswith("text/event-stream"):
             raise ProtocolError("the answer is no event stream: it is another server's")
-        yield Connection(response, position, pace, tokens.fresh)
+        yield Connection(response, position, pace, tokens.fresh, channel)
     finally:
         await response.aclose()
 
 
 async def _request(
-    http: httpx.AsyncClient, address: str, client_id: str, token: str, position: Position
+    http: httpx.AsyncClient, address: str, query: Mapping[str, str], token: str | None, position: Position
 ) -> httpx.Response:
     """Return the answer, its body still to come; any that is no success is raised."""
     headers = {"Accept": "text/event-stream", "Accept-Encoding": "identity", "Cache-Control": "no-store"}
     if position.id is not None:
         headers["Last-Event-ID"] = position.id
+    if token is not None:
+        headers["Authorization"] = (
+            f"Bearer {token}"  # no log of a server or proxy has it, as the URL's query may
+        )
     request = http.build_request(
         "GET",
         address,
-        params={"token": token, "client_id": client_id},
+        params=query,
         headers=headers,
         timeout=httpx.Timeout(CONNECT_TIMEOUT, read=None, pool=None),
     )

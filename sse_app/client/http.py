@@ -176,6 +176,14 @@ def json_object(text: str | bytes) -> dict[str, Any]:
     return value
 
 
+def json_or_text(text: str) -> Any:
+    """Return the JSON value that a text is, or the text where it is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
 def _is_this_machine(host: str) -> bool:
     try:
         return ip_address(host).is_loopback

@@ -73,18 +73,22 @@ class Publisher(HTTPUser):
         self,
         channel: str,
         event: str,
-        data: Mapping[str, Any],
+        data: Any,
         *,
         retry: int | None = None,
+        final: bool = False,
         key: str | None = None,
     ) -> str:
         """Publish one event and return its id. By then it is in the server's log, on disk.
 
+        Where the channel's events are not stored it has none, and "" is returned once the server has taken it.
+
         Args:
             channel: where to.
             event: the event type.
-            data: a JSON object.
+            data: any JSON value; a text is sent as it is.
             retry: a new reconnection time for clients, in milliseconds.
+            final: whether it is the channel's last event, with which streams on this channel alone end.
             key: the idempotency key, 1 to 255 visible ASCII characters, to be given where a call is repeated,
                 as after a crash of this process; None makes one.
 
@@ -97,7 +101,11 @@ class Publisher(HTTPUser):
         body: dict[str, Any] = {"event": event, "data": data}
         if retry is not None:
             body["retry"] = retry
+        if final:
+            body["final"] = True
         answer = await self._send(f"{PUBLISH}/{quote(channel, safe='')}", body, key)
+        if "id" not in answer and answer.get("channel") == channel:
+            return ""
         return _id(answer.get("id"))
 
     async def publish_batch(
@@ -106,7 +114,8 @@ class Publisher(HTTPUser):
         """Publish events of any channels, all or none of them, in this order; return their ids.
 
         Args:
-            events: each ``{"channel", "event", "data"[, "retry"]}``; the server sets how many (1,000).
+            events: each ``{"channel", "event", "data"[, "retry"][, "final"]}``; the server sets how many
+                (1,000). The id of one that is not stored is "".
             key: as in `publish`.
 
         Raises:
@@ -116,7 +125,7 @@ class Publisher(HTTPUser):
         ids = answer.get("ids")
         if not isinstance(ids, list) or len(ids) != len(events):
             raise ProtocolError("the answer does not name the events: it is another server's")
-        return [_id(id) for id in ids]
+        return ["" if id is None else _id(id) for id in ids]
 
     async def _send(self, path: str, body: Mapping[str, Any], key: str | None) -> dict[str, Any]:
         # Encoded once: a key stands for these bytes, and the server refuses it with any others.
@@ -156,7 +165,7 @@ class Publisher(HTTPUser):
                 answer = await self._post(url, content, headers, await self._tokens.get(refused=token))
         except (httpx.RequestError, OSError) as error:
             raise lost(error) from error
-        if answer.status_code != 201:
+        if answer.status_code not in (201, 202):
             raise failure(answer)
         return json_object(answer.content)
 

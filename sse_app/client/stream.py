@@ -6,6 +6,7 @@ import asyncio
 import secrets
 from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from datetime import UTC, datetime, timedelta
 from typing import Self
 from urllib.parse import quote
 
@@ -15,9 +16,9 @@ from sse_app.client.backoff import Backoff
 from sse_app.client.connection import RETURN_AT_ONCE, Connection, End, Position, connect
 from sse_app.client.errors import Unavailable
 from sse_app.client.http import HTTPUser, lost
-from sse_app.client.items import Connected, Event, Reset, Waiting
+from sse_app.client.items import Connected, Event, Moved, Reset, Waiting
 from sse_app.client.renewal import renew
-from sse_app.client.tokens import StreamTokens, Token
+from sse_app.client.tokens import StreamToken, StreamTokens
 from sse_app.client.watch import Pace
 from sse_app.core.channels import parse_channels
 
@@ -32,7 +33,7 @@ STREAM_BACKOFF = Backoff()
 
 
 class Stream(HTTPUser):
-    """The events of some channels, in the order of the log, each once, from ``after`` on.
+    """The events of some channels, in the order of the log, each once, from ``after`` or the beginning asked for on.
 
     It survives lost connections, restarts of the server and the expiry of tokens. Where it cannot resume
     without a gap it yields a `Reset` for the channel instead of hiding it. The delay before an attempt is what
@@ -48,10 +49,17 @@ class Stream(HTTPUser):
 
     Args:
         url: the server's address.
-        channels: names of channels, in a list or with commas.
+        channels: names of channels and patterns such as ``training.*``, in a list or with commas.
         token: a stream token, an async function that returns a fresh one, or a `Session`. One that stays the
-            same can neither be renewed nor replaced: the stream ends with it, with `Unauthorized`.
-        after: the event id to resume after; None begins with what comes next.
+            same can neither be renewed nor replaced: the stream ends with it, with `Unauthorized`. None for public
+            channels. It is sent in a header, and no URL has it.
+        after: the event id to resume after; None begins where ``begin``, ``last`` or ``since`` says, else with what
+            comes next.
+        begin: ``earliest``: with all that is kept; ``latest``.
+        last: with the last so many events of each channel; where it is conflated, with the newest of each key.
+        since: with events of a time or later (with a timezone), or of the last seconds (60 or `timedelta`).
+        types: event types; others are left out by the server. None: all.
+        rate: of a conflated channel at most so many events of each key a second.
         client_id: a label, unique among the streams of this account: all that share it are renewed together.
             None makes one.
         http: the HTTP client to use, None for its own. Let it speak HTTP/1.1: on HTTP/2 httpx (httpcore 1.0) keeps
@@ -68,7 +76,7 @@ class Stream(HTTPUser):
             began.
 
     Raises:
-        ValueError: the address is none.
+        ValueError: the address is none; ``since`` has no timezone; more than one beginning is asked for.
         InvalidChannel: a name of a channel is none.
     """
 
@@ -76,9 +84,14 @@ class Stream(HTTPUser):
         self,
         url: str,
         channels: str | Iterable[str],
-        token: Token,
+        token: StreamToken = None,
         *,
         after: str | None = None,
+        begin: str | None = None,
+        last: int | None = None,
+        since: datetime | timedelta | float | None = None,
+        types: str | Iterable[str] | None = None,
+        rate: float | None = None,
         client_id: str | None = None,
         http: httpx.AsyncClient | None = None,
         backoff: Backoff = STREAM_BACKOFF,
@@ -88,17 +101,20 @@ class Stream(HTTPUser):
     ) -> None:
         names = channels if isinstance(channels, str) else ",".join(channels)
         self.channels: tuple[str, ...] = parse_channels(names, MAX_CHANNELS)
+        self._query = _query(begin, last, since, types, rate)
         super().__init__(url, http)
         self.client_id = client_id or f"py-{secrets.token_urlsafe(9)}"
         self.last_event_id = after
         self._tokens = StreamTokens(token, self.channels)
-        self._position = Position(after)
+        self._position = Position(after, frozenset(self.channels))
+        alone = self.channels[0] if len(self.channels) == 1 else "*"
+        self._channel = "" if "*" in alone else alone
         self._backoff = backoff
         self._retry = 0.0
         self._pace = Pace(ping_interval)
         self._open_timeout = open_timeout
         self._on_state = on_state
-        self._items: asyncio.Queue[Event | Reset | None] = asyncio.Queue(BUFFERED)
+        self._items: asyncio.Queue[Event | Moved | Reset | None] = asyncio.Queue(BUFFERED)
         self._opened = asyncio.Event()
         self._error: Exception | None = None
         self._task: asyncio.Task[None] | None = None
@@ -124,7 +140,7 @@ class Stream(HTTPUser):
         return self
 
     async def __anext__(self) -> Event | Reset:
-        """Return what comes next. The iteration ends only where the server says that there is no stream (204).
+        """Return what comes next. The iteration ends where all that the stream carries has come to its end.
 
         Raises:
             Unauthorized: the token is refused, also a fresh one.
@@ -135,9 +151,10 @@ class Stream(HTTPUser):
         """
         if self._task is None:
             raise RuntimeError("a Stream is to be used in an 'async with'")
-        item = await self._items.get()
-        if isinstance(item, Event):
+        while isinstance(item := await self._items.get(), Moved):
             self.last_event_id = item.id
+        if isinstance(item, Event):
+            self.last_event_id = item.id or self.last_event_id
         elif item is None:
             self._items.put_nowait(None)  # for the next call
             raise self._error or StopAsyncIteration
@@ -162,7 +179,7 @@ class Stream(HTTPUser):
         await self._items.put(None)
 
     async def _keep_connected(self) -> None:
-        """Connect again and again; return where the server says that there is no stream.
+        """Connect again and again; return where all that the stream carries has ended.
 
         Raises:
             ClientError: to come back is of no use.
@@ -180,6 +197,8 @@ class Stream(HTTPUser):
                     if connection is None:
                         return
                     await self._hand_on(connection)
+                    if connection.is_over:
+                        return
                     end = connection.end
             stood = connection.stood(clock()) if connection is not None else 0.0
             if stood >= self._backoff.stable:
@@ -203,6 +222,8 @@ class Stream(HTTPUser):
             self._position,
             self._pace,
             self._open_timeout,
+            self._query,
+            self._channel,
         )
 
     async def _hand_on(self, connection: Connection) -> None:
@@ -217,7 +238,7 @@ class Stream(HTTPUser):
                 self.last_event_id = self.last_event_id or self._position.id
                 self._opened.set()
                 self._on_state(item)
-                if self._tokens.fresh and renewal is None:
+                if self._tokens.fresh and renewal is None and item.expires_in is not None:
                     address = f"{self.url}{STREAM}/connections/{quote(item.client_id, safe='')}/renew"
                     drop = connection.body.drop
                     renewal = asyncio.create_task(
@@ -229,6 +250,42 @@ class Stream(HTTPUser):
                 renewal.cancel()
                 await asyncio.wait([renewal])
             await items.aclose()
+
+
+def _query(
+    begin: str | None,
+    last: int | None,
+    since: datetime | timedelta | float | None,
+    types: str | Iterable[str] | None,
+    rate: float | None,
+) -> dict[str, str]:
+    """Return the query of a stream that begins there and carries that; the server looks at the values.
+
+    Raises:
+        ValueError: ``since`` has no timezone, or there is more than one beginning.
+    """
+    if sum(beginning is not None for beginning in (begin, last, since)) > 1:
+        raise ValueError("begin, last and since exclude each other")
+    moment: str | None = None
+    if isinstance(since, datetime):
+        if since.tzinfo is None:
+            raise ValueError("since needs a timezone")
+        moment = since.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    elif since is not None:
+        moment = f"-{_decimal(since.total_seconds() if isinstance(since, timedelta) else since)}"
+    given = {
+        "from": begin,
+        "last": None if last is None else str(last),
+        "since": moment,
+        "types": types if isinstance(types, str) or types is None else ",".join(types),
+        "rate": None if rate is None else _decimal(rate),
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _decimal(number: float) -> str:
+    """Return a number as the server reads it: without an exponent, and of no more digits than it takes."""
+    return f"{number:.9f}".rstrip("0").rstrip(".")
 
 
 def _unavailable(error: Unavailable | httpx.RequestError | OSError) -> End:

@@ -9,6 +9,9 @@ from sse_app.client.session import Session
 Token = str | Callable[[], Awaitable[str]] | Session
 """A token: one for good, a function that fetches a fresh one, or the session that hands them out."""
 
+StreamToken = Token | None
+"""As `Token`; None for public channels, which take none."""
+
 
 class StreamTokens:
     """Stream tokens for the channels of a stream.
@@ -18,23 +21,23 @@ class StreamTokens:
         channels: which channels.
     """
 
-    def __init__(self, token: Token, channels: tuple[str, ...]) -> None:
+    def __init__(self, token: StreamToken, channels: tuple[str, ...]) -> None:
         self._token = token
         self._channels = channels
 
     @property
     def fresh(self) -> bool:
         """Whether the next one will be another than the last."""
-        return not isinstance(self._token, str)
+        return not isinstance(self._token, str | None)
 
-    async def get(self) -> str:
-        """Return a token, a fresh one where there is one.
+    async def get(self) -> str | None:
+        """Return a token, a fresh one where there is one; None where the stream takes none.
 
         Raises:
             ClientError: the session can get none. A function raises what it raises.
         """
         match self._token:
-            case str(token):
+            case str() | None as token:
                 return token
             case Session() as session:
                 return await session.stream_token(self._channels)
