@@ -2,14 +2,17 @@
 export interface Connected {
   client_id: string;
   channel: string;
+  /** The channels and patterns that it carries. */
   channels: string[];
+  /** Those of them of which a stream that is behind gets only the newest event of each key. */
+  conflated?: string[];
   message: string;
   /** A position was given, and everything after it follows. */
   recovered: boolean;
   /** Milliseconds after which to come back. */
   retry: number;
-  /** Seconds that the token is valid. */
-  expires_in: number;
+  /** Seconds that the token is valid; null without one. */
+  expires_in: number | null;
   timestamp: string;
 }
 
@@ -18,12 +21,17 @@ export interface StreamEvent<Data = any> {
   /** Empty where the event is in no log: it is not replayed. */
   id: string;
   type: string;
+  /** Empty where it cannot be told: of several channels, or by a pattern, and the data is no object. */
   channel: string;
-  data: Data & { channel: string; timestamp: string };
+  /** The JSON value that was published, an object with its channel and time; or the text, where that is no JSON. */
+  data: Data extends object ? Data & { channel: string; timestamp: string } : Data;
+  /** The same as it came. */
+  text: string;
 }
 
 /** A channel that could not be continued without a gap: fetch its state afresh. */
 export interface Reset {
+  /** Or the pattern, where it is every channel of it. */
   channel: string;
   reason: string;
 }
@@ -39,7 +47,7 @@ export interface Reconnect {
 /** The stream is over: it was closed, or is refused for good. */
 export interface Close {
   /**
-   * "closed" by `close()`; "kicked" where an administrator has ended it, and a new login alone opens another at once;
+   * "closed" by `close()`; "ended" where all channels have come to their end; "kicked" where an administrator has ended it, and a new login alone opens another at once;
    * "token", "status 403", …, or the reason of the last attempt after `maxRetries`.
    */
   reason: string;
@@ -48,7 +56,7 @@ export interface Close {
 }
 
 export interface SSEClientOptions {
-  /** Channels; without it they are the last part of the URL's path. */
+  /** Channels, and patterns such as `training.*`; without it they are the last part of the URL's path. */
   channels?: string | string[];
   /**
    * The stream token, or better a function that fetches one for these channels: called for every connection and
@@ -56,6 +64,19 @@ export interface SSEClientOptions {
    * server's `code` on the error tells a kick from a token that is not granted.
    */
   token?: string | ((channels: string[]) => string | Promise<string>);
+  /**
+   * Where the stream begins without a position, as at the first connection: with all that is kept, or with what is new
+   * (the default). At most one of `from`, `last` and `since`; with one of them the connection is not shared.
+   */
+  from?: "earliest" | "latest";
+  /** Begin with the last so many events of each channel; of a conflated one, with the newest of each key. */
+  last?: number;
+  /** Begin with the events of a time or later; a number is seconds ago. */
+  since?: Date | string | number;
+  /** Event types that the server sends, in place of all; they are also the default of `events`. */
+  types?: string | string[];
+  /** Of conflated channels at most so many events of each key a second. */
+  rate?: number;
   /** A label of this client; one is made up where absent. */
   clientId?: string;
   /** The types of events to hear, for `EventSource` has no wildcard. `addEventListener` adds to them. */

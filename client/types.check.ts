@@ -13,6 +13,16 @@ const client = new SSEClient("/api/v1/sse", {
 client.addEventListener("risk_alert", (event) => console.log(JSON.parse(event.data), event.lastEventId));
 client.addEventListener("open", (event) => console.log(event.detail.client_id));
 client.close();
+new SSEClient("/api/v1/sse/prices.*", {
+  last: 1,
+  types: ["quote"],
+  rate: 2,
+  onOpen: ({ conflated, expires_in }) => console.log(conflated?.length, expires_in?.toFixed()),
+  onEvent: ({ text, data }: { text: string; data: unknown }) => console.log(text.length, data),
+});
+new SSEClient("/api/v1/sse/prices", { since: new Date() });
+// @ts-expect-error a stream begins at the one or the other
+new SSEClient("/api/v1/sse/prices", { from: "here" });
 
 configureSSE({ baseURL: "http://localhost:8000", token: "text" });
 const { status, lastEvent, disconnect } = useSSE("/api/v1/sse/alerts", { maxRetries: 3 });

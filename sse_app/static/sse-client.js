@@ -1,8 +1,9 @@
 // The client for sse_app's event streams: reconnects, misses nothing, gets nothing twice, and shares one
 // stream among the tabs of a browser. `Connection` keeps a stream going; `SSEClient` is what a page uses.
 
-import { Connection, parse } from "./sse-connection.js";
+import { Connection, isCovered, parse } from "./sse-connection.js";
 
+const BEGINNINGS = ["from", "last", "since"];
 const TYPES = ["message", "dashboard_update", "risk_alert", "training_progress", "backtest_progress"];
 
 /** Tells whether an event id stands at or before another. Another epoch is another log, where all is new. */
@@ -35,15 +36,21 @@ export class SSEClient extends EventTarget {
     const last = path.lastIndexOf("/");
     const channels = options.channels ?? decodeURIComponent(path.slice(last + 1));
     at.pathname = options.channels ? path || "/api/v1/sse" : path.slice(0, last);
+    const { from, last: count, since, types, rate } = options;
+    const moment = since instanceof Date ? since.toISOString() : typeof since === "number" ? `-${since}` : since;
+    for (const [name, value] of Object.entries({ from, last: count, since: moment, types, rate })) {
+      if (value != null) at.searchParams.set(name, value);
+    }
     const { search } = at;
+    const begins = BEGINNINGS.some((name) => at.searchParams.has(name)); // others have no part in a tab's own beginning
     at.search = at.hash = "";
-    const { events = TYPES, reconnectDelay = 1000, maxReconnectDelay = 30_000, maxRetries = Infinity } = options;
+    const { events = types ? `${types}`.split(",") : TYPES, reconnectDelay = 1000, maxReconnectDelay = 30_000, maxRetries = Infinity } = options;
     const { pingInterval = 30_000, connectTimeout = 15_000, share = true, withCredentials = false } = options;
     const { clientId = `web-${Math.random().toString(36).slice(2)}`, persist } = options;
     this.#options = {
       ...options,
       ...{ reconnectDelay, maxReconnectDelay, maxRetries, pingInterval, connectTimeout, share, withCredentials },
-      ...{ url: at.href, search, clientId },
+      ...{ url: at.href, search, clientId, ...(begins && { share: false }) },
       channels: new Set(typeof channels === "string" ? channels.split(",") : channels),
       types: new Set(events),
     };
@@ -140,13 +147,16 @@ export class SSEClient extends EventTarget {
         this.#anew = false;
         this.#remember(id);
       }
-      const value = parse(data);
-      const { channel } = value;
-      if (!this.#options.channels.has(channel) || !this.#options.types.has(type)) return; // another tab's
-      tell(onEvent, { id, type, channel, data: value }, new MessageEvent(type, { data, lastEventId: this.lastEventId }));
+      const { channels, types } = this.#options;
+      const { channel } = detail;
+      if ((channel && !isCovered(channel, channels)) || !types.has(type)) return; // another tab's
+      const value = data === "null" ? null : parse(data);
+      tell(onEvent, { id, type, channel, data: value, text: data }, new MessageEvent(type, { data, lastEventId: this.lastEventId }));
     } else if (kind === "reset") {
       this.#anew ||= detail.all;
-      if (this.#options.channels.has(detail.channel)) tell(onReset, detail, new CustomEvent("reset", { detail }));
+      if (isCovered(detail.channel, this.#options.channels)) tell(onReset, detail, new CustomEvent("reset", { detail }));
+    } else if (kind === "ping") {
+      if (!isSeen(detail.id, this.lastEventId)) this.#remember(detail.id); // over what the stream leaves out
     } else if (kind === "reconnect") {
       this.readyState = EventSource.CONNECTING;
       tell(onReconnect, detail, new CustomEvent("error", { detail }));

@@ -8,6 +8,7 @@ const LONGEST_WAIT = 3_600_000; // ms; a server that asks for more is asked agai
 const LONGEST = 2 ** 31 - 1; // ms; a longer timer would fire at once
 const FINAL = [204, 400, 401, 403, 404]; // what asking again would not change
 
+const ENDED = "ended"; // all that the stream carries has come to its end
 const KICKED = "kicked"; // the code and the reason with which the server keeps a session from streams for a while
 
 const now = () => performance.now();
@@ -21,8 +22,22 @@ export function parse(text) {
   }
 }
 
-/** Tells for which reason a stream is refused: a kick by its name, all else by the status. */
+/** Tells whether a channel is one of these, or one that a pattern among them covers. */
+export function isCovered(channel, channels) {
+  const names = `${channel}`.split(".");
+  const covers = (pattern) => {
+    const parts = pattern.split(".");
+    const all = parts.at(-1) === "**"; // any number of segments, also none
+    if (all) parts.pop();
+    return (all ? parts.length <= names.length : parts.length === names.length)
+      && parts.every((part, place) => part === "*" || part === names[place]);
+  };
+  return channels.has(channel) || [...channels].some(covers);
+}
+
+/** Tells for which reason a stream is refused: an end and a kick by their names, all else by the status. */
 async function refusalOf(answer) {
+  if (answer.status === 204) return ENDED;
   const body = answer.status === 403 ? await answer.json().catch(() => null) : null;
   return body?.error?.code === KICKED ? KICKED : `status ${answer.status}`;
 }
@@ -48,6 +63,7 @@ export class Connection {
   #openedAt = 0;
   #expiresAt = 0;
   #refused = false; // the next 401 is final
+  #only; // the one channel that this connection carries, or "" where there may be others
   #lost; // channels that were reset on this connection
 
   /**
@@ -121,6 +137,8 @@ export class Connection {
     for (const [name, value] of [["token", token], ["client_id", clientId], ["last_event_id", this.position]]) {
       if (value) at.searchParams.set(name, value);
     }
+    const [first = "", ...others] = this.#options.channels;
+    this.#only = others.length || first.includes("*") ? "" : first;
     const source = (this.#source = new EventSource(at, { withCredentials }));
     this.#lost = new Set();
     this.#on("connected", this.#onConnected);
@@ -168,29 +186,37 @@ export class Connection {
     // One that only repeats the position has no id of its own: it is in no log, so it is never replayed and never seen.
     const id = lastEventId === this.position ? "" : lastEventId;
     this.position = lastEventId;
-    this.#tell("event", { id, type, data });
+    this.#tell("event", { id, type, data, channel: this.#only || this.#channelIn(data) });
   };
 
+  /** Data that is no object says of no channel, and no text of one that this connection does not have. */
+  #channelIn(data) {
+    const channel = parse(data).channel;
+    return typeof channel === "string" && isCovered(channel, this.#options.channels) ? channel : "";
+  }
+
   /** Learns the pace of the pings. A paused page gets several at once, so the longest of three gaps counts. */
-  #onPing = () => {
+  #onPing = ({ lastEventId }) => {
+    this.position = lastEventId;
     if (this.#lastPing) {
       this.#gaps = [...this.#gaps, this.#heard - this.#lastPing].slice(-3);
       this.#interval = Math.max(SHORT, ...this.#gaps);
     }
     this.#lastPing = this.#heard;
     this.#watch(PATIENCE * this.#interval);
-    this.#tell("ping");
+    this.#tell("ping", { id: lastEventId });
   };
 
   #onReset = ({ data }) => {
     const { channel, reason } = parse(data);
     this.#lost.add(channel);
-    this.#tell("reset", { channel, reason, all: this.#lost.size === this.info?.channels?.length });
+    this.#tell("reset", { channel, reason, all: this.info?.channels?.every((one) => this.#lost.has(one)) });
   };
 
   #onClosing = ({ data }) => {
     const { reason, retry } = parse(data);
     if (retry != null) return this.#retry(reason, retry);
+    if (reason === ENDED) return this.#fail(ENDED, 204);
     if (!this.#renewable) return this.#fail(reason, 401);
     if (reason === KICKED) return this.#fail(KICKED, 403); // no fresh token would be taken
     // This token is of no more use. A user whose tokens were revoked gets one chance to show that a fresh one is granted.

@@ -272,6 +272,7 @@ class Leader {
   }
 
   #relay(kind, detail) {
+    if (kind === "event" && !detail.channel && this.#scatter()) return;
     const refused = kind === "stop" && [400, 403, 404].includes(detail.status) && detail.reason !== "kicked";
     if (refused && this.#part()) return;
     if (kind !== "stop") this.#say(kind, detail); // the others try by themselves, with tokens of their own
@@ -292,6 +293,22 @@ class Leader {
     this.#say("apart", null, wider);
     for (const id of wider) this.#members.delete(id);
     this.#options.channels = new Set(this.#parts.options.channels);
+    this.#connection.start();
+    return true;
+  }
+
+  /**
+   * An event that does not say of which channel it is belongs to all tabs where they want the same. Else each gets a
+   * stream of its own, from before that event.
+   */
+  #scatter() {
+    const { channels } = this.#parts.options;
+    const wanted = [[...channels], ...this.#members.values()];
+    if (wanted.every((names) => new Set(names).size === this.#options.channels.size)) return false;
+    this.#say("apart", null, [...this.#members.keys()]);
+    this.#members.clear();
+    this.#options.channels = new Set(channels);
+    this.#connection.position = this.#parts.where();
     this.#connection.start();
     return true;
   }
