@@ -48,6 +48,13 @@ def _installed_modules() -> Path:
     return modules
 
 
+def installed_for(folder: Path) -> None:
+    """Install what the lock in a folder names there, where it is not yet."""
+    with _alone():
+        if not (folder / "node_modules/.package-lock.json").exists():
+            npm("ci", *_QUIETLY, folder=folder)
+
+
 def installed_package(name: str, version: str) -> Path:
     """Return a folder in which a package of npm is installed, of this version."""
     folder = Path(tempfile.gettempdir()) / f"sse-app-tests-{name}-{version}"
