@@ -655,3 +655,28 @@ def test_whatever_is_too_old_or_forgotten_no_gap_is_silent(
             no_gap()
         finally:
             runner.run(aging.log.close())
+
+
+@pytest.mark.gen_test
+async def test_events_that_become_too_old_all_the_time_do_not_keep_others_from_being_erased(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aging = Aging("sqlite", tmp_path / "e.db", monkeypatch)
+    step = expiry.Expiry.step
+
+    def late(one: expiry.Expiry) -> bool:
+        aging.now += 1000.0
+        return step(one)
+
+    async with opened(aging.log) as log:
+        await aging.pass_by(0)
+        begun_at = aging.now
+        for _ in range(40):
+            await log.append([new(f"steady.{aging.now:.0f}")])
+            aging.now += 1000.0
+        aging.now = begun_at + 100_000.0
+        await log.append([new("n.s.a")])
+        monkeypatch.setattr(expiry.Expiry, "step", late)
+        await aging.pass_by(6_000.0)
+        assert await log.latest(["n.s.a"], 1) == []
+        assert len(await log.latest(["steady.*"], 99)) > 20

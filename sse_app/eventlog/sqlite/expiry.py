@@ -62,8 +62,8 @@ class Expiry:
                 self._looked_for = self.retention
                 self._looked.clear()
                 self._measured = 0
-            if self._events_are_due():
-                return self._erase_events()
+            if self._events_are_due() and self._erase_events():
+                return True
             if self._measured is not None:
                 self._measured = self._erase_surplus(self._measured)
                 return True
@@ -86,7 +86,10 @@ class Expiry:
         return self._file.db.execute("SELECT 1 FROM answers WHERE at <= ?", (until,)).fetchone() is not None
 
     def _erase_events(self) -> bool:
-        """Erase some of the oldest events; every channel that loses some is told to be trimmed."""
+        """Erase some of the oldest events, and return whether there may be more that are due.
+
+        Every channel that loses some is told to be trimmed.
+        """
         file, db = self._file, self._file.db
         with self._locked():
             changed: dict[ChannelName, ChannelState] = {}
@@ -110,7 +113,8 @@ class Expiry:
                 self._trim(losses, changed)
                 erased = db.execute("DELETE FROM events WHERE seq <= ?", (until,)).rowcount
             self._tell(changed, erased)
-        return True
+        # Where events are published all the time there is always one that has just become too old.
+        return bool(erased >= ERASE_STEP)
 
     def _erase_short_lived(self) -> bool:
         """Erase some events of channels that keep theirs for less long than others.
