@@ -16,9 +16,12 @@ from tornado import web
 from tornado.routing import URLSpec
 
 from sse_app import Settings, SSEApp
+from sse_app.auth.tokens.grants import Grants
+from sse_app.auth.tokens.issuer import TokenKind
 from sse_app.handlers.site.pages import STATIC
 from sse_app.settings.model import plain
 from sse_app.version import VERSION
+from tests.support.minting import mint
 from tests.support.people import bearer
 from tests.support.server_process import ServerProcess
 from tests.support.server_process import running as running_server
@@ -146,6 +149,9 @@ def test_every_good_answer_is_as_described(running: ServerProcess) -> None:
     history = ask("GET", "/api/v1/sse/{channel}/history", 200, at="alerts", headers=admin).json()
     assert len(history["events"]) >= 4
     ask("GET", "/api/v1/sse/status", 200)
+    grants = Grants.of(presence=["alerts"])
+    seeing = bearer(mint(running.state_dir, TokenKind.ACCESS, grants, subject="bob", ttl=60))
+    assert ask("GET", "/api/v1/sse/{channel}/presence", 200, at="alerts", headers=seeing).json()["count"] == 0
 
     credentials = {"username": "ann", "password": "correct horse"}
     with_cookie = ask("POST", "/api/v1/auth/login", 200, json=credentials)
