@@ -289,3 +289,16 @@ async def test_events_that_are_kept_for_longer_are_looked_at_once_for_each_age(d
             assert session.execute(expire).fetchone() == (False,)
     after = await looked_at(database_url)
     assert after["events"] - before["events"] < 10 * 10
+
+
+@pytest.mark.gen_test
+async def test_a_position_that_is_beyond_all_numbers_of_events_is_ahead_also_on_a_pattern(
+    database_url: str,
+) -> None:
+    async with opened(database_url) as log:
+        (first,) = await log.append([NewEvent(ChannelName("a"), "t", b"{}")])
+        for seq in (2**63 - 1, 2**63, 9_999_999_999_999_999_999):
+            assert await log.lost(["**", "a"], first._replace(seq=seq)) == dict.fromkeys(
+                ("**", "a"), "position_ahead"
+            )
+        assert log.available

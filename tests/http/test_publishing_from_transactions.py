@@ -17,7 +17,7 @@ import psycopg
 import pytest
 
 from tests.support.postgres import Postgres, programs
-from tests.support.room import first, listen, take
+from tests.support.room import first, listen, receive, take
 from tests.support.server_process import ROOT, ServerProcess, starting
 from tests.support.sql_publishers import Shop, publish
 from tests.support.waiting import until
@@ -101,6 +101,28 @@ def test_transactions_and_publishers_over_http_are_one_order_on_all_nodes(
     for name in ("h0", "h1", "s0", "s1", "s2"):
         mine = [type for type in expected if type.startswith(f"{name}.")]
         assert [type for type in types if type.startswith(f"{name}.")] == mine
+
+
+def test_texts_and_the_end_of_a_channel_come_from_transactions_as_over_http(
+    nodes: list[ServerProcess], shop: Shop
+) -> None:
+    node = nodes[1]
+    fragment = "<p>\u00e9</p>\r\n<b>two</b>\n"
+    with shop.connect() as application:
+        for value in ("to_jsonb(%s::text)", "to_json(%s::text)"):
+            application.execute(f"SELECT sse_app.publish('training', 'html', {value})".encode(), [fragment])
+        publish(application, "list", "[1, 2.50]", "training")
+        with receive(node.stream_url("training", nodes[0].stream_token("training"))) as events:
+            assert next(events).type == "connected"
+            application.execute("SELECT sse_app.publish('training', 'end', '\"done\"', final => true)")
+            application.commit()
+            received = [(event.type, event.data) for event in events]
+    lines = fragment.replace("\r\n", "\n")
+    assert received[:4] == [("html", lines), ("html", lines), ("list", "[1,2.5]"), ("end", "done")]
+    assert [type for type, _ in received[4:]] == ["closing"]
+    token = nodes[0].stream_token("training")
+    with receive(node.stream_url("training", token) + "&from=earliest") as events:
+        assert [event.type for event in events][1:] == ["html", "html", "list", "end", "closing"]
 
 
 def test_the_channels_of_the_settings_are_those_of_transactions_also_after_a_reload(

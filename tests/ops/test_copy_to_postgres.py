@@ -100,6 +100,8 @@ def test_clients_go_on_at_nodes_from_where_they_were_at_the_server_before(
         session, ended = log_in(old), log_in(old)
         publish_many(http, "busy", 50)  # more than is kept
         ids = [publish(http, "quiet", n) for n in range(5)]
+        for event in ({"event": "text", "data": "one\ntwo"}, {"event": "end", "data": [3], "final": True}):
+            assert http.post("/api/v1/sse/told", json=event).status_code == 201
         keyed = publish(http, "quiet", 5, **{"Idempotency-Key": "k"})
         said = copied(old, database_url)
         assert f"copied up to event {sequence(keyed)}" in said
@@ -119,6 +121,8 @@ def test_clients_go_on_at_nodes_from_where_they_were_at_the_server_before(
     said = copied(old, database_url)
     assert f"continues after event {sequence(keyed)}" in said
     assert "the same on both sides" in said
+    kinds = "SELECT type, data, flags FROM sse_app.events WHERE type IN ('text', 'end') ORDER BY seq"
+    assert rows(database_url, kinds) == [("text", b"one\ntwo", TEXT), ("end", b"[3]", FINAL)]
 
     nodes = [node_of(start, old, database_url, number, HISTORY__SIZE=20) for number in (1, 2)]
     for node in nodes:

@@ -116,6 +116,7 @@ class PostgresEventLog(EventLog):
         )
         self._expiry = Expiry(database)
         self._kept_reads: SharedReads[tuple[tuple[str, ...], int], _Kept] = SharedReads()
+        self._beginnings: SharedReads[tuple[tuple[str, ...], Beginning], Floors] = SharedReads()
         self._due = asyncio.Event()
         """Whether the log is to be looked at."""
         self._periodic = PeriodicCallback(self._due.set, LOOK_INTERVAL)
@@ -286,16 +287,20 @@ class PostgresEventLog(EventLog):
         return await self._appends.append(events, key)
 
     async def begin(self, channels: Collection[str], beginning: Beginning) -> Floors:
+        texts = tuple(dict.fromkeys(channels))
+        return await self._beginnings.get((texts, beginning), lambda: self._begin(texts, beginning))
+
+    async def _begin(self, texts: tuple[str, ...], beginning: Beginning) -> Floors:
         asked_at = self._replacements
         first, *rows = await self._query(
             "SELECT name, floor, first FROM sse_app.beginning(%b::text[], %s, %s, %s)",
-            list(dict.fromkeys(channels)),
+            list(texts),
             *beginning,
         )
         epoch, head, forgotten = first
         self._learned(epoch, head, asked_at)
         found = [(name, floor, following or 0) for name, floor, following in rows]
-        return floors_of(selection_of(frozenset(channels)), EventId(epoch, head), forgotten, found)
+        return floors_of(selection_of(frozenset(texts)), EventId(epoch, head), forgotten, found)
 
     async def lost(self, channels: Collection[str], position: EventId) -> dict[str, str]:
         texts = tuple(channels)
@@ -303,7 +308,8 @@ class PostgresEventLog(EventLog):
             return {}
         # Clients that come back together have about the same position, and of a pattern only what was lost after it.
         selection = selection_of(frozenset(texts))
-        after = position.seq - position.seq % ROUNDED if selection.patterns else 0
+        seq = min(position.seq, MAX_SEQ)
+        after = seq - seq % ROUNDED if selection.patterns else 0
         kept = await self._kept_reads.get((texts, after), lambda: self._kept(texts, after))
         if position.epoch != kept.epoch or position.seq > kept.head:
             # That read may have begun before the event was stored, and one that is asked for now has not.
@@ -434,6 +440,8 @@ class PostgresEventLog(EventLog):
         """
         if not self._opened:
             raise EventLogUnavailable("the event log is closed")
+        if asyncio.current_task() is None:  # for a request that is answered without one
+            return await asyncio.create_task(self._query(statement, *parameters))
         try:
             async with self._database.connection() as connection:
                 cursor = await connection.execute(statement.encode(), parameters, binary=True)
