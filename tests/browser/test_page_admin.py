@@ -212,7 +212,7 @@ def test_a_test_event_is_published_and_found_in_the_history_by_keyboard(
         page = boss.open("/admin")
         live(page)
         publish = "section[aria-labelledby=publish-title]"
-        tab_to(page, "Data, a JSON object")
+        tab_to(page, "Data")
         page.keyboard.press("Shift+Tab")
         page.keyboard.press("Shift+Tab")
         page.keyboard.type("alerts")
@@ -229,6 +229,44 @@ def test_a_test_event_is_published_and_found_in_the_history_by_keyboard(
         page.keyboard.press("Enter")
         page.wait_for_selector(".events li:has-text('a test')")
         assert page.locator(".events li").count() == 1
+
+
+def test_the_history_of_a_pattern_goes_on_live_with_events_of_any_type_and_data(
+    chromium: Browser, start_server: Start
+) -> None:
+    server = start(start_server)
+    with visitor(chromium, server) as boss, server.publisher() as publisher:
+
+        def publish(channel: str, type: str, data: object, **more: object) -> None:
+            answer = publisher.post(f"/api/v1/sse/{channel}", json={"event": type, "data": data, **more})
+            assert answer.status_code == 201
+
+        for n in range(4):
+            publish(f"user.admin.{n % 2}", f"kind.{n}", {"n": n})
+        page = boss.open("/admin")
+        live(page)
+        history = "section[aria-labelledby=history-title]"
+        page.fill(f"{history} input[name=channel]", "user.admin.*")
+        page.fill(f"{history} input[name=limit]", "3")
+        page.click(f"{history} button:has-text('Live')")
+        page.wait_for_selector(f"{history} [role=status]:has-text('live')")
+        publish("user.admin.new", "never.heard.of", "<b>a text</b>\nof two lines")
+        page.wait_for_selector(".events li:nth-child(4)")
+        server.kill()
+        server.start()
+        publish("user.admin.0", "last", None, final=True)
+        page.wait_for_selector(".events li:nth-child(5)")
+        shown = page.eval_on_selector_all(
+            ".events li",
+            "(all) => all.map((one) => [...one.querySelectorAll('strong, pre')].map((e) => e.textContent))",
+        )
+        assert [type for type, _ in shown] == ["kind.1", "kind.2", "kind.3", "never.heard.of", "last"]
+        assert [text for _, text in shown[3:]] == ["<b>a text</b>\nof two lines", "null"]
+        page.click(f"{history} button[aria-pressed=true]")
+        page.fill(f"{history} input[name=channel]", "user.admin.0")
+        page.click(f"{history} button:has-text('Live')")
+        page.wait_for_selector(f"{history} [role=status]:has-text('has ended')")
+        page.wait_for_selector(f"{history} button[aria-pressed=false]")
 
 
 def test_both_pages_recover_from_a_restart_and_the_charts_go_on(

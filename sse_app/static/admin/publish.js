@@ -9,13 +9,14 @@ export const Publish = {
     const channel = ref("");
     const type = ref("test");
     const text = ref('{"message": "a test"}');
+    const asItIs = ref(false);
     const said = ref("");
     const problem = ref("");
     async function submit(event) {
       event.preventDefault();
       said.value = problem.value = "";
       try {
-        const body = { event: type.value, data: JSON.parse(text.value) };
+        const body = { event: type.value, data: asItIs.value ? text.value : JSON.parse(text.value) };
         const path = `/api/v1/sse/${encodeURIComponent(channel.value)}`;
         const { id } = await props.session.request(path, { body });
         said.value = id ? `Published as ${id}.` : "Given to the streams that are there: it is not stored.";
@@ -48,7 +49,7 @@ export const Publish = {
           ),
           field("Type", type, { name: "type", pattern: "[A-Za-z0-9_.:\\-]{1,128}" }),
           h("label", { class: "whole" }, [
-            "Data, a JSON object",
+            "Data",
             h("textarea", {
               rows: 3,
               class: "code",
@@ -56,6 +57,15 @@ export const Publish = {
               value: text.value,
               onInput: (event) => (text.value = event.target.value),
             }),
+          ]),
+          h("label", { class: "whole choice" }, [
+            h("input", {
+              type: "checkbox",
+              name: "text",
+              checked: asItIs.value,
+              onChange: (event) => (asItIs.value = event.target.checked),
+            }),
+            "A text as it is, not JSON",
           ]),
           h("button", { type: "submit" }, "Publish"),
         ]),
