@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import NamedTuple
 
@@ -301,7 +302,11 @@ class Admission:
         Raises:
             EventLogUnavailable: the log cannot be asked just now.
         """
-        return self._hub.has_ended(wanted.interest) and await self._hub.confirm_ended(wanted.interest)
+        if not self._hub.has_ended(wanted.interest):
+            return False
+        # In a task of its own, which the log may need and a request need not have (`handlers.dispatch`). It is not
+        # shared with others that come back: a read that has begun before may not know the latest event.
+        return await asyncio.create_task(self._hub.confirm_ended(wanted.interest))
 
     def _is_at_end(self, wanted: Subscription, start: _Start) -> bool:
         return self._hub.is_at_end(wanted.interest, start.after.seq, start.floors)

@@ -12,7 +12,7 @@ import httpx
 import psycopg
 import pytest
 
-from tests.support.room import first, listen, numbers, take
+from tests.support.room import first, listen, numbers, receive, take
 from tests.support.server_process import ServerProcess, clean_environment, run_program, running, starting
 from tests.support.waiting import until
 
@@ -70,6 +70,38 @@ def test_what_is_published_at_one_node_comes_at_both_and_a_client_goes_on_at_the
             assert numbers(take(resumed, 16)) == list(range(5, 21))
         history = http_of_other.get("/api/v1/sse/dashboard/history", params={"after": ids[17]}).json()
         assert [event["id"] for event in history["events"]] == [*ids[18:], *again]
+
+
+def test_a_channel_that_ends_at_one_node_has_ended_at_both(nodes: list[ServerProcess]) -> None:
+    one, other = nodes
+    token = one.stream_token("dashboard")
+
+    def end(http: httpx.Client, text: str, final: str) -> str:
+        path = f"/api/v1/sse/dashboard?event=e&final={final}"
+        answer = http.post(path, content=text.encode(), headers={"Content-Type": "text/plain"})
+        assert answer.status_code == 201, answer.text
+        return str(answer.json()["id"])
+
+    with (
+        one.publisher() as http,
+        receive(one.stream_url("dashboard", token)) as here,
+        receive(other.stream_url("dashboard", token)) as there,
+    ):
+        assert next(here).id == next(there).id
+        first_id, last_id = end(http, "a\r\nb", "false"), end(http, "", "true")
+        for stream in (here, there):
+            *events, closing = stream
+            assert [(event.id, event.data) for event in events] == [(first_id, "a\nb"), (last_id, "")]
+            assert closing.data == '{"reason":"ended","retry":null}'
+        for node in nodes:
+            assert httpx.get(node.stream_url("dashboard", token), timeout=30).status_code == 204
+        for node in nodes:
+            with receive(node.stream_url("dashboard", token, last="1")) as stream:
+                assert [event.type for event in stream] == ["connected", "e", "closing"]
+        again = end(http, "c", "false")
+        for node in nodes:  # also that which has not heard of it yet
+            with receive(node.stream_url("dashboard", token), after=last_id) as stream:
+                assert [next(stream).id, next(stream).id] == [last_id, again]
 
 
 def test_a_node_that_was_away_has_what_was_published_meanwhile(nodes: list[ServerProcess]) -> None:
