@@ -302,3 +302,17 @@ async def test_a_position_that_is_beyond_all_numbers_of_events_is_ahead_also_on_
                 ("**", "a"), "position_ahead"
             )
         assert log.available
+
+
+@pytest.mark.gen_test
+@pytest.mark.expects_logs("event_log_unavailable", "event_log_not_erased")
+async def test_in_a_log_that_begins_anew_events_are_erased_from_the_first_on(database_url: str) -> None:
+    count = "SELECT count(*) FROM sse_app.events"
+    async with opened(database_url, rules(("brief", 10_000, 0.2))) as log:
+        before = log.head
+        await log.append([NewEvent(ChannelName("brief"), "t", b"{}")] * 20)
+        await until_async(lambda: rows(database_url, count) == [(0,)], "they are erased")
+        rows(database_url, "TRUNCATE sse_app.log, sse_app.events, sse_app.channels")
+        await until_async(lambda: log.available and log.head.epoch != before.epoch, "it is noticed")
+        await log.append([NewEvent(ChannelName("brief"), "t", b"{}")] * 3)
+        await until_async(lambda: rows(database_url, count) == [(0,)], "these are erased too")

@@ -149,6 +149,7 @@ DECLARE
 BEGIN
     SELECT * INTO log FROM sse_app.log;
     IF NOT FOUND THEN
+        UPDATE sse_app.ages SET erased = 0;
         INSERT INTO sse_app.log (epoch, seq, at, wall, system, timeline, made)
         SELECT substr(replace(gen_random_uuid()::text, '-', ''), 1, 8),
             coalesce((SELECT max(e.seq) FROM sse_app.events AS e), 0), now, now, system_identifier,
