@@ -71,7 +71,7 @@ async def presence(
     """Return who is on a channel just now.
 
     To know it from then on, first open a stream on ``sse_app.presence.{channel}``, then ask, and let each ``join`` and
-    ``leave`` change the answer; ask again where the stream yields a `Reset`.
+    ``leave`` change the answer; ask again whenever the stream has connected anew, and where it yields a `Reset`.
 
     Args:
         url: the server's address.

@@ -130,6 +130,20 @@ def test_the_lines_for_a_text_run_as_they_stand(start_server: Start) -> None:
     assert httpx.get(url).status_code == 204
 
 
+def test_the_lines_for_beginnings_and_presence_run_as_they_stand(start_server: Start) -> None:
+    server = start_server()
+    code = example("Where a stream begins, and what it carries", server) + example(
+        "Who is on a channel", server
+    )
+    shell = ["/bin/bash", "-ec", code.replace("python ", f"{sys.executable} ")]
+    done = subprocess.run(shell, cwd=ROOT, env=server.environment, check=True, capture_output=True, text=True)
+    texts = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    assert ['"first"' in texts[0], '"any JSON"' in texts[1], '"last"' in texts[2]] == [True] * 3
+    assert "data: # sse_app\ndata: \n" in done.stdout
+    assert "event: closing\n" in done.stdout
+    assert "the channels have ended" in done.stderr
+
+
 def test_the_commands_run_as_they_stand(start_server: Start) -> None:
     server = add_ann(start_server())
     listen, publish = example("The command line", server).splitlines()
