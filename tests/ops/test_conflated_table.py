@@ -49,7 +49,7 @@ class Readers:
         kept: of how many clients all that came is kept; of the others the events are counted.
     """
 
-    STEPS = 20
+    STEPS = 100
 
     def __init__(self, port: int, path: str, count: int, *, rate: float = 0.0, kept: int) -> None:
         buffer = 2048 if rate else 0
