@@ -81,6 +81,18 @@ def test_a_stream_on_a_pattern_is_present_on_no_channel(floor: Floor) -> None:
     assert floor.users("desk.2") == {}
 
 
+def test_a_stream_on_every_channel_is_told_of_none_who_comes(floor: Floor) -> None:
+    everything = floor.enter("eve", "**")
+    watcher = floor.enter("ann", BESIDE + "dashboard")
+    floor.enter("bob")
+    until(lambda: ("join", "bob") in changes(watcher), "who may see it is told")
+    event = {"event": "last", "data": {}}
+    headers = bearer(floor.token(TokenKind.ACCESS))
+    assert floor.http.post("/api/v1/sse/dashboard", json=event, headers=headers).status_code == 201
+    until(lambda: everything.events and everything.events[-1][0] == "last", "the event is there")
+    assert changes(everything) == []
+
+
 def test_it_takes_a_grant_of_its_own(floor: Floor) -> None:
     without = Grants.of(subscribe=["**"], publish=["**"], admin=True)
     assert floor.status_of("dashboard", without) == 403

@@ -38,6 +38,17 @@ BAD_CHANNELS = [
     "*%00",
     "*%0a",
     "*,",
+    "*a",
+    "%2aa",
+    "%252a",
+    "a.**.b",
+    "**.**",
+    "*%2f*",
+    "*;a",
+    "%ef%bc%8a",
+    "user.{sub}.**",
+    "status,**",
+    "*" + ".*" * 128,
     "%ff",
     "dashboard%ff",
     "%c3%28",
@@ -83,6 +94,30 @@ def test_a_pattern_is_400_for_publishers_and_none_for_streams_and_history(
     assert target.open(pattern).status == 200
     assert target.open(f"dashboard,{pattern}").status == 200
     assert target.history(pattern).status == 200
+
+
+@pytest.mark.parametrize("pattern", ["sse_app.**", "sse_app.*", "sse_app.presence.**", "sse_app.*.alerts"])
+def test_a_pattern_of_the_servers_own_channels_is_403_with_a_token_for_all(
+    target: Target, pattern: str
+) -> None:
+    assert_refused(target.open(pattern), 403)
+    assert_refused(target.open(f"**,{pattern}"), 403)
+    assert_refused(target.history(pattern), 403)
+    assert_refused(target.publish(pattern, {"event": "e", "data": {}}), 400)
+
+
+def test_as_many_of_the_longest_patterns_as_allowed_bring_each_event_once(target: Target) -> None:
+    longest = ["**", *(f"user{'.*' * count}.**" for count in range(94, 125))]
+    deepest = "user" + ".a" * 125
+    assert len(longest) == 32
+    with target.stream(",".join(longest)) as stream:
+        assert stream.next("connected").json()["channels"] == longest
+        for number in range(3):
+            assert target.publish(deepest, {"event": "e", "data": {"n": number}}).status == 201
+        assert target.publish("dashboard", {"event": "last", "data": {}}).status == 201
+        received = [event for event in stream.events_until("last") if event.type != "ping"]
+        assert [event.json()["n"] for event in received] == [0, 1, 2]
+    assert_refused(target.open(",".join([*longest, "user.*"])), 400)
 
 
 @pytest.mark.parametrize("raw", [b"dash\xffboard", b"d\xc3\xa9sk", b"dashboard\x80", b"\xed\xa0\x80"])
