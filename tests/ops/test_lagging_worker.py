@@ -19,9 +19,17 @@ from tests.support.worker_processes import WorkerProcess, worker_processes
 DEAF = """
 from sse_app.eventlog.sqlite import bells, log, writer
 bells.Bells.ring = lambda *_: None
+bells.LOOK_AGAIN = 0
 log.LOOK_INTERVAL = writer.LOOK_INTERVAL = writer.ALONE_INTERVAL = 3600
 """
-"""Has a process learn of what others commit only when it asks the log."""
+"""Has a process learn of what others commit only when it asks the log; and who they are with each commit, as it does not
+hear those either that have just come."""
+
+RUNG_ALONE = """
+from sse_app.eventlog.sqlite import bells, log, writer
+bells.LOOK_AGAIN = log.LOOK_INTERVAL = writer.LOOK_INTERVAL = writer.ALONE_INTERVAL = 3600
+"""
+"""Has a process learn of others, and of what they commit, only by its bell."""
 
 KILLED = """
 import os, signal
@@ -116,6 +124,30 @@ def test_what_a_worker_has_committed_that_was_killed_before_it_told_of_it_reache
             client.read_until("event: last")
         one.kill()
         one.start()
+
+
+@pytest.mark.parametrize("how", ["stopped", "killed", "upgraded"])
+def test_a_worker_that_has_just_come_is_told_of_what_others_commit_from_then_on(
+    tmp_path: Path, how: str
+) -> None:
+    with injected(RUNG_ALONE, tmp_path) as (one, other):
+        first = publish(one, 0)
+        for _ in range(2):
+            if how == "upgraded":
+                other.upgrade()
+            else:
+                if how == "stopped":
+                    assert other.stop() == 0
+                else:
+                    other.kill()
+                other.start()
+            with stream(other, first) as there, stream(one, first) as here:
+                for client in (there, here):
+                    client.read_until("event: connected")
+                for worker in (one, other):
+                    id = publish(worker, 1)
+                    there.read_until(id)
+                    here.read_until(id)
 
 
 def test_a_client_goes_on_at_a_worker_that_was_stopped_while_others_published(tmp_path: Path) -> None:
