@@ -13,6 +13,7 @@ import pytest
 from sse_app.auth.postgres_store import PostgresAuthStore
 from sse_app.auth.records import NEVER, Revocation, Scope
 from sse_app.core.channels import ChannelName
+from sse_app.core.errors import EventLogUnavailable
 from sse_app.core.events import EventId, NewEvent
 from sse_app.eventlog.postgres.log import PostgresEventLog
 from sse_app.process.database_check import promise_of
@@ -52,11 +53,7 @@ def test_after_a_failover_there_is_what_was_promised(promise: Promise) -> None:
             lambda: primary.execute("SELECT state FROM pg_stat_replication") == [("streaming",)], "it follows"
         )
         primary.execute(f"ALTER ROLE app SET synchronous_commit = {promise.commit}")
-        primary.set("synchronous_standby_names", promise.standbys)
-        until(
-            lambda: primary.execute("SHOW synchronous_standby_names") == [(promise.standbys,)],
-            "it is in force",
-        )
+        wait_for(primary, promise.standbys)
         before = asyncio.run(append(url))  # also a first one, after which the setting is noted
         if not promise.waits:
             replayed = "SELECT replay_lsn >= pg_current_wal_lsn() FROM pg_stat_replication"
@@ -78,8 +75,93 @@ def test_after_a_failover_there_is_what_was_promised(promise: Promise) -> None:
         assert ("loses nothing" in said) is promise.keeps_epoch
 
 
-async def append(url: str) -> list[EventId]:
-    log = PostgresEventLog(Database(url, timeout=60))
+@pytest.mark.parametrize("restarted", [True, False], ids=["restarted", "never stopped"])
+def test_an_old_primary_gives_no_id_that_the_promoted_standby_has_given_also_to_a_node_that_knows_of_none(
+    restarted: bool,
+) -> None:
+    with cluster() as primary, standby(primary, "s") as other:
+        url = primary.new_database()
+        wait_for(primary, "s")
+        before = asyncio.run(append(url))
+        if restarted:
+            primary.kill()
+        else:  # as one that was out of reach meanwhile
+            primary.pause()
+        other.promote()
+        there = asyncio.run(append(url.replace(f":{primary.port}/", f":{other.port}/")))
+        assert {id.epoch for id in there} == {before[0].epoch}
+        other.stop("immediate")
+        if restarted:
+            primary.settings["synchronous_standby_names"] = ""
+            primary.start()
+        else:
+            primary.resume()
+            wait_for(primary, "")
+        again = asyncio.run(append(url))
+        assert [id.seq for id in again] == [id.seq for id in there]
+        assert again[0].epoch != before[0].epoch
+        assert asyncio.run(append(url))[0] == (again[0].epoch, again[-1].seq + 1)
+
+
+def test_the_epoch_is_kept_as_long_as_each_standby_is_waited_for_that_may_be_promoted_with_it() -> None:
+    with cluster(max_wal_senders="4") as primary, standby(primary, "s"), standby(primary, "t"):
+        url = primary.new_database()
+        for standbys, kept in (
+            ("2 (s, t)", True),
+            ("s", True),
+            ("t", False),
+            ("ANY 1 (s, t)", False),
+            ("s, t", False),
+            ("", False),
+        ):
+            wait_for(primary, "s")
+            before = asyncio.run(append(url))
+            wait_for(primary, standbys)
+            after = asyncio.run(append(url))
+            assert (after[0].epoch == before[0].epoch) is kept, standbys
+            assert asyncio.run(append(url))[0] == (after[0].epoch, after[-1].seq + 1)
+        wait_for(primary, "s")
+        before = asyncio.run(append(url))
+        primary.stop()
+        primary.start()
+        assert asyncio.run(append(url))[0] == (before[0].epoch, before[-1].seq + 1)
+
+
+@pytest.mark.expects_logs("event_log_unavailable")
+def test_a_standby_that_is_not_waited_for_any_more_knows_it_before_it_lacks_events() -> None:
+    with cluster() as primary, standby(primary, "s") as other:
+        url = primary.new_database()
+        wait_for(primary, "s")
+        before = asyncio.run(append(url))
+        primary.execute("ALTER ROLE app SET synchronous_commit = local")
+        other.stop()  # as one that is cut off
+        with pytest.raises(EventLogUnavailable):
+            asyncio.run(append(url, patience=2))
+        other.start()
+        asyncio.run(append(url))
+        assert head(other, url) == 3 * COUNT
+        other.stop()
+        lacking = asyncio.run(append(url))
+        assert {id.epoch for id in lacking} == {before[0].epoch}
+        primary.kill()
+        other.start()
+        other.promote()
+        there, following = asyncio.run(found(url.replace(f":{primary.port}/", f":{other.port}/")))
+        assert there == 3 * COUNT
+        assert following.epoch != before[0].epoch
+
+
+def wait_for(primary: Postgres, standbys: str) -> None:
+    """Have commits wait for standbys."""
+    primary.set("synchronous_standby_names", standbys)
+    until(
+        lambda: primary.execute("SHOW synchronous_standby_names") == [(standbys,)],
+        "it is in force",
+    )
+
+
+async def append(url: str, patience: float = 60) -> list[EventId]:
+    log = PostgresEventLog(Database(url, timeout=patience))
     await log.open()
     try:
         return await log.append([NewEvent(ChannelName("a"), "t", b"{}")] * COUNT)

@@ -22,8 +22,8 @@ bells.Bells.ring = lambda *_: None
 bells.LOOK_AGAIN = 0
 log.LOOK_INTERVAL = writer.LOOK_INTERVAL = writer.ALONE_INTERVAL = 3600
 """
-"""Has a process learn of what others commit only when it asks the log; and who they are with each commit, as it does not
-hear those either that have just come."""
+"""Has a process learn of what others commit only when it asks the log; and look with each commit who they are, as it
+does not hear those either that have just come."""
 
 RUNG_ALONE = """
 from sse_app.eventlog.sqlite import bells, log, writer

@@ -79,32 +79,50 @@ LANGUAGE sql STABLE AS $$
         THEN current_setting('synchronous_standby_names') ELSE '' END
 $$;
 
--- Whether this server, as a standby, certainly had every commit that waited for the standbys of a list (as in
--- synchronous_standby_names): it is one of them, and the list requires all whom it names.
+-- The standbys each of which certainly has every commit that waits for those of a list (as in
+-- synchronous_standby_names): all whom it names, where it requires all of them, and else none.
+CREATE FUNCTION sse_app.required(standbys text) RETURNS text[]
+LANGUAGE plpgsql STABLE AS $$
+DECLARE
+    parts text[] := regexp_match(standbys, '^\s*(?:(?:FIRST|ANY)?\s*(\d+)\s*\(([^()]*)\)|([^()]*))\s*$', 'i');
+    names text[];
+BEGIN
+    SELECT array_agg(DISTINCT lower(btrim(name, E' \t\n"'))) INTO names
+        FROM regexp_split_to_table(coalesce(parts[2], parts[3]), ',') AS name;
+    RETURN CASE WHEN '*' <> ALL(names) AND '' <> ALL(names) AND cardinality(names) = coalesce(parts[1]::integer, 1)
+        THEN names ELSE '{}' END;
+END
+$$;
+
+-- Whether this server, as a standby, certainly had every commit that waited for the standbys of a list.
 CREATE FUNCTION sse_app.had_all(standbys text) RETURNS boolean
 LANGUAGE plpgsql STABLE AS $$
 DECLARE
     own text := nullif(substring(
         (SELECT setting FROM pg_settings WHERE name = 'primary_conninfo') -- only some roles are told
         FROM 'application_name\s*=\s*''?([^'' ]+)'), '');
-    parts text[] := regexp_match(standbys, '^\s*(?:(?:FIRST|ANY)?\s*(\d+)\s*\(([^()]*)\)|([^()]*))\s*$', 'i');
-    names text[];
 BEGIN
     own := lower(coalesce(own, nullif(current_setting('cluster_name'), '')));
-    SELECT array_agg(DISTINCT lower(btrim(name, E' \t\n"'))) INTO names
-        FROM regexp_split_to_table(coalesce(parts[2], parts[3]), ',') AS name;
-    RETURN coalesce(own = ANY(names) AND '*' <> ALL(names)
-        AND cardinality(names) = coalesce(parts[1]::integer, 1), false);
+    RETURN coalesce(own = ANY(sse_app.required(standbys)), false);
 END
 $$;
 
+-- Whether commits here wait for each standby that certainly had what was appended last. As long as they do, none is
+-- acknowledged here once such a standby has been promoted. Where they do not any more, as at an old primary that is
+-- written again, it may be promoted by now, and give the next numbers of this epoch to other events.
+CREATE FUNCTION sse_app.still_required(standbys text) RETURNS boolean
+LANGUAGE sql STABLE AS $$
+    SELECT standbys = '' OR standbys = current_setting('synchronous_standby_names')
+        OR sse_app.required(standbys) <@ sse_app.required(current_setting('synchronous_standby_names'))
+$$;
+
 -- Whether a row of sse_app.log was last written here: by this cluster, on its present timeline, in this very table,
--- which a restored dump would have made anew. To ask the cluster for its number is to read a file: that is done once
--- after each start of the server.
+-- which a restored dump would have made anew; and all is still waited for that was waited for then. To ask the cluster
+-- for its number is to read a file: that is done once after each start of the server.
 CREATE FUNCTION sse_app.same_log(log sse_app.log) RETURNS boolean
 LANGUAGE sql VOLATILE AS $$
     SELECT log.started = pg_postmaster_start_time() AND log.timeline = sse_app.timeline()
-        AND log.made = 'sse_app.log'::regclass::oid::bigint
+        AND log.made = 'sse_app.log'::regclass::oid::bigint AND sse_app.still_required(log.standbys)
 $$;
 
 -- Lock the log, give it another epoch where it may have lost events that were acknowledged, and return its row.
@@ -129,12 +147,15 @@ BEGIN
         timeline_now := sse_app.timeline();
         IF lost OR log.system <> system_now OR log.made <> made_now
             OR (log.timeline <> timeline_now AND NOT sse_app.had_all(log.standbys))
+            OR (log.timeline = timeline_now AND NOT sse_app.still_required(log.standbys))
         THEN
             log.epoch := substr(replace(gen_random_uuid()::text, '-', ''), 1, 8);
         END IF;
         UPDATE sse_app.log AS stored
             SET epoch = log.epoch, system = system_now, timeline = timeline_now, made = made_now,
-                started = pg_postmaster_start_time()
+                started = pg_postmaster_start_time(),
+                standbys = CASE WHEN stored.epoch = log.epoch AND stored.timeline = timeline_now
+                    THEN stored.standbys ELSE '' END -- else they were waited for elsewhere, or before
             RETURNING * INTO log;
     END IF;
     RETURN log;
@@ -191,6 +212,7 @@ SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_mer
 #variable_conflict use_column
 DECLARE
     lock_timeout CONSTANT text := set_config('lock_timeout', patience::text, true); -- before the first lock
+    waits_for CONSTANT text := sse_app.standbys();
     total CONSTANT integer := cardinality(channels);
     log sse_app.log;
     now double precision;
@@ -207,13 +229,18 @@ BEGIN
     -- This locks the log. It is an update also where all is known below: this commit is not on a synchronous standby
     -- before the one that stored it.
     UPDATE sse_app.log AS l SET seq = l.seq + total, at = sse_app.now_of(l.at, l.wall),
-            wall = extract(epoch FROM clock_timestamp()), standbys = sse_app.standbys()
+            wall = extract(epoch FROM clock_timestamp()), standbys = waits_for
         WHERE l.one AND sse_app.same_log(l) AND NOT (l.epoch = known_epoch AND l.seq < known_seq)
+            AND (l.standbys = '' OR l.standbys = waits_for)
         RETURNING * INTO log;
     IF NOT FOUND THEN
-        PERFORM sse_app.lock_log(known_epoch, known_seq, patience);
+        log := sse_app.lock_log(known_epoch, known_seq, patience);
+        IF log.standbys <> '' AND waits_for = '' THEN
+            -- Before events come that a standby may lack, it has to know that they are not waited for.
+            PERFORM set_config('synchronous_commit', 'on', true);
+        END IF;
         UPDATE sse_app.log AS l SET seq = l.seq + total, at = sse_app.now_of(l.at, l.wall),
-                wall = extract(epoch FROM clock_timestamp()), standbys = sse_app.standbys()
+                wall = extract(epoch FROM clock_timestamp()), standbys = waits_for
             WHERE l.one RETURNING * INTO STRICT log;
     END IF;
     now := log.at;
