@@ -145,9 +145,9 @@ def test_a_log_that_was_replaced_ends_the_streams_and_their_clients_are_told(
         with listen(url) as frames:
             assert first(frames).id == before
             with psycopg.connect(database_url, autocommit=True) as connection:
-                connection.execute(
-                    "UPDATE sse_app.log SET system = system + 1"
-                )  # as after a restore elsewhere
+                connection.execute(  # as after a restore elsewhere, in a server that has started since
+                    "UPDATE sse_app.log SET system = system + 1, started = started - interval '1 day'"
+                )
             assert [frame.type for frame in take(frames, 1)] == ["closing"]
         with listen(url, after=before) as frames:
             connected, reset = take(frames, 2)
