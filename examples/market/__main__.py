@@ -6,6 +6,7 @@ The server also reads SSE_APP_WORKERS and all other settings.
 Ends on Ctrl-C; when one of the two processes dies the other is ended too.
 """
 
+import json
 import os
 import secrets
 import signal
@@ -28,6 +29,9 @@ from .state import StateInUse, check, take
 
 ROOT = Path(__file__).resolve().parents[2]
 CHANNELS = ("dashboard", "alerts", "training", "backtest")
+QUOTES = {"pattern": "quotes", "conflate": "symbol", "history_size": 100}
+"""A table of latest values: who is slow gets the newest quote of each symbol, and a page opens with all of them."""
+
 VIEWER, PUBLISHER, ADMIN = "demo", "market", "admin"
 
 READY = 30.0
@@ -105,8 +109,10 @@ def main() -> None:
         "SSE_APP_STATE_DIR": str(place.state),
         "PYTHONUNBUFFERED": "1",
     }
+    quoted = "SSE_APP_CHANNELS" not in environment
+    environment.setdefault("SSE_APP_CHANNELS", json.dumps([*CHANNELS, "user.**", QUOTES]))
     passwords = {name: secrets.token_urlsafe(12) for name in (VIEWER, PUBLISHER, ADMIN)}
-    channels = ",".join(CHANNELS)
+    channels = ",".join([*CHANNELS, *(["quotes"] if quoted else [])])
     _account(VIEWER, ["--subscribe", channels], passwords[VIEWER], environment, stop)
     _account(PUBLISHER, ["--publish", channels], passwords[PUBLISHER], environment, stop)
     everything = ["--subscribe", channels, "--publish", channels, "--admin"]
@@ -121,6 +127,8 @@ def main() -> None:
         start("server", ["main.py", "serve"], {}, "demo.log")
         _wait_until_ready(place, children, stop)
         publisher = ["-m", "examples.market.publisher", "--url", place.url, "--user", PUBLISHER]
+        if quoted:
+            publisher.append("--quotes")
         start("publisher", publisher, {PASSWORD_VARIABLE: passwords[PUBLISHER]}, "demo-publisher.log")
         _say(_banner(place, passwords, _stream_token(place, passwords[VIEWER])))
         while True:
@@ -155,10 +163,11 @@ def _place(state: Path) -> Place:
 
 
 def _account(name: str, grants: list[str], password: str, environment: dict[str, str], stop: Stop) -> None:
-    """Make the account, or give the one that an earlier run made a new password."""
-    add = _user(["add", name, "--init", *grants], password, environment)
+    """Make the account, or give the one that an earlier run made a new password, and what it may do now."""
+    add = _user(["add", name, "--init", *grants, "--password-stdin"], password, environment)
     if add.returncode != 0:
-        passwd = _user(["passwd", name], password, environment)
+        _user(["grants", name, *grants], password, environment)
+        passwd = _user(["passwd", name, "--password-stdin"], password, environment)
         if passwd.returncode != 0 and not stop.asked:
             raise DemoError(f"cannot make the account {name}:\n{add.stdout.strip()}\n{passwd.stdout.strip()}")
     if stop.asked:
@@ -169,7 +178,7 @@ def _user(
     arguments: list[str], password: str, environment: dict[str, str]
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "main.py", "user", *arguments, "--password-stdin"],
+        [sys.executable, "main.py", "user", *arguments],
         cwd=ROOT,
         env=environment,
         input=f"{password}\n",

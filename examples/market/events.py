@@ -9,7 +9,7 @@ from .portfolio import Mark
 from .risk import Alert, RiskMonitor
 from .training import Epoch
 
-Channel = Literal["dashboard", "alerts", "training", "backtest"]
+Channel = Literal["dashboard", "alerts", "training", "backtest", "quotes"]
 Status = Literal["started", "running", "completed", "failed"]
 
 PORTFOLIO = "sp500-hedged"
@@ -45,6 +45,24 @@ def dashboard_update(mark: Mark, monitor: RiskMonitor) -> Event:
         "drawdown": round(monitor.drawdown, 6),
     }
     return _event("dashboard", "dashboard_update", {"update_type": "metrics", "data": metrics})
+
+
+def quotes(mark: Mark, before: Mark | None) -> list[Event]:
+    """What is traded and held at a close, each by its symbol, with its change since the close before."""
+
+    def values(at: Mark) -> dict[str, float]:
+        gauge = "VIX" if at.gauge_source == "vix" else "VOL"
+        found = {"SPX": at.close, gauge: at.gauge, "FUND": at.total_value, "CASH": at.cash}
+        return {symbol: value for symbol, value in found.items() if not math.isnan(value)}
+
+    earlier = {} if before is None else values(before)
+    events = []
+    for symbol, price in values(mark).items():
+        last = earlier.get(symbol)
+        change = round(price / last - 1, 6) if last else None
+        data = {"symbol": symbol, "price": round(price, 2), "change": change, "date": mark.date.isoformat()}
+        events.append(_event("quotes", "quote", data))
+    return events
 
 
 def risk_alert(alert: Alert, day: date) -> Event:

@@ -12,7 +12,7 @@ from itertools import count
 
 from . import backtest, training
 from .bars import Bar, closes
-from .events import Event, Status, backtest_progress, dashboard_update, risk_alert, training_progress
+from .events import Event, Status, backtest_progress, dashboard_update, quotes, risk_alert, training_progress
 from .portfolio import Mandate, mark_to_market
 from .risk import RiskMonitor
 
@@ -45,18 +45,23 @@ class Market:
     vix: Mapping[date, float]
 
 
-def portfolio_feed(market: Market, passes: int | None = None, first_day: date = FIRST_DAY) -> Iterator[Tick]:
-    """A trading day at each tick: its dashboard update, and with it the alerts that day raises.
+def portfolio_feed(
+    market: Market, passes: int | None = None, first_day: date = FIRST_DAY, *, quoted: bool = False
+) -> Iterator[Tick]:
+    """A trading day at each tick: its dashboard update, with it the alerts that day raises, and its quotes if wanted.
 
     The first pass begins to publish at `first_day`, the later ones at the first bar. The portfolio is carried
     through all the days in either case, so its value and its limits are what they would have been.
     """
     for number in _passes(passes):
         monitor = RiskMonitor()
+        before = None
         for mark in mark_to_market(market.bars, market.vix, Mandate()):
             alerts = monitor.update(mark.total_value, mark.daily_return)
             if number or mark.date >= first_day:
-                yield [dashboard_update(mark, monitor), *(risk_alert(alert, mark.date) for alert in alerts)]
+                told = [risk_alert(alert, mark.date) for alert in alerts]
+                yield [dashboard_update(mark, monitor), *told, *(quotes(mark, before) if quoted else ())]
+            before = mark
 
 
 def training_feed(market: Market, passes: int | None = None) -> Iterator[Tick]:

@@ -97,12 +97,12 @@ async def publish_all(client: Publisher, feeds: Sequence[Feed]) -> None:
             await asyncio.wait_for(client.publish_batch(endings), GRACE)
 
 
-async def main(url: str, user: str, password: str, speed: float, once: bool) -> None:
+async def main(url: str, user: str, password: str, speed: float, once: bool, quoted: bool) -> None:
     """Publish the market to the server at `url`."""
     market = Market(load_bars(), load_vix())
     passes = 1 if once else None
     feeds = (
-        Feed(portfolio_feed(market, passes), PORTFOLIO_PERIOD / speed),
+        Feed(portfolio_feed(market, passes, quoted=quoted), PORTFOLIO_PERIOD / speed),
         Feed(training_feed(market, passes), TRAINING_PERIOD / speed),
         Feed(backtest_feed(market, passes), BACKTEST_PERIOD / speed),
     )
@@ -142,6 +142,7 @@ def _arguments() -> argparse.Namespace:
     add("--url", type=_address, default="http://127.0.0.1:8000", help="address of the server (%(default)s)")
     add("--user", default="market", help="account to publish as (%(default)s)")
     add("--speed", type=_speed, default=1.0, help="how many times faster than usual (%(default)s)")
+    add("--quotes", action="store_true", help="publish quotes too, on a channel that the server must have")
     add("--once", action="store_true", help="end after one pass over the data")
     return parser.parse_args()
 
@@ -156,7 +157,9 @@ if __name__ == "__main__":
         _say(f"the environment variable {PASSWORD_VARIABLE} holds no password")
         sys.exit(2)
     try:
-        asyncio.run(main(arguments.url, arguments.user, secret, arguments.speed, arguments.once))
+        asyncio.run(
+            main(arguments.url, arguments.user, secret, arguments.speed, arguments.once, arguments.quotes)
+        )
     except (BadBars, ClientError) as error:
         _say(str(error))
         sys.exit(1)

@@ -8,6 +8,7 @@ import { Live } from "./live.js";
 import { AlertsPanel } from "./panels/alerts.js";
 import { BacktestPanel } from "./panels/backtest.js";
 import { PortfolioPanel } from "./panels/portfolio.js";
+import { CHANNEL as QUOTES, Quotes } from "./panels/quotes.js";
 import { TrainingPanel } from "./panels/training.js";
 import { ApiError } from "./session.js";
 import { Shell } from "./shell.js";
@@ -25,6 +26,7 @@ const NOTE_TIME = 60_000; // milliseconds that the news of a gap stays
 let live = null;
 const shell = new Shell({ begin, end });
 const bar = new ConnectionBar(find("#connection"), () => live?.retryNow());
+const quotes = new Quotes();
 const feeds = new Map(Object.entries(PANELS).map(([channel, panel]) => [channel, makeFeed(channel, panel)]));
 shell.start();
 
@@ -40,6 +42,7 @@ function begin(session) {
   const granted = Object.keys(PANELS).filter((channel) => session.channels.includes(channel));
   find("#to-admin").hidden = !session.grants.admin;
   for (const channel of feeds.keys()) note(channel, granted.includes(channel) ? "" : NOT_GRANTED);
+  if (session.channels.includes(QUOTES)) quotes.start(session);
   if (!granted.length) {
     bar.say("this account may read none of the four channels");
     return "live";
@@ -58,6 +61,7 @@ function begin(session) {
 function end() {
   live?.stop();
   live = null;
+  quotes.stop();
   for (const feed of feeds.values()) feed.stop();
 }
 

@@ -42,7 +42,8 @@ def check(page: Page, axe: str, what: str) -> None:
 def test_axe_finds_nothing_on_either_page_in_light_and_dark(
     chromium: Browser, start_server: Start, axe: str
 ) -> None:
-    server = start_server()
+    quotes = {"pattern": "quotes", "conflate": "symbol"}
+    server = start_server(CHANNELS=["dashboard", "alerts", "training", "backtest", quotes])
     people(server)
     market = Market(server)
     with visitor(chromium, server, reduced_motion="reduce") as boss:
@@ -56,6 +57,10 @@ def test_axe_finds_nothing_on_either_page_in_light_and_dark(
         market.trade(3)
         market.alert()
         market.run(50)
+        for symbol, change in (("up", 0.1), ("down", -0.1)):
+            data = {"symbol": symbol, "price": 1, "change": change}
+            market.publish({"channel": "quotes", "event": "quote", "data": data})
+            realtime.wait_for_selector(f"#quotes [data-symbol={symbol}]")
         wait_for_chart(realtime, "equity", 1)
         realtime.wait_for_selector("[data-unread]:not([hidden])")
         admin = boss.open("/admin")

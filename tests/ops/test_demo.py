@@ -130,6 +130,9 @@ def test_all_four_panels_show_live_numbers_within_20_seconds_of_the_start(
             ("backtest", "%"),
         ):
             page.wait_for_selector(f"[aria-labelledby={panel}-title]:has-text('{sign}')", timeout=60_000)
+        page.reload()  # and opens with the whole table of quotes
+        for symbol in ("SPX", "VOL", "FUND", "CASH"):
+            page.wait_for_selector(f"#quotes [data-symbol={symbol}]:has-text('%')", timeout=30_000)
         assert trouble == []
 
 

@@ -15,7 +15,7 @@ from tests.support.browser import PATIENCE
 from tests.support.server_process import ServerProcess
 
 PASSWORD = "correct horse battery"
-CHANNELS = "dashboard,alerts,training,backtest"
+CHANNELS = "dashboard,alerts,training,backtest,quotes"
 _NETWORK = re.compile(r"Failed to load resource: net::ERR_|net::ERR_(CONNECTION|INCOMPLETE|EMPTY)")
 
 
