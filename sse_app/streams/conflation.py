@@ -27,6 +27,9 @@ GROWTH = 1000
 So keys whose events are no longer kept by the log are not kept here for ever.
 """
 
+MOST_SELECTIONS = 1000
+"""Of how many selections with patterns the channels are remembered."""
+
 Key = tuple[bytes, str]
 """The value as JSON, and the event type."""
 
@@ -39,12 +42,14 @@ class _Table:
         complete_after: the ``seq`` after which every event is here, unless a newer one of its key is.
         most: with how many entries it is read anew.
         is_read: whether it has what the log had at the beginning.
+        last: the ``seq`` of the last event.
     """
 
-    __slots__ = ("complete_after", "events", "is_read", "most")
+    __slots__ = ("complete_after", "events", "is_read", "last", "most")
 
     def __init__(self) -> None:
         self.events: dict[Key, Event] = {}
+        self.last = 0
         self.complete_after = 0
         self.most = GROWTH
         self.is_read = False
@@ -56,6 +61,7 @@ class _Table:
             self.events.clear()
             self.is_read = False
         self.events[key] = event
+        self.last = event.seq
 
 
 class Conflation:
@@ -73,6 +79,8 @@ class Conflation:
         """The patterns of which each new channel gets a table."""
         self._known: set[str] = set()
         """Those of them whose channels all have a table."""
+        self._covered: dict[frozenset[str], list[ChannelName]] = {}
+        """The channels of selections with patterns, as far as they were asked for since the last new table."""
         self._reads: SharedReads[str, None] = SharedReads()
         self.use(rules)
 
@@ -88,6 +96,7 @@ class Conflation:
         self._tables = {}
         self._patterns = set()
         self._known = set()
+        self._covered = {}
 
     def member(self, channel: str) -> str:
         """Return the member of the data whose values are the keys of a channel; empty where it is not conflated."""
@@ -132,7 +141,7 @@ class Conflation:
                 if table is None:
                     if not any(ChannelPattern(text).matches(event.channel) for text in self._patterns):
                         continue
-                    table = self._tables[event.channel] = _Table()
+                    table = self._put_table(event.channel)
                 table.put(_key(event, member), event)
 
     async def read(self, selection: Selection, head: Callable[[], int]) -> None:
@@ -156,7 +165,8 @@ class Conflation:
         self._patterns.add(pattern)  # from now on new channels get a table
         known = self._known
         for name in await self.channels([pattern]):
-            self._tables.setdefault(name, _Table())
+            if name not in self._tables:
+                self._put_table(name)
         known.add(pattern)
 
     def is_ready(self, selection: Selection) -> bool:
@@ -169,16 +179,28 @@ class Conflation:
 
     def channels_of(self, selection: Selection) -> list[ChannelName]:
         """Return the conflated channels of a selection: those named, and of its patterns those with a table."""
-        named = [name for name in selection.names if self.member(name)]
         if not selection.patterns:
-            return named
-        return [*named, *(name for name in self._tables if name not in named and selection.covering(name))]
+            return [name for name in selection.names if self.member(name)]
+        found = self._covered.get(selection.texts)
+        if found is None:
+            if len(self._covered) >= MOST_SELECTIONS:
+                self._covered.clear()
+            found = [name for name in selection.names if self.member(name)]
+            found += [name for name in self._tables if name not in selection.names and selection.covering(name)]
+            self._covered[selection.texts] = found
+        return found
+
+    def _put_table(self, channel: ChannelName) -> _Table:
+        """Have a new table of a channel, and return it."""
+        if channel not in self._tables:
+            self._covered.clear()
+        table = self._tables[channel] = _Table()
+        return table
 
     async def _read(self, channel: ChannelName, head_now: Callable[[], int]) -> None:
         # What is fanned out from now on follows the head, and is to be there when the rest has been read.
-        table, head = _Table(), head_now()
+        table, head = self._put_table(channel), head_now()
         table.most = sys.maxsize
-        self._tables[channel] = table
         member = self.member(channel)
         start = await self._eventlog.begin([channel], Beginning())
         complete_after = after = start.floors.get(channel, 0)
@@ -196,6 +218,7 @@ class Conflation:
             after = page.reached if page.more else head
         kept = {key: event for key, event in older.items() if key not in table.events}
         table.events = {**kept, **table.events}
+        table.last = max((event.seq for event in table.events.values()), default=0)
         table.complete_after = complete_after
         table.most = 2 * len(table.events) + GROWTH
         table.is_read = True
@@ -214,7 +237,7 @@ class Conflation:
         """
         selection = interest.selection
         for channel in self.channels_of(selection):
-            if (table := self._tables.get(channel)) is None:
+            if (table := self._tables.get(channel)) is None or table.last <= after:
                 continue
             floor = max(after, selection.floor(floors, channel)) if floors else after
             seen = set()

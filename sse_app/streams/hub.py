@@ -416,6 +416,7 @@ class Hub:
     ) -> tuple[bytes, int]:
         """Return a page of the past of which conflated channels are a part; see `past`."""
         conflation, cache = self.conflation, self._replay_cache
+        await asyncio.sleep(0)  # a client that reads at once, of a large table, holds nothing else up
         await conflation.read(interest.selection, lambda: self.head.seq)
         events: list[Event] = []
         reached = until

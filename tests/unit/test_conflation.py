@@ -17,7 +17,10 @@ from sse_app.eventlog.base import Beginning, Floors, Retention
 from sse_app.eventlog.memory import MemoryEventLog
 from sse_app.streams import conflation as conflation_module
 from sse_app.streams.conflation import Conflation
+from sse_app.streams.hub import Hub
+from tests.support.waiting import until_async
 
+RULE = ChannelRule(ChannelPattern("t.*"), conflate="k")
 A, B = ChannelName("t.a"), ChannelName("t.b")
 
 
@@ -31,7 +34,7 @@ class Desk(MemoryEventLog):
 
     def __init__(self) -> None:
         super().__init__(Retention(10_000, 1000))
-        self.conflation = Conflation(self, ChannelRules([ChannelRule(ChannelPattern("t.*"), conflate="k")]))
+        self.conflation = Conflation(self, ChannelRules([RULE]))
         self.meanwhile: dict[str, list[tuple[ChannelName, str, int]]] = {}
         self.head_seq = 0
 
@@ -130,11 +133,48 @@ def test_a_table_that_is_given_up_is_not_taken_for_an_empty_one(how: str) -> Non
             selection = interest_of((A, "t.*"), None).selection
             await log.conflation.read(selection, lambda: log.head_seq)
             if how == "other rules":
-                log.conflation.use(ChannelRules([ChannelRule(ChannelPattern("t.*"), conflate="k")]))
+                log.conflation.use(ChannelRules([RULE]))
             else:
                 for n in range(2 * conflation_module.GROWTH):
                     await log.publish(A, f"k{n}", n)
             assert not log.conflation.is_ready(selection)
             assert (A, "x", 1) in await log.table(A)
+
+    run(check)
+
+
+def test_a_client_that_takes_a_large_table_at_once_lets_others_run_after_each_page() -> None:
+    async def check() -> None:
+        log = MemoryEventLog(Retention(10_000, 1000))
+        await log.open()
+        hub = Hub(log, backlog_limit=1 << 20, retry=1000, rules=ChannelRules([RULE]))
+        hub.begin()
+        events = [
+            NewEvent(ChannelName(f"t.c{number}"), "e", b'{"k":1,"filling":"%s"}' % (b"x" * 100))
+            for number in range(1000)
+        ]
+        await log.append(events)
+        interest = interest_of(("t.*",), None)
+        await until_async(lambda: hub.head.seq == len(events), "the hub has all")
+        turns = 0
+
+        async def others() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        for _ in range(2):  # the first time it is read from the log
+            task = asyncio.create_task(others())
+            after = pages = turns = found = 0
+            while after < len(events):
+                past, after = await hub.past(interest, after, len(events))
+                found += past.count(b"\nid: ") + past.startswith(b"id: ")
+                pages += 1
+            task.cancel()
+            assert found == len(events)
+            assert turns >= pages > 5
+        await hub.close()
+        await log.close()
 
     run(check)
