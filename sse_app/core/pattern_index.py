@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Generic, TypeVar
 
 Value = TypeVar("Value")
@@ -64,21 +63,23 @@ class PatternIndex(Generic[Value]):
                 return
             del parent.following[segment]
 
-    def matching(self, channel: str) -> Iterator[Value]:
-        """Yield the values of every pattern that covers the channel; one that is under several comes several times."""
-        yield from self._root.rest  # a channel has a segment at least
+    def matching(self, channel: str) -> list[Value]:
+        """Return the values of every pattern that covers the channel, each once for every such pattern."""
+        found = list(self._root.rest)  # a channel has a segment at least
         nodes = [self._root]
         for segment in channel.split("."):
-            nodes = [
-                node
-                for parent in nodes
-                for node in (parent.following.get(segment), parent.following.get("*"))
-                if node is not None
-            ]
-            for node in nodes:
-                yield from node.rest
+            following: list[_Node[Value]] = []
+            for parent in nodes:
+                for key in (segment, "*"):
+                    if (node := parent.following.get(key)) is not None:
+                        following.append(node)
+                        found += node.rest
+            if not following:
+                return found
+            nodes = following
         for node in nodes:
-            yield from node.ending
+            found += node.ending
+        return found
 
 
 def _parts(pattern: str) -> tuple[list[str], bool]:
