@@ -164,6 +164,8 @@ class Publish:
     headers: tuple[str, ...] = ()
     batch: int = 1
     paths: tuple[str, ...] = field(default=())
+    keys: int = 1
+    """How many keys the items have, in turn."""
 
 
 class Publisher:
@@ -196,6 +198,7 @@ class Publisher:
             "suffix": publish.suffix,
             "batch": publish.batch,
             "first": first,
+            "keys": publish.keys,
         }
         argv = [program("publisher")]
         for name, value in options.items():

@@ -128,7 +128,9 @@ def latencies(report: Report) -> Sample:
     return {f"{name}_ms": report["latency_us"][name] / 1e3 for name in ("p50", "p90", "p99", "p999", "max")}
 
 
-def fan_out(server: Server, client: StreamClient, events: int, rate: float, batch: int = 1) -> Sample:
+def fan_out(
+    server: Server, client: StreamClient, events: int, rate: float, batch: int = 1, channel: str = CHANNEL
+) -> Sample:
     """Publish so many events in batches at so many requests a second to all streams; return what it costs.
 
     A server without batches gets the events of a batch one by one, as fast as it answers.
@@ -136,7 +138,7 @@ def fan_out(server: Server, client: StreamClient, events: int, rate: float, batc
     streams = client.streams
     if not server.batches and batch > 1:
         batch, rate = 1, 0.0
-    publish = server.publish([CHANNEL], batch)
+    publish = server.publish([channel], batch)
     before = client.reset()
     watch = Stopwatch(server)
     publisher = Publisher(publish, events // batch, rate=rate)

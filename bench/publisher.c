@@ -2,9 +2,11 @@
  *
  * publisher --host H --port P --paths FILE --count N [--rate PER_SECOND] [--connections C] [--method M]
  *           [--header 'Name: value']... [--prefix S --item S --separator S --suffix S --batch B] [--first SEQ]
+ *           [--keys K]
  *
- * A body is prefix, B items with the separator between, suffix. In an item {SEQ} becomes a 10-digit number and
- * {SENT} the microsecond it is sent at, 16 digits (CLOCK_MONOTONIC), so every body has the same length. Request i
+ * A body is prefix, B items with the separator between, suffix. In an item {SEQ} becomes a 10-digit number,
+ * {SENT} the microsecond it is sent at, 16 digits (CLOCK_MONOTONIC), and {KEY} one of K keys of 4 digits, which the
+ * items have in turn, so every body has the same length. Request i
  * goes to line i of the paths, wrapping around, and numbers count up for each path on its own. With a rate, an
  * answer is timed from the moment the request was due, so a server that stalls cannot hide it. One line of JSON. */
 #define _GNU_SOURCE
@@ -46,11 +48,11 @@ static char headers[4096];
 static struct sockaddr_in server;
 static char **paths;
 static unsigned path_count;
-static uint64_t count = 1, first_seq = 1, batch = 1, issued, finished, errors, began, last_answer;
+static uint64_t count = 1, first_seq = 1, batch = 1, keys = 1, issued, finished, errors, began, last_answer;
 static double rate;
 static char *body, *item_text;
-static size_t body_length, item_length, seq_at, sent_at;
-static int has_seq, has_sent;
+static size_t body_length, item_length, seq_at, sent_at, key_at;
+static int has_seq, has_sent, has_key;
 static uint64_t statuses[600];
 static struct histogram latency;
 static char first_error[320];
@@ -73,6 +75,9 @@ static void prepare_item(void) {
         } else if (strncmp(at, "{SENT}", 6) == 0) {
             sent_at = item_length, has_sent = 1, at += 6;
             item_length += 16;
+        } else if (strncmp(at, "{KEY}", 5) == 0) {
+            key_at = item_length, has_key = 1, at += 5;
+            item_length += 4;
         } else item_text[item_length++] = *at++;
     }
     body_length = strlen(prefix) + batch * item_length + (batch - 1) * strlen(separator) + strlen(suffix);
@@ -95,6 +100,7 @@ static void render(struct connection *c) {
         memcpy(at, item_text, item_length);
         if (has_seq) digits(at + seq_at, seq + i, 10);
         if (has_sent) digits(at + sent_at, sent, 16);
+        if (has_key) digits(at + key_at, (seq + i - SEQ_BASE) % keys, 4);
         at += item_length;
     }
     memcpy(at, suffix, strlen(suffix));
@@ -255,7 +261,7 @@ int main(int argc, char **argv) {
         {"host", 1, 0, 'h'}, {"port", 1, 0, 'p'}, {"paths", 1, 0, 'f'}, {"count", 1, 0, 'n'}, {"rate", 1, 0, 'r'},
         {"connections", 1, 0, 'c'}, {"method", 1, 0, 'm'}, {"header", 1, 0, 'H'}, {"prefix", 1, 0, 'a'},
         {"item", 1, 0, 'i'}, {"separator", 1, 0, 's'}, {"suffix", 1, 0, 'z'}, {"batch", 1, 0, 'b'},
-        {"first", 1, 0, 'q'}, {0, 0, 0, 0}};
+        {"first", 1, 0, 'q'}, {"keys", 1, 0, 'k'}, {0, 0, 0, 0}};
     server.sin_family = AF_INET;
     for (int o; (o = getopt_long(argc, argv, "", options, NULL)) != -1;) {
         if (o == 'h') host = optarg;
@@ -272,9 +278,10 @@ int main(int argc, char **argv) {
         else if (o == 'z') suffix = optarg;
         else if (o == 'b') batch = strtoull(optarg, NULL, 10);
         else if (o == 'q') first_seq = strtoull(optarg, NULL, 10);
+        else if (o == 'k') keys = strtoull(optarg, NULL, 10);
         else return 2;
     }
-    if (path_count == 0 || connection_count == 0 || connection_count > MAX_CONNECTIONS || batch == 0) return 2;
+    if (path_count == 0 || connection_count == 0 || connection_count > MAX_CONNECTIONS || batch == 0 || keys == 0) return 2;
     inet_pton(AF_INET, host, &server.sin_addr);
     signal(SIGPIPE, SIG_IGN);
     prepare_item();

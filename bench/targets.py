@@ -389,6 +389,52 @@ _STREAMS = Group(
     ),
 )  # fmt: skip
 
+_CONFLATED = f"{OURS}, 5,000 a second"
+_NONE = f"{OURS}, no patterns"
+_MANY = f"{OURS}, 10,000 patterns"
+_PATTERNS = Group(
+    "Patterns and conflated channels",
+    (
+        Target(
+            "a publish beside 10,000 streams on patterns that it does not match, beside none",
+            _RATIO, 1.1, None, _beside("patterns", "publish_cpu_us", "{:.0f} µs", _NONE, "without", _MANY),
+        ),
+        Target(
+            "the same beside 1,000",
+            _RATIO, 1.1, None,
+            _beside("patterns", "publish_cpu_us", "{:.0f} µs", _NONE, "without", f"{OURS}, 1,000 patterns"),
+        ),
+        Target(
+            "a delivery to one of 1,000 streams, beside 10,000 patterns that do not match",
+            _RATIO, 1.1, None, _beside("patterns", "cpu_us", _US, _NONE, "without", _MANY),
+        ),
+        Target(
+            "the same, where the 1,000 streams are on a pattern",
+            _RATIO, 1.1, None, _beside("patterns", "cpu_us", _US, _NONE, "by name", f"{_MANY}, heard by one"),
+        ),
+        Target(
+            "server CPU to resume on a pattern of 10,000 channels, one event missed, beside on one channel",
+            _RATIO, None, None,
+            _beside(
+                "patterns-resume", "resume_cpu_us", "{:.0f} µs", f"{OURS}, a name", "a name", f"{OURS}, one pattern"
+            ),
+        ),
+        Target(
+            "slow streams of a conflated channel with 5,000 events a second: cut off",
+            "{:.0f}", 0.0, None, _figure("conflated", "cut", "{:.0f}", _CONFLATED),
+        ),
+        Target(
+            "age of the values that they get, 99 of 100",
+            "{:.0f} ms", None, None, _figure("conflated", "slow_age_p99_ms", "{:.0f} ms", _CONFLATED),
+        ),
+        Target(
+            "keys of which they have the newest value when nothing more comes",
+            "{:.0f} %", 100, None, _figure("conflated", "slow_complete_percent", "{:.0f} %", _CONFLATED),
+            higher=True,
+        ),
+    ),
+)  # fmt: skip
+
 _CROWD = Group(
     "100,000 idle streams on six workers, their clients on the same machine",
     (
@@ -472,4 +518,4 @@ _POSTGRES = Group(
     ),
 )  # fmt: skip
 
-GROUPS = (_DELIVERY, _LATENCY, _PUBLISHING, _STREAMS, _CROWD, _RESTARTS, _POSTGRES)
+GROUPS = (_DELIVERY, _LATENCY, _PUBLISHING, _STREAMS, _PATTERNS, _CROWD, _RESTARTS, _POSTGRES)

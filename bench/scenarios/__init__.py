@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from bench.scenarios import (
     channels,
+    conflated,
     crowd,
     dashboards,
     fanout,
     health,
     idle,
+    patterns,
     postgres,
     publishing,
     reconnect,
@@ -31,6 +33,8 @@ SCENARIOS: dict[str, Scenario] = {
         stalled,
         health,
         channels,
+        patterns,
+        conflated,
         dashboards,
         crowd,
         storm,

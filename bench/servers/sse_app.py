@@ -54,7 +54,7 @@ class SseApp(Server):
             "SSE_APP_HOST": "127.0.0.1",
             "SSE_APP_PORT": str(self.port),
             "SSE_APP_STATE_DIR": str(self._state),
-            "SSE_APP_CHANNELS": json.dumps(["bench.*"]),
+            "SSE_APP_CHANNELS": json.dumps(["bench.**"]),
             "SSE_APP_KEEPALIVE__PING_INTERVAL": str(self.options.ping_interval),
             **{f"SSE_APP_LIMITS__{name}": str(value) for name, value in limits.items()},
             **self.options.env,
@@ -106,7 +106,7 @@ class SseApp(Server):
 
     def _ask_for(self, names: Sequence[str]) -> Iterator[str]:
         """Yield stream tokens as clients get them: the server issues them for an access token."""
-        access = next(self._mint(TokenKind.ACCESS, [Grants.of(subscribe=["bench.*"])]))
+        access = next(self._mint(TokenKind.ACCESS, [Grants.of(subscribe=["bench.**"])]))
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         for name in names:
             connection.request(
@@ -143,7 +143,7 @@ class SseApp(Server):
         return next(self._mint(TokenKind.ACCESS, [Grants.of(admin=True)]))
 
     def publish(self, channels: Sequence[str], batch: int = 1) -> Publish:
-        token = next(self._mint(TokenKind.ACCESS, [Grants.of(publish=["bench.*"])]))
+        token = next(self._mint(TokenKind.ACCESS, [Grants.of(publish=["bench.**"])]))
         headers = ("Content-Type: application/json", f"Authorization: Bearer {token}")
         if batch == 1:
             paths = tuple(f"/api/v1/sse/{channel}" for channel in channels)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import threading
+import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +16,13 @@ import pytest
 from bench import native, postgres
 from bench.fleet import Fleet, combined
 from bench.histogram import SHARES, merged
-from bench.load import LoadFailed, StreamClient, verify
-from bench.payload import SENT_BASE, SEQ_BASE
+from bench.load import LoadFailed, Publish, Publisher, StreamClient, verify
+from bench.payload import EVENT_BYTES, KEYED_ITEM, SENT_BASE, SEQ_BASE
 from bench.results import Result
 from bench.scenarios import SCENARIOS
+from bench.slow_readers import SlowReaders
 from bench.targets import GROUPS, Measured, Target
+from sse_app.core.json_text import to_json
 from tests.support.programs import require, unavailable
 from tests.support.scripted_server import HOURS, Answer, ScriptedServer, connected, frame, scripted_server
 from tests.support.waiting import until
@@ -135,6 +141,71 @@ def test_histograms_of_one_client_are_what_it_prints_itself(server: ScriptedServ
         assert again["count"] == seen[name]["count"] > 0
         assert all(abs(again[share] - seen[name][share]) <= 0.051 for share in SHARES)
         assert combined([seen, seen])[name]["p50"] == again["p50"]
+
+
+def test_keys_are_published_in_turn_in_events_of_one_length() -> None:
+    bodies: list[bytes] = []
+
+    class Taker(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
+            self.send_response(201)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Say nothing."""
+
+    with HTTPServer(("127.0.0.1", 0), Taker) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        publish = Publish(server.server_port, "/", KEYED_ITEM, "[", ",", "]", batch=4, keys=3)
+        Publisher(publish, 2).result()
+        server.shutdown()
+        thread.join()
+    events = [event for body in bodies for event in json.loads(body)]
+    assert [(event["seq"] - SEQ_BASE, event["symbol"]) for event in events] == [
+        (number, f"S{number % 3:04}") for number in range(1, 9)
+    ]
+    assert len(bodies[0]) == 4 * EVENT_BYTES + len("[,,,]")
+
+
+def _keyed(*numbers: int) -> str:
+    sent = SENT_BASE + time.monotonic_ns() // 1000 - 250_000
+    return "".join(
+        f"data: {to_json({'seq': SEQ_BASE + number, 'sent': sent, 'symbol': f'S{number % 3}'}).decode()}\n\n"
+        for number in numbers
+    )
+
+
+def test_a_slow_reader_knows_the_newest_of_each_key_and_its_age(server: ScriptedServer) -> None:
+    server.answers = [Answer(body=connected("e-0") + _keyed(1, 2, 3, 4), hold=HOURS)]
+    with SlowReaders(_port(server), ["/stream"], 1e6) as slow:
+        (reader,) = slow.readers
+        until(lambda: reader.events == 4, "it has read all")
+        assert slow.wait_for(4, 3, 30.0) < 30.0
+        assert slow.complete(4, 3) == 100.0
+        assert slow.complete(5, 3) == pytest.approx(200 / 3), "S2 should have had its fifth event"
+    assert reader.is_open
+    assert reader.disordered == 0
+    assert all(250 <= age < 120_000 for age in reader.ages)
+
+
+def test_a_slow_reader_notices_that_it_is_cut_off_and_what_is_not_in_order(server: ScriptedServer) -> None:
+    server.answers = [Answer(body=connected("e-0") + _keyed(1, 3, 2, 2), hold=0)]
+    with SlowReaders(_port(server), ["/stream"], 1e6) as slow:
+        (reader,) = slow.readers
+        until(lambda: not reader.is_open, "the stream has ended")
+    assert (reader.events, reader.disordered) == (4, 2)
+
+
+def test_a_slow_reader_reads_no_more_than_its_rate(server: ScriptedServer) -> None:
+    server.answers = [Answer(body=connected("e-0") + _keyed(*range(1, 5_000)), hold=HOURS)]
+    rate, began = 20_000, time.monotonic()
+    with SlowReaders(_port(server), ["/stream"], rate) as slow:
+        (reader,) = slow.readers
+        until(lambda: reader.events >= 100, "it has read some")
+    size = len(_keyed(*range(1, reader.events + 1)))
+    assert 0 < size <= (time.monotonic() - began) * rate + 8_192  # which may have come with the head
 
 
 def test_the_database_of_the_benchmark_says_what_it_has_done_and_leaves_nothing_behind() -> None:
