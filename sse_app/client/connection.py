@@ -16,6 +16,7 @@ from sse_app.client.http import CONNECT_TIMEOUT, failure, json_object, json_or_t
 from sse_app.client.items import Connected, Event, Moved, Reset
 from sse_app.client.tokens import StreamTokens
 from sse_app.client.watch import Dropped, Pace, Silence, WatchedStream
+from sse_app.core.channels import ChannelPatterns
 from sse_app.core.events import MAX_RETRY, EventId
 
 RETURN_AT_ONCE = 1.0
@@ -87,11 +88,16 @@ class Connection:
         position: how far the stream has come; it is kept up to date.
         pace: of the pings; it is kept up to date.
         renewable: whether the token can be replaced.
-        channel: the only one that the stream carries, "" where there may be others.
+        channels: what the stream carries.
     """
 
     def __init__(
-        self, response: httpx.Response, position: Position, pace: Pace, renewable: bool, channel: str
+        self,
+        response: httpx.Response,
+        position: Position,
+        pace: Pace,
+        renewable: bool,
+        channels: ChannelPatterns,
     ) -> None:
         assert isinstance(response.stream, httpx.AsyncByteStream)
         self.body = WatchedStream(response.stream, pace)
@@ -101,7 +107,9 @@ class Connection:
         self._position = position
         self._pace = pace
         self._renewable = renewable
-        self._channel = channel
+        self._channels = channels
+        alone = channels.texts[0] if len(channels.texts) == 1 else "*"
+        self._only = "" if "*" in alone else alone  # the one channel, where there can be no other
         self._last_id = ""  # as the stream has it: an event without an id repeats that of the one before
         self._stood_since: float | None = None
         self.retry: float | None = None
@@ -168,9 +176,7 @@ class Connection:
 
     def _event(self, sent: ServerSentEvent, has_id: bool) -> Event | None:
         data = json_or_text(sent.data)
-        channel = self._channel
-        if not channel and isinstance(data, dict):
-            channel = str(data.get("channel", ""))
+        channel = self._only or self._channel_in(data)
         if not has_id:
             return Event("", channel, sent.event, data, sent.data)
         place = EventId.parse(sent.id)
@@ -180,6 +186,11 @@ class Connection:
             return None
         self._position.advance(sent.id, channel, place)
         return Event(sent.id, channel, sent.event, data, sent.data)
+
+    def _channel_in(self, data: object) -> str:
+        """Return the channel that data names; "" where it names none, or, as only a text can, another."""
+        channel = data.get("channel") if isinstance(data, dict) else None
+        return channel if isinstance(channel, str) and self._channels.matches(channel) else ""
 
     def _moved(self, id: str) -> Moved:
         """Note that the stream has left out everything up to an id."""
@@ -232,7 +243,7 @@ async def connect(
     pace: Pace,
     open_timeout: float,
     query: Mapping[str, str],
-    channel: str,
+    channels: ChannelPatterns,
 ) -> AsyncIterator[Connection | None]:
     """Open a stream with a fresh token, and close it at the end; None where the server says that there is none.
 
@@ -245,7 +256,7 @@ async def connect(
         pace: of its pings.
         open_timeout: seconds that a token and the answer may take.
         query: where it begins and what it carries.
-        channel: as of `Connection`.
+        channels: what it carries.
 
     Raises:
         StreamEnded: an administrator has kicked the session, which gets no stream and no token for one.
@@ -272,7 +283,7 @@ async def connect(
             return
         if not response.headers.get("Content-Type", "").startswith("text/event-stream"):
             raise ProtocolError("the answer is no event stream: it is another server's")
-        yield Connection(response, position, pace, tokens.fresh, channel)
+        yield Connection(response, position, pace, tokens.fresh, channels)
     finally:
         await response.aclose()
 

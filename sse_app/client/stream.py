@@ -20,7 +20,7 @@ from sse_app.client.items import Connected, Event, Moved, Reset, Waiting
 from sse_app.client.renewal import renew
 from sse_app.client.tokens import StreamToken, StreamTokens
 from sse_app.client.watch import Pace
-from sse_app.core.channels import parse_channels
+from sse_app.core.channels import ChannelPatterns, parse_channels
 
 STREAM = "/api/v1/sse"
 
@@ -107,8 +107,7 @@ class Stream(HTTPUser):
         self.last_event_id = after
         self._tokens = StreamTokens(token, self.channels)
         self._position = Position(after, frozenset(self.channels))
-        alone = self.channels[0] if len(self.channels) == 1 else "*"
-        self._channel = "" if "*" in alone else alone
+        self._patterns = ChannelPatterns(self.channels)
         self._backoff = backoff
         self._retry = 0.0
         self._pace = Pace(ping_interval)
@@ -223,7 +222,7 @@ class Stream(HTTPUser):
             self._pace,
             self._open_timeout,
             self._query,
-            self._channel,
+            self._patterns,
         )
 
     async def _hand_on(self, connection: Connection) -> None:
