@@ -110,7 +110,7 @@ function useChannel(channel, type, options, take) {
     ...options,
     events: [type],
     onEvent(event) {
-      take(event.data, event);
+      if (typeof event.data === "object" && event.data) take(event.data, event); // else it is none of these
       (options.onEvent ?? defaults.onEvent)?.(event);
     },
   });

@@ -77,7 +77,7 @@ export class Feed {
   #show(event, live) {
     if (follows(event.id, this.#last)) {
       this.#last = event.id;
-      this.#panel.apply(event, live);
+      if (typeof event.data === "object" && event.data) this.#panel.apply(event, live); // a text is none of a panel's events
     }
   }
 }

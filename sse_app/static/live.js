@@ -125,7 +125,7 @@ export class Live {
   }
 
   #onEvent({ id, type, channel, data }) {
-    const at = Date.parse(data.timestamp);
+    const at = Date.parse(data?.timestamp);
     const missed = id !== "" && this.#status.reconnects > 0 && at < this.#connectedAt;
     const changes = { lastId: this.#client.lastEventId, received: this.#status.received + 1 };
     if (missed) {

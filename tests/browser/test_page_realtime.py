@@ -33,6 +33,8 @@ def test_four_panels_move(chromium: Browser, start_server: Start) -> None:
         page = ann.open("/", "ann")
         live(page)
         wait_for_chart(page, "value", 3)
+        for data in (None, "<p>a text</p>", [1], 2):  # which a panel is none of the events for
+            market.publish({"channel": "dashboard", "event": "dashboard_update", "data": data})
         last = market.trade(2)
         market.alert()
         for progress in (10, 20):
