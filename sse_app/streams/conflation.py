@@ -186,7 +186,9 @@ class Conflation:
             if len(self._covered) >= MOST_SELECTIONS:
                 self._covered.clear()
             found = [name for name in selection.names if self.member(name)]
-            found += [name for name in self._tables if name not in selection.names and selection.covering(name)]
+            found += [
+                name for name in self._tables if name not in selection.names and selection.covering(name)
+            ]
             self._covered[selection.texts] = found
         return found
 

@@ -1,4 +1,4 @@
-"""The hub: registers streams, fans events out to those that have joined, and reads the past for the others."""
+"""The hub: registers streams, follows the log, and fans its events out to the streams that have joined the present."""
 
 from __future__ import annotations
 
@@ -22,16 +22,15 @@ from sse_app.core.framing import Framing
 from sse_app.core.multimap import Multimap
 from sse_app.core.pattern_index import PatternIndex
 from sse_app.core.selection import Interest, interest_of
-from sse_app.core.shared_reads import SharedReads
 from sse_app.core.sse import encode_ping, encode_without_id
-from sse_app.eventlog.base import NO_FLOORS, EventLog, EventsTrimmed, LogReplaced, Page
+from sse_app.eventlog.base import EventLog, EventsTrimmed, LogReplaced
 from sse_app.streams.bulk_send import BulkSender
 from sse_app.streams.conflation import Conflation
 from sse_app.streams.disconnects import Disconnects
 from sse_app.streams.ended_channels import EndedChannels
 from sse_app.streams.fanout import FanoutGroup
 from sse_app.streams.numbers import first_number, node_of
-from sse_app.streams.replay_cache import ReplayCache
+from sse_app.streams.past import Past
 from sse_app.streams.stream import Replay, Stream, Subscriber
 
 FANOUT_SLICE = 128
@@ -42,19 +41,6 @@ A request takes some five rounds of the event loop until it is answered, and wai
 
 FINISHED_AT_ONCE = 64
 """How many streams whose channels have ended are ended before the event loop runs other callbacks."""
-
-REPLAY_PAGE_EVENTS = 500
-"""How many events a replay reads from the log at a time."""
-
-COMPARED_FLOORS = 100
-"""With so many floors a page is read once for all streams that have equal ones."""
-
-REPLAY_CACHE_BYTES = 8 * 1024 * 1024
-"""How much of the log's end is kept encoded in memory."""
-
-CONFLATED_BYTES = 16 * 1024
-"""About how much is written at a time to a stream that is behind on conflated channels: what waits in its socket
-grows old there."""
 
 RETRY_INTERVAL = 1.0
 """After how many seconds a tail that could not be read is read again."""
@@ -88,6 +74,7 @@ class Hub:
     ) -> None:
         self.eventlog = eventlog
         self.conflation = Conflation(eventlog, rules or ChannelRules())
+        self.past = Past(eventlog, self.conflation, lambda: self.head.seq)
         self.streams: set[Stream] = set()
         self.laggards: set[Stream] = set()
         """The streams that have something waiting."""
@@ -114,10 +101,6 @@ class Hub:
         self._given = self.head.seq
         """The ``seq`` of the last event before the last fan-out."""
         self._fanning_out = asyncio.Lock()
-        self._replay_cache = ReplayCache(eventlog.head.epoch, REPLAY_CACHE_BYTES)
-        self._reads: SharedReads[
-            tuple[Interest, int, int, tuple[tuple[str, int], ...] | int], tuple[bytes, int]
-        ] = SharedReads()
         self._groups: dict[tuple[Interest, Framing], FanoutGroup[Stream]] = {}
         self._of_channel: dict[ChannelName, dict[FanoutGroup[Stream], None]] = {}
         self._of_pattern: PatternIndex[FanoutGroup[Stream]] = PatternIndex()
@@ -165,9 +148,8 @@ class Hub:
         """
         head = self.eventlog.head
         self.head = after if after is not None and self.continues(after) else head
-        self._replay_cache = ReplayCache(head.epoch, REPLAY_CACHE_BYTES)
+        self.past.begin(head.epoch)
         self._knows_ended = False
-        self.conflation.clear()
         self.disconnects.prepare()
         self.sender.prepare()
         self.resume()
@@ -223,8 +205,7 @@ class Hub:
         self.head = head
         self._replacements += 1
         self._advance(head.seq)
-        self._replay_cache = ReplayCache(head.epoch, REPLAY_CACHE_BYTES)
-        self.conflation.clear()
+        self.past.begin(head.epoch)
         self._ended.learn({})
         self._knows_ended = False
         self.end_all("unavailable")
@@ -247,6 +228,24 @@ class Hub:
         if self._arrival is not None:
             self._arrival.set()
             self._arrival = None
+
+    async def grown(self) -> None:
+        """Wait until the next fan-out has begun, or channels have ended."""
+        self._arrival = self._arrival or asyncio.Event()
+        await self._arrival.wait()
+
+    async def reached(self, position: EventId) -> bool:
+        """Wait until the fan-out of an event has begun; return False where the log is replaced by another one.
+
+        Args:
+            position: of the log that the hub follows, or that the log has been replaced by.
+        """
+        replacements = self._replacements
+        while self.head.epoch != position.epoch or self.head.seq < position.seq:
+            if replacements != self._replacements:
+                return False
+            await self.grown()
+        return True
 
     # -- streams come and go --------------------------------------------------------------------------------
 
@@ -382,107 +381,6 @@ class Hub:
         if self.streams:
             await self._empty.wait()
 
-    # -- the past -------------------------------------------------------------------------------------------
-
-    async def past(
-        self, interest: Interest, after: int, until: int, floors: Mapping[str, int] = NO_FLOORS
-    ) -> tuple[bytes, int]:
-        """Return the events with ``after < seq <= until`` in the event stream format.
-
-        Not more than a page at a time; with it comes the ``seq`` that the next page follows.
-
-        Args:
-            interest: which events.
-            after, until: the part of the log.
-            floors: as of `Replay`.
-
-        Of conflated channels it is the newest event of each key.
-
-        Raises:
-            EventLogUnavailable: the log cannot be read, or no longer keeps events that follow ``after``.
-        """
-        if self.conflation.conflated(interest.channels):
-            return await self._conflated_past(interest, after, until, floors)
-        recent = self._replay_cache.between(after, until, interest, floors)
-        if recent is not None:
-            return recent
-        # To compare thousands of floors takes longer than to read: streams that began together have the same object.
-        of = tuple(floors.items()) if len(floors) <= COMPARED_FLOORS else id(floors)
-        asked = (interest, after, until, of)
-        return await self._reads.get(asked, lambda: self._read(interest, after, until, floors))
-
-    async def _conflated_past(
-        self, interest: Interest, after: int, until: int, floors: Mapping[str, int]
-    ) -> tuple[bytes, int]:
-        """Return a page of the past of which conflated channels are a part; see `past`."""
-        conflation, cache = self.conflation, self._replay_cache
-        await asyncio.sleep(0)  # a client that reads at once, of a large table, holds nothing else up
-        await conflation.read(interest.selection, lambda: self.head.seq)
-        events: list[Event] = []
-        reached = until
-        if (others := conflation.others(interest)) is not None:
-            # Of those that are conflated and that a pattern covers nothing is read.
-            left_out: dict[str, int] = dict.fromkeys(conflation.channels_of(others.selection), until)
-            page = cache.page(after, until, others, {**floors, **left_out})
-            if page is None:
-                page = await self._page(others, after, until, {**floors, **left_out})
-            events = [event for event in page.events if not conflation.member(event.channel)]
-            reached = page.reached if page.more else until
-        if cache is not self._replay_cache:
-            raise EventLogUnavailable("the log was replaced while it was being replayed")
-        if not conflation.is_ready(interest.selection):
-            return b"", after  # other rules, or a channel or many keys have come meanwhile
-        events += conflation.newest(interest, after, reached, floors)
-        events.sort()
-        found: list[bytes] = []
-        size = 0
-        for event in events:
-            if size >= CONFLATED_BYTES:
-                break
-            if interest.takes(event.type):
-                found.append(cache.encode(event))
-                size += len(found[-1])
-            last = event.seq
-        else:
-            return b"".join(found), reached
-        return b"".join(found), last
-
-    async def _read(
-        self, interest: Interest, after: int, until: int, floors: Mapping[str, int]
-    ) -> tuple[bytes, int]:
-        """Return a page of the past from the log; see `past`."""
-        cache = self._replay_cache
-        page = await self._page(interest, after, until, floors)
-        encoded = b"".join(cache.encode(event) for event in page.events if interest.takes(event.type))
-        return encoded, page.reached if page.more else until
-
-    async def _page(self, interest: Interest, after: int, until: int, floors: Mapping[str, int]) -> Page:
-        cache = self._replay_cache
-        page = await self.eventlog.replay(interest.channels, after, until, REPLAY_PAGE_EVENTS, floors)
-        if page.gap:
-            raise EventLogUnavailable("the history was trimmed while it was being replayed")
-        if cache.epoch != self.eventlog.head.epoch:
-            raise EventLogUnavailable("the log was replaced while it was being replayed")
-        return page
-
-    async def grown(self) -> None:
-        """Wait until the next fan-out has begun, or channels have ended."""
-        self._arrival = self._arrival or asyncio.Event()
-        await self._arrival.wait()
-
-    async def reached(self, position: EventId) -> bool:
-        """Wait until the fan-out of an event has begun; return False where the log is replaced by another one.
-
-        Args:
-            position: of the log that the hub follows, or that the log has been replaced by.
-        """
-        replacements = self._replacements
-        while self.head.epoch != position.epoch or self.head.seq < position.seq:
-            if replacements != self._replacements:
-                return False
-            await self.grown()
-        return True
-
     # -- fan-out --------------------------------------------------------------------------------------------
 
     @asynccontextmanager
@@ -526,14 +424,14 @@ class Hub:
 
     def _begin(self, events: list[Event]) -> list[tuple[FanoutGroup[Stream], bytes, int]]:
         """Have events be the last ones, and return what is to be sent to whom."""
-        self._replay_cache.add(events)
+        self.past.cache.add(events)
         if self._ended:
             self._ended.reopen(event.channel for event in events)
         self.conflation.add(events)
         self._given = self.head.seq
         self._advance(events[-1].seq)
         self.events_fanned_out += len(events)
-        return list(self._plan(events, self._replay_cache.encode))
+        return list(self._plan(events, self.past.cache.encode))
 
     async def pass_on(self, events: list[NewEvent], in_time: Callable[[], bool]) -> None:
         """Give events that are not in the log to the streams that have all that is up to `head`.

@@ -138,7 +138,7 @@ class Pump:
                 hub.join(stream)
                 return
             try:
-                past, after = await hub.past(stream.interest, after, goal, floors)
+                past, after = await hub.past.read(stream.interest, after, goal, floors)
             except EventLogUnavailable as error:
                 log.warning("replay_failed", extra=stream.log_fields(detail=str(error)))
                 stream.end("unavailable", hub.jittered_retry())

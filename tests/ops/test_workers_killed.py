@@ -30,8 +30,8 @@ HANG_TIMEOUT = 4.0
 SMALL_PAGES = {
     "sse_app.eventlog.sqlite.bells.EVENTS_PER_BELL": 6,
     "sse_app.eventlog.sqlite.log.TAIL_EVENTS": 5,
-    "sse_app.streams.hub.REPLAY_PAGE_EVENTS": 5,
-    "sse_app.streams.hub.REPLAY_CACHE_BYTES": 20_000,
+    "sse_app.streams.past.REPLAY_PAGE_EVENTS": 5,
+    "sse_app.streams.past.REPLAY_CACHE_BYTES": 20_000,
     "sse_app.streams.replay_cache.ANSWER_BYTES": 500,
 }
 """So that a stream that resumes comes over many of their edges."""

@@ -168,7 +168,7 @@ def test_a_client_that_takes_a_large_table_at_once_lets_others_run_after_each_pa
             task = asyncio.create_task(others())
             after = pages = turns = found = 0
             while after < len(events):
-                past, after = await hub.past(interest, after, len(events))
+                past, after = await hub.past.read(interest, after, len(events))
                 found += past.count(b"\nid: ") + past.startswith(b"id: ")
                 pages += 1
             task.cancel()

@@ -27,6 +27,7 @@ from sse_app.streams import hub as hub_module
 from sse_app.streams.connection import StreamConnection
 from sse_app.streams.hub import Hub
 from sse_app.streams.keepalive import Keepalive
+from sse_app.streams.past import COMPARED_FLOORS
 from sse_app.streams.pump import Pump
 from sse_app.streams.stream import Replay, Stream, Subscriber
 from tests.support.sse_reader import EventStreamReader, ReceivedEvent
@@ -537,7 +538,7 @@ class CountedLog(MemoryEventLog):
         return await super().replay(*asked)
 
 
-@pytest.mark.parametrize("channels", [3, hub_module.COMPARED_FLOORS + 1])
+@pytest.mark.parametrize("channels", [3, COMPARED_FLOORS + 1])
 @pytest.mark.gen_test
 async def test_streams_that_begin_together_in_the_past_cause_one_read_of_a_page(channels: int) -> None:
     names = [ChannelName(f"room.{number}") for number in range(channels)]
@@ -547,7 +548,7 @@ async def test_streams_that_begin_together_in_the_past_cause_one_read_of_a_page(
     start = await log.begin(names, Beginning(last=2))
     assert len(start.floors) == channels
     interest = interest_of(("room.*",))
-    asked = [hub.past(interest, start.first - 1, log.head.seq, start.floors) for _ in range(20)]
+    asked = [hub.past.read(interest, start.first - 1, log.head.seq, start.floors) for _ in range(20)]
     answers = await asyncio.gather(*asked)
     assert log.reads == 1
     assert {answer[0].count(b"event: e") for answer in answers} == {min(2 * channels, 500)}

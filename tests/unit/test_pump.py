@@ -17,7 +17,7 @@ from sse_app.core.framing import CHUNKED, UNFRAMED, Framing
 from sse_app.eventlog.base import NO_FLOORS, Page
 from sse_app.eventlog.memory import MemoryEventLog
 from sse_app.settings.model import KeepaliveSettings
-from sse_app.streams import hub as hub_module
+from sse_app.streams import past as past_module
 from sse_app.streams.connection import StreamConnection
 from sse_app.streams.hub import Hub
 from sse_app.streams.keepalive import Keepalive
@@ -158,7 +158,7 @@ class RequestWriter:
 
 @asynccontextmanager
 async def opened(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Room]:
-    monkeypatch.setattr(hub_module, "REPLAY_PAGE_EVENTS", 2)  # so that a replay takes several reads
+    monkeypatch.setattr(past_module, "REPLAY_PAGE_EVENTS", 2)  # so that a replay takes several reads
     log = Log()
     past = [(A, B, C)[n % 3] for n in range(PAST)]
     await log.append([NewEvent(channel, "e", b"x" * 10) for channel in past])

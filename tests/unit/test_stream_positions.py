@@ -18,6 +18,7 @@ from sse_app.eventlog.base import NO_FLOORS, Page
 from sse_app.eventlog.memory import MemoryEventLog
 from sse_app.settings.model import KeepaliveSettings
 from sse_app.streams import hub as hub_module
+from sse_app.streams import past as past_module
 from sse_app.streams.connection import StreamConnection
 from sse_app.streams.hub import Hub
 from sse_app.streams.keepalive import Keepalive
@@ -166,7 +167,7 @@ async def test_a_ping_tells_a_position_up_to_which_all_was_given_whatever_goes_o
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hub_module, "FANOUT_SLICE", 2)  # so that pings come in the middle of a fan-out
-    monkeypatch.setattr(hub_module, "REPLAY_CACHE_BYTES", 2000)
+    monkeypatch.setattr(past_module, "REPLAY_CACHE_BYTES", 2000)
     chance = random.Random(seed)
     async with opened() as room:
         room.log.turns = 3
@@ -220,7 +221,7 @@ async def test_while_a_stream_is_replayed_to_its_pings_tell_no_position() -> Non
         room.log.turns = 50
         await room.publish(*[(A, "y")] * 40)
         await room.hub.settled()
-        room.hub._replay_cache = ReplayCache(room.hub.head.epoch, 0)
+        room.hub.past.cache = ReplayCache(room.hub.head.epoch, 0)
         client = Client(room, (A,), frozenset("x"), 0)
         await asyncio.sleep(0)
         await room.ping()
