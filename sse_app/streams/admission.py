@@ -166,7 +166,7 @@ class Admission:
         if (reason := self._unavailable(claims, wanted)) is not None:
             return self._turn_away(reason)
         start = self._start(wanted)
-        if not isinstance(start, _Start) or self._hub.has_ended(wanted.interest):
+        if not isinstance(start, _Start) or self._hub.ended.leave_nothing(wanted.interest):
             try:
                 start = await self._settle(wanted, start)
                 has_ended = await self._has_ended(wanted)
@@ -198,7 +198,7 @@ class Admission:
         self._unavailable(claims, wanted)
         if claims is not None:
             self._tokens.require_in_force(claims)
-        if not self._hub.has_ended(wanted.interest):
+        if not self._hub.ended.leave_nothing(wanted.interest):
             return True
         try:
             start = await self._settle(wanted, self._start(wanted))
@@ -302,14 +302,14 @@ class Admission:
         Raises:
             EventLogUnavailable: the log cannot be asked just now.
         """
-        if not self._hub.has_ended(wanted.interest):
+        if not self._hub.ended.leave_nothing(wanted.interest):
             return False
         # In a task of its own, which the log may need and a request need not have (`handlers.dispatch`). It is not
         # shared with others that come back: a read that has begun before may not know the latest event.
-        return await asyncio.create_task(self._hub.confirm_ended(wanted.interest))
+        return await asyncio.create_task(self._hub.ended.confirm(wanted.interest))
 
     def _is_at_end(self, wanted: Subscription, start: _Start) -> bool:
-        return self._hub.is_at_end(wanted.interest, start.after.seq, start.floors)
+        return self._hub.ended.is_at_end(wanted.interest, start.after.seq, start.floors)
 
     async def _begin(self, channels: tuple[str, ...], beginning: Beginning) -> _Start:
         """Return where a stream begins in the past.

@@ -7,6 +7,8 @@ from collections.abc import Collection, Iterable, Mapping
 
 from sse_app.core.channels import ChannelName
 from sse_app.core.events import FINAL, Event
+from sse_app.core.selection import Interest
+from sse_app.eventlog.base import EventLog
 
 MOST_ENDED = 50_000
 """How many channels that have ended are remembered: about ten megabytes. Those that ended first are forgotten."""
@@ -17,9 +19,13 @@ class EndedChannels:
 
     There may be many, as where each answer of a language model is a channel of its own. One that is forgotten counts as
     one that has not ended: a client that comes back to it has its stream, and waits.
+
+    Args:
+        eventlog: is asked where a client would be turned away.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, eventlog: EventLog) -> None:
+        self._eventlog = eventlog
         self._seqs: OrderedDict[ChannelName, int] = OrderedDict()
 
     def __bool__(self) -> bool:
@@ -55,3 +61,37 @@ class EndedChannels:
     def last_of(self, channel: ChannelName) -> int:
         """Return the ``seq`` of the event that has ended a channel; 0 where it has not ended."""
         return self._seqs.get(channel, 0)
+
+    def leave_nothing(self, interest: Interest) -> bool:
+        """Return whether nothing follows of what a stream is sent: it is on no pattern, and its channels have ended."""
+        return not interest.selection.patterns and self.have_ended(interest.selection.names)
+
+    def is_at_end(self, interest: Interest, after: int, floors: Mapping[str, int]) -> bool:
+        """Return whether a stream that has all up to a position has also what has ended its channels.
+
+        Args:
+            interest: in channels that have ended.
+            after: the position.
+            floors: as of `Replay`.
+        """
+        return all(self.last_of(name) <= max(after, floors.get(name, 0)) for name in interest.selection.names)
+
+    async def confirm(self, interest: Interest) -> bool:
+        """Return whether channels have ended also by what the log has now.
+
+        Another process may have published there since; or the final event is no longer kept, and then the channel
+        counts as one that has not ended.
+
+        Args:
+            interest: in channels that have ended as far as is known here.
+
+        Raises:
+            EventLogUnavailable: the log cannot be read.
+        """
+        for name in interest.selection.names:
+            latest = await self._eventlog.latest([name], 1)
+            if not latest:
+                self.reopen([name])
+            if not latest or not latest[-1].flags & FINAL:
+                return False
+        return True

@@ -7,7 +7,7 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from itertools import chain
 from typing import TypeVar
@@ -75,6 +75,8 @@ class Hub:
         self.eventlog = eventlog
         self.conflation = Conflation(eventlog, rules or ChannelRules())
         self.past = Past(eventlog, self.conflation, lambda: self.head.seq)
+        self.ended = EndedChannels(eventlog)
+        """The channels that have ended by what every stream has been given."""
         self.streams: set[Stream] = set()
         self.laggards: set[Stream] = set()
         """The streams that have something waiting."""
@@ -110,8 +112,6 @@ class Hub:
         """Is set at the next fan-out, where that is waited for."""
         self._empty = asyncio.Event()
         self._following: asyncio.Task[None] | None = None
-        self._ended = EndedChannels()
-        """The channels that have ended by what every stream has been given."""
         self._knows_ended = False
         self._rated: set[Stream] = set()
         """Streams that have a rate: they never join the present, also where they have come to it."""
@@ -206,7 +206,7 @@ class Hub:
         self._replacements += 1
         self._advance(head.seq)
         self.past.begin(head.epoch)
-        self._ended.learn({})
+        self.ended.learn({})
         self._knows_ended = False
         self.end_all("unavailable")
 
@@ -425,8 +425,8 @@ class Hub:
     def _begin(self, events: list[Event]) -> list[tuple[FanoutGroup[Stream], bytes, int]]:
         """Have events be the last ones, and return what is to be sent to whom."""
         self.past.cache.add(events)
-        if self._ended:
-            self._ended.reopen(event.channel for event in events)
+        if self.ended:
+            self.ended.reopen(event.channel for event in events)
         self.conflation.add(events)
         self._given = self.head.seq
         self._advance(events[-1].seq)
@@ -521,47 +521,11 @@ class Hub:
         What follows the head comes from the log's tail.
         """
         ended = await self.eventlog.ended()
-        self._ended.learn({channel: seq for channel, seq in ended.items() if seq <= self.head.seq})
-        if self._ended:
+        self.ended.learn({channel: seq for channel, seq in ended.items() if seq <= self.head.seq})
+        if self.ended:
             self._wake_waiting()
             await self._finish_all(self._finished(self._groups.values()))
         self._knows_ended = True
-
-    def has_ended(self, interest: Interest) -> bool:
-        """Return whether nothing follows of what a stream is sent: it is on no pattern, and its channels have ended."""
-        return not interest.selection.patterns and self._ended.have_ended(interest.selection.names)
-
-    def is_at_end(self, interest: Interest, after: int, floors: Mapping[str, int]) -> bool:
-        """Return whether a stream that has all up to a position has also what has ended its channels.
-
-        Args:
-            interest: in channels that have ended.
-            after: the position.
-            floors: as of `Replay`.
-        """
-        return all(
-            self._ended.last_of(name) <= max(after, floors.get(name, 0)) for name in interest.selection.names
-        )
-
-    async def confirm_ended(self, interest: Interest) -> bool:
-        """Return whether channels have ended also by what the log has now.
-
-        Another process may have published there since; or the final event is no longer kept, and then the channel
-        counts as one that has not ended.
-
-        Args:
-            interest: in channels that have ended as far as is known here.
-
-        Raises:
-            EventLogUnavailable: the log cannot be read.
-        """
-        for name in interest.selection.names:
-            latest = await self.eventlog.latest([name], 1)
-            if not latest:
-                self._ended.reopen([name])
-            if not latest or not latest[-1].flags & FINAL:
-                return False
-        return True
 
     def finish(self, stream: Stream) -> None:
         """End a stream that has been given all up to the head, and whose channels have ended.
@@ -577,7 +541,7 @@ class Hub:
 
         A stream that is behind is ended by its pump, once it has written what waits.
         """
-        channels = self._ended.end(events)
+        channels = self.ended.end(events)
         self._wake_waiting()
         return self._finished(dict.fromkeys(chain.from_iterable(map(self._groups_of, channels))))
 
@@ -592,7 +556,7 @@ class Hub:
         for group in dict.fromkeys(chain.from_iterable(map(self._groups_of, finals))):
             selection = group.interest.selection
             others = selection.names - finals
-            if not selection.patterns and (not others or self._ended.have_ended(others)):
+            if not selection.patterns and (not others or self.ended.have_ended(others)):
                 streams += [stream for stream in group.streams if stream is not None]
         self._finishing.update(streams)
         for number, stream in enumerate(streams, 1):
@@ -603,15 +567,15 @@ class Hub:
 
     def is_finished(self, stream: Stream) -> bool:
         """Return whether a stream that has been given all up to the head is to end, once it has written what waits."""
-        return stream in self._finishing or self.has_ended(stream.interest)
+        return stream in self._finishing or self.ended.leave_nothing(stream.interest)
 
     def _finished(self, groups: Iterable[FanoutGroup[Stream]]) -> list[Stream]:
-        ended = [group for group in groups if self.has_ended(group.interest)]
+        ended = [group for group in groups if self.ended.leave_nothing(group.interest)]
         return [stream for group in ended for stream in group.streams if stream is not None and stream.parked]
 
     async def _finish_all(self, streams: list[Stream]) -> None:
         for number, stream in enumerate(streams, 1):
-            if stream.parked and self.has_ended(stream.interest):  # also now
+            if stream.parked and self.ended.leave_nothing(stream.interest):  # also now
                 self.finish(stream)
             if number % FINISHED_AT_ONCE == 0:
                 await asyncio.sleep(0)
