@@ -159,6 +159,7 @@ def _parser() -> argparse.ArgumentParser:
     listen.add_argument(
         "--rate", type=float, metavar="N", help="of conflated channels at most N events of each key a second"
     )
+    listen.add_argument("--no-token", action="store_true", help="listen to public channels, without a token")
     presence = add(
         "presence", "remote:presence", "print who is on a channel of a running server, a JSON line each"
     )

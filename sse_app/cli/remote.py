@@ -94,7 +94,9 @@ def listen(options: argparse.Namespace) -> None:
     channels = [name for name in options.channels.split(",") if name]
     seen = [seen for name in channels if (seen := with_presence(name)) is not None]
     others = [name for name in channels if with_presence(name) is None]
-    token = _token(options, settings, TokenKind.STREAM, Grants.of(others, presence=seen))
+    token = None
+    if not options.no_token:
+        token = _token(options, settings, TokenKind.STREAM, Grants.of(others, presence=seen))
     asyncio.run(_listen(options, _url(options, settings), token, since))
 
 
@@ -137,7 +139,7 @@ def _since(text: str) -> datetime | float:
 
 
 async def _listen(
-    options: argparse.Namespace, url: str, token: Token, since: datetime | float | None
+    options: argparse.Namespace, url: str, token: Token | None, since: datetime | float | None
 ) -> None:
     from sse_app.client import Stream
 

@@ -223,6 +223,12 @@ def test_the_commands_publish_a_text_and_listen_from_a_beginning(server: ServerP
         assert [
             line["id"] for line in lines(command(server, "listen", "user.command", *beginning).stdout)
         ] == ids[2:]
+    command(server, "publish", "open.end", "e", "{}", "--final")
+    public = run_program(
+        *("listen", "open.end", "--from", "earliest", "--no-token", "--url", server.url),
+        environment={**server.environment, "SSE_APP_STATE_DIR": str(server.state_dir / "none")},
+    )
+    assert (public.returncode, public.stdout.count("\n")) == (0, 1)
     unstored = command(server, "publish", "cursors", "e", "{}")
     assert (unstored.returncode, unstored.stdout) == (0, "")
     assert "not stored" in unstored.stderr
