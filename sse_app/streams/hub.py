@@ -7,28 +7,27 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from itertools import chain
 from typing import TypeVar
 
 from sse_app.core.addresses import network_of
 from sse_app.core.channel_rules import ChannelRules
-from sse_app.core.channels import ChannelName, is_internal
+from sse_app.core.channels import ChannelName
 from sse_app.core.counters import Durations
 from sse_app.core.errors import EventLogUnavailable
 from sse_app.core.events import FINAL, TEXT, Event, EventId, NewEvent
 from sse_app.core.framing import Framing
 from sse_app.core.multimap import Multimap
-from sse_app.core.pattern_index import PatternIndex
-from sse_app.core.selection import Interest, interest_of
+from sse_app.core.selection import interest_of
 from sse_app.core.sse import encode_ping, encode_without_id
 from sse_app.eventlog.base import EventLog, EventsTrimmed, LogReplaced
 from sse_app.streams.bulk_send import BulkSender
 from sse_app.streams.conflation import Conflation
 from sse_app.streams.disconnects import Disconnects
 from sse_app.streams.ended_channels import EndedChannels
-from sse_app.streams.fanout import FanoutGroup
+from sse_app.streams.fanout import FanoutGroup, FanoutGroups
 from sse_app.streams.numbers import first_number, node_of
 from sse_app.streams.past import Past
 from sse_app.streams.stream import Replay, Stream, Subscriber
@@ -103,9 +102,7 @@ class Hub:
         self._given = self.head.seq
         """The ``seq`` of the last event before the last fan-out."""
         self._fanning_out = asyncio.Lock()
-        self._groups: dict[tuple[Interest, Framing], FanoutGroup[Stream]] = {}
-        self._of_channel: dict[ChannelName, dict[FanoutGroup[Stream], None]] = {}
-        self._of_pattern: PatternIndex[FanoutGroup[Stream]] = PatternIndex()
+        self._groups: FanoutGroups[Stream] = FanoutGroups()
         self._replacements = 0
         """How often it has begun anew, at the head of another log or of one that it has not read in time."""
         self._arrival: asyncio.Event | None = None
@@ -293,16 +290,11 @@ class Hub:
 
     def join(self, stream: Stream) -> None:
         """Give the stream every event from now on; it must have been brought up to `head`."""
-        key = (stream.interest, stream.framing)
-        group = self._groups.get(key)
+        group = self._groups.get(stream.interest, stream.framing)
         if group is None:
             fall_out = self._fall_out if self.conflation.conflated(stream.interest.channels) else None
-            group = self._groups[key] = FanoutGroup(*key, self.sender, fall_out)
-            selection = group.interest.selection
-            for channel in selection.names:
-                self._of_channel.setdefault(channel, {})[group] = None
-            for pattern in selection.patterns:
-                self._of_pattern.add(pattern.text, group)
+            group = FanoutGroup(stream.interest, stream.framing, self.sender, fall_out)
+            self._groups.add(group)
         group.add(stream)
 
     def unregister(self, stream: Stream) -> None:
@@ -325,17 +317,6 @@ class Hub:
             self._empty.set()
         self._leave_group(stream)
 
-    def _forget(self, group: FanoutGroup[Stream]) -> None:
-        self._groups.pop((group.interest, group.framing), None)
-        selection = group.interest.selection
-        for channel in selection.names:
-            of_channel = self._of_channel[channel]
-            of_channel.pop(group, None)
-            if not of_channel:
-                del self._of_channel[channel]
-        for pattern in selection.patterns:
-            self._of_pattern.discard(pattern.text, group)
-
     def _fall_out(self, stream: Stream) -> None:
         """Have a stream that is behind when events come read them later: the newest of each key, when it can.
 
@@ -350,14 +331,7 @@ class Hub:
         if (group := stream.group) is not None:
             group.remove(stream, stream.slot)
             if not len(group):
-                self._forget(group)
-
-    def _groups_on(self, channel: ChannelName) -> Collection[FanoutGroup[Stream]]:
-        """Return the groups whose streams have asked for a channel, by its name or by a pattern, each once."""
-        by_name = self._of_channel.get(channel, {})
-        if not self._of_pattern or is_internal(channel):
-            return by_name
-        return by_name | dict.fromkeys(self._of_pattern.matching(channel))
+                self._groups.remove(group)
 
     def end_all(self, reason: str) -> None:
         """End every stream with ``closing``, each with another time to come back."""
@@ -410,7 +384,7 @@ class Hub:
         It is the most frequent case. Nothing can happen in between, so it needs no lock but that nothing else is
         under way.
         """
-        groups = self._groups_on(event.channel)
+        groups = self._groups.on(event.channel)
         if self._fanning_out.locked() or sum([len(group.streams) for group in groups]) > FANOUT_SLICE:
             return False
         begun = time.perf_counter()
@@ -493,7 +467,7 @@ class Hub:
             by_channel.setdefault(event.channel, []).append(number)
         channels_of: dict[FanoutGroup[Stream], list[ChannelName]] = {}
         for channel in by_channel:
-            for group in self._groups_on(channel):
+            for group in self._groups.on(channel):
                 channels_of.setdefault(group, []).append(channel)
         joined: dict[tuple[tuple[ChannelName, ...], frozenset[str] | None, Framing], tuple[bytes, int]] = {}
         for group, channels in channels_of.items():
@@ -524,7 +498,7 @@ class Hub:
         self.ended.learn({channel: seq for channel, seq in ended.items() if seq <= self.head.seq})
         if self.ended:
             self._wake_waiting()
-            await self._finish_all(self._finished(self._groups.values()))
+            await self._finish_all(self._finished(self._groups.all()))
         self._knows_ended = True
 
     def finish(self, stream: Stream) -> None:
@@ -543,17 +517,14 @@ class Hub:
         """
         channels = self.ended.end(events)
         self._wake_waiting()
-        return self._finished(dict.fromkeys(chain.from_iterable(map(self._groups_of, channels))))
-
-    def _groups_of(self, channel: ChannelName) -> Collection[FanoutGroup[Stream]]:
-        return self._of_channel.get(channel, ())
+        return self._finished(dict.fromkeys(chain.from_iterable(map(self._groups.naming, channels))))
 
     async def _finish_those_there(self, events: list[NewEvent]) -> None:
         """End the streams for which nothing follows events that are not in the log; their channels do not end."""
         last = {event.channel: event for event in events}
         finals = {event.channel for event in last.values() if event.flags & FINAL}
         streams: list[Stream] = []
-        for group in dict.fromkeys(chain.from_iterable(map(self._groups_of, finals))):
+        for group in dict.fromkeys(chain.from_iterable(map(self._groups.naming, finals))):
             selection = group.interest.selection
             others = selection.names - finals
             if not selection.patterns and (not others or self.ended.have_ended(others)):
@@ -585,10 +556,7 @@ class Hub:
     def subscribers(self, channel: ChannelName) -> list[Stream]:
         """Return the streams on a channel that have joined the present."""
         return [
-            stream
-            for group in self._of_channel.get(channel, ())
-            for stream in group.streams
-            if stream is not None
+            stream for group in self._groups.naming(channel) for stream in group.streams if stream is not None
         ]
 
     async def close(self) -> None:

@@ -159,8 +159,10 @@ async def test_each_stream_has_every_event_of_its_channels_once_and_in_order(
             client.leave()
         await until_async(lambda: not hub.streams, "the streams have ended")
         assert not hub.laggards
-        assert not hub._groups
-        assert not hub._of_channel
+        groups = hub._groups
+        assert not groups._groups
+        assert not groups._of_channel
+        assert not groups._of_pattern
         assert not hub.streams_on_channel
         assert not hub.streams_of_subject
 
