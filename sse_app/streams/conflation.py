@@ -19,7 +19,10 @@ from sse_app.core.shared_reads import SharedReads
 from sse_app.eventlog.base import Beginning, EventLog
 
 PAGE_EVENTS = 500
-"""How many events of a channel are read at a time to fill its table."""
+"""How many events are read at a time to fill tables."""
+
+CHANNELS_AT_ONCE = 100
+"""The tables of so many channels are filled at a time."""
 
 GROWTH = 1000
 """By how many entries, and by as many as it has, a table may grow until it is read anew.
@@ -81,7 +84,7 @@ class Conflation:
         """Those of them whose channels all have a table."""
         self._covered: dict[frozenset[str], list[ChannelName]] = {}
         """The channels of selections with patterns, as far as they were asked for since the last new table."""
-        self._reads: SharedReads[str, None] = SharedReads()
+        self._reads: SharedReads[frozenset[str], None] = SharedReads()
         self.use(rules)
 
     def use(self, rules: ChannelRules) -> None:
@@ -154,12 +157,20 @@ class Conflation:
         Raises:
             EventLogUnavailable: the log cannot be read.
         """
+        while not self.is_ready(selection):
+            await self._reads.get(selection.texts, lambda: self._read_missing(selection, head))
+
+    async def _read_missing(self, selection: Selection, head: Callable[[], int]) -> None:
         for pattern in selection.patterns:
             if pattern.text not in self._known and self._may_conflate(pattern.text):
-                await self._reads.get(pattern.text, lambda text=pattern.text: self._learn(text))  # type: ignore[misc]
-        for channel in self.channels_of(selection):
-            if (table := self._tables.get(channel)) is None or not table.is_read:
-                await self._reads.get(channel, lambda channel=channel: self._read(channel, head))  # type: ignore[misc]
+                await self._learn(pattern.text)
+        missing = [name for name in self.channels_of(selection) if not self._is_read(name)]
+        for start in range(0, len(missing), CHANNELS_AT_ONCE):
+            await self._read(missing[start : start + CHANNELS_AT_ONCE], head)
+
+    def _is_read(self, channel: ChannelName) -> bool:
+        table = self._tables.get(channel)
+        return table is not None and table.is_read
 
     async def _learn(self, pattern: str) -> None:
         self._patterns.add(pattern)  # from now on new channels get a table
@@ -174,8 +185,7 @@ class Conflation:
         patterns = [pattern.text for pattern in selection.patterns if pattern.text not in self._known]
         if any(map(self._may_conflate, patterns)):
             return False
-        tables = map(self._tables.get, self.channels_of(selection))
-        return all(table is not None and table.is_read for table in tables)
+        return all(map(self._is_read, self.channels_of(selection)))
 
     def channels_of(self, selection: Selection) -> list[ChannelName]:
         """Return the conflated channels of a selection: those named, and of its patterns those with a table."""
@@ -199,31 +209,37 @@ class Conflation:
         table = self._tables[channel] = _Table()
         return table
 
-    async def _read(self, channel: ChannelName, head_now: Callable[[], int]) -> None:
+    async def _read(self, channels: list[ChannelName], head_now: Callable[[], int]) -> None:
         # What is fanned out from now on follows the head, and is to be there when the rest has been read.
-        table, head = self._put_table(channel), head_now()
-        table.most = sys.maxsize
-        member = self.member(channel)
-        start = await self._eventlog.begin([channel], Beginning())
-        complete_after = after = start.floors.get(channel, 0)
-        older: dict[Key, Event] = {}
+        tables, head = {channel: self._put_table(channel) for channel in channels}, head_now()
+        for table in tables.values():
+            table.most = sys.maxsize
+        complete_after = await self._kept(channels)
+        older: dict[ChannelName, dict[Key, Event]] = {channel: {} for channel in channels}
+        after = min(complete_after.values())
         while after < head:
-            floors: dict[str, int] = {channel: complete_after}
-            page = await self._eventlog.replay([channel], after, head, PAGE_EVENTS, floors)
+            page = await self._eventlog.replay(channels, after, head, PAGE_EVENTS, complete_after)
             if page.gap:  # some have been trimmed meanwhile
-                start = await self._eventlog.begin([channel], Beginning())
-                complete_after = max(complete_after, start.floors.get(channel, 0))
+                for channel, floor in (await self._kept(channels)).items():
+                    complete_after[channel] = max(complete_after[channel], floor)
             for event in page.events:
-                key = _key(event, member)
-                older.pop(key, None)
-                older[key] = event
+                key = _key(event, self.member(event.channel))
+                found = older[event.channel]
+                found.pop(key, None)
+                found[key] = event
             after = page.reached if page.more else head
-        kept = {key: event for key, event in older.items() if key not in table.events}
-        table.events = {**kept, **table.events}
-        table.last = max((event.seq for event in table.events.values()), default=0)
-        table.complete_after = complete_after
-        table.most = 2 * len(table.events) + GROWTH
-        table.is_read = True
+        for channel, table in tables.items():
+            kept = {key: event for key, event in older[channel].items() if key not in table.events}
+            table.events = {**kept, **table.events}
+            table.last = max((event.seq for event in table.events.values()), default=0)
+            table.complete_after = complete_after[channel]
+            table.most = 2 * len(table.events) + GROWTH
+            table.is_read = True
+
+    async def _kept(self, channels: list[ChannelName]) -> dict[str, int]:
+        """Return after which ``seq`` all events of each channel are kept."""
+        floors = (await self._eventlog.begin(channels, Beginning())).floors
+        return {channel: floors.get(channel, 0) for channel in channels}
 
     def continues(self, channel: ChannelName, after: int) -> bool:
         """Return whether a stream that has the events up to a position misses no key, once its table has been read."""
