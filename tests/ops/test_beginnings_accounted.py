@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import HealthCheck, Phase, given, seed
 from hypothesis import settings as hypothesis
@@ -214,7 +215,7 @@ class Runner:
     def _restart(how: str, server: ServerProcess) -> None:
         if how == "warm" and isinstance(server, WorkerProcess):
             server.upgrade()
-            server.wait_until_ready()
+            until(lambda: httpx.get(f"{server.url}/readyz").status_code == 200, "the successor serves")
         elif how == "kill":
             if isinstance(server, WorkerProcess):
                 kill(server)
