@@ -45,15 +45,6 @@ class ChannelRules:
         self.rules = tuple(rules)
         self._known: dict[str, ChannelRule | None] = {}
 
-    @classmethod
-    def of(cls, patterns: Iterable[str]) -> ChannelRules:
-        """Return rules that say of channels no more than that they are configured.
-
-        Raises:
-            InvalidChannel: one of the texts is no pattern.
-        """
-        return cls(ChannelRule(ChannelPattern(text)) for text in dict.fromkeys(patterns))
-
     def rule(self, channel: str) -> ChannelRule | None:
         """Return the first rule that covers the channel, or None where it is not configured."""
         try:
@@ -77,10 +68,6 @@ class ChannelRules:
     def overlapping(self, pattern: ChannelPattern) -> list[ChannelRule]:
         """Return the rules that may be those of channels of a pattern, in order."""
         return [rule for rule in self.rules if rule.pattern.overlaps(pattern)]
-
-    def overlaps(self, pattern: ChannelPattern) -> bool:
-        """Return whether there may be a channel that is configured and that a pattern covers."""
-        return any(rule.pattern.overlaps(pattern) for rule in self.rules)
 
     def is_public(self, text: str) -> bool:
         """Return whether no token is needed for a channel, or for every channel of a pattern.

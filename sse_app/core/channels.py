@@ -104,7 +104,7 @@ def _text_in(value: object, field: str, parse: Callable[[str], str]) -> str:
 
 
 def is_internal(channel: str) -> bool:
-    """Return whether a channel is the server's own: no client publishes there, and only administrators read it."""
+    """Return whether a name or pattern is the server's own: no client publishes there, no ``subscribe`` grants it."""
     return channel.partition(".")[0] == _INTERNAL
 
 
@@ -214,15 +214,6 @@ class ChannelPatterns:
     def covers(self, pattern: ChannelPattern) -> bool:
         """Return whether one of the patterns covers every channel that another one covers."""
         return any(mine.covers(pattern) for mine in map(ChannelPattern, self.texts))
-
-    def overlaps(self, pattern: ChannelPattern) -> bool:
-        """Return whether there is a channel name that one of the patterns and another one cover."""
-        return any(mine.overlaps(pattern) for mine in map(ChannelPattern, self.texts))
-
-    @property
-    def names(self) -> tuple[ChannelName, ...]:
-        """The patterns without wildcards, as channel names, in the order given."""
-        return tuple(ChannelName(text) for text in self.texts if text in self._names)
 
     def __repr__(self) -> str:
         return f"ChannelPatterns({list(self.texts)!r})"

@@ -15,7 +15,7 @@ class Selection:
     A pattern covers no channel of the server's own.
 
     Args:
-        texts: of the right form, as `parse_selection` returns them.
+        texts: of the right form, as `parse_channels` returns them.
     """
 
     __slots__ = ("_prefixes", "names", "patterns", "texts")

@@ -191,7 +191,7 @@ class Admission:
         """Raise what `admit` would, and register nothing; return whether there is something to come.
 
         Raises:
-            Kicked, Forbidden, UnknownChannel, TooManyStreams, TokenRefused: as `admit` does.
+            Kicked, Forbidden, UnknownChannel, InvalidRate, TooManyStreams, TokenRefused: as `admit` does.
         """
         self._authorise(claims, wanted.channels)
         self._require_conflated(wanted)

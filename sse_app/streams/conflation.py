@@ -78,7 +78,7 @@ class Conflation:
     def __init__(self, eventlog: EventLog, rules: ChannelRules) -> None:
         self._eventlog = eventlog
         self._tables: dict[ChannelName, _Table] = {}
-        self._patterns: set[str] = set()
+        self._patterns: dict[str, ChannelPattern] = {}
         """The patterns of which each new channel gets a table."""
         self._known: set[str] = set()
         """Those of them whose channels all have a table."""
@@ -97,7 +97,7 @@ class Conflation:
     def clear(self) -> None:
         """Forget all tables: the log is another one."""
         self._tables = {}
-        self._patterns = set()
+        self._patterns = {}
         self._known = set()
         self._covered = {}
 
@@ -142,7 +142,7 @@ class Conflation:
             if member := self.member(event.channel):
                 table = self._tables.get(event.channel)
                 if table is None:
-                    if not any(ChannelPattern(text).matches(event.channel) for text in self._patterns):
+                    if not any(pattern.matches(event.channel) for pattern in self._patterns.values()):
                         continue
                     table = self._put_table(event.channel)
                 table.put(_key(event, member), event)
@@ -173,7 +173,7 @@ class Conflation:
         return table is not None and table.is_read
 
     async def _learn(self, pattern: str) -> None:
-        self._patterns.add(pattern)  # from now on new channels get a table
+        self._patterns[pattern] = ChannelPattern(pattern)  # from now on new channels get a table
         known = self._known
         for name in await self.channels([pattern]):
             if name not in self._tables:

@@ -355,6 +355,20 @@ class Hub:
         if self.streams:
             await self._empty.wait()
 
+    def subscribers(self, channel: ChannelName) -> list[Stream]:
+        """Return the streams on a channel that have joined the present."""
+        return [
+            stream for group in self._groups.naming(channel) for stream in group.streams if stream is not None
+        ]
+
+    async def close(self) -> None:
+        """Stop following the log and close every connection that is still open."""
+        await self._stop_following()
+        for stream in list(self.streams):
+            stream.close()
+        self.disconnects.close()
+        self.sender.close()
+
     # -- fan-out --------------------------------------------------------------------------------------------
 
     @asynccontextmanager
@@ -426,7 +440,7 @@ class Hub:
                     self._offer(stream, events)
             await self._serve(plan, is_offer=True)
             if any(event.flags & FINAL for event in events):
-                await self._finish_those_there(events)
+                await self._finish_passed_on(events)
 
     def _offer(self, stream: Stream, events: list[NewEvent]) -> None:
         """Give events without ids to a stream that has all that is up to the head, and has not joined."""
@@ -519,7 +533,7 @@ class Hub:
         self._wake_waiting()
         return self._finished(dict.fromkeys(chain.from_iterable(map(self._groups.naming, channels))))
 
-    async def _finish_those_there(self, events: list[NewEvent]) -> None:
+    async def _finish_passed_on(self, events: list[NewEvent]) -> None:
         """End the streams for which nothing follows events that are not in the log; their channels do not end."""
         last = {event.channel: event for event in events}
         finals = {event.channel for event in last.values() if event.flags & FINAL}
@@ -550,22 +564,6 @@ class Hub:
                 self.finish(stream)
             if number % FINISHED_AT_ONCE == 0:
                 await asyncio.sleep(0)
-
-    # -- the server's own channel ---------------------------------------------------------------------------
-
-    def subscribers(self, channel: ChannelName) -> list[Stream]:
-        """Return the streams on a channel that have joined the present."""
-        return [
-            stream for group in self._groups.naming(channel) for stream in group.streams if stream is not None
-        ]
-
-    async def close(self) -> None:
-        """Stop following the log and close every connection that is still open."""
-        await self._stop_following()
-        for stream in list(self.streams):
-            stream.close()
-        self.disconnects.close()
-        self.sender.close()
 
 
 def _encode_without_id(event: NewEvent) -> bytes:

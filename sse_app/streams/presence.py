@@ -65,7 +65,7 @@ class _Heard(NamedTuple):
 
 
 class Presence:
-    """Says who is on a channel, and tells streams of changes.
+    """Says which users are on a channel, and tells streams of changes.
 
     Args:
         hub: whose streams are this node's.
@@ -90,7 +90,7 @@ class Presence:
         self._callback.stop()
 
     async def on(self, channel: ChannelName) -> Present:
-        """Return who is on a channel."""
+        """Return which users are on a channel."""
         answers = await self._cluster.ask(_KIND, [channel])
         found = [_converted(answer) for answer in answers.by_node.values()]
         return Present(_together(of_node.get(channel, Users()) for of_node in found), answers.missing)
@@ -113,9 +113,9 @@ class Presence:
         return found
 
     async def look(self) -> None:
-        """Tell the streams on channels of presence who has come and who has left since the last look.
+        """Tell the streams on channels of presence which users have come and left since the last look.
 
-        When a channel is first looked at all who are there have come.
+        When a channel is first looked at all users that are there have come.
         """
         watched = {
             ChannelName(channel.removeprefix(PRESENCE_PREFIX))
@@ -148,7 +148,7 @@ class Presence:
             await self._hub.pass_on(events, lambda: True)
 
     def _reset(self, channel: ChannelName) -> None:
-        """Have clients whose streams began in another process ask who is there: it is not known what they were told."""
+        """Have clients whose streams began in another process ask anew: it is not known what they were told."""
         reset = encode_json("reset", {"channel": channel, "reason": "presence_unknown"})
         for stream in self._hub.subscribers(channel):
             if stream.adopted:
@@ -156,7 +156,7 @@ class Presence:
 
 
 def _changes(channel: ChannelName, before: set[str], after: set[str]) -> Iterable[NewEvent]:
-    """Yield the events that tell who has come and who has left."""
+    """Yield the events that tell which users have come and left."""
     about = presence_channel(channel)
     now = timestamp(time.time())
     for type, subjects in (("leave", before - after), ("join", after - before)):

@@ -120,12 +120,12 @@ class Publisher:
             UnknownChannel: the channel is not configured.
         """
         known = self._channels
-        is_known = known.overlaps(ChannelPattern(channel)) if "*" in channel else known.matches(channel)
+        is_known = known.overlapping(ChannelPattern(channel)) if "*" in channel else known.matches(channel)
         if is_internal(channel) or not is_known:
             raise UnknownChannel(f"there is no channel {channel}")
 
     def is_public(self, channel: str) -> bool:
-        """Return whether no token is needed to read a channel, or any channel of a pattern."""
+        """Return whether no token is needed to read a channel, or every channel of a pattern."""
         return self._channels.is_public(channel)
 
     async def append(self, events: list[NewEvent], key: IdempotencyKey | None = None) -> list[EventId | None]:

@@ -30,6 +30,7 @@ from sse_app.core.channels import ChannelName, ChannelPattern
 from sse_app.core.errors import InvalidChannel, InvalidInput
 from sse_app.core.events import FINAL, RESERVED_TYPES, TEXT, new_event
 from sse_app.handlers.parsing import parse_json
+from sse_app.settings.channels import rules_of
 from sse_app.settings.model import Limits
 from sse_app.storage.postgres.database import Database
 from sse_app.streams.rules_in_database import RulesInDatabase
@@ -392,13 +393,13 @@ def test_where_no_node_has_said_what_the_channels_are_there_is_none(shop: Shop) 
 def test_rules_that_change_while_the_database_is_away_are_in_force_once_it_is_back() -> None:
     async def run(postgres: Postgres) -> None:
         database = Database(postgres.new_database())
-        rules = RulesInDatabase(database, ChannelRules.of(["before"]), Limits())
+        rules = RulesInDatabase(database, rules_of(["before"]), Limits())
         await rules.start()
         written = "SELECT channels FROM sse_app.publishing"
         name = postgres.execute("SELECT datname::text FROM pg_database WHERE datname LIKE 'test%'")[0][0]
         assert postgres.execute(written, str(name)) == [(["before"],)]
         await asyncio.to_thread(postgres.stop, "immediate")
-        rules.use(ChannelRules.of(["after"]), Limits())
+        rules.use(rules_of(["after"]), Limits())
         await asyncio.sleep(0.5)
         await asyncio.to_thread(postgres.start)
         await until_async(lambda: postgres.execute(written, str(name)) == [(["after"],)], "it is told")

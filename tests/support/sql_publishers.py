@@ -11,6 +11,7 @@ import psycopg
 from psycopg import Connection
 
 from sse_app.core.channel_rules import ChannelRules
+from sse_app.settings.channels import rules_of
 from sse_app.settings.model import Limits
 from sse_app.storage.postgres.database import Database
 from sse_app.streams.rules_in_database import RulesInDatabase
@@ -55,7 +56,7 @@ class Shop:
     async def configure(self, channels: Sequence[str] | ChannelRules, body_bytes: int = 1_048_576) -> None:
         """Make the schema, and write the rules as a node does."""
         database = Database(self.owner_url)
-        configured = channels if isinstance(channels, ChannelRules) else ChannelRules.of(channels)
+        configured = channels if isinstance(channels, ChannelRules) else rules_of(channels)
         rules = RulesInDatabase(database, configured, Limits(body_bytes=body_bytes))
         await rules.start()
         await rules.stop()

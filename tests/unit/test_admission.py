@@ -17,7 +17,6 @@ from sse_app.auth.tokens.grants import Grants
 from sse_app.auth.tokens.issuer import Tokens
 from sse_app.auth.tokens.keyring import KeyRing
 from sse_app.cluster.base import Alone
-from sse_app.core.channel_rules import ChannelRules
 from sse_app.core.channels import ADMIN_CHANNEL, ChannelName
 from sse_app.core.counters import Metrics
 from sse_app.core.errors import EventLogUnavailable, Forbidden, TokenRefused, TooManyStreams, UnknownChannel
@@ -26,6 +25,7 @@ from sse_app.core.framing import CHUNKED, UNFRAMED
 from sse_app.core.lifecycle import Lifecycle
 from sse_app.eventlog.base import Retention
 from sse_app.eventlog.memory import MemoryEventLog
+from sse_app.settings.channels import rules_of
 from sse_app.settings.model import KeepaliveSettings, Limits
 from sse_app.streams.admission import Admission, Admitted, NothingToCome, Subscription, TurnedAway
 from sse_app.streams.connection import StreamConnection
@@ -81,7 +81,7 @@ class Room:
         self.admission = Admission(
             self.hub,
             self.keepalive,
-            Publisher(self.log, ChannelRules.of(["a", "b"]), limits, passing_on),
+            Publisher(self.log, rules_of(["a", "b"]), limits, passing_on),
             Tokens(KeyRing.load(keys), issuer="i", audience="a", longest=1e10, clock=lambda: self.now),
             self.metrics,
             self.lifecycle,

@@ -1,4 +1,4 @@
-"""``GET /api/v1/sse/{channel}/presence``: who is on a channel."""
+"""``GET /api/v1/sse/{channel}/presence``: which users are on a channel."""
 
 from __future__ import annotations
 
