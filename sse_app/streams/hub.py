@@ -20,7 +20,7 @@ from sse_app.core.errors import EventLogUnavailable
 from sse_app.core.events import FINAL, TEXT, Event, EventId, NewEvent
 from sse_app.core.framing import Framing
 from sse_app.core.multimap import Multimap
-from sse_app.core.selection import interest_of
+from sse_app.core.selection import Interest, interest_of
 from sse_app.core.sse import encode_ping, encode_without_id
 from sse_app.eventlog.base import EventLog, EventsTrimmed, LogReplaced
 from sse_app.streams.bulk_send import BulkSender
@@ -122,6 +122,8 @@ class Hub:
     def use(self, rules: ChannelRules, *, backlog_limit: int, retry: int) -> None:
         """Take other settings; streams that are open keep their backlog limit."""
         self.conflation.use(rules)
+        for group in self._groups.all():
+            group.fall_out = self._falls_out(group.interest)
         self.backlog_limit = backlog_limit
         self.retry = retry
 
@@ -292,10 +294,14 @@ class Hub:
         """Give the stream every event from now on; it must have been brought up to `head`."""
         group = self._groups.get(stream.interest, stream.framing)
         if group is None:
-            fall_out = self._fall_out if self.conflation.conflated(stream.interest.channels) else None
+            fall_out = self._falls_out(stream.interest)
             group = FanoutGroup(stream.interest, stream.framing, self.sender, fall_out)
             self._groups.add(group)
         group.add(stream)
+
+    def _falls_out(self, interest: Interest) -> Callable[[Stream], None] | None:
+        """Return what is called with a stream of that interest that is behind, in place of queueing events for it."""
+        return self._fall_out if self.conflation.conflated(interest.channels) else None
 
     def unregister(self, stream: Stream) -> None:
         """Forget a stream that has ended, and count its end; calling it again does nothing."""

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from sse_app.auth.tokens.claims import Lease
-from sse_app.core.channels import ChannelName
+from sse_app.core.channel_rules import ChannelRule, ChannelRules
+from sse_app.core.channels import ChannelName, ChannelPattern
 from sse_app.core.events import EventId, NewEvent
 from sse_app.core.framing import UNFRAMED
 from sse_app.core.selection import interest_of
@@ -583,3 +584,25 @@ async def test_a_stream_with_a_rate_misses_nothing_that_comes_just_when_its_turn
         received = EventStreamReader().feed(theirs.recv(1 << 20))
         assert len(received) == hub.head.seq
         theirs.close()
+
+
+@pytest.mark.gen_test(timeout=60)
+async def test_a_reload_that_makes_a_channel_conflated_counts_for_the_streams_that_are_there() -> None:
+    async with opened(backlog_limit=20_000) as (hub, publish):
+        client = Client(hub, (A,), buffer=4096)
+        await until_async(lambda: client.stream.parked, "it has joined")
+        hub.use(
+            ChannelRules([ChannelRule(ChannelPattern("a"), conflate="k")]), backlog_limit=20_000, retry=1000
+        )
+        for _ in range(100):
+            await publish(A, size=3000)
+        await until_async(lambda: hub.head.seq == 100, "all is given out")
+        assert client.stream.ending is None
+
+        def has_the_last() -> bool:
+            client.read()
+            return client.numbers()[-1:] == [100]
+
+        await until_async(has_the_last, "the newest comes")
+        assert len(client.numbers()) < 100
+        client.leave()
