@@ -7,6 +7,7 @@ what is fanned out from then on.
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 
@@ -85,6 +86,8 @@ class Conflation:
         self._covered: dict[frozenset[str], list[ChannelName]] = {}
         """The channels of selections with patterns, as far as they were asked for since the last new table."""
         self._reads: SharedReads[frozenset[str], None] = SharedReads()
+        self._filling: dict[ChannelName, asyncio.Task[None]] = {}
+        """By channel the reads under way that fill its table, perhaps with others."""
         self.use(rules)
 
     def use(self, rules: ChannelRules) -> None:
@@ -165,8 +168,19 @@ class Conflation:
             if pattern.text not in self._known and self._may_conflate(pattern.text):
                 await self._learn(pattern.text)
         missing = [name for name in self.channels_of(selection) if not self._is_read(name)]
-        for start in range(0, len(missing), CHANNELS_AT_ONCE):
-            await self._read(missing[start : start + CHANNELS_AT_ONCE], head)
+        # A table that is being filled must not be begun anew for another selection: neither would ever be ready.
+        if filling := {self._filling[name] for name in missing if name in self._filling}:
+            await asyncio.wait(filling)
+            return  # `read` looks again
+        this = asyncio.current_task()
+        assert this is not None
+        self._filling.update(dict.fromkeys(missing, this))
+        try:
+            for start in range(0, len(missing), CHANNELS_AT_ONCE):
+                await self._read(missing[start : start + CHANNELS_AT_ONCE], head)
+        finally:
+            for name in missing:
+                del self._filling[name]
 
     def _is_read(self, channel: ChannelName) -> bool:
         table = self._tables.get(channel)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 
 import pytest
@@ -13,7 +13,7 @@ from sse_app.core.channel_rules import ChannelRule, ChannelRules
 from sse_app.core.channels import ChannelName, ChannelPattern
 from sse_app.core.events import Event, NewEvent
 from sse_app.core.selection import interest_of
-from sse_app.eventlog.base import Beginning, Floors, Retention
+from sse_app.eventlog.base import NO_FLOORS, Beginning, Floors, Page, Retention
 from sse_app.eventlog.memory import MemoryEventLog
 from sse_app.streams import conflation as conflation_module
 from sse_app.streams.conflation import Conflation
@@ -30,6 +30,7 @@ class Desk(MemoryEventLog):
     Attributes:
         meanwhile: what is published, by the channel or the pattern whose answer is waited for.
         head_seq: up to which event the table has been given all.
+        reads: how often it has been asked for a page.
     """
 
     def __init__(self) -> None:
@@ -37,6 +38,21 @@ class Desk(MemoryEventLog):
         self.conflation = Conflation(self, ChannelRules([RULE]))
         self.meanwhile: dict[str, list[tuple[ChannelName, str, int]]] = {}
         self.head_seq = 0
+        self.reads = 0
+
+    async def replay(
+        self,
+        channels: Collection[str],
+        after: int,
+        until: int,
+        limit: int,
+        floors: Mapping[str, int] = NO_FLOORS,
+    ) -> Page:
+        self.reads += 1
+        page = await super().replay(channels, after, until, limit, floors)
+        for _ in channels:
+            await asyncio.sleep(0)
+        return page
 
     async def publish(self, channel: ChannelName, key: str, n: int) -> None:
         """Append an event, and fan it out."""
@@ -178,3 +194,21 @@ def test_a_client_that_takes_a_large_table_at_once_lets_others_run_after_each_pa
         await log.close()
 
     run(check)
+
+
+@pytest.mark.gen_test
+async def test_tables_that_several_selections_have_are_read_once_and_for_all() -> None:
+    async with desk() as log:
+        for n in range(20):
+            await log.publish(A, f"k{n}", n)
+            await log.publish(B, f"k{n}", n)
+        log.reads = 0
+        asked = [("t.*",), ("t.a",), ("t.a", "t.b"), ("t.a", "news"), ("t.*", "news")]
+        begun: list[asyncio.Task[list[tuple[str, str, int]]]] = []
+        for channels in asked:  # each begins while those before it are under way
+            begun.append(asyncio.create_task(log.table(*channels)))
+            await asyncio.sleep(0)
+        async with asyncio.timeout(10):
+            tables = await asyncio.gather(*begun)
+        assert [len(table) for table in tables] == [40, 20, 40, 20, 40]
+        assert log.reads <= 3
