@@ -23,6 +23,7 @@ from tests.support.room import sequence
 from tests.support.server_process import ServerProcess, running
 from tests.support.sse_reader import EventStreamReader, ReceivedEvent
 from tests.support.waiting import until
+from tests.support.worker_processes import worker_processes
 
 CHANNELS = [{"pattern": "market.*", "conflate": "symbol", "history_size": 20_000}]
 CHANGES = 20
@@ -141,6 +142,37 @@ def test_slow_clients_of_a_table_have_the_newest_of_each_key_and_the_others_ever
             assert all(count > len(log) // 4 for count in spared), (spared, len(log))
             print(f"{len(log)} events, {late:.1f} s late, spared {spared}, {grown:.0f} MiB more")
             assert grown < MEMORY
+
+
+def test_streams_of_a_table_go_on_over_an_upgrade_whether_they_are_fast_slow_or_have_a_rate(
+    tmp_path: Path,
+) -> None:
+    symbols = 50
+    with worker_processes(
+        1,
+        tmp_path / "state",
+        CHANNELS=CHANNELS,
+        LIMITS__BACKLOG_BYTES=64 * 1024,
+        LIMITS__STREAMS_PER_USER=1000,
+    ) as (server,):
+        token = server.stream_token("market.*")
+        path = server.stream_url("market.eu", token).removeprefix(server.url)
+        with (
+            closing(Readers(server.port, path, 3, kept=3)) as fast,
+            closing(Readers(server.port, path, 3, rate=20_000, kept=3)) as slow,
+            closing(Readers(server.port, f"{path}&rate=2", 3, kept=3)) as rated,
+        ):
+            log, _ = publish(server, symbols, 1.0)
+            server.upgrade()
+            more, _ = publish(server, symbols, 1.5, len(log) // symbols)
+            log += more
+            slow.throttled = False
+            for readers in (fast, slow, rated):
+                readers.wait_for(log[-1][0])
+            for client in fast.clients:
+                assert [event.id for event in events_of(client)] == [id for id, _, _ in log]
+            for client in [*slow.clients, *rated.clients]:
+                assert check_newest(events_of(client), log) > 0
 
 
 def resident_mib(server: ServerProcess) -> float:
