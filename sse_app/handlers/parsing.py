@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import orjson
@@ -15,6 +15,9 @@ LONGEST_POSITION = 128
 """Bytes; what is longer is the id of no event."""
 
 MAX_INTEGER_DIGITS = 4000
+
+Query = Mapping[str, Sequence[bytes]]
+"""The arguments of a request's query as they came: the raw bytes of each time that one was given."""
 
 _CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
 _DIGITS_TO_ZERO = bytes(0x30 if 0x30 <= byte <= 0x39 else byte for byte in range(256))

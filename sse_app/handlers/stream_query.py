@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 from sse_app.core.errors import InvalidInput
 from sse_app.core.events import check_type
 from sse_app.eventlog.base import Beginning
 from sse_app.handlers.errors import Refusal
+from sse_app.handlers.parsing import Query
 
 MOST_TYPES = 32
 """How many event types a stream may name."""
@@ -24,8 +24,6 @@ _NUMBER = re.compile(r"\d{1,9}(?:\.\d{1,9})?")
 _AGO = re.compile(r"-(\d{1,10}(?:\.\d{1,9})?)")
 _TIME = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d(?:\.\d{1,9})?)([Zz]|[+ -]\d\d:\d\d)")
 _BEGINNINGS = ("from", "last", "since")
-
-Query = Mapping[str, Sequence[bytes]]
 
 
 def parse_beginning(query: Query, most: int) -> Beginning | None:

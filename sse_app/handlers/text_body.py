@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from sse_app.core.errors import InvalidInput
 from sse_app.handlers.errors import Refusal
+from sse_app.handlers.parsing import Query
 
 _TEXT = re.compile(r"\s*text/[^\s;]+", re.IGNORECASE)
 _CHARSET = re.compile(r";\s*charset\s*=\s*[\"']?([^\"';\s]*)", re.IGNORECASE)
@@ -15,8 +15,6 @@ _UTF_8 = frozenset({"utf-8", "utf8", "us-ascii"})
 """The names of UTF-8, and of what is a part of it."""
 
 _WORDS = {"true": True, "false": False}
-
-Query = Mapping[str, Sequence[bytes]]
 
 
 class EventQuery(NamedTuple):

@@ -279,6 +279,11 @@ class Stream:
         self._laggards.discard(self)
         self._use(self.connection.descriptor)
 
+    def resume(self) -> None:
+        """Have a stream that is parked read on from its position."""
+        self._mark_behind()
+        self._wake()
+
     def take(self) -> bytes:
         """Return what waits, as one piece of about `FLUSH_BYTES` at the most."""
         pending = self._pending
@@ -320,11 +325,6 @@ class Stream:
             self.group.sockets[self.slot] = sock
         if self.ping_turn is not None:
             self.ping_turn.sockets[self.ping_slot] = sock
-
-    def resume(self) -> None:
-        """Have a stream that is parked read on from its position."""
-        self._mark_behind()
-        self._wake()
 
     def _wake(self) -> None:
         """Be parked no longer, if the stream is."""

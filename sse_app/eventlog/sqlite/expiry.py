@@ -45,7 +45,8 @@ class Expiry:
         self.retention = retention
         self._locked = locked
         self._report = report
-        self._looked_for = retention
+        self._looked_by = retention
+        """The rules by which `_looked` and `_measured` came about."""
         self._looked: dict[float, int] = {}
         """By an age that is not the longest: up to which ``seq`` events that are kept so long have been erased."""
         self._measured: int | None = 0
@@ -58,8 +59,8 @@ class Expiry:
             StateError, sqlite3.Error: it cannot be done.
         """
         with content_of_ours():
-            if self._looked_for is not self.retention:
-                self._looked_for = self.retention
+            if self._looked_by is not self.retention:
+                self._looked_by = self.retention
                 self._looked.clear()
                 self._measured = 0
             if self._events_are_due() and self._erase_events():
