@@ -52,7 +52,8 @@ class WorkerProcess(ServerProcess):
         """Have it hand over to a successor, and wait until that serves."""
         before = self.pid
         os.kill(before, signal.SIGUSR2)
-        until(lambda: self.pid != before, "another process serves")
+        until(lambda: self.pid != before, "another process has the lock")
+        httpx.get(f"{self.url}/readyz", timeout=60)  # which it answers once it serves, and takes signals
 
     @property
     def pid(self) -> int:
