@@ -195,7 +195,44 @@ class RemoteLog:
         await self._writer.wait_closed()
 
 
-class LogOfProcesses(EventLog):
+class _ReadFromFirst(EventLog):
+    """A log that is read through the first of several that are at the same place."""
+
+    first: EventLog
+
+    async def lost(self, channels: Collection[str], position: EventId) -> dict[str, str]:
+        return await self.first.lost(channels, position)
+
+    async def begin(self, channels: Collection[str], beginning: Beginning) -> Floors:
+        return await self.first.begin(channels, beginning)
+
+    async def ended(self) -> dict[ChannelName, int]:
+        return await self.first.ended()
+
+    async def names(self, pattern: str) -> list[ChannelName]:
+        return await self.first.names(pattern)
+
+    async def replay(
+        self,
+        channels: Collection[str],
+        after: int,
+        until: int,
+        limit: int,
+        floors: Mapping[str, int] = NO_FLOORS,
+    ) -> Page:
+        return await self.first.replay(channels, after, until, limit, floors)
+
+    async def latest(self, channels: Collection[str], limit: int) -> list[Event]:
+        return await self.first.latest(channels, limit)
+
+    async def published(self, channel: ChannelName) -> tuple[int, int]:
+        return await self.first.published(channel)
+
+    def tail(self, after: int) -> AsyncGenerator[list[Event], None]:
+        return self.first.tail(after)
+
+
+class LogOfProcesses(_ReadFromFirst):
     """One log to which several other processes append in turn, and at once where appends are made at once.
 
     Args:
@@ -233,37 +270,6 @@ class LogOfProcesses(EventLog):
         self._appended = max(self._appended, ids[-1], key=lambda id: id.seq)
         return ids
 
-    async def lost(self, channels: Collection[str], position: EventId) -> dict[str, str]:
-        return await self.first.lost(channels, position)
-
-    async def begin(self, channels: Collection[str], beginning: Beginning) -> Floors:
-        return await self.first.begin(channels, beginning)
-
-    async def ended(self) -> dict[ChannelName, int]:
-        return await self.first.ended()
-
-    async def names(self, pattern: str) -> list[ChannelName]:
-        return await self.first.names(pattern)
-
-    async def replay(
-        self,
-        channels: Collection[str],
-        after: int,
-        until: int,
-        limit: int,
-        floors: Mapping[str, int] = NO_FLOORS,
-    ) -> Page:
-        return await self.first.replay(channels, after, until, limit, floors)
-
-    async def latest(self, channels: Collection[str], limit: int) -> list[Event]:
-        return await self.first.latest(channels, limit)
-
-    async def published(self, channel: ChannelName) -> tuple[int, int]:
-        return await self.first.published(channel)
-
-    def tail(self, after: int) -> AsyncGenerator[list[Event], None]:
-        return self.first.tail(after)
-
     def use(self, retention: Retention | RetentionRules) -> None:
         self.first.use(retention)
         for other in self._others:
@@ -279,7 +285,7 @@ def main() -> None:
     asyncio.run(_serve(sys.argv[1]))
 
 
-class SharedEventLog(EventLog):
+class SharedEventLog(_ReadFromFirst):
     """Two logs at one place, as two processes have them: each appends in turn, and only the first is read.
 
     Args:
@@ -307,37 +313,6 @@ class SharedEventLog(EventLog):
     async def append(self, events: Sequence[NewEvent], key: IdempotencyKey | None = None) -> list[EventId]:
         self._appends += 1
         return await (self.first, self.second)[self._appends % 2].append(events, key)
-
-    async def lost(self, channels: Collection[str], position: EventId) -> dict[str, str]:
-        return await self.first.lost(channels, position)
-
-    async def begin(self, channels: Collection[str], beginning: Beginning) -> Floors:
-        return await self.first.begin(channels, beginning)
-
-    async def ended(self) -> dict[ChannelName, int]:
-        return await self.first.ended()
-
-    async def names(self, pattern: str) -> list[ChannelName]:
-        return await self.first.names(pattern)
-
-    async def replay(
-        self,
-        channels: Collection[str],
-        after: int,
-        until: int,
-        limit: int,
-        floors: Mapping[str, int] = NO_FLOORS,
-    ) -> Page:
-        return await self.first.replay(channels, after, until, limit, floors)
-
-    async def latest(self, channels: Collection[str], limit: int) -> list[Event]:
-        return await self.first.latest(channels, limit)
-
-    async def published(self, channel: ChannelName) -> tuple[int, int]:
-        return await self.first.published(channel)
-
-    def tail(self, after: int) -> AsyncGenerator[list[Event], None]:
-        return self.first.tail(after)
 
     def use(self, retention: Retention | RetentionRules) -> None:
         self.first.use(retention)
