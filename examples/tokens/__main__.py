@@ -5,7 +5,7 @@ Usage: python -m examples.tokens, from the checkout. The model is made up: it ru
 Each answer has a channel of its own with a name that cannot be guessed, which is all that its reader needs. The page
 begins with all that there is (``from=earliest``), so a reload shows the whole answer, each token once. The last
 token is published with ``final``: the stream ends, the browser asks once more, is told that nothing is to come (204),
-and stops by itself.
+and asks no more.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from sse_app.settings.model import ChannelSettings
 
 TEXT = (
     "a stream of events is <not> more than text & time, yet who reads it\nlater has to find each word that was "
-    "written while nobody looked, in order and once; so we keep what we say until it is old"
+    "written while its page was closed, in order and once; so we keep what we say until it is old"
 )
 ANSWER = ChannelSettings(pattern="answer.*", public=True, history_size=5000, history_age=3600)
 
@@ -47,7 +47,7 @@ class AskHandler(RequestHandler):
         self.sse, self.tokens, self.pause = sse, tokens, pause
 
     def post(self) -> None:
-        """Answer at once; the model goes on whether somebody reads or not."""
+        """Answer at once; the model writes its answer to the end, with or without a client on the channel."""
         channel = f"answer.{secrets.token_hex(16)}"
         task = asyncio.create_task(self._answer(channel))
         self._answers.add(task)

@@ -36,7 +36,7 @@ class EventQuery(NamedTuple):
 
 
 def is_text(content_type: str) -> bool:
-    """Return whether a body of this ``Content-Type`` is a text, whatever text it is."""
+    """Return whether a body of this ``Content-Type`` is one of ``text/…``."""
     return _TEXT.match(content_type) is not None
 
 

@@ -60,7 +60,7 @@ class HandoverReceiver:
         self._admission = admission
         self._server = server
         self._revoked: list[Stream] = []
-        """Streams that were built before the pause and may not go on; they are ended after it."""
+        """Streams built before the pause that the settings of now do not allow; they are ended after it."""
 
     def build(self, state: State, descriptors: list[int]) -> list[Stream]:
         """Return the streams that were copied before the pause, ready to be sent to.

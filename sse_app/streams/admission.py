@@ -207,7 +207,7 @@ class Admission:
             return True
 
     def is_allowed(self, stream: Stream) -> bool:
-        """Return whether a stream without a token may go on: its channels are all public, also by other settings."""
+        """Return whether the settings of now allow a stream: one without a token if all its channels are public."""
         return not stream.subscriber.lease.is_anonymous or all(
             map(self._publisher.is_public, stream.channels)
         )

@@ -19,7 +19,7 @@ export class Quotes {
     this.#client = new SSEClient("/api/v1/sse", {
       channels: CHANNEL,
       last: 1,
-      rate: 4, // a second and symbol: faster nobody reads
+      rate: 4, // a second and symbol: faster than a reader's eye can follow is of no use
       events: ["quote"],
       token: (channels) => session.streamToken(channels),
       onEvent: ({ data }) => this.#show(data),
