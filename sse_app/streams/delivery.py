@@ -51,7 +51,7 @@ class DeliveryWatch:
 
         Args:
             stream: to look at.
-            pinged_at: when it was sent its last ping (`time.monotonic`).
+            pinged_at: when it was sent its last ping (`time.monotonic`); the time now where it was sent none.
             now: the time.
         """
         state = stream.connection.unacknowledged() if stream.connection is not None else None

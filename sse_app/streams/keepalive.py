@@ -70,8 +70,9 @@ class _Turn(SendTable[Stream]):
         now = time.monotonic()
         for start in range(0, len(self.streams), PINGED_AT_ONCE):
             stop = start + PINGED_AT_ONCE
-            for stream in self.streams[start : min(stop, self.pinged)]:
-                if stream is not None and not stream.settled and delivery.look(stream, self.pinged_at, now):
+            for slot, stream in enumerate(self.streams[start:stop], start):
+                pinged_at = self.pinged_at if slot < self.pinged else now
+                if stream is not None and not stream.settled and delivery.look(stream, pinged_at, now):
                     stream.close()
             if telling is None:
                 self.send(frames, start, stop)

@@ -53,6 +53,9 @@ END = "end"
 ROUNDING = 0.01
 """Seconds by which a time in the log may differ from that of the test, which is more exact."""
 
+ERASED_WITHIN = 2.0
+"""Seconds after which an event that is too old is surely erased: a log in a file looks for them from time to time."""
+
 LAG = 10.0
 """Within how many seconds a process has fanned out what was acknowledged: its head is that of its streams."""
 
@@ -607,7 +610,7 @@ class _Run:
             return later >= KEPT_EVENTS
         if self._kind == "last":
             return later >= 1
-        return self._kind == "age" and event.ended + ROUNDING < at - KEPT_SECONDS
+        return self._kind == "age" and event.ended + ERASED_WITHIN < at - KEPT_SECONDS
 
     def _is_told(self, stream: Stream) -> bool:
         return any(event.type == "reset" for _, event in stream.events)

@@ -16,6 +16,7 @@ from sse_app.streams.bulk_send import BulkSender
 from sse_app.streams.connection import StreamConnection
 from sse_app.streams.delivery import DeliveryWatch
 from sse_app.streams.fanout import FanoutGroup
+from sse_app.streams.keepalive import _Turn
 from sse_app.streams.stream import Replay, Stream, Subscriber
 from sse_app.streams.tcp_info import Unacknowledged, settled
 from tests.support.waiting import until
@@ -114,6 +115,27 @@ def test_a_client_that_lives_and_does_not_read_has_two_intervals(
     assert not watch.look(stream, PINGED_AT, NEXT)
     assert not list(watch.dead(NEXT + 1.9 * INTERVAL))
     assert list(watch.dead(NEXT + 2 * INTERVAL)) == [(stream, "stalled")]
+
+
+@pytest.mark.gen_test
+async def test_a_client_that_stops_reading_before_its_first_ping_is_seen_at_that_ping(
+    stream: Stream, watch: DeliveryWatch
+) -> None:
+    turn = _Turn(CHUNKED, BulkSender())
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = socket.create_connection(listener.getsockname())
+        ours, _ = listener.accept()
+    ours.setblocking(False)
+    connection = StreamConnection(ours, CHUNKED)
+    with client, closing(connection):
+        stream.attach(connection)
+        with suppress(BlockingIOError):
+            while True:
+                ours.send(bytes(65_536))
+        turn.add(stream)
+        turn.ping(watch)
+        assert watch.watches
+        assert not connection.closed
 
 
 def test_only_sockets_whose_clients_have_acknowledged_all_are_settled() -> None:
