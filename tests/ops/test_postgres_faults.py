@@ -240,11 +240,16 @@ def test_a_full_disk_of_the_database_refuses_publishes_until_there_is_room(
                 books_of(servers, chance) as books,
                 watching(servers[0]),
             ):
-                disk.fill()
-                until(lambda: publish(servers[0], books).status_code == 503, "the disk is full")
-                for _ in range(3):
+
+                def is_refused() -> bool:
+                    disk.fill()  # anew each time: the database gives back what it needs no longer
+                    answer = publish(servers[0], books)
+                    return answer.status_code == 503 and status_of(servers[0], "/readyz") == 503
+
+                for _ in range(4):
+                    until(is_refused, "the disk is full")
+                    assert status_of(servers[0], "/healthz") == 200
                     time.sleep(0.3)
-                    refuses(servers[0], books)
                 disk.empty()
                 if not postgres.runs:
                     postgres.start()
