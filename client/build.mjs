@@ -1,27 +1,36 @@
-// Builds dist/ from the one source of the client, ../sse_app/static, which the server serves as it is; and holds the
-// core to its size.
+// Builds dist/ from the one source of the client: ../sse_app/static, which the server serves as it is, and src/; and
+// holds the core to its size.
 
-import { mkdir, writeFile } from "node:fs/promises";
+import { mkdir, readdir, rm, writeFile } from "node:fs/promises";
 import { gzipSync } from "node:zlib";
 import { build } from "esbuild";
 
 const LIMIT = 4096; // bytes of the core, minified and gzipped
+const PARTS = ["sse-connection.js"]; // of the core: bundled into sse-client.js
 
+const here = (path) => new URL(path, import.meta.url);
+const sources = async (folder, wanted) =>
+  (await readdir(here(folder))).filter((name) => wanted.test(name) && !PARTS.includes(name)).map((name) => folder + name);
+
+await rm(here("dist/"), { recursive: true, force: true });
 const { outputFiles } = await build({
-  entryPoints: ["../sse_app/static/sse-client.js", "../sse_app/static/sse-shared.js", "src/vue.js"],
+  entryPoints: [...(await sources("../sse_app/static/", /^sse-.*\.js$/)), ...(await sources("src/", /\.js$/))],
   absWorkingDir: import.meta.dirname,
   entryNames: "[name]",
   outdir: "dist",
   bundle: true,
   minify: true,
+  sourcemap: true, // with the source in it
   format: "esm",
   target: "es2022",
-  external: ["./sse-shared.js", "sse-client", "vue"], // loaded when tabs share; a peer; and the page's own
+  // Parts that are loaded when they are used; this package's other entries; and what belongs to the page.
+  external: ["./sse-shared.js", "@sse-app/client", "@sse-app/client/*", "vue", "react", "svelte", "svelte/*"],
   write: false,
 });
-await mkdir(new URL("dist/", import.meta.url), { recursive: true });
+await mkdir(here("dist/"), { recursive: true });
 for (const { path, contents } of outputFiles) {
   await writeFile(path, contents);
+  if (path.endsWith(".map")) continue;
   const size = gzipSync(contents, { level: 9 }).length;
   const name = path.slice(path.lastIndexOf("/") + 1);
   console.log(`${name}: ${contents.length} bytes minified, ${size} gzipped`);

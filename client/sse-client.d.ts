@@ -55,15 +55,17 @@ export interface Close {
   status: number;
 }
 
+export type TokenFunction = (channels: string[]) => string | Promise<string>;
+
 export interface SSEClientOptions {
   /** Channels, and patterns such as `training.*`; without it they are the last part of the URL's path. */
   channels?: string | string[];
   /**
-   * The stream token, or better a function that fetches one for these channels: called for every connection and
-   * renewal. Where it throws an error with `status` 401 or 403 the client stops; after any other it tries again. The
+   * The stream token, or better a function that fetches one for these channels, or an object with a method
+   * `streamToken` that does, such as a `Session`: called for every connection and renewal. Where it throws an error with `status` 401 or 403 the client stops; after any other it tries again. The
    * server's `code` on the error tells a kick from a token that is not granted.
    */
-  token?: string | ((channels: string[]) => string | Promise<string>);
+  token?: string | TokenFunction | { streamToken: TokenFunction };
   /**
    * Where the stream begins without a position, as at the first connection: with all that is kept, or with what is new
    * (the default). At most one of `from`, `last` and `since`; with one of them the connection is not shared.

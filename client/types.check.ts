@@ -1,6 +1,6 @@
 // Compiled by `npm run types`: what the examples do fits the declarations.
-import { SSEClient } from "sse-client";
-import { configureSSE, useBacktestProgress, useDashboardUpdates, useRiskAlerts, useSSE, useTrainingProgress } from "sse-client/vue";
+import { SSEClient } from "@sse-app/client";
+import { configureSSE, useBacktestProgress, useDashboardUpdates, useRiskAlerts, useSSE, useTrainingProgress } from "@sse-app/client/vue";
 
 const client = new SSEClient("/api/v1/sse", {
   channels: ["alerts"],
@@ -21,6 +21,7 @@ new SSEClient("/api/v1/sse/prices.*", {
   onEvent: ({ text, data }: { text: string; data: unknown }) => console.log(text.length, data),
 });
 new SSEClient("/api/v1/sse/prices", { since: new Date() });
+new SSEClient("/api/v1/sse/prices", { token: { streamToken: async (channels: string[]) => channels.join() } });
 // @ts-expect-error a stream begins at the one or the other
 new SSEClient("/api/v1/sse/prices", { from: "here" });
 

@@ -1,6 +1,6 @@
 // Vue 3 composables on top of the client. All they start ends with the component, or effect scope, that called them.
 
-import { SSEClient } from "sse-client";
+import { SSEClient } from "@sse-app/client";
 import { computed, onScopeDispose, getCurrentScope, reactive, ref, shallowRef } from "vue";
 
 const defaults = {};

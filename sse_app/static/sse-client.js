@@ -47,10 +47,11 @@ export class SSEClient extends EventTarget {
     const { events = types ? `${types}`.split(",") : TYPES, reconnectDelay = 1000, maxReconnectDelay = 30_000, maxRetries = Infinity } = options;
     const { pingInterval = 30_000, connectTimeout = 15_000, share = true, withCredentials = false } = options;
     const { clientId = `web-${Math.random().toString(36).slice(2)}`, persist } = options;
+    const token = options.token?.streamToken ? (wanted) => options.token.streamToken(wanted) : options.token;
     this.#options = {
       ...options,
       ...{ reconnectDelay, maxReconnectDelay, maxRetries, pingInterval, connectTimeout, share, withCredentials },
-      ...{ url: at.href, search, clientId, ...(begins && { share: false }) },
+      ...{ url: at.href, search, clientId, token, ...(begins && { share: false }) },
       channels: new Set(typeof channels === "string" ? channels.split(",") : channels),
       types: new Set(events),
     };

@@ -32,7 +32,7 @@ def test_the_core_is_under_4096_bytes_minified_and_gzipped(built: str) -> None:
     print(built)
     sizes = {name: int(size) for name, size in re.findall(r"(\S+): .* (\d+) gzipped", built)}
     assert sizes["sse-client.js"] < 4096
-    assert set(sizes) == {"sse-client.js", "sse-shared.js", "vue.js"}
+    assert set(sizes) >= {"sse-client.js", "sse-shared.js", "vue.js"}
 
 
 def test_the_type_declarations_fit_what_the_examples_do(built: str) -> None:

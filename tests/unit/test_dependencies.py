@@ -14,6 +14,7 @@ import setuptools
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from sse_app.version import VERSION
 from tests.support.npm import CLIENT, installed_modules
 from tests.support.server_process import ROOT
 
@@ -93,6 +94,14 @@ def test_make_installs_nothing_without_a_hash() -> None:
 def test_everything_that_npm_installs_has_a_hash() -> None:
     packages = json.loads((CLIENT / "package-lock.json").read_text())["packages"]
     assert [name for name, package in packages.items() if name and "integrity" not in package] == []
+
+
+def test_the_npm_package_has_the_version_of_the_server() -> None:
+    package = json.loads((CLIENT / "package.json").read_text())
+    lock = json.loads((CLIENT / "package-lock.json").read_text())
+    assert (package["name"], package["version"]) == ("@sse-app/client", VERSION)
+    for noted in (lock, lock["packages"][""]):
+        assert (noted["name"], noted["version"]) == (package["name"], package["version"])
 
 
 def sha256(path: Path) -> str:
