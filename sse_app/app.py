@@ -8,7 +8,7 @@ from tornado import web
 from tornado.routing import URLSpec
 
 from sse_app.core.events import EventId
-from sse_app.handlers.api import admin, login, presence, publish, subscribe, tokens
+from sse_app.handlers.api import admin, login, presence, publish, subscribe, tokens, users
 from sse_app.handlers.base import NotFoundHandler
 from sse_app.handlers.dispatch import Application
 from sse_app.handlers.site import health, pages
@@ -96,6 +96,9 @@ class SSEApp:
             URLSpec(r"/api/v1/auth/me", tokens.MeHandler, parts),
             URLSpec(r"/api/v1/admin/connections", admin.ConnectionsHandler, parts),
             URLSpec(r"/api/v1/admin/connections/([0-9]{1,20})/kick", admin.KickHandler, parts),
+            URLSpec(r"/api/v1/admin/channels/([^/]*)/presence", presence.AdminPresenceHandler, parts),
+            URLSpec(r"/api/v1/admin/users", users.UsersHandler, parts),
+            URLSpec(r"/api/v1/admin/users/([^/]*)", users.UserHandler, parts),
             URLSpec(r"/api/v1/admin/figures", admin.FiguresHandler, parts),
             URLSpec(r"/api/v1/admin/revocations", admin.RevocationsHandler, parts),
             URLSpec(r"/api/v1/admin/audit", admin.AuditHandler, parts),

@@ -142,6 +142,16 @@ class PostgresAuthStore(AuthStore):
         rows = await self._read("SELECT name, grants, disabled FROM sse_app.accounts ORDER BY name")
         return [_account(*row) for row in rows]
 
+    async def accounts_page(self, search: str, offset: int, limit: int) -> tuple[int, list[Account]]:
+        """Count the accounts that fit, and read some."""
+        fitting = 'FROM sse_app.accounts WHERE strpos(lower(name), lower(%s COLLATE "C")) > 0'
+        text = written(search)
+        ((total,),) = await self._read(f"SELECT count(*) {fitting}", (text,))
+        rows = await self._read(
+            f"SELECT name, grants, disabled {fitting} ORDER BY name LIMIT %s OFFSET %s", (text, limit, offset)
+        )
+        return int(total), [_account(*row) for row in rows]
+
     async def credentials(self, name: str) -> Credentials | None:
         """Read one account."""
         rows = await self._read(

@@ -180,6 +180,15 @@ class SqliteAuthStore(AuthStore):
             _account(*row) for row in self._rows("SELECT name, grants, disabled FROM accounts ORDER BY name")
         ]
 
+    async def accounts_page(self, search: str, offset: int, limit: int) -> tuple[int, list[Account]]:
+        """Count the accounts that fit, and read some."""
+        fitting = "FROM accounts WHERE instr(lower(name), lower(?)) > 0"  # names are ASCII
+        ((total,),) = self._rows(f"SELECT count(*) {fitting}", (search,))
+        rows = self._rows(
+            f"SELECT name, grants, disabled {fitting} ORDER BY name LIMIT ? OFFSET ?", (search, limit, offset)
+        )
+        return total, [_account(*row) for row in rows]
+
     async def credentials(self, name: str) -> Credentials | None:
         """Read one account."""
         rows = self._rows("SELECT name, grants, disabled, password FROM accounts WHERE name = ?", (name,))

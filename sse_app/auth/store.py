@@ -100,6 +100,16 @@ class AuthStore(ABC):
         """Return all accounts by name."""
 
     @abstractmethod
+    async def accounts_page(self, search: str, offset: int, limit: int) -> tuple[int, list[Account]]:
+        """Return how many accounts have a text in their names, whatever its case, and some of them by name.
+
+        Args:
+            search: the text; empty for all accounts.
+            offset: how many to pass over.
+            limit: how many at the most.
+        """
+
+    @abstractmethod
     async def credentials(self, name: str) -> Credentials | None:
         """Return an account with the hash of its password, or None."""
 

@@ -51,14 +51,9 @@ def add(options: argparse.Namespace) -> None:
 def list(options: argparse.Namespace) -> None:
     """Print the accounts, one a line."""
     for account in asyncio.run(_with_accounts(options, lambda accounts: accounts.list())):
-        granted = account.grants
-        words = [account.name]
-        words += [f"subscribe={','.join(granted.subscribe.texts)}"] if granted.subscribe.texts else []
-        words += [f"publish={','.join(granted.publish.texts)}"] if granted.publish.texts else []
-        words += [f"presence={','.join(granted.presence.texts)}"] if granted.presence.texts else []
-        words += ["admin"] if granted.admin else []
+        words = [account.name, account.grants.in_words()]
         words += ["disabled"] if account.disabled else []
-        print(" ".join(words))
+        print(" ".join(filter(None, words)))
 
 
 def passwd(options: argparse.Namespace) -> None:

@@ -42,6 +42,20 @@ class InvalidRate(InvalidInput):
     """A stream asks for a rate that has no meaning for its channels."""
 
 
+class UnknownUser(InvalidInput):
+    """There is no account of that name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"there is no user {name!a}")
+
+
+class NameTaken(InvalidInput):
+    """There is an account of that name already."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"user {name} exists already")
+
+
 class UnknownChannel(SSEAppError):
     """A channel has a good name, but no configured name or pattern covers it."""
 

@@ -17,6 +17,7 @@ from sse_app.core.errors import (
     InvalidInput,
     InvalidRate,
     Kicked,
+    NameTaken,
     NodeSilent,
     ProviderUnavailable,
     SSEAppError,
@@ -26,6 +27,7 @@ from sse_app.core.errors import (
     TooManyStreams,
     UnknownChannel,
     UnknownStream,
+    UnknownUser,
 )
 
 RETRY_AFTER = "5"
@@ -58,6 +60,10 @@ def refusal_of(error: BaseException | None) -> Refusal | None:
             return Refusal(400, "invalid_channel", str(error))
         case InvalidRate():
             return Refusal(400, "invalid_rate", str(error))
+        case UnknownUser():
+            return Refusal(404, "unknown_user", str(error))
+        case NameTaken():
+            return Refusal(409, "name_taken", str(error))
         case InvalidInput():
             return Refusal(422, "invalid_input", str(error))
         case TokenRefused():

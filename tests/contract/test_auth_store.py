@@ -213,7 +213,12 @@ async def test_a_store_that_is_not_open_or_no_longer_refuses_every_call(made: Im
         for call in WRITES.values():
             with pytest.raises(AuthStoreUnavailable):
                 await call(store)
-        for read in (store.accounts(), store.revocations_since(0), store.audit_entries(1)):
+        for read in (
+            store.accounts(),
+            store.accounts_page("", 0, 1),
+            store.revocations_since(0),
+            store.audit_entries(1),
+        ):
             with pytest.raises(AuthStoreUnavailable):
                 await read
         with pytest.raises(AuthStoreUnavailable):
@@ -255,6 +260,30 @@ async def test_accounts_are_kept_with_their_grants_and_listed_by_name(made: Impl
         assert await store.accounts() == [ANN, BEN]
         assert await store.credentials("ann") == Credentials(ANN, "of ann")
         assert await store.credentials("ANN") is None
+
+
+@pytest.mark.gen_test
+async def test_accounts_are_searched_whatever_the_case_and_counted_beyond_the_page(
+    made: Implementation,
+) -> None:
+    names = ["Zoe", "ann", "anna", "b_n", "ben", "desk.ANN"]  # in the order of their bytes
+    async with opened(made) as store:
+        for name in reversed(names):
+            assert await store.add_account(ANN._replace(name=name, disabled=name == "ben"), "hash")
+
+        async def found(search: str, offset: int = 0, limit: int = 10) -> tuple[int, list[str]]:
+            total, accounts = await store.accounts_page(search, offset, limit)
+            return total, [account.name for account in accounts]
+
+        assert await found("") == (6, names)
+        assert await found("", 4, 1) == (6, ["ben"])
+        assert await found("", 6) == (6, [])
+        assert await found("ANN") == (3, ["ann", "anna", "desk.ANN"])
+        assert await found("aNn", 1, 1) == (3, ["anna"])
+        for pattern in ("%", "a*", "\\", "'", "\0", "n\n", "é", "ann "):  # a text, and no pattern
+            assert await found(pattern) == (0, [])
+        assert await found("_") == (1, ["b_n"])
+        assert (await store.accounts_page("ben", 0, 1))[1] == [ANN._replace(name="ben", disabled=True)]
 
 
 @pytest.mark.gen_test

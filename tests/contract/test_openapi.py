@@ -153,6 +153,19 @@ def test_every_good_answer_is_as_described(running: ServerProcess) -> None:
     seeing = bearer(mint(running.state_dir, TokenKind.ACCESS, grants, subject="bob", ttl=60))
     assert ask("GET", "/api/v1/sse/{channel}/presence", 200, at="alerts", headers=seeing).json()["count"] == 0
 
+    look = "/api/v1/admin/channels/{channel}/presence"
+    assert ask("GET", look, 200, at="alerts", headers=admin).json()["count"] == 0
+    users, user = "/api/v1/admin/users", "/api/v1/admin/users/{name}"
+    dora = {"name": "dora", "password": "battery staple", "grants": {"subscribe": ["alerts", "nowhere"]}}
+    assert ask("POST", users, 201, headers=admin, json=dora).json()["uncovered"] == ["nowhere"]
+    ask("POST", users, 409, headers=admin, json=dora)
+    assert ask("GET", users, 200, headers=admin, params={"search": "DORA"}).json()["total"] == 1
+    ask("PATCH", user, 200, at="dora", headers=admin, json={"disabled": True, "grants": {"admin": True}})
+    ask("GET", user, 200, at="dora", headers=admin)
+    ask("GET", user, 404, at="erik", headers=admin)
+    hers = bearer(running.access_token(subject="dora", admin=True))
+    ask("PATCH", user, 409, at="dora", headers=hers, json={"grants": {}})
+
     credentials = {"username": "ann", "password": "correct horse"}
     with_cookie = ask("POST", "/api/v1/auth/login", 200, json=credentials)
     cookies = {"Cookie": with_cookie.headers["Set-Cookie"].partition(";")[0]}

@@ -285,6 +285,31 @@ def test_what_the_commands_change_is_in_force_on_all_within_a_second(offices: Of
     assert {each.try_login("carl").status_code for each in offices.sites} == {401}
 
 
+def test_accounts_changed_at_one_worker_are_changed_on_all(offices: Offices) -> None:
+    first, *others = offices.sites
+    users, admin = "/api/v1/admin/users", first.admin
+    body = {"name": "dora", "password": PASSWORD, "grants": {"subscribe": ["dashboard"]}}
+    assert first.http.post(users, json=body, headers=admin).status_code == 201
+    session = others[0].log_in("dora")
+    ears = [each.hear(session.stream) for each in offices.sites]
+    answer = others[1].http.patch(f"{users}/dora", json={"disabled": True}, headers=admin)
+    assert answer.json()["disabled"] is True
+    assert_ended(ears, time.monotonic(), "revoked")
+    for each in offices.sites:
+        assert each.me(session.access) == each.try_login("dora").status_code == 401
+        found = each.http.get(users, params={"search": "dora"}, headers=admin).json()
+        assert [user["disabled"] for user in found["users"]] == [True]
+
+
+def test_an_administrator_sees_at_any_worker_who_is_on_a_channel(offices: Offices) -> None:
+    for site, name in zip(offices.sites, ("ann", "bob", "ann"), strict=True):
+        site.hear(site.mint(TokenKind.STREAM, name))
+    for site in offices.sites:
+        answer = site.http.get("/api/v1/admin/channels/dashboard/presence", headers=site.admin).json()
+        assert {user["sub"]: user["streams"] for user in answer["users"]} == {"ann": 2, "bob": 1}
+        assert answer["complete"]
+
+
 def test_a_token_signed_with_a_new_key_is_good_on_every_worker_at_once(offices: Offices) -> None:
     worker = offices.workers[0]
     old = worker.access_token(admin=True)

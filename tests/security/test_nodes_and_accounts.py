@@ -128,6 +128,13 @@ def disable(desk: Desk, name: str, session: Session, ear: Ear) -> str:
     return "revoked"
 
 
+def over_http(desk: Desk, name: str, session: Session, ear: Ear) -> str:
+    path = f"/api/v1/admin/users/{name}"
+    answer = desk.http.patch(path, json={"disabled": True}, headers=desk.admin)
+    assert answer.status_code == 200, answer.text
+    return "revoked"
+
+
 def kick(desk: Desk, name: str, session: Session, ear: Ear) -> str:
     headers = desk.admin
 
@@ -142,7 +149,7 @@ def kick(desk: Desk, name: str, session: Session, ear: Ear) -> str:
 
 
 @pytest.mark.parametrize("cut", [False, True], ids=["", "after the connections were lost"])
-@pytest.mark.parametrize("take_back", [of_subject, by_command, disable, kick])
+@pytest.mark.parametrize("take_back", [of_subject, by_command, disable, over_http, kick])
 def test_what_is_taken_back_at_one_node_ends_streams_of_the_other_within_a_second(
     desks: list[Desk],
     people: Callable[[], str],

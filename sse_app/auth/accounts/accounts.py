@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from sse_app.auth.accounts.passwords import (
     MAX_PASSWORD_LENGTH,
@@ -15,7 +16,7 @@ from sse_app.auth.store import AuthStore
 from sse_app.auth.tokens.grants import Grants
 from sse_app.auth.tokens.issuer import require_room
 from sse_app.core.channels import own_patterns
-from sse_app.core.errors import InvalidInput
+from sse_app.core.errors import InvalidInput, NameTaken, UnknownUser
 from sse_app.settings.model import Auth
 
 MIN_PASSWORD_LENGTH = 8
@@ -48,19 +49,21 @@ class Accounts:
         """Make an account.
 
         Raises:
-            InvalidInput: the name or the password will not do, or the name is taken.
+            InvalidInput: the name or the password will not do.
+            NameTaken: there is such a user.
             TokenTooLarge: the grants do not fit into a token.
         """
         check_new_account(name, password, grants, self._auth)
         hashed = await self._threads.run(lambda: hash_password(password))
         if not await self._store.add_account(Account(name, grants, disabled=False), hashed):
-            raise InvalidInput(f"user {name} exists already")
+            raise NameTaken(name)
 
     async def set_password(self, name: str, password: str) -> None:
         """Change a password, and end what the old one began.
 
         Raises:
-            InvalidInput: there is no such user, or the password will not do.
+            InvalidInput: the password will not do.
+            UnknownUser: there is no such user.
         """
         _require_length(password)
         hashed = await self._threads.run(lambda: hash_password(password))
@@ -70,7 +73,7 @@ class Accounts:
         """Change what an account may do; its sessions stay, and a refresh brings tokens that say so.
 
         Raises:
-            InvalidInput: there is no such user.
+            UnknownUser: there is no such user.
             TokenTooLarge: the grants do not fit into a token.
         """
         _require_room(name, grants, self._auth)
@@ -80,7 +83,7 @@ class Accounts:
         """Refuse an account its login, and end its sessions.
 
         Raises:
-            InvalidInput: there is no such user.
+            UnknownUser: there is no such user.
         """
         _require(name, await self._store.disable_account(name))
 
@@ -88,7 +91,7 @@ class Accounts:
         """Allow an account its login again.
 
         Raises:
-            InvalidInput: there is no such user.
+            UnknownUser: there is no such user.
         """
         _require(name, await self._store.enable_account(name))
 
@@ -96,13 +99,17 @@ class Accounts:
         """Delete an account and end its sessions.
 
         Raises:
-            InvalidInput: there is no such user.
+            UnknownUser: there is no such user.
         """
         _require(name, await self._store.remove_account(name))
 
     async def list(self) -> list[Account]:
         """Return all accounts by name."""
         return await self._store.accounts()
+
+    async def page(self, search: str, offset: int, limit: int) -> tuple[int, Sequence[Account]]:
+        """Return how many accounts have a text in their names, and some of them; see `AuthStore.accounts_page`."""
+        return await self._store.accounts_page(search, offset, limit)
 
     async def find(self, name: str) -> Account | None:
         """Return an account, or None."""
@@ -150,6 +157,19 @@ def check_new_account(name: str, password: str, grants: Grants, auth: Auth) -> N
     _require_length(password)
 
 
+def check_changes(name: str, password: str | None, grants: Grants | None, auth: Auth) -> None:
+    """Look whether an account can be given a password and grants, where there are any.
+
+    Raises:
+        InvalidInput: the password will not do.
+        TokenTooLarge: the grants do not fit into a token.
+    """
+    if password is not None:
+        _require_length(password)
+    if grants is not None:
+        _require_room(name, grants, auth)
+
+
 def _require_room(name: str, grants: Grants, auth: Auth) -> None:
     require_room(auth, name, grants.with_subscriptions(own_patterns(auth.own_channels, name)))
 
@@ -161,4 +181,4 @@ def _require_length(password: str) -> None:
 
 def _require(name: str, known: bool) -> None:
     if not known:
-        raise InvalidInput(f"there is no user {name!a}")
+        raise UnknownUser(name)

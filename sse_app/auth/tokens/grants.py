@@ -67,6 +67,12 @@ class Grants(NamedTuple):
         }
         return claim | {"presence": list(self.presence.texts)} if self.presence.texts else claim
 
+    def in_words(self) -> str:
+        """Return the grants as a line for people: ``subscribe=dashboard,alerts publish=alerts admin``."""
+        patterns = {"subscribe": self.subscribe, "publish": self.publish, "presence": self.presence}
+        words = [f"{name}={','.join(each.texts)}" for name, each in patterns.items() if each.texts]
+        return " ".join([*words, "admin"] if self.admin else words)
+
     def may_subscribe(self, channel: str) -> bool:
         """Return whether the channel, or every channel of the pattern, may be subscribed to.
 
