@@ -116,8 +116,9 @@ class SSEApp:
         return Application(
             [
                 *self.routes(),
-                URLSpec(r"/", pages.PageHandler, parts | {"file": "index.html"}),
+                URLSpec(r"/", pages.StartPageHandler, parts),
                 URLSpec(r"/admin", pages.PageHandler, parts | {"file": "admin/index.html"}),
+                URLSpec(r"/docs/([a-z-]+\.md)", pages.DocumentHandler, parts),
                 URLSpec(r"/static/(.*)", pages.StaticHandler, parts),
             ],
             default_handler_class=NotFoundHandler,

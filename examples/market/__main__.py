@@ -107,6 +107,7 @@ def main() -> None:
         "SSE_APP_HOST": place.host,
         "SSE_APP_PORT": str(place.port),
         "SSE_APP_STATE_DIR": str(place.state),
+        "SSE_APP_DEMO": "true",
         "PYTHONUNBUFFERED": "1",
     }
     quoted = "SSE_APP_CHANNELS" not in environment

@@ -233,6 +233,7 @@ class Settings(Section, frozen=True):
     channels: tuple[Channels, ...] = tuple(
         map(ClientPattern, ("dashboard", "alerts", "training", "backtest", "user.**"))
     )
+    demo: bool = False
     keepalive: KeepaliveSettings = KeepaliveSettings()
     history: History = History()
     postgres: Postgres = Postgres()

@@ -43,7 +43,7 @@ def test_axe_finds_nothing_on_either_page_in_light_and_dark(
     chromium: Browser, start_server: Start, axe: str
 ) -> None:
     quotes = {"pattern": "quotes", "conflate": "symbol"}
-    server = start_server(CHANNELS=["dashboard", "alerts", "training", "backtest", quotes])
+    server = start_server(DEMO=True, CHANNELS=["dashboard", "alerts", "training", "backtest", quotes])
     people(server)
     market = Market(server)
     with visitor(chromium, server, reduced_motion="reduce") as boss:
@@ -83,7 +83,7 @@ def test_axe_finds_nothing_on_either_page_in_light_and_dark(
 def test_nothing_that_can_be_pressed_is_out_of_the_keyboards_reach(
     chromium: Browser, start_server: Start
 ) -> None:
-    server = start_server()
+    server = start_server(DEMO=True)
     people(server)
     with visitor(chromium, server) as boss:
         for path in ("/", "/admin"):

@@ -53,7 +53,7 @@ GOES_ON = """(restarts) => {
 
 
 def start(start_server: Start, **settings: object) -> ServerProcess:
-    server = start_server(STREAM__RETRY=200, expected=("login_refused",), **LIMITS, **settings)
+    server = start_server(STREAM__RETRY=200, DEMO=True, expected=("login_refused",), **LIMITS, **settings)
     people(server)
     return server
 

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.browser
 
 
 def start(start_server: Start) -> ServerProcess:
-    server = start_server(STREAM__RETRY=200)
+    server = start_server(STREAM__RETRY=200, DEMO=True)
     people(server)
     return server
 

@@ -21,7 +21,7 @@ def figure(page: Page, name: str) -> str:
 
 
 def start(start_server: Start, **settings: Any) -> tuple[ServerProcess, Market]:
-    server = start_server(STREAM__RETRY=200, **settings)
+    server = start_server(STREAM__RETRY=200, DEMO=True, **settings)
     people(server)
     return server, Market(server)
 

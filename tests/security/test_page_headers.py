@@ -9,7 +9,9 @@ from sse_app.handlers.site.pages import STATIC
 from tests.support.server_process import ServerProcess
 
 
-@pytest.mark.parametrize("path", ["/", "/admin", "/static/main.js", "/static/vendor/vue.js"])
+@pytest.mark.parametrize(
+    "path", ["/", "/admin", "/static/main.js", "/static/vendor/vue.js", "/docs/clients.md"]
+)
 def test_a_page_loads_only_what_is_ours_and_nobody_frames_it(server: ServerProcess, path: str) -> None:
     answer = httpx.get(f"{server.url}{path}").raise_for_status()
     policy = dict(part.strip().split(" ", 1) for part in answer.headers["Content-Security-Policy"].split(";"))

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Generator
+from functools import cache
 from pathlib import Path
 
 from tornado import web
 
 from sse_app.handlers.base import ApiHandler
+from sse_app.handlers.errors import Refusal
 from sse_app.node import Node
 
-STATIC = Path(__file__).parents[2] / "static"
+PACKAGE = Path(__file__).parents[2]
+STATIC = PACKAGE / "static"
+_CHECKOUT = PACKAGE.parent
+DOCUMENTS = (_CHECKOUT if (_CHECKOUT / "pyproject.toml").is_file() else PACKAGE) / "docs"
+"""The documents: beside the package in a checkout, in it where it is installed."""
 
 _contents: dict[Path, tuple[int, bytes]] = {}
 """The files that have been read, each with the time of its last change."""
@@ -32,9 +39,15 @@ _POLICY = (
 
 def read_ahead() -> None:
     """Read all files: when they are asked for, there may be no file descriptor left to open one with."""
-    for path in STATIC.rglob("*"):
+    for path in (*STATIC.rglob("*"), *documents().values()):
         if path.is_file():
             content_of(path)
+
+
+@cache
+def documents() -> dict[str, Path]:
+    """Return the documents by the names of their files; none where the package was installed without them."""
+    return {path.name: path for path in sorted(DOCUMENTS.glob("*.md"))}
 
 
 def content_of(path: Path) -> bytes:
@@ -44,6 +57,16 @@ def content_of(path: Path) -> bytes:
     if known is None or known[0] != changed_at:
         known = _contents[path] = (changed_at, path.read_bytes())
     return known[1]
+
+
+@cache
+def _links() -> str:
+    """Return the documents as items of a list, each by its title, which is its first line."""
+    titles = {name: content_of(path).decode().partition("\n")[0] for name, path in documents().items()}
+    return "".join(
+        f'<li><a href="/docs/{name}">{html.escape(title.lstrip("# "))}</a></li>'
+        for name, title in titles.items()
+    )
 
 
 class _PageHeaders(ApiHandler):
@@ -58,7 +81,7 @@ class _PageHeaders(ApiHandler):
 
 
 class PageHandler(_PageHeaders):
-    """``GET /`` and ``GET /admin``: the pages, which are public; what they show takes a login."""
+    """``GET /admin``: a page, which is public; what it shows takes a login."""
 
     def initialize(self, node: Node, file: str) -> None:  # type: ignore[override]
         """Take the node, and the page's file."""
@@ -68,7 +91,39 @@ class PageHandler(_PageHeaders):
     def get(self) -> None:
         """Send the page."""
         self.set_header("Content-Type", "text/html; charset=utf-8")
-        self.write(content_of(STATIC / self._file))
+        self.write(self.content())
+
+    def content(self) -> bytes:
+        """Return the page."""
+        return content_of(STATIC / self._file)
+
+
+class StartPageHandler(PageHandler):
+    """``GET /``: what this server is and how it does, with what the public status says; or the page of the demo."""
+
+    def initialize(self, node: Node) -> None:  # type: ignore[override]
+        """Take the node, and the page that its settings name."""
+        super().initialize(node, "market.html" if node.settings.demo else "index.html")
+
+    def content(self) -> bytes:
+        """Return the page, with links to the documents that are there."""
+        return super().content().replace(b"<!-- documents -->", _links().encode())
+
+
+class DocumentHandler(_PageHeaders):
+    """``GET /docs/NAME.md``: the documents, as they are written."""
+
+    def get(self, name: str) -> None:
+        """Send the text.
+
+        Raises:
+            Refusal: there is none of that name.
+        """
+        path = documents().get(name)
+        if path is None:
+            raise Refusal(404, "not_found", "there is no document of that name")
+        self.set_header("Content-Type", "text/plain; charset=utf-8")
+        self.write(content_of(path))
 
 
 class StaticHandler(_PageHeaders, web.StaticFileHandler):

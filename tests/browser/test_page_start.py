@@ -1,0 +1,43 @@
+"""The server's own page in a real Chromium: it shows the public status, and goes on over a restart."""
+
+from __future__ import annotations
+
+import pytest
+from playwright.sync_api import Browser, Page
+
+from sse_app.version import VERSION
+from tests.support.browser import PATIENCE, Start, publish
+from tests.support.people import Ear
+from tests.support.visitors import visitor
+
+pytestmark = pytest.mark.browser
+
+
+def says(page: Page, title: str) -> None:
+    page.wait_for_selector(f".state [data-title]:text-is('{title}')")
+
+
+def test_it_shows_the_status_and_goes_on_over_a_restart(chromium: Browser, start_server: Start) -> None:
+    server = start_server(CHANNELS=["orders", "alerts", "user.**"])
+    with visitor(chromium, server) as stranger, server.publisher() as publisher:
+        publish(publisher, 3, "orders")
+        ear = Ear(server, "alerts", server.stream_token("alerts"))
+        page = stranger.context.new_page()
+        page.set_default_timeout(PATIENCE)
+        page.goto(f"{server.url}/")
+        says(page, "Ready")
+        assert page.inner_text("[data-figure=version]") == VERSION
+        assert page.inner_text("[data-figure=streams]") == "1"
+        rows = [row.split()[:3] for row in page.locator("[data-channels] tr").all_inner_texts()]
+        assert rows == [["orders", "0", "3"], ["alerts", "1", "0"]]
+        assert "sse-app listen orders" in page.inner_text("pre >> nth=0")
+        assert f'"{server.url}/static/sse-client.js"' in page.inner_text("pre >> nth=1")
+        page.keyboard.press("Tab")
+        page.keyboard.press("Enter")
+        assert page.evaluate("document.activeElement.id") == "content"
+        ear.leave()
+        server.kill()
+        says(page, "No answer")
+        server.start()
+        says(page, "Ready")
+        page.wait_for_selector("[data-figure=streams]:text-is('0')")
