@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
 from typing import Any
 from urllib.parse import quote
 
@@ -21,6 +22,8 @@ PATIENCE = 60_000
 """Milliseconds to wait for what must happen: the machine may be busy."""
 
 Start = Callable[..., ServerProcess]
+
+_waits = count()
 
 
 class _Pages(SimpleHTTPRequestHandler):
@@ -70,9 +73,17 @@ class ClientPage:
         return self.page.evaluate(script)
 
     def wait(self, condition: str, timeout: float = PATIENCE) -> None:
-        """Wait until an expression is true in the page."""
+        """Wait until an expression is true in the page, or resolves to what is true."""
+        # Playwright takes a promise itself for true.
+        settled = """() => {
+            const found = %s;
+            if (!found?.then) return found;
+            const name = "awaited %d";
+            found.then((value) => (window[name] = value), () => {});
+            return window[name];
+        }"""
         try:
-            self.page.wait_for_function(condition, timeout=timeout, polling=20)
+            self.page.wait_for_function(settled % (condition, next(_waits)), timeout=timeout, polling=20)
         except Exception as error:
             raise AssertionError(f"{condition}: not in time; {self.run('log.slice(-20)')}") from error
 
