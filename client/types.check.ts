@@ -1,5 +1,6 @@
 // Compiled by `npm run types`: what the examples do fits the declarations.
 import { SSEClient } from "@sse-app/client";
+import { Session, SessionError } from "@sse-app/client/session";
 import { configureSSE, useBacktestProgress, useDashboardUpdates, useRiskAlerts, useSSE, useTrainingProgress } from "@sse-app/client/vue";
 
 const client = new SSEClient("/api/v1/sse", {
@@ -22,6 +23,16 @@ new SSEClient("/api/v1/sse/prices.*", {
 });
 new SSEClient("/api/v1/sse/prices", { since: new Date() });
 new SSEClient("/api/v1/sse/prices", { token: { streamToken: async (channels: string[]) => channels.join() } });
+
+const session = new Session("https://events.example", { onEnded: ({ reason, successor }) => console.log(reason, successor?.length) });
+session.login("ann", "password").catch((error: SessionError) => console.log(error.status.toFixed(), error.code, error.retryAfter));
+session.resume().then((resumed: boolean) => (resumed ? session.logout() : undefined));
+session.fetch<{ id: string }>("/api/v1/sse/alerts", { body: { event: "note" } }).then(({ id }) => console.log(id));
+session.addEventListener("change", () => console.log(session.username, session.grants.subscribe, session.channels));
+new SSEClient("/api/v1/sse/prices", { token: session });
+// @ts-expect-error where the refresh token is, is said or not
+new Session("https://events.example", { cookie: "yes" });
+
 // @ts-expect-error a stream begins at the one or the other
 new SSEClient("/api/v1/sse/prices", { from: "here" });
 

@@ -3,6 +3,7 @@
 import { find, setText } from "./dom.js";
 import { ApiError, Session } from "./session.js";
 
+const LOGGED_OUT = "You are logged out.";
 const EXPIRED = "Your login has expired. Please log in again.";
 const RETRY = 3000; // ms after which a page that was loaded while the server was away looks for its session again
 
@@ -14,7 +15,13 @@ export class Shell {
   #problem = find("#login-problem");
   #views = ["login", "live", "refused"].map((id) => document.getElementById(id)).filter(Boolean);
 
-  session = new Session(() => this.end("You are logged out."));
+  #leaving = false;
+
+  session = new Session(({ reason, username, successor }) => {
+    if (reason === "logout") this.end(LOGGED_OUT, this.#leaving);
+    else if (reason === "expired") this.end(EXPIRED);
+    else this.end(`This browser is now logged in as ${successor}, no longer as ${username}. Please log in again.`);
+  });
 
   /**
    * @param {object} page
@@ -33,20 +40,21 @@ export class Shell {
   /** Continues the session of an earlier page load, or asks for a name and a password. */
   async start() {
     try {
-      if (await this.session.resume()) return this.#begin();
-      this.#show("login");
+      if (await this.session.resume()) this.#begin();
+      else this.#show("login");
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
-      if (error.status === 401) return this.end(this.session.problem || EXPIRED);
       this.end(`That did not work: ${error.message}.`);
       setTimeout(() => this.session.username || this.start(), RETRY);
     }
   }
 
-  /** Goes back to the login form, because the server has ended the session. */
-  expire() {
-    this.session.forget();
-    this.end(this.session.problem || EXPIRED);
+  /** Goes back to the login form, because the server takes the login no more. */
+  async expire() {
+    if (!this.session.username) return; // the session has said so
+    const left = this.#leave();
+    this.end(EXPIRED);
+    await left;
   }
 
   /** Goes back to the login form, and says why. */
@@ -64,7 +72,7 @@ export class Shell {
     setText(this.#problem, "");
     this.#problem.classList.remove("calm");
     try {
-      await this.session.logIn(this.#form.username.value.trim(), this.#form.password.value);
+      await this.session.login(this.#form.username.value.trim(), this.#form.password.value);
       this.#form.password.value = "";
       this.#begin();
     } catch (error) {
@@ -78,11 +86,15 @@ export class Shell {
   }
 
   async #logOut() {
-    this.#page.end();
-    const leaving = this.session.logOut();
-    this.end("You are logged out.", true);
+    this.#leaving = true;
+    const left = this.#leave();
+    this.#leaving = false;
+    await left;
+  }
+
+  async #leave() {
     // The tokens are forgotten here; where the server could not be told, they run out by themselves.
-    await leaving.catch((error) => {
+    await this.session.logout().catch((error) => {
       if (!(error instanceof ApiError)) throw error;
     });
   }
