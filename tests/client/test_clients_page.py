@@ -194,6 +194,23 @@ def test_the_lines_for_a_page_run_as_they_stand_and_outlive_their_tokens(
 
 
 @pytest.mark.browser
+@pytest.mark.parametrize("host", HOSTS)
+def test_the_lines_for_a_login_run_as_they_stand(host: str, chrome: Chrome, serve: Start) -> None:
+    server = add_ann(serve())
+    code = f"{NAMES}\n{example('The login of a page', server, host)}\nlog.push({{ kind: 'ready' }});"
+    page = chrome.context.new_page()
+    page.goto(f"{chrome.origin}/plain.html")
+    logins = []
+    page.on("request", lambda request: logins.append(request.url.endswith("/login")))
+    for _ in range(2):
+        page.add_script_tag(content=code, type="module")
+        page.wait_for_function("log.some((entry) => entry.kind === 'ready')", timeout=60_000)
+        assert "ann" in page.evaluate(SHOWN)[0]
+        page.reload()
+    assert logins.count(True) == (1 if host == "localhost" else 2)
+
+
+@pytest.mark.browser
 @pytest.mark.slow
 @pytest.mark.parametrize("heading", ["A plain EventSource", "sse-client, the browser module"])
 def test_the_lines_for_a_page_say_that_a_session_has_ended(
@@ -206,6 +223,8 @@ def test_the_lines_for_a_page_say_that_a_session_has_ended(
     wait_for_connections(server, 1)
     server.command("user", "disable", "ann")
     page.wait_for_function(f"{SHOWN}.some((text) => text.includes('log in again'))", timeout=60_000)
+    page.wait_for_function(f"{SHOWN}.some((text) => text.includes('the stream is over'))", timeout=60_000)
+    assert len([text for text in page.evaluate(SHOWN) if "log in again:" in text]) == 1
 
 
 @pytest.mark.browser
