@@ -7,6 +7,7 @@ from typing import Any
 from tornado import web
 from tornado.routing import URLSpec
 
+from sse_app.core.errors import InvalidInput, NotStarted
 from sse_app.core.events import EventId
 from sse_app.handlers.api import admin, login, presence, publish, subscribe, tokens, users
 from sse_app.handlers.base import NotFoundHandler
@@ -58,12 +59,26 @@ class SSEApp:
     async def publish(
         self, channel: str, event: str, data: object, *, retry: int | None = None, final: bool = False
     ) -> EventId | None:
-        """Publish one event from Python, as `Publisher.publish` says."""
+        """Publish one event from Python, as `Publisher.publish` says.
+
+        Raises:
+            NotStarted: `start` has not been awaited.
+        """
+        self._require_started()
         return await self.node.publisher.publish(channel, event, data, retry=retry, final=final)
 
     async def publish_batch(self, events: list[dict[str, Any]]) -> list[EventId | None]:
-        """Publish several events from Python, as `Publisher.publish_batch` says."""
+        """Publish several events from Python, as `Publisher.publish_batch` says.
+
+        Raises:
+            NotStarted: `start` has not been awaited.
+        """
+        self._require_started()
         return await self.node.publisher.publish_batch(events)
+
+    def _require_started(self) -> None:
+        if not (self.node.lifecycle.ready or self.node.lifecycle.draining):
+            raise NotStarted("this SSEApp has not started: await its start() before you publish")
 
     def token(self, subject: str, *, subscribe: list[str], lifetime: float = 600) -> str:
         """Return a stream token for a user that the application around this one has authenticated.
@@ -75,7 +90,10 @@ class SSEApp:
 
         Raises:
             InvalidChannel: one of them is not a pattern.
+            InvalidInput: they are one text, not a list.
         """
+        if isinstance(subscribe, str):  # each of its characters would be taken for a channel
+            raise InvalidInput("subscribe must be a list of channels, such as ['alerts']", "subscribe")
         return self.node.login.stream_token_for(subject, subscribe, lifetime)
 
     def routes(self) -> list[URLSpec]:

@@ -38,7 +38,7 @@ def parse_channel(text: str) -> ChannelName:
         InvalidChannel: it is not dot-separated segments of ``[a-z0-9_-]{1,64}``, or it is reserved.
     """
     if len(text) > MAX_NAME_LENGTH or not _NAME.fullmatch(text) or text in RESERVED_NAMES:
-        raise InvalidChannel(f"not a channel name: {_shown(text)}", "channel")
+        raise InvalidChannel(f"not a channel name: {_shown(text)}{_hint(text)}", "channel")
     return ChannelName(text)
 
 
@@ -135,7 +135,7 @@ class ChannelPattern:
 
     def __init__(self, text: str) -> None:
         if len(text) > MAX_NAME_LENGTH or not _PATTERN.fullmatch(text):
-            raise InvalidChannel(f"not a channel pattern: {_shown(text)}", "pattern")
+            raise InvalidChannel(f"not a channel pattern: {_shown(text)}{_hint(text)}", "pattern")
         self.text = str(text)  # never a subclass, which orjson does not accept as a key
         self.is_name = "*" not in text
         """Whether the pattern has no wildcard, so that it is the name of one channel."""
@@ -233,6 +233,18 @@ def own_patterns(templates: Iterable[str], subject: str) -> tuple[str, ...]:
     if not _SUBJECT_SEGMENT.fullmatch(subject):
         return ()
     return tuple(template.replace("{sub}", subject) for template in templates)
+
+
+def _hint(text: str) -> str:
+    """Return what an error's text says beside of a text that is no channel name or pattern."""
+    if text in RESERVED_NAMES:
+        return ", which is kept for /api/v1/sse/status"
+    if "*" in text:
+        return "; in a pattern * stands for one whole segment, and ** at the end for any number of them"
+    meant = re.sub(r"[/:\\]+", ".", text[: MAX_NAME_LENGTH + 1].strip(" /\t\r\n").lower())
+    if meant != text and len(meant) <= MAX_NAME_LENGTH and _NAME.fullmatch(meant):
+        return f"; perhaps {meant} is meant"
+    return "; one is of a-z, 0-9, _ and -, in segments with dots between them, such as user.ann.orders"
 
 
 def _shown(text: str) -> str:

@@ -21,6 +21,10 @@ class StateError(SSEAppError):
     """The state directory or a database in it cannot be used; the text names it and says why."""
 
 
+class NotStarted(SSEAppError):
+    """A server that is mounted in another application is used before it was started."""
+
+
 class InvalidInput(SSEAppError):
     """Something a client sent has the wrong form.
 

@@ -148,6 +148,8 @@ def check_type(type: object, field: str) -> str:
     Raises:
         InvalidInput: it does not match ``[A-Za-z0-9_.:-]{1,128}``, or is one of `RESERVED_TYPES`.
     """
+    if type is None:
+        raise InvalidInput(f"{field} is missing: the type of the event, such as risk_alert", field)
     if not isinstance(type, str) or not _is_type(type):
         raise InvalidInput(f"{field} must match [A-Za-z0-9_.:-]{{1,128}}", field)
     if type in RESERVED_TYPES:

@@ -15,6 +15,7 @@ from typing import Any
 from tornado import httputil, web
 from tornado.iostream import StreamClosedError
 
+from sse_app.auth.tokens import mistakes
 from sse_app.auth.tokens.claims import Claims
 from sse_app.auth.tokens.issuer import TokenKind
 from sse_app.core.errors import AuthStoreUnavailable, EventLogUnavailable, Forbidden, TokenRefused
@@ -22,7 +23,7 @@ from sse_app.core.json_text import to_json
 from sse_app.core.private_apis import begin_response, free_cut_off, without_access_line
 from sse_app.core.redaction import loggable_path
 from sse_app.handlers.errors import RETRY_AFTER, Refusal, refusal_of
-from sse_app.handlers.parsing import parse_json
+from sse_app.handlers.parsing import hint_of, parse_json
 from sse_app.handlers.peer import PeerHandler
 from sse_app.http.headers import Headers
 from sse_app.node import Node
@@ -163,18 +164,27 @@ class ApiHandler(PeerHandler):
 
     # -- authorisation --------------------------------------------------------------------------------------
 
-    def bearer_token(self) -> str:
+    def bearer_token(self, name: str = "access_token") -> str:
         """Return the token in the Authorization header (RFC 6750 §2.1).
+
+        Args:
+            name: what the login calls such a token, for the error's text.
 
         Raises:
             TokenRefused: there is none.
         """
         header = self.request.headers.get("Authorization")
         if header is None:
-            raise TokenRefused("this takes a token in the Authorization header", "no token")
+            elsewhere = (
+                ", not in the query" if {"token", "access_token"} & self.request.arguments.keys() else ""
+            )
+            message = (
+                f"this takes the {name} of the login in the Authorization header{elsewhere}: Bearer TOKEN"
+            )
+            raise TokenRefused(message, "no token")
         match = _BEARER.fullmatch(header)
         if match is None:
-            raise TokenRefused("the Authorization header must be: Bearer TOKEN", "no bearer token")
+            raise TokenRefused(mistakes.of_header(header), "no bearer token")
         return match[1]
 
     @property
@@ -253,8 +263,16 @@ class ApiHandler(PeerHandler):
             refusal = Refusal(status_code, phrase.lower().replace(" ", "_"), reason or phrase)
         if refusal.status == 405:
             self.set_header("Allow", ", ".join([*self.methods(), "OPTIONS"]))
+            *others, last = self.methods()
+            taken = f"{', '.join(others)} and {last}" if others else last
+            message = f"this path takes {taken}, not {self._method_shown()}"
+            refusal = Refusal(405, refusal.code, message)
         self.allow_origin()
         self._write_refusal(refusal)
+
+    def _method_shown(self) -> str:
+        method = self.request.method or ""
+        return method if method in self.SUPPORTED_METHODS else "that method"
 
     def _write_refusal(self, refusal: Refusal) -> None:
         self.node.metrics.refusals[refusal.code] += 1
@@ -334,22 +352,29 @@ class BodyHandler(ApiHandler):
             raise Refusal(415, "unsupported_encoding", "a body must not have a Content-Encoding")
         return b"".join(self._pieces)
 
-    def json_object(self, body: bytes | None = None, hint: str = "") -> dict[str, Any]:
+    def json_object(
+        self, body: bytes | None = None, hint: str = "", form: str = "a JSON object"
+    ) -> dict[str, Any]:
         """Return the body as a JSON object.
 
         Args:
             body: where the caller has it already.
-            hint: what the error's text is to say beside.
+            hint: what the error's text is to say beside; where it is empty, what can be told of any body.
+            form: what the object has to be, for the error's text.
 
         Raises:
             Refusal: it is not JSON, or not an object.
         """
+        body = self.body() if body is None else body
+        if not body:
+            raise Refusal(400, "invalid_json", f"the body is empty: this takes {form}{hint}")
         try:
-            value = parse_json(self.body() if body is None else body)
+            value = parse_json(body)
         except ValueError as error:
+            hint = hint or hint_of(body, self.request.headers.get("Content-Type", ""))
             raise Refusal(400, "invalid_json", f"the body is not JSON: {error}{hint}") from None
         if not isinstance(value, dict):
-            raise Refusal(422, "invalid_input", f"the body must be a JSON object{hint}")
+            raise Refusal(422, "invalid_input", f"the body must be a JSON object: this takes {form}{hint}")
         return value
 
 
@@ -358,6 +383,12 @@ class NotFoundHandler(ApiHandler):
 
     def get(self) -> None:
         """Refuse with ``not_found``."""
-        raise Refusal(404, "not_found", "there is nothing here")
+        path = self.request.path
+        hint = "/openapi.json lists what there is"
+        if path.startswith("/api/v1/sse/"):
+            hint = "the name of a channel has no slash: its parts have dots between them, such as user.ann.orders"
+        if path.endswith("/"):
+            hint = "no path has a slash at its end"
+        raise Refusal(404, "not_found", f"there is nothing here: {hint}")
 
     post = put = patch = delete = get

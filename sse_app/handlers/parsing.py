@@ -65,6 +65,20 @@ def _unquoted(value: str) -> str:
     return value[1:-1] if len(value) > 1 and value[0] == value[-1] == '"' else value
 
 
+_FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
+
+
+def hint_of(body: bytes, content_type: str) -> str:
+    """Return what may be said of a body that is not JSON: of what it seems to be, with no part of it."""
+    if content_type.lower().startswith(_FORMS):
+        return "; Content-Type says that it is a form: send JSON, with Content-Type: application/json"
+    try:
+        body.decode()
+    except UnicodeDecodeError:
+        return "; it is not in UTF-8"
+    return "; texts and names take double quotes in JSON" if re.match(rb"\s*[{\[]\s*'", body) else ""
+
+
 def parse_json(body: bytes) -> Any:
     """Return the value of a JSON text in UTF-8; integers up to 4,000 digits keep every digit.
 

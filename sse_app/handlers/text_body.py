@@ -6,6 +6,7 @@ import re
 from typing import NamedTuple
 
 from sse_app.core.errors import InvalidInput
+from sse_app.core.nearest import nearest_first
 from sse_app.handlers.errors import Refusal
 from sse_app.handlers.parsing import Query
 
@@ -67,7 +68,8 @@ def parse_event_query(query: Query) -> EventQuery:
     for name, given in query.items():
         if name not in EventQuery._fields:
             shown = ascii(name)[1:-1][:80]
-            raise InvalidInput(f"unknown parameter {shown} in the query of a text", name)
+            there = ", ".join(nearest_first(name, EventQuery._fields))
+            raise InvalidInput(f"unknown parameter {shown} in the query of a text; there are: {there}", name)
         if len(given) > 1:
             raise InvalidInput(f"{name} is given more than once in the query", name)
         values[name] = given[0].decode("latin-1")

@@ -266,7 +266,8 @@ class Admission:
             return "shutdown"
         open_here = len(hub.streams)
         full = open_here >= self._capacity or open_here + elsewhere.total >= limits.streams
-        return "unavailable" if full or not hub.eventlog.available else None
+        serves = self._lifecycle.ready and hub.eventlog.available
+        return "unavailable" if full or not serves else None
 
     def _turn_away(self, reason: str) -> TurnedAway:
         self._metrics.refusals[reason] += 1

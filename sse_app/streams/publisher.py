@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from typing import Any
 
 from sse_app.core.channel_rules import ChannelRules
@@ -12,11 +11,12 @@ from sse_app.core.channels import ChannelPattern, channel_in, is_internal, parse
 from sse_app.core.errors import InvalidInput, UnknownChannel
 from sse_app.core.event_members import member_of
 from sse_app.core.events import EventId, NewEvent, new_event, timestamp
+from sse_app.core.nearest import nearest_first
 from sse_app.eventlog.base import EventLog, IdempotencyKey
 from sse_app.settings.model import Limits
 from sse_app.streams.passing_on import PassingOn
 
-_MEMBERS = frozenset({"channel", "event", "data", "retry", "final"})
+_MEMBERS = ("channel", "event", "data", "retry", "final")
 
 
 class Publisher:
@@ -62,6 +62,8 @@ class Publisher:
             UnknownChannel: no configured name or pattern covers the channel.
             EventLogUnavailable: nothing was stored.
         """
+        if not isinstance(channel, str):
+            raise InvalidInput("channel must be the name of one channel, as a text", "channel")
         return (await self.append([self.check(channel, event, data, retry, final)]))[0]
 
     async def publish_batch(self, events: Sequence[Mapping[str, Any]]) -> list[EventId | None]:
@@ -72,7 +74,9 @@ class Publisher:
         Raises:
             As `publish` does.
         """
-        return await self.append(self.check_batch([dict(event) for event in events]))
+        return await self.append(
+            self.check_batch([dict(event) if isinstance(event, Mapping) else event for event in events])
+        )
 
     def check(
         self, channel: str, event: object, data: object, retry: object = None, final: object = False
@@ -159,15 +163,16 @@ class Publisher:
             self.appending -= 1
 
 
-def refuse_unknown(item: Mapping[Any, Any], known: AbstractSet[str], field: str = "") -> None:
+def refuse_unknown(item: Mapping[Any, Any], known: Sequence[str], field: str = "") -> None:
     """Refuse members that mean nothing: to drop them would hide a publisher's mistake.
 
     Raises:
-        InvalidInput: there is one; the text names it.
+        InvalidInput: there is one; the text names it, and those that there are, the nearest first.
     """
-    if not item.keys() <= known:
-        name = next(name for name in item if name not in known)
-        raise InvalidInput(f"unknown member {field}{ascii(name)[1:-1][:80]}", f"{field}{name}")
+    unknown = next((name for name in item if name not in known), None)
+    if unknown is not None:
+        name, there = ascii(unknown)[1:-1][:80], ", ".join(nearest_first(str(unknown), known))
+        raise InvalidInput(f"unknown member {field}{name}; there are: {there}", f"{field}{unknown}")
 
 
 def data_of(item: Mapping[Any, Any], field: str = "") -> object:

@@ -77,7 +77,7 @@ def test_it_is_not_complete_where_one_of_the_channels_has_lost_something_after_t
     assert history(room, f"{root}.quiet", after=first)[1] is True
     events, complete = history(room, f"{root}.*", after=busy[4])
     assert (ids_of(events), complete) == (busy[5:], True), "what is lost lies before the position"
-    for unknown in ("made-5", "nonsense", f"{first}0000000"):
+    for unknown in ("made-5", f"{first}0000000"):
         events, complete = history(room, f"{root}.*", after=unknown, limit=1000)
         assert not complete
         assert ids_of(events) == [first, *kept, *busy[5:]]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from urllib.parse import unquote
 
 import pytest
 
+from sse_app import EventId
 from tests.support.hostility import Target, assert_refused
 
 pytestmark = pytest.mark.usefixtures("the_log_stays_quiet_and_the_server_alive")
@@ -108,8 +110,10 @@ def test_a_position_that_cannot_be_continued_brings_a_reset_and_no_silent_gap(
             continue
         assert (event.type, event.id) == ("live", live)
     history = target.history("training", f"?after={position}")
-    assert history.status == 200
-    assert history.json()["complete"] is False
+    if EventId.parse(unquote(position, errors="replace")) is None:  # here nobody reconnects: it is a mistake
+        assert (history.status, history.json()["error"]["code"]) == (400, "invalid_position")
+    else:
+        assert (history.status, history.json()["complete"]) == (200, False)
 
 
 @pytest.mark.parametrize("position", ["%ff", "abc%ff-1", "%c3%28", "%ed%a0%80", "%c2%85"])

@@ -8,8 +8,15 @@ from typing import Any, NamedTuple
 
 from sse_app.core.channels import ChannelName, ChannelPattern, ChannelPatterns, is_internal, with_presence
 from sse_app.core.errors import Forbidden, InvalidChannel
+from sse_app.core.nearest import nearest_first
 
 _NONE = ChannelPatterns()
+
+MOST_COMPARED = 64
+"""With how many patterns a name is compared at most that is not allowed."""
+
+MOST_SHOWN = 5
+"""How many patterns an error's text names at most."""
 
 
 class Grants(NamedTuple):
@@ -95,7 +102,9 @@ class Grants(NamedTuple):
             Forbidden: no pattern covers it.
         """
         if not self.may_subscribe(channel):
-            raise Forbidden(f"the token does not allow to subscribe to {channel}")
+            raise Forbidden(
+                f"the token does not allow to subscribe to {channel}{_allowed(channel, self.subscribe)}"
+            )
 
     def require_publish(self, channel: ChannelName) -> None:
         """Refuse a channel that may not be published to.
@@ -104,7 +113,9 @@ class Grants(NamedTuple):
             Forbidden: no pattern covers it.
         """
         if not self.may_publish(channel):
-            raise Forbidden(f"the token does not allow to publish to {channel}")
+            raise Forbidden(
+                f"the token does not allow to publish to {channel}{_allowed(channel, self.publish)}"
+            )
 
     def require_presence(self, channel: ChannelName) -> None:
         """Refuse a channel whose users may not be seen.
@@ -113,7 +124,8 @@ class Grants(NamedTuple):
             Forbidden: no pattern covers it.
         """
         if not self.presence.matches(channel):
-            raise Forbidden(f"the token does not allow to see who is on {channel}")
+            allowed = _allowed(channel, self.presence)
+            raise Forbidden(f"the token does not allow to see who is on {channel}{allowed}")
 
     def with_subscriptions(self, patterns: Iterable[str]) -> Grants:
         """Return these grants with more patterns to subscribe to."""
@@ -136,6 +148,13 @@ class Grants(NamedTuple):
             admin=self.admin and bool(own),
             presence=[name for name in seen if self.presence.matches(name)],
         )
+
+
+def _allowed(channel: str, patterns: ChannelPatterns) -> str:
+    """Return what an error's text says of that which the token does allow, to whom has the token."""
+    near = nearest_first(channel, patterns.texts[:MOST_COMPARED])[:MOST_SHOWN]
+    more = ", …" if len(patterns.texts) > len(near) else ""
+    return f"; it allows {', '.join(near)}{more}" if near else "; it allows none"
 
 
 @lru_cache(maxsize=1024)

@@ -14,6 +14,7 @@ from enum import Enum
 from typing import Any
 
 from sse_app.auth.revocations import Revocations
+from sse_app.auth.tokens import mistakes
 from sse_app.auth.tokens.claims import MAX_TIME, Claims, Mark, is_text, new_token_id
 from sse_app.auth.tokens.grants import Grants
 from sse_app.auth.tokens.keyring import Key, KeyRing
@@ -192,7 +193,7 @@ class Tokens:
             claims = remembered[0]
         else:
             if not is_compact(token):
-                raise TokenRefused("the token is not valid", "no token of ours has this form")
+                raise TokenRefused(mistakes.of_text(token), "no token of ours has this form")
             key, claims = self._verify(token, kind)
             self._remember(token, digest, kind, claims, key)
         self.require_in_force(claims)
@@ -261,7 +262,7 @@ class Tokens:
         if key is None:
             raise TokenRefused("the token is not valid", "unknown kid")
         if header.get("typ") != kind.value:
-            raise TokenRefused(f"this takes a token of the kind {kind.value}", "wrong typ")
+            raise TokenRefused(_other_kind(header.get("typ"), kind), "wrong typ")
         return key
 
     def _remember(self, token: str, digest: bytes, kind: TokenKind, claims: Claims, key: Key) -> None:
@@ -273,6 +274,17 @@ class Tokens:
             self._remembered[kind] -= size
         if len(self._headers) < MAX_HEADERS:
             self._headers[token.partition(".")[0], kind] = key
+
+
+def _other_kind(typ: object, kind: TokenKind) -> str:
+    """Return what to tell of a token whose ``typ`` is not that of the kind which is taken."""
+    if kind is TokenKind.ACCESS and typ == TokenKind.STREAM.value:
+        return (
+            "this is a stream token, which only opens streams; all else takes the access_token of the login"
+        )
+    if kind is TokenKind.STREAM and typ == TokenKind.ACCESS.value:
+        return "this is an access token; a stream takes the stream_token of the login"
+    return f"this takes a token with {kind.value} as the typ of its header"
 
 
 def require_room(auth: Auth, subject: str, grants: Grants) -> None:

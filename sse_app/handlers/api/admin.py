@@ -51,7 +51,7 @@ class KickHandler(BodyHandler):
         """Return for how long the session is barred, which the body may say."""
         body = self.body()
         request = self.json_object(body) if body else {}
-        refuse_unknown(request, {"for"})
+        refuse_unknown(request, ("for",))
         seconds = request.get("for", KICK_TIME)
         if type(seconds) not in (int, float) or not 0 <= seconds <= MAX_KICK_TIME:
             raise InvalidInput(f"for must be a number of seconds from 0 to {MAX_KICK_TIME}", "for")
@@ -77,7 +77,7 @@ class RevocationsHandler(BodyHandler):
         self.write_json({**answer, **self.node.cluster.naming_any(ended.missing)}, 201)
 
     def _revocation(self, request: dict[str, Any]) -> Revocation:
-        refuse_unknown(request, {"token_id", "session", "subject", "all"})
+        refuse_unknown(request, ("token_id", "session", "subject", "all"))
         if len(request) != 1:
             raise InvalidInput("name one of token_id, session, subject, or all")
         ((scope, value),) = request.items()

@@ -12,6 +12,8 @@ from sse_app.handlers.errors import Refusal
 from sse_app.handlers.parsing import cookie_values
 from sse_app.streams.publisher import refuse_unknown
 
+_NO_REFRESH_TOKEN = 'this takes a refresh token, in the cookie or as {"refresh_token"} in the body'
+
 
 class _SessionHandler(BodyHandler):
     """What the handlers of the refresh cookie share."""
@@ -70,7 +72,7 @@ class _SessionHandler(BodyHandler):
         """Return the body as a JSON object with no member but ``refresh_token``; it may be absent."""
         body = self.body()
         request = self.json_object(body) if body else {}
-        refuse_unknown(request, {"refresh_token"})
+        refuse_unknown(request, ("refresh_token",))
         return request
 
     def forget_cookies(self) -> None:
@@ -107,7 +109,7 @@ class LoginHandler(_SessionHandler):
     async def post(self) -> None:
         """Answer a right name and password with tokens, anything else in the same words and time."""
         request = self.json_object()
-        refuse_unknown(request, {"username", "password", "cookie"})
+        refuse_unknown(request, ("username", "password", "cookie"))
         name, password = (self._text(request.get(field), field) for field in ("username", "password"))
         with_cookie = request.get("cookie", True)
         if not isinstance(with_cookie, bool):
@@ -119,6 +121,8 @@ class LoginHandler(_SessionHandler):
         self.answer(logged_in, cookie_name if with_cookie else None)
 
     def _text(self, value: object, field: str) -> str:
+        if value is None:
+            raise InvalidInput(f"{field} is missing", field)
         if not isinstance(value, str) or not 1 <= len(value) <= MAX_PASSWORD_LENGTH:
             raise InvalidInput(f"{field} must be a text of 1 to {MAX_PASSWORD_LENGTH} characters", field)
         return value
@@ -131,7 +135,7 @@ class RefreshHandler(_SessionHandler):
         """Spend a refresh token, and answer with fresh tokens and the next one, in cookie or body as it came."""
         token, from_cookie = self.refresh_token(self.optional_object())
         if not token:
-            raise TokenRefused("this takes a refresh token, in the cookie or the body", "no refresh token")
+            raise TokenRefused(_NO_REFRESH_TOKEN, "no refresh token")
         try:
             logged_in = await self.node.login.refresh(token, self.address)
         except RefreshRefused as error:

@@ -11,11 +11,11 @@ import orjson
 
 from sse_app.auth.tokens.claims import Claims
 from sse_app.core.channels import parse_channel, parse_channel_or_pattern
-from sse_app.core.errors import EventLogUnavailable
+from sse_app.core.errors import EventLogUnavailable, InvalidInput
 from sse_app.core.events import TEXT, Event, EventId, NewEvent
 from sse_app.eventlog.base import MAX_SEQ, IdempotencyKey
 from sse_app.handlers.base import SMALL_BODY_BYTES, ApiHandler, BodyHandler
-from sse_app.handlers.errors import Refusal
+from sse_app.handlers.errors import RETRY_AFTER, Refusal
 from sse_app.handlers.parsing import parse_position
 from sse_app.handlers.text_body import EventQuery, is_text, parse_event_query, refuse_event_query, text_of
 from sse_app.streams.publisher import data_of, refuse_unknown
@@ -24,6 +24,11 @@ HISTORY_LIMIT = 100
 HISTORY_MAX = 1000
 
 _FORM = "application/x-www-form-urlencoded"
+_FOR_STREAMS = ("from", "last", "since", "types", "rate", "last_event_id")
+"""Parameters of a stream that mean nothing here: one who sends them would take the answer for another one."""
+
+_ONE = '{"event", "data"}'
+_BATCH = '{"events": [{"channel", "event", "data"}, …]}; one event alone goes to /api/v1/sse/CHANNEL'
 _FORM_HINT = (
     "; Content-Type says that it is a form, as curl -d has it: set application/json,"
     " or text/plain to publish the body as it is with ?event=TYPE"
@@ -63,6 +68,8 @@ class _Publishing(BodyHandler):
             body: of the request.
             query: that of a text; the key stands for it too.
         """
+        if not (self.node.lifecycle.ready or self.node.lifecycle.draining):  # mounted, and not started
+            raise Refusal(503, "starting", "the server has not started", Retry_After=RETRY_AFTER)
         wait = self.node.publish_rate.take(claims.token_id, len(events), time.monotonic())
         if wait:
             rate = self.node.publish_rate.rate
@@ -98,8 +105,10 @@ class PublishHandler(_Publishing):
             event = check(channel, query.event, text_of(body, content_type), query.retry, query.final)
         else:
             refuse_event_query(self.request.arguments, content_type)
-            request = self.json_object(body, _FORM_HINT if content_type.startswith(_FORM) else "")
-            refuse_unknown(request, {"event", "data", "retry", "final"})
+            request = self.json_object(body, _FORM_HINT if content_type.startswith(_FORM) else "", _ONE)
+            if "events" in request:
+                raise InvalidInput("unknown member events: several events go to /api/v1/sse", "events")
+            refuse_unknown(request, ("event", "data", "retry", "final"))
             type, data = request.get("event"), data_of(request)
             event = check(channel, type, data, request.get("retry"), request.get("final", False))
         ids = await self.store(claims, [event], body, query)
@@ -116,8 +125,10 @@ class BatchHandler(_Publishing):
         """Store the events and answer with their ids, in order."""
         claims = self.access_claims()
         body = self.body()
-        request = self.json_object(body)
-        refuse_unknown(request, {"events"})
+        request = self.json_object(body, form=_BATCH)
+        if "events" not in request:
+            raise InvalidInput(f"events is missing: this takes {_BATCH}", "events")
+        refuse_unknown(request, ("events",))
         events = self.node.publisher.check_batch(request.get("events"))
         for channel in dict.fromkeys(event.channel for event in events):
             claims.grants.require_publish(channel)
@@ -132,7 +143,15 @@ class HistoryHandler(ApiHandler):
     async def get(self, name: str) -> None:
         """Answer with the first events after a position, or without one with the last there are; oldest first."""
         channel = parse_channel_or_pattern(name)
-        position = parse_position(self.request.arguments.get("after", []), "after")
+        query = self.request.arguments
+        if foreign := next((each for each in _FOR_STREAMS if each in query), ""):
+            raise Refusal(
+                400, f"invalid_{foreign}", f"{foreign} is for streams; the history takes after and limit"
+            )
+        position = parse_position(query.get("after", []), "after")
+        after = None if position is None else EventId.parse(position)
+        if position is not None and after is None:
+            raise Refusal(400, "invalid_position", "after is no event id; one is such as 73cbd1a7-12")
         limit = self.number("limit", HISTORY_LIMIT, 1, HISTORY_MAX)
         is_public = self.node.publisher.is_public(channel)
         if not is_public or self.has_bearer_token:
@@ -144,29 +163,28 @@ class HistoryHandler(ApiHandler):
             self.write_json({"events": [], "complete": True})
             return
         eventlog = self.node.eventlog
-        if position is None:
+        if after is None:
             events, complete = await eventlog.latest([channel], limit), True
         else:
-            events, complete = await self._after(channel, position, limit)
+            events, complete = await self._after(channel, after, limit)
         self.write_json(
             {"events": [_item(eventlog.head.epoch, event) for event in events], "complete": complete}
         )
 
-    async def _after(self, channel: str, position: str, limit: int) -> tuple[list[Event], bool]:
+    async def _after(self, channel: str, after: EventId, limit: int) -> tuple[list[Event], bool]:
         """Return the first events after a position, and whether there is no gap between it and them.
 
         Raises:
             EventLogUnavailable: the log cannot be read.
         """
         eventlog = self.node.eventlog
-        after = EventId.parse(position)
-        lost = {channel: "position_unreadable"} if after is None else await eventlog.lost([channel], after)
-        is_of_log = after is not None and set(lost.values()) <= {"history_trimmed"}
-        reached, complete = after.seq if after is not None and is_of_log else 0, not lost
+        lost = await eventlog.lost([channel], after)
+        is_of_log = set(lost.values()) <= {"history_trimmed"}
+        reached, complete = after.seq if is_of_log else 0, not lost
         while True:
             # To the end of the log, not of what this process has heard of: another may have acknowledged more.
             page = await eventlog.replay([channel], reached, MAX_SEQ, limit)
-            if after is not None and is_of_log and after.epoch != eventlog.head.epoch:
+            if is_of_log and after.epoch != eventlog.head.epoch:
                 raise EventLogUnavailable("the log was replaced while it was read")
             complete = complete and not page.gap
             if page.events or not page.more:

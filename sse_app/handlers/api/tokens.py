@@ -22,7 +22,7 @@ class StreamTokenHandler(BodyHandler):
         self.node.tokens.require_not_kicked(claims)
         body = self.body()
         request = self.json_object(body) if body else {}
-        refuse_unknown(request, {"channels"})
+        refuse_unknown(request, ("channels",))
         channels = self._channels(request["channels"]) if "channels" in request else None
         if channels is not None:
             channels = self._granted(claims, channels)
@@ -81,7 +81,7 @@ class RenewHandler(ApiHandler):
 
     async def post(self, client_id: str) -> None:
         """Renew the token's own streams with that client id, all or none."""
-        claims = self.node.tokens.verify(self.bearer_token(), TokenKind.STREAM)
+        claims = self.node.tokens.verify(self.bearer_token("stream_token"), TokenKind.STREAM)
         self.claims = claims
         expires_in = self.node.tokens.remaining(claims.expires_at, claims.issued_at)
         if expires_in < LEAST_LIFETIME:
