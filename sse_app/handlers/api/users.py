@@ -64,7 +64,7 @@ class UsersHandler(_AccountsHandler):
         """Make an account."""
         admin = self.admin_claims()
         request = self.json_object()
-        refuse_unknown(request, {"name", "password", "grants"})
+        refuse_unknown(request, ("name", "password", "grants"))
         name, password = (_text(request.get(field), field) for field in ("name", "password"))
         grants = _grants(request.get("grants", {}))
         await self.node.accounts.add(name, password, grants)
@@ -88,7 +88,7 @@ class UserHandler(_AccountsHandler):
         """
         admin = self.admin_claims()
         request = self.json_object()
-        refuse_unknown(request, {"disabled", "password", "grants", "own_account"})
+        refuse_unknown(request, ("disabled", "password", "grants", "own_account"))
         disabled = _flag(request, "disabled")
         password = _text(request["password"], "password") if "password" in request else None
         grants = _grants(request["grants"]) if "grants" in request else None
@@ -174,7 +174,7 @@ def _grants(value: object) -> Grants:
     """
     if not isinstance(value, dict):
         raise InvalidInput("grants must be an object", "grants")
-    refuse_unknown(value, {*_GRANTED, "admin"}, "grants.")
+    refuse_unknown(value, (*_GRANTED, "admin"), "grants.")
     for name in _GRANTED:
         texts = value.get(name, [])
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
