@@ -46,13 +46,8 @@ setup(
         "uvloop": ["uvloop>=0.22"],  # a faster event loop; used where it is installed
         # PostgreSQL as the log of several machines; the binary wheels bring libpq with them
         "postgres": ["psycopg[binary]>=3.2.2,<4"],
-        # sse_app.client: HTTP for asyncio, and a parser of event streams that splits lines as the standard says
-        "client": ["httpx>=0.28", "httpx-sse>=0.4.3"],
-        "demo": [
-            "numpy>=2",
-            "httpx>=0.28",
-            "httpx-sse>=0.4.3",
-        ],  # examples/market computes, and publishes over HTTP
+        "client": ["httpx>=0.28"],  # sse_app.client: HTTP for asyncio
+        "demo": ["numpy>=2", "httpx>=0.28"],  # examples/market computes, and publishes over HTTP
         "test": [
             "pytest>=9,<10",
             "pytest-tornado>=0.8.1",

@@ -37,7 +37,7 @@ class NotFound(Refused):
 
 
 class Unavailable(ClientError):
-    """Not just now: the server is away, or answers 429 or 5xx. Later it may work.
+    """Not just now: the server is away, or answers 429 or 5xx, or something else has answered. Later it may work.
 
     Args:
         message: what happened.
@@ -67,3 +67,8 @@ class StreamEnded(ClientError):
     def __init__(self, reason: str) -> None:
         super().__init__(f"the server has ended the stream for good: {reason}")
         self.reason = reason
+
+
+def kicked_or(refusal: Forbidden) -> Forbidden | StreamEnded:
+    """Return the error that a 403 means to a stream: it has ended where an administrator has kicked its session."""
+    return StreamEnded(refusal.code) if refusal.code == "kicked" else refusal

@@ -6,7 +6,10 @@ import json
 import logging
 import ssl
 import time
+from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC
+from email.message import Message
 from email.utils import parsedate_to_datetime
 from ipaddress import ip_address
 from typing import Any, Self
@@ -114,19 +117,52 @@ def timeouts(seconds: float) -> httpx.Timeout:
 
 def failure(response: httpx.Response) -> ClientError:
     """Return the error that an answer means; its body has been read."""
-    status = response.status_code
     code, message = "", response.reason_phrase
     try:
         error = response.json()["error"]
         code, message = str(error["code"]), str(error["message"])
     except (ValueError, KeyError, TypeError, RecursionError):
-        pass  # not the server, but a proxy in between answered
+        # Not the server, but a proxy in between has answered.
+        if location := response.headers.get("Location", ""):
+            message += f": it names another address, {redact(location)}"
+    return _refusal(response.status_code, code, message, retry_after(response.headers))
+
+
+def _refusal(status: int, code: str, message: str, wait: float) -> ClientError:
     text = f"{status} {code}: {message}" if code else f"{status} {message}".strip()
     if status >= 500 or status in _PASSING:
-        return Unavailable(text, retry_after(response))
+        return Unavailable(text, wait)
     if status < 300:
         return ProtocolError(f"unexpected answer {text}")
     return _REFUSALS.get(status, Refused)(text, status, code)
+
+
+def meaning_of(error: Exception) -> ClientError:
+    """Return what an exception of a caller's own function means, by the HTTP status that it has.
+
+    httpx and requests have that in ``response.status_code``, aiohttp in ``status``, urllib in ``code``.
+    """
+    if isinstance(error, ClientError):
+        return error
+    if isinstance(error, httpx.RequestError):
+        return lost(error)
+    response: Any = getattr(error, "response", None)
+    found = (
+        getattr(response, "status_code", None),
+        getattr(error, "status", None),
+        getattr(error, "code", None),
+    )
+    status = next((each for each in found if isinstance(each, int)), 0)
+    if status < 300:
+        return Unavailable(redact(f"{type(error).__name__}: {error}"))
+    code = ""
+    with suppress(
+        Exception
+    ):  # of any kind: what the body is, and whether it was read, is the library's matter
+        code = str(response.json()["error"]["code"])
+    headers = getattr(error if response is None else response, "headers", None)
+    wait = retry_after(headers) if isinstance(headers, Mapping | Message) else 0.0
+    return _refusal(status, code, type(error).__name__, wait)
 
 
 def lost(error: httpx.RequestError | OSError) -> ClientError:
@@ -139,13 +175,13 @@ def lost(error: httpx.RequestError | OSError) -> ClientError:
     return Unavailable(f"cannot reach the server: {type(error).__name__} {redact(str(error))}".rstrip())
 
 
-def retry_after(response: httpx.Response) -> float:
+def retry_after(headers: Mapping[str, str] | Message) -> float:
     """Return the seconds that an answer asks to wait (RFC 9110 §10.2.3), 0 where it does not."""
-    text = response.headers.get("Retry-After", "")
+    text = headers.get("Retry-After", "")
     if text.isascii() and text.isdigit():
         seconds = float(text)
     else:
-        when, sent = _time_in(text), _time_in(response.headers.get("Date", ""))
+        when, sent = _time_in(text), _time_in(headers.get("Date", ""))
         if when is None:
             return 0.0
         seconds = when - (time.time() if sent is None else sent)  # by the clock that has set both

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import httpx
 
 from sse_app.client.backoff import Backoff
-from sse_app.client.errors import ClientError
+from sse_app.client.errors import ClientError, Unavailable
 from sse_app.client.http import json_object, retry_after, timeouts
 from sse_app.client.tokens import StreamTokens
 
@@ -26,19 +26,25 @@ BACKOFF = Backoff(first=0.5, most=10.0)
 
 
 async def renew(
-    http: httpx.AsyncClient, url: str, tokens: StreamTokens, expires_in: float, drop: Callable[[str], None]
+    http: httpx.AsyncClient,
+    url: str,
+    tokens: StreamTokens,
+    expires_in: float,
+    drop: Callable[[str], None],
+    fail: Callable[[ClientError], None],
 ) -> None:
     """Renew the stream at an address before each expiry, until it can be no more, or for ever.
 
-    What cannot be renewed is dropped, to be opened anew with a fresh token; where the server is away or there
-    is no fresh token, nothing is done, for the expiry will bring it to light.
+    What cannot be renewed is dropped, to be opened anew with a fresh token. What passes is tried again until the
+    expiry, at which the server ends the stream.
 
     Args:
         http: the HTTP client.
         url: where the server takes the renewal.
         tokens: where fresh ones come from.
         expires_in: seconds until the first expiry.
-        drop: ends the connection; it takes the reason.
+        drop: ends the connection, for another one to follow; it takes the reason.
+        fail: ends it for good, where no token is to be had; it takes the error.
     """
     clock = asyncio.get_running_loop().time
     while True:
@@ -51,15 +57,20 @@ async def renew(
                 answer = await http.post(
                     url, headers={"Authorization": f"Bearer {token}"}, timeout=timeouts(TIMEOUT)
                 )
-            except Exception:  # of any kind: the caller's own function may raise anything
+            except Unavailable as error:
+                wait = error.retry_after
+            except ClientError as error:
+                fail(error)
+                return
+            except (httpx.RequestError, OSError):
                 wait = 0.0
             else:
                 if answer.status_code == 200:
                     break
-                if answer.status_code in (403, 404, 405):
+                if answer.status_code in (403, 404):
                     drop("the stream could not be renewed")
                     return
-                wait = retry_after(answer)
+                wait = retry_after(answer.headers)
             wait += BACKOFF.delay(attempt)
             attempt += 1
             if clock() + wait >= expires_at:

@@ -35,7 +35,8 @@ STREAM_BACKOFF = Backoff()
 class Stream(HTTPUser):
     """The events of some channels, in the order of the log, each once, from ``after`` or the beginning asked for on.
 
-    It survives lost connections, restarts of the server and the expiry of tokens. Where it cannot resume
+    It survives lost connections, restarts of the server and the expiry of tokens; docs/clients.md has a table of
+    which failures pass and which end it. Where it cannot resume
     without a gap it yields a `Reset` for the channel instead of hiding it. The delay before an attempt is what
     the server asked for (``retry``, ``Retry-After``) and on top of it any time up to a bound that doubles.
 
@@ -142,11 +143,12 @@ class Stream(HTTPUser):
         """Return what comes next. The iteration ends where all that the stream carries has come to its end.
 
         Raises:
-            Unauthorized: the token is refused, also a fresh one.
+            Unauthorized: the token is refused, also a fresh one, or none is to be had.
             Forbidden: it does not allow one of the channels.
             NotFound: there is no such channel.
+            Refused: the request is malformed.
             StreamEnded: the server does not want this client back.
-            ClientError: something else is wrong for good; see `sse_app.client.errors`.
+            CertificateRefused: the server's certificate is not valid.
         """
         if self._task is None:
             raise RuntimeError("a Stream is to be used in an 'async with'")
@@ -239,9 +241,9 @@ class Stream(HTTPUser):
                 self._on_state(item)
                 if self._tokens.fresh and renewal is None and item.expires_in is not None:
                     address = f"{self.url}{STREAM}/connections/{quote(item.client_id, safe='')}/renew"
-                    drop = connection.body.drop
+                    drop, fail = connection.body.drop, connection.fail
                     renewal = asyncio.create_task(
-                        renew(self._http, address, self._tokens, item.expires_in, drop)
+                        renew(self._http, address, self._tokens, item.expires_in, drop, fail)
                     )
         finally:
             self._retry = self._retry if connection.retry is None else connection.retry

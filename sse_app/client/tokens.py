@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
+from sse_app.client.errors import Forbidden, StreamEnded, Unauthorized, Unavailable, kicked_or
+from sse_app.client.http import meaning_of
 from sse_app.client.session import Session
 
 Token = str | Callable[[], Awaitable[str]] | Session
@@ -19,11 +21,15 @@ class StreamTokens:
     Args:
         token: where they come from.
         channels: which channels.
+
+    Attributes:
+        refused: whether the server has refused one since a stream was open; the next one is then the last.
     """
 
     def __init__(self, token: StreamToken, channels: tuple[str, ...]) -> None:
         self._token = token
         self._channels = channels
+        self.refused = False
 
     @property
     def fresh(self) -> bool:
@@ -34,15 +40,27 @@ class StreamTokens:
         """Return a token, a fresh one where there is one; None where the stream takes none.
 
         Raises:
-            ClientError: the session can get none. A function raises what it raises.
+            StreamEnded: an administrator has kicked the session.
+            Unauthorized, Forbidden: there is no token to be had, for good.
+            Unavailable: there is none just now, for any other reason.
         """
-        match self._token:
-            case str() | None as token:
-                return token
-            case Session() as session:
-                return await session.stream_token(self._channels)
-            case fetch:
-                return await fetch()
+        try:
+            match self._token:
+                case str() | None as token:
+                    return token
+                case Session() as session:
+                    return await session.stream_token(self._channels)
+                case fetch:
+                    return await fetch()
+        except Exception as error:  # of any kind: the caller's own function may raise anything
+            meaning = meaning_of(error)
+            if isinstance(meaning, Forbidden):
+                meaning = kicked_or(meaning)
+            if not isinstance(meaning, StreamEnded | Unauthorized | Forbidden | Unavailable):
+                meaning = Unavailable(f"there is no token: {meaning}")
+            if meaning is error:
+                raise
+            raise meaning from error
 
 
 class AccessTokens:

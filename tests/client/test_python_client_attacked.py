@@ -270,7 +270,7 @@ def test_a_server_whose_tokens_last_no_time_is_not_asked_for_renewal_without_a_p
         async with server, httpx.AsyncClient() as http:
             tokens = StreamTokens("token", ("news",))
             task = asyncio.create_task(
-                renew(http, f"http://127.0.0.1:{port}/", tokens, 0, lambda reason: None)
+                renew(http, f"http://127.0.0.1:{port}/", tokens, 0, lambda reason: None, lambda error: None)
             )
             await asyncio.sleep(2)  # the property is how often it asks in that time
             task.cancel()

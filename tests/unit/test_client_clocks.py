@@ -18,7 +18,7 @@ def test_a_date_to_come_back_at_is_understood_by_the_clock_of_the_server_that_se
             "Date": format_datetime(now, usegmt=True),
             "Retry-After": format_datetime(now + timedelta(seconds=90), usegmt=True),
         }
-        assert retry_after(httpx.Response(503, headers=headers)) == 90
+        assert retry_after(httpx.Headers(headers)) == 90
 
 
 def test_the_pace_of_pings_is_learned_although_the_clock_of_the_server_is_set() -> None:
