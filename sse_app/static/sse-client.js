@@ -47,11 +47,12 @@ export class SSEClient extends EventTarget {
     const { events = types ? `${types}`.split(",") : TYPES, reconnectDelay = 1000, maxReconnectDelay = 30_000, maxRetries = Infinity } = options;
     const { pingInterval = 30_000, connectTimeout = 15_000, share = true, withCredentials = false } = options;
     const { clientId = `web-${Math.random().toString(36).slice(2)}`, persist } = options;
-    const token = options.token?.streamToken ? (wanted) => options.token.streamToken(wanted) : options.token;
+    const session = options.token?.streamToken && options.token;
+    const token = session ? (wanted) => session.streamToken(wanted) : options.token;
     this.#options = {
       ...options,
       ...{ reconnectDelay, maxReconnectDelay, maxRetries, pingInterval, connectTimeout, share, withCredentials },
-      ...{ url: at.href, search, clientId, token, ...(begins && { share: false }) },
+      ...{ url: at.href, search, clientId, token, session, ...(begins && { share: false }) },
       channels: new Set(typeof channels === "string" ? channels.split(",") : channels),
       types: new Set(events),
     };
@@ -68,7 +69,7 @@ export class SSEClient extends EventTarget {
   connect() {
     if (this.readyState === EventSource.OPEN) return;
     const signal = this.#leave();
-    const on = (target, type, act) => target?.addEventListener(type, act, { signal });
+    const on = (target, type, act) => target?.addEventListener?.(type, act, { signal });
     // A page that is frozen or cached may not hold a connection; it closes it, and resumes from its position later.
     this.#away = false;
     const leave = () => {
@@ -82,6 +83,13 @@ export class SSEClient extends EventTarget {
       this.#away = false;
       if (wasAway) this.#join(signal);
     };
+    // What another user may read is not this one's to see, not even until the server ends the stream.
+    on(this.#options.session, "change", () => {
+      if (this.#away) return;
+      leave();
+      this.#hear(signal, "reconnect", { delay: 0, reason: "user" });
+      if (!signal.aborted) comeBack();
+    });
     on(globalThis, "pagehide", leave);
     on(globalThis.document, "freeze", leave);
     on(globalThis, "pageshow", comeBack);

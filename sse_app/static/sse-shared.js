@@ -4,9 +4,13 @@
 
 const ROLL_CALL = 250; // ms that a new leader waits for tabs that do not answer; they are heard when they do
 const ANSWER = 2000; // ms that a silent leader has to answer before the lead is taken from it
+const SHORT = 1000; // ms; no token is fetched more often
+const LONGEST = 2 ** 31 - 1; // ms; a longer timer would fire at once
 const PATIENCE = 1.1; // ping intervals of silence after which a leader is asked whether it lives
 
 const epochOf = (id) => id.slice(0, id.lastIndexOf("-"));
+const isFinal = (error) => [401, 403].includes(error?.status);
+const refusal = (error) => ({ reason: error?.code === "kicked" ? "kicked" : "token", status: error?.status ?? 0 });
 const ended = (signal) => new Promise((resolve) => signal.addEventListener("abort", resolve));
 
 /** The place of one tab among those that share a stream. It is started and stopped as a connection is. */
@@ -24,6 +28,7 @@ export class Tab {
   #alone = null; // the connection of a tab that went its own way
   #token; // fetched to learn whose tab this is, and used if it connects at once
   #silence = 0;
+  #proof = 0; // the timer of the next token
 
   /**
    * @param {object} parts
@@ -48,6 +53,7 @@ export class Tab {
     if (signal.aborted) return;
     const name = this.#nameOf(this.#token);
     if (!name) return this.#goAlone();
+    this.#planProof(this.#token);
     this.#leader = "";
     this.#air = new BroadcastChannel(name);
     this.#air.onmessage = ({ data }) => signal.aborted || this.#hear(data);
@@ -69,6 +75,7 @@ export class Tab {
     this.#alone?.stop();
     this.#air = this.#lead = this.#alone = null;
     clearTimeout(this.#silence);
+    clearTimeout(this.#proof);
   }
 
   /** Hears events of one more type. */
@@ -81,18 +88,46 @@ export class Tab {
   /** Returns what tabs of one URL and one user share; undefined where the token does not say who that is. */
   #nameOf(token) {
     const { share, url, search } = this.#options;
-    const user = readSubject(token);
+    const user = readClaims(token).sub;
     if (user || typeof share === "string") return `sse-client ${JSON.stringify([url, search, share, user ?? ""])}`;
   }
 
   /** Fetches a token for the stream that is shared. Where it is another user's by now, this tab leaves the group. */
   async #ownToken(channels) {
     const token = await this.#options.token(channels);
-    if (!this.#air || this.#nameOf(token) === this.#air.name) return token;
+    if (this.#take(token)) return token;
+    return new Promise(() => {}); // the connection that it was for has been stopped
+  }
+
+  /** Looks whose a fresh token is; that of another user begins anew among the tabs of that one. */
+  #take(token) {
+    if (!this.#air || this.#nameOf(token) === this.#air.name) return true;
     this.stop();
     this.#tell("reconnect", { delay: 0, reason: "user" });
     this.start(token);
-    return new Promise(() => {}); // the connection that it was for has been stopped
+    return false;
+  }
+
+  /**
+   * Plans the next look at whose tab this is, at the pace at which a stream of its own would renew its token: what the
+   * leader has is no proof of that. A leader proves it by the tokens of its connection.
+   */
+  #planProof(token) {
+    const { signal } = this.#generation;
+    const { token: fetch, channels } = this.#options;
+    const { iat, exp } = readClaims(token);
+    if (typeof fetch !== "function" || !(exp > iat)) return;
+    const prove = async () => {
+      let fresh = token;
+      try {
+        if (!this.#lead) fresh = await fetch([...channels]);
+      } catch (error) {
+        if (!signal.aborted && isFinal(error)) this.#tell("stop", refusal(error));
+      }
+      if (!signal.aborted && this.#take(fresh)) this.#planProof(fresh);
+    };
+    const pace = (exp - iat) * 1000 * (0.5 + 0.25 * Math.random());
+    this.#proof = setTimeout(prove, Math.min(Math.max(SHORT, pace), LONGEST));
   }
 
   async #fetchToken(signal) {
@@ -102,9 +137,7 @@ export class Tab {
         return typeof token === "function" ? await token([...channels]) : token;
       } catch (error) {
         if (signal.aborted) return;
-        const status = error?.status ?? 0;
-        const reason = error?.code === "kicked" ? "kicked" : "token";
-        if ([401, 403].includes(status) || attempt >= maxRetries) this.#tell("stop", { reason, status });
+        if (isFinal(error) || attempt >= maxRetries) this.#tell("stop", refusal(error));
         if (signal.aborted) return;
         const delay = Math.random() * Math.min(maxReconnectDelay, reconnectDelay * 2 ** attempt);
         this.#tell("reconnect", { delay, reason: "token" });
@@ -326,12 +359,12 @@ class Leader {
   }
 }
 
-/** Reads whose a token is, without verifying it: that is for the server to do. */
-function readSubject(token) {
+/** Reads what a token says, without verifying it: that is for the server to do. */
+function readClaims(token) {
   try {
     const claims = token.split(".")[1].replaceAll("-", "+").replaceAll("_", "/");
-    return JSON.parse(atob(claims)).sub;
+    return JSON.parse(atob(claims));
   } catch {
-    return undefined;
+    return {};
   }
 }

@@ -324,3 +324,28 @@ def test_a_tab_that_closes_its_client_leaves_no_lock_and_no_connection(chrome: C
         ".then((answer) => answer.json()).then((status) => status.total_connections === 0)"
     )
     assert [tab.run("client.readyState") for tab in tabs] == [2, 2]
+
+
+def test_a_follower_whose_user_logs_out_or_changes_by_a_function_of_the_page_follows_no_longer_than_a_token_lives(
+    chrome: Chrome, serve: Start
+) -> None:
+    """Of a function nobody hears what it would return: it is asked as a stream of its own would ask it."""
+    server = serve(AUTH__STREAM_LIFETIME=4)
+    ann, bob = (server.access_token(subject=user, subscribe=f"alerts,user.{user}") for user in ("ann", "bob"))
+    channels = ["alerts"]
+    leader = open_tabs(chrome, server, 1, access=[ann], channels=channels)[0]
+    changed = open_tabs(chrome, server, 1, access=[ann, bob, bob, bob, bob], channels=channels)[0]
+    gone = open_tabs(chrome, server, 1, access=[ann, "no token"], channels=channels)[0]
+    assert connections(server) == 1
+    gone.wait("log.some((e) => e.kind === 'close')")
+    assert [(entry["reason"], entry["status"]) for entry in gone.noted("close")] == [("token", 401)]
+    changed.wait("log.some((e) => e.kind === 'reconnect')")
+    wait_for_connections(server, 2)
+    changed.opened(2)
+    with server.publisher() as publisher:
+        ids = publish(publisher, 3, channel="alerts")
+    for tab in (leader, changed):
+        tab.has(ids[-1])
+        assert tab.ids() == ids
+    assert gone.ids() == []
+    assert leader.noted("reconnect") == leader.noted("close") == []

@@ -1,0 +1,147 @@
+"""Users who log in and out in three tabs, in every order: each tab gets what its user may read, and nothing else."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator
+from itertools import product
+from typing import Literal, NamedTuple
+
+import httpx
+import pytest
+
+from tests.browser.test_browser_session import PASSWORD, log_in, open_tab, reasons, start
+from tests.support.browser import Chrome, ClientPage, Start, connections, publish
+from tests.support.server_process import ServerProcess
+from tests.support.waiting import until
+
+pytestmark = pytest.mark.browser
+
+Place = Literal["cookie", "memory"]
+State = tuple[str, str, str]
+"""Who is logged in in each of the tabs, or nobody."""
+
+USERS = ("ann", "bob")
+NOBODY: State = ("", "", "")
+
+
+class Step(NamedTuple):
+    """In one of the tabs a user logs in; or, where there is no name, the one who is there logs out."""
+
+    tab: int
+    user: str
+
+
+def after(state: State, step: Step, place: Place) -> State:
+    """Return who is logged in afterwards: a logout is one in all tabs, and there is one cookie for all of them."""
+    before = state[step.tab]
+
+    def then(tab: int, user: str) -> str:
+        if tab == step.tab:
+            return step.user
+        if not step.user:
+            return "" if user == before else user
+        return "" if place == "cookie" and user != step.user else user
+
+    one, two, three = (then(tab, user) for tab, user in enumerate(state))
+    return one, two, three
+
+
+def steps_from(state: State) -> list[Step]:
+    """Return all that can be done."""
+    return [Step(tab, user) for tab, user in product(range(3), ("", *USERS)) if user != state[tab]]
+
+
+def walk(place: Place, wanted: int | None = None) -> Iterator[Step]:
+    """Return steps that do all that can be done in all states that there are; or so many, none twice while others are left."""
+    done: set[tuple[State, Step]] = set()
+    state, count = NOBODY, 0
+    chance = random.Random(17)
+    while count != wanted:
+        path = _to_what_is_new(state, done, place, chance)
+        if path is None:
+            return
+        for step in path[: None if wanted is None else wanted - count]:
+            done.add((state, step))
+            state = after(state, step, place)
+            count += 1
+            yield step
+
+
+def _to_what_is_new(
+    state: State, done: set[tuple[State, Step]], place: Place, chance: random.Random
+) -> list[Step] | None:
+    """Return the fewest steps that end with one not done yet."""
+    seen, ahead = {state}, [(state, list[Step]())]
+    for at, path in ahead:
+        choices = steps_from(at)
+        chance.shuffle(choices)
+        for step in choices:
+            if (at, step) not in done:
+                return [*path, step]
+        for step in choices:
+            then = after(at, step, place)
+            if then not in seen:
+                seen.add(then)
+                ahead.append((then, [*path, step]))
+    return None
+
+
+def take(tabs: list[ClientPage], step: Step) -> None:
+    """Log in or out as the page of an application does."""
+    tab = tabs[step.tab]
+    if not step.user:
+        tab.run("session.logout()")
+        return
+    tab.run("window.client?.close()")
+    log_in(tab, step.user)
+    tab.run("log.filter((entry) => entry.kind === 'open').forEach((entry) => (entry.kind = 'opened'))")
+    tab.run(f"listen(['alerts', 'user.{step.user}'])")
+    tab.opened()
+
+
+def follow(steps: Iterable[Step], place: Place, chrome: Chrome, server: ServerProcess) -> None:
+    """Take the steps, and publish after each; at the end compare what came with what should have come."""
+    host = "localhost" if place == "cookie" else "127.0.0.1"
+    tabs = [open_tab(chrome, server, host) for _ in range(3)]
+    state = NOBODY
+    expected: list[list[str]] = [[], [], []]
+    taken = 0
+    with server.publisher() as publisher:
+        for step in steps:
+            take(tabs, step)
+            state = after(state, step, place)
+            taken += 1
+            for tab, user in zip(tabs, state, strict=True):
+                tab.wait(f"session.username === '{user}'")
+            own = {user: publish(publisher, 2, channel=f"user.{user}") for user in USERS}
+            alerts = publish(publisher, 1, channel="alerts")
+            for tab, user, ids in zip(tabs, state, expected, strict=True):
+                if user:
+                    ids += [*own[user], *alerts]
+                    tab.has(alerts[-1])
+            until(
+                lambda: connections(server) == len(set(state) - {""}),
+                f"a stream for each user after step {taken}: {step}, {state}",
+            )
+    for tab, ids in zip(tabs, expected, strict=True):
+        assert tab.ids() == ids, taken
+        assert tab.noted("reset") == []
+        assert set(reasons(tab)) <= {"logout", "user"}
+
+
+PLACES: list[Place] = ["cookie", "memory"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", PLACES)
+def test_whoever_logs_in_and_out_in_three_tabs_each_gets_what_its_user_may_read_and_nothing_else(
+    place: Place, chrome: Chrome, serve: Start
+) -> None:
+    follow(walk(place, 20), place, chrome, start(serve))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("place", PLACES)
+def test_the_same_in_every_order(place: Place, chrome: Chrome, serve: Start) -> None:
+    follow(walk(place), place, chrome, start(serve))
