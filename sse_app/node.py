@@ -234,6 +234,7 @@ class Node:
             self.metrics,
             self.passing_on,
             self.channels,
+            self.settings.limits,
             self.lifecycle,
             self.readiness,
         )

@@ -120,6 +120,54 @@ def _parser() -> argparse.ArgumentParser:
         "start a successor beside the running server, and hand everything over to it; of several workers for each, "
         "one after the other",
     )
+    config = add(
+        "config",
+        "config_files:config",
+        "print the settings file with all settings and comments, or what a proxy, systemd, Prometheus or Grafana takes",
+    )
+    config.add_argument(
+        "what",
+        choices=["print", "nginx", "caddy", "haproxy", "systemd", "prometheus", "grafana"],
+        help="print: the settings file; systemd: the units of this installation; prometheus: alert rules; "
+        "grafana: a dashboard",
+    )
+    config.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="write it there instead, and over no file; for systemd a folder",
+    )
+    config.add_argument(
+        "--run-as", default="sse_app", metavar="USER", help="with systemd: the service's user (sse_app)"
+    )
+    check_token = add(
+        "check-token",
+        "check_token:check_token",
+        "say of a token what kind it is, whose, what it allows, until when, and whether this server takes it",
+    )
+    check_token.add_argument(
+        "token",
+        nargs="?",
+        default="-",
+        metavar="TOKEN",
+        help="- (the default) reads it from standard input, where no other user of this machine sees it",
+    )
+    doctor = add(
+        "doctor",
+        "doctor:doctor",
+        "look for what stands in the way of a server here, or of its streams behind a proxy, and say what to do",
+    )
+    doctor.add_argument(
+        "--url",
+        metavar="URL",
+        help="the address that clients use, such as https://events.example.com: tries streams through the proxy there",
+    )
+    doctor.add_argument(
+        "--token-stdin",
+        action="store_true",
+        help="read a stream token for --url from standard input (default: SSE_APP_TOKEN, else one minted with the "
+        "keys in the state directory)",
+    )
     _add_users(add("user", "users:show", "manage the accounts that can log in"))
     token = add("token", "tokens:mint", "mint a token for any subject, and print only it")
     token.add_argument("--kind", choices=["access", "stream"], default="access", help="default: access")

@@ -48,13 +48,13 @@ def install(options: argparse.Namespace) -> int:
     directory = options.unit_dir or _unit_directory(options.user)
     user = "" if options.user else options.run_as
     if options.action == "check":
-        return _check(directory, _texts(options, user))
+        return _check(directory, unit_texts(options, user))
     if user:
         _require_user(user)
     config = _settings_file(options)
     if config and user:
         _require_readable(config, user)
-    texts = _texts(options, user)
+    texts = unit_texts(options, user)
     if user:
         _warn_of_program(user)
     systemctl = ["systemctl", "--user"] if options.user else ["systemctl"]
@@ -140,8 +140,16 @@ def _workers_of(target: str) -> int:
     return target.count("Wants=sse-app@")
 
 
-def _texts(options: argparse.Namespace, user: str) -> dict[str, str]:
-    """Return the units as this version writes them for the settings in force."""
+def unit_texts(options: argparse.Namespace, user: str) -> dict[str, str]:
+    """Return the units as this version writes them for the settings in force.
+
+    Args:
+        options: of the command.
+        user: the service's user; empty in a user's own manager.
+
+    Raises:
+        InvalidInput, SettingsError, StateError: as `install` says.
+    """
     config = _settings_file(options)
     options.config = config or Path(os.devnull)  # else the one of a checkout would be found
     settings = settings_of(options)

@@ -23,6 +23,7 @@ from sse_app.core.counters import Metrics
 from sse_app.core.lifecycle import Lifecycle
 from sse_app.eventlog.base import EventLog
 from sse_app.monitoring.readiness import Readiness
+from sse_app.settings.model import Limits
 from sse_app.streams.hub import Hub
 from sse_app.streams.keepalive import Keepalive
 from sse_app.streams.passing_on import PassingOn
@@ -44,6 +45,7 @@ class NodeMetrics(Collector):
         metrics: Metrics,
         passing_on: PassingOn,
         channels: ChannelRules,
+        limits: Limits,
         lifecycle: Lifecycle,
         readiness: Readiness,
     ) -> None:
@@ -53,6 +55,7 @@ class NodeMetrics(Collector):
         self._metrics = metrics
         self._passing_on = passing_on
         self._channels = channels
+        self._limits = limits
         self._lifecycle = lifecycle
         self._readiness = readiness
 
@@ -91,6 +94,11 @@ class NodeMetrics(Collector):
             "sse_app_ready", "Whether the server is ready, as /readyz says.", float(ready)
         )
         yield GaugeMetricFamily("sse_app_streams", "Open streams.", len(hub.streams))
+        yield GaugeMetricFamily(
+            "sse_app_streams_limit",
+            "Open streams that there may be, of all workers together: limits.streams.",
+            self._limits.streams,
+        )
         yield GaugeMetricFamily(
             "sse_app_anonymous_streams",
             "Open streams without a token, on public channels.",
@@ -135,6 +143,14 @@ class NodeMetrics(Collector):
         for (handler, method, status), count in sorted(self._metrics.requests.items()):
             requests.add_metric([handler, method, str(status)], count)
         yield requests
+        refusals = CounterMetricFamily(
+            "sse_app_refusals",
+            "Requests and streams refused, by the code of the error or the reason of the closing event.",
+            labels=["reason"],
+        )
+        for reason, count in sorted(self._metrics.refusals.items()):
+            refusals.add_metric([reason], count)
+        yield refusals
         connections = self._metrics.connections
         yield GaugeMetricFamily(
             "sse_app_connections", "Open connections that are no streams.", connections.open

@@ -12,6 +12,7 @@ import stat
 import subprocess
 import sys
 import termios
+from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
@@ -33,13 +34,19 @@ def _take_terminal() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def at_a_terminal(folder: Path, words: list[str], answers: list[tuple[str, str]]) -> tuple[int, str]:
+def at_a_terminal(
+    folder: Path,
+    words: list[str],
+    answers: list[tuple[str, str]],
+    program: Sequence[str] = PROGRAM,
+    **variables: str,
+) -> tuple[int, str]:
     """Run a command at a terminal, type each answer once its question has come; return status and output."""
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
-        [*PROGRAM, *words],
+        [*program, *words],
         cwd=folder,
-        env=clean_environment(),
+        env=clean_environment(**variables),
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,

@@ -95,6 +95,14 @@ def header_of(segment: str) -> dict[str, Any]:
     return header
 
 
+def object_in(segment: str) -> dict[str, Any] | None:
+    """Return the JSON object in a segment of a token, to be shown and not believed; None where there is none."""
+    try:
+        return _object(_decoded(segment))
+    except (jwt.PyJWTError, ValueError, RecursionError):
+        return None
+
+
 def has_canonical_signature(token: str) -> bool:
     """Return whether the signature is written in the one way there is: its last character may have spare bits."""
     signature = token.rpartition(".")[2]
