@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 CHECK = $(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && $(BIN)/mypy
 
-.PHONY: run test quick test-long check bench bench-quick bench-handover clean
+.PHONY: run test quick test-long check dist bench bench-quick bench-handover clean
 
 run: .venv/installed
 	@$(BIN)/python -m examples.market
@@ -31,6 +31,10 @@ test-long: .venv/installed
 
 check: .venv/installed
 	@$(CHECK)
+
+# The wheel, the source distribution and the browser client's package, into dist/.
+dist: .venv/installed
+	@$(BIN)/python scripts/dist.py
 
 # Under 50 minutes, and under 5. With BEFORE=CHECKOUT another checkout of sse_app is measured beside this one, in the same rounds.
 bench: .venv/installed
@@ -55,4 +59,4 @@ bench-handover: .venv/installed
 	@touch $@
 
 clean:
-	rm -rf .venv bench/.build bench/.peers var build dist *.egg-info .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv venv bench/.build bench/.peers var build dist *.egg-info .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -28,9 +28,13 @@ setup(
     ],
     keywords=["server-sent events", "sse", "eventsource", "tornado", "streaming", "pubsub", "zero downtime"],
     python_requires=">=3.11",
-    packages=find_packages(include=["sse_app", "sse_app.*"]),
+    packages=[*find_packages(include=["sse_app", "sse_app.*"]), "sse_app.config", "sse_app.docs"],
+    # What an operator needs beside the program: each folder once in the sources, and in the wheel below the package.
+    package_dir={"sse_app.config": "config", "sse_app.docs": "docs"},
     package_data={
-        "sse_app": ["static/*", "static/**/*", "cli/units/*", "storage/postgres/sql/*", "py.typed"]
+        "sse_app": ["static/*", "static/**/*", "cli/units/*", "storage/postgres/sql/*", "py.typed"],
+        "sse_app.config": ["*", "*/*", "*/*/*"],
+        "sse_app.docs": ["*.md"],
     },
     entry_points={"console_scripts": ["sse-app = sse_app.cli.main:run"]},
     install_requires=[

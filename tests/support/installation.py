@@ -29,20 +29,28 @@ def install(folder: Path, *, user: str | None = None, version: str = "") -> list
     shutil.copytree(ROOT / "sse_app", program / "sse_app")
     if version:
         (program / "sse_app/version.py").write_text(f'"""The version."""\n\nVERSION = "{version}"\n')
-    packages = Path(sysconfig.get_path("purelib"))
     python = _interpreter(folder, user)
     subprocess.run([python, "-m", "venv", "--without-pip", str(folder / "venv")], check=True)
     theirs = next((folder / "venv/lib").glob("python3*/site-packages"))
     if user:
-        for name in _needed_by_a_server():
-            if (packages / name).is_dir():
-                shutil.copytree(packages / name, theirs / name, symlinks=True)
-            else:
-                shutil.copy2(packages / name, theirs)
+        copy_packages(theirs)
         subprocess.run(["chmod", "-R", "a+rX", str(folder)], check=True)
     else:
-        (theirs / "theirs.pth").write_text(f"{packages}\n")
+        (theirs / "theirs.pth").write_text(f"{_packages()}\n")
     return [str(folder / "venv/bin/python"), str(program / "main.py")]
+
+
+def copy_packages(to: Path) -> None:
+    """Copy what ``requirements-server.txt`` names, as it is installed here, to the packages of another environment."""
+    for name in _needed_by_a_server():
+        if (_packages() / name).is_dir():
+            shutil.copytree(_packages() / name, to / name, symlinks=True)
+        else:
+            shutil.copy2(_packages() / name, to)
+
+
+def _packages() -> Path:
+    return Path(sysconfig.get_path("purelib"))
 
 
 def _needed_by_a_server() -> set[str]:

@@ -28,7 +28,7 @@ DOCUMENTS = sorted(
 )
 
 NOT_SOURCES = frozenset(
-    {".git", ".venv", "node_modules", "__pycache__", "var", "build", "dist", ".build", ".peers"}
+    {".git", ".venv", "venv", "node_modules", "__pycache__", "var", "build", "dist", ".build", ".peers"}
 )
 """Folders that are not part of the sources."""
 
@@ -59,7 +59,9 @@ _MODULE = re.compile(r"(?<![\w./-])\w+(?:/\w+)*\.py\b")
 _LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)\s]*)?\)")
 _TEST = re.compile(r"\btest_[a-z0-9_]*[a-z0-9]\b")
 _MAKE = re.compile(r"(?:^|\s)make ([a-z][a-z-]*)")
-_PROGRAM = re.compile(r"(?:^|[\s/])(?:main\.py|sse-app|-m sse_app)((?: +[^\s|&;#>]+)+)")
+_PROGRAM = re.compile(r"(?:^|[\s/])(?:main\.py|sse-app|-m sse_app)((?: +[^\s|&;#>)]+)+)")
+_INSTALL = re.compile(r"\b(?:pip|npm|pnpm|yarn|bun|uv|uvx|pipx|npx) ((?:[^\s|&;#]+ ?)+)")
+_OURS = re.compile(r"(?:sse[-_.]app|sse-client|@sse-app/[a-z]+)(?:\[[^\]]*\])?(?:[=<>~!@].*)?")
 _SETTING = re.compile(r"([a-z]+)\.([a-z_]+)")
 _VARIABLE = re.compile(r"\bSSE_APP_([A-Z][A-Z_]*[A-Z])\b")
 
@@ -185,6 +187,17 @@ def unknown_settings(text: str) -> list[str]:
     return unknown
 
 
+def unknown_installs(text: str) -> list[str]:
+    """Return what is to be installed by a name of ours, which no registry has: only files and folders can be."""
+    return [
+        word
+        for line in (*_spans(text), *_code_lines(text))
+        for tail in _INSTALL.findall(line)
+        for word in tail.replace("'", " ").replace('"', " ").split()
+        if _OURS.fullmatch(word)
+    ]
+
+
 def unknown_links(folder: Path, text: str) -> list[str]:
     """Return the links of a document in ``folder`` that lead to no file."""
     targets = [target for target in _LINK.findall(text) if not target.startswith(("http://", "https://"))]
@@ -215,6 +228,10 @@ def test_every_command_that_a_document_names_exists(text: str) -> None:
 
 def test_every_setting_that_a_document_names_exists(text: str) -> None:
     assert unknown_settings(text) == []
+
+
+def test_nothing_that_a_document_installs_is_ours_by_its_name(text: str) -> None:
+    assert unknown_installs(text) == []
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
@@ -251,6 +268,14 @@ def test_a_newcomer_finds_the_words_of_the_field(words: str) -> None:
         (unknown_commands, "with `sse-app frobnicate`", "with `sse-app upgrade`"),
         (unknown_commands, "    bin/sse-app user promote ann", "    bin/sse-app user disable ann"),
         (unknown_commands, "    python main.py revoke --everyone", "    python main.py revoke --subject ann"),
+        (unknown_installs, "`pip install 'sse-app[client]'`", "`pip install '.[client]'`"),
+        (
+            unknown_installs,
+            "    pip install sse_app==0.1.0 && x",
+            "    pip install sse_app-0.1.0-py3-none-any.whl",
+        ),
+        (unknown_installs, "    npm install @sse-app/client vue", "    npm install ./client vue"),
+        (unknown_installs, "    npx sse-client", "    npm install ./sse-app-client-0.1.0.tgz"),
         (unknown_settings, "the setting `limits.no_such`", "the setting `limits.streams`"),
         (unknown_settings, "`SSE_APP_KEEPALIVE__NO_SUCH`", "`SSE_APP_KEEPALIVE__PING_INTERVAL`"),
     ],
