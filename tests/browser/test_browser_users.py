@@ -7,13 +7,11 @@ from collections.abc import Iterable, Iterator
 from itertools import product
 from typing import Literal, NamedTuple
 
-import httpx
 import pytest
 
-from tests.browser.test_browser_session import PASSWORD, log_in, open_tab, reasons, start
-from tests.support.browser import Chrome, ClientPage, Start, connections, publish
+from tests.support.browser import Chrome, ClientPage, Start, publish, wait_for_connections
+from tests.support.browser_logins import log_in, open_tab, reasons, start
 from tests.support.server_process import ServerProcess
-from tests.support.waiting import until
 
 pytestmark = pytest.mark.browser
 
@@ -53,7 +51,7 @@ def steps_from(state: State) -> list[Step]:
 
 
 def walk(place: Place, wanted: int | None = None) -> Iterator[Step]:
-    """Return steps that do all that can be done in all states that there are; or so many, none twice while others are left."""
+    """Return steps that do all that can be done in every state; or so many, none twice while others are left."""
     done: set[tuple[State, Step]] = set()
     state, count = NOBODY, 0
     chance = random.Random(17)
@@ -120,10 +118,7 @@ def follow(steps: Iterable[Step], place: Place, chrome: Chrome, server: ServerPr
                 if user:
                     ids += [*own[user], *alerts]
                     tab.has(alerts[-1])
-            until(
-                lambda: connections(server) == len(set(state) - {""}),
-                f"a stream for each user after step {taken}: {step}, {state}",
-            )
+            wait_for_connections(server, len(set(state) - {""}))
     for tab, ids in zip(tabs, expected, strict=True):
         assert tab.ids() == ids, taken
         assert tab.noted("reset") == []
