@@ -75,5 +75,7 @@ def built() -> str:
         digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources if path.is_file())).hexdigest()
         printed = modules / f".printed-{digest}"
         if not (printed.exists() and (CLIENT / "dist/vue.js").exists()):
+            for earlier in modules.glob(".printed-*"):  # of sources that may come back
+                earlier.unlink()
             printed.write_text(npm("run", "build"))
         return printed.read_text()
