@@ -1,107 +1,28 @@
 // Vue 3 composables on top of the client. All they start ends with the component, or effect scope, that called them.
 
-import { SSEClient } from "@sse-app/client";
-import { computed, onScopeDispose, getCurrentScope, reactive, ref, shallowRef } from "vue";
+import { computed, getCurrentInstance, getCurrentScope, onMounted, onScopeDispose, reactive, ref, shallowRef, toValue, watch } from "vue";
+import { Followed, INITIAL } from "./parts/followed.js";
+import { defaults } from "./parts/settings.js";
 
-const defaults = {};
+export { configureSSE } from "./parts/settings.js";
+export { useAlertsSSE, useBacktestSSE, useDashboardSSE, useTrainingSSE } from "./parts/original.js";
 
-/** Sets what every `useSSE` takes where its own options say nothing: `baseURL`, `token`, and all the others. */
-export function configureSSE(options) {
-  Object.assign(defaults, options);
-}
+/**
+ * A stream as reactive state. `lastEvent` shows the last event of a burst; the `onEvent` option sees each. The URL and
+ * the option `channels` may be refs or getters.
+ */
+export function useSSE(url, { channels, ...options } = {}) {
+  const refs = Object.fromEntries(Object.entries(INITIAL).map(([name, value]) => [name, shallowRef(value)]));
+  const publish = (changes) => Object.keys(changes).forEach((name) => (refs[name].value = changes[name]));
+  const followed = new Followed(() => options, publish);
+  const target = () => [toValue(url), toValue(channels)];
 
-/** Puts the address of the API before a relative URL: the `baseURL` option, else Vite's, else the page's own. */
-function absolute(url, baseURL) {
-  const base = baseURL ?? import.meta.env?.VITE_API_BASE_URL ?? "";
-  return /^https?:/.test(url) || !base ? url : `${base.replace(/\/+$/, "")}/${url.replace(/^\/+/, "")}`;
-}
-
-/** A stream as reactive state. `lastEvent` shows the last event of a burst; the `onEvent` option sees each. */
-export function useSSE(url, options = {}) {
-  const given = Object.entries({ ...defaults, ...options }).filter(([, value]) => value !== undefined);
-  const { baseURL, autoConnect = true, ...settings } = Object.fromEntries(given);
-
-  const status = ref("idle"); // idle, connecting, connected, reconnecting, closed or failed
-  const error = shallowRef(null);
-  const lastEvent = shallowRef(null);
-  const lastEventId = ref("");
-  const connectionCount = ref(0);
-  const retryCount = ref(0);
-  const listeners = [];
-  let client = null;
-
-  const hooks = {
-    onOpen(info) {
-      status.value = "connected";
-      error.value = null;
-      connectionCount.value += 1;
-      retryCount.value = 0;
-      lastEventId.value = client.lastEventId ?? "";
-      settings.onOpen?.(info);
-    },
-    onEvent(event) {
-      lastEvent.value = event;
-      lastEventId.value = event.id;
-      settings.onEvent?.(event);
-    },
-    onReconnect(detail) {
-      status.value = "reconnecting";
-      retryCount.value += 1;
-      settings.onReconnect?.(detail);
-    },
-    onClose(detail) {
-      const closed = detail.reason === "closed";
-      status.value = closed ? "closed" : "failed";
-      if (!closed) error.value = Object.assign(new Error(`the stream ended: ${detail.reason}`), detail);
-      settings.onClose?.(detail);
-    },
-  };
-
-  function connect() {
-    if (typeof EventSource === "undefined") return; // rendered on a server
-    if (!client) {
-      client = new SSEClient(absolute(url, baseURL), { ...settings, ...hooks, autoConnect: false });
-      for (const args of listeners) client.addEventListener(...args);
-    }
-    if (status.value === "connected") return;
-    status.value = "connecting";
-    client.connect();
-  }
-
-  function disconnect() {
-    client?.close();
-  }
-
-  /** Forgets position, counts and error, and where it was running begins anew with what is new. */
-  function reset() {
-    const running = !["idle", "closed", "failed"].includes(status.value);
-    disconnect();
-    client?.reset();
-    status.value = "idle";
-    error.value = lastEvent.value = null;
-    lastEventId.value = "";
-    connectionCount.value = retryCount.value = 0;
-    if (running) connect();
-  }
-
-  function addEventListener(...args) {
-    listeners.push(args);
-    client?.addEventListener(...args);
-  }
-
-  function removeEventListener(type, listener, ...rest) {
-    const index = listeners.findIndex(([otherType, other]) => otherType === type && other === listener);
-    if (index >= 0) listeners.splice(index, 1);
-    client?.removeEventListener(type, listener, ...rest);
-  }
-
-  if (getCurrentScope()) onScopeDispose(disconnect);
-  if (autoConnect) connect();
-  return {
-    isConnected: computed(() => status.value === "connected"),
-    ...{ status, error, lastEvent, lastEventId, connectionCount, retryCount },
-    ...{ connect, disconnect, reset, addEventListener, removeEventListener },
-  };
+  followed.go(...target());
+  watch(() => target().join(), () => followed.go(...target()));
+  if (getCurrentScope()) onScopeDispose(() => followed.disconnect());
+  const { autoConnect = defaults.autoConnect ?? true } = options;
+  if (autoConnect) getCurrentInstance() ? onMounted(() => followed.connect()) : followed.connect();
+  return { ...refs, ...followed.controls };
 }
 
 /** Streams one channel's events of one type, and hands each to `take`. */

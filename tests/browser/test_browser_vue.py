@@ -166,7 +166,7 @@ def test_the_examples_of_the_readme_run_as_they_stand(chrome: Chrome, serve: Sta
     server = serve()
     tab = open_vue(chrome, server)
     text = (CLIENT / "README.md").read_text().replace("http://localhost:8000", server.url)
-    module, token, listeners, vue = re.findall(r"```js\n(.*?)```", text, re.DOTALL)
+    module, token, listeners, vue, *_ = re.findall(r"```js\n(.*?)```", text, re.DOTALL)
     closing = re.compile(r"^client\.close.*$", re.MULTILINE)
     names = (
         "const show = (...all) => log.push({ kind: 'shown', all }), draw = show, say = show, reload = show;"
