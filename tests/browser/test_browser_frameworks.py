@@ -43,7 +43,7 @@ def opened(chrome: Chrome, server: ServerProcess, script: str) -> ClientPage:
         "server": server.url.replace("127.0.0.1", "localhost"),
         "token": server.stream_token(CHANNEL, f"{CHANNEL}.more", "alerts"),
     }
-    names = "fetchStreamToken = () => given.token, show = ({ message }) => log.push(message)"
+    names = "session = given.token, show = ({ message }) => log.push(message)"
     tab.run(f"given = {json.dumps(given)}, {names}, 0")
     tab.page.add_script_tag(content=script, type="module")
     return tab

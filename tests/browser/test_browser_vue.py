@@ -165,16 +165,17 @@ def test_training_backtest_alerts_and_dashboard_have_composables_of_their_own(
 def test_the_examples_of_the_readme_run_as_they_stand(chrome: Chrome, serve: Start, built: str) -> None:
     server = serve()
     tab = open_vue(chrome, server)
+    server.add_user("ann", "correct horse battery", subscribe="dashboard,alerts,training")
     text = (CLIENT / "README.md").read_text().replace("http://localhost:8000", server.url)
-    module, token, listeners, vue, *_ = re.findall(r"```js\n(.*?)```", text, re.DOTALL)
+    module, listeners, _, vue, *_ = re.findall(r"```js\n(.*?)```", text, re.DOTALL)
+    login, _, _ = module.partition("const client =")
     closing = re.compile(r"^client\.close.*$", re.MULTILINE)
-    names = (
-        "const show = (...all) => log.push({ kind: 'shown', all }), draw = show, say = show, reload = show;"
-    )
-    access = f"const accessToken = '{server.access_token()}';"
-    for script in (module + closing.sub("", listeners), vue):
-        code = f"{script}\n{names}\n{access}\n{token}"
-        tab.page.add_script_tag(content=code, type="module")
+    names = """
+        const show = (...all) => log.push({ kind: 'shown', all }), draw = show, say = show, reload = show;
+        const showLogin = show, name = "ann", password = "correct horse battery";
+    """
+    for script in (module + closing.sub("", listeners), login + vue):
+        tab.page.add_script_tag(content=f"{names}\n{script}", type="module")
     with server.publisher() as publisher:
         tab.wait("navigator.locks.query().then(({ held }) => held.length >= 4)")
         wait_for_connections(server, 1)
