@@ -33,6 +33,7 @@ export class Session extends EventTarget {
   grants = noGrants();
   #server;
   #cookie;
+  #proven; // it is known whether the browser keeps the cookie, or was said
   #onEnded;
   #name; // of the lock, the messages and the mark that tabs share
   #air = null; // the BroadcastChannel
@@ -43,6 +44,7 @@ export class Session extends EventTarget {
     const url = new URL(server || "/", globalThis.location?.href);
     this.#server = url.origin + url.pathname.replace(/\/+$/, "");
     this.#cookie = cookie ?? isOnSiteOf(url);
+    this.#proven = cookie !== undefined;
     this.#onEnded = onEnded;
     this.#name = `sse_app session ${this.#server}`;
     // A page that the browser has cached hears nothing: whoever it was may be logged out by now.
@@ -51,9 +53,8 @@ export class Session extends EventTarget {
 
   /** Logs in with a password. Another login that there was is ended, with its streams. */
   async login(username, password) {
-    const body = { username, password, cookie: this.#cookie };
     const before = await this.#inTurn(async () => {
-      const answer = await this.#ask(`${AUTH}/login`, { body, credentials: this.#credentials });
+      const answer = await this.#enter({ username, password });
       const before = this.#login;
       this.#begin(answer);
       return before;
@@ -114,6 +115,22 @@ export class Session extends EventTarget {
     this.#say("logout");
     this.#end(login, "logout");
     await told;
+  }
+
+  async #enter(account) {
+    const enter = () =>
+      this.#ask(`${AUTH}/login`, { body: { ...account, cookie: this.#cookie }, credentials: this.#credentials });
+    const answer = await enter();
+    if (!this.#cookie || this.#proven) return answer;
+    // Whether the browser keeps the cookie, it tells nobody: it may keep none, or none of a page within another site's.
+    const proof = await this.#renewal({}).catch((error) => {
+      if (error.status !== 401) throw error;
+    });
+    this.#proven = true;
+    if (proof && isOfOne(proof, answer)) return proof;
+    this.#cookie = false;
+    await this.#tellServer({ access: answer.access_token }, "omit").catch(() => {});
+    return enter();
   }
 
   #begin(answer) {
@@ -323,6 +340,11 @@ function noGrants() {
 function readClaims(token) {
   const bytes = atob(token.split(".")[1].replaceAll("-", "+").replaceAll("_", "/"));
   return JSON.parse(new TextDecoder().decode(Uint8Array.from(bytes, (byte) => byte.charCodeAt(0))));
+}
+
+function isOfOne(one, other) {
+  const [{ sid }, { sid: otherSid }] = [one, other].map((answer) => readClaims(answer.access_token));
+  return sid === otherSid;
 }
 
 /** Tells whether a browser sends the server's cookie from this page: where both are of one site, and safe. */

@@ -8,11 +8,12 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from playwright.sync_api import Request, Route
 
-from tests.support.browser import Chrome, ClientPage, Start, publish, wait_for_connections
+from tests.support.browser import PATIENCE, Chrome, ClientPage, Start, publish, wait_for_connections
 from tests.support.browser_logins import HOSTS, PASSWORD, log_in, open_tab, reasons, start
 from tests.support.programs import require
 from tests.support.server_process import ROOT
@@ -354,3 +355,26 @@ def test_it_runs_without_a_window_and_lets_the_program_end(serve: Start) -> None
         )
         assert done.returncode == 0, done.stderr
         assert re.split(r"\s+", done.stdout.strip())[-1] == last
+
+
+def test_in_a_frame_of_another_site_where_no_cookie_is_kept_the_login_lasts_all_the_same(
+    chrome: Chrome, serve: Start
+) -> None:
+    server = start(serve)
+    outer = chrome.context.new_page()
+    outer.goto(f"{chrome.origin.replace('localhost', '127.0.0.1')}/plain.html")
+    given = quote(json.dumps({"server": f"http://localhost:{server.port}", "channels": ["alerts"]}))
+    outer.evaluate(f"""new Promise((resolve) => {{
+        const frame = document.createElement("iframe");
+        frame.src = "{chrome.origin}/session.html#{given}";
+        frame.onload = resolve;
+        document.body.append(frame);
+    }})""")
+    frame = outer.frames[-1]
+    frame.wait_for_function("window.ready", timeout=PATIENCE)
+    frame.evaluate(f"session.login('ann', '{PASSWORD}')")
+    assert [entry.get("name") for entry in chrome.context.cookies()] == []
+    frame.evaluate("performance.now = ((now) => () => now.call(performance) + 3e6)(performance.now)")
+    assert frame.evaluate("session.fetch('/api/v1/auth/me').then(({ subject }) => subject)") == "ann"
+    assert frame.evaluate("log") == []
+    assert [line["event"] for line in server.log_lines()].count("logout") == 1  # of the login with the cookie

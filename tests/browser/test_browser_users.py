@@ -140,3 +140,42 @@ def test_whoever_logs_in_and_out_in_three_tabs_each_gets_what_its_user_may_read_
 @pytest.mark.parametrize("place", PLACES)
 def test_the_same_in_every_order(place: Place, chrome: Chrome, serve: Start) -> None:
     follow(walk(place), place, chrome, start(serve))
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_client_that_stays_goes_on_as_the_next_user_where_it_was_and_hears_nothing_in_between(
+    place: Place, chrome: Chrome, serve: Start
+) -> None:
+    server = start(serve)
+    host = "localhost" if place == "cookie" else "127.0.0.1"
+    tabs = [open_tab(chrome, server, host) for _ in range(3)]
+    state = NOBODY
+    begun: dict[int, int] = {}
+    with server.publisher() as publisher:
+        ids: list[str] = []
+        for step in [*walk(place, 12), *(Step(tab, "ann") for tab in range(3))]:
+            if step.user == state[step.tab]:
+                continue
+            tab = tabs[step.tab]
+            if step.user:
+                log_in(tab, step.user)
+                tab.run("window.client ? client.readyState === 2 && client.connect() : listen()")
+                tab.wait("client.readyState === 1")
+                begun.setdefault(step.tab, len(ids))
+            else:
+                tab.run("session.logout()")
+            state = after(state, step, place)
+            for each, user in zip(tabs, state, strict=True):
+                each.wait(f"session.username === '{user}'")
+            frozen = [tab.ids() for tab in tabs]
+            ids += publish(publisher, 2, channel="alerts")
+            for number, (each, user) in enumerate(zip(tabs, state, strict=True)):
+                if user:
+                    each.has(ids[-1])
+                    assert each.ids() == ids[begun[number] :]
+                else:
+                    assert each.ids() == frozen[number]
+    for number, each in enumerate(tabs):
+        if state[number]:
+            assert each.ids() == ids[begun[number] :]
+        assert each.noted("reset") == []
