@@ -5,6 +5,8 @@ import uPlot from "./vendor/uplot.js";
 
 const GAP = 8; // pixels between a label and its axis
 const X_SPACE = 84; // pixels that a label on the x axis takes at least
+const LABEL = 7; // pixels that a character of a label takes at most
+const Y_SIZE = 64; // pixels that the y axis takes at least
 const FONT = '11px "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif';
 
 const dark = matchMedia("(prefers-color-scheme: dark)");
@@ -15,10 +17,12 @@ const dark = matchMedia("(prefers-color-scheme: dark)");
  * @typedef {object} ChartOptions
  * @property {string} label what the chart shows, for those who do not see it
  * @property {{name: string, area?: boolean, colour?: string}[]} lines an area is filled to zero; a colour of the sheet
- * @property {(value: number, step: number) => string} formatTick a value on the axis, and the step between two
+ * @property {(value: number, step: number, largest: number) => string} formatTick a value on the axis, the step between
+ *   two, and the largest without its sign
  * @property {(value: number) => string} formatValue a value at the pointer
  * @property {[number, number]} [xRange] of the x axis; else that of the points
  * @property {number[]} [xSteps] between two labels on the x axis
+ * @property {number} [xSpace] pixels that a label there takes at least
  * @property {(value: number) => string} [formatX] a value on the x axis; else the label of the point there
  * @property {number[]} [yInclude] values that the y axis reaches in any case
  * @property {boolean} [hideLabels] no labels on the x axis, for a chart above another with the same
@@ -126,13 +130,22 @@ export class LineChart {
     const text = (value) => formatX?.(value) ?? this.#labels.get(value) ?? "";
     return {
       show: !hideLabels,
-      space: X_SPACE,
+      space: this.#options.xSpace ?? X_SPACE,
       incrs: this.#options.xSteps ?? [1, 2, 5, 10, 20, 50, 100, 200, 500],
+      ...(formatX ? {} : { splits: (plot) => this.#labelled(plot) }),
       ...{ stroke: () => colourOf("--soft"), font: FONT, gap: GAP, size: 30 },
       values: (plot, ticks) => ticks.map(text),
       grid: { show: false },
       ticks: { show: false },
     };
+  }
+
+  /** Returns which points have labels: the last one, and as many others before it as there is room for. */
+  #labelled(plot) {
+    const points = this.#points;
+    const most = Math.max(1, Math.floor(plot.bbox.width / devicePixelRatio / X_SPACE));
+    const step = Math.max(1, Math.ceil(points.length / most));
+    return points.filter((_, number) => (points.length - 1 - number) % step === 0).map(({ x }) => x);
   }
 
   #yAxis() {
@@ -141,10 +154,13 @@ export class LineChart {
         stroke: () => colourOf("--soft"),
         font: FONT,
         gap: GAP,
-        size: 58,
+        size: (plot, labels) => Math.max(Y_SIZE, GAP + LABEL * Math.max(0, ...(labels ?? []).map((each) => each.length))),
         space: (plot) => (plot.height < 100 ? 16 : 30),
       },
-      values: (plot, ticks, axis, space, step) => ticks.map((tick) => this.#options.formatTick(tick, step)),
+      values: (plot, ticks, axis, space, step) => {
+        const largest = Math.max(...ticks.map(Math.abs));
+        return ticks.map((tick) => this.#options.formatTick(tick, step, largest));
+      },
       grid: { stroke: () => colourOf("--grid"), width: 1 },
       ticks: { show: false },
     };

@@ -83,12 +83,14 @@ export function duration(seconds) {
 }
 
 /**
- * Money on an axis, with as many digits as its steps need.
+ * Money on an axis: all values in the unit of the largest, with as many digits as its steps need.
  * @param {number} value
  * @param {number} step
+ * @param {number} largest of the values on the axis, whatever their signs
  */
-export function axisMoney(value, step) {
-  const [unit, letter] = step >= 5e4 ? [1e6, "M"] : step >= 50 ? [1e3, "K"] : [1, ""];
+export function axisMoney(value, step, largest) {
+  const units = [[1e9, "B"], [1e6, "M"], [1e3, "K"], [1, ""]];
+  const [unit, letter] = units.find(([each]) => largest >= each && step / each >= 0.0001) ?? units.at(-1);
   return `$${fixed(value / unit, digitsFor(step / unit))}${letter}`;
 }
 

@@ -13,6 +13,10 @@ from tests.support.visitors import visitor
 pytestmark = pytest.mark.browser
 
 
+LOOKED_AT = "document.dispatchEvent(new Event('visibilitychange'))"
+"""Has the page look at once, as when it comes to the front."""
+
+
 def says(page: Page, title: str) -> None:
     page.wait_for_selector(f".state [data-title]:text-is('{title}')")
 
@@ -36,8 +40,8 @@ def test_it_shows_the_status_and_goes_on_over_a_restart(chromium: Browser, start
         page.keyboard.press("Enter")
         assert page.evaluate("document.activeElement.id") == "content"
         ear.leave()
-        server.kill()
-        says(page, "No answer")
-        server.start()
-        says(page, "Ready")
+        for change, title in ((server.kill, "No answer"), (server.start, "Ready")):
+            change()
+            page.evaluate(LOOKED_AT)
+            says(page, title)
         page.wait_for_selector("[data-figure=streams]:text-is('0')")

@@ -1,10 +1,13 @@
 // The audit trail, the newest first.
 
-import { clock } from "../format.js";
+import { clock, words } from "../format.js";
 import { h, onMounted, ref, watch } from "../vendor/vue.js";
 
 const LIMIT = 25;
-const COLUMNS = { at: "When", action: "What", subject: "Who", address: "From", target: "To whom", detail: "Detail" };
+const COLUMNS = { at: "When", action: "What", subject: "Who", address: "From", target: "About", detail: "Detail" };
+const OF_SESSIONS = ["login", "refresh", "refresh_refused", "refresh_reused", "logout"];
+const OF_USERS = ["login_refused", "kick", "password_changed", "grants_changed"];
+const SCOPES = { subject: "user", session: "session", token: "token" };
 
 /** The table. */
 export const Audit = {
@@ -65,10 +68,22 @@ export const Audit = {
 };
 
 function row(entry) {
-  const text = { ...entry, at: clock(new Date(entry.at)), action: entry.action.replaceAll("_", " ") };
+  const text = { ...entry, at: clock(new Date(entry.at)), action: words(entry.action), target: about(entry) };
+  if (entry.action === "revocation") text.detail = ""; // it says of what kind the target is
   return h(
     "tr",
     { key: entry.number },
     Object.keys(COLUMNS).map((name) => h("td", text[name])),
   );
+}
+
+/** Says what an entry is about, for its target alone may be the id of a session, a user or a key. */
+function about({ action, target, detail }) {
+  if (action === "revocation" && detail === "all") return "everybody";
+  if (action === "kick" && !target) return "a stream without a token";
+  if (!target) return "";
+  if (action === "revocation") return `${SCOPES[detail] ?? ""} ${target}`.trim();
+  if (OF_SESSIONS.includes(action)) return `session ${target}`;
+  if (OF_USERS.includes(action) || action.startsWith("user_")) return `user ${target}`;
+  return action.startsWith("key_") ? `key ${target}` : target;
 }

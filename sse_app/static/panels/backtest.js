@@ -23,6 +23,7 @@ export class BacktestPanel {
       formatValue: (value) => percent(value, 1, true),
       xRange: [0, 100],
       formatX: (value) => `${value}%`,
+      xSpace: 44,
       yInclude: [0],
     });
     this.clear();

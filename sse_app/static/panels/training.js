@@ -6,7 +6,7 @@ import { axisNumber, axisPercent, fixed, isNumber, percent } from "../format.js"
 import { showProgress } from "./progress.js";
 import { Runs } from "./runs.js";
 
-const RUN = { xRange: [0, 100], formatX: (value) => `${value}%` };
+const RUN = { xRange: [0, 100], formatX: (value) => `${value}%`, xSpace: 44 };
 
 /** @implements {import("../feed.js").Panel} */
 export class TrainingPanel {
