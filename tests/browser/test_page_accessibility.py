@@ -73,11 +73,37 @@ def test_axe_finds_nothing_on_either_page_in_light_and_dark(
             for name, each in (("realtime page", realtime), ("admin dashboard", admin)):
                 each.set_viewport_size(size)  # type: ignore[arg-type]
                 check(each, axe, f"{name}, {size['width']} wide")
+        admin.click("a[title='Who is on it'] >> nth=0")
+        admin.wait_for_selector("[data-user=admin]")
+        check(admin, axe, "who is on a channel")
+        users = boss.open("/admin#users")
+        live(users)
+        users.wait_for_selector("tr[data-user=ann]")
+        for size in SIZES:
+            users.set_viewport_size(size)  # type: ignore[arg-type]
+            check(users, axe, f"users, {size['width']} wide")
+        users.click("text=Add a user…")
+        users.fill("dialog input[name=name]", "ann")
+        users.click("dialog button[type=submit]")
+        users.wait_for_selector("dialog [role=alert]:has-text('exists')")
+        check(users, axe, "form")
+        boss.trouble.clear()  # the browser notes the refusal
         admin.click("button:has-text('Kick') >> nth=0")
         admin.wait_for_selector("dialog[open]")
         check(admin, axe, "dialog")
     with visitor(chromium, server) as ann:
         check(ann.open("/admin", "ann"), axe, "refusal")
+
+
+def test_axe_finds_nothing_on_the_servers_own_page(chromium: Browser, start_server: Start, axe: str) -> None:
+    server = start_server()
+    with visitor(chromium, server) as stranger:
+        page = stranger.context.new_page()
+        page.goto(f"{server.url}/")
+        page.wait_for_selector(".state [data-title]:text-is('Ready')")
+        for size in SIZES:
+            page.set_viewport_size(size)  # type: ignore[arg-type]
+            check(page, axe, f"start page, {size['width']} wide")
 
 
 def test_nothing_that_can_be_pressed_is_out_of_the_keyboards_reach(
@@ -86,15 +112,18 @@ def test_nothing_that_can_be_pressed_is_out_of_the_keyboards_reach(
     server = start_server(DEMO=True)
     people(server)
     with visitor(chromium, server) as boss:
-        for path in ("/", "/admin"):
+        for path, rows in (("/", ""), ("/admin", "[data-connection]"), ("/admin#users", "tr[data-user=ann]")):
             page = boss.open(path)
             live(page)
-            if path == "/admin":
-                page.wait_for_selector("[data-connection]")
+            if rows:
+                page.wait_for_selector(rows)
             page.evaluate(NUMBER_THE_CONTROLS)
             for _ in range(12):
                 for _ in range(10):  # 120 are more than there are, so that it goes round
                     page.keyboard.press("Tab")
+                    if page.evaluate(IN_ROWS):
+                        for key in ("ArrowRight", "ArrowDown", "ArrowLeft", "ArrowUp"):
+                            page.keyboard.press(key)
                 if not (missed := page.evaluate(NOT_REACHED)):
                     break
             assert missed == [], path
@@ -106,6 +135,8 @@ NUMBER_THE_CONTROLS = """() => {
   shown.forEach((each, number) => (each.dataset.control = String(number)));
   document.addEventListener("focusin", ({ target }) => (target.dataset.reached = ""));
 }"""
+
+IN_ROWS = "document.activeElement.closest('tbody') !== null"
 
 NOT_REACHED = """[...document.querySelectorAll("[data-control]:not([data-reached])")]
   .map((each) => each.outerHTML)"""

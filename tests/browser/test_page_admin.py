@@ -144,7 +144,8 @@ def test_kick_and_revoke_act_within_a_second_by_keyboard_and_are_in_the_trail(
 
         search(page, "user-07")
         page.wait_for_selector("[data-connection]")
-        tab_to(page, "Revoke desk-00007")
+        tab_to(page, "Kick desk-00007")
+        page.keyboard.press("ArrowRight")
         page.keyboard.press("Enter")
         tab_to(page, "Revoke")
         begun = time.monotonic()

@@ -73,6 +73,8 @@ def test_the_dashboard_shows_the_nodes_of_all_machines_kicks_on_any_and_names_on
         page.click("th button:text-is('Node')")
         page.wait_for_selector("tr[data-connection]:first-child td:has-text('web2.1')")
         picture(page, "nodes")
+        page.click("a[title='Who is on it']:text-is('alerts')")
+        page.wait_for_selector("[data-present=alerts]:has-text('9 users, 16 streams')")
         page.select_option("select[name=field]", "node")
         page.fill("input[name=search]", "web10")
         page.wait_for_selector("[data-found]:has-text('9 found')")

@@ -60,6 +60,8 @@ def test_the_dashboard_shows_all_workers_kicks_on_any_and_names_one_that_hangs(
         page.click("button:has-text('Refresh')")
         page.wait_for_selector("[data-found]:has-text('17 open')")
         picture(page, "workers")
+        page.click("a[title='Who is on it']:text-is('alerts')")
+        page.wait_for_selector("[data-present=alerts]:has-text('9 users, 16 streams')")
         page.select_option("select[name=field]", "worker")
         page.fill("input[name=search]", "3")
         page.wait_for_selector("[data-found]:has-text('9 found')")
@@ -79,6 +81,7 @@ def test_the_dashboard_shows_all_workers_kicks_on_any_and_names_one_that_hangs(
                 "[role=alert]:has-text('Worker 2 does not answer: what is connected')", timeout=20_000
             )
             assert "no answer" in tables(page)
+            page.wait_for_selector("[role=alert]:has-text('Worker 2 does not answer: who is connected')")
             picture(page, "workers-silent")
         finally:
             process.send_signal(signal.SIGCONT)

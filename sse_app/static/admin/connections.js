@@ -4,7 +4,9 @@ import { bytes, count, duration } from "../format.js";
 import { h, onBeforeUnmount, onMounted, reactive, ref, watch } from "../vendor/vue.js";
 import { ask } from "./ask.js";
 import { nodesOf, silent } from "./live_figures.js";
+import { pager } from "./pager.js";
 import { choice, revoke } from "./revoke.js";
+import { useRows } from "./rows.js";
 
 const PAGE = 50;
 const PAUSE = 80; // ms without a key before it is searched
@@ -118,6 +120,7 @@ export const Connections = {
   emits: ["done"],
   setup(props, { emit }) {
     const table = useConnections(props, emit);
+    const rows = useRows();
     return () =>
       h("section", { class: "panel", "aria-labelledby": "connections-title" }, [
         h("header", [
@@ -129,11 +132,11 @@ export const Connections = {
         h("p", { role: "alert", class: "problem" }, table.problem.value || gap(table.found.value)),
         h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Table of connections" }, [
           h("table", { class: "rows" }, [
-            h("thead", h("tr", [...columnsOf(table.found.value).map(heading, table), h("td")])),
-            h("tbody", table.found.value.connections.map(rowOf, table)),
+            h("thead", h("tr", [...columnsOf(table.found.value).map(heading, table), h("td", { class: "actions" })])),
+            h("tbody", { ...rows }, table.found.value.connections.map(rowOf, table)),
           ]),
         ]),
-        pager(table),
+        pager("Pages of connections", table.query.offset / PAGE, Math.ceil(table.found.value.total / PAGE), table.turn),
       ]);
   },
 };
@@ -215,21 +218,5 @@ function rowOf(row) {
           "Revoke…",
         ),
     ]),
-  ]);
-}
-
-function pager({ query, found, turn }) {
-  const pages = Math.max(1, Math.ceil(found.value.total / PAGE));
-  const page = query.offset / PAGE;
-  const go = (text, to) =>
-    h(
-      "button",
-      { type: "button", class: "quiet small", disabled: to < 0 || to >= pages || to === page, onClick: () => turn(to) },
-      text,
-    );
-  return h("nav", { class: "pager", "aria-label": "Pages of connections" }, [
-    ...[go("First", 0), go("Previous", page - 1)],
-    h("span", `Page ${page + 1} of ${count(pages)}`),
-    ...[go("Next", page + 1), go("Last", pages - 1)],
   ]);
 }

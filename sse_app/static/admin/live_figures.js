@@ -103,7 +103,10 @@ function points(figures, chart) {
 /** The whole panel. */
 export const LiveFigures = {
   props: { figures: { type: Object, required: true } },
-  setup({ figures }) {
+  emits: ["channel"],
+  setup({ figures }, { emit }) {
+    const look = (name) => (event) => (event.preventDefault(), emit("channel", name));
+    const link = (name) => h("a", { href: "#present-title", title: "Who is on it", onClick: look(name) }, name);
     return () => {
       const now = figures.latest.value;
       return h("section", { class: "panel", "aria-labelledby": "figures-title" }, [
@@ -134,6 +137,8 @@ export const LiveFigures = {
             "Channels",
             ["Channel", "Streams", "Events"],
             (now?.channels ?? []).map((row) => [row.channel, row.streams, row.events]),
+            count,
+            link,
           ),
           counts("Refused", ["Reason", "Times"], Object.entries(now?.refusals ?? {})),
           counts("Streams ended", ["Reason", "Times"], Object.entries(now?.endings ?? {})),
