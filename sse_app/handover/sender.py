@@ -141,6 +141,8 @@ class HandoverSender:
             for stream in hub.streams - hub.laggards
             if _continues(stream)
             and stream.replay is None
+            and stream.interest.rate
+            is None  # one that has a rate may be replayed to later, with nothing waiting
             and stream.subscriber.lease.expires_at > expired_soon
             and stream.deadline > over_soon
         ]

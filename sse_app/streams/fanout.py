@@ -28,6 +28,8 @@ class FanoutGroup(SendTable[AnyStream]):
 
     They share the bytes also where events of several channels go out together, in log order.
 
+    Streams that have a rate are not sent them: they fall out, and read them when it is their turn.
+
     Args:
         interest: that of each stream.
         framing: that of each stream.
@@ -47,6 +49,14 @@ class FanoutGroup(SendTable[AnyStream]):
         super().__init__(framing, sender)
         self.interest = interest
         self.fall_out = fall_out
+
+    def send(self, frames: bytes, start: int, stop: int) -> None:
+        """Send the frames to the slots from ``start`` to ``stop``, or have their streams fall out."""
+        if self.interest.rate is None or self.fall_out is None:
+            super().send(frames, start, stop)
+        else:
+            for stream in filter(None, self.streams[start:stop]):
+                self.fall_out(stream)
 
     def queue(self, stream: AnyStream, frames: bytes) -> None:
         """Queue frames for a stream that is behind, or have it fall out."""

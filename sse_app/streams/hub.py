@@ -111,7 +111,7 @@ class Hub:
         self._following: asyncio.Task[None] | None = None
         self._knows_ended = False
         self._rated: set[Stream] = set()
-        """Streams that have a rate: they never join the present, also where they have come to it."""
+        """Streams that have a rate: those that have not joined may have all that is up to the head."""
         self._finishing: set[Stream] = set()
         """Streams that end because of an event that is not in the log, once they have written what waits."""
 
@@ -221,17 +221,9 @@ class Hub:
 
     def _advance(self, head: int) -> None:
         self.head = EventId(self.head.epoch, head)
-        self._wake_waiting()
-
-    def _wake_waiting(self) -> None:
         if self._arrival is not None:
             self._arrival.set()
             self._arrival = None
-
-    async def grown(self) -> None:
-        """Wait until the next fan-out has begun, or channels have ended."""
-        self._arrival = self._arrival or asyncio.Event()
-        await self._arrival.wait()
 
     async def reached(self, position: EventId) -> bool:
         """Wait until the fan-out of an event has begun; return False where the log is replaced by another one.
@@ -243,7 +235,8 @@ class Hub:
         while self.head.epoch != position.epoch or self.head.seq < position.seq:
             if replacements != self._replacements:
                 return False
-            await self.grown()
+            self._arrival = self._arrival or asyncio.Event()
+            await self._arrival.wait()
         return True
 
     # -- streams come and go --------------------------------------------------------------------------------
@@ -300,8 +293,9 @@ class Hub:
         group.add(stream)
 
     def _falls_out(self, interest: Interest) -> Callable[[Stream], None] | None:
-        """Return what is called with a stream of that interest that is behind, in place of queueing events for it."""
-        return self._fall_out if self.conflation.conflated(interest.channels) else None
+        """Return what is called with a stream of that interest in place of queueing events for it."""
+        falls_out = interest.rate is not None or self.conflation.conflated(interest.channels)
+        return self._fall_out if falls_out else None
 
     def unregister(self, stream: Stream) -> None:
         """Forget a stream that has ended, and count its end; calling it again does nothing."""
@@ -324,7 +318,7 @@ class Hub:
         self._leave_group(stream)
 
     def _fall_out(self, stream: Stream) -> None:
-        """Have a stream that is behind when events come read them later: the newest of each key, when it can.
+        """Have a stream that is behind when events come, or has a rate, read them later: the newest of each key.
 
         It has been given all before the fan-out that is under way.
         """
@@ -332,6 +326,8 @@ class Hub:
         if stream.ending is None:
             stream.replay = Replay(self._given)
             self._leave_group(stream)
+            if stream.parked:
+                stream.resume()
 
     def _leave_group(self, stream: Stream) -> None:
         if (group := stream.group) is not None:
@@ -517,7 +513,6 @@ class Hub:
         ended = await self.eventlog.ended()
         self.ended.learn({channel: seq for channel, seq in ended.items() if seq <= self.head.seq})
         if self.ended:
-            self._wake_waiting()
             await self._finish_all(self._finished(self._groups.all()))
         self._knows_ended = True
 
@@ -536,7 +531,6 @@ class Hub:
         A stream that is behind is ended by its pump, once it has written what waits.
         """
         channels = self.ended.end(events)
-        self._wake_waiting()
         return self._finished(dict.fromkeys(chain.from_iterable(map(self._groups.naming, channels))))
 
     async def _finish_passed_on(self, events: list[NewEvent]) -> None:

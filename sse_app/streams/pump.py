@@ -45,7 +45,7 @@ class Pump:
         self._hub = hub
         self._keepalive = keepalive
         self._tasks: set[asyncio.Task[None]] = set()
-        self._turns = Turns(hub)
+        self._turns = Turns()
         self._resume = self._run_again  # one object for all streams, each of which has it while it is parked
 
     async def run(self, stream: Stream, writer: Writer) -> None:
@@ -73,7 +73,7 @@ class Pump:
             self._end(stream)
         else:
             stream.park(self._resume)
-            if stream.interest.rate is not None:
+            if stream.replay is not None:
                 self._turns.rest(stream)
 
     def _finishes(self, stream: Stream) -> bool:
@@ -121,18 +121,21 @@ class Pump:
         """Replay what follows the position until the stream is at the head, and join it there.
 
         The last look at the head and the joining happen in one step of the event loop. So there is no gap
-        between the past and the present, and no event is sent twice, also while others are published.
+        between the past and the present, and no event is sent twice, also while others are published. One that has a
+        rate is read on at its next turn where it has been written something, and joins where there was nothing for it.
         """
         hub = self._hub
         rate = stream.interest.rate
-        if rate is not None and not self._turns.begin(stream):
+        if rate is not None and stream.replay is not None and not self._turns.begin(stream):
             return
-        last = hub.head.seq
+        goal = 0
+        has_written = False
         while stream.replay is not None and not stream.closed and stream.ending is None:
             after, floors = stream.replay
-            goal = hub.head.seq if rate is None else last
+            if rate is None or not has_written:
+                goal = hub.head.seq
             if after >= goal:
-                if rate is not None:  # it reads on at its next turn
+                if has_written and rate is not None:  # it reads on at its next turn
                     return
                 stream.replay = None
                 hub.join(stream)
@@ -147,6 +150,7 @@ class Pump:
                 floors = {}  # from here on all of them follow the position
             stream.replay = Replay(after, floors)
             if past:
+                has_written = True
                 writer.write(stream.framing.frame(past))
             writer.write(stream.take())
             await writer.flush()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Collection, Mapping
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
@@ -25,6 +26,7 @@ from sse_app.streams.keepalive import Keepalive
 from sse_app.streams.pump import Pump
 from sse_app.streams.replay_cache import ReplayCache
 from sse_app.streams.stream import Replay, Subscriber
+from tests.support.room import sequence
 from tests.support.sse_reader import EventStreamReader, ReceivedEvent
 from tests.support.waiting import until_async
 
@@ -322,7 +324,7 @@ async def test_a_stream_with_a_rate_is_ended_whenever_its_turn_comes(
         quick = [Client(room, (A,), None, 0) for _ in range(50)]
         await until_async(lambda: not room.hub.laggards, "all have caught up")
         await room.publish(*[(A, "x")] * 3)
-        await until_async(lambda: len(room.pump._turns._idle) == 3, "each waits for something to come")
+        await until_async(lambda: all(client.stream.replay is None for client in slow), "each has all")
         await room.publish((A, "x"), flags=FINAL)
 
         def over() -> bool:
@@ -334,3 +336,44 @@ async def test_a_stream_with_a_rate_is_ended_whenever_its_turn_comes(
         for client in slow + quick:
             assert [event.type for event in client.received] == ["x"] * 4 + ["closing"]
             client.leave()
+
+
+@pytest.mark.gen_test
+async def test_a_stream_with_a_rate_is_left_alone_by_events_of_other_channels_and_types(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with opened() as room:
+        client = Client(room, (A,), frozenset("x"), 0, rate=100)
+        await until_async(lambda: client.stream.parked, "it has caught up")
+        reads = 0
+        read = room.hub.past.read
+
+        def counted(*asked: Any) -> Awaitable[tuple[bytes, int]]:
+            nonlocal reads
+            reads += 1
+            return read(*asked)
+
+        monkeypatch.setattr(room.hub.past, "read", counted)
+        for _ in range(10):
+            await room.publish((B, "x"), (A, "y"))
+            await room.hub.settled()
+            await asyncio.sleep(0.02)  # longer than between two of its turns
+        assert (reads, client.stream.parked) == (0, True)
+        await room.publish((A, "x"))
+
+        def has_come() -> bool:
+            client.read()
+            return bool(client.received)
+
+        await until_async(has_come, "its own event comes")
+        await until_async(lambda: client.stream.replay is None, "there is nothing else for it")
+        assert reads == 1
+        await room.publish((B, "x"))
+        await room.hub.settled()
+        await room.ping()
+        client.read()
+        assert [event.type for event in client.received] == ["x", "ping"]
+        assert sequence(str(client.received[-1].id)) == room.hub.head.seq, (
+            "the position moves over the others"
+        )
+        client.leave()
