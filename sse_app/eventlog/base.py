@@ -130,11 +130,13 @@ class Beginning(NamedTuple):
         since: with events of this time or later, by the clock of `LogClock`, in seconds since the epoch; None for no
             such bound.
         ago: with events of so many seconds ago or later; None for no such bound.
+        types: which event types count as the ``last``; all where it is None. Events of others may be among them.
     """
 
     last: int | None = None
     since: float | None = None
     ago: float | None = None
+    types: frozenset[str] | None = None
 
 
 class Floors(NamedTuple):

@@ -51,6 +51,15 @@ def _seq(held: tuple[float, Event]) -> int:
     return held[1].seq
 
 
+def _start_of_last(events: deque[tuple[float, Event]], last: int, types: frozenset[str] | None) -> int:
+    """Return the place of the first of the last events of the types; the end where there is none of them."""
+    if types is None:
+        return max(0, len(events) - last)
+    places = zip(range(len(events) - 1, -1, -1), reversed(events), strict=True)
+    of_types = (place for place, (_, event) in places if event.type in types)
+    return min(islice(of_types, last), default=len(events))
+
+
 class MemoryEventLog(EventLog):
     """Keeps events in this process's memory; a restart begins a new epoch.
 
@@ -176,9 +185,9 @@ class MemoryEventLog(EventLog):
             if (channel := self._channels.get(name)) is None:
                 continue
             events = channel.events
-            start = 0 if beginning.last is None else max(0, len(events) - beginning.last)
-            if ago is not None:
-                start = max(start, bisect_left(events, now - ago, key=itemgetter(0)))
+            start = 0 if ago is None else bisect_left(events, now - ago, key=itemgetter(0))
+            if beginning.last is not None:
+                start = max(start, _start_of_last(events, beginning.last, beginning.types))
             floor = events[start - 1][1].seq if start else channel.trimmed
             found.append((name, floor, events[start][1].seq if start < len(events) else 0))
         return floors_of(selection, self.head, self._forgotten, found)

@@ -26,12 +26,13 @@ _TIME = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d(?:\.\d{1,9})?)([Zz]|[
 _BEGINNINGS = ("from", "last", "since")
 
 
-def parse_beginning(query: Query, most: int) -> Beginning | None:
+def parse_beginning(query: Query, most: int, types: frozenset[str] | None = None) -> Beginning | None:
     """Return where a stream begins whose client has no position; None: at the head.
 
     Args:
         query: the arguments as they came.
         most: of how many of the last events a stream begins with at most; more are as many.
+        types: the event types that the stream is sent, which alone count as the last events; None: all.
 
     Raises:
         Refusal: a value is bad, or there is more than one of ``from``, ``last`` and ``since``.
@@ -51,7 +52,7 @@ def parse_beginning(query: Query, most: int) -> Beginning | None:
         case "last":
             if not re.fullmatch(r"[0-9]{1,18}", text) or int(text) == 0:
                 raise _bad(name, "last must be a number of events, 1 or more")
-            return Beginning(last=min(int(text), most))
+            return Beginning(last=min(int(text), most), types=types)
         case _:
             return _since(text)
 

@@ -30,7 +30,7 @@ from sse_app.eventlog.base import (
     Retention,
     RetentionRules,
 )
-from sse_app.eventlog.sqlite import expiry
+from sse_app.eventlog.sqlite import expiry, reader
 from sse_app.eventlog.sqlite.log import SqliteEventLog
 from tests.support.log_processes import log_at
 from tests.support.waiting import until_async
@@ -41,8 +41,8 @@ OTHER = ChannelName("other")
 Make = Callable[..., EventLog]
 
 
-def new(channel: str, text: str = "{}", flags: int = 0) -> NewEvent:
-    return NewEvent(ChannelName(channel), "t", text.encode(), None, flags)
+def new(channel: str, text: str = "{}", flags: int = 0, type: str = "t") -> NewEvent:
+    return NewEvent(ChannelName(channel), type, text.encode(), None, flags)
 
 
 @asynccontextmanager
@@ -79,9 +79,10 @@ async def begun(
     log: EventLog, texts: Collection[str], beginning: Beginning | None = None
 ) -> tuple[list[int], bool]:
     """Return the numbers of the events with which a stream begins, and whether it is told of a gap."""
-    floors = await log.begin(texts, beginning or Beginning())
+    beginning = beginning or Beginning()
+    floors = await log.begin(texts, beginning)
     events, gap = await pages(log, texts, floors.first - 1, floors.head.seq, floors.floors)
-    seqs = [event.seq for event in events]
+    seqs = [event.seq for event in events if beginning.types is None or event.type in beginning.types]
     assert floors.first == (seqs[0] if seqs else floors.head.seq + 1)
     return seqs, gap
 
@@ -99,6 +100,40 @@ async def test_a_beginning_has_the_last_events_of_each_channel_by_name_and_by_pa
         assert await begun(log, [A, "room.*", OTHER], Beginning(last=1)) == ([3, 6, 9, 10], False)
         assert await begun(log, [A, B], Beginning(last=99)) == ([2, 5, 6, 7, 8, 9], False)
         assert await begun(log, ["never", "never.*"], Beginning(last=1)) == ([], False)
+
+
+@pytest.mark.gen_test
+async def test_of_the_last_events_those_count_that_are_of_the_types_asked_for(make: Make) -> None:
+    async with opened(make(size=5)) as log:
+        # Of a there are: alerts 1 5 6 8, notes 3 7 9; of b: an alert 2, a note 10; of the other channel a note 4.
+        types = ["alert", "alert", "note", "note", "alert", "alert", "note", "alert", "note", "note"]
+        channels = [A, B, A, OTHER, A, A, A, A, A, B]
+        await log.append(
+            [new(channel, type=type) for channel, type in zip(channels, types, strict=True)]
+        )  # of a 1 and 3 are over its size
+
+        async def last(count: int, *types: str, of: Sequence[str] = (A,)) -> list[int]:
+            seqs, gap = await begun(log, of, Beginning(last=count, types=frozenset(types)))
+            assert not gap
+            return seqs
+
+        assert await last(1, "alert") == [8]
+        assert await last(2, "alert") == [6, 8]
+        assert await last(5, "alert") == [5, 6, 8]
+        assert await last(1, "note") == [9]
+        assert await last(3, "note", "alert") == [7, 8, 9]
+        assert await last(3, "none") == []
+        assert await last(1, "alert", of=["room.*"]) == [2, 8]
+        assert await last(2, "note", of=["**"]) == [4, 7, 9, 10]
+        assert await last(1, "alert", of=[B, OTHER, "never"]) == [2]
+        # A channel that has none of the types is not read for them.
+        floors = await log.begin(["**"], Beginning(last=1, types=frozenset(["alert"])))
+        events, _ = await pages(log, ["**"], floors.first - 1, floors.head.seq, floors.floors)
+        assert [event.seq for event in events] == [2, 8, 9, 10]
+        # What comes later follows, also on channels that had none.
+        await log.append([new(OTHER, type="alert"), new(A, type="alert"), new(A)])
+        events, gap = await pages(log, ["**"], floors.first - 1, log.head.seq, floors.floors)
+        assert ([event.seq for event in events], gap) == ([2, 8, 9, 10, 11, 12, 13], False)
 
 
 @pytest.mark.gen_test
@@ -351,6 +386,7 @@ async def test_beginnings_are_the_same_after_the_log_was_closed(place: Path | st
         (["room.*"], Beginning()),
         (["**"], Beginning(last=1)),
         ([A, B], Beginning(ago=3600.0)),
+        (["**"], Beginning(last=2, types=frozenset("t"))),
     ]
 
     async def answers(log: EventLog) -> list[object]:
@@ -360,9 +396,14 @@ async def test_beginnings_are_the_same_after_the_log_was_closed(place: Path | st
 
     async with opened(log_at(place, rules)) as log:
         await log.append([new(channel) for channel in (A, B, A, A, B, A, OTHER)])
-        await log.append([new(OTHER, "bye", TEXT | FINAL)])
+        await log.append([new(OTHER, "bye", TEXT | FINAL, "bye")])
         before = await answers(log)
-        assert before[-3:] == [([3, 4, 5, 6], False), ([5, 6, 8], False), ([3, 4, 5, 6], False)]
+        assert before[-4:] == [
+            ([3, 4, 5, 6], False),
+            ([5, 6, 8], False),
+            ([3, 4, 5, 6], False),
+            ([4, 5, 6, 7], False),
+        ]
         async with opened(log_at(place, rules)) as other:
             assert await answers(other) == before
     async with opened(log_at(place, rules)) as log:
@@ -433,11 +474,13 @@ class Model:
     def __init__(self, head: int) -> None:
         self.head = head
         self.given: dict[str, list[int]] = {}
+        self.type: dict[int, str] = {}
 
-    def append(self, names: Sequence[str]) -> None:
-        for name in names:
+    def append(self, events: Sequence[NewEvent]) -> None:
+        for event in events:
             self.head += 1
-            self.given.setdefault(name, []).append(self.head)
+            self.given.setdefault(event.channel, []).append(self.head)
+            self.type[self.head] = event.type
 
     def kept(self, name: str) -> list[int]:
         return self.given[name][-SIZES.of(name).size :]
@@ -449,17 +492,28 @@ class Model:
         selection = Selection(texts)
         return [name for name in self.given if selection.covers(ChannelName(name))]
 
-    def begun(self, texts: Collection[str], last: int | None) -> list[int]:
-        found = (self.kept(name)[-(last or 99) :] for name in self.covered(texts))
+    def begun(
+        self, texts: Collection[str], last: int | None, types: Collection[str] | None = None
+    ) -> list[int]:
+        found = (
+            [seq for seq in self.kept(name) if types is None or self.type[seq] in types][-(last or 99) :]
+            for name in self.covered(texts)
+        )
         return sorted(seq for seqs in found for seq in seqs)
 
 
 STEPS = st.lists(
     st.one_of(
-        st.lists(st.sampled_from(NAMES), min_size=1, max_size=8),
+        st.lists(st.tuples(st.sampled_from(NAMES), st.sampled_from("tu")), min_size=1, max_size=8),
         st.tuples(
             st.lists(st.sampled_from(TEXTS), min_size=1, max_size=3, unique=True),
-            st.one_of(st.none(), st.integers(1, 6)),
+            st.one_of(
+                st.just(Beginning()),
+                st.tuples(
+                    st.integers(1, 6),
+                    st.sampled_from([None, frozenset("t"), frozenset("u"), frozenset("tu")]),
+                ).map(lambda asked: Beginning(last=asked[0], types=asked[1])),
+            ),
             st.integers(0, 30),
             st.integers(1, 4),
         ),
@@ -475,19 +529,21 @@ async def _is_as_the_model(log: EventLog, prefix: str, steps: list[Any]) -> None
     begun_before: list[tuple[list[str], Floors, list[int]]] = []
     for step in steps:
         if isinstance(step, list):
-            names = [f"{prefix}.{name}" for name in step]
-            await log.append([new(name) for name in names])
-            model.append(names)
+            given = [new(f"{prefix}.{name}", type=type) for name, type in step]
+            await log.append(given)
+            model.append(given)
             continue
-        texts, last, back, limit = step
+        texts, beginning, back, limit = step
         texts = [f"{prefix}.{text}" for text in texts]
-        floors = await log.begin(texts, Beginning(last=last))
-        expected = model.begun(texts, last)
+        floors = await log.begin(texts, beginning)
+        expected = model.begun(texts, beginning.last, beginning.types)
         assert floors.head.seq == model.head
         events, gap = await pages(log, texts, floors.first - 1, floors.head.seq, floors.floors, limit)
-        assert ([event.seq for event in events], gap) == (expected, False)
+        seqs = [event.seq for event in events]
+        wanted = [seq for seq in seqs if beginning.types is None or model.type[seq] in beginning.types]
+        assert (wanted, gap) == (expected, False)
         assert floors.first == (expected or [model.head + 1])[0]
-        begun_before.append((texts, floors, expected))
+        begun_before.append((texts, floors, seqs))
         position = max(start, model.head - back)
         lost = {name for name in model.covered(texts) if position < model.trimmed(name)}
         assert await log.lost(texts, EventId(log.head.epoch, position)) == dict.fromkeys(
@@ -655,6 +711,50 @@ def test_whatever_is_too_old_or_forgotten_no_gap_is_silent(
             no_gap()
         finally:
             runner.run(aging.log.close())
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+@pytest.mark.gen_test
+async def test_a_beginning_has_nothing_that_is_too_old_also_before_that_is_erased(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aging = Aging(kind, tmp_path / "e.db", monkeypatch)
+    names = ["n.s.a", "n.l.a", "n.x", "n.s.b", "n.x"]  # kept for 5,000, 50,000 and 100,000 seconds
+    async with opened(aging.log) as log:
+        await log.append([new(name) for name in names])
+        aging.now += 4_000.0
+        await log.append([new("n.s.a"), new("n.l.b")])
+        every = Beginning(last=9, types=frozenset("t"))
+        for seconds, kept in (
+            (900.0, [1, 2, 3, 4, 5, 6, 7]),
+            (200.0, [2, 3, 5, 6, 7]),
+            (45_000.0, [3, 5, 7]),
+            (50_000.0, []),
+        ):
+            aging.now += seconds
+            for beginning in (Beginning(), Beginning(last=9), Beginning(ago=1e9), every):
+                assert await begun(log, ["n.**"], beginning) == (kept, False)
+                assert await begun(log, sorted({*names, "n.l.b"}), beginning) == (kept, False)
+        await log.append([new("n.x")])
+        assert await begun(log, ["n.**"]) == ([8], False)
+
+
+@pytest.mark.gen_test
+async def test_while_events_of_some_types_are_looked_for_others_are_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "WALK_TIME", 0.0)
+    async with opened(SqliteEventLog(tmp_path / "e.db")) as log:
+        await log.append([new(f"a.{number}") for number in range(500)])
+        looking = asyncio.create_task(log.begin(["a.*"], Beginning(last=1, types=frozenset("u"))))
+        await asyncio.sleep(0)
+        for _ in range(20):
+            assert (await log.latest(["a.7"], 1))[0].seq == 8
+        assert not looking.done()
+        (last,) = await log.append([new("a.9", type="u")])
+        floors = await looking
+        assert (floors.head.seq, floors.first) == (500, 501), "all is of one moment"
+        assert last.seq == 501
 
 
 @pytest.mark.gen_test

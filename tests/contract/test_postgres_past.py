@@ -88,7 +88,13 @@ async def test_it_says_of_patterns_what_the_log_in_memory_says(
         for _ in range(15):
             some = chance.choices(names, k=chance.randrange(1, 40))
             events = [
-                NewEvent(name, "t", b"%d" % chance.randrange(99), None, chance.choice((0, 0, TEXT, FINAL)))
+                NewEvent(
+                    name,
+                    chance.choice("tttu"),
+                    b"%d" % chance.randrange(99),
+                    None,
+                    chance.choice((0, 0, TEXT, FINAL)),
+                )
                 for name in some
             ]
             await memory.append(events)
@@ -98,9 +104,13 @@ async def test_it_says_of_patterns_what_the_log_in_memory_says(
             channels: list[str] = chance.choices(PATTERNS, k=chance.choice((1, 1, 2))) + chance.choices(
                 [*names, ChannelName("none")], k=chance.choice((0, 0, 1, 3))
             )
-            beginning = Beginning(last=chance.choice((None, 1, 2, 4)))
+            beginning = Beginning(
+                last=chance.choice((None, 1, 2, 4)), types=chance.choice((None, None, frozenset("u")))
+            )
             begun, expected = await log.begin(channels, beginning), await memory.begin(channels, beginning)
-            assert begun[1:] == expected[1:]
+            assert begun.first == expected.first
+            if beginning.last is None or beginning.types is None:
+                assert begun.floors == expected.floors
             limit = chance.choice((1, 3, 50, 1000))
             replayed = await all_pages(log, channels, begun.first - 1, begun.floors, limit)
             assert replayed == await all_pages(memory, channels, begun.first - 1, begun.floors, limit)
@@ -143,7 +153,8 @@ def ask(session: psycopg.Connection[Any], text: str, after: int, until: int) -> 
     log = "(SELECT l FROM sse_app.log AS l)"
     for statement in (
         "SELECT * FROM sse_app.lost_after(%(texts)s, %(after)s)",
-        "SELECT * FROM sse_app.beginning(%(texts)s, 2, NULL, 60)",
+        "SELECT * FROM sse_app.beginning(%(texts)s, 2, NULL, 60, NULL)",
+        "SELECT * FROM sse_app.beginning(%(texts)s, 2, NULL, NULL, '{u}')",
         "SELECT * FROM sse_app.page(%(texts)s, '{}', %(after)s, %(until)s, 10, 9999, 100, false)",
         "SELECT * FROM sse_app.page(%(texts)s, '{}', 0, %(until)s, 10, 9999, 100, true)",
         f"SELECT * FROM sse_app.selected({log}, %(texts)s, %(after)s, '{{\"{text}\": 1}}')",

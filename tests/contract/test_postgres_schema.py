@@ -7,9 +7,12 @@ import asyncio
 import psycopg
 import pytest
 
+from sse_app.core.channels import ChannelName
 from sse_app.core.errors import StateError
+from sse_app.core.events import NewEvent
+from sse_app.eventlog.postgres.log import PostgresEventLog
 from sse_app.storage.postgres.database import Database, DatabaseUnavailable
-from sse_app.storage.postgres.schema import VERSION
+from sse_app.storage.postgres.schema import FILES, VERSION
 from tests.support.waiting import until_async
 
 
@@ -44,6 +47,33 @@ def test_a_schema_that_is_too_new_is_refused_and_one_that_allows_it_is_used(data
             await database.open()
 
     asyncio.run(start())
+
+
+def test_a_schema_of_before_is_brought_forward_while_programs_of_before_go_on_using_it(
+    database_url: str,
+) -> None:
+    begun = "SELECT name, floor, first FROM sse_app.beginning('{{a,b}}', 2, NULL, NULL{})"
+
+    async def append(types: str) -> None:
+        log = PostgresEventLog(Database(database_url))
+        await log.open()
+        await log.append([NewEvent(ChannelName("a"), type, b"{}") for type in types])
+        await log.close()
+
+    with psycopg.connect(database_url, autocommit=True) as earlier:
+        for file in FILES[:7]:
+            earlier.execute(file.read_bytes())
+        earlier.execute("UPDATE sse_app.schema SET version = 7")
+        earlier.execute("SELECT sse_app.look('', 0, 1000)")
+        assert earlier.execute(begun.format("").encode()).fetchall()[1:] == []
+        asyncio.run(append("txttyt"))
+        assert earlier.execute("SELECT version, oldest FROM sse_app.schema").fetchone() == (VERSION, 1)
+        assert earlier.execute(begun.format("").encode()).fetchall()[1:] == [("a", 4, 5)]
+        assert earlier.execute(begun.format(", NULL").encode()).fetchall()[1:] == [("a", 4, 5)]
+        assert earlier.execute(begun.format(", '{x,y}'").encode()).fetchall()[1:] == [("a", 1, 2)]
+        assert earlier.execute(begun.format(", '{none}'").encode()).fetchall()[1:] == [("a", 6, None)]
+        foreign = "SELECT count(*) FROM pg_proc WHERE proname = 'beginning' AND proacl::text LIKE '{=%'"
+        assert earlier.execute(foreign.encode()).fetchone() == (0,)
 
 
 def test_a_server_that_does_not_answer_is_named_without_the_password() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import httpx
 import pytest
 
-from tests.support.room import DEADLINE, Frame, Room, first, listen, numbers, sequence
+from tests.support.room import DEADLINE, Frame, Room, first, listen, numbers, sequence, take
 from tests.support.waiting import until
 
 
@@ -60,6 +60,50 @@ def test_pings_move_the_position_over_what_is_left_out_and_a_reconnect_goes_on_t
         event = next(frame for frame in frames if frame.type != "ping")
         assert (event.id, event.data["n"]) == (missed, 50)
         next_ping(frames.__next__, sequence(missed) + 1)
+
+
+@pytest.mark.parametrize("on_pattern", [False, True])
+def test_the_last_events_are_those_of_the_types_asked_for(room: Room, on_pattern: bool) -> None:
+    base = room.channel()
+    channel = f"{base}.one"
+    alerts = []
+    for number in range(60):
+        rare = number % 10 == 0
+        id = room.publish(channel, number, "rare" if rare else "often")
+        alerts += [id] * rare
+    room.publish(f"{base}.two", 60, "often")
+    asked = f"{base}.*" if on_pattern else f"{base}.two,{channel}"
+
+    def begun(last: str, types: str, count: int) -> tuple[int, list[int]]:
+        """Return the number that ``connected`` tells, and those of the first events."""
+        with listen(room.url(asked, last=last, types=types)) as frames:
+            position = sequence(str(first(frames).id))
+            return position, numbers(take(frames, count))
+
+    assert begun("5", "rare", 5) == (sequence(alerts[1]) - 1, [10, 20, 30, 40, 50])
+    assert begun("99", "rare", 6) == (sequence(alerts[0]) - 1, [0, 10, 20, 30, 40, 50])
+    assert begun("1", "often", 2)[1] == [59, 60]
+    assert begun("2", "often,rare", 3)[1] == [58, 59, 60]
+    # Where there is none, the stream begins with what is new.
+    with listen(room.url(asked, last="3", types="never")) as frames:
+        assert first(frames).id == room.head(channel)
+        room.publish(channel, 61, "often")
+        room.publish(channel, 62, "never")
+        assert numbers(take(frames, 1)) == [62]
+
+
+def test_the_last_event_of_a_type_of_a_channel_that_has_ended_is_sent_before_its_end(room: Room) -> None:
+    channel = room.channel()
+    room.publish(channel, 0, "rare")
+    room.publish(channel, 1, "often")
+    final = {"event": "often", "data": {"n": 2}, "final": True}
+    room.http.post(f"/api/v1/sse/{channel}", json=final).raise_for_status()
+    with listen(room.url(channel, last="1", types="rare")) as frames:
+        first(frames)
+        event, closing = take(frames, 2)
+        assert (event.data["n"], closing.data["reason"]) == (0, "ended")
+    answer = httpx.get(room.url(channel, last="1", types="none"), timeout=DEADLINE)
+    assert answer.status_code == 204, "nothing will come"
 
 
 def test_a_client_that_is_told_positions_loses_nothing_when_the_history_goes_on(

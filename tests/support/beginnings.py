@@ -53,9 +53,6 @@ END = "end"
 ROUNDING = 0.01
 """Seconds by which a time in the log may differ from that of the test, which is more exact."""
 
-ERASED_WITHIN = 2.0
-"""Seconds after which an event that is too old is surely erased: a log in a file looks for them from time to time."""
-
 LAG = 10.0
 """Within how many seconds a process has fanned out what was acknowledged: its head is that of its streams."""
 
@@ -573,13 +570,8 @@ class _Run:
         low = high = 0
         query = self._client.beginning
         if "last" in query and self._kind != "table":
-            count = int(query["last"])
-            numbers = [event.number for event in self._all]
-            bounds = []
-            for head in (self._head_before(asked), self._head_after(connected)):
-                first = max(bisect_right(numbers, head) - count, 0)
-                bounds.append(self._after(numbers[first] - 1) if first < len(numbers) else len(self._due))
-            low, high = bounds
+            heads = (self._head_before(asked), self._head_after(connected))
+            low, high = (max(self._after(head) - int(query["last"]), 0) for head in heads)
         elif "last" in query:
             high = len(self._due)
         elif "since" in query:
@@ -610,7 +602,7 @@ class _Run:
             return later >= KEPT_EVENTS
         if self._kind == "last":
             return later >= 1
-        return self._kind == "age" and event.ended + ERASED_WITHIN < at - KEPT_SECONDS
+        return self._kind == "age" and event.ended + ROUNDING < at - KEPT_SECONDS
 
     def _is_told(self, stream: Stream) -> bool:
         return any(event.type == "reset" for _, event in stream.events)

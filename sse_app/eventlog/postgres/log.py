@@ -293,9 +293,12 @@ class PostgresEventLog(EventLog):
     async def _begin(self, texts: tuple[str, ...], beginning: Beginning) -> Floors:
         asked_at = self._replacements
         first, *rows = await self._query(
-            "SELECT name, floor, first FROM sse_app.beginning(%b::text[], %s, %s, %s)",
+            "SELECT name, floor, first FROM sse_app.beginning(%b::text[], %s, %s, %s, %b::text[])",
             list(texts),
-            *beginning,
+            beginning.last,
+            beginning.since,
+            beginning.ago,
+            None if beginning.types is None else list(beginning.types),
         )
         epoch, head, forgotten = first
         self._learned(epoch, head, asked_at)

@@ -8,6 +8,7 @@ import sqlite3
 import time
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext, suppress
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import TypeVar
@@ -27,6 +28,7 @@ from sse_app.eventlog.base import (
     Page,
     Retention,
     RetentionRules,
+    floors_of,
     retention_rules,
 )
 from sse_app.eventlog.sqlite.bells import MAX_BELL_BYTES, MAX_QUEUED, Bell
@@ -358,8 +360,21 @@ class SqliteEventLog(EventLog):
     async def _begin(self, selection: Selection, beginning: Beginning) -> tuple[float, Floors]:
         """Return when the log was read, and the floors."""
         read_at = time.monotonic()
-        now, epoch = self._opened().now(), self._epoch
-        return read_at, await self._read(lambda reader: reader.begin(selection, beginning, now, epoch))
+        now, kept = self._opened().now(), self._retention
+        begun = await self._read(lambda reader: reader.begin(selection, beginning, now, kept))
+        found, left = begun.channels, begun
+        if (last := beginning.last) is not None and (types := beginning.types) is not None:
+            # That may take long: between the channels others read theirs. What is trimmed meanwhile is told as a gap.
+            found = []
+            while left.channels:
+                some = await self._read(
+                    partial(SqliteReader.begin_with_types, begun=left, last=last, types=types)
+                )
+                found += some
+                left = left._replace(channels=left.channels[len(some) :])
+        head = EventId(self._epoch, begun.head)
+        channels = ((name, floor, first) for name, _, floor, first in found)
+        return read_at, floors_of(selection, head, begun.forgotten, channels)
 
     def _catch_up(self, head: int) -> None:
         """Take over how far the log goes, where it has been read from the file, after what has been told of it."""

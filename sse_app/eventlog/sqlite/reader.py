@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from heapq import merge
 from itertools import islice
@@ -13,16 +14,16 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from sse_app.core.channels import ChannelName, ChannelPattern, is_internal
-from sse_app.core.events import FINAL, Event, EventId
+from sse_app.core.events import FINAL, Event
+from sse_app.core.json_text import to_json
 from sse_app.core.selection import Selection
 from sse_app.eventlog.base import (
     MAX_SEQ,
     NO_FLOORS,
     Beginning,
-    Floors,
     Page,
+    RetentionRules,
     first_page,
-    floors_of,
     without_holes,
 )
 from sse_app.eventlog.sqlite.schema import forgotten_until, head_of
@@ -39,18 +40,23 @@ _OF_PATTERN = "name >= :begin AND name < :end AND name GLOB :glob"
 """Finds in the index of names those that a pattern may cover: those that begin like all that it covers."""
 
 _BEGINNINGS = (
-    "WITH found AS MATERIALIZED "
-    "(SELECT name, id, max(trimmed, :before, {last}) AS floor FROM channels WHERE {{which}}) "
-    "SELECT name, floor, ifnull("
+    "WITH kept AS MATERIALIZED "
+    "(SELECT name, id, max(trimmed, :before, {too_old}) AS bound FROM channels WHERE {which}), "
+    "found AS MATERIALIZED (SELECT name, id, max(bound, {last}) AS floor FROM kept) "
+    "SELECT name, id, floor, ifnull("
     "(SELECT seq FROM events WHERE channel = id AND seq > floor ORDER BY seq LIMIT 1), 0) FROM found"
 )
-"""The name of a channel, the ``seq`` that its events follow, and that of the first of them."""
+"""What a `Begun` has of channels."""
 
-_ALL = _BEGINNINGS.format(last="0")
-_LAST = _BEGINNINGS.format(
-    last="ifnull((SELECT seq FROM events WHERE channel = id AND seq > trimmed "
-    "ORDER BY seq DESC LIMIT 1 OFFSET :last), 0)"
+_LAST = "ifnull((SELECT seq FROM events WHERE channel = id AND seq > bound ORDER BY seq DESC LIMIT 1 OFFSET :last), 0)"
+
+_LAST_OF_TYPES = (
+    "SELECT min(seq) FROM (SELECT seq FROM events WHERE channel = ? AND seq > ? AND seq <= ? "
+    "AND type IN (SELECT value FROM json_each(?)) ORDER BY seq DESC LIMIT ?)"
 )
+
+WALK_TIME = 0.02
+"""For how many seconds events of some types are looked for before something else is read."""
 
 T = TypeVar("T")
 
@@ -64,6 +70,21 @@ class Kept(NamedTuple):
     head: int
     forgotten: int
     channels: list[tuple[ChannelName, int]]
+
+
+class Begun(NamedTuple):
+    """From where on the events of channels are that a stream begins with.
+
+    Args:
+        head: of the log.
+        forgotten: the ``seq`` of the last event of any channel that was forgotten.
+        channels: of each that there is its name and id, the ``seq`` that its events follow, and that of the first of
+            them (0: there is none).
+    """
+
+    head: int
+    forgotten: int
+    channels: list[tuple[ChannelName, int, int, int]]
 
 
 class SqliteReader:
@@ -117,36 +138,62 @@ class SqliteReader:
         by_loss = sorted(lost.items(), key=itemgetter(1), reverse=True)
         return Kept(head_of(self._database), forgotten, by_loss)
 
-    def begin(self, selection: Selection, beginning: Beginning, now: float, epoch: str) -> Floors:
-        """Return from where on the channels' events follow for a stream that begins in the past.
+    def begin(
+        self, selection: Selection, beginning: Beginning, now: float, retention: RetentionRules
+    ) -> Begun:
+        """Return from where on the channels' events follow for a stream that begins in the past, whatever their types.
 
         Args:
             selection: the channels.
             beginning: of the stream.
             now: the time by which events are dated.
-            epoch: of the log.
+            retention: how much of each channel is kept; what is too old may not have been erased yet.
         """
         since = max(beginning.since or 0.0, 0.0 if beginning.ago is None else now - beginning.ago)
-        parameters: dict[str, object] = {"before": self._last_before(since), "last": beginning.last}
-        beginnings = _ALL if beginning.last is None else _LAST
-        found: list[tuple[ChannelName, int, int]] = []
+        before = self._last_before(max(since, now - retention.longest_age))
+        parameters: dict[str, object] = {"before": before, "last": beginning.last}
+        counts = beginning.last is not None and beginning.types is None
+        last, too_old = _LAST if counts else "0", "0"
+        if len(retention.ages) > 1:
+            expired = {age: self._last_before(now - age) for age in retention.ages}
+            self._database.create_function("too_old", 1, lambda name: expired[retention.of(name).age])
+            too_old = "too_old(name)"
+        found: list[tuple[ChannelName, int, int, int]] = []
         for pattern in selection.patterns:
-            rows = self._database.execute(
-                beginnings.format(which=_OF_PATTERN), parameters | _range_of(pattern)
-            )
+            statement = _BEGINNINGS.format(too_old=too_old, last=last, which=_OF_PATTERN)
+            rows = self._database.execute(statement, parameters | _range_of(pattern))
             found += (row for row in self._covered(rows, pattern) if row[0] not in selection.names)
+        statement = _BEGINNINGS.format(too_old=too_old, last=last, which="name = :name")
         for name in selection.names:
-            found += self._database.execute(
-                beginnings.format(which="name = :name"), parameters | {"name": name}
-            )
-        head = EventId(epoch, head_of(self._database))
-        return floors_of(selection, head, forgotten_until(self._database), found)
+            found += self._database.execute(statement, parameters | {"name": name})
+        return Begun(head_of(self._database), forgotten_until(self._database), found)
+
+    def begin_with_types(
+        self, begun: Begun, last: int, types: Collection[str]
+    ) -> list[tuple[ChannelName, int, int, int]]:
+        """Return from where on the last events of some types are, of the first channels: as many as take a while.
+
+        Args:
+            begun: the channels, and from where on all of their events are.
+            last: how many events of each.
+            types: those that count.
+        """
+        until = time.monotonic() + WALK_TIME
+        found: list[tuple[ChannelName, int, int, int]] = []
+        for name, id, floor, _ in begun.channels:
+            (seq,) = self._database.execute(
+                _LAST_OF_TYPES, (id, floor, begun.head, to_json(list(types)).decode(), last)
+            ).fetchone()
+            found.append((name, id, begun.head if seq is None else seq - 1, seq or 0))
+            if time.monotonic() > until:
+                break
+        return found
 
     def _last_before(self, time: float) -> int:
         """Return the ``seq`` of the last event of before a time: they are dated in order, but have no index of that."""
         low, high = 0, head_of(self._database) if time > 0 else 0
+        middle = 1  # mostly the oldest event says that none is so old
         while low < high:
-            middle = (low + high + 1) // 2
             row = self._database.execute(
                 "SELECT seq, at FROM events WHERE seq >= ? ORDER BY seq LIMIT 1", (middle,)
             ).fetchone()
@@ -154,6 +201,7 @@ class SqliteReader:
                 low = int(row[0])
             else:
                 high = middle - 1
+            middle = (low + high + 1) // 2
         return low
 
     def _channels_of(

@@ -84,14 +84,15 @@ class StreamHandler(PublishHandler):
         limits, query = self.node.settings.limits, self.request.arguments
         channels = parse_channels(names, limits.channels_per_stream)
         self.client_id = self._client_id()
+        types = parse_types(query)
         return Subscription(
             self.client_id,
             channels,
             self._position(),
             self.address,
             framing_for(self.request.version),
-            parse_beginning(query, limits.last_events),
-            parse_types(query),
+            parse_beginning(query, limits.last_events, types),
+            types,
             parse_rate(query),
         )
 
