@@ -77,7 +77,7 @@ export class Session extends EventTarget {
       const owner = answer && readClaims(answer.access_token).sub;
       if (!owner || (name && owner !== name)) {
         this.#mark(null);
-        this.#tell(name, owner ? "user" : "expired", owner);
+        if (name) this.#tell(name, owner ? "user" : "expired", owner);
         return false;
       }
       this.#begin(answer);
@@ -317,7 +317,7 @@ export class Session extends EventTarget {
     const { ok, status } = response;
     if (status === 204) return null;
     const answer = parse(text);
-    if (ok && answer === undefined && path.startsWith(AUTH)) throw new SessionError(0, "another server has answered");
+    if (ok && answer === undefined && path.startsWith("/api/")) throw new SessionError(0, "another server has answered");
     if (ok) return answer ?? text;
     const { message = `the server answered ${status}`, code } = answer?.error ?? {};
     throw new SessionError(status, message, code, Number(response.headers.get("Retry-After")) || 0);

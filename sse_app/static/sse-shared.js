@@ -9,8 +9,10 @@ const LONGEST = 2 ** 31 - 1; // ms; a longer timer would fire at once
 const PATIENCE = 1.1; // ping intervals of silence after which a leader is asked whether it lives
 
 const epochOf = (id) => id.slice(0, id.lastIndexOf("-"));
+const KICKED = "kicked";
+
 const isFinal = (error) => [401, 403].includes(error?.status);
-const refusal = (error) => ({ reason: error?.code === "kicked" ? "kicked" : "token", status: error?.status ?? 0 });
+const refusal = (error) => ({ reason: error?.code === KICKED ? KICKED : "token", status: error?.status ?? 0 });
 const ended = (signal) => new Promise((resolve) => signal.addEventListener("abort", resolve));
 
 /** The place of one tab among those that share a stream. It is started and stopped as a connection is. */
@@ -197,6 +199,7 @@ export class Tab {
 
   #hear({ kind, detail, to, from }) {
     if (to && !to.includes(this.#id)) return;
+    if (kind === "stop") return this.#tell(kind, detail); // also where this tab leads by now
     if (this.#lead) this.#lead.hear(kind, detail, from); // the lock alone says that another tab leads now
     else if (kind === "lead") this.#follow(from);
     else if (kind === "welcome") {
@@ -306,9 +309,10 @@ class Leader {
 
   #relay(kind, detail) {
     if (kind === "event" && !detail.channel && this.#scatter()) return;
-    const refused = kind === "stop" && [400, 403, 404].includes(detail.status) && detail.reason !== "kicked";
+    const refused = kind === "stop" && [400, 403, 404].includes(detail.status) && detail.reason !== KICKED;
     if (refused && this.#part()) return;
-    if (kind !== "stop") this.#say(kind, detail); // the others try by themselves, with tokens of their own
+    // After another end the others try by themselves, with tokens of their own; a kick is meant for all who share.
+    if (kind !== "stop" || detail.reason === KICKED) this.#say(kind, detail);
     this.#parts.tell(kind, detail);
     if (kind === "reconnect") this.#living();
   }

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from itertools import product
 from typing import Literal, NamedTuple
 
+import httpx
 import pytest
 
 from tests.support.browser import Chrome, ClientPage, Start, publish, wait_for_connections
@@ -179,3 +180,25 @@ def test_a_client_that_stays_goes_on_as_the_next_user_where_it_was_and_hears_not
         if state[number]:
             assert each.ids() == ids[begun[number] :]
         assert each.noted("reset") == []
+
+
+def test_a_kick_of_a_stream_ends_all_tabs_that_share_it_also_those_with_a_login_of_their_own(
+    chrome: Chrome, serve: Start
+) -> None:
+    server = start(serve)
+    tabs = [open_tab(chrome, server, "127.0.0.1", "ann") for _ in range(3)]
+    bob = open_tab(chrome, server, "127.0.0.1", "bob")
+    for tab in (*tabs, bob):
+        tab.run("listen()")
+        tab.opened()
+    headers = {"Authorization": f"Bearer {server.access_token(admin=True)}"}
+    with httpx.Client(base_url=f"{server.url}/api/v1/admin", headers=headers) as admin:
+        found = [row for row in admin.get("/connections").json()["connections"] if row["subject"] == "ann"]
+        assert len(found) == 1
+        admin.post(f"/connections/{found[0]['connection']}/kick").raise_for_status()
+    for tab in tabs:
+        tab.wait("log.some((entry) => entry.kind === 'close')")
+        assert [entry["reason"] for entry in tab.noted("close")] == ["kicked"]
+        assert reasons(tab) == []
+    wait_for_connections(server, 1)
+    assert bob.noted("close") == []
