@@ -45,6 +45,21 @@ def test_a_key_made_after_the_clock_was_set_back_signs_all_the_same(tmp_path: Pa
     assert [key.id for key in KeyRing.load(tmp_path)] == [made[1], made[0], "first"]
 
 
+def test_a_public_half_outlives_rotations_and_does_not_end_the_key_that_signs(tmp_path: Path) -> None:
+    """It belongs to a backend that signs tokens itself, and is the successor of no key of ours."""
+    KeyRing.load(tmp_path)
+    (tmp_path / "backend.pem").write_bytes(public_pem(ed25519.Ed25519PrivateKey.generate()))
+    for age, name in ((3000, "first.hs256"), (2000, "backend.pem")):
+        seconds = time.time() - age
+        os.utime(tmp_path / name, (seconds, seconds))
+    second, deleted = rotate(tmp_path, "HS256", time.time() - 1000)
+    assert deleted == [], "first has signed until now"
+    later = time.time() + 2000
+    third, deleted = rotate(tmp_path, "HS256", later)
+    assert deleted == ["first"]
+    assert {key.id for key in KeyRing.load(tmp_path)} == {"backend", second, third}
+
+
 def test_keys_are_rotated_while_the_server_serves_and_streams_go_on(desk: Site) -> None:
     tokens = [desk.log_in("ann")]
     ears = [desk.hear(tokens[0].stream)]

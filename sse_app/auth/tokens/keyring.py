@@ -159,6 +159,8 @@ def require_removable(keys: KeyRing, id: str) -> None:
 def rotate(directory: Path, algorithm: str, spent_before: float) -> tuple[str, list[str]]:
     """Make a new key, which signs from now on, and delete those whose last token has expired.
 
+    Public halves stay: it is not known until when their owners sign.
+
     Args:
         directory: of the keys.
         algorithm: of the new key.
@@ -184,10 +186,12 @@ def _rotate(directory: Path, algorithm: str, spent_before: float) -> tuple[str, 
         (file for file in directory.iterdir() if not file.name.startswith(".")),
         key=lambda file: (file.stat().st_mtime_ns, file.name),
     )
+    owners = (ROOT, os.geteuid(), directory.stat().st_uid)
+    signing = [file for file in files if _read(file, directory, owners).signing is not None]
     newest = files[-1].stat().st_mtime_ns
     _create(directory, f"{kid}.{suffix}", new_key(algorithm), newer_than=newest)
-    # A key signed its last token when its successor came.
-    spent = [old for old, successor in pairwise(files) if successor.stat().st_mtime < spent_before]
+    # A key signed its last token when its successor came. A public half is another's, who still signs with it.
+    spent = [old for old, successor in pairwise(signing) if successor.stat().st_mtime < spent_before]
     for file in spent:
         file.unlink()
     return kid, [file.stem for file in spent]

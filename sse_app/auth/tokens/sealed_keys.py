@@ -96,7 +96,8 @@ class SealedKeys:
             algorithm = algorithm or keys.signing.algorithm
             kind = "hs256" if algorithm == "HS256" else "pem"
             id = new_id()
-            spent = [old.id for successor, old in pairwise(rows) if successor.age > longest]
+            signing = [row for row in rows if self._unsealed(row).signing is not None]  # public halves stay
+            spent = [old.id for successor, old in pairwise(signing) if successor.age > longest]
             if await self._add(changed, [(id, kind, new_key(algorithm))], spent):
                 return id, spent
 
