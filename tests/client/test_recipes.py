@@ -1,0 +1,176 @@
+"""What docs/recipes.md shows runs as it stands."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.support.environments import environment_with
+from tests.support.ports import reserve_port
+from tests.support.programs import require
+from tests.support.server_process import ROOT, ServerProcess, running
+from tests.support.sse_reader import EventStreamReader
+from tests.support.waiting import until
+
+PASSWORD = "correct horse battery"
+PAGE = (ROOT / "docs/recipes.md").read_text()
+
+
+def recipe(heading: str, server: ServerProcess | None = None) -> str:
+    """Return the code below a heading, for this server."""
+    section = re.split(r"\n#+ ", PAGE.partition(f"# {heading}\n")[2])[0]
+    (code,) = re.findall(r"```\w+\n(.*?)```", section, re.DOTALL)
+    return str(code) if server is None else str(code).replace("http://localhost:8000", server.url)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A server with the user whom the page speaks of."""
+    with running(state_dir=tmp_path_factory.mktemp("recipes") / "state") as server:
+        server.add_user("backend", PASSWORD, subscribe="alerts", publish="alerts")
+        yield server
+
+
+def run(command: list[str], folder: Path, **variables: str) -> str:
+    """Run a program to its end, and return what it prints."""
+    environment = os.environ | variables
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def published(server: ServerProcess, sender: str) -> list[dict[str, Any]]:
+    """Return the alerts that a sender has published."""
+    with server.publisher() as http:
+        events = http.get("/api/v1/sse/alerts/history").json()["events"]
+    return [event for event in events if event["data"].get("from") == sender]
+
+
+def test_curl_publishes_once_however_often_it_is_sent(served: ServerProcess, tmp_path: Path) -> None:
+    for _ in range(2):
+        run(["bash", "-ec", recipe("Publish with curl", served)], tmp_path)
+    (event,) = published(served, "curl")
+    assert (event["event"], event["data"]["severity"]) == ("risk_alert", "low")
+
+
+@pytest.mark.node
+def test_node_publishes(served: ServerProcess, tmp_path: Path) -> None:
+    (tmp_path / "publish.mjs").write_text(recipe("Publish from Node.js", served))
+    run([require("node"), "publish.mjs"], tmp_path)
+    assert len(published(served, "node")) == 1
+
+
+@contextmanager
+def program(command: list[str], folder: Path, url: str) -> Iterator[httpx.Client]:
+    """Run an application until it answers, and end it as its operator would; it has to end well."""
+    with (folder / "log").open("w+") as log:
+        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
+
+        def answers() -> bool:
+            assert process.poll() is None, (folder / "log").read_text()
+            try:
+                return bool(httpx.get(url).status_code)
+            except httpx.TransportError:
+                return False
+
+        try:
+            until(answers, f"{url} answers")
+            with httpx.Client(base_url=url, timeout=60) as http:
+                yield http
+            process.terminate()
+            assert process.wait(60) in (0, -15), (folder / "log").read_text()
+            assert "Traceback" not in (folder / "log").read_text()
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+
+
+def uvicorn(port: int) -> list[str]:
+    """Return the command that serves app.py on a port."""
+    return [str(environment_with("frameworks") / "python"), "-m", "uvicorn", "app:app", "--port", str(port)]
+
+
+def test_fastapi_publishes(request: pytest.FixtureRequest, served: ServerProcess, tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(recipe("Publish from FastAPI", served))
+    port = reserve_port(request.node)
+    with program(uvicorn(port), tmp_path, f"http://127.0.0.1:{port}") as http:
+        answer = http.post("/orders", json={"from": "fastapi"})
+    assert [event["id"] for event in published(served, "fastapi")] == [answer.json()["event"]]
+
+
+def test_the_server_runs_beside_fastapi_in_one_process(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    port, streams = reserve_port(request.node), reserve_port(request.node)
+    code = recipe("The server beside FastAPI, in one process")
+    (tmp_path / "app.py").write_text(code.replace("8000", str(streams)).replace("8001", str(port)))
+    events = EventStreamReader()
+    heard: list[Any] = []
+    with program(uvicorn(port), tmp_path, f"http://127.0.0.1:{port}") as http:
+        token = http.get("/stream-token").json()["stream_token"]
+        url = f"http://127.0.0.1:{streams}/api/v1/sse/alerts?token={token}"
+        with httpx.stream("GET", url, headers={"Origin": f"http://localhost:{port}"}) as stream:
+            assert stream.headers["Access-Control-Allow-Origin"] == f"http://localhost:{port}"
+            pieces = stream.iter_bytes()
+            while not heard:
+                heard += events.feed(next(pieces))
+            id = http.post("/orders", json={"from": "beside"}).json()["event"]
+            while len(heard) < 2:
+                heard += events.feed(next(pieces))
+    assert [(event.type, event.id) for event in heard][1:] == [("risk_alert", id)]
+
+
+def test_the_tokens_of_a_backend_open_streams_and_nothing_else(served: ServerProcess, tmp_path: Path) -> None:
+    use_tokens_signed_by(served, tmp_path, "With PyJWT", [sys.executable, "-c"])
+
+
+@pytest.mark.node
+def test_the_tokens_of_a_backend_in_node_do(served: ServerProcess, tmp_path: Path) -> None:
+    use_tokens_signed_by(served, tmp_path, "In Node.js", [require("node"), "--input-type=module", "--eval"])
+
+
+@pytest.mark.long
+def test_the_tokens_of_a_backend_in_go_do(served: ServerProcess, tmp_path: Path) -> None:
+    (tmp_path / "main.go").write_text(recipe("In Go"))
+    run([require("go"), "build", "-o", "sign", "main.go"], tmp_path, GOCACHE=str(tmp_path / "cache"))
+    use_tokens_signed_by(served, tmp_path, "", ["./sign"])
+
+
+def use_tokens_signed_by(server: ServerProcess, folder: Path, heading: str, command: list[str]) -> None:
+    """Make a key as the page says, sign tokens with a program of it, and use them."""
+    keys = server.state_dir / "keys"
+    with_key = recipe("Sign stream tokens in your own backend").replace("var/keys", str(keys))
+    run(["sh", "-ec", f"{require('openssl')} version; {with_key}"], folder)
+    program = [*command, recipe(heading)] if heading else command
+    first, second = (run(program, folder) for _ in range(2))
+    assert first != second
+    url = f"{server.url}/api/v1/sse/alerts"
+    with httpx.stream("GET", url, params={"token": first, "client_id": "c"}) as stream:
+        assert stream.status_code == 200, "the running server has taken the key up"
+        renewed = httpx.post(
+            f"{server.url}/api/v1/sse/connections/c/renew", headers={"Authorization": f"Bearer {second}"}
+        )
+        assert renewed.json()["renewed"] == 1
+    headers = {"Authorization": f"Bearer {first}"}
+    assert httpx.post(url, headers=headers, json={"event": "e", "data": {}}).status_code == 401
+    assert httpx.get(f"{server.url}/api/v1/sse/dashboard", params={"token": first}).status_code == 403
+    server.command("keys", "remove", "backend")
+    until(lambda: status_of(url, second) == 401, "what it has signed is refused")
+
+
+def status_of(url: str, token: str) -> int:
+    """Return what a stream is answered with, and leave it."""
+    with httpx.stream("GET", url, params={"token": token}) as stream:
+        return stream.status_code
