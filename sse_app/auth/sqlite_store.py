@@ -181,13 +181,17 @@ class SqliteAuthStore(AuthStore):
         ]
 
     async def accounts_page(self, search: str, offset: int, limit: int) -> tuple[int, list[Account]]:
-        """Count the accounts that fit, and read some."""
+        """Count the accounts that fit, and read some: in the thread, as all of their names are looked through."""
+        connection = self._opened(self._writing)
         fitting = "FROM accounts WHERE instr(lower(name), lower(?)) > 0"  # names are ASCII
-        ((total,),) = self._rows(f"SELECT count(*) {fitting}", (search,))
-        rows = self._rows(
-            f"SELECT name, grants, disabled {fitting} ORDER BY name LIMIT ? OFFSET ?", (search, limit, offset)
-        )
-        return total, [_account(*row) for row in rows]
+
+        def read() -> tuple[int, list[Account]]:
+            ((total,),) = connection.execute(f"SELECT count(*) {fitting}", (search,))
+            page = f"SELECT name, grants, disabled {fitting} ORDER BY name LIMIT ? OFFSET ?"
+            return total, [_account(*row) for row in connection.execute(page, (search, limit, offset))]
+
+        with self._noticed_errors():
+            return await self._in_thread(read)
 
     async def credentials(self, name: str) -> Credentials | None:
         """Read one account."""

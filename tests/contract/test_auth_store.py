@@ -804,7 +804,7 @@ async def is_used_again(store: AuthStore) -> bool:
 
 
 def test_every_method_that_writes_is_tried() -> None:
-    read = {"open", "close", "accounts", "credentials", "session_of", "audit_entries"}
+    read = {"open", "close", "accounts", "accounts_page", "credentials", "session_of", "audit_entries"}
     read |= {"on_change", "id", "last_revocation", "revocations_since", "available"}
     assert AuthStore.__abstractmethods__ - read == WRITES.keys()
 

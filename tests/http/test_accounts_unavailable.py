@@ -58,7 +58,10 @@ async def test_what_needs_accounts_is_503_and_is_done_when_they_are_back(
             ("/api/v1/auth/refresh", refresh),
             ("/api/v1/auth/logout", refresh),
             ("/api/v1/admin/revocations", {"session": "other"}),
+            ("/api/v1/admin/users", {"name": "bob", "password": PASSWORD}),
         ]
+        ann = "/api/v1/admin/users/ann"
+        change = {"password": "battery staple", "grants": {"admin": True}, "disabled": True}
         with unwritable(sse.node.state.accounts):
             for path, body in requests:
                 is_admin = path.startswith("/api/v1/admin")
@@ -69,6 +72,9 @@ async def test_what_needs_accounts_is_503_and_is_done_when_they_are_back(
                 assert "locked" not in answer.text
                 assert "disk" not in answer.text
                 assert int(answer.headers["retry-after"]) > 0
+            assert (await http.patch(ann, json=change, headers=headers)).status_code == 503
+            as_before = (await http.get(ann, headers=headers)).json()
+            assert (as_before["disabled"], as_before["grants"]["admin"]) == (False, False)
             wrong = await http.post("/api/v1/auth/login", json=login | {"password": "wrong horse"})
             assert wrong.status_code == 401
             assert (await http.get("/api/v1/auth/me", headers=headers)).status_code == 200
@@ -81,6 +87,8 @@ async def test_what_needs_accounts_is_503_and_is_done_when_they_are_back(
             if path == "/api/v1/auth/refresh":
                 refresh["refresh_token"] = answer.json()["refresh_token"]
             assert answer.status_code in (200, 201, 204), (path, answer.text)
+        changed = (await http.patch(ann, json=change, headers=headers)).json()
+        assert (changed["disabled"], changed["grants"]["admin"]) == (True, True)
 
 
 @pytest.mark.gen_test
