@@ -24,6 +24,20 @@ def ended_children() -> dict[int, int]:
     return ended
 
 
+def reap_orphans() -> None:
+    """As process 1 of a container, wait for whatever ends: what others leave behind there becomes its child.
+
+    A health check or a command of an operator may; unless they are waited for, they stay as zombies
+    (pid_namespaces(7)). A server that is process 1 has no children of its own whose status is wanted.
+    """
+    if os.getpid() == 1:
+        signal.signal(signal.SIGCHLD, _reap)
+
+
+def _reap(number: int, frame: object) -> None:
+    ended_children()
+
+
 def cause_of(status: int) -> str:
     """Return in words how a process has ended, by the status of waitpid(2)."""
     code = os.waitstatus_to_exitcode(status)

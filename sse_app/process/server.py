@@ -47,7 +47,7 @@ from sse_app.handover.warm import Upgrade, started_as_successor, upgrade_obstacl
 from sse_app.http.server import HTTPServer
 from sse_app.node import connection_limits
 from sse_app.process import logs, tuning
-from sse_app.process.children import wait_for_end
+from sse_app.process.children import reap_orphans, wait_for_end
 from sse_app.process.garbage_collection import garbage_collection
 from sse_app.process.huge_pages import use_huge_pages
 from sse_app.process.notifications import UPGRADE_FAILED, status
@@ -152,6 +152,7 @@ class Server:
         loop.add_signal_handler(signal.SIGHUP, self._on_early_reload)
         loop.add_signal_handler(signal.SIGUSR2, ignore, signal.SIGUSR2, "it comes too early")
         loop.add_signal_handler(signal.SIGUSR1, ignore, signal.SIGUSR1, NO_LOG_FILE)
+        reap_orphans()
         standby_socket = bind_standby_socket(self._node.state.own) if self._is_standby else None
         if self._parent is not None:
             self._watch_parent(self._parent)

@@ -35,9 +35,9 @@ NOT_SOURCES = frozenset(
 MADE_ELSEWHERE = frozenset({"keys/", "dist/"})
 """Folders that documents name and the sources do not have: in the state directory, and what npm builds."""
 
-OTHER_VARIABLES = frozenset({"CONFIG", "URL", "TOKEN", "SERVICE_HOST"})
-"""Variables that are no settings: they name the settings file and what ``publish`` and ``listen`` connect to, or
-Kubernetes sets them."""
+OTHER_VARIABLES = frozenset({"CONFIG", "URL", "TOKEN", "SERVICE_HOST", "SITE"})
+"""Variables that are no settings: they name the settings file and what ``publish`` and ``listen`` connect to,
+Kubernetes sets them, or they are for the Caddyfile."""
 
 SEARCHED = (
     "graceful restart",
