@@ -16,7 +16,7 @@ from sse_app.auth.tokens.grants import Grants
 from sse_app.auth.tokens.issuer import TokenKind
 from sse_app.cli.options import settings_of
 from sse_app.cli.tokens import mint_with_own_keys
-from sse_app.core.channels import with_presence
+from sse_app.core.channels import is_internal, with_presence
 from sse_app.core.errors import InvalidInput, SSEAppError
 from sse_app.settings.model import Settings
 
@@ -96,7 +96,8 @@ def listen(options: argparse.Namespace) -> None:
     others = [name for name in channels if with_presence(name) is None]
     token = None
     if not options.no_token:
-        token = _token(options, settings, TokenKind.STREAM, Grants.of(others, presence=seen))
+        own = any(map(is_internal, others))  # such as the server's figures, which take the admin grant
+        token = _token(options, settings, TokenKind.STREAM, Grants.of(others, admin=own, presence=seen))
     asyncio.run(_listen(options, _url(options, settings), token, since))
 
 

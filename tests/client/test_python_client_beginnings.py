@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import subprocess
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -16,7 +17,7 @@ from sse_app.auth.tokens.issuer import TokenKind
 from sse_app.client import Connected, Event, Forbidden, Publisher, Refused, Stream, Waiting, presence
 from tests.support.minting import mint
 from tests.support.python_client import QUICK, run, take
-from tests.support.server_process import ServerProcess, run_program, running
+from tests.support.server_process import ServerProcess, run_program, running, start
 from tests.support.waiting import until
 
 CHANNELS = [
@@ -232,6 +233,37 @@ def test_the_commands_publish_a_text_and_listen_from_a_beginning(server: ServerP
     unstored = command(server, "publish", "cursors", "e", "{}")
     assert (unstored.returncode, unstored.stdout) == (0, "")
     assert "not stored" in unstored.stderr
+
+
+def test_the_servers_figures_come_without_ids_also_to_the_command_with_the_servers_keys(
+    server: ServerProcess,
+) -> None:
+    token = mint(server.state_dir, TokenKind.STREAM, Grants.of(admin=True))
+
+    async def test() -> None:
+        async with Stream(server.url, "sse_app.admin", token) as figures:
+            events = await take(figures, 2)
+            assert {(event.id, event.type, event.channel) for event in events} == {
+                ("", "figures", "sse_app.admin")
+            }
+
+    run(test())
+    words = ("listen", "sse_app.admin")
+    with start(words, environment=server.environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        printed = [json.loads(process.stdout.readline()) for _ in range(2)]
+        process.send_signal(signal.SIGINT)
+    assert {(line["event"], line["id"], line["data"]["channel"]) for line in printed} == {
+        ("figures", None, "sse_app.admin")
+    }
+    refused = Stream(server.url, "sse_app.admin", server.stream_token("**"))
+
+    async def listen() -> None:
+        async with refused:
+            with pytest.raises(Forbidden, match=r"sse_app\.admin; that takes the admin grant$"):
+                await anext(refused)
+
+    run(listen())
 
 
 def test_who_is_on_a_channel_is_told_by_client_and_command(server: ServerProcess) -> None:

@@ -102,9 +102,9 @@ class Grants(NamedTuple):
             Forbidden: no pattern covers it.
         """
         if not self.may_subscribe(channel):
-            raise Forbidden(
-                f"the token does not allow to subscribe to {channel}{_allowed(channel, self.subscribe)}"
-            )
+            takes_admin = is_internal(channel) and with_presence(channel) is None
+            allowed = "; that takes the admin grant" if takes_admin else _allowed(channel, self.subscribe)
+            raise Forbidden(f"the token does not allow to subscribe to {channel}{allowed}")
 
     def require_publish(self, channel: ChannelName) -> None:
         """Refuse a channel that may not be published to.
