@@ -106,7 +106,10 @@ async def main(url: str, user: str, password: str, speed: float, once: bool, quo
         Feed(training_feed(market, passes), TRAINING_PERIOD / speed),
         Feed(backtest_feed(market, passes), BACKTEST_PERIOD / speed),
     )
-    async with Session(url, user, password) as session, Publisher(url, session, report=_say) as client:
+    async with (
+        Session(url, user, password) as session,
+        Publisher(url, session, patience=math.inf, report=_say) as client,  # it outlasts the server's restarts
+    ):
         await publish_all(client, feeds)
 
 

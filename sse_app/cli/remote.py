@@ -77,7 +77,7 @@ def _data(options: argparse.Namespace) -> object:
 async def _publish(options: argparse.Namespace, url: str, token: Token, data: object) -> str:
     from sse_app.client import Publisher
 
-    async with Publisher(url, token, give_up_after=PUBLISH_TIMEOUT) as publisher:
+    async with Publisher(url, token, patience=PUBLISH_TIMEOUT) as publisher:
         return await publisher.publish(options.channel, options.type, data, final=options.final)
 
 

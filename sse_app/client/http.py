@@ -137,15 +137,13 @@ def _refusal(status: int, code: str, message: str, wait: float) -> ClientError:
     return _REFUSALS.get(status, Refused)(text, status, code)
 
 
-def meaning_of(error: Exception) -> ClientError:
-    """Return what an exception of a caller's own function means, by the HTTP status that it has.
+def meaning_of(error: Exception) -> ClientError | None:
+    """Return what an exception of a caller's own function means; None where it does not speak of HTTP.
 
-    httpx and requests have that in ``response.status_code``, aiohttp in ``status``, urllib in ``code``.
+    Its status is known from ``response.status_code`` by httpx and requests, ``status`` by aiohttp, ``code`` by urllib.
     """
     if isinstance(error, ClientError):
         return error
-    if isinstance(error, httpx.RequestError):
-        return lost(error)
     response: Any = getattr(error, "response", None)
     found = (
         getattr(response, "status_code", None),
@@ -154,7 +152,7 @@ def meaning_of(error: Exception) -> ClientError:
     )
     status = next((each for each in found if isinstance(each, int)), 0)
     if status < 300:
-        return Unavailable(redact(f"{type(error).__name__}: {error}"))
+        return lost(error) if isinstance(error, httpx.RequestError | OSError) else None
     code = ""
     with suppress(
         Exception

@@ -23,6 +23,9 @@ from sse_app.client.tokens import AccessTokens, Token
 
 PUBLISH = "/api/v1/sse"
 
+PATIENCE = 60.0
+"""Seconds for which a publisher tries where the caller has not said for how long."""
+
 KEY_LIFETIME = 23 * 3600.0
 """Seconds for which a key is relied on; the server keeps it for a day, and after that would publish again."""
 
@@ -34,8 +37,8 @@ class Publisher(HTTPUser):
 
     No answer, 429 and 5xx are retried, after ``Retry-After`` at the soonest; a refused token is replaced by a
     fresh one, once. Events that tasks publish side by side may arrive in any order; those of one task, one
-    awaited after the other, arrive in that order. Cancel a call to give up: whether it was published is then
-    not known, unless it is repeated under the same ``key``.
+    awaited after the other, arrive in that order. Once a call has given up, or is cancelled, it is not known whether
+    the event was published, unless the call is repeated under the same ``key``.
 
     Args:
         url: the server's address.
@@ -43,11 +46,12 @@ class Publisher(HTTPUser):
         http: the HTTP client to use, None for its own.
         backoff: how long to wait between attempts.
         timeout: seconds to wait for an answer before the request is sent again.
-        give_up_after: seconds for which to try; None: as long as the key is good for.
+        patience: seconds for which a call tries, all attempts and waits together; at most 23 hours, for as long as the
+            server is sure to know the key.
         report: called with a sentence when the server cannot be reached, and when it can again.
 
     Raises:
-        ValueError: the address is none.
+        ValueError: the address is none; the patience is not above 0.
     """
 
     def __init__(
@@ -58,14 +62,16 @@ class Publisher(HTTPUser):
         http: httpx.AsyncClient | None = None,
         backoff: Backoff = PUBLISHER_BACKOFF,
         timeout: float = 15.0,
-        give_up_after: float | None = None,
+        patience: float = PATIENCE,
         report: Callable[[str], None] = lambda sentence: None,
     ) -> None:
         super().__init__(url, http)
         self._tokens = AccessTokens(token)
         self._backoff = backoff
         self._timeout = timeouts(timeout)
-        self._give_up_after = KEY_LIFETIME if give_up_after is None else min(give_up_after, KEY_LIFETIME)
+        if not patience > 0:
+            raise ValueError("patience must be above 0 seconds")
+        self._patience = min(patience, KEY_LIFETIME)
         self._report = report
         self._lost = False
 
@@ -94,7 +100,7 @@ class Publisher(HTTPUser):
 
         Raises:
             Refused: the server will not take it; `Unauthorized` and `Forbidden` are such.
-            Unavailable: ``give_up_after`` has passed; it may have been published or not.
+            Unavailable: ``patience`` has passed; it may have been published or not.
             ClientError: something else is wrong; see `sse_app.client.errors`.
             ValueError, TypeError: the data cannot be written as JSON.
         """
@@ -131,11 +137,14 @@ class Publisher(HTTPUser):
         # Encoded once: a key stands for these bytes, and the server refuses it with any others.
         content = json.dumps(body, allow_nan=False, separators=(",", ":")).encode()
         headers = {"Content-Type": "application/json", "Idempotency-Key": key or str(uuid.uuid4())}
-        give_up_at = _clock() + self._give_up_after
+        give_up_at = _clock() + self._patience
         attempt = 0
         while True:
             try:
-                answer = await self._attempt(f"{self.url}{path}", content, headers)
+                async with asyncio.timeout(give_up_at - _clock()):
+                    answer = await self._attempt(f"{self.url}{path}", content, headers)
+            except TimeoutError:
+                raise Unavailable(f"the server has not answered within {self._patience:g} s") from None
             except Unavailable as error:
                 delay = error.retry_after + self._backoff.delay(attempt)
                 attempt += 1
@@ -143,7 +152,7 @@ class Publisher(HTTPUser):
                     raise
                 self._trouble(str(error))
                 await asyncio.sleep(delay)
-                if _clock() >= give_up_at:
+                if _clock() >= give_up_at:  # this machine may have slept
                     raise
             else:
                 if self._lost:
@@ -180,7 +189,7 @@ class Publisher(HTTPUser):
     def _trouble(self, reason: str) -> None:
         if not self._lost:
             self._lost = True
-            self._report(f"{reason}; trying again until it works")
+            self._report(f"{reason}; trying again")
 
 
 def _clock() -> float:

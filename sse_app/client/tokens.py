@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from sse_app.client.errors import Forbidden, StreamEnded, Unauthorized, Unavailable, kicked_or
 from sse_app.client.http import meaning_of
 from sse_app.client.session import Session
+from sse_app.core.redaction import redact
 
 Token = str | Callable[[], Awaitable[str]] | Session
 """A token: one for good, a function that fetches a fresh one, or the session that hands them out."""
@@ -57,7 +58,8 @@ class StreamTokens:
             if isinstance(meaning, Forbidden):
                 meaning = kicked_or(meaning)
             if not isinstance(meaning, StreamEnded | Unauthorized | Forbidden | Unavailable):
-                meaning = Unavailable(f"there is no token: {meaning}")
+                why = meaning or redact(f"{type(error).__name__}: {error}")
+                meaning = Unavailable(f"there is no token: {why}")
             if meaning is error:
                 raise
             raise meaning from error
@@ -82,7 +84,8 @@ class AccessTokens:
         """Return a token, another than the one that the server has refused, if any.
 
         Raises:
-            ClientError: the session can get none. A function raises what it raises.
+            ClientError: the session can get none, or the function can not, as its exception's HTTP status says. Any
+                other exception of a function is raised as it is.
         """
         match self._token:
             case str(token):
@@ -90,4 +93,10 @@ class AccessTokens:
             case Session() as session:
                 return await session.access_token(refused)
             case fetch:
-                return await fetch()
+                try:
+                    return await fetch()
+                except Exception as error:
+                    meaning = meaning_of(error)
+                    if meaning is None or meaning is error:
+                        raise
+                    raise meaning from error

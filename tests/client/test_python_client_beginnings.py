@@ -16,8 +16,9 @@ from sse_app.auth.tokens.grants import Grants
 from sse_app.auth.tokens.issuer import TokenKind
 from sse_app.client import Connected, Event, Forbidden, Publisher, Refused, Stream, Waiting, presence
 from tests.support.minting import mint
+from tests.support.preloaded import start
 from tests.support.python_client import QUICK, run, take
-from tests.support.server_process import ServerProcess, run_program, running, start
+from tests.support.server_process import ServerProcess, run_program, running
 from tests.support.waiting import until
 
 CHANNELS = [

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
+import math
 import signal
+import time
 from collections.abc import Callable
 
 import pytest
 
-from sse_app.client import Backoff, Publisher, Session
-from tests.support.python_client import CHANNEL, QUICK, logged_in, run, whats_in_the_log
+from sse_app.client import Backoff, Publisher, Session, Unauthorized, Unavailable
+from tests.support.python_client import CHANNEL, DEADLINE, QUICK, logged_in, run, whats_in_the_log
 from tests.support.server_process import ServerProcess
+from tests.support.stream_script import Script, answer_json, status
 from tests.support.wire import Wire, answer
 
 Start = Callable[..., ServerProcess]
@@ -167,3 +171,59 @@ def test_a_refresh_token_is_never_used_twice_whatever_happens_to_the_answer(star
         assert audit == []
 
     run(test())
+
+
+@pytest.mark.parametrize("answers", [[[None]], [status(503)], [[]], [status(429, b"", "Retry-After: 3600")]])
+def test_a_publisher_gives_up_when_its_patience_is_at_an_end(
+    answers: list[list[bytes | float | None]],
+) -> None:
+    async def test() -> None:
+        async with (
+            Script({"/sse/news": answers}) as script,
+            Publisher(script.url, "token", patience=1, backoff=QUICK) as publisher,
+        ):
+            begun = time.monotonic()
+            with pytest.raises(Unavailable):
+                await publisher.publish("news", "e", {})
+            assert time.monotonic() - begun < 10
+            assert len({request.headers["idempotency-key"] for request in script.asked}) == 1
+            assert (len(script.asked) > 1) == (answers in ([status(503)], [[]]))
+
+    run(test())
+
+
+def test_a_token_function_that_fails_is_called_again_where_that_may_help() -> None:
+    class Told(Exception):
+        def __init__(self, status: int) -> None:
+            self.status = status  # as aiohttp's exceptions have it
+
+    failures: list[Exception] = [Told(503), TimeoutError(), OSError(), Told(401), ZeroDivisionError()]
+
+    async def token() -> str:
+        if failures:
+            raise failures.pop(0)
+        return "token"
+
+    async def hang() -> str:
+        await asyncio.sleep(DEADLINE)
+        return ""
+
+    async def test() -> None:
+        async with Script({"/sse/news": [answer_json(201, {"id": "e-1", "channel": "news"})]}) as script:
+            async with Publisher(script.url, token, backoff=QUICK) as publisher:
+                for error in (Unauthorized, ZeroDivisionError):
+                    with pytest.raises(error):
+                        await publisher.publish("news", "e", {})
+                assert await publisher.publish("news", "e", {}) == "e-1"
+            async with Publisher(script.url, hang, patience=0.2) as publisher:
+                with pytest.raises(Unavailable, match=r"not answered within 0\.2 s"):
+                    await publisher.publish("news", "e", {})
+
+    run(test())
+
+
+def test_the_patience_of_a_publisher_is_a_minute_unless_it_is_told_another() -> None:
+    assert inspect.signature(Publisher).parameters["patience"].default == 60
+    for wrong in (0, -1, math.nan):
+        with pytest.raises(ValueError, match="patience"):
+            Publisher("http://localhost", "token", patience=wrong)

@@ -195,7 +195,7 @@ def test_a_stream_goes_on_over_a_kill_of_the_server_and_no_request_is_answered_w
             for refused in (await http.post(url, json={}), await http.get(f"{url}/history")):
                 assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
                 assert refused.json()["error"]["code"] == "unavailable"
-            hasty = Publisher(site.proxy.url, site.access, http=http, give_up_after=1)
+            hasty = Publisher(site.proxy.url, site.access, http=http, patience=1)
             with pytest.raises(Unavailable) as told:
                 await hasty.publish(CHANNEL, "tick", {})
             assert told.value.retry_after == 5
