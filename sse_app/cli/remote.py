@@ -9,6 +9,7 @@ import os
 import re
 import secrets
 import sys
+from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,8 @@ from sse_app.settings.model import Settings
 
 if TYPE_CHECKING:
     from sse_app.client import Connected, Event, Reset, Waiting
-    from sse_app.client.tokens import Token
+
+    Token = str | Callable[[], Awaitable[str]]
 
 TOKEN_LIFETIME = 600
 """How many seconds a token that a command mints for itself is valid."""

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
+from inspect import isawaitable
+from typing import Protocol, TypeVar
 
 from sse_app.client.errors import Forbidden, StreamEnded, Unauthorized, Unavailable, kicked_or
 from sse_app.client.http import meaning_of
-from sse_app.client.session import Session
 from sse_app.core.redaction import redact
 
-Token = str | Callable[[], Awaitable[str]] | Session
-"""A token: one for good, a function that fetches a fresh one, or the session that hands them out."""
 
-StreamToken = Token | None
-"""As `Token`; None for public channels, which take none."""
+class AccessTokenSource(Protocol):
+    """What has access tokens, such as a `Session`."""
+
+    def access_token(self, refused: str | None = None, /) -> Awaitable[str]:
+        """Return one, another than the one that the server has refused, if any."""
+
+
+class StreamTokenSource(Protocol):
+    """What has stream tokens, such as a `Session`."""
+
+    def stream_token(self, channels: Iterable[str] | None = None, /) -> Awaitable[str]:
+        """Return a fresh one that is good for these channels."""
+
+
+Token = str | Callable[[], Awaitable[str]] | AccessTokenSource
+"""An access token: one for good, a function that fetches a fresh one, or the session that hands them out."""
+
+StreamToken = str | Callable[[], Awaitable[str]] | StreamTokenSource | None
+"""As `Token`, a stream token; None for public channels, which take none."""
 
 
 class StreamTokens:
@@ -28,7 +44,7 @@ class StreamTokens:
     """
 
     def __init__(self, token: StreamToken, channels: tuple[str, ...]) -> None:
-        self._token = token
+        self._token = _checked(token, "stream_token")
         self._channels = channels
         self.refused = False
 
@@ -45,14 +61,11 @@ class StreamTokens:
             Unauthorized, Forbidden: there is no token to be had, for good.
             Unavailable: there is none just now, for any other reason.
         """
+        token = self._token
+        if isinstance(token, str | None):
+            return token
         try:
-            match self._token:
-                case str() | None as token:
-                    return token
-                case Session() as session:
-                    return await session.stream_token(self._channels)
-                case fetch:
-                    return await fetch()
+            return await _awaited(token() if callable(token) else token.stream_token(self._channels))
         except Exception as error:  # of any kind: the caller's own function may raise anything
             meaning = meaning_of(error)
             if isinstance(meaning, Forbidden):
@@ -73,7 +86,7 @@ class AccessTokens:
     """
 
     def __init__(self, token: Token) -> None:
-        self._token = token
+        self._token = _checked(token, "access_token")
 
     @property
     def fresh(self) -> bool:
@@ -87,16 +100,32 @@ class AccessTokens:
             ClientError: the session can get none, or the function can not, as its exception's HTTP status says. Any
                 other exception of a function is raised as it is.
         """
-        match self._token:
-            case str(token):
-                return token
-            case Session() as session:
-                return await session.access_token(refused)
-            case fetch:
-                try:
-                    return await fetch()
-                except Exception as error:
-                    meaning = meaning_of(error)
-                    if meaning is None or meaning is error:
-                        raise
-                    raise meaning from error
+        token = self._token
+        if isinstance(token, str):
+            return token
+        try:
+            return await _awaited(token() if callable(token) else token.access_token(refused))
+        except Exception as error:
+            meaning = meaning_of(error)
+            if meaning is None or meaning is error:
+                raise
+            raise meaning from error
+
+
+Given = TypeVar("Given", Token, StreamToken)
+
+
+def _checked(token: Given, method: str) -> Given:
+    """Return a token that is one.
+
+    Raises:
+        TypeError: it is neither a text nor a function nor has it the method that fetches one.
+    """
+    if isinstance(token, str | None) or callable(token) or hasattr(token, method):
+        return token
+    raise TypeError(f"token must be a text, a function or a Session, not {type(token).__name__}")
+
+
+async def _awaited(token: Awaitable[str] | str) -> str:
+    """Return what a function has returned: a plain one a text."""
+    return await token if isawaitable(token) else token

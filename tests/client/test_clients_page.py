@@ -97,7 +97,9 @@ DURATIONS = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seconds", DURATIONS)
-@pytest.mark.parametrize(("heading", "shell"), [("curl", True), ("Python", False)])
+@pytest.mark.parametrize(
+    ("heading", "shell"), [("curl", True), ("Python", False), ("Python without asyncio", False)]
+)
 def test_the_lines_for_a_terminal_run_as_they_stand_and_outlive_their_tokens(
     heading: str, shell: bool, seconds: float, start_server: Start, tmp_path: Path
 ) -> None:

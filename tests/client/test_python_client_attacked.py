@@ -253,6 +253,19 @@ def test_the_lines_of_the_readme_run_as_they_stand(start_server: Start) -> None:
     assert re.match(r"[\w-]+ risk_alert {'severity': 'low', 'channel': 'alerts', 'timestamp': ", line)
 
 
+def test_the_synchronous_lines_of_the_readme_run_as_they_stand(start_server: Start) -> None:
+    server = start_server()
+    server.add_user("ann", "correct horse battery", subscribe="dashboard,alerts", publish="alerts")
+    readme = (ROOT / "README.md").read_text()
+    block = readme[readme.index("    from sse_app.client.sync") :].partition("\n\n#")[0]
+    program = textwrap.dedent(block).replace("http://localhost:8000", server.url)
+    program = program.replace("…", "correct horse battery")
+    subprocess.run([sys.executable, "-W", "error", "-c", program], cwd=ROOT, check=True, timeout=60)
+    with server.publisher() as http:
+        (event,) = http.get("/api/v1/sse/alerts/history").json()["events"]
+    assert (event["event"], event["data"]["severity"]) == ("risk_alert", "low")
+
+
 def test_a_server_whose_tokens_last_no_time_is_not_asked_for_renewal_without_a_pause() -> None:
     asked: list[float] = []
 
