@@ -6,7 +6,7 @@ import { gzipSync } from "node:zlib";
 import { build } from "esbuild";
 
 const LIMIT = 4096; // bytes of the core, minified and gzipped
-const PARTS = ["sse-connection.js"]; // of the core: bundled into sse-client.js
+const PARTS = ["sse-connection.js", "sse-parser.js"]; // of the core: bundled into sse-client.js
 
 const here = (path) => new URL(path, import.meta.url);
 const sources = async (folder, wanted) =>
@@ -24,7 +24,7 @@ const { outputFiles } = await build({
   format: "esm",
   target: "es2022",
   // Parts that are loaded when they are used; this package's other entries; and what belongs to the page.
-  external: ["./sse-shared.js", "@sse-app/client", "@sse-app/client/*", "vue", "react", "svelte", "svelte/*"],
+  external: ["./sse-renewal.js", "./sse-page.js", "./sse-shared.js", "./sse-explain.js", "@sse-app/client", "@sse-app/client/*", "vue", "react", "svelte", "svelte/*"],
   write: false,
 });
 await mkdir(here("dist/"), { recursive: true });

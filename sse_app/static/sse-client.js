@@ -1,131 +1,137 @@
 // The client for sse_app's event streams: reconnects, misses nothing, gets nothing twice, and shares one
 // stream among the tabs of a browser. `Connection` keeps a stream going; `SSEClient` is what a page uses.
 
-import { Connection, isCovered, parse } from "./sse-connection.js";
+import { Connection, isCovered, parse, pathOf } from "./sse-connection.js";
 
-const BEGINNINGS = ["from", "last", "since"];
-const TYPES = ["message", "dashboard_update", "risk_alert", "training_progress", "backtest_progress"];
+const CONNECTING = 0;
+const OPEN = 1;
+const CLOSED = 2;
+const NOWHERE = "nowhere:"; // a URL of a client that was made outside of a page, and is not absolute
 
 /** Tells whether an event id stands at or before another. Another epoch is another log, where all is new. */
 function isSeen(id, last) {
-  const [epoch, seq] = split(id);
-  const [lastEpoch, lastSeq] = split(last);
-  return epoch === lastEpoch && seq <= lastSeq;
+  const split = (each) => /(.*)-(.*)/.exec(each) ?? [];
+  const [, epoch, seq] = split(id);
+  const [, lastEpoch, lastSeq] = split(last);
+  return epoch === lastEpoch && Number(seq) <= Number(lastSeq);
 }
 
-function split(id) {
-  const dash = `${id ?? ""}`.lastIndexOf("-");
-  return dash < 0 ? [] : [id.slice(0, dash), Number(id.slice(dash + 1))];
+function resolve(url) {
+  const { document, location } = globalThis;
+  try {
+    return new URL(url, document?.baseURI ?? location?.href ?? `${NOWHERE}/`);
+  } catch {
+    throw invalid(url);
+  }
 }
+
+const invalid = (url) => new DOMException(`${url} is no URL; outside of a page it must be absolute`, "SyntaxError");
 
 /** A stream on some channels. Its events, types and options are described in the type declarations. */
 export class SSEClient extends EventTarget {
-  readyState = EventSource.CLOSED;
+  static CONNECTING = CONNECTING;
+  static OPEN = OPEN;
+  static CLOSED = CLOSED;
+  CONNECTING = CONNECTING;
+  OPEN = OPEN;
+  CLOSED = CLOSED;
+  onopen = null;
+  onmessage = null;
+  onerror = null;
+  readyState = CLOSED;
   lastEventId;
   #options;
   #link = null; // a connection of its own, or a place among tabs that share one
   #generation = new AbortController(); // aborted with each start and stop: what belongs to an older one never fires
-  #away = false; // the page is frozen or cached
   #anew = false; // the order of ids begins anew, so nothing counts as seen
-  #key;
 
   constructor(url, options = {}) {
     super();
-    const at = new URL(url, location.href);
+    const at = resolve(url);
     const path = at.pathname.replace(/\/+$/, "");
     const last = path.lastIndexOf("/");
     const channels = options.channels ?? decodeURIComponent(path.slice(last + 1));
     at.pathname = options.channels ? path || "/api/v1/sse" : path.slice(0, last);
-    const { from, last: count, since, types, rate } = options;
-    const moment = since instanceof Date ? since.toISOString() : typeof since === "number" ? `-${since}` : since;
-    for (const [name, value] of Object.entries({ from, last: count, since: moment, types, rate })) {
-      if (value != null) at.searchParams.set(name, value);
+    for (const name of ["from", "last", "since", "types", "rate"]) {
+      const value = options[name];
+      const ago = name === "since" && typeof value === "number";
+      if (value != null) at.searchParams.set(name, ago ? `-${value}` : (value.toISOString?.() ?? value));
     }
-    const { search } = at;
-    const begins = BEGINNINGS.some((name) => at.searchParams.has(name)); // others have no part in a tab's own beginning
-    at.search = at.hash = "";
-    const { events = types ? `${types}`.split(",") : TYPES, reconnectDelay = 1000, maxReconnectDelay = 30_000, maxRetries = Infinity } = options;
-    const { pingInterval = 30_000, connectTimeout = 15_000, share = true, withCredentials = false } = options;
-    const { clientId = `web-${Math.random().toString(36).slice(2)}`, persist } = options;
-    const session = options.token?.streamToken && options.token;
-    const token = session ? (wanted) => session.streamToken(wanted) : options.token;
+    const { token, events, signal, autoConnect = true } = options;
     this.#options = {
-      ...options,
-      ...{ reconnectDelay, maxReconnectDelay, maxRetries, pingInterval, connectTimeout, share, withCredentials },
-      ...{ url: at.href, search, clientId, token, session, ...(begins && { share: false }) },
+      reconnectDelay: 1000,
+      maxReconnectDelay: 30_000,
+      pingInterval: 30_000,
+      connectTimeout: 15_000,
+      share: true,
+      clientId: `web-${Math.random().toString(36).slice(2)}`,
+      ...Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined)),
+      ...(/[?&](from|last|since)=/.test(at.search) && { share: false }), // other tabs have no part in its own beginning
+      url: at.href.replace(/\/?([?#].*)?$/, ""),
+      search: at.search,
+      session: token, // if it is one
+      token: token?.streamToken ? (wanted) => token.streamToken(wanted) : token,
       channels: new Set(typeof channels === "string" ? channels.split(",") : channels),
-      types: new Set(events),
+      events: events && new Set(events),
     };
-    this.#key = persist && `sse-client ${persist === true ? `${at.href}/${[...this.#options.channels]}` : persist}`;
-    this.lastEventId = this.#stored();
-    if (options.autoConnect ?? true) this.connect();
+    signal?.addEventListener("abort", () => this.close());
+    if (autoConnect) this.connect();
   }
 
   get url() {
-    return `${this.#options.url}/${[...this.#options.channels]}`;
+    const { url, channels, search } = this.#options;
+    return `${url}/${pathOf(channels)}${search}`;
+  }
+
+  get withCredentials() {
+    return !!this.#options.withCredentials;
   }
 
   /** Starts, or starts again after an end, after the last event seen. While it waits to reconnect it does so now. */
   connect() {
-    if (this.readyState === EventSource.OPEN) return;
+    if (this.readyState !== OPEN) this.#begin();
+  }
+
+  /** Gives up the connection that there is, and opens a new one after the last event seen, with a fresh token. */
+  restart() {
+    const wasClosed = this.readyState === CLOSED;
+    const signal = this.#begin();
+    if (signal && !wasClosed) this.#hear(signal, "reconnect", { delay: 0, reason: "restart", attempt: 1 });
+  }
+
+  #begin() {
+    const { url, signal: over } = this.#options;
+    if (over?.aborted) return;
+    if (url.startsWith(NOWHERE)) throw invalid(url.slice(NOWHERE.length));
     const signal = this.#leave();
-    const on = (target, type, act) => target?.addEventListener?.(type, act, { signal });
-    // A page that is frozen or cached may not hold a connection; it closes it, and resumes from its position later.
-    this.#away = false;
-    const leave = () => {
-      this.#away = true;
-      this.#link?.stop();
-      this.#link = null;
-      this.readyState = EventSource.CONNECTING;
-    };
-    const comeBack = () => {
-      const wasAway = this.#away;
-      this.#away = false;
-      if (wasAway) this.#join(signal);
-    };
-    // What another user may read is not this one's to see, not even until the server ends the stream.
-    on(this.#options.session, "change", () => {
-      if (this.#away) return;
-      leave();
-      this.#hear(signal, "reconnect", { delay: 0, reason: "user" });
-      if (!signal.aborted) comeBack();
-    });
-    on(globalThis, "pagehide", leave);
-    on(globalThis.document, "freeze", leave);
-    on(globalThis, "pageshow", comeBack);
-    on(globalThis.document, "resume", comeBack);
     this.#join(signal);
+    return signal;
   }
 
   /** Ends it; nothing is left running, and nothing fires after `onClose`. */
   close() {
-    if (this.readyState !== EventSource.CLOSED) this.#end({ reason: "closed", status: 0 });
+    if (this.readyState !== CLOSED) this.#end({ reason: "closed", status: 0 });
   }
 
   /** Forgets the position, so that the next connection begins with what is new; an open stream is not touched. */
   reset() {
-    this.#remember(undefined);
+    this.lastEventId = "";
   }
 
-  /** Listens as on an EventSource; the types of events need not be named to the constructor then. */
   addEventListener(type, ...rest) {
     super.addEventListener(type, ...rest);
-    if (["open", "reset", "error"].includes(type) || this.#options.types.has(type)) return;
-    this.#options.types.add(type);
-    this.#link?.listen(type);
+    this.#options.events?.add(type);
   }
 
   async #join(signal) {
-    this.readyState = EventSource.CONNECTING;
-    const tell = (kind, detail) => signal.aborted || this.#hear(signal, kind, detail);
+    this.readyState = CONNECTING;
     const options = this.#options;
-    let shared;
-    if (options.share && globalThis.BroadcastChannel && navigator.locks) {
-      shared = await import("./sse-shared.js").catch(() => null);
-      if (signal.aborted || this.#away || this.#link) return;
-    }
+    const tell = (kind, detail) => signal.aborted || this.#hear(signal, kind, detail);
     const where = () => this.lastEventId;
-    this.#link = shared ? new shared.Tab({ options, tell, where, Connection, isSeen }) : new Connection(options, tell);
+    const page = globalThis.location && (await import("./sse-page.js").catch(() => null));
+    if (signal.aborted) return;
+    const parts = { client: this, options, tell, where, Connection, isSeen };
+    this.#link = page ? new page.Place(parts) : new Connection(options, tell);
     this.#link.position = where();
     this.#link.start();
   }
@@ -138,70 +144,58 @@ export class SSEClient extends EventTarget {
     return this.#generation.signal;
   }
 
+  // No CustomEvent: Node.js 18 has none.
+  #fire(type, detail, event = Object.assign(new Event(type), { detail })) {
+    call(this[`on${type}`], event, this);
+    this.dispatchEvent(event);
+  }
+
   #hear(signal, kind, detail) {
-    const { onOpen, onEvent, onReset, onReconnect } = this.#options;
-    const tell = (callback, value, event) => {
+    const { onOpen, onEvent, onReset, onReconnect, channels, events, debug } = this.#options;
+    const tell = (callback, value, type, event) => {
       call(callback, value);
-      if (!signal.aborted) this.dispatchEvent(event);
+      if (!signal.aborted) this.#fire(type, value, event);
     };
+    if (debug) (debug.call ? debug : console.debug)("SSEClient", kind, detail);
     if (kind === "open") {
-      if (!this.lastEventId || detail.replaced) this.#remember(detail.id);
-      if (this.readyState === EventSource.OPEN) return; // it was replaced, and nothing was missed
-      this.readyState = EventSource.OPEN;
-      tell(onOpen, detail.info, new CustomEvent("open", { detail: detail.info }));
+      if (!this.lastEventId || detail.replaced) this.lastEventId = detail.id;
+      if (this.readyState === OPEN) return; // it was replaced, and nothing was missed
+      this.readyState = OPEN;
+      tell(onOpen, detail.info, "open");
     } else if (kind === "event") {
-      const { id, type, data } = detail;
-      if (id) {
-        if (!this.#anew && isSeen(id, this.lastEventId)) return;
-        this.#anew = false;
-        this.#remember(id);
-      }
-      const { channels, types } = this.#options;
-      const { channel } = detail;
-      if ((channel && !isCovered(channel, channels)) || !types.has(type)) return; // another tab's
+      const { id, type, data, channel, origin } = detail;
+      if (id && !this.#anew && isSeen(id, this.lastEventId)) return;
+      if (id) this.#anew = false;
+      if (id != null) this.lastEventId = id;
+      if (channel && !isCovered(channel, channels)) return; // another tab's
       const value = data === "null" ? null : parse(data);
-      tell(onEvent, { id, type, channel, data: value, text: data }, new MessageEvent(type, { data, lastEventId: this.lastEventId }));
+      const heard = !events || events.has(type) ? onEvent : null;
+      const event = new MessageEvent(type, { data, origin, lastEventId: this.lastEventId });
+      tell(heard, { id: id ?? "", type, channel, data: value, text: data }, type, event);
     } else if (kind === "reset") {
       this.#anew ||= detail.all;
-      if (isCovered(detail.channel, this.#options.channels)) tell(onReset, detail, new CustomEvent("reset", { detail }));
+      if (isCovered(detail.channel, channels)) tell(onReset, detail, "reset");
     } else if (kind === "ping") {
-      if (!isSeen(detail.id, this.lastEventId)) this.#remember(detail.id); // over what the stream leaves out
-    } else if (kind === "reconnect") {
-      this.readyState = EventSource.CONNECTING;
-      tell(onReconnect, detail, new CustomEvent("error", { detail }));
+      if (detail.id && !isSeen(detail.id, this.lastEventId)) this.lastEventId = detail.id; // over what the stream leaves out
     } else if (kind === "stop") this.#end(detail);
+    else if (kind === "reconnect") {
+      this.readyState = CONNECTING;
+      tell(onReconnect, detail, "error");
+    } else if (kind === "away") this.readyState = CONNECTING;
   }
 
   #end(detail) {
     this.#leave();
-    this.readyState = EventSource.CLOSED;
+    this.readyState = CLOSED;
     call(this.#options.onClose, detail);
-    if (detail.reason !== "closed") this.dispatchEvent(new CustomEvent("error", { detail }));
-  }
-
-  #remember(id) {
-    this.lastEventId = id;
-    try {
-      if (this.#key) sessionStorage[this.#key] = id ?? "";
-    } catch {
-      // No storage, or it is full: the position lives as long as the page.
-    }
-  }
-
-  #stored() {
-    try {
-      const id = this.#key && sessionStorage[this.#key];
-      return id?.length < 128 && split(id).length ? id : undefined;
-    } catch {
-      return undefined;
-    }
+    if (detail.reason !== "closed") this.#fire("error", detail);
   }
 }
 
 /** Calls back; an error there is reported as the page's own, and disturbs nothing here. */
-function call(callback, value) {
+function call(callback, value, self) {
   try {
-    callback?.(value);
+    callback?.call?.(self, value);
   } catch (error) {
     setTimeout(() => {
       throw error;

@@ -1,7 +1,10 @@
-// One event stream that always comes back: the browser's own EventSource does the reading, this does what it cannot.
+// One event stream that always comes back. It is read with fetch, which unlike an EventSource tells the status, hears
+// events of all types, and runs in Node.js, Deno, Bun and workers too.
+
+import { makeParser } from "./sse-parser.js";
 
 const PATIENCE = 2.25; // ping intervals of silence, so that with the grace below a stall is told within 2.5
-const GRACE = 100; // ms; what came while this page was busy waits in the event queue, and gets this long to be seen
+const GRACE = 100; // ms; what came while this page was busy waits to be read, and gets this long
 const STABLE = 10_000; // ms after which a connection counts as good, and the backoff begins anew
 const SHORT = 1000; // ms; a connection that ended sooner is not replaced at once, and no timer of a token is shorter
 const LONGEST_WAIT = 3_600_000; // ms; a server that asks for more is asked again after this
@@ -35,12 +38,11 @@ export function isCovered(channel, channels) {
   return channels.has(channel) || [...channels].some(covers);
 }
 
-/** Tells for which reason a stream is refused: an end and a kick by their names, all else by the status. */
-async function refusalOf(answer) {
-  if (answer.status === 204) return ENDED;
-  const body = answer.status === 403 ? await answer.json().catch(() => null) : null;
-  return body?.error?.code === KICKED ? KICKED : `status ${answer.status}`;
-}
+/** The channels as they stand in the path of a URL. */
+export const pathOf = (channels) => [...channels].map(encodeURIComponent).join();
+
+/** A wait that was asked for, in milliseconds; longer by chance, so that not all come back at once. */
+const spread = (ms) => Math.min(ms || 0, LONGEST_WAIT) * (1 + Math.random() / 4);
 
 /** One stream on some channels, kept going until it is stopped or finally refused. */
 export class Connection {
@@ -51,17 +53,16 @@ export class Connection {
   #options;
   #tell;
   #generation = new AbortController(); // aborted when its attempt is superseded: what belongs to it never fires
-  #source = null;
-  #timers = new Set();
-  #watchTimer = 0;
+  #timer = 0;
   #attempt = 0;
+  #notBefore = 0; // the server has asked to be left alone until then
   #delay; // ms from which the backoff grows: the server's `retry`, once it is known
   #interval; // ms between pings, learned from them
   #gaps = [];
   #heard = 0;
+  #heardAt = 0; // by the wall clock, which goes on while the machine sleeps
   #lastPing = 0;
   #openedAt = 0;
-  #expiresAt = 0;
   #refused = false; // the next 401 is final
   #only; // the one channel that this connection carries, or "" where there may be others
   #lost; // channels that were reset on this connection
@@ -77,15 +78,14 @@ export class Connection {
     this.#interval = options.pingInterval;
   }
 
+  /** Connects, but not before the server has allowed it. */
   start(token) {
-    addEventListener("online", this.#onOnline);
-    addEventListener("offline", this.#onOffline);
-    this.restart(token);
+    const wait = this.#notBefore - now();
+    if (wait > 0) this.#plan(wait);
+    else this.restart(token);
   }
 
   stop() {
-    removeEventListener("online", this.#onOnline);
-    removeEventListener("offline", this.#onOffline);
     this.#drop();
   }
 
@@ -94,146 +94,183 @@ export class Connection {
     this.#connect(this.#drop(), token);
   }
 
-  /** Hears events of one more type. */
-  listen(type) {
-    if (this.#source) this.#on(type, this.#onEvent);
+  /** Heeds what the browser tells of the network and the page, by the names of its events. */
+  heed(type) {
+    // The page or the machine may have slept, and the connection died meanwhile: no need to wait for it any longer.
+    const silence = Math.max(now() - this.#heard, Date.now() - this.#heardAt);
+    // Waits for "online"; but a server on this very machine can be reached all the same, so it also tries.
+    if (type === "offline") this.#retry(type, this.#options.maxReconnectDelay, 0);
+    else if (this.info && silence > this.#interval + GRACE) this.replace("stalled");
+    else if (this.waiting && type === "online") this.start();
   }
-
-  #onOnline = () => this.info || this.restart();
-  // Waits for "online"; but a server on this very machine can be reached all the same, so it also tries.
-  #onOffline = () => this.#retry("offline", this.#options.maxReconnectDelay);
 
   /** Ends the attempt or connection that there is, and returns the signal of the next. */
   #drop() {
     this.#generation.abort();
     this.#generation = new AbortController();
-    this.#source?.close();
-    this.#source = this.info = null;
+    if (this.info && now() - this.#openedAt > STABLE) this.#attempt = 0;
+    this.info = null;
     this.waiting = false;
-    this.#timers.forEach((timer) => clearTimeout(timer));
-    this.#timers.clear();
-    clearTimeout(this.#watchTimer);
+    clearTimeout(this.#timer);
     return this.#generation.signal;
   }
 
-  #after(ms, act) {
-    const timer = setTimeout(() => this.#timers.delete(timer) && act(), Math.min(ms, LONGEST));
-    this.#timers.add(timer);
+  #wait(ms, act, ...given) {
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(act, Math.min(ms, LONGEST), ...given);
+  }
+
+  #plan(delay) {
+    this.#drop();
+    this.#wait(delay, () => this.restart());
+    this.waiting = true;
   }
 
   async #connect(signal, token) {
-    const { url, search, types, clientId, withCredentials, connectTimeout } = this.#options;
+    const { search, channels, clientId, connectTimeout } = this.#options;
     this.#watch(connectTimeout);
     try {
-      token ??= await this.#token();
+      token ??= await this.fetchToken();
     } catch (error) {
-      if (signal.aborted) return;
-      if ([401, 403].includes(error?.status)) this.#fail(error.code === KICKED ? KICKED : "token", error.status);
-      else this.#retry("token");
+      if (!signal.aborted && !this.isOver(error)) this.#retry("token", spread(error?.retryAfter * 1000));
       return;
     }
     if (signal.aborted) return;
-    const at = new URL(`${url}/${[...this.#options.channels]}${search}`);
-    for (const [name, value] of [["token", token], ["client_id", clientId], ["last_event_id", this.position]]) {
-      if (value) at.searchParams.set(name, value);
-    }
-    const [first = "", ...others] = this.#options.channels;
+    const query = new URLSearchParams(search);
+    if (clientId) query.set("client_id", clientId);
+    if (token) query.set("token", token);
+    if (this.position) query.set("last_event_id", this.position);
+    const [first = "", ...others] = channels;
     this.#only = others.length || first.includes("*") ? "" : first;
-    const source = (this.#source = new EventSource(at, { withCredentials }));
     this.#lost = new Set();
-    this.#on("connected", this.#onConnected);
-    this.#on("ping", this.#onPing);
-    this.#on("reset", this.#onReset);
-    this.#on("closing", this.#onClosing);
-    // The browser's own reconnect would repeat the old token and position, and knows no backoff.
-    this.#on("error", () => (source.readyState === EventSource.CLOSED ? this.#ask(at) : this.#retry("lost")));
-    for (const type of types) this.#on(type, this.#onEvent);
+    let reason = "unreachable";
+    try {
+      const answer = await this.fetch(`/${pathOf(channels)}?${query}`, { signal, headers: { Accept: "text/event-stream" } });
+      if (answer.status !== 200 || !/^text\/event-stream *(;|$)/i.test(answer.headers.get("Content-Type"))) {
+        return await this.#refuse(answer, signal);
+      }
+      reason = "lost";
+      await this.#read(answer, signal);
+    } catch {
+      // Not reached, or lost.
+    }
+    if (!signal.aborted) this.#retry(reason);
   }
 
-  #token() {
+  /** Reads a stream to its end, or until it is superseded. */
+  async #read({ url, body }, signal) {
+    const origin = new URL(url || this.#options.url).origin; // a response that a service worker made has no URL
+    const read = makeParser(this.position);
+    const decoder = new TextDecoder();
+    const reader = body.getReader();
+    for (;;) {
+      const { value, done } = await reader.read();
+      if (signal.aborted || done) return;
+      this.#hear();
+      for (const event of read(decoder.decode(value, { stream: true }))) {
+        this.position = event.id;
+        this.#delay = event.retry ?? this.#delay;
+        this.#take(event, origin);
+        if (signal.aborted) return;
+      }
+    }
+  }
+
+  #take({ type, data, own }, origin) {
+    if (data === undefined) return this.#tell("ping", { id: this.position });
+    if (type === "ping") return this.#onPing();
+    if (type === "connected") return this.#onConnected(parse(data));
+    if (type === "reset") return this.#onReset(parse(data));
+    if (type === "closing") return this.#onClosing(parse(data));
+    if (!this.info) this.#onConnected({}); // another server than ours
+    // An event without an id of its own is in no log, so it is never replayed and never seen.
+    this.#tell("event", { id: own, type, data, origin, channel: this.#only || this.#channelIn(data) });
+  }
+
+  fetchToken() {
     const { token, channels } = this.#options;
     return typeof token === "function" ? token([...channels]) : token;
+  }
+
+  /** Tells whether the token function says that the login is over, and ends with it. */
+  isOver(error) {
+    const isOver = [401, 403].includes(error?.status);
+    if (isOver) this.#fail(error.code === KICKED ? KICKED : "token", error.status);
+    return isOver;
   }
 
   get #renewable() {
     return typeof this.#options.token === "function";
   }
 
-  #on(type, act) {
-    const { signal } = this.#generation;
-    this.#source.addEventListener(type, (event) => {
-      if (signal.aborted) return;
-      this.#heard = now();
-      act(event);
-    });
-  }
-
-  #onConnected = ({ data, lastEventId }) => {
-    this.info = parse(data);
-    this.position = lastEventId;
+  #onConnected(info) {
+    this.info = info;
     this.#refused = false;
     this.#openedAt = this.#heard;
     this.#lastPing = 0;
     this.#gaps = [];
-    if (this.info.retry > 0) this.#delay = this.info.retry;
+    if (info.retry > 0) this.#delay = info.retry;
     this.#watch(PATIENCE * this.#interval);
-    this.#after(STABLE, () => (this.#attempt = 0));
-    this.#expire(this.info.expires_in);
-    this.#tell("open", { id: lastEventId, info: this.info });
-  };
-
-  #onEvent = ({ type, data, lastEventId }) => {
-    // One that only repeats the position has no id of its own: it is in no log, so it is never replayed and never seen.
-    const id = lastEventId === this.position ? "" : lastEventId;
-    this.position = lastEventId;
-    this.#tell("event", { id, type, data, channel: this.#only || this.#channelIn(data) });
-  };
+    if (this.#renewable && info.expires_in > 0) {
+      const end = now() + info.expires_in * 1000;
+      const { signal } = this.#generation;
+      // Where that cannot be loaded, the server says `closing`, and a fresh connection takes the place of this one.
+      import("./sse-renewal.js").then(({ keepRenewed }) => keepRenewed(this, end, signal), () => {});
+    }
+    this.#tell("open", { id: this.position, info });
+  }
 
   /** Data that is no object says of no channel, and no text of one that this connection does not have. */
   #channelIn(data) {
-    const channel = parse(data).channel;
+    const { channel } = parse(data);
     return typeof channel === "string" && isCovered(channel, this.#options.channels) ? channel : "";
   }
 
   /** Learns the pace of the pings. A paused page gets several at once, so the longest of three gaps counts. */
-  #onPing = ({ lastEventId }) => {
-    this.position = lastEventId;
+  #onPing() {
     if (this.#lastPing) {
       this.#gaps = [...this.#gaps, this.#heard - this.#lastPing].slice(-3);
       this.#interval = Math.max(SHORT, ...this.#gaps);
     }
     this.#lastPing = this.#heard;
     this.#watch(PATIENCE * this.#interval);
-    this.#tell("ping", { id: lastEventId });
-  };
+    this.#tell("ping", { id: this.position });
+  }
 
-  #onReset = ({ data }) => {
-    const { channel, reason } = parse(data);
+  #onReset({ channel, reason }) {
     this.#lost.add(channel);
-    this.#tell("reset", { channel, reason, all: this.info?.channels?.every((one) => this.#lost.has(one)) });
-  };
+    this.#tell("reset", { channel, reason, all: this.info?.channels?.every?.((one) => this.#lost.has(one)) });
+  }
 
-  #onClosing = ({ data }) => {
-    const { reason, retry } = parse(data);
-    if (retry != null) return this.#retry(reason, retry);
+  #onClosing({ reason, retry }) {
+    if (retry != null) return this.#retry(reason, Number(retry) || 0);
     if (reason === ENDED) return this.#fail(ENDED, 204);
     if (!this.#renewable) return this.#fail(reason, 401);
     if (reason === KICKED) return this.#fail(KICKED, 403); // no fresh token would be taken
     // This token is of no more use. A user whose tokens were revoked gets one chance to show that a fresh one is granted.
     this.#refused = reason === "revoked";
     if (now() - this.#openedAt < SHORT) return this.#retry(reason);
-    this.restart();
-    this.#tell("reconnect", { delay: 0, reason });
-  };
+    this.replace(reason);
+  }
+
+  /** Connects anew at once. */
+  replace(reason, token) {
+    this.restart(token);
+    this.#tell("reconnect", { delay: 0, reason, attempt: this.#attempt + 1 });
+  }
+
+  #hear() {
+    this.#heard = now();
+    this.#heardAt = Date.now();
+  }
 
   /** Looks after the silence: reconnects when nothing has been heard for so long. */
   #watch(patience) {
-    clearTimeout(this.#watchTimer);
-    this.#heard = now();
+    this.#hear();
     const look = (sure) => {
       const left = this.#heard + patience - now();
-      if (left > 0) this.#watchTimer = setTimeout(look, left);
-      else if (!sure) this.#watchTimer = setTimeout(look, GRACE, true);
+      if (left > 0) this.#wait(left, look);
+      else if (!sure) this.#wait(GRACE, look, true);
       else {
         this.#interval = this.#options.pingInterval; // what was learned may be true no more
         this.#retry(this.info ? "stalled" : "timeout");
@@ -242,78 +279,41 @@ export class Connection {
     look();
   }
 
-  /** Plans to renew the token well before it expires, at a random moment so that clients spread. */
-  #expire(seconds) {
-    if (!this.#renewable || !Number.isFinite(seconds)) return;
-    this.#expiresAt = now() + seconds * 1000;
-    this.#planRenewal();
+  fetch(path, options) {
+    const { url, withCredentials } = this.#options;
+    return fetch(url + path, { cache: "no-store", credentials: withCredentials ? "include" : "same-origin", ...options });
   }
 
-  #planRenewal() {
-    const left = this.#expiresAt - now();
-    if (left > 0) this.#after(Math.max(SHORT, left * (0.5 + 0.25 * Math.random())), () => this.#renew());
-  }
-
-  async #renew() {
-    const { signal } = this.#generation;
-    const { url } = this.#options;
-    let token, answer, body;
-    try {
-      token = await this.#token();
-      if (signal.aborted) return;
-      answer = await this.#fetch(`${url}/connections/${this.info.client_id}/renew`, {
-        method: "POST",
-        headers: { Authorization: `Bearer ${token}` },
-        signal,
-      });
-      body = await answer.json();
-    } catch {
-      // Not reached: there is time to try again, and where there is none the server says `closing`.
-    }
-    if (signal.aborted) return;
-    if (answer?.ok) this.#expire(body?.expires_in);
-    else if ([403, 404].includes(answer?.status)) {
-      this.restart(token);
-      this.#tell("reconnect", { delay: 0, reason: "renewal" });
-    } else this.#planRenewal();
-  }
-
-  #fetch(url, options) {
-    const credentials = this.#options.withCredentials ? "include" : "same-origin";
-    return fetch(url, { cache: "no-store", credentials, ...options });
-  }
-
-  /** Learns why the EventSource gave up: it does not tell the status, so one fetch asks, and goes at the headers. */
-  async #ask(at) {
-    const signal = this.#drop();
-    this.#watch(this.#options.connectTimeout);
-    const answer = await this.#fetch(at, { signal }).catch(() => null);
-    if (signal.aborted) return;
-    const status = answer?.status;
-    const after = answer?.headers.get("Retry-After");
+  /** Does what an answer that is no stream asks for. */
+  async #refuse(answer, signal) {
+    const { status, headers } = answer;
     if (status === 401 && this.#renewable && !this.#refused) {
       this.#refused = true;
       this.restart();
     } else if (FINAL.includes(status)) {
-      const reason = await refusalOf(answer);
-      if (!signal.aborted) this.#fail(reason, status);
+      const body = status === 403 ? await answer.json().catch(() => null) : null;
+      const reason = body?.error?.code === KICKED ? KICKED : `status ${status}`;
+      if (!signal.aborted) this.#fail(status === 204 ? ENDED : reason, status);
     } else {
-      const sent = Date.parse(answer?.headers.get("Date")) || Date.now(); // this machine's clock may be another
-      const wait = Math.min(after * 1000 || Date.parse(after) - sent || 0, LONGEST_WAIT);
-      this.#retry(status ? `status ${status}` : "unreachable", wait * (1 + Math.random() / 4));
+      const after = headers.get("Retry-After");
+      const sent = Date.parse(headers.get("Date")) || Date.now(); // this machine's clock may be another
+      this.#retry(`status ${status}`, spread(after * 1000 || Date.parse(after) - sent));
     }
   }
 
-  /** Plans the next attempt: exponential backoff with full jitter, and not before what the server asked for. */
-  #retry(reason, atLeast = 0) {
+  /**
+   * Plans the next attempt: exponential backoff with full jitter, after `atLeast` milliseconds, and not before the server
+   * has allowed it, which `asked` for so many.
+   */
+  #retry(reason, atLeast = 0, asked = atLeast) {
     this.#drop();
     const { maxRetries, maxReconnectDelay } = this.#options;
     if (this.#attempt >= maxRetries) return this.#fail(reason);
     const most = Math.min(maxReconnectDelay, this.#delay * 2 ** this.#attempt++);
-    const delay = Math.max(atLeast, Math.random() * most);
-    this.#after(delay, () => this.restart());
-    this.waiting = true;
-    this.#tell("reconnect", { delay, reason });
+    this.#notBefore = Math.max(this.#notBefore, now() + asked);
+    const delay = Math.max(atLeast, this.#notBefore - now(), Math.random() * most);
+    this.#plan(delay);
+    this.#tell("reconnect", { delay, reason, attempt: this.#attempt });
   }
 
   #fail(reason, status = 0) {

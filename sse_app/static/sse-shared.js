@@ -80,13 +80,6 @@ export class Tab {
     clearTimeout(this.#proof);
   }
 
-  /** Hears events of one more type. */
-  listen(type) {
-    this.#alone?.listen(type);
-    this.#lead?.listen([type]);
-    this.#say("types", [type]);
-  }
-
   /** Returns what tabs of one URL and one user share; undefined where the token does not say who that is. */
   #nameOf(token) {
     const { share, url, search } = this.#options;
@@ -105,7 +98,7 @@ export class Tab {
   #take(token) {
     if (!this.#air || this.#nameOf(token) === this.#air.name) return true;
     this.stop();
-    this.#tell("reconnect", { delay: 0, reason: "user" });
+    this.#tell("reconnect", { delay: 0, reason: "user", attempt: 1 });
     this.start(token);
     return false;
   }
@@ -142,7 +135,7 @@ export class Tab {
         if (isFinal(error) || attempt >= maxRetries) this.#tell("stop", refusal(error));
         if (signal.aborted) return;
         const delay = Math.random() * Math.min(maxReconnectDelay, reconnectDelay * 2 ** attempt);
-        this.#tell("reconnect", { delay, reason: "token" });
+        this.#tell("reconnect", { delay, reason: "token", attempt: attempt + 1 });
         await Promise.race([ended(signal), new Promise((go) => (this.#silence = setTimeout(go, delay)))]);
         if (signal.aborted) return;
       }
@@ -162,9 +155,8 @@ export class Tab {
   }
 
   #join() {
-    const { channels, types } = this.#options;
     this.#welcome = false;
-    this.#say("join", { channels: [...channels], types: [...types], position: this.#parts.where() });
+    this.#say("join", { channels: [...this.#options.channels], position: this.#parts.where() });
     this.#expectLeader(0);
   }
 
@@ -253,7 +245,7 @@ class Leader {
     this.#parts = parts;
     this.#name = name;
     this.#say = say;
-    this.#options = { ...options, channels: new Set(options.channels), types: new Set(options.types) };
+    this.#options = { ...options, channels: new Set(options.channels) };
     this.#connection = new Connection(this.#options, (kind, detail) => this.#relay(kind, detail));
     this.#connection.position = where();
   }
@@ -277,27 +269,18 @@ class Leader {
     this.#connection.stop();
   }
 
-  listen(types) {
-    for (const type of types) {
-      if (!this.#options.types.has(type)) this.#connection.listen(type);
-      this.#options.types.add(type);
-    }
-  }
-
   hear(kind, detail, from) {
     if (kind === "alive?") this.#say("alive", null, [from]);
-    else if (kind === "types") this.listen(detail);
     else if (kind === "join") this.#welcome(from, detail);
   }
 
   /** Takes a tab in: the stream goes back to where the tab stands, and has the channels that it wants. */
-  #welcome(from, { channels, types, position }) {
+  #welcome(from, { channels, position }) {
     const { isSeen } = this.#parts;
     const connection = this.#connection;
     const at = connection.position;
     const known = channels.every((channel) => this.#options.channels.has(channel));
     const behind = position && position !== at && (!at || isSeen(position, at));
-    this.listen(types);
     this.#members.set(from, channels);
     for (const channel of channels) this.#options.channels.add(channel);
     if (behind) connection.position = position;

@@ -140,19 +140,23 @@ def test_what_a_superseded_connection_still_says_is_not_heard(chrome: Chrome, sc
     tab = open_on(chrome, script)
     tab.opened()
     heard = tab.run("""new Promise((resolve) => {
-        const made = [];
-        const Real = EventSource;
-        window.EventSource = class extends Real { constructor(...given) { super(...given); made.push(this); } };
+        const encoder = new TextEncoder();
+        const connected = 'id: e-1\\nevent: connected\\ndata: {}\\n\\n';
+        let old;
+        window.fetch = async () => {  // one that does not heed that its request was given up
+            const body = new ReadableStream({ start(controller) { old = controller; } });
+            old.enqueue(encoder.encode(connected));
+            return new Response(body, { headers: { "Content-Type": "text/event-stream" } });
+        };
         client.close();
         log.length = 0;
         client.connect();
         client.addEventListener("open", () => {
             client.close();
-            const [old] = made;
             for (const type of ["tick", "connected", "closing", "reset", "ping"]) {
-                old.dispatchEvent(new MessageEvent(type, { data: '{"retry": null}', lastEventId: "e-9" }));
+                old.enqueue(encoder.encode(`id: e-9\\nevent: ${type}\\ndata: {"retry": null}\\n\\n`));
             }
-            old.dispatchEvent(new Event("error"));
+            old.error(new TypeError("network error"));
             setTimeout(() => resolve(log.map((entry) => entry.kind)), 300);
         });
     })""")

@@ -59,7 +59,7 @@ def test_a_component_that_unmounts_leaves_nothing_running(chrome: Chrome, serve:
         tab.run("app.unmount()")
         tab.wait("navigator.locks.query().then(({ held, pending }) => held.length + pending.length === 0)")
         tab.wait("timers.size === 0")
-        assert tab.run("sources.map((source) => source.readyState)") == [2]
+        assert tab.run("streams.map((signal) => signal.aborted)") == [True]
         wait_for_connections(server, 0)
         publish(publisher)
     assert tab.run("sse.status.value") == "closed"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import select
 import threading
 import time
 from collections.abc import Iterator
@@ -39,7 +40,7 @@ class Asked(NamedTuple):
     path: str
     query: dict[str, str]
     by: str
-    """What asked: ``eventsource`` or ``fetch``."""
+    """``eventsource`` for what asks for an event stream, as the browser client does too; else ``fetch``."""
 
 
 def frame(event: str, data: dict[str, Any], id: str = "") -> str:
@@ -67,7 +68,7 @@ class ScriptedServer:
         self.over = threading.Event()
 
     def streams(self) -> list[Asked]:
-        """Return the requests of EventSources."""
+        """Return the requests for a stream."""
         return [request for request in self.asked if request.by == "eventsource"]
 
 
@@ -99,8 +100,9 @@ def scripted_server() -> Iterator[ScriptedServer]:
                 self.wfile.write(answer.body.encode())
                 until = time.monotonic() + answer.hold
                 next_ping = time.monotonic() + answer.pings if answer.pings else until
-                while by == "eventsource" and time.monotonic() < until and not server.over.wait(0.02):
-                    self.wfile.write(b":\n")  # a comment, which no client sees: it finds out who has gone
+                while by == "eventsource" and time.monotonic() < until and not server.over.is_set():
+                    if select.select([self.connection], [], [], 0.02)[0]:
+                        return  # the client has gone: it has nothing more to say
                     if time.monotonic() >= next_ping:
                         self.wfile.write(b"event: ping\ndata: {}\n\n")
                         next_ping += answer.pings
