@@ -75,7 +75,12 @@ async def _serve(
         own = [(path, handler, {**given, "sse": sse}) for path, handler, given in handlers]
         files = (r"/(.*)", StaticFileHandler, {"path": str(page), "default_filename": "index.html"})
         server = HTTPServer(Application([*sse.routes(), *own, files]))
-        sockets = bind_sockets(options.port, "127.0.0.1")
+        try:
+            sockets = bind_sockets(options.port, "127.0.0.1")
+        except OSError as error:
+            sys.exit(
+                f"cannot listen on port {options.port}: {error.strerror} (--port takes another one, 0 any free one)"
+            )
         server.add_sockets(sockets)
         port = sockets[0].getsockname()[1]
         url = f"http://127.0.0.1:{port}"

@@ -42,12 +42,12 @@ def turbo_stream(text: str) -> str:
 
 async def publish(sse: SSEApp, url: str) -> None:
     """Publish news for ever, and say how to publish some by hand."""
-    state = sse.node.settings.state_dir
-    token = f"$({Path(sys.executable).name} main.py token --state-dir {state} --publish news)"
+    state, python = sse.node.settings.state_dir, Path(sys.executable).name
+    mint = f"{python} main.py token --state-dir {state} --set 'channels=[\"news\"]' --publish news"
     print(
         f"""Publish some by hand:
 
-curl -H "Authorization: Bearer {token}" -H "Content-Type: text/html" \\
+curl -H "Authorization: Bearer $({mint})" -H "Content-Type: text/html" \\
   -d '<li>by hand</li>' '{url}/api/v1/sse/news?event=item'
 """,
         flush=True,

@@ -54,6 +54,12 @@ class AskHandler(RequestHandler):
         task.add_done_callback(self._answers.discard)
         self.write({"channel": channel})
 
+    @classmethod
+    def end(cls) -> None:
+        """End the answers that are being written."""
+        for task in cls._answers:
+            task.cancel()
+
     async def _answer(self, channel: str) -> None:
         for number, token in enumerate(model(self.tokens), 1):
             await self.sse.publish(channel, "token", token, final=number == self.tokens)
@@ -61,8 +67,11 @@ class AskHandler(RequestHandler):
 
 
 async def wait(sse: SSEApp, url: str) -> None:
-    """Do nothing until the end: the page asks."""
-    await asyncio.Event().wait()
+    """Do nothing until the end, for the page asks; then end the answers."""
+    try:
+        await asyncio.Event().wait()
+    finally:
+        AskHandler.end()
 
 
 if __name__ == "__main__":

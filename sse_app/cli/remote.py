@@ -118,6 +118,8 @@ def presence(options: argparse.Namespace) -> None:
     there = asyncio.run(ask(_url(options, settings), options.channel, token))
     for user in there.users:
         print(json.dumps({"sub": user.sub, "streams": user.streams, "since": user.since}))
+    if not there.users and not there.anonymous:
+        print(f"sse-app: no user has a stream on {options.channel}", file=sys.stderr)
     if there.anonymous:
         print(f"sse-app: besides {there.anonymous} without a token", file=sys.stderr)
     if not there.complete:

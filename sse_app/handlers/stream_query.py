@@ -87,7 +87,7 @@ def parse_types(query: Query) -> frozenset[str] | None:
         raise _bad("types", f"types has more than {MOST_TYPES} event types")
     for name in names:
         try:
-            check_type(name, "types: event")
+            check_type(name, "each of types")
         except InvalidInput as error:
             raise _bad("types", str(error)) from None
     return frozenset(names)

@@ -90,6 +90,19 @@ def test_an_answer_of_2000_tokens_survives_two_reloads_and_then_the_browser_stop
         assert [int(token.partition(":")[0]) for token in tokens] == list(range(TOKENS))
 
 
+def test_an_example_says_what_is_in_its_way_and_ends_at_ctrl_c_in_the_middle_of_an_answer(
+    tmp_path: Path,
+) -> None:
+    with example("tokens", tmp_path / "state", "--pause", "0.05") as (url, _):
+        assert httpx.post(f"{url}/ask").json()["channel"].startswith("answer.")
+        command = [sys.executable, "-m", "examples.tokens", "--port", url.rpartition(":")[2]]
+        done = subprocess.run(
+            [*command, "--state-dir", str(tmp_path / "other")], cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.returncode == 1
+        assert "Address already in use (--port takes another one, 0 any free one)" in done.stderr
+
+
 @pytest.mark.node
 def test_htmx_and_turbo_from_npm_unmodified_show_fragments_also_after_a_reload(
     page: Page, tmp_path: Path

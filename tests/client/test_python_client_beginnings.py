@@ -290,6 +290,8 @@ def test_who_is_on_a_channel_is_told_by_client_and_command(server: ServerProcess
 
     run(test())
     assert "there is no channel nowhere" in command(server, "presence", "nowhere").stderr
+    nobody = command(server, "presence", "user.absent")
+    assert (nobody.stdout, nobody.stderr) == ("", "sse-app: no user has a stream on user.absent\n")
 
 
 @pytest.mark.parametrize(
