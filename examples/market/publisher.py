@@ -108,7 +108,9 @@ async def main(url: str, user: str, password: str, speed: float, once: bool, quo
     )
     async with (
         Session(url, user, password) as session,
-        Publisher(url, session, patience=math.inf, report=_say) as client,  # it outlasts the server's restarts
+        Publisher(
+            url, session, patience=math.inf, report=_say
+        ) as client,  # it outlasts the server's restarts
     ):
         await publish_all(client, feeds)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -36,7 +37,7 @@ def recipe(heading: str, server: ServerProcess | None = None) -> str:
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """A server with the user whom the page speaks of."""
     with running(state_dir=tmp_path_factory.mktemp("recipes") / "state") as server:
-        server.add_user("backend", PASSWORD, subscribe="alerts", publish="alerts")
+        server.add_user("backend", PASSWORD, publish="alerts,training")
         yield server
 
 
@@ -108,6 +109,85 @@ def test_fastapi_publishes(request: pytest.FixtureRequest, served: ServerProcess
     with program(uvicorn(port), tmp_path, f"http://127.0.0.1:{port}") as http:
         answer = http.post("/orders", json={"from": "fastapi"})
     assert [event["id"] for event in published(served, "fastapi")] == [answer.json()["event"]]
+
+
+DJANGO = """
+import sys
+from wsgiref.simple_server import make_server
+
+from django.conf import settings
+from django.core.wsgi import get_wsgi_application
+from django.urls import path
+
+settings.configure(ROOT_URLCONF="__main__", SECRET_KEY="x", ALLOWED_HOSTS=["127.0.0.1"])
+application = get_wsgi_application()
+import views
+
+urlpatterns = [path("orders", views.order)]
+make_server("127.0.0.1", int(sys.argv[1]), application).serve_forever()
+"""
+
+
+def test_django_publishes(request: pytest.FixtureRequest, served: ServerProcess, tmp_path: Path) -> None:
+    (tmp_path / "views.py").write_text(recipe("Publish from Django", served))
+    (tmp_path / "serve.py").write_text(DJANGO)
+    port = reserve_port(request.node)
+    python = str(environment_with("frameworks") / "python")
+    with program(
+        [python, str(tmp_path / "serve.py"), str(port)], tmp_path, f"http://127.0.0.1:{port}"
+    ) as http:
+        answers = [http.post("/orders", data={"from": "django"}) for _ in range(2)]
+    assert [event["id"] for event in published(served, "django")] == [
+        answer.json()["event"] for answer in answers
+    ]
+
+
+def test_flask_publishes(request: pytest.FixtureRequest, served: ServerProcess, tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(recipe("Publish from Flask", served))
+    port = reserve_port(request.node)
+    command = [str(environment_with("frameworks") / "python"), "-m", "flask", "run", "--port", str(port)]
+    with program(command, tmp_path, f"http://127.0.0.1:{port}") as http:
+        answer = http.post("/orders", json={"from": "flask"})
+    assert [event["id"] for event in published(served, "flask")] == [answer.json()["event"]]
+
+
+BROKER = """
+from tasks import app, train
+
+app.conf.broker_url = "filesystem://"
+app.conf.broker_transport_options = {"data_folder_in": "queue", "data_folder_out": "queue"}
+"""
+
+
+@pytest.mark.slow
+def test_celery_publishes_from_the_processes_of_its_worker(served: ServerProcess, tmp_path: Path) -> None:
+    (tmp_path / "tasks.py").write_text(recipe("Publish from Celery", served))
+    (tmp_path / "main.py").write_text(BROKER)
+    (tmp_path / "queue").mkdir()
+    python = str(environment_with("frameworks") / "python")
+    run([python, "-c", "from main import train\nfor _ in range(2): train.delay(3)"], tmp_path)
+    alone = ("--without-mingle", "--without-gossip", "--without-heartbeat")
+    options = ("--concurrency", "2", "--loglevel", "WARNING", *alone)
+    worker = [python, "-m", "celery", "--app", "main", "worker", *options]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(worker, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True)
+        try:
+            until(lambda: len(progresses(served)) == 6, "all is published")
+            process.terminate()
+            assert process.wait(60) == 0, (tmp_path / "log").read_text()
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+    assert "Traceback" not in (tmp_path / "log").read_text()
+    assert sorted(progresses(served)) == sorted([33, 66, 100] * 2)
+
+
+def progresses(server: ServerProcess) -> list[int]:
+    """Return what trainings have published."""
+    with server.publisher() as http:
+        events = http.get("/api/v1/sse/training/history").json()["events"]
+    return [event["data"]["progress"] for event in events]
 
 
 def test_the_server_runs_beside_fastapi_in_one_process(

@@ -303,6 +303,12 @@ def test_an_id_of_another_log_is_no_mistake(newcomer: Newcomer) -> None:
     assert (answer.status_code, answer.json()["complete"]) == (200, False)
 
 
+def test_a_stream_ignores_what_others_add_to_its_query(newcomer: Newcomer) -> None:
+    """Clients that others wrote add parameters of their own, and a browser would give up for good at a 400."""
+    answer = newcomer.get(ALERTS, token=newcomer.stream, _="1769860800", lastEventId="x-1", type="e")
+    assert answer.status_code == 200
+
+
 def test_json_that_curl_sends_as_a_form_is_published(newcomer: Newcomer) -> None:
     answer = newcomer.publish(content=b'{"event": "e", "data": {}}', headers=FORM)
     assert answer.status_code == 201
