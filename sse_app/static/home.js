@@ -22,7 +22,7 @@ async function look() {
     const [status, obstacle] = await Promise.all([answerOf("/api/v1/sse/status"), obstacleNow()]);
     show(status);
     if (obstacle) say("reconnecting", "Not ready", obstacle);
-    else say("live", "Ready", "");
+    else say("live", "Ready", silent(status));
   } catch (error) {
     say("offline", "No answer", error.message);
   }
@@ -69,6 +69,12 @@ function row([name, { connection_count: streams, events_published: events, last_
   heading.scope = "row";
   made.append(heading, make("td", "", count(streams)), make("td", "", count(events)), make("td", "code", last ?? "–"));
   return made;
+}
+
+/** Says which workers or nodes the figures lack. */
+function silent({ workers_missing: workers = [], nodes_missing: nodes = [] }) {
+  const names = [...workers.map((name) => `worker ${name}`), ...nodes.map((name) => `node ${name}`)];
+  return names.length ? `without the figures of ${names.join(", ")}` : "";
 }
 
 function say(which, title, reason) {

@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import Browser, Page
 
 from sse_app.version import VERSION
-from tests.support.browser import PATIENCE, Start, publish
+from tests.support.browser import PATIENCE, Chrome, Start, publish, wait_for_connections
 from tests.support.people import Ear
 from tests.support.visitors import visitor
 
@@ -35,7 +35,6 @@ def test_it_shows_the_status_and_goes_on_over_a_restart(chromium: Browser, start
         rows = [row.split()[:3] for row in page.locator("[data-channels] tr").all_inner_texts()]
         assert rows == [["orders", "0", "3"], ["alerts", "1", "0"]]
         assert "sse-app listen orders" in page.inner_text("pre >> nth=0")
-        assert f'"{server.url}/static/sse-client.js"' in page.inner_text("pre >> nth=1")
         page.keyboard.press("Tab")
         page.keyboard.press("Enter")
         assert page.evaluate("document.activeElement.id") == "content"
@@ -45,3 +44,20 @@ def test_it_shows_the_status_and_goes_on_over_a_restart(chromium: Browser, start
             page.evaluate(LOOKED_AT)
             says(page, title)
         page.wait_for_selector("[data-figure=streams]:text-is('0')")
+
+
+def test_the_script_on_it_runs_as_it_stands_in_a_page_elsewhere(chrome: Chrome, serve: Start) -> None:
+    server = serve(CHANNELS=["orders", "alerts"])
+    server.add_user("ann", "correct horse battery", subscribe="orders")
+    page = chrome.context.new_page()
+    page.goto(f"{server.url}/")
+    page.wait_for_selector("pre:has-text('orders')")
+    script = page.inner_text("pre >> nth=1").replace('"…"', '"correct horse battery"')
+    assert f'"{server.url}/static/sse-client.js"' in script
+    page.goto(f"{chrome.origin}/nothing.html")
+    with page.expect_console_message(lambda message: "test" in message.text, timeout=PATIENCE) as heard:
+        page.add_script_tag(content=script, type="module")
+        wait_for_connections(server, 1)
+        with server.publisher() as publisher:
+            publish(publisher, channel="orders", event="test")
+    assert heard.value.args[1].json_value()["channel"] == "orders"
