@@ -76,7 +76,7 @@ def test_a_user_is_added_changed_and_refused_by_keyboard(chromium: Browser, star
         page.uncheck("dialog input[name=disabled]")
         page.check("dialog input[name=admin]")
         save(page)
-        row(page, "carl", "administrator")
+        page.wait_for_selector("tr[data-user=carl] td:text-is('admin')")
         row(page, "carl", "allowed")
         assert site.log_in("carl", NEW_PASSWORD)
         page.click(".views a:has-text('Server')")

@@ -184,7 +184,7 @@ function rowOf(user, { change }) {
   return h("tr", { key: user.name, "data-user": user.name }, [
     h("th", { scope: "row" }, user.name),
     h("td", { class: user.disabled ? "problem" : undefined }, user.disabled ? "refused" : "allowed"),
-    h("td", user.grants.admin ? "administrator" : "–"),
+    h("td", user.grants.admin ? "admin" : "–"),
     ...patterns,
     h("td", { class: "actions" }, [
       h(
