@@ -199,9 +199,7 @@ def _require_client(options: argparse.Namespace) -> None:
     try:
         import sse_app.client  # noqa: F401
     except ModuleNotFoundError as error:
-        command = options.run.partition(":")[2]
-        needs = f"{command} needs the extra 'client': pip install 'sse-app[client]'"
-        raise ExtraMissing(f"{needs} ({error})") from None
+        raise ExtraMissing(f"{options.run.partition(':')[2]}: {error}") from None
 
 
 def _url(options: argparse.Namespace, settings: Settings) -> str:

@@ -9,8 +9,20 @@
 ...                 case Reset():
 ...                     await fetch_afresh(item.channel)
 
-It needs the extra ``client`` (``pip install 'sse-app[client]'``), and of the server nothing but the pure core.
+`sse_app.client.sync` is the same without asyncio; `sse_app.client.testing` has a server for the tests of applications.
+
+It needs the extra ``client``, which is httpx, and of the server nothing but the pure core.
 """
+
+try:
+    import httpx  # noqa: F401
+except ModuleNotFoundError as error:
+    if error.name != "httpx":
+        raise
+    needs = (
+        "sse_app.client needs the extra 'client': pip install '.[client]' in a checkout, or pip install httpx"
+    )
+    raise ModuleNotFoundError(needs, name="httpx") from None
 
 from sse_app.client.backoff import Backoff
 from sse_app.client.errors import (

@@ -220,8 +220,17 @@ def test_no_log_of_the_client_has_a_token(start_server: Start, caplog: pytest.Lo
         ),
         (
             "import sys; sys.modules['httpx'] = None; from sse_app.cli.main import main; main(['listen', 'alerts'])",
-            "sse-app: listen needs the extra 'client': pip install 'sse-app[client]' "
-            "(import of httpx halted; None in sys.modules)\n",
+            "sse-app: listen: sse_app.client needs the extra 'client': "
+            "pip install '.[client]' in a checkout, or pip install httpx\n",
+        ),
+        *(
+            (
+                f"import sys; sys.modules['httpx'] = None\ntry: import {module}\n"
+                "except ImportError as error: print(error, error.__suppress_context__)",
+                "sse_app.client needs the extra 'client': "
+                "pip install '.[client]' in a checkout, or pip install httpx True\n",
+            )
+            for module in ("sse_app.client", "sse_app.client.sync", "sse_app.client.testing")
         ),
     ],
 )
