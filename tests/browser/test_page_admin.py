@@ -309,9 +309,9 @@ def test_who_is_no_administrator_sees_403_and_no_data(chromium: Browser, start_s
         f"{server.url}/api/v1/auth/login", json={"username": "ann", "password": PASSWORD, "cookie": False}
     ).json()
     headers = {"Authorization": f"Bearer {login['access_token']}"}
-    for path in ("connections", "figures", "audit"):
+    for path in ("connections", "figures", "audit", "users", "users/ann", "channels/alerts/presence"):
         assert httpx.get(f"{server.url}/api/v1/admin/{path}", headers=headers).status_code == 403
-    for path in ("connections/1/kick", "revocations"):
+    for path in ("connections/1/kick", "revocations", "users"):
         assert httpx.post(f"{server.url}/api/v1/admin/{path}", headers=headers, json={}).status_code == 403
     with visitor(chromium, server) as ann:
         asked: list[str] = []

@@ -233,10 +233,11 @@ def test_a_link_leads_past_the_top_of_each_page(chromium: Browser, start_server:
 def test_the_trail_says_in_words_what_an_entry_is_about(chromium: Browser, start_server: Start) -> None:
     server = start_server()
     people(server)
-    headers = bearer(server.access_token(subject="root", admin=True))
-    for revocation in ({"subject": "zoe"}, {"session": "s-1"}, {"token_id": "t-1"}):
+    for revocation in ({"all": True}, {"subject": "zoe"}, {"session": "s-1"}, {"token_id": "t-1"}):
+        headers = bearer(server.access_token(subject="root", admin=True))
         url = f"{server.url}/api/v1/admin/revocations"
         httpx.post(url, json=revocation, headers=headers, timeout=30).raise_for_status()
+    headers = bearer(server.access_token(subject="root", admin=True))
     dora = {"name": "dora", "password": "battery staple"}
     httpx.post(f"{server.url}/api/v1/admin/users", json=dora, headers=headers, timeout=30).raise_for_status()
     url = f"{server.url}/api/v1/admin/users/ann"
@@ -258,4 +259,4 @@ def test_the_trail_says_in_words_what_an_entry_is_about(chromium: Browser, start
         assert about["password changed"] == "user ann"
         assert about["key rotation"].startswith("key ")
         revoked = page.locator(f"{table} tr:has-text('revocation') td:nth-child(5)").all_inner_texts()
-        assert revoked == ["token t-1", "session s-1", "user zoe"]
+        assert revoked == ["token t-1", "session s-1", "user zoe", "all tokens"]

@@ -79,7 +79,7 @@ function row(entry) {
 
 /** Says what an entry is about, for its target alone may be the id of a session, a user or a key. */
 function about({ action, target, detail }) {
-  if (action === "revocation" && detail === "all") return "everybody";
+  if (action === "revocation" && detail === "all") return "all tokens";
   if (action === "kick" && !target) return "a stream without a token";
   if (!target) return "";
   if (action === "revocation") return `${SCOPES[detail] ?? ""} ${target}`.trim();
