@@ -89,6 +89,13 @@ def numbered_alerts(server: ServerProcess, seconds: float) -> int:
     return number
 
 
+def assert_tokens_were_replaced(server: ServerProcess, seconds: float) -> None:
+    """Assert that the login was refreshed about as often as its access token came to its end."""
+    refreshes = [line["event"] for line in server.log_lines()].count("refresh")
+    print(f"{refreshes} refreshes")
+    assert refreshes > seconds / lifetimes(seconds > 60)["AUTH__ACCESS_LIFETIME"] / 2
+
+
 DURATIONS = [
     pytest.param(6, id="six seconds"),
     pytest.param(600, id="ten minutes", marks=pytest.mark.long),
@@ -114,6 +121,7 @@ def test_the_lines_for_a_terminal_run_as_they_stand_and_outlive_their_tokens(
             line = next(printed)
             numbers += map(int, re.findall(r"[\"']number[\"']: ?(\d+)", line))
         assert numbers == list(range(1, count + 1))
+    assert_tokens_were_replaced(server, seconds)
 
 
 def test_the_lines_for_a_text_run_as_they_stand(start_server: Start) -> None:
@@ -188,6 +196,7 @@ def test_the_lines_for_a_page_run_as_they_stand_and_outlive_their_tokens(
     wait_for_connections(server, 1)
     count = numbered_alerts(server, seconds)
     assert numbers_shown(page, count) == list(range(1, count + 1))
+    assert_tokens_were_replaced(server, seconds)
     kept = [
         cookie.get("httpOnly")
         for cookie in chrome.context.cookies(f"http://{host}:{server.port}/api/v1/auth")
@@ -246,6 +255,7 @@ def test_the_lines_for_vue_run_as_they_stand_and_outlive_their_tokens(
     tab.wait("navigator.locks.query().then(({ held }) => held.length >= 2)")
     count = numbered_alerts(server, seconds)
     tab.wait(f"log.find((entry) => entry.kind === 'ready').alerts.value.length === {min(count, 50)}")
+    assert_tokens_were_replaced(server, seconds)
 
 
 @pytest.mark.browser
