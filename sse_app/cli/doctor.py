@@ -62,7 +62,9 @@ def doctor(options: argparse.Namespace) -> int:
 
 
 def _print(line: Line) -> None:
-    print(f"{line.level:<8} {line.text}", flush=True)
+    # What a server has answered may be meant to do harm to a terminal.
+    text = "".join(sign if sign.isprintable() else " " for sign in line.text)
+    print(f"{line.level:<8} {text}", flush=True)
 
 
 def _here(settings: Settings, options: argparse.Namespace) -> Iterator[Line]:

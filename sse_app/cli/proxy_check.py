@@ -14,6 +14,7 @@ from ipaddress import ip_address
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
+from sse_app.auth.tokens.issuer import is_compact
 from sse_app.cli.findings import FAILURE, OK, TIMEOUT, WARNING, Line
 from sse_app.core.channels import ADMIN_CHANNEL
 from sse_app.core.errors import InvalidInput
@@ -22,6 +23,12 @@ from sse_app.settings.model import Settings
 CLOCKS_APART = 5.0
 """Seconds that two clocks may differ by: tokens are checked without leeway, so an hour's token may not mind, and one
 that is issued a moment ago does."""
+
+SHOWN = 500
+"""How many characters of an answer are shown."""
+
+LONGEST = 1 << 20
+"""How many bytes of an answer are read."""
 
 SECOND_SOURCE = "127.0.0.2"
 """Where connections to this machine come from, so that the client's address is another one than a proxy's here."""
@@ -109,10 +116,9 @@ class _Server:
         where = self.address
         try:
             sock = self._tcp()
-        except OSError as error:
-            raise _Refused(
-                f"cannot connect to {where.host}:{where.port}: {error.strerror or error}"
-            ) from None
+        except (OSError, UnicodeError) as error:  # a name may be none that can be looked up
+            reason = getattr(error, "strerror", None) or error
+            raise _Refused(f"cannot connect to {where.host}:{where.port}: {reason}") from None
         self.own_address = str(sock.getsockname()[0])
         if where.scheme == "http":
             return sock
@@ -169,6 +175,14 @@ class _Server:
             connection.close()
 
 
+def _text_of(response: http.client.HTTPResponse) -> str:
+    """Return what an answer has, as far as it comes in time."""
+    text, end = b"", time.monotonic() + TIMEOUT
+    while len(text) < LONGEST and time.monotonic() < end and (part := response.read1(65536)):
+        text += part
+    return text.decode("utf-8", "replace")
+
+
 def try_proxy(
     address: Address, settings: Settings, given: str, tokens: tuple[str, str] | str | None
 ) -> Iterator[Line]:
@@ -186,6 +200,9 @@ def try_proxy(
         health = server.get("/healthz")
     except _Refused as error:
         yield Line(FAILURE, f"proxy: {address}: {error}")
+        return
+    if 300 <= health.status < 400:
+        yield Line(FAILURE, f"proxy: {address} leads to {health.headers.get('Location')}: name that address")
         return
     if health.status != 200 or '"ok"' not in health.text:
         yield Line(
@@ -270,6 +287,9 @@ def _streams(
         return
     access, stream = tokens or ("", given)
     channels = [ADMIN_CHANNEL] if tokens else _channels_of(given)
+    if not channels:
+        yield Line(FAILURE, "streams: not tried, for the token is no stream token that names a channel")
+        return
     client_id = f"doctor-{secrets.token_urlsafe(6)}"
     claimed = {} if _is_direct(server, settings) else {"X_Forwarded_For": CLAIMED}
     try:
@@ -285,7 +305,7 @@ def _streams(
         return
     try:
         if response.status != 200:
-            text = response.read(4096).decode("utf-8", "replace").strip()
+            text = _text_of(response)[:SHOWN].strip()
             hint = ""
             if response.status == 401 and tokens:
                 hint = (
@@ -305,15 +325,13 @@ def _streams(
 
 
 def _channels_of(token: str) -> list[str]:
-    """Return the channels that a stream token names, or patterns of them."""
+    """Return a channel that a stream token names, or a pattern; nothing where it names none, or is no token."""
     from sse_app.auth.tokens import jose
 
-    payload = jose.object_in(token.split(".")[1]) if token.count(".") == 2 else None
+    payload = jose.object_in(token.split(".")[1]) if is_compact(token) else None
     grants = (payload or {}).get("sse")
     named = grants.get("subscribe") if isinstance(grants, dict) else None
-    if not isinstance(named, list) or not named or not all(isinstance(one, str) for one in named):
-        raise _Refused("the token is no stream token that names a channel")
-    return named[:1]
+    return [str(named[0])] if isinstance(named, list) and named else []
 
 
 def _buffering(response: http.client.HTTPResponse, *, figures: bool) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import shutil
@@ -209,8 +210,9 @@ def test_a_proxy_that_holds_streams_back_is_found(server: ServerProcess, with_he
         (FORWARDED + "proxy_set_header Host intranet.example;", "hosts", "name it in hosts"),
         ("return 200 '<html>ok</html>';", "proxy", "not as sse_app does"),
         ("return 502;", "proxy", "answers 502"),
+        ("return 301 https://elsewhere.example$request_uri;", "proxy", "leads to https://elsewhere.example"),
     ],
-    ids=["compressed", "spoofed", "renamed", "another", "away"],
+    ids=["compressed", "spoofed", "renamed", "another", "away", "moved"],
 )
 def test_what_a_proxy_does_wrong_is_found_and_named(
     tmp_path: Path, more: str, subject: str, said: str
@@ -270,6 +272,15 @@ def test_from_elsewhere_it_takes_a_stream_token(server: ServerProcess, tmp_path:
         found = diagnose("--url", server.url, cwd=tmp_path, SSE_APP_TOKEN=token + "x", **elsewhere)
         assert (found.status, found.level_of("streams")) == (1, "failure")
         assert "401" in found.line_on("streams")
+        for wrong in (
+            "no token",
+            "a.b.c",
+            "\x1b[2J",
+            server.access_token(subscribe=""),
+            token.replace(".", ".\n"),
+        ):
+            found = diagnose("--url", server.url, cwd=tmp_path, SSE_APP_TOKEN=wrong, **elsewhere)
+            assert (found.status, len(found.failures)) == (1, 1), wrong
     assert list(tmp_path.iterdir()) == []
 
 
@@ -290,6 +301,38 @@ def test_what_is_no_address_is_refused_in_one_line(tmp_path: Path, url: str) -> 
     (line,) = done.stderr.splitlines()
     assert line.startswith("sse-app: --url")
     assert "secret" not in line
+
+
+@pytest.mark.parametrize("host", ["x" * 70 + ".example", ".."])
+def test_a_name_that_cannot_be_looked_up_is_one_failure(server: ServerProcess, host: str) -> None:
+    (line,) = of_server(server, "--url", f"http://{host}").failures
+    assert f"cannot connect to {host}:80: " in line
+
+
+class Hostile(BaseHTTPRequestHandler):
+    """Answers with what would set the title of a terminal, and without an end."""
+
+    def do_GET(self) -> None:
+        self.send_response(200 if "health" in self.path else 500)
+        self.end_headers()
+        self.wfile.write(b'{"status": "ok"}\x1b]0;owned\x07\x1b[2J')
+        with contextlib.suppress(OSError):
+            while "health" not in self.path:
+                self.wfile.write(b"\x9b31m\n" * 10_000)
+
+    def log_message(self, *_: object) -> None:
+        """Print nothing."""
+
+
+def test_what_a_hostile_server_answers_does_no_harm(server: ServerProcess) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hostile) as hostile:
+        threading.Thread(target=hostile.serve_forever, args=(0.05,)).start()
+        try:
+            found = of_server(server, "--url", f"http://127.0.0.1:{hostile.server_port}")
+        finally:
+            hostile.shutdown()
+    assert found.status == 1
+    assert all(line.isprintable() and len(line) < 1000 for line in found.lines)
 
 
 def test_an_address_at_which_nothing_listens_is_one_failure(server: ServerProcess) -> None:
