@@ -8,6 +8,7 @@ that this is known to be whole.
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -40,18 +41,29 @@ def copy_sources(to: Path) -> None:
 
 def build(hook: str, sources: Path, to: Path) -> None:
     """Call a hook of PEP 517 in a process of its own, which it leaves changed."""
-    subprocess.run(
-        [sys.executable, "-c", BUILD, hook, str(to)],
-        cwd=sources,
-        check=True,
-        stdout=subprocess.DEVNULL,
+    command = [sys.executable, "-c", BUILD, hook, str(to)]
+    done = subprocess.run(command, cwd=sources, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        sys.exit(done.stdout + done.stderr)
+
+
+def is_as_locked(modules: Path, lock: Path) -> bool:
+    """Return whether the modules that npm has installed are those of a lock; optional ones need not be there."""
+    try:
+        there = json.loads((modules / ".package-lock.json").read_text())["packages"]
+    except (OSError, ValueError, KeyError):
+        return False
+    wanted = {name: package for name, package in json.loads(lock.read_text())["packages"].items() if name}
+    return all(
+        package.get("optional") or there.get(name, {}).get("version") == package["version"]
+        for name, package in wanted.items()
     )
 
 
 def pack_client(sources: Path, to: Path) -> None:
     """Pack the browser client for npm, with the modules that are installed in the checkout, if there are."""
     installed = ROOT / "client/node_modules"
-    if (installed / ".package-lock.json").exists():
+    if is_as_locked(installed, sources / "client/package-lock.json"):
         (sources / "client/node_modules").symlink_to(installed)
     else:
         subprocess.run(

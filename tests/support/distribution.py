@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.installation import copy_packages
+from tests.support.npm import installed_modules
 from tests.support.server_process import ROOT
 
 
@@ -16,6 +18,8 @@ from tests.support.server_process import ROOT
 def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the wheel, the source distribution and the package for npm, built from this checkout."""
     folder = tmp_path_factory.mktemp("dist")
+    if shutil.which("npm"):
+        installed_modules()  # else they would be fetched for this alone
     command = [sys.executable, str(ROOT / "scripts/dist.py"), str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -189,9 +189,13 @@ def unknown_settings(text: str) -> list[str]:
 
 def unknown_installs(text: str) -> list[str]:
     """Return what is to be installed by a name of ours, which no registry has: only files and folders can be."""
+    return _installed_by_name(*_spans(text), *_code_lines(text))
+
+
+def _installed_by_name(*lines: str) -> list[str]:
     return [
         word
-        for line in (*_spans(text), *_code_lines(text))
+        for line in lines
         for tail in _INSTALL.findall(line)
         for word in tail.replace("'", " ").replace('"', " ").split()
         if _OURS.fullmatch(word)
@@ -232,6 +236,13 @@ def test_every_setting_that_a_document_names_exists(text: str) -> None:
 
 def test_nothing_that_a_document_installs_is_ours_by_its_name(text: str) -> None:
     assert unknown_installs(text) == []
+
+
+def test_nothing_that_the_program_says_to_install_is_ours_by_its_name() -> None:
+    sources = [*(ROOT / "sse_app").rglob("*.py"), *(ROOT / "client").glob("*.mjs"), ROOT / "setup.py"]
+    lines = [line for path in sources for line in path.read_text(encoding="utf-8").splitlines()]
+    assert _installed_by_name(*lines) == []
+    assert any(_INSTALL.search(line) for line in lines)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
