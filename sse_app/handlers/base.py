@@ -260,6 +260,8 @@ class ApiHandler(PeerHandler):
         if refusal is None:
             phrase = HTTPStatus(status_code).phrase
             reason = getattr(error, "log_message", None) if status_code < 500 else None
+            if reason and status_code == 403:  # Tornado's one, of a page of another origin
+                reason = f"{reason}: it is none of cors_origins"
             refusal = Refusal(status_code, phrase.lower().replace(" ", "_"), reason or phrase)
         if refusal.status == 405:
             self.set_header("Allow", ", ".join([*self.methods(), "OPTIONS"]))

@@ -59,10 +59,10 @@ class OriginHandler(web.RequestHandler):
         if site is None:
             if origin is None or _is_of_host(origin, headers) or self.check_trusted_origin(origin):
                 return None
-            return f"Origin {origin!r} not allowed"
+            return f"Origin {origin!r} not allowed: it is none of cors_origins"
         if origin and self.check_trusted_origin(origin):
             return None
-        return f"Sec-Fetch-Site {site} & origin {origin!r} not allowed"
+        return f"Sec-Fetch-Site {site} & origin {origin!r} not allowed: it is none of cors_origins"
 
     def options(self, *args: str) -> None:
         """Answer a CORS preflight."""

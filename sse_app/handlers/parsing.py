@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -65,6 +66,7 @@ def _unquoted(value: str) -> str:
     return value[1:-1] if len(value) > 1 and value[0] == value[-1] == '"' else value
 
 
+_UNQUOTED = re.compile(rb"\s*(?:\{\s*['\w]|\[?\s*')")
 _FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
 
 
@@ -72,11 +74,13 @@ def hint_of(body: bytes, content_type: str) -> str:
     """Return what may be said of a body that is not JSON: of what it seems to be, with no part of it."""
     if content_type.lower().startswith(_FORMS):
         return "; Content-Type says that it is a form: send JSON, with Content-Type: application/json"
+    if body.startswith(codecs.BOM_UTF8):
+        return "; it begins with a byte order mark"
     try:
         body.decode()
     except UnicodeDecodeError:
         return "; it is not in UTF-8"
-    return "; texts and names take double quotes in JSON" if re.match(rb"\s*[{\[]\s*'", body) else ""
+    return "; texts and names take double quotes in JSON" if _UNQUOTED.match(body) else ""
 
 
 def parse_json(body: bytes) -> Any:

@@ -11,7 +11,7 @@ from sse_app.core.channels import ChannelPattern, channel_in, is_internal, parse
 from sse_app.core.errors import InvalidInput, UnknownChannel
 from sse_app.core.event_members import member_of
 from sse_app.core.events import EventId, NewEvent, new_event, timestamp
-from sse_app.core.nearest import nearest_first
+from sse_app.core.nearest import nearest_first, some_of
 from sse_app.eventlog.base import EventLog, IdempotencyKey
 from sse_app.settings.model import Limits
 from sse_app.streams.passing_on import PassingOn
@@ -126,7 +126,8 @@ class Publisher:
         known = self._channels
         is_known = known.overlapping(ChannelPattern(channel)) if "*" in channel else known.matches(channel)
         if is_internal(channel) or not is_known:
-            raise UnknownChannel(f"there is no channel {channel}")
+            there = some_of(channel, [rule.pattern.text for rule in known.rules])
+            raise UnknownChannel(f"there is no channel {channel}; the settings have {there or 'none'}")
 
     def is_public(self, channel: str) -> bool:
         """Return whether no token is needed to read a channel, or every channel of a pattern."""

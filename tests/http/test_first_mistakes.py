@@ -22,6 +22,7 @@ class Newcomer:
     """Somebody with the tokens of a login, who asks a real server."""
 
     def __init__(self, server: ServerProcess) -> None:
+        self.anything = server.access_token()
         self.http = httpx.Client(base_url=server.url, timeout=60)
         login = {"username": "ann", "password": PASSWORD, "cookie": False}
         tokens = self.http.post("/api/v1/auth/login", json=login).json()
@@ -189,6 +190,16 @@ BODIES: dict[str, tuple[Ask, int, str]] = {
         "says that it is a form: send JSON",
     ),
     "nothing": (lambda n: n.publish(), 400, "the body is empty: this takes"),
+    "quotes that a shell took": (
+        lambda n: n.publish(content="{event: e, data: {}}"),
+        400,
+        "take double quotes",
+    ),
+    "a byte order mark": (
+        lambda n: n.publish(content=b'\xef\xbb\xbf{"event": "e"}'),
+        400,
+        "a byte order mark",
+    ),
     "single quotes": (lambda n: n.publish(content="{'event': 'e'}"), 400, "take double quotes in JSON"),
     "another encoding": (
         lambda n: n.publish(content='{"event": "é"}'.encode("latin-1")),
@@ -255,6 +266,11 @@ PATHS: dict[str, tuple[Ask, int, str]] = {
         lambda n: n.publish("/api/v1/sse/dashboard", json=EVENT),
         403,
         "does not allow to publish to dashboard; it allows alerts",
+    ),
+    "a page of another origin": (
+        lambda n: n.http.post(LOGIN, json={"username": "ann"}, headers={"Origin": "http://localhost:3020"}),
+        403,
+        "not allowed: it is none of cors_origins",
     ),
     "an unknown path": (lambda n: n.get("/events"), 404, "/openapi.json lists what there is"),
     "PUT": (lambda n: n.http.put(ALERTS, json=EVENT), 405, "this path takes GET, HEAD and POST, not PUT"),
@@ -343,6 +359,17 @@ async def test_what_is_not_started_says_so_and_stores_nothing(unstarted: SSEApp,
     id = await unstarted.publish("alerts", "e", {})
     assert id is not None
     assert id.seq == 1
+
+
+def test_a_channel_that_is_not_configured_is_told_with_those_that_are(newcomer: Newcomer) -> None:
+    """The token allows all; the settings name what there is."""
+    headers = {"Authorization": f"Bearer {newcomer.anything}"}
+    answers = [newcomer.http.post("/api/v1/sse/alrets", json=EVENT, headers=headers)]
+    answers.append(newcomer.http.get("/api/v1/sse/alrets/history", headers=headers))
+    for answer in answers:
+        message = answer.json()["error"]["message"]
+        assert answer.status_code == 404
+        assert message.startswith("there is no channel alrets; the settings have alerts, ")
 
 
 @pytest.mark.gen_test

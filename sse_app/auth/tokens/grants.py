@@ -8,15 +8,9 @@ from typing import Any, NamedTuple
 
 from sse_app.core.channels import ChannelName, ChannelPattern, ChannelPatterns, is_internal, with_presence
 from sse_app.core.errors import Forbidden, InvalidChannel
-from sse_app.core.nearest import nearest_first
+from sse_app.core.nearest import some_of
 
 _NONE = ChannelPatterns()
-
-MOST_COMPARED = 64
-"""With how many patterns a name is compared at most that is not allowed."""
-
-MOST_SHOWN = 5
-"""How many patterns an error's text names at most."""
 
 
 class Grants(NamedTuple):
@@ -152,9 +146,7 @@ class Grants(NamedTuple):
 
 def _allowed(channel: str, patterns: ChannelPatterns) -> str:
     """Return what an error's text says of that which the token does allow, to whom has the token."""
-    near = nearest_first(channel, patterns.texts[:MOST_COMPARED])[:MOST_SHOWN]
-    more = ", …" if len(patterns.texts) > len(near) else ""
-    return f"; it allows {', '.join(near)}{more}" if near else "; it allows none"
+    return f"; it allows {some_of(channel, patterns.texts) or 'none'}"
 
 
 @lru_cache(maxsize=1024)
