@@ -14,6 +14,8 @@ from typing import Any
 import jwt
 import psycopg
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from sse_app.auth.tokens.issuer import TokenKind
 from tests.support.people import PASSWORD, Ear, Session, Site, assert_ended, assert_go_on, serving
@@ -389,6 +391,20 @@ def test_keys_in_files_are_taken_in_and_their_tokens_stay_valid(database_url: st
         assert [each[0] for each in desk.listed()[:2]] == [line.split()[0] for line in listed.splitlines()]
         assert desk.listed()[2][0] == own[0][0]
         assert "EdDSA" in desk.http.get("/.well-known/jwks.json").text
+
+
+def test_a_public_half_alone_is_taken_in_beside_keys_that_sign(database_url: str, tmp_path: Path) -> None:
+    key = ed25519.Ed25519PrivateKey.generate()
+    theirs = tmp_path / "theirs"
+    theirs.mkdir(mode=0o700)
+    encodings = (serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    (theirs / "backend.pem").write_bytes(key.public_key().public_bytes(*encodings))
+    seal = str(new_seal(tmp_path))
+    with serving(Desk, tmp_path / "state", EVENT_LOG=database_url, AUTH__KEYS_SEAL=seal) as desk:
+        assert desk.server.command("keys", "import", str(theirs)) == "backend"
+        assert [each[2] for each in desk.listed() if each[0] != "backend"] == ["signs"]
+        desk.server.command("keys", "rotate")
+        assert "backend" in {each[0] for each in desk.listed()}
 
 
 def test_a_seal_without_a_database_is_refused(tmp_path: Path) -> None:

@@ -73,25 +73,31 @@ class KeyRing:
         Raises:
             StateError: a key cannot be read, or is too weak, or none can sign.
         """
-        try:
-            if create:
-                directory.mkdir(mode=0o700, exist_ok=True)
-            require_closed(directory, "the directory of the keys")
-            files = [file for file in directory.iterdir() if not file.name.startswith(".")]
-            if not files and not create:
-                raise StateError(f"there are no keys in {directory}")
-            files = files or [_create(directory, "first.hs256", secrets.token_bytes(SECRET_BYTES))]
-            files.sort(key=lambda file: (file.stat().st_mtime_ns, file.name), reverse=True)
-            owners = (ROOT, os.geteuid(), directory.stat().st_uid)
-            keys = [_read(file, directory, owners) for file in files]
-        except OSError as error:
-            raise StateError(f"cannot use the keys in {directory}: {error.strerror}") from error
-        twice = {key.id for key in keys if sum(other.id == key.id for other in keys) > 1}
-        if twice:
-            raise StateError(f"two keys in {directory} have the id {min(twice)!a}")
+        keys = _all_in(directory, create)
         if not any(key.signing is not None for key in keys):
             raise StateError(f"none of the keys in {directory} can sign: all are public")
         return cls(keys)
+
+
+def _all_in(directory: Path, create: bool) -> list[Key]:
+    """Return the keys of a directory, the newest first, also where none of them can sign; see `KeyRing.load`."""
+    try:
+        if create:
+            directory.mkdir(mode=0o700, exist_ok=True)
+        require_closed(directory, "the directory of the keys")
+        files = [file for file in directory.iterdir() if not file.name.startswith(".")]
+        if not files and not create:
+            raise StateError(f"there are no keys in {directory}")
+        files = files or [_create(directory, "first.hs256", secrets.token_bytes(SECRET_BYTES))]
+        files.sort(key=lambda file: (file.stat().st_mtime_ns, file.name), reverse=True)
+        owners = (ROOT, os.geteuid(), directory.stat().st_uid)
+        keys = [_read(file, directory, owners) for file in files]
+    except OSError as error:
+        raise StateError(f"cannot use the keys in {directory}: {error.strerror}") from error
+    twice = {key.id for key in keys if sum(other.id == key.id for other in keys) > 1}
+    if twice:
+        raise StateError(f"two keys in {directory} have the id {min(twice)!a}")
+    return keys
 
 
 def load_keys(directory: Path, *, create: bool = True) -> KeyRing:
@@ -100,21 +106,26 @@ def load_keys(directory: Path, *, create: bool = True) -> KeyRing:
     Raises:
         StateError: it does not, or the keys cannot be used.
     """
+    _require_trusted(directory)
+    return KeyRing.load(directory, create=create)
+
+
+def _require_trusted(directory: Path) -> None:
     try:
         if directory.exists() and directory.stat().st_uid != ROOT:
             require_own(directory, "the directory of the keys")
     except OSError as error:
         raise StateError(f"cannot use the keys in {directory}: {error.strerror}") from error
-    return KeyRing.load(directory, create=create)
 
 
 def read_files(directory: Path) -> list[tuple[str, str, bytes]]:
-    """Return id, kind (as the name ends) and content of each key of a directory, the oldest first.
+    """Return id, kind (as the name ends) and content of each key of a directory, the oldest first; all may be public.
 
     Raises:
         StateError: the keys cannot be used.
     """
-    load_keys(directory, create=False)
+    _require_trusted(directory)
+    _all_in(directory, create=False)
     owners = (ROOT, os.geteuid(), directory.stat().st_uid)
     try:
         files = sorted(

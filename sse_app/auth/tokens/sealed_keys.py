@@ -134,6 +134,12 @@ class SealedKeys:
                         f"there is another key with the id {id!a} in the database: rename the file"
                     )
             new = [file for file in files if file[0] not in there]
+            held = [
+                *(self._unsealed(row) for row in rows),
+                *(parse_key(f"{id}.{kind}", key) for id, kind, key in new),
+            ]
+            if not any(key.signing is not None for key in held):
+                raise StateError("none of the keys can sign: all are public")
             if not new or await self._add(changed, new, []):
                 return [id for id, _, _ in new]
 
