@@ -1,7 +1,7 @@
 // Builds dist/ from the one source of the client: ../sse_app/static, which the server serves as it is, and src/; and
 // holds the core to its size.
 
-import { mkdir, readdir, rm, writeFile } from "node:fs/promises";
+import { copyFile, mkdir, readdir, rm, writeFile } from "node:fs/promises";
 import { gzipSync } from "node:zlib";
 import { build } from "esbuild";
 
@@ -28,6 +28,7 @@ const { outputFiles } = await build({
   write: false,
 });
 await mkdir(here("dist/"), { recursive: true });
+for (const path of await sources("../sse_app/static/", /^sse-.*\.d\.ts$/)) await copyFile(here(path), here(path.replace(/.*\//, "dist/")));
 for (const { path, contents } of outputFiles) {
   await writeFile(path, contents);
   if (path.endsWith(".map")) continue;

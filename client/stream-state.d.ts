@@ -1,10 +1,6 @@
 // What the bindings for Vue, React and Svelte have in common.
-import type { Close, SSEClient, SSEClientOptions, StreamEvent } from "./sse-client.js";
-
-/** The events of a map from types to data: `event.type` tells which data it is. */
-export type EventOf<Events> = {
-  [Type in keyof Events & string]: StreamEvent<Events[Type]> & { type: Type };
-}[keyof Events & string];
+import type { Close, SSEClient, SSEClientOptions, StreamEvent } from "@sse-app/client";
+export type { EventOf } from "@sse-app/client";
 
 export interface UseSSEOptions<Event = StreamEvent> extends Omit<SSEClientOptions, "onEvent"> {
   /** The address of the API, put before relative URLs; default `VITE_API_BASE_URL`, else the page's own origin. */

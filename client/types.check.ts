@@ -24,6 +24,35 @@ new SSEClient("/api/v1/sse/prices.*", {
 new SSEClient("/api/v1/sse/prices", { since: new Date() });
 new SSEClient("/api/v1/sse/prices", { token: { streamToken: async (channels: string[]) => channels.join() } });
 
+interface Events {
+  risk_alert: { severity: "low" | "high" };
+  note: string;
+}
+const typed = new SSEClient<Events>("/api/v1/sse/alerts", {
+  signal: new AbortController().signal,
+  debug: (...what) => console.log(...what),
+  onReconnect: ({ attempt, hint }) => console.log(attempt.toFixed(), hint?.length),
+  onEvent(event) {
+    if (event.type === "note") console.log(event.data.toUpperCase());
+    else console.log(event.data.severity, event.data.timestamp);
+    // @ts-expect-error there is no such type
+    if (event.type === "nothing") console.log(event.id);
+  },
+});
+const hear = ({ data, origin }: MessageEvent<string>) => console.log(data, origin);
+const object = { handleEvent: (event: MessageEvent<string>) => console.log(event.lastEventId) };
+typed.addEventListener("note", hear);
+typed.removeEventListener("note", hear);
+typed.addEventListener("note", object, { once: true });
+typed.removeEventListener("note", object);
+typed.removeEventListener("open", (event) => console.log(event.detail.retry));
+typed.onerror = ({ detail }) => console.log(detail.reason, typed.readyState === SSEClient.CLOSED, typed.withCredentials);
+typed.onmessage = hear;
+const target: EventTarget = typed;
+target.addEventListener("note", () => {});
+// @ts-expect-error there is no such type of events
+typed.addEventListener("nothing", hear);
+
 const session = new Session("https://events.example", { onEnded: ({ reason, successor }) => console.log(reason, successor?.length) });
 session.login("ann", "password").catch((error: SessionError) => console.log(error.status.toFixed(), error.code, error.retryAfter));
 session.resume().then((resumed: boolean) => (resumed ? session.logout() : undefined));

@@ -1,5 +1,5 @@
 import type { ComputedRef, MaybeRefOrGetter, Ref, ShallowRef } from "vue";
-import type { Close, Connected, StreamEvent } from "./sse-client.js";
+import type { Close, Connected, StreamEvent } from "@sse-app/client";
 import type { EventOf, StreamControls, StreamState, UseSSEOptions as Options } from "./stream-state.js";
 
 export { configureSSE } from "./stream-state.js";

@@ -71,7 +71,7 @@ def built() -> str:
     with _alone():
         modules = _installed_modules()
         sources = [*sorted((CLIENT / "src").rglob("*")), *CLIENT.glob("*.mjs"), *CLIENT.glob("package*.json")]
-        sources += sorted((ROOT / "sse_app/static").glob("*.js"))
+        sources += sorted((ROOT / "sse_app/static").glob("sse-*"))
         digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources if path.is_file())).hexdigest()
         printed = modules / f".printed-{digest}"
         if not (printed.exists() and (CLIENT / "dist/vue.js").exists()):

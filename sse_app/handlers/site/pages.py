@@ -28,6 +28,7 @@ _TYPES = {
     ".js": "text/javascript",
     ".json": "application/json",
     ".svg": "image/svg+xml",
+    ".ts": "application/typescript",  # what types the modules have
 }
 """Of the files by the ends of their names: Tornado would read what is known on this machine of two thousand others."""
 
