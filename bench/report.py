@@ -18,33 +18,77 @@ _HEADS = ("line", "measured", "at least", "aim", "met")
 _INTRODUCTION = """\
 # Benchmarks
 
-sse_app beside others, on one machine with two cores that server, clients and publisher share. **nchan** is the
-nginx module for server-sent events, in C. sse_app checks a token for each stream and has each event on disk before
-it is sent; nchan does neither. "0.85 × nchan" is what sse_app took, divided by what nchan took in the same round
-for the same work: less is better, and "at least" and "aim" are what was set for it. Figures of other machines are
-others; ratios travel better.
+What a stream, an event and a publish cost, on one machine with two cores that server, clients and publisher share.
+Less is better. **nchan** is the nginx module for server-sent events, in C. sse_app checks a token for each stream,
+and has each event on disk before it is sent; nchan does neither. Other machines have other figures; ratios travel
+better.
+
+{costs}
+What nchan leaves out shows where a stream opens or resumes (the token), and where an event is published (the disk). An
+empty cell was not measured. Each line has its section below, with what else was measured; the
+[targets](#what-was-to-be-shown) at the end say what was set beforehand, and where it is missed.
+"""
+_TARGETS = """\
+## What was to be shown
+
+"0.85 × nchan" is what sse_app took, divided by what nchan took in the same round for the same work. "At least" and
+"aim" are what was set for it before it was measured.
 
 {table}
 """
+_COSTS = (
+    ("CPU to deliver an event to a stream, of 1,000, µs", "fanout-1000", OURS, "cpu_us", 2),
+    ("the same, of 10,000, µs", "fanout-10000", OURS, "cpu_us", 2),
+    ("the same of 1,000, in batches of 100 events, µs", "fanout-1000-batch", OURS, "cpu_us", 2),
+    (
+        "from publish to receipt, 99 of 100, of 50 events a second to 1,000 streams, ms",
+        "steady",
+        OURS,
+        "p99_ms",
+        1,
+    ),
+    ("memory of an idle stream (RSS), KiB", "idle", OURS, "rss_kib_per_stream", 2),
+    ("CPU of 10,000 idle streams, a ping every 30 s, % of a core", "idle", OURS, "cpu_percent", 2),
+    ("CPU to open a stream, µs", "connect", OURS, "connect_cpu_us", 0),
+    ("CPU to resume a stream that has missed nothing, µs", "reconnect", OURS, "plain_cpu_us", 0),
+    ("CPU for each event that a stream has missed, µs", "reconnect", OURS, "replay_cpu_us", 2),
+    ("CPU of a lone publish, ten a second, µs", "lone", f"{OURS}, ten a second", "cpu_us_per_request", 0),
+)
+"""What a thing costs: the line, the scenario, our variant in it, the metric, and how many digits it has."""
+
 _METHOD = """\
 ## How it is measured
 
-Written by `python -m bench` from the JSON files in `{results}`; do not edit. Every figure is the median
-of the rounds. In a round the servers run one after the other (A B A B), each started anew and given
-streams and events to warm up; a ratio is the median of the ratios within a round. All runs over loopback.
+`python -m bench` writes this page from the JSON files in `{results}`; do not edit it. Every figure is the median of
+the rounds. In a round the servers run one after the other (A B A B). Each is started anew, and given streams and
+events to warm up. A ratio is the median of the ratios within a round. All runs over loopback.
 
-CPU is user and system time of all processes of a server, as the kernel counts it, from just before the
-first request to the moment the last stream has the last event; nothing is subtracted. Events have 200
-bytes of data. The client, a C epoll loop (in several processes for a crowd), checks that every stream
-got every event once and in order; a sample where one did not is a failure and counts nowhere. "Stolen" is the
-share of the machine's time that the hypervisor gave to others meanwhile: "others" the share that processes
-beside server, client and publisher took. Where they are high, a round is worth less.
+CPU is user and system time of all processes of a server, as the kernel counts it. It is counted from just before the
+first request to the moment the last stream has the last event; nothing is subtracted. Events have 200 bytes of data.
+The client is a C epoll loop, in several processes for a crowd. It checks that every stream got every event once and in
+order; a sample where one did not is a failure and counts nowhere.
 
-`make bench` runs everything, `make bench-quick` the lines that matter most. `python -m bench --scenario NAME`
-runs one; `crowd`, `storm` and `million`, which runs only when it is named, take `--streams`, `--workers` and
-`--minutes`. A crowd needs some 10 KB of memory for each stream, and a process can hold no more streams than it
-may open files (`ulimit -n -H`), so take as many workers as that asks for.
+"Stolen" is the share of the machine's time that the hypervisor gave to others meanwhile; "others" is the share that
+processes beside server, client and publisher took. Where they are high, a round is worth less.
+
+`make bench` runs everything, `make bench-quick` the lines that matter most, and `python -m bench --scenario NAME` one
+scenario. `crowd`, `storm` and `million` take `--streams`, `--workers` and `--minutes`; `million` runs only when it is
+named. A crowd needs some 10 KB of memory for each stream. A process can hold no more streams than it may open files
+(`ulimit -n -H`), so take as many workers as that asks for.
 """
+
+
+def costs_table(results: dict[str, Result]) -> list[str]:
+    """Return what a stream, an event and a publish cost, beside what they cost in servers measured with them."""
+    peers = ("nchan", "sse-starlette")
+    lines = ["| | sse_app | " + " | ".join(peers) + " |", "|---" + "|---:" * (len(peers) + 1) + "|"]
+    for line, name, ours, metric, digits in _COSTS:
+        if (result := results.get(name)) is not None:
+            variants = (ours, *(ours.replace(OURS, peer) for peer in peers))
+            values = [result.median(variant, metric) for variant in variants]
+            cells = ["" if value is None else f"{value:,.{digits}f}" for value in values]
+            lines.append("| " + " | ".join([line, *cells]) + " |")
+    return [*lines, ""]
 
 
 def _machine(results: dict[str, Result]) -> list[str]:
@@ -157,7 +201,7 @@ def write(directory: Path, page: Path) -> None:
         return
     place = Path(os.path.relpath(directory, page.parent)).as_posix()
     ordered = {name: results[name] for name in SCENARIOS if name in results}
-    lines = [_INTRODUCTION.format(table="\n".join(targets_table(loaded)))]
+    lines = [_INTRODUCTION.format(costs="\n".join(costs_table(loaded)))]
     lines += [_METHOD.format(results=place), *_machine(ordered), *_commands(ordered)]
     for name, result in ordered.items():
         scenario, plot = SCENARIOS[name], ""
@@ -171,4 +215,5 @@ def write(directory: Path, page: Path) -> None:
     for name in (handover_table.SCENARIO, handover_table.WORKERS_SCENARIO):
         if (handover := loaded.get(name)) is not None:
             lines += handover_table.section(handover)
+    lines.append(_TARGETS.format(table="\n".join(targets_table(loaded))))
     page.write_text("\n".join(lines).rstrip() + "\n")
