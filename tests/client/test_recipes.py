@@ -236,6 +236,9 @@ def use_tokens_signed_by(server: ServerProcess, folder: Path, heading: str, comm
     program = [*command, recipe(heading)] if heading else command
     first, second = (run(program, folder) for _ in range(2))
     assert first != second
+    assert server.command("check-token", input=first).startswith(
+        "valid: this server takes it\nkind: stream token"
+    )
     url = f"{server.url}/api/v1/sse/alerts"
     with httpx.stream("GET", url, params={"token": first, "client_id": "c"}) as stream:
         assert stream.status_code == 200, "the running server has taken the key up"

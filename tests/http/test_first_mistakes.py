@@ -12,6 +12,8 @@ from tornado import web
 from tornado.ioloop import IOLoop
 
 from sse_app import InvalidInput, NotStarted, Settings, SSEApp
+from sse_app.auth.tokens.grants import Grants
+from sse_app.auth.tokens.issuer import TokenKind
 from tests.support.server_process import ServerProcess, running
 
 PASSWORD = "correct horse battery"
@@ -354,6 +356,11 @@ async def test_what_is_not_started_says_so_and_stores_nothing(unstarted: SSEApp,
     async with httpx.AsyncClient(base_url=base_url) as http:
         token = unstarted.token("ann", subscribe=["alerts"])
         stream = await http.get("/api/v1/sse/alerts", params={"token": token})
+        issue = unstarted.node.tokens.issue
+        access = issue(TokenKind.ACCESS, "ann", "s", Grants.of(publish=["alerts"]), 60)
+        headers = {"Authorization": f"Bearer {access}"}
+        refused = await http.post("/api/v1/sse/alerts", json=EVENT, headers=headers)
+    assert (refused.status_code, refused.json()["error"]["message"]) == (503, "the server has not started")
     assert "event: closing" in stream.text
     await unstarted.start()
     id = await unstarted.publish("alerts", "e", {})
