@@ -5,6 +5,7 @@
 const ROLL_CALL = 250; // ms that a new leader waits for tabs that do not answer; they are heard when they do
 const ANSWER = 2000; // ms that a silent leader has to answer before the lead is taken from it
 const SHORT = 1000; // ms; no token is fetched more often
+const LONGEST_WAIT = 3_600_000; // ms; a server that asks for more is asked again after this
 const LONGEST = 2 ** 31 - 1; // ms; a longer timer would fire at once
 const PATIENCE = 1.1; // ping intervals of silence after which a leader is asked whether it lives
 
@@ -109,13 +110,13 @@ export class Tab {
    */
   #planProof(token) {
     const { signal } = this.#generation;
-    const { token: fetch, channels } = this.#options;
+    const { token: ask, channels } = this.#options;
     const { iat, exp } = readClaims(token);
-    if (typeof fetch !== "function" || !(exp > iat)) return;
+    if (typeof ask !== "function" || !(exp > iat)) return;
     const prove = async () => {
       let fresh = token;
       try {
-        if (!this.#lead) fresh = await fetch([...channels]);
+        if (!this.#lead) fresh = await ask([...channels]);
       } catch (error) {
         if (!signal.aborted && isFinal(error)) this.#tell("stop", refusal(error));
       }
@@ -134,9 +135,14 @@ export class Tab {
         if (signal.aborted) return;
         if (isFinal(error) || attempt >= maxRetries) this.#tell("stop", refusal(error));
         if (signal.aborted) return;
-        const delay = Math.random() * Math.min(maxReconnectDelay, reconnectDelay * 2 ** attempt);
+        const asked = Math.min(error?.retryAfter * 1000 || 0, LONGEST_WAIT) * (1 + Math.random() / 4);
+        const delay = Math.max(asked, Math.random() * Math.min(maxReconnectDelay, reconnectDelay * 2 ** attempt));
         this.#tell("reconnect", { delay, reason: "token", attempt: attempt + 1 });
-        await Promise.race([ended(signal), new Promise((go) => (this.#silence = setTimeout(go, delay)))]);
+        await new Promise((go) => {
+          this.#silence = setTimeout(go, delay);
+          signal.addEventListener("abort", go);
+          if (!asked) addEventListener("online", go, { once: true, signal });
+        });
         if (signal.aborted) return;
       }
     }

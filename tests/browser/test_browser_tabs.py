@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from typing import Any
 
@@ -349,3 +350,31 @@ def test_a_follower_whose_user_logs_out_or_changes_by_a_function_of_the_page_fol
         assert tab.ids() == ids
     assert gone.ids() == []
     assert leader.noted("reconnect") == leader.noted("close") == []
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_a_first_token_that_the_server_asks_to_wait_for_is_waited_for(
+    share: bool, chrome: Chrome, serve: Start
+) -> None:
+    (tab,) = open_tabs(chrome, serve(), 1)
+    options = {"share": share, "reconnectDelay": 10}
+    tab.run(f"""client.close(), window.calls = [], window.client = make({{ ...{json.dumps(options)}, token() {{
+        calls.push(performance.now());
+        throw Object.assign(new Error("not now"), {{ status: 429, retryAfter: 1.5 }});
+    }} }})""")
+    tab.wait("calls.length >= 2")
+    assert tab.run("calls[1] - calls[0]") >= 1490
+
+
+def test_a_tab_that_was_opened_while_offline_connects_as_soon_as_it_is_online(
+    chrome: Chrome, serve: Start
+) -> None:
+    server = serve()
+    tab = chrome.open(server, options={"autoConnect": False, "reconnectDelay": 3e6, "maxReconnectDelay": 3e6})
+    tab.wait("window.client")
+    tab.run("import('/static/sse-page.js'), import('/static/sse-shared.js')")  # as from a cache
+    chrome.context.set_offline(True)
+    tab.run("client.connect()")
+    tab.wait("log.some((e) => e.kind === 'reconnect')")
+    chrome.context.set_offline(False)
+    tab.opened()
