@@ -17,18 +17,20 @@ _TITLES = {
     "cold": "`systemctl restart` without a standby (`KillMode=mixed`)",
 }
 _WHAT = """\
-{streams:,.0f} streams, each with a user and a token of its own, on the service as `sse-app systemd install` \
-writes it, under a real systemd user manager{workers}, with the SQLite log and uvloop; {rate:.0f} events a second are \
-published all the while. The pause is the time in which nothing is served: from the moment the last event of the \
-old process is out, to READY of the new one; a restart has two, until the standby serves and until the next main \
-process does, and this is their sum{longest}. The longest wait is that of any client between two of its reads, \
-beside the same over as long a time in which nothing happens: events are {apart:.0f} ms apart. Each figure is the \
-median, with the highest in brackets; then streams closed, events lost, events received twice, and publishes that \
-had to be sent again. {rounds}, {taken}."""
+{streams:,.0f} streams, each with a user and a token of its own, are on the service as `sse-app systemd install` \
+writes it, under a real systemd user manager{workers}, with the SQLite log and uvloop. {rate:.0f} events a second are \
+published all the while.
+
+The pause is the time in which nothing is served: from the moment the last event of the old process is out, to READY \
+of the new one. A restart has two, until the standby serves and until the next main process does, and this is their \
+sum{longest}. The longest wait is that of any client between two of its reads; beside it stands the same over as long \
+a time in which nothing happens, for events are {apart:.0f} ms apart. Each figure is the median, with the highest in \
+brackets. Then come streams closed, events lost, events received twice, and publishes that had to be sent again. \
+{rounds}, {taken}."""
 _STOP = """\
-`systemctl stop` of the same {streams:,.0f} streams took {stop_s:.1f} s; {told:,.0f} were told `closing`, spread over \
+`systemctl stop` of the same {streams:,.0f} streams took {stop_s:.1f} s. {told:,.0f} were told `closing`, spread over \
 the drain time: half of them after {closing_p50_s:.1f} s, nine of ten after {closing_p90_s:.1f} s, the last after \
-{closing_max_s:.1f} s. By the `retry` that each was told they would have been back after {returning_p50_s:.1f}, \
+{closing_max_s:.1f} s. By the `retry` that each was told, they would have been back after {returning_p50_s:.1f}, \
 {returning_p90_s:.1f} and {returning_max_s:.1f} s. After `systemctl start` {resumed:,.0f} came back and were resumed."""
 
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from pathlib import Path
 
 from bench import handover_table, plots
@@ -14,25 +15,28 @@ from bench.scenarios.scenario import Column
 from bench.servers import SERVERS
 from bench.targets import GROUPS, OURS, Measured, Target
 
+WIDTH = 118
+"""Characters of a line of text."""
+
 _HEADS = ("line", "measured", "at least", "aim", "met")
 _INTRODUCTION = """\
 # Benchmarks
 
-What a stream, an event and a publish cost, on one machine with two cores that server, clients and publisher share.
-Less is better. **nchan** is the nginx module for server-sent events, in C. sse_app checks a token for each stream,
-and has each event on disk before it is sent; nchan does neither. Other machines have other figures; ratios travel
-better.
+What a stream, an event and a publish cost, on one machine with two cores that server, clients and publisher \
+share. Less is better. **nchan** is the nginx module for server-sent events, in C. sse_app checks a token for \
+each stream, and has each event on disk before it is sent; nchan does neither. Other machines have other \
+figures; ratios travel better.
 
 {costs}
-What nchan leaves out shows where a stream opens or resumes (the token), and where an event is published (the disk). An
-empty cell was not measured. Each line has its section below, with what else was measured; the
-[targets](#what-was-to-be-shown) at the end say what was set beforehand, and where it is missed.
+What nchan leaves out is part of the difference where a stream opens or resumes (the token), and where an event \
+is published (the disk). An empty cell was not measured. Each line has its section below, with what else was \
+measured. The [targets](#what-was-to-be-shown) at the end say what was set as a goal, and where it is missed.
 """
 _TARGETS = """\
 ## What was to be shown
 
-"0.85 × nchan" is what sse_app took, divided by what nchan took in the same round for the same work. "At least" and
-"aim" are what was set for it before it was measured.
+"0.85 × nchan" is what sse_app took, divided by what nchan took in the same round for the same work. "At least" \
+and "aim" are what was set for it.
 
 {table}
 """
@@ -59,22 +63,22 @@ _COSTS = (
 _METHOD = """\
 ## How it is measured
 
-`python -m bench` writes this page from the JSON files in `{results}`; do not edit it. Every figure is the median of
-the rounds. In a round the servers run one after the other (A B A B). Each is started anew, and given streams and
-events to warm up. A ratio is the median of the ratios within a round. All runs over loopback.
+`python -m bench` writes this page from the JSON files in `{results}`; do not edit it. Every figure is the \
+median of the rounds. In a round the servers run one after the other (A B A B). Each is started anew, and given \
+streams and events to warm up. A ratio is the median of the ratios within a round. All runs over loopback.
 
-CPU is user and system time of all processes of a server, as the kernel counts it. It is counted from just before the
-first request to the moment the last stream has the last event; nothing is subtracted. Events have 200 bytes of data.
-The client is a C epoll loop, in several processes for a crowd. It checks that every stream got every event once and in
-order; a sample where one did not is a failure and counts nowhere.
+CPU is user and system time of all processes of a server, as the kernel counts it. It is counted from just \
+before the first request to the moment the last stream has the last event; nothing is subtracted. Events have \
+200 bytes of data. The client is a C epoll loop, in several processes for a crowd. It checks that every stream \
+got every event once and in order; a sample where one did not is a failure and counts nowhere.
 
-"Stolen" is the share of the machine's time that the hypervisor gave to others meanwhile; "others" is the share that
-processes beside server, client and publisher took. Where they are high, a round is worth less.
+"Stolen" is the share of the machine's time that the hypervisor gave to others meanwhile; "others" is the share \
+that processes beside server, client and publisher took. Where they are high, a round is worth less.
 
-`make bench` runs everything, `make bench-quick` the lines that matter most, and `python -m bench --scenario NAME` one
-scenario. `crowd`, `storm` and `million` take `--streams`, `--workers` and `--minutes`; `million` runs only when it is
-named. A crowd needs some 10 KB of memory for each stream. A process can hold no more streams than it may open files
-(`ulimit -n -H`), so take as many workers as that asks for.
+`make bench` runs everything, `make bench-quick` the lines that matter most, and `python -m bench --scenario \
+NAME` one scenario. `crowd`, `storm` and `million` take `--streams`, `--workers` and `--minutes`; `million` runs \
+only when it is named. A crowd needs some 10 KB of memory for each stream. A process can hold no more streams \
+than it may open files (`ulimit -n -H`), so take as many workers as that asks for.
 """
 
 
@@ -216,4 +220,14 @@ def write(directory: Path, page: Path) -> None:
         if (handover := loaded.get(name)) is not None:
             lines += handover_table.section(handover)
     lines.append(_TARGETS.format(table="\n".join(targets_table(loaded))))
-    page.write_text("\n".join(lines).rstrip() + "\n")
+    page.write_text("\n".join(map(_wrapped, "\n".join(lines).split("\n"))).rstrip() + "\n")
+
+
+def _wrapped(line: str) -> str:
+    """Return a line of text in several of one width; a table, a heading, a command or a picture as it is."""
+    if line.startswith(("|", "#", "!", "python ")):
+        return line
+    indent = "  " if line.startswith("- ") else ""
+    return textwrap.fill(
+        line, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )

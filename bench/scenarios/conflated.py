@@ -87,11 +87,11 @@ SCENARIOS = (
     Scenario(
         "conflated",
         "A table of 500 latest values, a tenth of its streams slow",
-        "500 keys get a new value in turn, in batches of 100 events over 10 seconds, on one channel with 100 streams. "
-        "Ten of them read a tenth of the bytes that it carries; their sockets hold 16 KiB. Conflated, they get the "
-        "newest event of each key; on a channel that is not they are cut off once their backlogs are full. An age is "
-        "from just before the request is sent until the slow stream has read the value. “Newest at the end” says of "
-        "how many keys the slow streams have the last value when nothing more is published.",
+        "500 keys get a new value in turn, in batches of 100 events over 10 seconds, on one channel with 100 "
+        "streams. Ten of them read a tenth of the bytes that it carries; their sockets hold 16 KiB. On a conflated "
+        "channel they get the newest event of each key. On another one they are cut off once their backlogs are "
+        "full. An age is from just before the request is sent until the slow stream has read the value. “Newest at "
+        "the end” says of how many keys the slow streams have the last value when nothing more is published.",
         (
             *(
                 Variant("sse_app", f"{rate:,} a second", partial(_measure, rate, True))

@@ -93,10 +93,11 @@ SCENARIOS = (
     Scenario(
         "crowd",
         "100,000 idle streams, a ping every 30 s",
-        "Six workers, since a process may open 20,000 files here; each stream has a user and a token of its own; "
-        "the clients, in processes of 18,000 streams, share the machine. Memory is what the server's processes (PSS), "
-        "the kernel (its slab and the buffers of TCP, for both ends of each stream) and the clients grew by; beside "
-        "it what the whole machine has less of. A stream that is lost, or has no ping for 45 seconds, is a failure.",
+        "Six workers, since a process may open 20,000 files here. Each stream has a user and a token of its own. "
+        "The clients, in processes of 18,000 streams, share the machine. Memory is what the server's processes "
+        "(PSS), the kernel and the clients grew by; the kernel's is its slab and the buffers of TCP, for both ends "
+        "of each stream. Beside it stands what the whole machine has less of. A stream that is lost, or has no ping "
+        "for 45 seconds, is a failure.",
         (
             Variant("sse_app", "", partial(_HUNDRED_THOUSAND, 10.0, True)),
             Variant("nchan", "", partial(_HUNDRED_THOUSAND, 0.6, True), once=True),

@@ -58,8 +58,8 @@ SCENARIOS = (
     Scenario(
         "fanout-1000",
         "Fan-out to 1,000 streams, one event a request",
-        "60 events at 10 a second, each to 1,000 streams; sse_app and nchan also with two workers, over which the "
-        "streams are spread.",
+        "60 events at 10 a second, each to 1,000 streams. sse_app and nchan also run with two workers, over which "
+        "the streams are spread.",
         (
             *servers("sse_app", "nchan"),
             Variant("sse_app", "2 workers", partial(_THOUSAND, 2)),
@@ -85,9 +85,9 @@ SCENARIOS = (
     Scenario(
         "fanout-10000",
         "Fan-out and latency at 10,000 streams, 4 events a second",
-        "40 events at 4 a second, each to 10,000 streams; sse_app and nchan also with two workers. Latency is from "
-        "just before the request is sent to the moment the client has read the event. Servers that may need more than "
-        "a core for this are left out unless named with --peers.",
+        "40 events at 4 a second, each to 10,000 streams. sse_app and nchan also run with two workers. Latency is "
+        "from just before the request is sent to the moment the client has read the event. Servers that may need "
+        "more than a core for this are left out unless named with --peers.",
         (
             *servers("sse_app", "nchan"),
             Variant("sse_app", "2 workers", partial(_TEN_THOUSAND, 2)),
@@ -115,9 +115,9 @@ SCENARIOS = (
     Scenario(
         "connect",
         "Connect storm",
-        "10,000 streams connect, 100 at a time. Only sse_app checks a token, and each stream has its own: "
-        "issued by the server's own `/api/v1/auth/stream-token`, as browsers get theirs, or signed elsewhere "
-        "with the server's key, so that it has never seen them.",
+        "10,000 streams connect, 100 at a time. Only sse_app checks a token, and each stream has its own. The "
+        "server's own `/api/v1/auth/stream-token` has issued it, as browsers get theirs. In the last line it was "
+        "signed elsewhere with the server's key, so the server has never seen it.",
         (
             *servers("sse_app", "nchan"),
             Variant("sse_app", "tokens never seen", partial(_connect, 10_000, True), once=True),

@@ -63,8 +63,8 @@ SCENARIOS = (
     Scenario(
         "idle",
         "Idle: 10,000 streams, a ping every 30 s",
-        "CPU over one ping interval; memory is what the servers grew by, from before the first stream to "
-        "when all are connected and the server is quiet. Socket buffers of the kernel are not in it. “Adopted” is the "
+        "CPU is over one ping interval. Memory is what the servers grew by, from before the first stream to when "
+        "all are connected and the server is quiet. Socket buffers of the kernel are not in it. “Adopted” is the "
         "process that has taken the same streams over in an upgrade, beside one that took over none.",
         (*servers("sse_app", "nchan"), Variant("sse_app", "adopted", _measure_adopted)),
         (

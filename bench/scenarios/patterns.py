@@ -115,11 +115,11 @@ SCENARIOS = (
     Scenario(
         "patterns",
         "Patterns that an event does not match",
-        "10,000 channels have an event, and there are 10,000 streams that get none of those that follow: so many of "
-        f"them on patterns, one in a hundred on `{_WIDE}`, each other one on a pattern of its own "
-        "(`bench.user.7.*`), and the rest each on a channel by its name. Then 4,000 events are published one after the "
-        "other to `bench.user.{N}.mail`, on which there is no stream; and 100 events at 10 a second go to 1,000 "
-        "streams on such a channel by its name, and in the last line by a pattern (`bench.*.*.mail`).",
+        "10,000 channels have an event, and 10,000 streams get none of those that follow. So many of them as the "
+        f"line says are on patterns: one in a hundred on `{_WIDE}`, each other one on a pattern of its own "
+        "(`bench.user.7.*`). The rest are each on a channel by its name. Then 4,000 events are published one after "
+        "the other to `bench.user.{N}.mail`, on which there is no stream. After that 100 events at 10 a second go "
+        "to 1,000 streams on such a channel by its name, and in the last line by a pattern (`bench.*.*.mail`).",
         (
             Variant("sse_app", "no patterns", partial(_measure, 0, _BY_NAME)),
             Variant("sse_app", "1,000 patterns", partial(_measure, 1_000, _BY_NAME)),
@@ -143,8 +143,8 @@ SCENARIOS = (
         "patterns-resume",
         "1,000 streams of patterns come back at once",
         "10,000 channels have an event. 1,000 streams are cut, each misses one event, and all come back with their "
-        "last event id: on one channel by its name, each on one of its own, on one pattern that covers all channels, "
-        "or each on a pattern of its own. CPU is that of a stream with its event.",
+        "last event id. They are on one channel by its name, each on one of its own, on one pattern that covers all "
+        "channels, or each on a pattern of its own. CPU is that of a stream with its event.",
         (
             Variant("sse_app", "a name", partial(_resume, "bench.user.0.orders")),
             Variant("sse_app", "names of their own", partial(_resume, "bench.user.{}.orders")),

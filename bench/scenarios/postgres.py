@@ -139,8 +139,8 @@ SCENARIOS = (
     Scenario(
         "postgres",
         "A node on PostgreSQL: fan-out to 1,000 streams",
-        "60 events at 10 a second, each to 1,000 streams, with the log on SQLite and on PostgreSQL, which runs beside "
-        "it with its default settings. Server CPU is the node's; the database's is told beside it.",
+        "60 events at 10 a second, each to 1,000 streams, with the log on SQLite and on PostgreSQL. PostgreSQL runs "
+        "beside it with its default settings. Server CPU is the node's; the database's is told beside it.",
         servers("sse_app", _OURS),
         (
             Column("cpu_us", "server CPU, µs a delivery", 2),
@@ -200,9 +200,10 @@ SCENARIOS = (
     Scenario(
         "postgres-tail",
         "What a node costs the database",
-        "Events are published on one of so many nodes, one event a request at 50 a second, and 100 a request at ten a "
-        "second; the others have no clients and read the log. Before that nothing is done for a while, and what the "
-        "database takes then is not counted as the events'. A transaction is a query, or a notification that is heard.",
+        "Events are published on one of so many nodes: one event a request at 50 a second, and 100 a request at ten "
+        "a second. The others have no clients and read the log. Before that nothing is done for a while, and what "
+        "the database takes then is not counted as the events'. A transaction is a query, or a notification that is "
+        "heard.",
         (
             *_variants(_measure_tail, "single", 1, 50.0, nodes=(1, 2, 4, 16)),
             *_variants(_measure_tail, "batches of 100", 100, 10.0, nodes=(1, 2, 4)),

@@ -70,9 +70,9 @@ SCENARIOS = (
     Scenario(
         "lone",
         "A lone publish",
-        "One publisher with one connection, and one stream that gets its events (the bare Tornado handler has none): "
-        "ten a second, each of which finds the caches cold, and the next one when the last was answered. CPU is that "
-        "of the publish, the log and the delivery together.",
+        "One publisher with one connection, and one stream that gets its events (the bare Tornado handler has "
+        "none). It publishes ten a second, each of which finds the caches cold, or back to back: the next one when "
+        "the last was answered. CPU is that of the publish, the log and the delivery together.",
         (
             Variant("sse_app", "ten a second", partial(_measure_lone, _LONE_RATE)),
             Variant("tornado-post", "ten a second", partial(_measure_lone, _LONE_RATE)),
@@ -95,9 +95,9 @@ SCENARIOS = (
     Scenario(
         "publish",
         "Durable publishing from 64 clients",
-        "10,000 requests of one event, and 2,000 of 100 events, over 64 connections, the next one when the "
-        "last was answered; with one worker and with two. sse_app answers when the event is on disk (SQLite, "
-        "synchronous=FULL); nchan keeps it in memory; the bare Tornado handler reads the body and answers, nothing "
+        "10,000 requests of one event, and 2,000 of 100 events, over 64 connections, with one worker and with two. "
+        "The next request is sent when the last was answered. sse_app answers when the event is on disk (SQLite, "
+        "synchronous=FULL). nchan keeps it in memory. The bare Tornado handler reads the body and answers, nothing "
         "else.",
         (
             Variant("sse_app", "single", partial(_SINGLE, 1)),

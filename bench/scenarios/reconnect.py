@@ -61,10 +61,10 @@ SCENARIOS = (
     Scenario(
         "reconnect",
         "Reconnect storm: 10,000 streams resume 100 events back",
-        "All streams are cut, come back with their last event id (with nothing missed, with 100 events "
-        "missed, with nothing missed again), and each is checked to get every event once and in order; a "
-        "sample with a lost or doubled event is a failure. CPU per replayed event is what the second storm "
-        "took above the mean of the others.",
+        "All streams are cut, and come back with their last event id: with nothing missed, with 100 events missed, "
+        "and with nothing missed again. Each is checked to get every event once and in order; a sample with a lost "
+        "or doubled event is a failure. CPU per replayed event is what the second storm took above the mean of the "
+        "others.",
         (*servers("sse_app"), *servers("nchan", once=True)),
         (
             Column("complete_percent", "streams complete, %", 0),

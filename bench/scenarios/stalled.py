@@ -50,9 +50,9 @@ SCENARIOS = (
     Scenario(
         "stalled",
         "One stalled client among 1,000",
-        "120 batches of 50 events, ten a second (about 2 MB for each stream); with and without one stream "
-        "that never reads. Latencies are those of the others. Memory is the highest resident set during "
-        "publishing, above the one before.",
+        "120 batches of 50 events, ten a second (about 2 MB for each stream), with and without one stream that "
+        "never reads. Latencies are those of the others. Memory is the highest resident set during publishing, "
+        "above the one before.",
         (
             Variant("sse_app", "all read", partial(_measure, False)),
             Variant("sse_app", "one stalled", partial(_measure, True)),

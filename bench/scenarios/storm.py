@@ -105,9 +105,9 @@ SCENARIOS = (
         "storm",
         "A storm: 100,000 streams come back after `kill -9` of every worker",
         "All six workers are killed at once. While their streams are away a batch of 100 events is published, as "
-        "soon as a worker is there to take it; then all clients come back at once with their last ids. Each must get "
-        "each of the 100 events once and in order, and none may be reset, or the sample is a failure. Times are from "
-        "the kill.",
+        "soon as a worker is there to take it. Then all clients come back at once with their last ids. Each must "
+        "get each of the 100 events once and in order, and none may be reset, or the sample is a failure. Times are "
+        "from the kill.",
         servers("sse_app", "nchan"),
         (
             Column("streams", "streams", 0),

@@ -103,9 +103,9 @@ SCENARIOS = (
     Scenario(
         "across",
         "From a publish in one worker to receipt in another",
-        "Two workers, four streams on each, and one publisher with one connection, 50 events a second: how long an "
-        "event takes to the streams of the worker that was asked to publish it, and to those of the other. Both wait "
-        "for the event to be on disk.",
+        "Two workers, four streams on each, and one publisher with one connection, 50 events a second. The question "
+        "is how long an event takes to the streams of the worker that was asked to publish it, and to those of the "
+        "other. Both wait for the event to be on disk.",
         servers("sse_app", "nchan"),
         (
             Column("same_p50_ms", "same worker, p50 ms", 2),
@@ -121,8 +121,8 @@ SCENARIOS = (
     Scenario(
         "spread",
         "1,000 streams from one address on four workers",
-        "All connections come from one address, as they do behind a proxy; of three times that with the most streams "
-        "on one worker. The kernel spreads them by a hash of both ends' addresses and ports.",
+        "All connections come from one address, as they do behind a proxy. Of three times this is the one with the "
+        "most streams on one worker. The kernel spreads them by a hash of both ends' addresses and ports.",
         servers("sse_app", "nchan"),
         (
             Column("most_of_mean", "most streams on a worker, of the mean", 3),
