@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -98,9 +98,10 @@ def program(command: list[str], folder: Path, url: str) -> Iterator[httpx.Client
                 process.wait()
 
 
-def uvicorn(port: int) -> list[str]:
+def uvicorn(port: int, loop: str = "auto") -> list[str]:
     """Return the command that serves app.py on a port."""
-    return [str(environment_with("frameworks") / "python"), "-m", "uvicorn", "app:app", "--port", str(port)]
+    options = ("--port", str(port), "--loop", loop)
+    return [str(environment_with("frameworks") / "python"), "-m", "uvicorn", "app:app", *options]
 
 
 def test_fastapi_publishes(request: pytest.FixtureRequest, served: ServerProcess, tmp_path: Path) -> None:
@@ -190,26 +191,30 @@ def progresses(server: ServerProcess) -> list[int]:
     return [event["data"]["progress"] for event in events]
 
 
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 def test_the_server_runs_beside_fastapi_in_one_process(
-    request: pytest.FixtureRequest, tmp_path: Path
+    loop: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     port, streams = reserve_port(request.node), reserve_port(request.node)
     code = recipe("The server beside FastAPI, in one process")
     (tmp_path / "app.py").write_text(code.replace("8000", str(streams)).replace("8001", str(port)))
     events = EventStreamReader()
     heard: list[Any] = []
-    with program(uvicorn(port), tmp_path, f"http://127.0.0.1:{port}") as http:
-        token = http.get("/stream-token").json()["stream_token"]
-        url = f"http://127.0.0.1:{streams}/api/v1/sse/alerts?token={token}"
-        with httpx.stream("GET", url, headers={"Origin": f"http://localhost:{port}"}) as stream:
-            assert stream.headers["Access-Control-Allow-Origin"] == f"http://localhost:{port}"
+    with ExitStack() as open_streams:
+        with program(uvicorn(port, loop), tmp_path, f"http://127.0.0.1:{port}") as http:
+            token = http.get("/stream-token").json()["stream_token"]
+            url = f"http://127.0.0.1:{streams}/api/v1/sse/alerts?token={token}"
+            origin = {"Origin": f"http://localhost:{port}"}
+            stream = open_streams.enter_context(httpx.stream("GET", url, headers=origin))
+            assert stream.headers["Access-Control-Allow-Origin"] == origin["Origin"]
             pieces = stream.iter_bytes()
             while not heard:
                 heard += events.feed(next(pieces))
             id = http.post("/orders", json={"from": "beside"}).json()["event"]
-            while len(heard) < 2:
-                heard += events.feed(next(pieces))
-    assert [(event.type, event.id) for event in heard][1:] == [("risk_alert", id)]
+        for piece in pieces:
+            heard += events.feed(piece)
+    assert [event.type for event in heard] == ["connected", "risk_alert", "closing"]
+    assert heard[1].id == id
 
 
 def test_the_tokens_of_a_backend_open_streams_and_nothing_else(served: ServerProcess, tmp_path: Path) -> None:

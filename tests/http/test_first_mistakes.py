@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from tornado.ioloop import IOLoop
 from sse_app import InvalidInput, NotStarted, Settings, SSEApp
 from sse_app.auth.tokens.grants import Grants
 from sse_app.auth.tokens.issuer import TokenKind
+from sse_app.handlers.site.pages import STATIC
 from tests.support.server_process import ServerProcess, running
 
 PASSWORD = "correct horse battery"
@@ -301,14 +303,19 @@ PATHS: dict[str, tuple[Ask, int, str]] = {
 }
 MISTAKES = TOKENS | BODIES | PATHS
 
+DESCRIPTION = json.loads((STATIC / "openapi.json").read_bytes())
+CODES = DESCRIPTION["components"]["schemas"]["Error"]["properties"]["error"]["properties"]["code"]["enum"]
+"""Those that the server's description names."""
+
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_answered_with_what_to_do(mistake: str, newcomer: Newcomer) -> None:
     ask, status, text = MISTAKES[mistake]
     answer = ask(newcomer)
     assert answer.status_code == status, answer.text
-    message = answer.json()["error"]["message"]
-    assert text in message
+    error = answer.json()["error"]
+    assert text in error["message"]
+    assert error["code"] in CODES
     parts = [part for token in (newcomer.access, newcomer.stream) for part in token.split(".")]
     for secret in (PASSWORD, newcomer.refresh, *parts):
         assert secret not in answer.text

@@ -145,9 +145,7 @@ class HistoryHandler(ApiHandler):
         channel = parse_channel_or_pattern(name)
         query = self.request.arguments
         if foreign := next((each for each in _FOR_STREAMS if each in query), ""):
-            raise Refusal(
-                400, f"invalid_{foreign}", f"{foreign} is for streams; the history takes after and limit"
-            )
+            raise Refusal(400, "bad_request", f"{foreign} is for streams; the history takes after and limit")
         position = parse_position(query.get("after", []), "after")
         after = None if position is None else EventId.parse(position)
         if position is not None and after is None:
