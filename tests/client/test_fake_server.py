@@ -235,7 +235,7 @@ def answers_of(url: str, access: str, stream: str) -> list[Any]:
         listen("user.one", since="2020-01-01T00:00:00Z", types="k")
         listen("user.one", last_event_id="other-1")
         listen("user.one", last_event_id=answer.json()["id"], types="end")
-        listen("user.one", last_event_id=answer.json()["id"].replace(str(first), str(10**6)))
+        listen("user.one", last_event_id=f"{answer.json()['id'].partition('-')[0]}-{10**6}")
         listen("user.one")
         listen("No")
         listen("user.one", token=access)
