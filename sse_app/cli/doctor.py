@@ -28,9 +28,6 @@ from sse_app.settings.workers import worker_count
 from sse_app.storage.ownership import require_own
 from sse_app.storage.state_dir import StateDirectory, has_state
 
-OTHER_FILES = 256
-"""How many open files a process keeps for all that is no stream, as docs/operations.md says under "Sizing"."""
-
 LITTLE_ROOM = 256 * 1024 * 1024
 """Bytes; a file system of the state with less free space is warned of."""
 
@@ -127,15 +124,17 @@ def _running(state_dir: Path) -> int | None:
 
 def _open_files(settings: Settings, process: int | None) -> Line:
     """Compare how many files may be open with how many streams the settings let in."""
+    from sse_app.node import RESERVED_FILES  # only here: it loads the whole server
+
     whose = "this shell and what it starts" if process is None else f"the server (process {process})"
     try:
         soft, _ = resource.prlimit(process or 0, resource.RLIMIT_NOFILE)
     except OSError:
         return Line(WARNING, f"open files: cannot read the limit of {whose}: run this as its user")
     streams = settings.limits.streams
-    if soft == resource.RLIM_INFINITY or soft >= streams + OTHER_FILES:
+    if soft == resource.RLIM_INFINITY or soft >= streams + RESERVED_FILES:
         return Line(OK, f"open files: {whose} may have {soft}, enough for limits.streams = {streams}")
-    room = max(1, soft - OTHER_FILES)
+    room = max(1, soft - RESERVED_FILES)
     each = " in each worker" if worker_count(settings) > 1 else ""
     return Line(
         WARNING,

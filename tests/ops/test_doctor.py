@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -385,34 +386,46 @@ def test_keys_that_others_can_read_are_a_failure(tmp_path: Path) -> None:
     assert "chmod" in line
 
 
+READ_ONLY = 'mount --bind "$1" "$1" && mount -o remount,bind,ro "$1"'
+FULL = """
+cp -a "$1" "$1.copy" && mount -t tmpfs -o size=3m,mode=700 none "$1" && cp -a "$1.copy/." "$1"
+head -c 4000000 /dev/zero > "$1/ballast"
+rm -r "$1.copy"
+"""
+
+
 @pytest.mark.netns
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="needs root and unshare")
-def test_a_state_directory_that_cannot_be_written_is_a_failure(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("mounted", "said"),
+    [(READ_ONLY, "not writable|Read-only file system"), (FULL, "disk: cannot write in .*No space left")],
+    ids=["read-only", "full"],
+)
+def test_a_state_directory_that_cannot_be_written_is_a_failure(
+    tmp_path: Path, mounted: str, said: str
+) -> None:
     with running(state_dir=tmp_path / "state") as server:
         environment = server.environment
-    script = 'mount --bind "$1" "$1" && mount -o remount,bind,ro "$1" && shift && exec "$@"'
+    command = [
+        "unshare",
+        "--mount",
+        "sh",
+        "-c",
+        f'{mounted}\nshift; exec "$@"',
+        "sh",
+        str(tmp_path / "state"),
+    ]
     done = subprocess.run(
-        [
-            "unshare",
-            "--mount",
-            "sh",
-            "-c",
-            script,
-            "sh",
-            str(tmp_path / "state"),
-            sys.executable,
-            "main.py",
-            "doctor",
-        ],
+        [*command, sys.executable, "main.py", "doctor"],
         cwd=ROOT,
         env=environment,
         capture_output=True,
         text=True,
         check=False,
     )
-    found = Diagnosis(done)
-    assert found.status == 1
-    assert any("not writable" in line or "Read-only file system" in line for line in found.failures)
+    assert done.returncode == 1
+    failures = [line for line in done.stdout.splitlines() if line.startswith("failure")]
+    assert any(re.search(said, line) for line in failures), done.stdout
 
 
 @pytest.fixture(autouse=True)
