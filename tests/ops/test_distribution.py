@@ -45,6 +45,7 @@ def test_all_three_are_built_and_the_checkout_stays_as_it_was(dist: Path) -> Non
         name = json.loads((ROOT / "client/package.json").read_text())["name"]
         expected.append(f"{name.replace('@', '').replace('/', '-')}-{VERSION}.tgz")
     assert {path.name for path in dist.iterdir()} == set(expected)
+    assert f"'{wheel_of(dist).name}[client]'" in (ROOT / "README.md").read_text()
     for made in ("build", "sse_app.egg-info"):
         assert not (ROOT / made).exists()
 
