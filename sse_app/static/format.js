@@ -91,7 +91,7 @@ export function duration(seconds) {
 export function axisMoney(value, step, largest) {
   const units = [[1e9, "B"], [1e6, "M"], [1e3, "K"], [1, ""]];
   const [unit, letter] = units.find(([each]) => largest >= each && step / each >= 0.0001) ?? units.at(-1);
-  return `$${fixed(value / unit, digitsFor(step / unit))}${letter}`;
+  return `${value < 0 ? "−" : ""}$${fixed(Math.abs(value) / unit, digitsFor(step / unit))}${letter}`;
 }
 
 /**

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import httpx
 import pytest
 from playwright.sync_api import Browser, Page
@@ -49,19 +51,26 @@ CanvasRenderingContext2D.prototype.fillText = function (text, x, y) {
 };
 """
 
-AXES = """async () => {
+AXES = [
+    (980_000, 1_060_000, 20_000, "M"),
+    (950_000, 1_050_000, 50_000, "M"),
+    (1_000_000, 1_004_000, 1_000, "M"),
+    (800_000, 1_000_000, 50_000, "M"),
+    (-250_000, 1_000_000, 250_000, "M"),
+    (2_000_000_000, 4_000_000_000, 500_000_000, "B"),
+    (700_000, 900_000, 50_000, "K"),
+    (700_000, 702_000, 500, "K"),
+    (990, 1010, 5, "K"),
+    (1_000_000, 1_000_020, 5, "K"),
+    (0, 1, 0.2, ""),
+]
+"""From where to where an axis goes, the step between two labels, and the unit that all of them are to have."""
+
+LABELS = """async ([low, high, step]) => {
   const { axisMoney } = await import("/static/format.js");
-  const axes = [];
-  for (const [low, high, step] of [
-    [980_000, 1_060_000, 20_000], [950_000, 1_050_000, 50_000], [1_000_000, 1_004_000, 1_000],
-    [800_000, 1_000_000, 50_000], [700_000, 900_000, 50_000], [-50_000, 1_000_000, 250_000],
-    [1_000_000, 1_000_020, 5], [0, 1, 0.2], [990, 1010, 5], [2e9, 4e9, 5e8],
-  ]) {
-    const ticks = [];
-    for (let tick = low; tick <= high; tick += step) ticks.push(tick);
-    axes.push(ticks.map((tick) => axisMoney(tick, step, Math.max(...ticks.map(Math.abs)))));
-  }
-  return axes;
+  const ticks = [];
+  for (let tick = low; tick <= high; tick += step) ticks.push(tick);
+  return ticks.map((tick) => axisMoney(tick, step, Math.max(...ticks.map(Math.abs))));
 }"""
 
 
@@ -109,9 +118,10 @@ def test_an_axis_has_one_unit_and_no_label_twice_and_the_last_day_is_on_it_whole
         ann.context.add_init_script(NOTE_DRAWN_TEXTS)
         page = ann.open("/", "ann")
         live(page)
-        for labels in page.evaluate(AXES):
+        for low, high, step, unit in AXES:
+            labels = page.evaluate(LABELS, [low, high, step])
             assert len(set(labels)) == len(labels), labels
-            assert len({label[-1] if label[-1].isalpha() else "" for label in labels}) == 1, labels
+            assert {re.sub(r"[^A-Z]", "", label) for label in labels} == {unit}, labels
         for days in (1, 6, 31):
             last = market.trade(days)
             wait_for_chart(page, "drawdown", 0, last)
@@ -140,7 +150,7 @@ def refresh_until(page: Page, selector: str) -> None:
 def in_sight(page: Page, selector: str) -> bool:
     """Return whether the middle of an element is what lies there on the screen."""
     script = """(element) => {
-      element.scrollIntoView({ block: "center" });
+      scrollBy(0, element.getBoundingClientRect().top - innerHeight / 2); // and not sideways
       const { left, right, top, bottom } = element.getBoundingClientRect();
       const there = document.elementFromPoint((left + right) / 2, (top + bottom) / 2);
       return left >= 0 && right <= innerWidth && there === element;

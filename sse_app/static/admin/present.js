@@ -4,7 +4,7 @@ import { clock, count } from "../format.js";
 import { h, onBeforeUnmount, ref, shallowRef, watch } from "../vendor/vue.js";
 import { silent } from "./live_figures.js";
 
-const AGAIN = 2000; // ms between two looks
+const AGAIN = 1000; // ms between two looks
 const MOST = 200; // users that are listed
 
 /** What the panel shows, and the requests behind it. */
