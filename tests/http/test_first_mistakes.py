@@ -23,7 +23,7 @@ EVENT = {"event": "e", "data": {}}
 
 
 class Newcomer:
-    """Somebody with the tokens of a login, who asks a real server."""
+    """A user with the tokens of a login, and a connection to a real server."""
 
     def __init__(self, server: ServerProcess) -> None:
         self.anything = server.access_token()

@@ -110,7 +110,9 @@ def test_a_position_that_cannot_be_continued_brings_a_reset_and_no_silent_gap(
             continue
         assert (event.type, event.id) == ("live", live)
     history = target.history("training", f"?after={position}")
-    if EventId.parse(unquote(position, errors="replace")) is None:  # here nobody reconnects: it is a mistake
+    if (
+        EventId.parse(unquote(position, errors="replace")) is None
+    ):  # no browser reconnects here: it is a mistake
         assert (history.status, history.json()["error"]["code"]) == (400, "invalid_position")
     else:
         assert (history.status, history.json()["complete"]) == (200, False)

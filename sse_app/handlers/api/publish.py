@@ -25,7 +25,7 @@ HISTORY_MAX = 1000
 
 _FORM = "application/x-www-form-urlencoded"
 _FOR_STREAMS = ("from", "last", "since", "types", "rate", "last_event_id")
-"""Parameters of a stream that mean nothing here: one who sends them would take the answer for another one."""
+"""Parameters of a stream that the history does not have. Ignored, they would bring other events than were asked for."""
 
 _ONE = '{"event", "data"}'
 _BATCH = '{"events": [{"channel", "event", "data"}, …]}; one event alone goes to /api/v1/sse/CHANNEL'
