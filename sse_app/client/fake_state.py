@@ -228,6 +228,8 @@ class FakeState:
                 return asked, [], "position_ahead"
             after, first = place.seq, [each for each in kept if each.seq > place.seq]
         else:
+            if "last" in query:  # those of the types asked for count
+                kept = [each for each in kept if stream.carries(each.event)]
             try:
                 first = [each for each in kept if _is_asked_for(each, kept, query)]
             except ValueError as error:
