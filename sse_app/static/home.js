@@ -40,7 +40,8 @@ async function answerOf(path) {
 /** Returns why no new streams should come here, or nothing. */
 async function obstacleNow() {
   const response = await ask("/readyz");
-  return response.ok ? "" : ((await response.json().catch(() => null))?.error?.message ?? "");
+  if (response.ok) return "";
+  return (await response.json().catch(() => null))?.error?.message ?? `/readyz answers ${response.status}`;
 }
 
 function ask(path) {

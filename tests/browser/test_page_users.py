@@ -62,9 +62,15 @@ def test_a_user_is_added_changed_and_refused_by_keyboard(chromium: Browser, star
         tab_to(page, "Change carl")
         page.keyboard.press("Enter")
         page.wait_for_selector("dialog[open]")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("dialog [role=alert]:has-text('Nothing was changed.')")
         tab_to(page, "Refuse the login")
         page.keyboard.press("Space")
-        page.keyboard.press("Enter")
+        with page.expect_request(lambda request: request.method == "PATCH") as sent:
+            page.keyboard.press("Enter")
+        assert sent.value.post_data_json == {
+            "disabled": True
+        }  # and not what others may have changed meanwhile
         said(page, "Changed: carl.")
         row(page, "carl", "refused")
         until(lambda: ear.farewell == "revoked", "the stream has ended")

@@ -126,11 +126,22 @@ function table({ users }) {
   return [
     h("div", { class: "scroll present", tabindex: 0, role: "region", "aria-label": "Users on the channel" }, [
       h("table", { class: "rows" }, [
-        h("thead", h("tr", [h("th", { scope: "col" }, "User"), h("th", { scope: "col", class: "number" }, "Streams"), h("th", { scope: "col" }, "Since")])),
+        h(
+          "thead",
+          h("tr", [
+            h("th", { scope: "col" }, "User"),
+            h("th", { scope: "col", class: "number" }, "Streams"),
+            h("th", { scope: "col" }, "Since"),
+          ]),
+        ),
         h(
           "tbody",
           users.slice(0, MOST).map(({ sub, streams, since }) =>
-            h("tr", { key: sub, "data-user": sub }, [h("td", sub), h("td", { class: "number" }, count(streams)), h("td", clock(new Date(since)))]),
+            h("tr", { key: sub, "data-user": sub }, [
+              h("td", sub),
+              h("td", { class: "number" }, count(streams)),
+              h("td", clock(new Date(since))),
+            ]),
           ),
         ),
       ]),

@@ -66,7 +66,12 @@ function useUsers(session) {
     ];
     const hint = own ? `This is your own account. ${ENDS} You would be logged out too.` : ENDS;
     const send = async ({ password, disabled, ...granted }) => {
-      const body = { disabled, grants: grantsOf(granted), ...(password ? { password } : {}) };
+      // Only what was changed here: another administrator may have changed the rest meanwhile.
+      const body = {};
+      if (disabled !== user.disabled) body.disabled = disabled;
+      if (password) body.password = password;
+      if (isOther(grantsOf(granted), user.grants)) body.grants = grantsOf(granted);
+      if (!Object.keys(body).length) throw new Error("Nothing was changed.");
       done("Changed", await confirmed(session, user.name, body));
     };
     await askFor(`Change ${user.name}`, fields, "Save", send, hint);
@@ -122,6 +127,10 @@ function grantFields(grants) {
 function grantsOf({ admin, ...patterns }) {
   const split = (text) => text.split(/[\s,]+/).filter(Boolean);
   return { admin, ...Object.fromEntries(Object.entries(patterns).map(([name, text]) => [name, split(text)])) };
+}
+
+function isOther(grants, before) {
+  return Object.entries(grants).some(([name, value]) => String(value) !== String(before[name]));
 }
 
 /** The page. */
