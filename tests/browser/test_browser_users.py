@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from tests.support.browser import Chrome, ClientPage, Start, publish, wait_for_connections
-from tests.support.browser_logins import log_in, open_tab, reasons, start
+from tests.support.browser_logins import PASSWORD, log_in, open_tab, reasons, start
 from tests.support.server_process import ServerProcess
 
 pytestmark = pytest.mark.browser
@@ -202,3 +202,50 @@ def test_a_kick_of_a_stream_ends_all_tabs_that_share_it_also_those_with_a_login_
         assert reasons(tab) == []
     wait_for_connections(server, 1)
     assert bob.noted("close") == []
+
+
+ROUNDS = [pytest.param(4, id="a few times"), pytest.param(60, id="many times", marks=pytest.mark.long)]
+
+ACT = f"""window.pending = 0;
+window.act = async (user, ms) => {{
+    pending += 1;
+    await new Promise((resolve) => setTimeout(resolve, ms));
+    if (!user) await session.logout();
+    else {{
+        await session.login(user, "{PASSWORD}");
+        window.client?.close();
+        if (session.username) listen(["alerts", `user.${{session.username}}`]);
+    }}
+    pending -= 1;
+}};"""
+
+SETTLED = "!pending && (window.client?.readyState ?? 2) === (session.username ? 1 : 2)"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("rounds", ROUNDS)
+def test_users_who_log_in_and_out_in_three_tabs_at_the_same_moment_get_what_they_may_read_afterwards(
+    rounds: int, place: Place, chrome: Chrome, serve: Start
+) -> None:
+    server = start(serve, AUTH__ACCESS_LIFETIME=6, AUTH__STREAM_LIFETIME=3)
+    tabs = [open_tab(chrome, server, "localhost" if place == "cookie" else "127.0.0.1") for _ in range(3)]
+    for tab in tabs:
+        tab.run(ACT)
+    chance = random.Random(rounds)
+    with server.publisher() as publisher:
+        for _ in range(rounds):
+            for tab in tabs:
+                tab.run(f"void act('{chance.choice(['', *USERS])}', {chance.choice([0, 5, 40, 200])})")
+            for tab in [*tabs, *tabs]:  # what one does may end what another has
+                tab.wait(SETTLED)
+            users = [tab.run("session.username") for tab in tabs]
+            before = [tab.ids() for tab in tabs]
+            own = {user: publish(publisher, 2, channel=f"user.{user}") for user in USERS}
+            alerts = publish(publisher, 1, channel="alerts")
+            for tab, user, ids in zip(tabs, users, before, strict=True):
+                if user:
+                    tab.has(alerts[-1])
+                assert tab.ids() == ids + ([*own[user], *alerts] if user else [])
+            wait_for_connections(server, len({*users} - {""}))
+    assert {entry["reason"] for tab in tabs for entry in tab.noted("ended")} <= {"logout", "user"}
