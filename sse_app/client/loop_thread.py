@@ -31,6 +31,9 @@ class Closable(Protocol):
 class LoopThread:
     """An event loop in a thread of its own.
 
+    Args:
+        name: the thread's.
+
     Attributes:
         open: what is closed in the loop when it ends.
         is_ending: whether the program is ending.
@@ -39,11 +42,11 @@ class LoopThread:
         RuntimeError: the thread does not run.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
         self.open: WeakSet[Closable] = WeakSet()
         self.is_ending = False
         self._runs = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="sse_app.client.sync", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
         if not self._runs.wait(START_TIMEOUT):
             raise RuntimeError("threads do not run in this process (under uWSGI, set enable-threads)")
@@ -146,7 +149,7 @@ def loop_thread() -> LoopThread:
     global _current
     with _lock:
         if _current is None:
-            _current = LoopThread()
+            _current = LoopThread("sse_app.client.sync")
         return _current
 
 

@@ -40,7 +40,7 @@ class Request:
         """Return the JSON object that the body is; None where it is none."""
         try:
             value = json.loads(self.body)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
         return value if isinstance(value, dict) else None
 

@@ -53,7 +53,7 @@ class FakeServer:
         self._thread: LoopThread | None = None
 
     def __enter__(self) -> Self:
-        self._thread = LoopThread()
+        self._thread = LoopThread("sse_app.client.testing")
         self.url = f"http://127.0.0.1:{self._thread.call(self._state.http.start())}"
         return self
 

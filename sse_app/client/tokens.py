@@ -63,9 +63,11 @@ class StreamTokens:
         """
         token = self._token
         if isinstance(token, str | None):
-            return token
+            return None if token is None else _sendable(token)
         try:
-            return await _awaited(token() if callable(token) else token.stream_token(self._channels))
+            return _sendable(
+                await _awaited(token() if callable(token) else token.stream_token(self._channels))
+            )
         except Exception as error:  # of any kind: the caller's own function may raise anything
             meaning = meaning_of(error)
             if isinstance(meaning, Forbidden):
@@ -102,9 +104,9 @@ class AccessTokens:
         """
         token = self._token
         if isinstance(token, str):
-            return token
+            return _sendable(token)
         try:
-            return await _awaited(token() if callable(token) else token.access_token(refused))
+            return _sendable(await _awaited(token() if callable(token) else token.access_token(refused)))
         except Exception as error:
             meaning = meaning_of(error)
             if meaning is None or meaning is error:
@@ -129,3 +131,17 @@ def _checked(token: Given, method: str) -> Given:
 async def _awaited(token: Awaitable[str] | str) -> str:
     """Return what a function has returned: a plain one a text."""
     return await token if isawaitable(token) else token
+
+
+def _sendable(token: str) -> str:
+    """Return a token without what is around it, such as the line's end of the file that it was read from.
+
+    Raises:
+        TypeError: it is no text.
+        Unauthorized: no header can carry it.
+    """
+    if not isinstance(token, str):
+        raise TypeError(f"the token function returned no text, but {type(token).__name__}")
+    if not (token := token.strip()).isprintable():
+        raise Unauthorized("the token has characters that no header can carry", 401, "invalid_token")
+    return token

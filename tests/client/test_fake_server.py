@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
 import sys
 import textwrap
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import zip_longest
 from typing import Any
 
@@ -136,6 +138,51 @@ def test_a_token_is_renewed_and_presence_is_told() -> None:
                 await session.logout()
 
     run(test())
+
+
+def test_a_token_may_have_a_line_s_end_and_what_is_none_is_told() -> None:
+    async def test() -> None:
+        states: list[Connected | Waiting] = []
+        tokens: list[Any] = [None, {"stream_token": "x"}, " a-token\r\n"]
+
+        async def fetch() -> str:
+            return tokens.pop(0)  # type: ignore[no-any-return]
+
+        with FakeServer() as server:
+            async with (
+                Stream(server.url, "alerts", fetch, backoff=QUICK, on_state=states.append) as stream,
+                Publisher(server.url, "mine\n") as publisher,
+            ):
+                await stream.opened()
+                await publisher.publish("alerts", "a", {})
+            assert (server.published[0].token, server.asked) == ("mine", {"stream": 1, "publish": 1})
+            for wrong in ("two\nlines", "\x7f"):
+                async with Publisher(server.url, wrong) as publisher:
+                    with pytest.raises(Unauthorized, match="no header can carry"):
+                        await publisher.publish("alerts", "a", {})
+                async with Stream(server.url, "alerts", wrong) as stream:
+                    with pytest.raises(Unauthorized, match="no header can carry"):
+                        await stream.opened()
+        reasons = [state.reason for state in states if isinstance(state, Waiting)]
+        assert ["no text, but NoneType" in reasons[0], "no text, but dict" in reasons[1]] == [True, True]
+
+    run(test())
+
+
+def test_whatever_is_sent_to_it_it_goes_on() -> None:
+    head = b"POST /api/v1/sse/x HTTP/1.1\r\nAuthorization: Bearer x\r\nContent-Length: "
+    junk = [b"\0" * 100, b"GET\r\n\r\n", b"A" * 200_000, head + b"abc\r\n\r\n", head + b"-5\r\n\r\n"]
+    junk += [head + b"200000\r\n\r\n" + b"[" * 200_000, head + b"100\r\n\r\n{", head + b"2\r\n\r\n\xff\xff"]
+    junk += [b"GET /api/v1/sse/x?last=abc HTTP/1.1\r\n\r\n", b"GET /api/v1/sse/x?since=then HTTP/1.1\r\n\r\n"]
+    with FakeServer() as server:
+        address = "127.0.0.1", int(server.url.rpartition(":")[2])
+        for piece in junk:
+            with socket.create_connection(address) as connection, suppress(OSError):
+                connection.sendall(piece)
+                connection.shutdown(socket.SHUT_WR)
+                connection.recv(1000)
+        with sync.Publisher(server.url, "token") as publisher:
+            assert publisher.publish("x", "e", {})
 
 
 def test_the_synchronous_client_runs_against_it_and_nothing_is_left() -> None:
