@@ -30,6 +30,7 @@ export class Stream extends EventTarget {
   #url = "";
   #carried = new Set();
   #info = null; // what the server said, while it is open
+  #events; // the types that views hear, where these are not all
   #sifts = false; // the server refused something of what it carries
   #later = []; // channels that came later, beside those that were kept, and the id up to which they were not wanted
   #early = false; // the event that is being told came before it was wanted
@@ -124,7 +125,7 @@ export class Stream extends EventTarget {
     return undefined;
   }
 
-  #open(url, settings, channels) {
+  #open(url, { events, ...settings }, channels) {
     const position = this.lastEventId;
     this.#close();
     const own = (act) => (detail) => client === this.#client && act(detail);
@@ -149,6 +150,7 @@ export class Stream extends EventTarget {
     this.#client = client;
     this.#url = url;
     this.#carried = channels;
+    this.#events = events && new Set(events);
     for (const type of this.#types) this.#pass(client, type);
     client.connect();
   }
@@ -156,15 +158,17 @@ export class Stream extends EventTarget {
   /** Fires what a client fires, right after it has called back. */
   #pass(client, type) {
     client.addEventListener(type, (event) => {
-      const skipped = event instanceof MessageEvent && this.#early;
-      if (client === this.#client && !skipped) this.dispatchEvent(new event.constructor(type, event));
+      if (client !== this.#client || (event instanceof MessageEvent && this.#early)) return;
+      const { detail } = event;
+      this.dispatchEvent(Object.assign(new event.constructor(type, event), detail && { detail }));
     });
   }
 
   #hear(event) {
     if (event.id) this.#later = this.#later.filter(({ id }) => isUpTo(event.id, id));
     this.#early = event.id && this.#isLater(event.channel);
-    if (!this.#early) this.#tell("onEvent", event);
+    const isWanted = !this.#events || this.#events.has(event.type) || this.#types.has(event.type);
+    if (isWanted && !this.#early) this.#tell("onEvent", event);
   }
 
   #isLater(channel) {

@@ -8,11 +8,10 @@ import { complete, defaults, onConfigured, placeOf } from "./settings.js";
 const TAKERS = ["onUpdate", "onMessage", "onProgress", "onAlert"]; // options that take what an event says
 const IDS = ["taskId", "task_id", "backtestId", "backtest_id", "id"]; // options and members that name a run
 
-const ignore = () => {};
 const isObject = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
 
 const stream = new Stream(() => {
-  const { baseURL, ...settings } = complete({});
+  const { baseURL, events, ...settings } = complete({}); // each view hears what it knows
   return { ...settings, url: placeOf("/api/v1/sse", [], baseURL).url };
 });
 const refused = new Set(); // the views that the server has ended, which other settings may bring back
@@ -127,7 +126,6 @@ function useView(channel, type, args, take, clear) {
   function addEventListener(name, handler) {
     if (!handlers.has(name)) handlers.set(name, new Set());
     handlers.get(name).add(handler);
-    hear(name);
   }
 
   function removeEventListener(name, handler) {
@@ -135,7 +133,6 @@ function useView(channel, type, args, take, clear) {
     else handlers.delete(name);
   }
 
-  hear(type);
   watch(wantedId, clear);
   if (getCurrentScope()) onScopeDispose(disconnect);
   if (autoConnect) getCurrentInstance() ? onMounted(connect) : connect();
@@ -143,11 +140,6 @@ function useView(channel, type, args, take, clear) {
     ...{ isConnected, error, lastEvent, connectionCount, retryCount },
     ...{ connect, disconnect, reset, addEventListener, removeEventListener },
   };
-}
-
-/** Has the stream pass on a type of events. */
-function hear(type) {
-  if (!["connected", "ping"].includes(type)) stream.addEventListener(type, ignore);
 }
 
 /** Updates of the dashboard: the newest metrics, of which type they are, and when they came. */

@@ -38,7 +38,6 @@ const { outputFiles } = await build({
     "@sse-app/client/react": dist("react"),
     "@sse-app/client/svelte": dist("svelte"),
   },
-  external: ["./sse-shared.js"],
   write: false,
 });
 process.stdout.write(outputFiles[0].text);
