@@ -2,6 +2,7 @@
 import { Session } from "@sse-app/client/session";
 import * as react from "@sse-app/client/react";
 import { sseStore } from "@sse-app/client/svelte";
+import { fakeServer } from "@sse-app/client/testing";
 import { configureSSE, useAlertsSSE, useBacktestSSE, useDashboardSSE, useSSE, useTrainingSSE } from "@sse-app/client/vue";
 import { get, type Readable } from "svelte/store";
 import { ref } from "vue";
@@ -66,3 +67,16 @@ console.log(get(readable).isConnected, get(store).lastEvent?.data.message);
 store.go("/api/v1/sse", ["alerts"]);
 // @ts-expect-error a store of Svelte is read by subscribing
 store.value;
+
+// The server of unit tests.
+async function unitTest() {
+  const server = fakeServer({ accepts: false });
+  await server.connect();
+  const id: string = await server.emit("risk_alert", { severity: "low" }, { channel: "alerts" });
+  await server.refuse(503, { retryAfter: 1 });
+  console.log(id, server.requests[0].channels.has("alerts"), server.requests[0].lastEventId, server.connections.toFixed());
+  // @ts-expect-error a status is a number
+  await server.refuse("503");
+  server.close();
+}
+unitTest();

@@ -12,7 +12,7 @@ const LONGEST = 2 ** 31 - 1; // ms; a longer timer would fire at once
  */
 export function keepRenewed(connection, end, signal) {
   const left = end - performance.now();
-  if (left <= 0) return;
+  if (left <= 0 || signal.aborted) return; // it has ended while this was loaded
   // Well before it expires, and at a random moment so that clients spread.
   const delay = Math.max(SHORT, left * (0.5 + 0.25 * Math.random()));
   const timer = setTimeout(() => renew(connection, end, signal), Math.min(delay, LONGEST));
