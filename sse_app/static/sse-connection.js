@@ -169,7 +169,7 @@ export class Connection {
       this.#hear();
       for (const event of read(decoder.decode(value, { stream: true }))) {
         this.position = event.id;
-        this.#delay = event.retry ?? this.#delay;
+        this.#delay = event.retry || this.#delay;
         this.#take(event, origin);
         if (signal.aborted) return;
       }
