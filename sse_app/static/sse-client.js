@@ -74,6 +74,9 @@ export class SSEClient extends EventTarget {
       channels: new Set(typeof channels === "string" ? channels.split(",") : channels),
       events: events && new Set(events),
     };
+    for (const type of ["open", "message", "error"]) {
+      super.addEventListener(type, (event) => this[`on${type}`]?.call?.(this, event));
+    }
     signal?.addEventListener("abort", () => this.close());
     if (autoConnect) this.connect();
   }
@@ -94,18 +97,16 @@ export class SSEClient extends EventTarget {
 
   /** Gives up the connection that there is, and opens a new one after the last event seen, with a fresh token. */
   restart() {
-    const wasClosed = this.readyState === CLOSED;
-    const signal = this.#begin();
-    if (signal && !wasClosed) this.#hear(signal, "reconnect", { delay: 0, reason: "restart", attempt: 1 });
+    this.#begin(this.readyState !== CLOSED);
   }
 
-  #begin() {
+  #begin(isRestart) {
     const { url, signal: over } = this.#options;
     if (over?.aborted) return;
     if (url.startsWith(NOWHERE)) throw invalid(url.slice(NOWHERE.length));
     const signal = this.#leave();
     this.#join(signal);
-    return signal;
+    if (isRestart) this.#hear(signal, "reconnect", { delay: 0, reason: "restart", attempt: 1 });
   }
 
   /** Ends it; nothing is left running, and nothing fires after `onClose`. */
@@ -146,7 +147,6 @@ export class SSEClient extends EventTarget {
 
   // No CustomEvent: Node.js 18 has none.
   #fire(type, detail, event = Object.assign(new Event(type), { detail })) {
-    call(this[`on${type}`], event, this);
     this.dispatchEvent(event);
   }
 
@@ -168,10 +168,9 @@ export class SSEClient extends EventTarget {
       if (id) this.#anew = false;
       if (id != null) this.lastEventId = id;
       if (channel && !isCovered(channel, channels)) return; // another tab's
-      const value = data === "null" ? null : parse(data);
       const heard = !events || events.has(type) ? onEvent : null;
       const event = new MessageEvent(type, { data, origin, lastEventId: this.lastEventId });
-      tell(heard, { id: id ?? "", type, channel, data: value, text: data }, type, event);
+      tell(heard, { id: id ?? "", type, channel, data: parse(data), text: data }, type, event);
     } else if (kind === "reset") {
       this.#anew ||= detail.all;
       if (isCovered(detail.channel, channels)) tell(onReset, detail, "reset");
@@ -193,9 +192,9 @@ export class SSEClient extends EventTarget {
 }
 
 /** Calls back; an error there is reported as the page's own, and disturbs nothing here. */
-function call(callback, value, self) {
+function call(callback, value) {
   try {
-    callback?.call?.(self, value);
+    callback?.(value);
   } catch (error) {
     setTimeout(() => {
       throw error;

@@ -16,10 +16,10 @@ const KICKED = "kicked"; // the code and the reason with which the server keeps 
 
 const now = () => performance.now();
 
-/** Reads the data of an event; what is no JSON is taken as it is, and what is no object has no fields. */
+/** Reads the data of an event; what is no JSON is taken as it is. */
 export function parse(text) {
   try {
-    return JSON.parse(text) ?? {};
+    return JSON.parse(text);
   } catch {
     return text;
   }
@@ -136,6 +136,7 @@ export class Connection {
       return;
     }
     if (signal.aborted) return;
+    this.#tell("connecting");
     const query = new URLSearchParams(search);
     if (clientId) query.set("client_id", clientId);
     if (token) query.set("token", token);
@@ -179,12 +180,13 @@ export class Connection {
   #take({ type, data, own }, origin) {
     if (data === undefined) return this.#tell("ping", { id: this.position });
     if (type === "ping") return this.#onPing();
-    if (type === "connected") return this.#onConnected(parse(data));
-    if (type === "reset") return this.#onReset(parse(data));
-    if (type === "closing") return this.#onClosing(parse(data));
+    const value = parse(data) ?? {};
+    if (type === "connected") return this.#onConnected(value);
+    if (type === "reset") return this.#onReset(value);
+    if (type === "closing") return this.#onClosing(value);
     if (!this.info) this.#onConnected({}); // another server than ours
     // An event without an id of its own is in no log, so it is never replayed and never seen.
-    this.#tell("event", { id: own, type, data, origin, channel: this.#only || this.#channelIn(data) });
+    this.#tell("event", { id: own, type, data, origin, channel: this.#only || this.#channelIn(value) });
   }
 
   fetchToken() {
@@ -221,8 +223,7 @@ export class Connection {
   }
 
   /** Data that is no object says of no channel, and no text of one that this connection does not have. */
-  #channelIn(data) {
-    const { channel } = parse(data);
+  #channelIn({ channel }) {
     return typeof channel === "string" && isCovered(channel, this.#options.channels) ? channel : "";
   }
 

@@ -112,7 +112,7 @@ def test_a_retry_is_digits_alone() -> None:
         "007": 7,
         **dict.fromkeys(["", "  5", "-5", "+5", "5.0", "1e3", "0x5", "\u0665"]),
     }
-    streams = [(f"retry:{value}\n\n".encode(), []) for value in values]
+    streams: list[tuple[bytes, list[int]]] = [(f"retry:{value}\n\n".encode(), []) for value in values]
     assert [answer[0][4] for answer in parse(streams)] == [*values.values()]
 
 
