@@ -22,6 +22,7 @@ from tests.ops.test_commands import at_a_terminal
 from tests.support.distribution import commands as commands
 from tests.support.distribution import dist as dist
 from tests.support.distribution import wheel_of
+from tests.support.npm import npm
 from tests.support.ports import reserved_port
 from tests.support.programs import require, unavailable
 from tests.support.server_process import ROOT, clean_environment
@@ -45,7 +46,9 @@ def test_all_three_are_built_and_the_checkout_stays_as_it_was(dist: Path) -> Non
         name = json.loads((ROOT / "client/package.json").read_text())["name"]
         expected.append(f"{name.replace('@', '').replace('/', '-')}-{VERSION}.tgz")
     assert {path.name for path in dist.iterdir()} == set(expected)
-    assert f"'{wheel_of(dist).name}[client]'" in (ROOT / "README.md").read_text()
+    named = (ROOT / "README.md").read_text() + (ROOT / "client/README.md").read_text()
+    assert f"pip install '{wheel_of(dist).name}[client]'\n" in named
+    assert named.count(f"npm install ./sse-app-client-{VERSION}.tgz\n") == 2
     for made in ("build", "sse_app.egg-info"):
         assert not (ROOT / made).exists()
 
@@ -78,6 +81,29 @@ def test_the_source_distribution_has_all_that_is_in_the_repository(sources: Path
     made = {name for name in there if name.startswith("sse_app.egg-info/")} | {"PKG-INFO", "setup.cfg"}
     assert there - made == files
     assert os.access(sources / ".ci/run", os.X_OK)
+
+
+@pytest.mark.node
+def test_the_package_for_npm_is_installed_from_its_file_and_has_all_that_it_exports(
+    dist: Path, tmp_path: Path
+) -> None:
+    (packed,) = dist.glob("*.tgz")
+    (tmp_path / "package.json").write_text('{"private": true}')
+    npm("install", "--offline", "--no-audit", "--no-fund", str(packed), folder=tmp_path)
+    installed = tmp_path / "node_modules/@sse-app/client"
+    exports = json.loads((installed / "package.json").read_text())["exports"]
+    wanted = [path for each in exports.values() for path in each.values()]
+    assert len(wanted) > 2
+    assert [path for path in wanted if not (installed / path).is_file()] == []
+    script = "const { SSEClient } = await import('@sse-app/client'); console.log(SSEClient.name)"
+    done = subprocess.run(
+        [require("node"), "--input-type=module", "--eval", script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ("SSEClient\n", "")
 
 
 def own_tests(sources: Path, *words: str) -> str:
