@@ -36,7 +36,6 @@ SECOND_SOURCE = "127.0.0.2"
 CLAIMED = "192.0.2.77"
 """An address of no machine (RFC 5737), claimed in ``X-Forwarded-For``: no proxy may pass that on as the client's."""
 
-
 HELD_BACK = (
     "the proxy holds back what the server sends: switch buffering off for /api/v1/sse "
     "(nginx: proxy_buffering off, and nothing that hides X-Accel-Buffering; Caddy: flush_interval -1)"
@@ -222,7 +221,10 @@ def try_proxy(
                 "trusted_proxies, and have the proxy pass on the Host of the client",
             )
             return
-        yield Line(OK, f"hosts: the server serves the name {address.host}")
+        if named.status == 200:
+            yield Line(OK, f"hosts: the server serves the name {address.host}")
+        else:
+            yield Line(WARNING, f"hosts: not known, for {address}/api/v1/sse/status answers {named.status}")
         if server.get("/metrics").status == 200 and not _is_here(server):
             yield Line(
                 WARNING,
@@ -308,10 +310,8 @@ def _streams(
             text = _text_of(response)[:SHOWN].strip()
             hint = ""
             if response.status == 401 and tokens:
-                hint = (
-                    ", for the server there has other keys than the state directory here: use --token-stdin"
-                )
-            yield Line(FAILURE, f"streams: refused with {response.status}{hint}: {text}")
+                hint = ": it has other keys than the state directory here, which --token-stdin helps, or another clock"
+            yield Line(FAILURE, f"streams: refused with {response.status}{hint} ({text})")
             return
         problem = _buffering(response, figures=bool(tokens))
         if problem:
