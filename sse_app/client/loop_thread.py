@@ -86,7 +86,6 @@ class LoopThread:
 
     def stop(self) -> None:
         """End the loop, with all that is under way in it."""
-        self.is_ending = True
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._ends.set)
         self._thread.join(STOP_TIMEOUT)
@@ -174,6 +173,7 @@ def _after_fork() -> None:
 
 def _at_exit() -> None:
     if _current is not None:
+        _current.is_ending = True
         _current.stop()
 
 

@@ -44,7 +44,7 @@ class StreamTokens:
     """
 
     def __init__(self, token: StreamToken, channels: tuple[str, ...]) -> None:
-        self._token = _checked(token, "stream_token")
+        self._token = None if token is None else _checked(token, "stream_token")
         self._channels = channels
         self.refused = False
 
@@ -123,7 +123,7 @@ def _checked(token: Given, method: str) -> Given:
     Raises:
         TypeError: it is neither a text nor a function nor has it the method that fetches one.
     """
-    if isinstance(token, str | None) or callable(token) or hasattr(token, method):
+    if isinstance(token, str) or callable(token) or hasattr(token, method):
         return token
     raise TypeError(f"token must be a text, a function or a Session, not {type(token).__name__}")
 

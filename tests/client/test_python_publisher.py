@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
-from sse_app.client import Backoff, Publisher, Session, Unauthorized, Unavailable
+from sse_app.client import Backoff, Publisher, Refused, Session, Unauthorized, Unavailable
 from tests.support.python_client import CHANNEL, DEADLINE, QUICK, logged_in, run, whats_in_the_log
 from tests.support.server_process import ServerProcess
 from tests.support.stream_script import Script, answer_json, status
@@ -227,3 +227,21 @@ def test_the_patience_of_a_publisher_is_a_minute_unless_it_is_told_another() -> 
     for wrong in (0, -1, math.nan):
         with pytest.raises(ValueError, match="patience"):
             Publisher("http://localhost", "token", patience=wrong)
+
+
+def test_a_redirect_of_what_is_sent_is_not_followed_and_names_the_address() -> None:
+    async def test() -> None:
+        moved = [status(301, b"", "Location: https://events.example/?token=secret")]
+        async with Script({"/sse/news": moved, "/auth/login": moved}) as script:
+            async with Publisher(script.url, "token") as publisher:
+                with pytest.raises(
+                    Refused, match=r"301 Status: it names another address, https://events\.example/"
+                ):
+                    await publisher.publish("news", "e", {})
+            async with Session(script.url, "ann", "password") as session:
+                with pytest.raises(Refused, match="another address") as told:
+                    await session.access_token()
+                assert "secret" not in str(told.value)
+            assert len(script.asked) == 2
+
+    run(test())

@@ -143,6 +143,9 @@ def test_what_cannot_be_is_told_at_once(server: ServerProcess) -> None:
     for make in (lambda: Publisher(server.url, token), lambda: listen(server.url, "user.a", token)):
         with pytest.raises(TypeError, match=r"Session of sse_app\.client\.sync"):
             make()
+    for nothing in (Publisher, sse_app.client.Publisher):
+        with pytest.raises(TypeError, match="token must be a text"):
+            nothing(server.url, None)  # type: ignore[arg-type]
     for wrong in (object(), 1, b"token"):
         with pytest.raises(TypeError, match="token must be a text"):
             sse_app.client.Stream(server.url, "user.a", wrong)  # type: ignore[arg-type]
