@@ -165,7 +165,7 @@ async def test_a_channel_that_the_token_does_not_grant_is_forbidden(keys: Path) 
 
 async def test_a_channel_that_is_not_configured_is_unknown(keys: Path) -> None:
     async with room_of(keys) as room:
-        with pytest.raises(UnknownChannel, match=r"no channel unknown$"):
+        with pytest.raises(UnknownChannel, match=r"no channel unknown; the settings have a, b$"):
             await room.admit(A, UNKNOWN)
 
 
