@@ -57,7 +57,8 @@ class Stream(HTTPUser):
         after: the event id to resume after; None begins where ``begin``, ``last`` or ``since`` says, else with what
             comes next.
         begin: ``earliest``: with all that is kept; ``latest``.
-        last: with the last so many events of each channel; where it is conflated, with the newest of each key.
+        last: with the last so many events of each channel, of the ``types``; where it is conflated, with the newest
+            of each key.
         since: with events of a time or later (with a timezone), or of the last seconds (60 or `timedelta`).
         types: event types; others are left out by the server. None: all.
         rate: of a conflated channel at most so many events of each key a second.

@@ -87,7 +87,7 @@ export interface SSEClientOptions<Events = Record<string, any>> {
    * (the default). At most one of `from`, `last` and `since`; with one of them the connection is not shared.
    */
   from?: "earliest" | "latest";
-  /** Begin with the last so many events of each channel; of a conflated one, with the newest of each key. */
+  /** Begin with the last so many events of each channel, of the `types`; of a conflated one, with the newest of each key. */
   last?: number;
   /** Begin with the events of a time or later; a number is seconds ago. */
   since?: Date | string | number;
