@@ -141,8 +141,7 @@ class HandoverSender:
             for stream in hub.streams - hub.laggards
             if _continues(stream)
             and stream.replay is None
-            and stream.interest.rate
-            is None  # one that has a rate may be replayed to later, with nothing waiting
+            and stream.interest.rate is None  # until its turn comes it has nothing waiting either
             and stream.subscriber.lease.expires_at > expired_soon
             and stream.deadline > over_soon
         ]

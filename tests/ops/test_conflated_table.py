@@ -182,6 +182,33 @@ def test_streams_of_a_table_go_on_over_an_upgrade_whether_they_are_fast_slow_or_
                 assert check_newest(events_of(client), log) > 0
 
 
+def test_what_comes_to_an_idle_stream_with_a_rate_while_it_is_handed_over_is_not_lost(tmp_path: Path) -> None:
+    """Its turn comes later, in the next process; until then it has nothing waiting, as one that has all."""
+    count = 400
+    settings = {"CHANNELS": CHANNELS, "LIMITS__STREAMS_PER_USER": count}
+    with worker_processes(1, tmp_path / "state", **settings) as (server,):
+        token = server.stream_token("market.*")
+        urls = [server.stream_url(f"market.n{number}", token, rate="0.2") for number in range(count)]
+        clients = [Client(server.port, url.removeprefix(server.url)) for url in urls]
+        upgrade = threading.Thread(target=server.upgrade)
+        with httpx.Client(base_url=server.url, headers=bearer(server.access_token()), timeout=60) as http:
+            upgrade.start()
+            for number in range(count):
+                price = {"event": "price", "data": {"symbol": "s", "n": number}}
+                answer = http.post(f"/api/v1/sse/market.n{number}", json=price)
+                assert answer.status_code == 201, answer.text
+        upgrade.join()
+
+        def have_all() -> bool:
+            for client in clients:
+                client.read()
+            return all(b"event: price" in client.received for client in clients)
+
+        until(have_all, "each has its event")
+        for client in clients:
+            client.socket.close()
+
+
 def resident_mib(server: ServerProcess) -> float:
     """Return how much memory the server's process has in use."""
     assert server.process is not None
