@@ -185,8 +185,9 @@ def test_streams_of_a_table_go_on_over_an_upgrade_whether_they_are_fast_slow_or_
 def test_what_comes_to_an_idle_stream_with_a_rate_while_it_is_handed_over_is_not_lost(tmp_path: Path) -> None:
     """Its turn comes later, in the next process; until then it has nothing waiting, as one that has all."""
     count = 400
-    settings = {"CHANNELS": CHANNELS, "LIMITS__STREAMS_PER_USER": count}
-    with worker_processes(1, tmp_path / "state", **settings) as (server,):
+    with worker_processes(1, tmp_path / "state", CHANNELS=CHANNELS, LIMITS__STREAMS_PER_USER=count) as (
+        server,
+    ):
         token = server.stream_token("market.*")
         urls = [server.stream_url(f"market.n{number}", token, rate="0.2") for number in range(count)]
         clients = [Client(server.port, url.removeprefix(server.url)) for url in urls]
