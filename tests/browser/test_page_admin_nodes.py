@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.browser
 
 
 @pytest.fixture
-def nodes(tmp_path: Path, database_url: str) -> Iterator[list[ServerProcess]]:
+def nodes(tmp_path: Path, database_url: str) -> Iterator[Sequence[ServerProcess]]:
     with node_processes(tmp_path, database_url, expected=("node_silent", "login_refused")) as nodes:
         with ThreadPoolExecutor(1) as thread:  # the one of the browser has an event loop
             thread.submit(asyncio.run, _add_admin(nodes[0].state_dir, database_url)).result()
@@ -53,7 +53,7 @@ def picture(page: Page, name: str) -> None:
 
 
 def test_the_dashboard_shows_the_nodes_of_all_machines_kicks_on_any_and_names_one_that_hangs(
-    chromium: Browser, nodes: list[ServerProcess]
+    chromium: Browser, nodes: Sequence[ServerProcess]
 ) -> None:
     with ExitStack() as stack:
         for node, count in zip(nodes, (2, 5, 9), strict=True):

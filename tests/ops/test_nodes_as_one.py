@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import permutations
 from pathlib import Path
@@ -34,7 +34,7 @@ EXPECTED = ("node_silent", "login_refused", "event_log_unavailable", "accounts_u
 class Machines:
     """The nodes of one server, each as a site of its own."""
 
-    def __init__(self, postgres: Postgres, url: str, nodes: list[ServerProcess]) -> None:
+    def __init__(self, postgres: Postgres, url: str, nodes: Sequence[ServerProcess]) -> None:
         self.postgres = postgres
         self.url = url
         self.nodes = nodes

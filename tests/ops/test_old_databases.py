@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-import time
 from contextlib import closing
 from pathlib import Path
 
 import httpx
 import pytest
 
+from tests.support.old_state import lay_down
 from tests.support.server_process import ServerProcess, running
 
-OLD = Path(__file__).parents[1] / "support/old_databases"
 EPOCH = "327a72f8"
 PASSWORD = "correct horse battery"
 REFRESH_TOKEN = "Ujc_oW0o35SGB0ih53-49LvG7_svvxVf7UpCSRkdHlA"
@@ -34,23 +33,6 @@ ANSWERS = {
     "order-1": {"id": f"{EPOCH}-1", "channel": "alerts"},
     HEX_KEY: {"ids": [f"{EPOCH}-2", f"{EPOCH}-3"]},
 }
-
-
-def lay_down(state: Path, *names: str) -> None:
-    """Make the old databases, as if they had been written just now."""
-    state.mkdir(mode=0o700, exist_ok=True)
-    now = time.time()
-    for name in names:
-        path = state / f"{name.partition('-')[0]}.db"
-        path.touch(mode=0o600)
-        with closing(sqlite3.connect(path)) as database, database:
-            database.executescript((OLD / f"{name}.sql").read_text())
-            if name == "events-1":
-                database.execute("UPDATE events SET at = ?", (now,))
-                database.execute("UPDATE answers SET at = ?", (now,))
-            if name == "accounts-2":
-                database.execute("UPDATE sessions SET used_at = ?, expires_at = ?", (now, now + 86_400))
-                database.execute("UPDATE revocations SET forget_at = ?", (now + 86_400,))
 
 
 def publish(

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
 
 from tests.support.people import Ear
 from tests.support.server_process import PROGRAM, ROOT, ServerProcess
+from tests.support.upgradable import Upgradable
 from tests.support.waiting import until
 from tests.support.worker_processes import WorkerProcess
 
@@ -22,7 +24,7 @@ NAMES = ["web2.1", "web2.2", "web10"]
 """The nodes of `node_processes`, in their order."""
 
 
-class MachineProcess(ServerProcess):
+class MachineProcess(Upgradable):
     """A server whose monotonic clock is a day ahead, as another machine's may be, where the system allows that."""
 
     def start(self, stderr: int | None = None) -> None:
@@ -43,8 +45,13 @@ class MachineProcess(ServerProcess):
 
 @contextmanager
 def node_processes(
-    directory: Path, url: str, *, expected: tuple[str, ...] = (), **settings: Any
-) -> Iterator[list[ServerProcess]]:
+    directory: Path,
+    url: str,
+    *,
+    expected: tuple[str, ...] = (),
+    environment: Mapping[str, str] = MappingProxyType({}),
+    **settings: Any,
+) -> Iterator[list[Upgradable]]:
     """Run the nodes `NAMES` on a database: two workers of one machine, each on a port of its own, and another machine.
 
     They have the same keys. All have to end with status 0, and with nothing unexpected in their logs.
@@ -52,12 +59,13 @@ def node_processes(
     Args:
         directory: of their state directories.
         url: of the database.
+        environment: further variables of all of them.
         expected, settings: as those of `ServerProcess`.
     """
     settings |= {"EVENT_LOG": url}
     alone = MachineProcess(state_dir=directory / ALONE, expected=expected, NODE=ALONE, **settings)
     state_dir = directory / WITH_WORKERS
-    nodes: list[ServerProcess] = [
+    nodes: list[Upgradable] = [
         *(
             WorkerProcess(
                 number, state_dir=state_dir, expected=expected, NODE=WITH_WORKERS, WORKERS=2, **settings
@@ -66,6 +74,8 @@ def node_processes(
         ),
         alone,
     ]
+    for node in nodes:
+        node.environment |= environment
     try:
         alone.start()
         state_dir.mkdir(mode=0o700)
@@ -88,7 +98,7 @@ def node_processes(
         node.check_log()
 
 
-def _all_are_counted(nodes: list[ServerProcess]) -> bool:
+def _all_are_counted(nodes: Sequence[ServerProcess]) -> bool:
     """Return whether each node counts a stream of each."""
     for node in nodes:
         status = httpx.get(f"{node.url}/api/v1/sse/status", timeout=30).raise_for_status().json()

@@ -257,14 +257,18 @@ def starting(make: Callable[..., Server]) -> Iterator[Callable[..., Server]]:
 
 @contextmanager
 def running(*, state_dir: Path, expected: tuple[str, ...] = (), **settings: Any) -> Iterator[ServerProcess]:
-    """Run a server; it has to end with status 0 when it is asked to, and with nothing unexpected in its log.
-
-    The arguments are those of `ServerProcess`.
-    """
+    """Run a server to the end of a test (`until_the_end`). The arguments are those of `ServerProcess`."""
     server = ServerProcess(state_dir=state_dir, expected=expected, **settings)
+    with until_the_end(server):
+        yield server
+
+
+@contextmanager
+def until_the_end(server: ServerProcess) -> Iterator[None]:
+    """Run a server; it has to end with status 0 when it is asked to, and with nothing unexpected in its log."""
     try:
         server.start()
-        yield server
+        yield
         assert server.stop() == 0
     finally:
         if server.process is not None:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 
 from tests.support.preloaded import start
-from tests.support.server_process import ServerProcess
+from tests.support.upgradable import Upgradable
 from tests.support.waiting import until
 
 
-class WorkerProcess(ServerProcess):
+class WorkerProcess(Upgradable):
     """One of several workers on a state directory.
 
     Args:
@@ -31,7 +29,7 @@ class WorkerProcess(ServerProcess):
         self.environment["SSE_APP_WORKER"] = str(number)
         self._socket = socket.socket()
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._socket.bind(("127.0.0.1", self.port))
+        self._socket.bind((self.environment.get("SSE_APP_HOST", "127.0.0.1"), self.port))
         self._socket.listen(1000)
 
     def launch(self) -> None:
@@ -48,27 +46,10 @@ class WorkerProcess(ServerProcess):
         """Wait until it serves."""
         until(self._ready, f"the worker is ready; its log is {self.log_path}")
 
-    def upgrade(self) -> None:
-        """Have it hand over to a successor, and wait until that serves."""
-        before = self.pid
-        os.kill(before, signal.SIGUSR2)
-        until(lambda: self.pid != before, "another process has the lock")
-        httpx.get(f"{self.url}/readyz", timeout=60)  # which it answers once it serves, and takes signals
-
     @property
-    def pid(self) -> int:
-        """The process that serves, as its lock says."""
-        return int((self.state_dir / f"workers/{self.number}/lock").read_text())
-
-    def stop(self) -> int:
-        """Ask the process that serves to end, wait until it has, and return the status of the one that was started."""
-        assert self.process is not None
-        if self.process.poll() is None:
-            return super().stop()
-        with suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGTERM)
-        until(lambda: not Path(f"/proc/{self.pid}").exists(), "the process has gone")
-        return self.process.returncode
+    def lock(self) -> Path:
+        """The file that says which process serves."""
+        return self.state_dir / f"workers/{self.number}/lock"
 
     def close(self) -> None:
         """Listen no more."""
