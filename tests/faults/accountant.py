@@ -1,0 +1,395 @@
+"""Compares the journals of publishers and clients, and says what went wrong, client by client.
+
+It knows nothing of the server but its promises: what is acknowledged stays; an id is one event for ever; a client that
+gives its position is sent what follows it, once and in order, or is told by a ``reset`` of the channel where not.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NamedTuple
+
+from tests.faults.journal import (
+    Answered,
+    AnyRecord,
+    Asked,
+    Ended,
+    Left,
+    Malformed,
+    Opened,
+    Pinged,
+    Received,
+    Reset,
+    Sent,
+)
+
+
+class Mistake(StrEnum):
+    """What may have gone wrong."""
+
+    LOST = "lost"
+    """An event was acknowledged, and is not in the log."""
+    SILENT_GAP = "silent gap"
+    """A client was not sent an event that was due to it, and was not told."""
+    DOUBLED = "doubled"
+    """A client was sent an event twice, or one request is in the log twice."""
+    MISORDERED = "misordered"
+    """A client was sent an event after a later one, or ids do not follow the order of the acknowledgements."""
+    INVENTED = "invented"
+    """What was sent or stored was not published, or on another channel, or was refused."""
+    NEEDLESS_RESET = "needless reset"
+    """A client was told of a gap, and all that it lacked was kept."""
+    TWO_EVENTS = "one id, two events"
+    UNTOLD = "untold end"
+    """A stream ended without ``closing``, and nothing was done to the server for which it could not send one."""
+    MALFORMED = "malformed"
+    """A stream is not as the format says."""
+    FALSE_POSITION = "false position"
+    """``connected`` is not at the position that was asked for, or says falsely whether something is missing."""
+
+
+class Finding(NamedTuple):
+    """One thing that went wrong, and to whom."""
+
+    mistake: Mistake
+    whom: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.whom}: {self.mistake}: {self.what}"
+
+
+class Id(NamedTuple):
+    """An event id, in parts; those of one epoch are in order."""
+
+    epoch: str
+    seq: int
+
+    @classmethod
+    def of(cls, text: str) -> Id:
+        """Return the parts of an id.
+
+        Raises:
+            ValueError: it is none.
+        """
+        epoch, _, seq = text.rpartition("-")
+        return cls(epoch, int(seq))
+
+
+@dataclass
+class Verdict:
+    """What was found, and of how much."""
+
+    findings: list[Finding] = field(default_factory=list)
+    acknowledged: int = 0
+    """Events."""
+    received: int = 0
+    """Events, over all clients."""
+    streams: int = 0
+    resets: int = 0
+
+    def counts(self) -> dict[str, int]:
+        """Return how often each mistake was found."""
+        found = Counter(finding.mistake for finding in self.findings)
+        return {mistake.value: found[mistake] for mistake in Mistake}
+
+
+@dataclass
+class _Event:
+    channel: str
+    payload: str
+    sent: float
+    """When it was first sent."""
+    acknowledged: float = 0.0
+    """When that was first known; 0 where it never was."""
+    id: Id | None = None
+    refused: bool = False
+    """Whether each attempt was answered, and none acknowledged: then it is nowhere."""
+
+
+class Accountant:
+    """Takes the journals of a run, and balances them once it has ended.
+
+    Args:
+        publishers: their journals, by their names.
+        clients: theirs.
+        listing: all events that the log has in the end: each with its id, channel and payload.
+        kept: whether everything is kept for ever: no history is trimmed, no log is replaced. Then any ``reset`` is
+            needless.
+        told: whether a server always had the time to say that it ends a stream.
+    """
+
+    def __init__(
+        self,
+        publishers: Mapping[str, Iterable[AnyRecord]],
+        clients: Mapping[str, Iterable[AnyRecord]],
+        listing: Iterable[tuple[str, str, str]],
+        *,
+        kept: bool = True,
+        told: bool = False,
+    ) -> None:
+        self.verdict = Verdict()
+        self.events: dict[str, _Event] = {}
+        """All that were sent, by their payloads."""
+        self.due: dict[str, list[_Event]] = {}
+        """By their channels, those that clients are to be sent."""
+        self._by_id: dict[Id, str] = {}
+        """Payloads."""
+        self._kept = kept
+        self._told = told
+        self._clients = clients
+        self._listing = listing
+        self._listed: dict[str, Id] = {}
+        """By their payloads, the events that the log has in the end."""
+        for name, records in publishers.items():
+            self._take_publisher(name, records)
+
+    def balance(self) -> Verdict:
+        """Compare everything, and return what was found."""
+        self.verdict.acknowledged = sum(event.acknowledged > 0 for event in self.events.values())
+        self._balance_listing()
+        self._balance_order()
+        for event in self.events.values():
+            if event.id is not None and (self.is_stored(event) if self._kept else event.acknowledged):
+                self.due.setdefault(event.channel, []).append(event)
+        for name, records in self._clients.items():
+            _Client(name, self, kept=self._kept, told=self._told).follow(records)
+        return self.verdict
+
+    def find(self, mistake: Mistake, whom: str, what: str) -> None:
+        """Note that something went wrong."""
+        self.verdict.findings.append(Finding(mistake, whom, what))
+
+    def _take_publisher(self, name: str, records: Iterable[AnyRecord]) -> None:
+        requests: dict[str, Sent] = {}
+        unanswered: Counter[str] = Counter()
+        for record in records:
+            match record:
+                case Sent():
+                    unanswered[record.name] += 1
+                    if requests.setdefault(record.name, record).events != record.events:
+                        raise ValueError(f"{name} sent {record.name} twice, with other events")
+                    for channel, payload in record.events:
+                        self.events.setdefault(payload, _Event(channel, payload, record.at))
+                case Answered(status=201):
+                    unanswered[record.name] -= 1
+                    self._acknowledge(name, requests[record.name], record)
+                case Answered(status=0):
+                    pass  # it may have been stored
+                case Answered():
+                    unanswered[record.name] -= 1
+        for request in requests.values():
+            for _, payload in request.events:
+                event = self.events[payload]
+                event.refused = not unanswered[request.name] and not event.acknowledged
+
+    def _acknowledge(self, name: str, request: Sent, answer: Answered) -> None:
+        if len(answer.ids) != len(request.events):
+            self.find(
+                Mistake.INVENTED, name, f"{len(answer.ids)} ids for {len(request.events)} events: {answer}"
+            )
+            return
+        for (_, payload), text in zip(request.events, answer.ids, strict=True):
+            event, id = self.events[payload], Id.of(text)
+            if event.id is not None and event.id != id:
+                self.find(Mistake.DOUBLED, name, f"{payload} was acknowledged as {event.id} and as {id}")
+            event.id, event.acknowledged = id, event.acknowledged or answer.at
+            self.is_that_event(name, id, payload)
+
+    def is_that_event(self, whom: str, id: Id, payload: str) -> bool:
+        """Note which event an id stands for, and return whether it stands for no other."""
+        if (known := self._by_id.setdefault(id, payload)) != payload:
+            self.find(Mistake.TWO_EVENTS, whom, f"{id} is {known} and {payload}")
+            return False
+        return True
+
+    def is_stored(self, event: _Event) -> bool:
+        """Return whether an event is in the log, or was there at least."""
+        return not self._kept or event.payload in self._listed
+
+    def _balance_listing(self) -> None:
+        listed = self._listed
+        for text, channel, payload in self._listing:
+            id, event = Id.of(text), self.events.get(payload)
+            if event is None or event.channel != channel:
+                self.find(Mistake.INVENTED, "log", f"{id} on {channel}: {payload}")
+                continue
+            if event.refused:
+                self.find(Mistake.INVENTED, "log", f"{payload} was refused, and is {id}")
+            if payload in listed:
+                self.find(Mistake.DOUBLED, "log", f"{payload} is {listed[payload]} and {id}")
+            listed[payload] = id
+            self.is_that_event("log", id, payload)
+            if event.id is None:
+                event.id = id
+        if self._kept:
+            for event in self.events.values():
+                if event.acknowledged and listed.get(event.payload) != event.id:
+                    self.find(Mistake.LOST, "log", f"{event.payload}, acknowledged as {event.id}")
+
+    def _balance_order(self) -> None:
+        """Check that what was sent after another was acknowledged comes after it."""
+        known = [event for event in self.events.values() if event.acknowledged and event.id]
+        ended = sorted(known, key=lambda event: event.acknowledged)
+        highest: dict[str, Id] = {}
+        place = 0
+        for event in sorted(known, key=lambda event: event.sent):
+            assert event.id is not None
+            while ended[place].acknowledged < event.sent:
+                before = ended[place].id
+                assert before is not None
+                highest[before.epoch] = max(highest.get(before.epoch, before), before)
+                place += 1
+            if event.id <= highest.get(event.id.epoch, Id(event.id.epoch, -1)):
+                self.find(
+                    Mistake.MISORDERED,
+                    "log",
+                    f"{event.payload} is {event.id}, after {highest[event.id.epoch]}",
+                )
+
+
+@dataclass
+class _Span:
+    """A part of a channel that is due to a client whole: after a position, or all that was sent after a reset.
+
+    Attributes:
+        after: the position; None after a reset.
+        since: the time of the reset.
+        until: the position of the client when it was told of the next gap; None where there was none.
+    """
+
+    after: Id | None
+    since: float = 0.0
+    until: Id | None = None
+
+    def covers(self, event: _Event) -> bool:
+        """Return whether an event was due."""
+        assert event.id is not None
+        if self.until is not None and (event.id.epoch != self.until.epoch or event.id > self.until):
+            return False
+        if self.after is None:
+            return event.sent > self.since
+        return event.id.epoch != self.after.epoch or event.id > self.after
+
+
+class _Client:
+    """Follows one client through all of its streams.
+
+    Args:
+        name: of the client.
+        books: of all events.
+        kept, told: as of the books.
+    """
+
+    def __init__(self, name: str, books: Accountant, *, kept: bool, told: bool) -> None:
+        self._name = name
+        self._books = books
+        self._kept = kept
+        self._told = told
+        self._open = False
+        """Whether it has a stream."""
+        self._channels: Sequence[str] = ()
+        self._position: Id | None = None
+        self._asked = ""
+        self._recovered: bool | None = None
+        """What ``connected`` said, until the first event after it."""
+        self._spans: dict[str, list[_Span]] = {}
+        self._seen: set[str] = set()
+
+    def follow(self, records: Iterable[AnyRecord]) -> None:
+        """Go through its journal, and find what was wrong."""
+        left = False
+        for record in records:
+            match record:
+                case Asked():
+                    self._channels, self._asked = record.channels, record.position
+                case Opened():
+                    self._opened(record)
+                case Received():
+                    self._expect_no_reset()
+                    self._received(record)
+                case Reset():
+                    self._reset(record)
+                case Pinged():
+                    self._expect_no_reset()
+                case Ended():
+                    self._ended(record)
+                case Malformed():
+                    self._find(Mistake.MALFORMED, record.why)
+                case Left():
+                    left = True
+        for channel, spans in self._spans.items():
+            if left:
+                spans[-1].until = self._position
+            for event in self._books.due.get(channel, ()):
+                if event.payload not in self._seen and any(span.covers(event) for span in spans):
+                    self._find(Mistake.SILENT_GAP, f"{event.payload}, {event.id}, on {channel}")
+
+    def _find(self, mistake: Mistake, what: str) -> None:
+        self._books.find(mistake, self._name, what)
+
+    def _opened(self, record: Opened) -> None:
+        self._books.verdict.streams += 1
+        self._open = True
+        if not self._asked:
+            self._position = Id.of(record.id)
+            for channel in self._channels:
+                self._spans.setdefault(channel, []).append(_Span(self._position))
+            return
+        self._recovered = record.recovered
+        if record.id != self._asked:
+            self._find(
+                Mistake.FALSE_POSITION, f"connected is at {record.id}, and {self._asked} was asked for"
+            )
+
+    def _ended(self, record: Ended) -> None:
+        self._expect_no_reset()
+        if self._told and self._open and not record.reason and not record.left:
+            self._find(Mistake.UNTOLD, f"the stream that was opened after {self._asked or 'no position'}")
+        self._open = False
+
+    def _expect_no_reset(self) -> None:
+        if self._recovered is False:
+            self._find(
+                Mistake.FALSE_POSITION, f"after {self._asked} it is not recovered, and no reset says where"
+            )
+        self._recovered = None
+
+    def _reset(self, record: Reset) -> None:
+        self._books.verdict.resets += 1
+        if self._recovered:
+            self._find(
+                Mistake.FALSE_POSITION, f"after {self._asked} all is recovered, and {record.channel} is reset"
+            )
+        self._recovered = None
+        if self._kept:
+            self._find(Mistake.NEEDLESS_RESET, f"{record.channel} after {self._position}: {record.reason}")
+        if record.channel not in self._channels:
+            self._find(Mistake.INVENTED, f"a reset of {record.channel}")
+            return
+        spans = self._spans[record.channel]
+        spans[-1].until = self._position
+        spans.append(_Span(None, record.at))
+
+    def _received(self, record: Received) -> None:
+        self._books.verdict.received += 1
+        id, event = Id.of(record.id), self._books.events.get(record.payload)
+        if event is None or event.channel != record.channel:
+            self._find(Mistake.INVENTED, f"{id} on {record.channel}: {record.payload}")
+        elif record.channel not in self._channels:
+            self._find(Mistake.INVENTED, f"{id} of {record.channel}, which it has not asked for")
+        elif not self._books.is_stored(event):
+            self._find(Mistake.INVENTED, f"{record.payload}, {id}, which is not in the log")
+        elif self._books.is_that_event(self._name, id, record.payload):
+            self._place(id, record.payload)
+        self._seen.add(record.payload)
+        self._position = id
+
+    def _place(self, id: Id, payload: str) -> None:
+        if payload in self._seen:
+            self._find(Mistake.DOUBLED, f"{payload}, {id}")
+        elif self._position is not None and id.epoch == self._position.epoch and id <= self._position:
+            self._find(Mistake.MISORDERED, f"{payload}, {id}, after {self._position}")

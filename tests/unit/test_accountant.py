@@ -1,0 +1,307 @@
+"""The accountant, with journals that were made up: it finds each kind of fault, and nothing in a run without one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.faults.accountant import Accountant, Finding, Mistake
+from tests.faults.journal import (
+    Answered,
+    AnyRecord,
+    Asked,
+    Ended,
+    Journal,
+    Left,
+    Malformed,
+    Opened,
+    Pinged,
+    Received,
+    Reset,
+    Sent,
+    read,
+)
+
+Listing = list[tuple[str, str, str]]
+
+
+def published(count: int = 4, epoch: str = "e") -> tuple[list[AnyRecord], Listing]:
+    """Return the journal of a publisher of events on ``a``, one a second, and what the log has in the end."""
+    records: list[AnyRecord] = []
+    for number in range(1, count + 1):
+        records.append(Sent(at=number, name=f"r{number}", events=[("a", f"p{number}")]))
+        records.append(Answered(at=number + 0.5, name=f"r{number}", status=201, ids=[f"{epoch}-{number}"]))
+    return records, [(f"{epoch}-{number}", "a", f"p{number}") for number in range(1, count + 1)]
+
+
+def received(*numbers: int, epoch: str = "e") -> list[AnyRecord]:
+    return [
+        Received(at=number + 0.6, id=f"{epoch}-{number}", channel="a", payload=f"p{number}")
+        for number in numbers
+    ]
+
+
+def stream(
+    *records: AnyRecord, position: str = "", at: float = 0.0, recovered: bool = True
+) -> list[AnyRecord]:
+    """Return a stream of a client; where it has a position it is resumed there."""
+    return [
+        Asked(at=at, channels=["a"], position=position),
+        Opened(at=at, id=position or "e-0", recovered=bool(position) and recovered),
+        *records,
+        Ended(at=99.0),
+    ]
+
+
+def found(
+    publisher: Sequence[AnyRecord], listing: Listing, client: Sequence[AnyRecord] = (), *, kept: bool = True
+) -> list[tuple[Mistake, str]]:
+    """Return what is found, and to whom it happened."""
+    verdict = Accountant({"publisher": publisher}, {"client": client}, listing, kept=kept).balance()
+    return [(finding.mistake, finding.whom) for finding in verdict.findings]
+
+
+def test_a_run_in_which_all_went_well() -> None:
+    publisher, listing = published()
+    client = [*stream(*received(1, 2)), *stream(Pinged(at=2.9), *received(3, 4), position="e-2")]
+    verdict = Accountant({"publisher": publisher}, {"client": client}, listing).balance()
+    assert verdict.findings == []
+    assert (verdict.acknowledged, verdict.received, verdict.streams, verdict.resets) == (4, 4, 2, 0)
+    assert set(verdict.counts().values()) == {0}
+
+
+def test_an_acknowledged_event_that_the_log_does_not_have() -> None:
+    publisher, listing = published()
+    assert found(publisher, listing[:-1], stream(*received(1, 2, 3))) == [(Mistake.LOST, "log")]
+
+
+def test_an_acknowledged_event_that_the_log_has_by_another_id() -> None:
+    publisher, listing = published(1)
+    assert found(publisher, [("e-2", "a", "p1")]) == [(Mistake.LOST, "log")]
+    assert found(publisher, listing) == []
+
+
+@pytest.mark.parametrize("missing", [1, 2, 4])
+def test_an_event_that_a_client_was_not_sent(missing: int) -> None:
+    publisher, listing = published()
+    numbers = [number for number in (1, 2, 3, 4) if number != missing]
+    assert found(publisher, listing, stream(*received(*numbers))) == [(Mistake.SILENT_GAP, "client")]
+
+
+def test_an_event_that_was_skipped_where_a_client_came_back() -> None:
+    publisher, listing = published()
+    client = [*stream(*received(1)), *stream(*received(3, 4), position="e-1")]
+    assert found(publisher, listing, client) == [(Mistake.SILENT_GAP, "client")]
+
+
+def test_an_event_that_was_stored_without_an_answer_is_due_too() -> None:
+    publisher, listing = published()
+    publisher[3] = Answered(at=2.5, name="r2", status=0)
+    assert found(publisher, listing, stream(*received(1, 3, 4))) == [(Mistake.SILENT_GAP, "client")]
+    assert found(publisher, listing, stream(*received(1, 2, 3, 4))) == []
+    assert found(publisher, [listing[0], *listing[2:]], stream(*received(1, 3, 4))) == []
+
+
+def test_a_client_that_leaves_is_due_nothing_more() -> None:
+    publisher, listing = published()
+    client = stream(*received(1, 2))
+    assert found(publisher, listing, [*client, Left(at=3.0)]) == []
+    assert found(publisher, listing, client) == [(Mistake.SILENT_GAP, "client")] * 2
+
+
+def test_an_event_that_came_twice() -> None:
+    publisher, listing = published()
+    assert found(publisher, listing, stream(*received(1, 2, 2, 3, 4))) == [(Mistake.DOUBLED, "client")]
+    again = [*stream(*received(1, 2, 3)), *stream(*received(3, 4), position="e-3")]
+    assert found(publisher, listing, again) == [(Mistake.DOUBLED, "client")]
+
+
+def test_a_request_that_is_in_the_log_twice() -> None:
+    publisher, listing = published(1)
+    publisher += [
+        Sent(at=2.0, name="r1", events=[("a", "p1")]),
+        Answered(at=2.5, name="r1", status=201, ids=["e-2"]),
+    ]
+    assert found(publisher, [*listing, ("e-2", "a", "p1")]) == [
+        (Mistake.DOUBLED, "publisher"),
+        (Mistake.DOUBLED, "log"),
+    ]
+
+
+def test_events_in_another_order_than_that_of_their_ids() -> None:
+    publisher, listing = published()
+    assert found(publisher, listing, stream(*received(1, 3, 2, 4))) == [(Mistake.MISORDERED, "client")]
+
+
+def test_ids_in_another_order_than_that_of_the_acknowledgements() -> None:
+    publisher: list[AnyRecord] = [
+        Sent(at=1.0, name="r1", events=[("a", "p1")]),
+        Answered(at=1.5, name="r1", status=201, ids=["e-2"]),
+        Sent(at=2.0, name="r2", events=[("a", "p2")]),
+        Answered(at=2.5, name="r2", status=201, ids=["e-1"]),
+    ]
+    listing = [("e-1", "a", "p2"), ("e-2", "a", "p1")]
+    assert found(publisher, listing) == [(Mistake.MISORDERED, "log")]
+    publisher[2] = Sent(at=1.4, name="r2", events=[("a", "p2")])  # sent before the first was acknowledged
+    assert found(publisher, listing) == []
+
+
+@pytest.mark.parametrize(
+    "invented",
+    [
+        Received(at=5.0, id="e-5", channel="a", payload="p5"),
+        Received(at=5.0, id="e-5", channel="b", payload="p4"),
+    ],
+    ids=["which nobody published", "of another channel"],
+)
+def test_an_event_that_is_not_as_it_was_published(invented: Received) -> None:
+    publisher, listing = published()
+    assert found(publisher, listing, stream(*received(1, 2, 3, 4), invented)) == [
+        (Mistake.INVENTED, "client")
+    ]
+
+
+def test_an_event_of_a_channel_that_was_not_asked_for() -> None:
+    publisher, listing = published(1)
+    publisher += [
+        Sent(at=2.0, name="r2", events=[("b", "p2")]),
+        Answered(at=2.5, name="r2", status=201, ids=["e-2"]),
+    ]
+    client = stream(*received(1), Received(at=3.0, id="e-2", channel="b", payload="p2"))
+    assert found(publisher, [*listing, ("e-2", "b", "p2")], client) == [(Mistake.INVENTED, "client")]
+
+
+def test_an_event_that_was_sent_before_it_was_stored_and_never_was() -> None:
+    publisher, listing = published()
+    publisher[7] = Answered(at=4.5, name="r4", status=0)
+    assert found(publisher, listing[:3], stream(*received(1, 2, 3, 4))) == [(Mistake.INVENTED, "client")]
+
+
+def test_an_event_that_was_refused_and_is_stored() -> None:
+    publisher, listing = published(1)
+    publisher[1] = Answered(at=1.5, name="r1", status=503)
+    assert found(publisher, listing) == [(Mistake.INVENTED, "log")]
+    publisher[1] = Answered(at=1.5, name="r1", status=0)
+    assert found(publisher, listing) == []
+
+
+def test_an_id_that_stands_for_two_events() -> None:
+    publisher, listing = published(2)
+    publisher[3] = Answered(at=2.5, name="r2", status=201, ids=["e-1"])
+    assert (Mistake.TWO_EVENTS, "publisher") in found(publisher, listing[:1])
+    publisher, listing = published(2)
+    other = [Received(at=1.6, id="e-1", channel="a", payload="p2")]
+    assert (Mistake.TWO_EVENTS, "client") in found(publisher, listing, stream(*other, *received(2)))
+
+
+def test_a_reset_where_all_is_kept() -> None:
+    publisher, listing = published()
+    reset = Reset(at=2.6, channel="a", reason="history_trimmed")
+    client = [*stream(*received(1, 2)), *stream(reset, *received(3, 4), position="e-2", recovered=False)]
+    assert found(publisher, listing, client) == [(Mistake.NEEDLESS_RESET, "client")]
+
+
+def test_a_reset_says_where_the_gap_is_and_all_that_is_sent_later_is_due() -> None:
+    publisher, listing = published()
+    reset = Reset(at=2.6, channel="a", reason="history_trimmed")
+    lost_two = [*stream(*received(1)), *stream(reset, *received(3, 4), position="e-1", recovered=False)]
+    assert found(publisher, listing, lost_two, kept=False) == []
+    lost_three = [*stream(*received(1)), *stream(reset, *received(4), position="e-1", recovered=False)]
+    assert found(publisher, listing, lost_three, kept=False) == [(Mistake.SILENT_GAP, "client")]
+
+
+def test_a_log_that_was_replaced_is_told_by_a_reset_and_by_nothing_else() -> None:
+    publisher, listing = published(2)
+    for number in (3, 4):
+        publisher.append(Sent(at=10.0 + number, name=f"r{number}", events=[("a", f"p{number}")]))
+        publisher.append(Answered(at=10.5 + number, name=f"r{number}", status=201, ids=[f"f-{number}"]))
+    after = received(3, 4, epoch="f")
+    reset = Reset(at=12.0, channel="a", reason="log_replaced")
+    told = [*stream(*received(1, 2)), *stream(reset, *after, position="e-2", recovered=False)]
+    assert found(publisher, listing, told, kept=False) == []
+    untold = [*stream(*received(1, 2)), *stream(after[1], position="e-2")]
+    assert found(publisher, listing, untold, kept=False) == [(Mistake.SILENT_GAP, "client")]
+
+
+@pytest.mark.parametrize(
+    ("opened", "then", "faults"),
+    [
+        (Opened(at=2.6, id="e-3", recovered=True), (), [Mistake.FALSE_POSITION]),
+        (Opened(at=2.6, id="e-2", recovered=False), (), [Mistake.FALSE_POSITION]),
+        (
+            Opened(at=2.6, id="e-2", recovered=True),
+            [Reset(at=2.6, channel="a", reason="history_trimmed")],
+            [Mistake.FALSE_POSITION],
+        ),
+        (Opened(at=2.6, id="e-2", recovered=True), [Pinged(at=2.9)], []),
+    ],
+    ids=["another position", "not recovered, and no reset", "recovered, and a reset", "as it should be"],
+)
+def test_what_connected_says(opened: Opened, then: Sequence[AnyRecord], faults: list[Mistake]) -> None:
+    publisher, listing = published()
+    back: list[AnyRecord] = [Asked(at=2.6, channels=["a"], position="e-2"), opened, *then, *received(3, 4)]
+    client = [*stream(*received(1, 2)), *back]
+    assert [fault for fault, _ in found(publisher, listing, client, kept=False)] == faults
+
+
+def test_a_stream_that_ends_without_a_word() -> None:
+    publisher, listing = published()
+    ends = {
+        Ended(at=2.6): [(Mistake.UNTOLD, "client")],
+        Ended(at=2.6, reason="shutdown"): [],
+        Ended(at=2.6, left=True): [],
+    }
+    for end, faults in ends.items():
+        client = [
+            *stream(*received(1, 2))[:-1],
+            end,
+            *stream(*received(3, 4), position="e-2")[:-1],
+            Left(at=9.0),
+        ]
+        verdict = Accountant({"p": publisher}, {"client": client}, listing, told=True).balance()
+        assert [(finding.mistake, finding.whom) for finding in verdict.findings] == faults
+    refused = [Asked(at=0.0, channels=["a"]), Ended(at=0.1, status=503), *stream(*received(1, 2, 3, 4))[:-1]]
+    assert Accountant({"p": publisher}, {"c": refused}, listing, told=True).balance().findings == []
+
+
+def test_a_stream_that_is_not_as_the_format_says() -> None:
+    publisher, listing = published()
+    client = [*stream(*received(1, 2, 3, 4)), Malformed(at=5.0, why="no field")]
+    assert found(publisher, listing, client) == [(Mistake.MALFORMED, "client")]
+
+
+def test_a_request_is_not_repeated_with_other_events() -> None:
+    publisher, _ = published(1)
+    publisher.append(Sent(at=3.0, name="r1", events=[("a", "other")]))
+    with pytest.raises(ValueError, match="r1 twice"):
+        found(publisher, [])
+
+
+def test_a_batch_that_was_acknowledged_with_too_few_ids() -> None:
+    publisher: list[AnyRecord] = [
+        Sent(at=1.0, name="r1", events=[("a", "p1"), ("a", "p2")]),
+        Answered(at=1.5, name="r1", status=201, ids=["e-1"]),
+    ]
+    assert (Mistake.INVENTED, "publisher") in found(publisher, [("e-1", "a", "p1")])
+
+
+def test_a_journal_is_read_as_it_was_written_but_for_a_line_that_its_writer_was_killed_in(
+    tmp_path: Path,
+) -> None:
+    records, _ = published()
+    records += [*stream(*received(1), Reset(at=1.0, channel="a", reason="x"), Pinged(at=1.0)), Left(at=3.0)]
+    journal = Journal(tmp_path / "journal")
+    for record in records:
+        journal.write(record)
+    journal.close()
+    with (tmp_path / "journal").open("ab") as file:
+        file.write(b'{"what":"sent","at":1')
+    assert list(read(tmp_path / "journal")) == records
+
+
+def test_a_finding_says_to_whom_what_happened() -> None:
+    assert (
+        str(Finding(Mistake.LOST, "log", "p1, acknowledged as e-1")) == "log: lost: p1, acknowledged as e-1"
+    )
