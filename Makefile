@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 CHECK = $(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && $(BIN)/mypy
 
-.PHONY: run test quick test-long check dist bench bench-quick bench-handover clean
+.PHONY: run test quick test-long test-faults test-faults-long check dist bench bench-quick bench-handover clean
 
 run: .venv/installed
 	@$(BIN)/python -m examples.market
@@ -28,6 +28,16 @@ quick: .venv/installed check
 # What takes minutes, nearly all of them spent waiting; `make test` leaves it out.
 test-long: .venv/installed
 	@$(BIN)/python -m pytest --numprocesses=2 --dist=load -m long
+
+# Harm done to servers in each way to run them, and an account of every event. Minutes; and about an hour, of which
+# docs/reliability.md is made.
+test-faults: .venv/installed
+	@$(BIN)/python -m tests.faults --at-once 4
+
+test-faults-long: .venv/installed
+	@$(BIN)/python -m tests.faults --long --at-once 2 --results tests/faults/results.jsonl
+	@$(BIN)/python -m tests.faults.bugs
+	@$(BIN)/python -m tests.faults.report
 
 check: .venv/installed
 	@$(CHECK)

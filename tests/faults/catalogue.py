@@ -1,0 +1,122 @@
+"""The faults, each by its name."""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.faults import disks, hostile, processes, surroundings
+from tests.faults.run import Needs, Result, Run
+from tests.faults.ways import IN_A_FILE, ON_POSTGRES, WAYS
+
+SILENT = ("worker_silent", "node_silent")
+"""What servers say of others that do not answer."""
+
+REFUSED = (*SILENT, "event_log_unavailable", "accounts_unavailable")
+"""What they say where something cannot be written or read."""
+
+UPGRADES = (*REFUSED, "upgrade_failed")
+
+FULL = ("connections_shed", "accept_failed")
+"""What they say where they have no file descriptors left."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fault, and what a run needs for it.
+
+    Attributes:
+        bring: brings it about, and mends what has to be mended by hand.
+        needs: of the run.
+        ways: to run the server in which it can be.
+        short, long: how often it is brought about in a short and in a long run.
+    """
+
+    bring: Callable[[Run], None]
+    needs: Needs = field(default_factory=Needs)
+    ways: Sequence[str] = tuple(WAYS)
+    short: int = 2
+    long: int = 20
+
+
+CATALOGUE: Mapping[str, Fault] = {
+    "kill -9": Fault(processes.kill, Needs(expected=SILENT), short=20, long=200),
+    "kill -9 on a state of an older version": Fault(
+        processes.kill, Needs(before=disks.lay_down_old_state, expected=SILENT), IN_A_FILE
+    ),
+    "restart": Fault(processes.restart, Needs(told=True)),
+    "two restarts within a second": Fault(processes.restart_twice, Needs(told=True)),
+    "SIGSTOP": Fault(processes.stop_for_a_while, Needs(expected=REFUSED)),
+    "upgrade": Fault(processes.upgrade, Needs(told=True, expected=SILENT)),
+    "a successor is killed": Fault(processes.kill_successor, Needs(expected=UPGRADES)),
+    "a publisher dies": Fault(processes.publisher_dies),
+    "power loss": Fault(disks.power_loss, Needs(disk=True, expected=SILENT)),
+    "failing disk": Fault(disks.failing, Needs(disk=True, expected=REFUSED), IN_A_FILE),
+    "read-only disk": Fault(disks.read_only, Needs(disk=True, expected=REFUSED), IN_A_FILE),
+    "corrupted files": Fault(disks.corrupt, Needs(expected=REFUSED), IN_A_FILE),
+    "full disk": Fault(disks.full, Needs(disk=True, megabytes=40, expected=REFUSED), IN_A_FILE),
+    "history trimmed": Fault(
+        processes.outlive_history,
+        Needs(
+            kept=False,
+            expected=("events_trimmed", "replay_failed", *SILENT),
+            settings={"HISTORY__SIZE": 10},
+            publishers={"batch": 100, "pause": 0.01},
+            clients={"stays": 1.0, "away": 3.0},
+        ),
+    ),
+    "the clock is set": Fault(surroundings.set_clock, Needs(clock=True, expected=("clock_changed", *SILENT))),
+    "links that drop": Fault(surroundings.drop_link, Needs(network=True)),
+    "the database ends": Fault(surroundings.end_database, Needs(expected=REFUSED), ON_POSTGRES),
+    "the database is stopped for a while": Fault(
+        surroundings.pause_database, Needs(expected=REFUSED), ON_POSTGRES
+    ),
+    "a node and the database end": Fault(
+        surroundings.end_node_and_database, Needs(expected=REFUSED), ON_POSTGRES
+    ),
+    "no file descriptors": Fault(
+        hostile.take_descriptors, Needs(open_files=300, expected=FULL), ["one process"]
+    ),
+    "overload": Fault(hostile.overload, long=10),
+    "readers of a byte a second": Fault(hostile.read_slowly),
+    "slow heads and bodies": Fault(hostile.write_slowly),
+    "connects and closes": Fault(hostile.connect_and_close),
+    "garbage": Fault(hostile.send_garbage),
+}
+
+
+def run_once(name: str, way: str, times: int, seed: int) -> Result:
+    """Bring a fault about so many times in one run, and return what became of it."""
+    result = Result(
+        date=time.strftime("%Y-%m-%d"), commit=commit(), fault=name, way=way, seed=seed, times=times
+    )
+    begun = time.monotonic()
+    try:
+        with (
+            tempfile.TemporaryDirectory(prefix="sse-faults-") as directory,
+            Run(way, Path(directory), seed, CATALOGUE[name].needs) as run,
+        ):
+            run.advance()
+            for _ in range(times):
+                run.harm(CATALOGUE[name].bring)
+            verdict = run.settle()
+            result.silence = round(run.silence, 2)
+            result.acknowledged, result.received = verdict.acknowledged, verdict.received
+            result.streams, result.resets = verdict.streams, verdict.resets
+            result.found = verdict.counts()
+            result.findings = [str(finding) for finding in verdict.findings[:20]]
+    except Exception:  # it is told with the others
+        result.failure = traceback.format_exc()[-2000:]
+    result.seconds = round(time.monotonic() - begun, 1)
+    return result
+
+
+def commit() -> str:
+    """Return the commit of the program; empty where there is none."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()

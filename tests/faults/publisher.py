@@ -1,0 +1,169 @@
+"""A publisher in a process of its own: it publishes until it is told to end, and writes down all that is said.
+
+    python -m tests.faults.publisher '{"name": "p1", …}'
+
+It takes the fields of `Settings`, and the token from ``SSE_FAULTS_TOKEN``. SIGTERM ends it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+
+import msgspec
+
+from tests.faults.journal import Answered, Journal, Sent
+
+TIMEOUT = 45.0
+"""Within how many seconds each request is answered, or its connection ends."""
+
+COMES_BACK = 0.05
+"""Seconds after which a request is repeated."""
+
+TOKEN = "SSE_FAULTS_TOKEN"
+"""The environment variable that has the token of a publisher or of clients."""
+
+
+class Settings(msgspec.Struct, kw_only=True):
+    """What a publisher does.
+
+    Attributes:
+        name: no other has it.
+        seed: of what it leaves to chance.
+        journal: the path of its journal.
+        ports: of the servers on this machine; each connection goes to one of them.
+        channels: that it publishes on.
+        keyed: whether each request has an idempotency key, and is repeated until it is acknowledged.
+        kept: whether it keeps its connection.
+        batch: how many events a request has at most.
+        pause: seconds between two requests, on the average.
+        size: of the payload's padding in characters, at most.
+    """
+
+    name: str
+    seed: str
+    journal: str
+    ports: Sequence[int]
+    channels: Sequence[str]
+    keyed: bool = True
+    kept: bool = True
+    batch: int = 8
+    pause: float = 0.03
+    size: int = 200
+
+
+class Publisher:
+    """Publishes one request after another."""
+
+    def __init__(self, settings: Settings, token: str) -> None:
+        self._settings = settings
+        self._journal = Journal(Path(settings.journal))
+        self._chance = random.Random(settings.seed)
+        self._headers = {"Authorization": f"Bearer {token}"}
+        self._connection: HTTPConnection | None = None
+        self._count = 0
+        self.ends = False
+
+    def run(self) -> None:
+        """Publish until it is told to end; a request with a key is then still brought to its answer."""
+        while not self.ends:
+            settings = self._settings
+            self._count += 1
+            name = f"{settings.name}.{self._count}"
+            channels = self._chance.choices(settings.channels, k=self._chance.randint(1, settings.batch))
+            self.publish(name, [(channel, f"{name}.{part}") for part, channel in enumerate(channels)])
+            if settings.keyed and self._chance.random() < 0.1:  # perhaps at another process
+                self._leave()
+                self.publish(name, [(channel, f"{name}.{part}") for part, channel in enumerate(channels)])
+            time.sleep(self._chance.expovariate(1 / settings.pause) if settings.pause else 0)
+
+    def publish(self, name: str, events: Sequence[tuple[str, str]]) -> None:
+        """Send a request, where it has a key until it is acknowledged."""
+        pad = "x" * random.Random(name).randint(0, self._settings.size)  # the same when it is repeated
+        body = json.dumps(
+            {
+                "events": [
+                    {"channel": channel, "event": "e", "data": {"of": payload, "pad": pad}}
+                    for channel, payload in events
+                ]
+            }
+        )
+        headers = self._headers | ({"Idempotency-Key": name} if self._settings.keyed else {})
+        while True:
+            status = self._send(name, events, body, headers)
+            if status not in (
+                0,
+                201,
+                401,
+                503,
+            ):  # 401: by a clock that is set back it was issued in the future
+                raise RuntimeError(f"{name} was answered {status}")
+            if status == 201 or not self._settings.keyed:
+                return
+            if self._chance.random() < 0.2:  # another server may take it
+                self._leave()
+            time.sleep(COMES_BACK)
+
+    def _send(self, name: str, events: Sequence[tuple[str, str]], body: str, headers: dict[str, str]) -> int:
+        connection = self._connected()
+        if connection is None:
+            return 0
+        self._journal.write(Sent(at=time.monotonic(), name=name, events=events))
+        status, ids = 0, []
+        try:
+            connection.request("POST", "/api/v1/sse", body, headers)
+            answer = connection.getresponse()
+            content = json.loads(answer.read())
+            status, ids = answer.status, content.get("ids", [])
+        except (OSError, HTTPException, ValueError):
+            self._leave()
+        self._journal.write(Answered(at=time.monotonic(), name=name, status=status, ids=ids))
+        if not self._settings.kept:
+            self._leave()
+        return status
+
+    def _connected(self) -> HTTPConnection | None:
+        if self._connection is None:
+            connection = HTTPConnection(
+                "127.0.0.1", self._chance.choice(self._settings.ports), timeout=TIMEOUT
+            )
+            try:
+                connection.connect()
+            except OSError:  # nothing is sent
+                return None
+            self._connection = connection
+        return self._connection
+
+    def close(self) -> None:
+        """Close its connection and its journal."""
+        self._leave()
+        self._journal.close()
+
+    def _leave(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+def launch(settings: Settings, token: str) -> subprocess.Popen[bytes]:
+    """Start a publisher."""
+    command = [sys.executable, "-m", __name__, msgspec.json.encode(settings).decode()]
+    return subprocess.Popen(command, env=os.environ | {TOKEN: token})
+
+
+def main() -> None:
+    publisher = Publisher(msgspec.json.decode(sys.argv[1], type=Settings), os.environ[TOKEN])
+    signal.signal(signal.SIGTERM, lambda *_: setattr(publisher, "ends", True))
+    publisher.run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,383 @@
+"""One run: servers, publishers and clients, what is done to the servers meanwhile, and the account of it."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from subprocess import Popen
+from typing import Any
+
+import httpx
+import msgspec
+
+from tests.faults import client, publisher
+from tests.faults.accountant import Accountant, Verdict
+from tests.faults.disk import Disk, small
+from tests.faults.journal import Answered, AnyRecord, read
+from tests.faults.ways import STATE, WAYS, Deployment
+from tests.support.namespaces import Link, links
+from tests.support.programs import compiled
+from tests.support.upgradable import Upgradable
+from tests.support.waiting import until
+from tests.support.wall_clock import SOURCE, WallClock
+from tests.support.worker_processes import WorkerProcess
+
+CHANNELS = ("dashboard", "alerts", "training", "backtest", "user.ann.orders", "user.bob.orders")
+PUBLISHERS = 4
+CLIENTS = 12
+
+TTL = 36_000.0
+"""Seconds that the tokens of publishers and clients are valid: longer than any run."""
+
+SETTINGS: dict[str, Any] = {
+    "KEEPALIVE__PING_INTERVAL": 1,
+    "HISTORY__SIZE": 10_000_000,
+    "LIMITS__STREAMS_PER_USER": 10_000,
+    "STREAM__DRAIN_TIME": 0.5,
+}
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a run needs, and what may be promised in it.
+
+    Attributes:
+        kept: everything is kept whatever happens, so that no ``reset`` may come.
+        told: the servers always have the time to send ``closing``.
+        expected: texts that lines of the servers' logs at level warning or above may contain.
+        disk: something is done to the disk.
+        megabytes: of the disk, where it is a small one.
+        clock: something is done to the wall clock.
+        network: half of the clients are on the other side of a link.
+        before: puts something into the directory of the state before the servers start.
+        open_files: how many files a server may have open; 0 leaves that to the system.
+        settings: of the servers, without those that all have.
+        publishers, clients: settings of theirs.
+    """
+
+    kept: bool = True
+    told: bool = False
+    expected: Sequence[str] = ()
+    disk: bool = False
+    megabytes: int = 0
+    clock: bool = False
+    network: bool = False
+    before: Callable[[Path], None] | None = None
+    open_files: int = 0
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    publishers: Mapping[str, Any] = field(default_factory=dict)
+    clients: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Result(msgspec.Struct, kw_only=True):
+    """What became of a run.
+
+    Attributes:
+        date, commit: when it was run, and of which program.
+        fault: what was done.
+        way: how the server was run.
+        seed: of what was left to chance.
+        times: how often the fault was brought about.
+        seconds: that the run took.
+        silence: the longest time in which no publisher got an acknowledgement, in seconds.
+        acknowledged, received: how many events, the second over all clients.
+        streams, resets: how many, over all clients.
+        found: how often each kind of mistake was found.
+        findings: the first of them, in words.
+        failure: what has ended the run early: it did not come to an account.
+    """
+
+    date: str
+    commit: str
+    fault: str
+    way: str
+    seed: int
+    times: int
+    seconds: float = 0.0
+    silence: float = 0.0
+    acknowledged: int = 0
+    received: int = 0
+    streams: int = 0
+    resets: int = 0
+    found: dict[str, int] = msgspec.field(default_factory=dict)
+    findings: list[str] = msgspec.field(default_factory=list)
+    failure: str = ""
+
+    @property
+    def failed(self) -> bool:
+        """Whether something was wrong."""
+        return bool(self.failure or any(self.found.values()))
+
+
+class Run:
+    """Publishers and clients of servers to which something is done.
+
+    Args:
+        way: how the server is run.
+        directory: an empty one, for state, logs and journals.
+        seed: of what is left to chance.
+        needs: what it needs.
+    """
+
+    def __init__(self, way: str, directory: Path, seed: int, needs: Needs) -> None:
+        self.chance = random.Random(seed)
+        self.deployment: Deployment
+        self.disk: Disk | None = None
+        """The disk, where something is done to it."""
+        self.clock: WallClock | None = None
+        self.link: Link | None = None
+        """The link between the servers and half of the clients, where there is one."""
+        self.silence = 0.0
+        """The longest time in which no publisher got an acknowledgement, in seconds; known once the run is settled."""
+        self._began_at = ""
+        """The head of the log then."""
+        self._harmed_at = 0.0
+        self._seed = seed
+        self._needs = needs
+        self._way = WAYS[way]
+        self._directory = directory
+        self._journals = directory / "journals"
+        self._beyond: Sequence[str] = ()
+        """A command that runs another one on the other side of the link."""
+        self._ends = ExitStack()
+        self._publishers: list[Popen[bytes]] = []
+        self._clients: list[Popen[bytes]] = []
+        self._channels: dict[str, Sequence[str]] = {}
+        """Of each client."""
+
+    @property
+    def servers(self) -> Sequence[Upgradable]:
+        """The servers."""
+        return self.deployment.servers
+
+    def __enter__(self) -> Run:
+        """Start all; clients listen before publishers begin."""
+        with self._ends:
+            self._start()
+            self._ends = self._ends.pop_all()
+        return self
+
+    def _start(self) -> None:
+        needs, state = self._needs, self._directory / STATE
+        settings = {**SETTINGS, **needs.settings}
+        environment: dict[str, str] = {}
+        self._journals.mkdir()
+        if needs.megabytes:
+            state.mkdir(mode=0o700)
+            self._ends.enter_context(small(state, needs.megabytes))
+        if needs.before is not None:
+            needs.before(state)
+        if needs.disk:
+            self.disk = Disk(self._directory / "disk", state)
+            environment |= self.disk.environment
+        if needs.clock:
+            self.clock = WallClock(compiled(SOURCE, self._directory), self._directory / "clock")
+            environment |= self.clock.environment
+        if needs.network:
+            self._beyond, (self.link,) = self._ends.enter_context(links(1))
+            settings["HOST"] = "0.0.0.0"
+        if needs.open_files:
+            settings["open_files"] = needs.open_files
+        self.deployment = self._ends.enter_context(
+            self._way(self._directory, environment, expected=tuple(needs.expected), **settings)
+        )
+        if self.disk is not None:
+            self.disk.synchronise()
+        with self.servers[0].publisher() as http:
+            self._began_at = _head(http)
+        self._ends.callback(self._kill)
+        self._open_clients()
+        self._open_publishers()
+
+    def __exit__(self, *failure: object) -> None:
+        """End all."""
+        self._ends.__exit__(*failure)  # type: ignore[arg-type]
+
+    def _open_clients(self) -> None:
+        ports = [server.port for server in self.servers]
+        settings = []
+        for number in range(CLIENTS):
+            name = f"client-{number}"
+            channels = self.chance.sample(CHANNELS, self.chance.randint(1, len(CHANNELS)))
+            self._channels[name] = channels
+            habits = {
+                "stays": self.chance.choice((0.5, 3.0, 600.0)),
+                "reads": self.chance.choice((65_536, 65_536, 300)),
+            }
+            settings.append(
+                client.Settings(
+                    name=name,
+                    seed=f"{self._seed} {name}",
+                    journal=str(self._journals / name),
+                    ports=ports,
+                    channels=channels,
+                    **{**habits, **self._needs.clients},
+                )
+            )
+        tokens = {one.name: self.servers[0].stream_token(*one.channels, ttl=TTL) for one in settings}
+        self._clients.append(client.launch(settings[::2], tokens))
+        if self.link is not None:
+            for one in settings[1::2]:
+                one.host = self.link.near
+        self._clients.append(client.launch(settings[1::2], tokens, self._beyond))
+        until(lambda: all(self._has(name, "opened") for name in self._channels), "all clients have a stream")
+
+    def _has(self, name: str, what: str) -> bool:
+        path = self._journals / name
+        return path.exists() and f'"what":"{what}"'.encode() in path.read_bytes()
+
+    def _open_publishers(self) -> None:
+        for number in range(PUBLISHERS):
+            habits = {"keyed": number % 2 == 0, "kept": number % 4 < 2}
+            self.launch_publisher(f"publisher-{number}", **{**habits, **self._needs.publishers})
+
+    def launch_publisher(self, name: str, **settings: Any) -> Popen[bytes]:
+        """Start one more publisher, which the run ends.
+
+        Args:
+            name: no other has it.
+            settings: further ones of `tests.faults.publisher.Settings`.
+        """
+        process = publisher.launch(self._settings_of(name, **settings), self._token())
+        self._publishers.append(process)
+        return process
+
+    def _settings_of(self, name: str, **settings: Any) -> publisher.Settings:
+        return publisher.Settings(
+            name=name,
+            seed=f"{self._seed} {name}",
+            journal=str(self._journals / name),
+            ports=[server.port for server in self.servers],
+            channels=CHANNELS,
+            **settings,
+        )
+
+    def _token(self) -> str:
+        return self.servers[0].access_token(ttl=TTL)
+
+    @property
+    def acknowledged(self) -> int:
+        """How many requests have been acknowledged so far."""
+        return sum(path.read_bytes().count(b'"status":201') for path in self._journals.glob("publisher-*"))
+
+    def advance(self, count: int = 20) -> None:
+        """Wait until so many more requests are acknowledged."""
+        goal = self.acknowledged + count
+        until(lambda: self.acknowledged >= goal, "events are acknowledged")
+
+    def refuses(self) -> bool:
+        """Return whether a request to publish has been refused by now."""
+        since = self._harmed_at
+        return any(
+            isinstance(record, Answered) and record.status == 503 and record.at > since
+            for path in self._journals.glob("publisher-*")
+            for record in read(path)
+        )
+
+    def harmed(self) -> None:
+        """Note that the servers were harmed just now."""
+        self._harmed_at = time.monotonic()
+
+    def restart_all(self) -> None:
+        """Start all servers, which have ended, as a machine does that was started anew."""
+        for server in self.servers:
+            if isinstance(server, WorkerProcess):
+                server.launch()
+            else:
+                server.start()
+        for server in self.servers:
+            if isinstance(server, WorkerProcess):
+                server.wait_until_ready()
+
+    def harm(self, fault: Callable[[Run], None]) -> None:
+        """Do something to the servers, and wait until they serve again."""
+        fault(self)
+        self.advance()
+
+    def settle(self) -> Verdict:
+        """Publish no more, wait until each client has been sent all, end all, and balance the account."""
+        for process in self._publishers:
+            process.terminate()
+        for process in self._publishers:
+            assert process.wait(timeout=60) in (0, -signal.SIGKILL)  # a publisher may have been killed
+        with closing(publisher.Publisher(self._settings_of("publisher-of-the-end"), self._token())) as last:
+            while not self._all_have_come(last):
+                time.sleep(0.2)
+        for process in self._clients:
+            process.terminate()
+        for process in self._clients:
+            assert process.wait(timeout=60) == 0
+        journals = self.journals()
+        publishers = {name: records for name, records in journals.items() if name.startswith("publisher")}
+        clients = {name: records for name, records in journals.items() if name.startswith("client")}
+        self.silence = _longest_silence(publishers.values())
+        return Accountant(
+            publishers, clients, self._listing(), kept=self._needs.kept, told=self._needs.told
+        ).balance()
+
+    def journals(self) -> dict[str, list[AnyRecord]]:
+        """Return what publishers and clients have written down so far, by their names."""
+        return {path.name: list(read(path)) for path in sorted(self._journals.iterdir())}
+
+    def _all_have_come(self, last: publisher.Publisher) -> bool:
+        """Publish an event on each channel, and return whether each client is sent its last within some seconds.
+
+        A client that was told of a loss meanwhile may be past them: it has the next ones.
+        """
+        name = f"end.{time.monotonic_ns()}"
+        last.publish(name, [(channel, f"{name}.{channel}") for channel in CHANNELS])
+        missing = dict(self._channels)
+        ends = time.monotonic() + 10.0
+        while missing and time.monotonic() < ends:
+            for client_name, channels in list(missing.items()):
+                written = (self._journals / client_name).read_bytes()
+                if all(f'"payload":"{name}.{channel}"'.encode() in written for channel in channels):
+                    del missing[client_name]
+            time.sleep(0.02)
+        return not missing
+
+    def _listing(self) -> Iterator[tuple[str, str, str]]:
+        """Yield all events that the log has got since the run began."""
+        with self.servers[0].publisher() as http:
+            epoch, _, _ = _head(http).rpartition("-")
+            beginning = self._began_at if self._began_at.startswith(f"{epoch}-") else f"{epoch}-0"
+            for channel in CHANNELS:
+                after = beginning
+                while True:
+                    query: dict[str, str | int] = {"after": after, "limit": 1000}
+                    page = http.get(f"/api/v1/sse/{channel}/history", params=query).raise_for_status().json()
+                    for event in page["events"]:
+                        yield event["id"], channel, event["data"]["of"]
+                        after = event["id"]
+                    if not page["events"]:
+                        break
+
+    def _kill(self) -> None:
+        for process in (*self._publishers, *self._clients):
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+
+
+def _head(http: httpx.Client) -> str:
+    """Return the id of the last event of the configured channels; empty where there is none."""
+    channels: dict[str, Any] = http.get("/api/v1/sse/status").raise_for_status().json()["channels"]
+    ids = [str(channel["last_event_id"]) for channel in channels.values() if channel["last_event_id"]]
+    return max(ids, key=lambda id: int(id.rpartition("-")[2]), default="")
+
+
+def _longest_silence(journals: Iterable[Iterable[AnyRecord]]) -> float:
+    """Return the longest time in which no request was acknowledged, in seconds."""
+    acknowledged = sorted(
+        record.at
+        for records in journals
+        for record in records
+        if isinstance(record, Answered) and record.status == 201
+    )
+    return max((later - earlier for earlier, later in pairwise(acknowledged)), default=0.0)

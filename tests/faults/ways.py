@@ -1,0 +1,85 @@
+"""The ways to run the server: one process, several on one log in a file, several machines on PostgreSQL."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from tests.support.node_processes import node_processes
+from tests.support.postgres import Postgres, ending, server_directory
+from tests.support.server_process import until_the_end
+from tests.support.upgradable import Upgradable
+from tests.support.worker_processes import worker_processes
+
+STATE = "state"
+"""The directory that has what servers keep on this machine's disk."""
+
+
+class Way(Protocol):
+    """Runs servers in a directory, with settings as those of `ServerProcess`, and further variables."""
+
+    def __call__(
+        self, directory: Path, environment: Mapping[str, str], **settings: Any
+    ) -> AbstractContextManager[Deployment]:
+        """Return a context in which they run; they have to end well, and with nothing unexpected in their logs."""
+
+
+class Deployment:
+    """Servers that share one log and their keys.
+
+    Args:
+        servers: they run.
+        postgres: the database server that has their log, if one has.
+    """
+
+    def __init__(self, servers: Sequence[Upgradable], postgres: Postgres | None = None) -> None:
+        self.servers = servers
+        self.postgres = postgres
+
+
+@contextmanager
+def one_process(directory: Path, environment: Mapping[str, str], **settings: Any) -> Iterator[Deployment]:
+    """One process, with its log in a file."""
+    server = Upgradable(state_dir=directory / STATE, **settings)
+    server.environment |= environment
+    with until_the_end(server):
+        yield Deployment([server])
+
+
+@contextmanager
+def several_processes(
+    directory: Path, environment: Mapping[str, str], **settings: Any
+) -> Iterator[Deployment]:
+    """Three workers of one machine, with their log in a file."""
+    with worker_processes(3, directory / STATE, environment=environment, **settings) as workers:
+        yield Deployment([*workers])
+
+
+@contextmanager
+def several_machines(
+    directory: Path, environment: Mapping[str, str], **settings: Any
+) -> Iterator[Deployment]:
+    """Two workers of one machine and another machine, with their log on PostgreSQL."""
+    with server_directory() as place:
+        postgres = Postgres(place)
+        with ending(postgres):
+            postgres.make_anew()
+            postgres.start()
+            url = postgres.new_database()
+            with node_processes(directory / STATE, url, environment=environment, **settings) as servers:
+                yield Deployment(servers, postgres)
+
+
+IN_A_FILE = ("one process", "several processes")
+"""Those whose log is in a file."""
+
+ON_POSTGRES = ("several machines",)
+"""Those whose log is on PostgreSQL."""
+
+WAYS: Mapping[str, Way] = {
+    "one process": one_process,
+    "several processes": several_processes,
+    "several machines": several_machines,
+}
