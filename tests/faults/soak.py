@@ -1,0 +1,203 @@
+"""A steady load for a long time: what the servers hold, and how long events take, stays as it was.
+
+python -m tests.faults.soak [--way NAME] [--seconds N] [--seed N] [--results FILE] [--plot FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from statistics import median, quantiles
+
+import msgspec
+
+from tests.faults.catalogue import commit
+from tests.faults.journal import AnyRecord, Opened, Received, Sent
+from tests.faults.run import Needs, Run
+from tests.faults.ways import WAYS
+from tests.support.upgradable import Upgradable
+
+MEBIBYTE = 2**20
+PARTS = 20
+"""Into so many parts the time is divided, and each part has one value."""
+
+LOAD = Needs(
+    settings={"HISTORY__SIZE": 500},
+    kept=False,
+    publishers={"pause": 0.1, "batch": 4, "size": 8000},
+    clients={"stays": 5.0, "away": 0.2},
+)
+"""Some hundred events a second, and clients that come and go; the history has its size soon."""
+
+
+class Soak(msgspec.Struct, kw_only=True):
+    """What became of it. Lists have one value for each part of the time.
+
+    Attributes:
+        resident: memory of all servers, in MiB.
+        descriptors, threads: open in all of them.
+        median, p99: of the time from the sending of an event to its receipt, in ms.
+        found: how often each mistake was found.
+    """
+
+    date: str
+    commit: str
+    way: str
+    seed: int
+    seconds: float
+    acknowledged: int
+    received: int
+    streams: int
+    resident: list[float]
+    descriptors: list[float]
+    threads: list[float]
+    median: list[float]
+    p99: list[float]
+    found: dict[str, int]
+
+    def growth(self, values: Sequence[float]) -> float:
+        """Return by how much the last quarter is more than the second one."""
+        quarter = len(values) // 4
+        return median(values[-quarter:]) - median(values[quarter : 2 * quarter])
+
+
+def soak(way: str, seconds: float, seed: int) -> Soak:
+    """Keep up the load for so many seconds."""
+    held: list[tuple[float, float, float]] = []
+    with (
+        tempfile.TemporaryDirectory(prefix="sse-soak-") as directory,
+        Run(way, Path(directory), seed, LOAD) as run,
+    ):
+        run.advance(100)
+        begun = time.monotonic()
+        while (now := time.monotonic()) < begun + seconds:
+            held.append(_held(run.servers))
+            time.sleep(max(0.0, min(1.0, begun + seconds - now)))
+        verdict = run.settle()
+        latencies = _latencies(run.journals(), begun, seconds)
+    return Soak(
+        date=time.strftime("%Y-%m-%d"),
+        commit=commit(),
+        way=way,
+        seed=seed,
+        seconds=seconds,
+        acknowledged=verdict.acknowledged,
+        received=verdict.received,
+        streams=verdict.streams,
+        resident=[median(one[0] for one in part) for part in _parts(held)],
+        descriptors=[median(one[1] for one in part) for part in _parts(held)],
+        threads=[median(one[2] for one in part) for part in _parts(held)],
+        median=[1000 * median(part) for part in latencies],
+        p99=[1000 * quantiles(part, n=100)[-1] for part in latencies],
+        found=verdict.counts(),
+    )
+
+
+def _held(servers: Sequence[Upgradable]) -> tuple[float, float, float]:
+    """Return the memory in MiB, the descriptors and the threads of servers."""
+    resident = descriptors = threads = 0.0
+    for server in servers:
+        proc = Path(f"/proc/{server.pid}")
+        resident += int((proc / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / MEBIBYTE
+        descriptors += len(list((proc / "fd").iterdir()))
+        threads += len(list((proc / "task").iterdir()))
+    return resident, descriptors, threads
+
+
+def _parts(held: list[tuple[float, float, float]]) -> list[list[tuple[float, float, float]]]:
+    size = len(held) / PARTS
+    return [held[int(part * size) : int((part + 1) * size)] for part in range(PARTS)]
+
+
+def _latencies(journals: dict[str, list[AnyRecord]], begun: float, seconds: float) -> list[list[float]]:
+    """Return how long events took from a publisher to a client that was there, in seconds, in each part of the time."""
+    sent: dict[str, float] = {}
+    for records in journals.values():
+        for record in records:
+            if isinstance(record, Sent):
+                for _, payload in record.events:
+                    sent.setdefault(payload, record.at)
+    parts: list[list[float]] = [[] for _ in range(PARTS)]
+    for records in journals.values():
+        there = 0.0  # what is older was replayed
+        for record in records:
+            if isinstance(record, Opened):
+                there = record.at
+            elif isinstance(record, Received) and (at := sent[record.payload]) > max(there, begun):
+                part = int((at - begun) / seconds * PARTS)
+                if part < PARTS:
+                    parts[part].append(record.at - at)
+    return parts
+
+
+def plot(result: Soak) -> str:
+    """Return the values over the time, as SVG."""
+    charts = {
+        "memory, MiB": result.resident,
+        "file descriptors": result.descriptors,
+        "event to client, median, ms": result.median,
+        "event to client, p99, ms": result.p99,
+    }
+    width, height, left = 720, 110, 210
+    minutes = f"{result.seconds / 60:g} minutes"
+    title = f"{result.way}: {minutes}, {result.acknowledged:,} events, {result.streams:,} streams"
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{40 + height * len(charts)}" '
+        f'role="img" aria-label="{escape(title)}">',
+        "<style>text { font: 13px system-ui, sans-serif; fill: #57606a } "
+        "polyline { fill: none; stroke: #0969da; stroke-width: 2 } line { stroke: #8c959f; stroke-width: 0.5 }</style>",
+        f'<text x="8" y="24">{escape(title)}</text>',
+    ]
+    for number, (name, values) in enumerate(charts.items()):
+        top, bottom = 40 + height * number, 40 + height * (number + 1) - 30
+        largest = max(values) or 1.0
+        points = " ".join(
+            f"{left + (width - left - 20) * place / (len(values) - 1):.1f},"
+            f"{bottom - (bottom - top) * value / largest:.1f}"
+            for place, value in enumerate(values)
+        )
+        parts += [
+            f'<text x="8" y="{bottom}">{escape(name)}</text>',
+            f'<text x="{left - 10}" y="{top + 10}" text-anchor="end">{largest:,.3g}</text>',
+            f'<text x="{left - 10}" y="{bottom}" text-anchor="end">0</text>',
+            f'<line x1="{left}" y1="{bottom}" x2="{width - 20}" y2="{bottom}"/>',
+            f'<polyline points="{points}"/>',
+        ]
+    return "\n".join([*parts, "</svg>\n"])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.faults.soak")
+    parser.add_argument("--way", choices=WAYS, default="one process")
+    parser.add_argument("--seconds", type=float, default=3600.0)
+    parser.add_argument("--seed", type=int, default=random.randrange(1, 10**9))
+    parser.add_argument(
+        "--results", type=Path, help="a file for the result, as a JSON line; it is appended to"
+    )
+    parser.add_argument("--plot", type=Path, help="a file for the plot, as SVG")
+    options = parser.parse_args()
+    result = soak(options.way, options.seconds, options.seed)
+    for name in ("resident", "descriptors", "threads", "median", "p99"):
+        values = getattr(result, name)
+        shown = " ".join(f"{value:.1f}" for value in values)
+        print(f"{name}: {shown} ({result.growth(values):+.2f})")
+    found = {mistake: count for mistake, count in result.found.items() if count}
+    print(f"--seed {result.seed}: {result.acknowledged} acknowledged, {result.received} received")
+    print(found or "all accounted for")
+    if options.results is not None:
+        with options.results.open("ab") as results:
+            results.write(msgspec.json.encode(result) + b"\n")
+    if options.plot is not None:
+        options.plot.write_text(plot(result))
+    return int(bool(found))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
