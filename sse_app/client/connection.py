@@ -251,9 +251,8 @@ class Connection:
         elif not self._tokens.fresh:
             self._refusal = Unauthorized(f"the token is of no more use: {reason}", 401, reason)
         else:
-            self._tokens.refused = (
-                reason == "revoked"
-            )  # then one fresh token shows whether it is granted again
+            # Of a user who was revoked one fresh token shows whether the stream is granted again.
+            self._tokens.refused = reason == "revoked"
             self._announced_end = End(reason, at_once=True)
         self.body.drop(reason)
 

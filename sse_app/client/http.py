@@ -154,9 +154,8 @@ def meaning_of(error: Exception) -> ClientError | None:
     if status < 300:
         return lost(error) if isinstance(error, httpx.RequestError | OSError) else None
     code = ""
-    with suppress(
-        Exception
-    ):  # of any kind: what the body is, and whether it was read, is the library's matter
+    # Whether there is a body, and what it raises where it was not read, is the library's matter.
+    with suppress(Exception):
         code = str(response.json()["error"]["code"])
     headers = getattr(error if response is None else response, "headers", None)
     wait = retry_after(headers) if isinstance(headers, Mapping | Message) else 0.0
