@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Route
 
-from tests.support.browser import CHANNEL, Chrome, ClientPage, Start, publish, serve_pages
+from tests.support.browser import CHANNEL, Chrome, ClientPage, Start, connections, publish, serve_pages
 from tests.support.scripted_server import HOURS, Answer, ScriptedServer, connected, frame
 
 pytestmark = pytest.mark.browser
@@ -260,3 +260,38 @@ def test_debug_says_each_step_and_no_secret(chrome: Chrome, script: ScriptedServ
     assert kinds[-3:] == ["connecting", "open", "event"]
     assert any("connecting" in text for text in said)
     assert "secret" not in str(said) + str(tab.run("told"))
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_a_worker_has_a_stream_as_a_page_has(share: bool, chrome: Chrome, serve: Start) -> None:
+    server = serve()
+    tab = chrome.open(server, access=[server.access_token()], options={"share": share, "reconnectDelay": 50})
+    tab.opened()
+    tab.page.evaluate(
+        """([origin, url, channels, token, share]) => {
+            const script = `
+                import { SSEClient } from "${origin}/static/sse-client.js";
+                const onEvent = ({ id }) => postMessage(id);
+                const onOpen = () => postMessage("open");
+                const [channels, token, share] = ["${channels}", "${token}", ${share}];
+                new SSEClient("${url}/api/v1/sse", { channels, token, share, onOpen, onEvent });
+            `;
+            window.told = [];
+            const at = URL.createObjectURL(new Blob([script], { type: "text/javascript" }));
+            new Worker(at, { type: "module" }).onmessage = ({ data }) => told.push(data);
+        }""",
+        [
+            chrome.origin,
+            server.url.replace("127.0.0.1", "localhost"),
+            CHANNEL,
+            server.stream_token(CHANNEL),
+            share,
+        ],
+    )
+    tab.wait("told.includes('open')")
+    assert connections(server) == (1 if share else 2)
+    with server.publisher() as publisher:
+        ids = publish(publisher, 3)
+        tab.wait(f"told.includes('{ids[-1]}')")
+        tab.has(ids[-1])
+    assert tab.run("told") == ["open", *ids]
