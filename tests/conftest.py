@@ -72,6 +72,8 @@ LONGEST = (
     "tests/ops/test_files_in_use.py",
     "tests/security/test_login_limits.py",
     "tests/contract/test_openapi.py",
+    "tests/ops/test_doctor.py",
+    "tests/ops/test_distribution.py",
 )
 """The files that take longest, which run first: the last file of a run keeps one process busy and the others idle."""
 
