@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ import httpx
 import pytest
 
 from tests.support.browser import Chrome, ClientPage, Start, connections, log_of, wait_for_connections
+from tests.support.browser_logins import PASSWORD, log_in
 from tests.support.server_process import ServerProcess
 from tests.support.waiting import until
 
@@ -233,6 +235,94 @@ def test_a_view_of_one_run_leaves_out_the_others(chrome: Chrome, serve: Start, b
         tab.wait("heard.length === 3")
     assert tab.run("heard") == [2, "t4", 4]
     assert connections(server) == 1
+
+
+def test_a_view_that_fails_disturbs_no_other(chrome: Chrome, serve: Start, built: str) -> None:
+    server = serve()
+    tab = open_views(chrome, server)
+    for channel, name in COMPOSABLES.items():
+        fails = (
+            "{ onUpdate() { throw new Error('of the view') }, onOpen() { throw new Error('of the view') } }"
+        )
+        tab.run(f"mount('{channel}', '{name}', {fails})")
+    tab.wait("Object.values(views).every((view) => view.isConnected.value)")
+    with server.publisher() as publisher:
+        for n in range(3):
+            for channel in COMPOSABLES:
+                say(publisher, channel, flat(channel, n))
+    tab.wait("Object.values(views).every((view) => view.ids.length === 3 || !view.ids.length)")
+    tab.wait("views.backtest.progress.value === 2 && views.alerts.alerts.value.length === 3")
+    until(lambda: len(chrome.trouble) == 16, "each error is reported as the page's own")
+    assert {text.rpartition(": ")[2].splitlines()[0] for text in chrome.trouble} == {"of the view"}
+    chrome.trouble.clear()
+
+
+def test_views_are_back_after_a_logout_and_a_login(chrome: Chrome, serve: Start, built: str) -> None:
+    server = serve()
+    server.add_user("ann", PASSWORD, subscribe=",".join(COMPOSABLES))
+    server.add_user("bob", PASSWORD, subscribe="alerts")
+    tab = open_views(chrome, server)
+    log_in(tab, "ann")
+    tab.run("configure({ token: session, share: true })")
+    for channel in COMPOSABLES:
+        mount(tab, channel)
+    tab.run("session.logout()")
+    tab.wait(
+        "Object.values(views).every((view) => !view.isConnected.value && view.error.value.reason === 'token')"
+    )
+    wait_for_connections(server, 0)
+    assert [entry["reason"] for entry in tab.noted("over")] == ["token"]  # once for all views
+    log_in(tab, "ann")
+    tab.wait("Object.values(views).every((view) => view.isConnected.value)")
+    log_in(tab, "bob")
+    tab.wait("Object.values(views).filter((view) => view.error.value?.status === 403).length === 3")
+    tab.wait("views.alerts.isConnected.value")
+    with server.publisher() as publisher:
+        for channel in COMPOSABLES:
+            say(publisher, channel, flat(channel, 1))
+    tab.wait("views.alerts.alerts.value.length === 1")
+    assert connections(server) == 1
+    assert tab.run("views.training.progress.value") == 0
+
+
+@pytest.mark.slow
+def test_whatever_views_come_and_go_in_tabs_that_share_a_stream_the_others_have_all(
+    chrome: Chrome, serve: Start, built: str
+) -> None:
+    server = serve()
+    tabs = [open_views(chrome, server) for _ in range(3)]
+    for tab in tabs:
+        tab.run("configure({ share: true })")
+        mount(tab, "dashboard")
+        mount(tab, "alerts")
+    chance = random.Random(17)
+    with publishing(server):
+        for step in range(24):
+            tab = chance.choice(tabs)
+            channel = chance.choice(["training", "backtest"])
+            key = f"{channel}{step}"
+            tab.run(f"mount('{key}', '{COMPOSABLES[channel]}')")
+            if chance.random() < 0.6:
+                tab.wait(f"views.{key}.ids.length > 0")
+            tab.run(f"views.{key}.app.unmount()")
+            if step == 12:  # the tab that has the connection
+                tabs.pop(0).page.close()
+    with server.publisher() as publisher:
+        last = say(publisher, "dashboard", flat("dashboard", 0))
+        for tab in tabs:
+            tab.wait(f"views.dashboard.ids.at(-1).endsWith('{last}')")
+        logs = {channel: [f"{channel} {id}" for id in log_of(publisher, channel)] for channel in COMPOSABLES}
+    for tab in tabs:
+        seen: dict[str, list[str]] = tab.run(
+            "Object.fromEntries(Object.entries(views).map(([key, { ids }]) => [key, ids]))"
+        )
+        for key, ids in seen.items():
+            log = logs[key.rstrip("0123456789")]
+            begin = log.index(ids[0]) if ids else 0
+            assert ids == log[begin : begin + len(ids)], key
+        for channel in ("dashboard", "alerts"):
+            assert seen[channel][-1] == logs[channel][-1]
+    wait_for_connections(server, 1)
 
 
 def test_views_say_that_the_connection_is_lost_and_back(chrome: Chrome, serve: Start, built: str) -> None:

@@ -14,7 +14,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -28,6 +28,7 @@ from playwright.sync_api import Browser, BrowserContext, Page
 from sse_app.auth.tokens.issuer import TokenKind
 from tests.support.browser import wait_for_connections
 from tests.support.browser_logins import PASSWORD
+from tests.support.cable import cable_to
 from tests.support.chromium import FLAGS
 from tests.support.firefox import firefox
 from tests.support.npm import CLIENT, installed_for, npm
@@ -261,15 +262,24 @@ def test_the_original_moves_and_loses_what_comes_while_the_server_is_away(
     assert numbers != list(range(numbers[0], numbers[-1] + 1))
 
 
+ENDS = [
+    pytest.param(False, id="whose connections end"),
+    # Requests on connections that the browser keeps are lost too, and wait for an answer.
+    pytest.param(True, id="whose connections are lost in silence", marks=pytest.mark.long),
+]
+
+
+@pytest.mark.parametrize("silent", ENDS)
 def test_its_views_with_our_import_miss_nothing_and_are_told_nothing_twice(
-    replaced: Path, start: Starts, laptop: Laptop, wall_clock: WallClock
+    silent: bool, replaced: Path, start: Starts, laptop: Laptop, wall_clock: WallClock
 ) -> None:
-    with served(replaced) as origin:
+    with served(replaced) as origin, ExitStack() as stack:
         server = start(
             CORS_ORIGINS=[origin], STREAM__RETRY=200, AUTH__ACCESS_LIFETIME=4, AUTH__STREAM_LIFETIME=2
         )
         server.add_user("ann", PASSWORD, subscribe=",".join(VIEWS))
-        laptop.open(f"{origin}/?server={quote(f'http://localhost:{server.port}')}")
+        cable = stack.enter_context(cable_to(server.port))
+        laptop.open(f"{origin}/?server={quote(f'http://localhost:{cable.port}')}")
         laptop.run(f"login('ann', '{PASSWORD}')")
         wait_for_connections(server, 1)
         with Publisher(server) as publisher:
@@ -290,6 +300,8 @@ def test_its_views_with_our_import_miss_nothing_and_are_told_nothing_twice(
 
             with asleep(laptop):
                 wall_clock.set(HOUR)
+                if silent:
+                    cable.lose()
                 time.sleep(1.5)
             assert laptop.run("Date.now()") / 1000 - time.time() > HOUR - 60
             keeps_up(laptop, publisher)

@@ -180,7 +180,7 @@ export class Stream extends EventTarget {
     for (const view of [...this.#views]) {
       const { channel } = detail;
       const concerns = channel ? isCovered(channel, view.channels) : areSame(view.channels, this.#carried);
-      if (callback === "onReconnect" || concerns) view[callback]?.(detail);
+      if (callback === "onReconnect" || concerns) call(view[callback], detail);
     }
   }
 
@@ -189,7 +189,7 @@ export class Stream extends EventTarget {
     for (const view of this.#info ? [...this.#views] : []) {
       if (this.#opened.has(view) || ![...view.channels].every((channel) => isCovered(channel, this.#carried))) continue;
       this.#opened.add(view);
-      view.onOpen?.(this.#info);
+      call(view.onOpen, this.#info);
     }
   }
 
@@ -204,7 +204,7 @@ export class Stream extends EventTarget {
   #end(views, detail) {
     for (const view of views) {
       this.leave(view);
-      view.onClose?.(detail);
+      call(view.onClose, detail);
     }
   }
 
@@ -222,6 +222,17 @@ export class Stream extends EventTarget {
     this.#opened.clear();
     this.#later = [];
     this.#sifts = false;
+  }
+}
+
+/** Calls a view; an error there is reported as the page's own, and disturbs no other view. */
+function call(callback, detail) {
+  try {
+    callback?.(detail);
+  } catch (error) {
+    setTimeout(() => {
+      throw error;
+    });
   }
 }
 

@@ -14,11 +14,22 @@ const stream = new Stream(() => {
   const { baseURL, events, ...settings } = complete({}); // each view hears what it knows
   return { ...settings, url: placeOf("/api/v1/sse", [], baseURL).url };
 });
-const refused = new Set(); // the views that the server has ended, which other settings may bring back
+const refused = new Set(); // the views that the server has ended
+const bringBack = () => refused.forEach((view) => view.connect());
+let session;
 onConfigured(() => {
   stream.restart();
-  refused.forEach((view) => view.connect());
+  bringBack();
+  if (session === defaults.token) return;
+  session?.removeEventListener?.("change", onChange);
+  session = defaults.token;
+  session?.addEventListener?.("change", onChange);
 });
+
+/** A user has logged in again, or another one has: what the views may read now is another matter. */
+function onChange() {
+  if (session.username) bringBack();
+}
 
 const told = new WeakSet();
 
