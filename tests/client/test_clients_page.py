@@ -255,6 +255,8 @@ def test_the_lines_for_vue_run_as_they_stand_and_outlive_their_tokens(
     tab.wait("navigator.locks.query().then(({ held }) => held.length >= 2)")
     count = numbered_alerts(server, seconds)
     tab.wait(f"log.find((entry) => entry.kind === 'ready').alerts.value.length === {min(count, 50)}")
+    newest = "log.find((entry) => entry.kind === 'ready').alerts.value.map(({ number }) => number)"
+    assert sorted(tab.run(newest)) == list(range(max(0, count - 50) + 1, count + 1))
     assert_tokens_were_replaced(server, seconds)
 
 

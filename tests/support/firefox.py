@@ -97,7 +97,7 @@ class Firefox:
     def close(self) -> None:
         """End it."""
         self._call("browser.close")
-        self._socket.close()
+        self._loop.call_soon_threadsafe(self._socket.close)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
