@@ -37,6 +37,7 @@ def test_each_file_of_the_pages_comes_with_its_type(server: ServerProcess) -> No
         ".js": "text/javascript",
         ".json": "application/json",
         ".svg": "image/svg+xml",
+        ".ts": "application/typescript",
         ".LICENSE": "application/octet-stream",
     }
     for path in STATIC.rglob("*.*"):
