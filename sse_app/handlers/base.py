@@ -390,7 +390,7 @@ class NotFoundHandler(ApiHandler):
         if path.startswith("/api/v1/sse/"):
             hint = "the name of a channel has no slash: its parts have dots between them, such as user.ann.orders"
         if path.endswith("/"):
-            hint = "no path has a slash at its end"
+            hint = "no path but / has a slash at its end"
         raise Refusal(404, "not_found", f"there is nothing here: {hint}")
 
     post = put = patch = delete = get

@@ -170,8 +170,8 @@ def refuse_unknown(item: Mapping[Any, Any], known: Sequence[str], field: str = "
     Raises:
         InvalidInput: there is one; the text names it, and those that there are, the nearest first.
     """
-    unknown = next((name for name in item if name not in known), None)
-    if unknown is not None:
+    if not item.keys() <= set(known):
+        unknown = next(name for name in item if name not in known)
         name, there = ascii(unknown)[1:-1][:80], ", ".join(nearest_first(str(unknown), known))
         raise InvalidInput(f"unknown member {field}{name}; there are: {there}", f"{field}{unknown}")
 

@@ -244,7 +244,7 @@ PATHS: dict[str, tuple[Ask, int, str]] = {
     "a slash at the end": (
         lambda n: n.get(f"{ALERTS}/", token=n.stream),
         404,
-        "no path has a slash at its end",
+        "no path but / has a slash at its end",
     ),
     "a space after the comma": (
         lambda n: n.get("/api/v1/sse/alerts, dashboard", token=n.stream),
