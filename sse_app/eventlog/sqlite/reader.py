@@ -100,6 +100,8 @@ class SqliteReader:
     def __init__(self, path: Path) -> None:
         self._database = connect(path)
         self._cursors: list[sqlite3.Cursor] = []
+        self._were_too_old: dict[float, int] = {}
+        """By an age, the last event that was older when that was asked last."""
         self._thread = ThreadPoolExecutor(1, "eventlog-reader")
 
     async def read(self, work: Callable[[SqliteReader], T]) -> T:
@@ -150,12 +152,12 @@ class SqliteReader:
             retention: how much of each channel is kept; what is too old may not have been erased yet.
         """
         since = max(beginning.since or 0.0, 0.0 if beginning.ago is None else now - beginning.ago)
-        before = self._last_before(max(since, now - retention.longest_age))
+        before = max(self._last_before(since), self._too_old(retention.longest_age, now))
         parameters: dict[str, object] = {"before": before, "last": beginning.last}
         counts = beginning.last is not None and beginning.types is None
         last, too_old = _LAST if counts else "0", "0"
         if len(retention.ages) > 1:
-            expired = {age: self._last_before(now - age) for age in retention.ages}
+            expired = {age: self._too_old(age, now) for age in retention.ages}
             self._database.create_function("too_old", 1, lambda name: expired[retention.of(name).age])
             too_old = "too_old(name)"
         found: list[tuple[ChannelName, int, int, int]] = []
@@ -189,19 +191,30 @@ class SqliteReader:
                 break
         return found
 
-    def _last_before(self, time: float) -> int:
-        """Return the ``seq`` of the last event of before a time: they are dated in order, but have no index of that."""
-        low, high = 0, head_of(self._database) if time > 0 else 0
-        middle = 1  # mostly the oldest event says that none is so old
+    def _too_old(self, age: float, now: float) -> int:
+        """Return the ``seq`` of the last event that is older than an age: not far behind that of the last time."""
+        self._were_too_old[age] = seq = self._last_before(now - age, self._were_too_old.get(age, 0), step=1)
+        return seq
+
+    def _last_before(self, time: float, known: int = 0, step: int = MAX_SEQ) -> int:
+        """Return the ``seq`` of the last event of before a time: they are dated in order, but have no index of that.
+
+        Args:
+            time: by which events are dated.
+            known: an event of before that time, or 0.
+            step: by how much to begin with, where it is expected not to be far from there.
+        """
+        low, high = known, head_of(self._database) if time > 0 else 0
         while low < high:
+            middle = min(low + step, (low + high + 1) // 2)
             row = self._database.execute(
                 "SELECT seq, at FROM events WHERE seq >= ? ORDER BY seq LIMIT 1", (middle,)
             ).fetchone()
             if row is not None and row[1] < time:
                 low = int(row[0])
+                step *= 2
             else:
                 high = middle - 1
-            middle = (low + high + 1) // 2
         return low
 
     def _channels_of(
