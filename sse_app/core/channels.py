@@ -241,6 +241,8 @@ def _hint(text: str) -> str:
         return ", which is kept for /api/v1/sse/status"
     if "*" in text:
         return "; in a pattern * stands for one whole segment, and ** at the end for any number of them"
+    if "," in text:
+        return "; it takes one channel, not several"
     meant = re.sub(r"[/:\\]+", ".", text[: MAX_NAME_LENGTH + 1].strip(" /\t\r\n").lower())
     if meant != text and len(meant) <= MAX_NAME_LENGTH and _NAME.fullmatch(meant):
         return f"; perhaps {meant} is meant"

@@ -387,7 +387,9 @@ class NotFoundHandler(ApiHandler):
         """Refuse with ``not_found``."""
         path = self.request.path
         hint = "/openapi.json lists what there is"
-        if path.startswith("/api/v1/sse/"):
+        if path.startswith("/api/v1/sse/connections/"):
+            hint = "a client_id matches [A-Za-z0-9._-]{1,64}"
+        elif path.startswith("/api/v1/sse/"):
             hint = "the name of a channel has no slash: its parts have dots between them, such as user.ann.orders"
         if path.endswith("/"):
             hint = "no path but / has a slash at its end"

@@ -276,6 +276,16 @@ PATHS: dict[str, tuple[Ask, int, str]] = {
         403,
         "not allowed: it is none of cors_origins",
     ),
+    "two channels to publish to": (
+        lambda n: n.publish("/api/v1/sse/alerts,dashboard", json=EVENT),
+        400,
+        "it takes one channel, not several",
+    ),
+    "a bad label to renew": (
+        lambda n: n.http.post("/api/v1/sse/connections/a b/renew"),
+        404,
+        "a client_id matches",
+    ),
     "an unknown path": (lambda n: n.get("/events"), 404, "/openapi.json lists what there is"),
     "PUT": (lambda n: n.http.put(ALERTS, json=EVENT), 405, "this path takes GET, HEAD and POST, not PUT"),
     "GET of the batch": (lambda n: n.get("/api/v1/sse"), 405, "this path takes POST, not GET"),
