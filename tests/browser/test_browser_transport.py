@@ -27,7 +27,7 @@ def open_on(chrome: Chrome, script: ScriptedServer, **given: Any) -> ClientPage:
 def test_the_position_follows_events_of_types_that_nobody_listens_to(
     share: bool, chrome: Chrome, serve: Start
 ) -> None:
-    server = serve(HISTORY__SIZE=100)
+    server = serve(HISTORY__SIZE=100, KEEPALIVE__PING_INTERVAL=100)  # no ping tells it the position
     access = [server.access_token()]
     tabs = [
         chrome.open(server, access=access, options={"share": share, "reconnectDelay": 50}) for _ in range(2)
@@ -37,7 +37,7 @@ def test_the_position_follows_events_of_types_that_nobody_listens_to(
     with server.publisher() as publisher:
         last = publish(publisher, 300, event="unheard")[-1]
         for tab in tabs:
-            tab.wait(f"client.lastEventId === '{last}'")
+            tab.wait(f"client.lastEventId === '{last}'", timeout=20_000)
         server.kill()
         server.start()
         for tab in tabs:
@@ -295,3 +295,16 @@ def test_a_worker_has_a_stream_as_a_page_has(share: bool, chrome: Chrome, serve:
         tab.wait(f"told.includes('{ids[-1]}')")
         tab.has(ids[-1])
     assert tab.run("told") == ["open", *ids]
+
+
+def test_a_stream_that_is_closed_as_it_opens_renews_nothing(chrome: Chrome, script: ScriptedServer) -> None:
+    script.answers = [Answer(body=connected(expires_in=1), hold=HOURS)]
+    tab = open_on(chrome, script, options={"autoConnect": False})
+    tab.run("""{
+        window.asked = 0;
+        const one = make({ autoConnect: true, token: () => { asked += 1; return "one"; }, onOpen: () => one.close() });
+    }""")
+    tab.wait("log.some((e) => e.kind === 'close')")
+    tab.page.wait_for_timeout(1500)
+    assert tab.run("asked") == 1
+    assert len(script.asked) == 1
