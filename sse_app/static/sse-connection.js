@@ -94,7 +94,7 @@ export class Connection {
     this.#connect(this.#drop(), token);
   }
 
-  /** Heeds what the browser tells of the network and the page, by the names of its events. */
+  /** Heeds what the browser tells of the network and the page, by the names of its events, or that another tab woke. */
   heed(type) {
     // The page or the machine may have slept, and the connection died meanwhile: no need to wait for it any longer.
     const silence = Math.max(now() - this.#heard, Date.now() - this.#heardAt);

@@ -43,6 +43,7 @@ export class Place {
       this.#parts.tell("reconnect", { delay: 0, reason: "user", attempt: 1 });
       if (!signal.aborted) comeBack();
     });
+    on(globalThis.document, "visibilitychange", () => this.#link?.wake?.());
     on(globalThis, "pagehide", leave);
     on(globalThis.document, "freeze", leave);
     on(globalThis, "pageshow", comeBack);

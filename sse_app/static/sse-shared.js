@@ -81,6 +81,11 @@ export class Tab {
     clearTimeout(this.#proof);
   }
 
+  /** This tab was woken, but a tab that leads and that the user does not see is told nothing of that by its browser. */
+  wake() {
+    this.#say("wake");
+  }
+
   /** Returns what tabs of one URL and one user share; undefined where the token does not say who that is. */
   #nameOf(token) {
     const { share, url, search } = this.#options;
@@ -278,6 +283,7 @@ class Leader {
   hear(kind, detail, from) {
     if (kind === "alive?") this.#say("alive", null, [from]);
     else if (kind === "join") this.#welcome(from, detail);
+    else if (kind === "wake") this.#connection.heed(kind);
   }
 
   /** Takes a tab in: the stream goes back to where the tab stands, and has the channels that it wants. */

@@ -124,6 +124,28 @@ def test_a_stream_that_was_silent_while_the_machine_slept_is_opened_anew_at_once
     assert [(note["reason"], note["delay"]) for note in tab.noted("reconnect")] == [("stalled", 0)]
 
 
+def test_a_tab_that_wakes_has_the_tab_that_leads_look_at_the_stream(chrome: Chrome, serve: Start) -> None:
+    """A tab that leads and is not seen is told nothing by its browser, at a machine that wakes."""
+    server = serve()
+    access = [server.access_token()]
+    tabs = [chrome.open(server, access=access) for _ in range(2)]
+    for tab in tabs:
+        tab.opened()
+    for tab in tabs:
+        tab.run("{ const { now } = Date; Date.now = () => now() + 3_600_000; }")
+    tabs[1].run(
+        "document.dispatchEvent(new Event('visibilitychange'))"
+    )  # the other one was there first: it leads
+    for tab in tabs:
+        tab.opened(2)
+        assert tab.noted("reconnect")[0]["reason"] == "stalled"
+    with server.publisher() as publisher:
+        ids = publish(publisher, 3)
+        for tab in tabs:
+            tab.has(ids[-1])
+            assert tab.ids() == ids
+
+
 def test_a_retry_of_nothing_makes_no_storm(chrome: Chrome, script: ScriptedServer) -> None:
     script.answers = [Answer(body="retry: 0\ndata: x\n\n"), Answer(body=connected(), hold=HOURS)]
     tab = open_on(chrome, script, options={"reconnectDelay": 1000}, random=0.999)
