@@ -39,7 +39,7 @@ async function isAnswered(url, mode) {
 }
 
 function say(sentence) {
-  if (!said.has(sentence)) console.warn(`SSEClient: ${sentence}`);
+  if (!said.has(sentence)) console.warn(`sse_app: ${sentence}`);
   said.add(sentence);
   return sentence;
 }

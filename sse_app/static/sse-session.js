@@ -36,6 +36,7 @@ export class Session extends EventTarget {
   #proven; // it is known whether the browser keeps the cookie, or was said
   #onEnded;
   #name; // of the lock, the messages and the mark that tabs share
+  #reached = false; // the server has answered this page
   #air = null; // the BroadcastChannel
   #login = null; // while a user is logged in: the tokens, whose they are, and when to replace them
 
@@ -312,8 +313,9 @@ export class Session extends EventTarget {
       text = await response.text();
     } catch (error) {
       if (signal?.aborted) throw error;
-      throw new SessionError(0, "the server cannot be reached");
+      throw new SessionError(0, (!this.#reached && (await explained(this.#server))) || "the server cannot be reached");
     }
+    this.#reached = true;
     const { ok, status } = response;
     if (status === 204) return null;
     const answer = parse(text);
@@ -321,6 +323,15 @@ export class Session extends EventTarget {
     if (ok) return answer ?? text;
     const { message = `the server answered ${status}`, code } = answer?.error ?? {};
     throw new SessionError(status, message, code, Number(response.headers.get("Retry-After")) || 0);
+  }
+}
+
+/** Tells what probably keeps the page from a server that it has never reached, if it can be told. */
+async function explained(server) {
+  try {
+    return await (await import("./sse-explain.js")).explain(`${server}/api/v1/sse/status`);
+  } catch {
+    return "";
   }
 }
 

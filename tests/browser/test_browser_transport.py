@@ -187,8 +187,29 @@ def test_a_page_whose_origin_is_not_configured_is_told_what_to_configure(
         url = server.url.replace("127.0.0.1", "localhost")
         assert hint.startswith(f"{url} is there, but ")
         assert f'add "{third}" to the server\'s cors_origins' in hint
-        assert [warning for warning in warnings if "SSEClient" in warning] == [f"SSEClient: {hint}"], "once"
+        assert [warning for warning in warnings if "sse_app" in warning] == [f"sse_app: {hint}"], "once"
         assert tab.noted("open") == []
+
+
+def test_a_login_from_an_origin_that_is_not_configured_says_so_too(chrome: Chrome, serve: Start) -> None:
+    server = serve()
+    server.add_user("ann", "correct horse battery", subscribe="alerts")
+    login = """(url) => import("/static/sse-session.js")
+        .then(({ Session }) => new Session(url).login("ann", "correct horse battery"))
+        .then(() => "", ({ status, message }) => `${status} ${message}`)"""
+
+    def logged_in(origin: str) -> str:
+        page = chrome.context.new_page()
+        page.goto(f"{origin}/plain.html")
+        return str(page.evaluate(login, server.url.replace("127.0.0.1", "localhost")))
+
+    with serve_pages() as third:
+        assert logged_in(chrome.origin) == ""
+        refused = logged_in(third)
+        assert refused.startswith("0 ")
+        assert f'add "{third}" to the server\'s cors_origins' in refused
+        server.kill()
+        assert logged_in(third) == "0 the server cannot be reached"
 
 
 def test_a_page_whose_own_policy_is_in_the_way_is_told_so(chrome: Chrome, script: ScriptedServer) -> None:
