@@ -14,17 +14,6 @@ from tests.faults import disks, hostile, processes, surroundings
 from tests.faults.run import Needs, Result, Run
 from tests.faults.ways import IN_A_FILE, ON_POSTGRES, WAYS
 
-SILENT = ("worker_silent", "node_silent")
-"""What servers say of others that do not answer."""
-
-REFUSED = (*SILENT, "event_log_unavailable", "accounts_unavailable")
-"""What they say where something cannot be written or read."""
-
-UPGRADES = (*REFUSED, "upgrade_failed")
-
-FULL = ("connections_shed", "accept_failed")
-"""What they say where they have no file descriptors left."""
-
 
 @dataclass(frozen=True)
 class Fault:
@@ -45,42 +34,40 @@ class Fault:
 
 
 CATALOGUE: Mapping[str, Fault] = {
-    "kill -9": Fault(processes.kill, Needs(expected=SILENT), short=20, long=200),
+    "kill -9": Fault(processes.kill, short=20, long=200),
     "kill -9 on a state of an older version": Fault(
-        processes.kill, Needs(before=disks.lay_down_old_state, expected=SILENT), IN_A_FILE
+        processes.kill, Needs(before=disks.lay_down_old_state), IN_A_FILE
     ),
     "restart": Fault(processes.restart, Needs(told=True)),
     "two restarts within a second": Fault(processes.restart_twice, Needs(told=True)),
-    "SIGSTOP": Fault(processes.stop_for_a_while, Needs(expected=REFUSED)),
-    "upgrade": Fault(processes.upgrade, Needs(told=True, expected=SILENT)),
-    "a successor is killed": Fault(processes.kill_successor, Needs(expected=UPGRADES)),
+    "SIGSTOP": Fault(processes.stop_for_a_while),
+    "upgrade": Fault(processes.upgrade, Needs(told=True)),
+    "a successor is killed": Fault(processes.kill_successor, Needs(expected=["upgrade_failed"])),
     "a publisher dies": Fault(processes.publisher_dies),
-    "power loss": Fault(disks.power_loss, Needs(disk=True, expected=SILENT)),
-    "failing disk": Fault(disks.failing, Needs(disk=True, expected=REFUSED), IN_A_FILE),
-    "read-only disk": Fault(disks.read_only, Needs(disk=True, expected=REFUSED), IN_A_FILE),
-    "corrupted files": Fault(disks.corrupt, Needs(expected=REFUSED), IN_A_FILE),
-    "full disk": Fault(disks.full, Needs(disk=True, megabytes=40, expected=REFUSED), IN_A_FILE),
+    "power loss": Fault(disks.power_loss, Needs(disk=True)),
+    "failing disk": Fault(disks.failing, Needs(disk=True), IN_A_FILE),
+    "read-only disk": Fault(disks.read_only, Needs(disk=True), IN_A_FILE),
+    "full disk": Fault(disks.full, Needs(disk=True, megabytes=40), IN_A_FILE),
+    "corrupted files": Fault(disks.corrupt, ways=IN_A_FILE),
     "history trimmed": Fault(
         processes.outlive_history,
         Needs(
             kept=False,
-            expected=("events_trimmed", "replay_failed", *SILENT),
+            expected=["events_trimmed", "replay_failed"],
             settings={"HISTORY__SIZE": 10},
             publishers={"batch": 100, "pause": 0.01},
             clients={"stays": 1.0, "away": 3.0},
         ),
     ),
-    "the clock is set": Fault(surroundings.set_clock, Needs(clock=True, expected=("clock_changed", *SILENT))),
+    "the clock is set": Fault(surroundings.set_clock, Needs(clock=True, expected=["clock_changed"])),
     "links that drop": Fault(surroundings.drop_link, Needs(network=True)),
-    "the database ends": Fault(surroundings.end_database, Needs(expected=REFUSED), ON_POSTGRES),
-    "the database is stopped for a while": Fault(
-        surroundings.pause_database, Needs(expected=REFUSED), ON_POSTGRES
-    ),
-    "a node and the database end": Fault(
-        surroundings.end_node_and_database, Needs(expected=REFUSED), ON_POSTGRES
-    ),
+    "the database ends": Fault(surroundings.end_database, ways=ON_POSTGRES),
+    "the database is stopped for a while": Fault(surroundings.pause_database, ways=ON_POSTGRES),
+    "a node and the database end": Fault(surroundings.end_node_and_database, ways=ON_POSTGRES),
     "no file descriptors": Fault(
-        hostile.take_descriptors, Needs(open_files=300, expected=FULL), ["one process"]
+        hostile.take_descriptors,
+        Needs(open_files=300, expected=["connections_shed", "accept_failed"]),
+        ["one process"],
     ),
     "overload": Fault(hostile.overload, long=10),
     "readers of a byte a second": Fault(hostile.read_slowly),

@@ -50,7 +50,7 @@ class Needs:
     Attributes:
         kept: everything is kept whatever happens, so that no ``reset`` may come.
         told: the servers always have the time to send ``closing``.
-        expected: texts that lines of the servers' logs at level warning or above may contain.
+        expected: texts that lines of the servers' logs at level warning or above may contain, besides `EXPECTED`.
         disk: something is done to the disk.
         megabytes: of the disk, where it is a small one.
         clock: something is done to the wall clock.
@@ -73,6 +73,10 @@ class Needs:
     settings: Mapping[str, Any] = field(default_factory=dict)
     publishers: Mapping[str, Any] = field(default_factory=dict)
     clients: Mapping[str, Any] = field(default_factory=dict)
+
+
+EXPECTED = ("worker_silent", "node_silent", "event_log_unavailable", "accounts_unavailable")
+"""What servers say of others that do not answer, and of what cannot be written or read for a while."""
 
 
 class Result(msgspec.Struct, kw_only=True):
@@ -185,7 +189,7 @@ class Run:
         if needs.open_files:
             settings["open_files"] = needs.open_files
         self.deployment = self._ends.enter_context(
-            self._way(self._directory, environment, expected=tuple(needs.expected), **settings)
+            self._way(self._directory, environment, expected=(*EXPECTED, *needs.expected), **settings)
         )
         if self.disk is not None:
             self.disk.synchronise()
