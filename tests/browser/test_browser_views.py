@@ -257,6 +257,34 @@ def test_a_view_that_fails_disturbs_no_other(chrome: Chrome, serve: Start, built
     chrome.trouble.clear()
 
 
+def test_views_that_are_there_before_a_login_wait_for_it(chrome: Chrome, serve: Start, built: str) -> None:
+    server = serve()
+    server.add_user("ann", PASSWORD, subscribe="alerts,training")
+    tab = open_views(chrome, server)
+    tab.run("configure({ token: session })")
+    tab.run("mount('alerts', 'useAlertsSSE'); mount('own', 'useSSE', '/api/v1/sse/training')")
+    tab.wait("views.own.status.value === 'connecting'")
+    tab.page.wait_for_timeout(200)
+    assert shown(tab, "alerts", "isConnected", "error") == [False, None]
+    assert shown(tab, "own", "status", "error") == ["connecting", None]
+    log_in(tab, "ann")
+    tab.wait("views.alerts.isConnected.value && views.own.isConnected.value")
+    with server.publisher() as publisher:
+        tab.run("session.logout()")
+        tab.wait("views.own.status.value === 'failed' && !views.alerts.isConnected.value")
+        missed = say(publisher, "training", flat("training", 1))
+        log_in(tab, "ann")
+        tab.wait(f"views.own.lastEventId.value === '{missed}' && views.own.error.value === null")
+        tab.wait("views.alerts.isConnected.value")
+        tab.run("views.own.app.unmount(); views.alerts.app.unmount()")
+        wait_for_connections(server, 0)
+        tab.run("session.logout()")
+        log_in(tab, "ann")
+        tab.page.wait_for_timeout(200)
+        assert connections(server) == 0
+    assert sorted(entry["reason"] for entry in tab.noted("over")) == ["closed", "token", "token"]
+
+
 def test_views_are_back_after_a_logout_and_a_login(chrome: Chrome, serve: Start, built: str) -> None:
     server = serve()
     server.add_user("ann", PASSWORD, subscribe=",".join(COMPOSABLES))

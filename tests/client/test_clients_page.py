@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import httpx
 import pytest
@@ -20,6 +20,7 @@ from playwright.sync_api import Page
 
 from tests.support.browser import Chrome, Start, open_vue, wait_for_connections
 from tests.support.server_process import ROOT, ServerProcess
+from tests.support.waiting import until
 
 NAMES = "const show = (...all) => log.push({ kind: 'shown', all });"
 
@@ -252,7 +253,7 @@ def test_the_lines_for_vue_run_as_they_stand_and_outlive_their_tokens(
     tab.page.add_script_tag(content=code, type="module")
     tab.wait("log.some((entry) => entry.kind === 'ready')")
     wait_for_connections(server, 1)
-    tab.wait("navigator.locks.query().then(({ held }) => held.length >= 2)")
+    tab.wait("navigator.locks.query().then(({ held }) => held.length >= 3)")
     count = numbered_alerts(server, seconds)
     tab.wait(f"log.find((entry) => entry.kind === 'ready').alerts.value.length === {min(count, 50)}")
     newest = "log.find((entry) => entry.kind === 'ready').alerts.value.map(({ number }) => number)"
@@ -269,9 +270,15 @@ def test_all_streams_of_the_page_with_vue_end_as_kicked(chrome: Chrome, serve: S
     tab = open_vue(chrome, server)
     tab.page.add_script_tag(content=f"{example('Vue 3', server, 'localhost')}\n{NAMES}", type="module")
     wait_for_connections(server, 1)
-    tab.wait("navigator.locks.query().then(({ held }) => held.length >= 2)")
+    tab.wait("navigator.locks.query().then(({ held }) => held.length >= 3)")
     headers = {"Authorization": f"Bearer {server.access_token(admin=True)}"}
-    listed = httpx.get(f"{server.url}/api/v1/admin/connections", headers=headers).json()["connections"]
+    listed: list[dict[str, Any]] = []
+
+    def has_both() -> bool:
+        listed[:] = httpx.get(f"{server.url}/api/v1/admin/connections", headers=headers).json()["connections"]
+        return [len(one["channels"]) for one in listed] == [2]
+
+    until(has_both, "one stream carries both channels")
     url = f"{server.url}/api/v1/admin/connections/{listed[0]['connection']}/kick"
     assert httpx.post(url, headers=headers).status_code == 200
     tab.wait(f"{SHOWN}.filter((text) => text.includes('kicked')).length === 2")

@@ -46,6 +46,7 @@ export class Followed {
         this.#call("onEvent", event);
       },
       onReset: (detail) => this.#call("onReset", detail),
+      onReturn: () => this.#set({ status: "connecting" }),
       onReconnect: (detail) => {
         this.#set({ status: "reconnecting", retryCount: this.state.retryCount + 1 });
         this.#call("onReconnect", detail);
@@ -107,8 +108,8 @@ export class Followed {
 
   disconnect() {
     this.#wanted = false;
-    if (!this.#isRunning) return;
     this.#stream.leave(this.#view);
+    if (!this.#isRunning) return;
     this.#view.onClose({ reason: "closed", status: 0 });
   }
 

@@ -8,6 +8,7 @@ const CLOSED = 2; // as EventSource.CLOSED, which is not everywhere
 const REFUSALS = [204, 400, 403, 404]; // for what was asked for, so with other channels it may be another answer
 
 const isRefusal = ({ status, reason }) => REFUSALS.includes(status) && reason !== "kicked";
+const isWaiting = (token) => Boolean(token?.streamToken) && token.username === ""; // a session: nobody is logged in
 const areSame = (some, others) => some.size === others.size && [...some].every((one) => others.has(one));
 
 /** Tells whether an event id stands at or before another one of the same log. */
@@ -18,13 +19,16 @@ function isUpTo(id, last) {
 
 /**
  * A stream for views. A view has `channels`, a set, and takes `onOpen`, `onEvent`, `onReset`, `onReconnect` and
- * `onClose` as an `SSEClient` calls them, about what it wants alone. After `onClose` it is no longer one of the views.
+ * `onClose` as an `SSEClient` calls them, about what it wants alone. After `onClose` it is no longer one of the views; where
+ * the token is a session, the next login brings it back, which `onReturn` tells it. Without a login the stream waits for one.
  */
 export class Stream extends EventTarget {
   #settings; // returns the options of the client, with the `url` before the channels
   #resumes; // without views it keeps its position
   #views = new Set();
   #opened = new Set(); // the views that were told that it is open
+  #ended = new Set(); // the views that the server has ended
+  #session; // whose logins are heard of
   #types = new Set(); // of events with listeners
   #client = null;
   #url = "";
@@ -49,12 +53,14 @@ export class Stream extends EventTarget {
 
   /** Takes a view in, or takes note that its channels have changed. */
   join(view) {
+    this.#ended.delete(view);
     this.#views.add(view);
     if (![...view.channels].every((channel) => isCovered(channel, this.#carried))) this.#opened.delete(view);
     this.#plan();
   }
 
   leave(view) {
+    this.#ended.delete(view);
     this.#views.delete(view);
     this.#opened.delete(view);
     this.#plan();
@@ -65,12 +71,29 @@ export class Stream extends EventTarget {
     this.#client?.connect();
   }
 
-  /** Begins anew with what is new, with the settings as they are now. */
+  /** Begins anew with what is new, with the settings as they are now, also for views that had ended. */
   restart() {
     this.#turn.abort();
     this.#drop();
+    this.#bringBack();
+  }
+
+  #bringBack() {
+    for (const view of [...this.#ended]) {
+      this.join(view);
+      call(view.onReturn);
+    }
     this.#plan();
   }
+
+  #heed(token) {
+    if (token === this.#session) return;
+    this.#session?.removeEventListener?.("change", this.#onChange);
+    this.#session = token;
+    token?.addEventListener?.("change", this.#onChange);
+  }
+
+  #onChange = () => isWaiting(this.#session) || this.#bringBack();
 
   /** Listens as on an `SSEClient`. */
   addEventListener(type, ...rest) {
@@ -95,7 +118,9 @@ export class Stream extends EventTarget {
     const { signal } = (this.#turn = new AbortController());
     const { url, ...settings } = this.#settings();
     const covered = (channels) => [...channels].filter((channel) => isCovered(channel, this.#carried));
+    this.#heed(this.#views.size || this.#ended.size ? settings.token : null);
     if (!this.#views.size) return this.#resumes ? this.#close() : this.#drop();
+    if (isWaiting(settings.token)) return; // a stream that is open ends by itself
     const wanted = new Set([...this.#views].flatMap((view) => [...view.channels]));
     const kept = covered(wanted);
     if (url !== this.#url || !kept.length) this.#drop(); // nothing is left of what it was
@@ -204,6 +229,7 @@ export class Stream extends EventTarget {
   #end(views, detail) {
     for (const view of views) {
       this.leave(view);
+      this.#ended.add(view);
       call(view.onClose, detail);
     }
   }

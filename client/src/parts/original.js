@@ -14,22 +14,7 @@ const stream = new Stream(() => {
   const { baseURL, events, ...settings } = complete({}); // each view hears what it knows
   return { ...settings, url: placeOf("/api/v1/sse", [], baseURL).url };
 });
-const refused = new Set(); // the views that the server has ended
-const bringBack = () => refused.forEach((view) => view.connect());
-let session;
-onConfigured(() => {
-  stream.restart();
-  bringBack();
-  if (session === defaults.token) return;
-  session?.removeEventListener?.("change", onChange);
-  session = defaults.token;
-  session?.addEventListener?.("change", onChange);
-});
-
-/** A user has logged in again, or another one has: what the views may read now is another matter. */
-function onChange() {
-  if (session.username) bringBack();
-}
+onConfigured(() => stream.restart());
 
 const told = new WeakSet();
 
@@ -108,21 +93,17 @@ function useView(channel, type, args, take, clear) {
       tellOnce("onReconnect", detail);
     },
     onClose(detail) {
-      refused.add(view);
       fail(`the stream ended: ${detail.reason}`, detail);
       tellOnce("onClose", detail);
     },
-    connect,
   };
 
   function connect() {
     if (typeof document === "undefined") return; // rendered on a server
-    refused.delete(view);
     stream.join(view);
   }
 
   function disconnect() {
-    refused.delete(view);
     stream.leave(view);
     isConnected.value = false;
     retryCount.value = 0;
