@@ -156,7 +156,7 @@ export class SSEClient extends EventTarget {
       call(callback, value);
       if (!signal.aborted) this.#fire(type, value, event);
     };
-    if (debug) (debug.call ? debug : console.debug)("SSEClient", kind, detail);
+    if (debug) call(() => (debug.call ? debug : console.debug)("SSEClient", kind, detail));
     if (kind === "open") {
       if (!this.lastEventId || detail.replaced) this.lastEventId = detail.id;
       if (this.readyState === OPEN) return; // it was replaced, and nothing was missed

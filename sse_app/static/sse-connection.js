@@ -69,7 +69,8 @@ export class Connection {
 
   /**
    * @param {object} options those of the client, complete
-   * @param {(kind: string, detail: object) => void} tell takes "open", "event", "reset", "ping", "reconnect" and "stop"
+   * @param {(kind: string, detail?: object) => void} tell takes "connecting", "open", "event", "reset", "ping",
+   *   "reconnect" and "stop"
    */
   constructor(options, tell) {
     this.#options = options;

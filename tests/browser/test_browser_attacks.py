@@ -173,11 +173,11 @@ def test_a_callback_that_throws_costs_no_event(chrome: Chrome, script: ScriptedS
         window.thrown = 0;
         addEventListener("error", (event) => { thrown += 1; event.preventDefault(); });
         const fail = () => { throw new Error("of the page"); };
-        window.client = make({ autoConnect: true, onOpen: fail, onReconnect: fail, onEvent: fail });
+        window.client = make({ autoConnect: true, debug: fail, onOpen: fail, onReconnect: fail, onEvent: fail });
         client.addEventListener("tick", (event) => log.push({ kind: "event", id: event.lastEventId }));
     }""")
     tab.has("e-5")
-    tab.wait("thrown === 6")
+    tab.wait("thrown === 6 + 8")  # and of each step that it was told as debug
     assert tab.ids() == ["e-2", "e-3", "e-4", "e-5"]
     chrome.trouble.clear()
 

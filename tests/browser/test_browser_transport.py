@@ -351,3 +351,15 @@ def test_a_stream_that_is_closed_as_it_opens_renews_nothing(chrome: Chrome, scri
     tab.page.wait_for_timeout(1500)
     assert tab.run("asked") == 1
     assert len(script.asked) == 1
+
+
+def test_a_channel_that_a_page_was_given_leads_to_no_other_path(
+    chrome: Chrome, script: ScriptedServer
+) -> None:
+    script.answers = [Answer(body=connected(), hold=HOURS)]
+    tab = open_on(chrome, script, channels=["../../auth/me", "a?b#c", "prices.*"])
+    tab.opened()
+    (asked,) = script.streams()
+    assert asked.path == "/api/v1/sse/..%2F..%2Fauth%2Fme,a%3Fb%23c,prices.*"
+    assert asked.query.keys() == {"token", "client_id"}
+    assert tab.run("client.url").endswith(asked.path)
