@@ -128,7 +128,7 @@ def test_the_lines_for_a_terminal_run_as_they_stand_and_outlive_their_tokens(
 def test_the_lines_for_a_text_run_as_they_stand(start_server: Start) -> None:
     server = start_server()
     shell = ["/bin/bash", "-ec", example("Fragments, tokens, lines: any text", server)]
-    shell[2] = shell[2].replace("python ", f"{sys.executable} ")
+    shell[2] = shell[2].replace("venv/bin/sse-app", f"{sys.executable} main.py")
     subprocess.run(shell, cwd=ROOT, env=server.environment, check=True, stdout=subprocess.DEVNULL)
     with server.publisher() as http:
         events = http.get("/api/v1/sse/alerts/history").json()["events"]
@@ -146,7 +146,7 @@ def test_the_lines_for_beginnings_and_presence_run_as_they_stand(start_server: S
     code = example("Where a stream begins, and what it carries", server) + example(
         "Who is on a channel", server
     )
-    shell = ["/bin/bash", "-ec", code.replace("python ", f"{sys.executable} ")]
+    shell = ["/bin/bash", "-ec", code.replace("venv/bin/sse-app", f"{sys.executable} main.py")]
     done = subprocess.run(shell, cwd=ROOT, env=server.environment, check=True, capture_output=True, text=True)
     texts = [line for line in done.stdout.splitlines() if line.startswith("{")]
     assert ['"first"' in texts[0], '"any JSON"' in texts[1], '"last"' in texts[2]] == [True] * 3
@@ -158,10 +158,10 @@ def test_the_lines_for_beginnings_and_presence_run_as_they_stand(start_server: S
 def test_the_commands_run_as_they_stand(start_server: Start) -> None:
     server = add_ann(start_server())
     listen, publish = example("The command line", server).splitlines()
-    with running(["sh", "-c", listen.replace("python ", f"exec {sys.executable} ")], server) as printed:
+    with running(["sh", "-c", listen.replace("venv/bin/sse-app", f"exec {sys.executable} main.py")], server) as printed:
         wait_for_connections(server, 1)
         subprocess.run(
-            ["sh", "-c", publish.replace("python ", f"{sys.executable} ")],
+            ["sh", "-c", publish.replace("venv/bin/sse-app", f"{sys.executable} main.py")],
             cwd=ROOT,
             env=server.environment,
             check=True,
