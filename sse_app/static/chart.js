@@ -100,7 +100,7 @@ export class LineChart {
   #make(width, height) {
     const { lines, hideLabels } = this.#options;
     const options = {
-      ...{ width, height, padding: [10, this.#options.formatX ? 18 : 34, hideLabels ? 6 : 0, 0] },
+      ...{ width, height, padding: [10, this.#options.xSpace ? 18 : 34, hideLabels ? 6 : 0, 0] },
       legend: { show: false },
       cursor: { y: false, drag: { x: false, y: false }, points: { size: 7 } },
       scales: {

@@ -74,6 +74,21 @@ LABELS = """async ([low, high, step]) => {
 }"""
 
 
+CHART_OF_TIMES = """async () => {
+  const { LineChart } = await import("/static/chart.js");
+  const box = document.createElement("div");
+  box.className = "chart";
+  box.dataset.chart = "times";
+  Object.assign(box.style, { width: "340px", height: "132px", flex: "none" });
+  document.body.append(box);
+  const text = String;
+  const options = { label: "", lines: [{ name: "" }], formatTick: text, formatValue: text };
+  const chart = new LineChart(box, { ...options, formatX: () => "17:41:00", xSteps: [5, 10, 60] });
+  chart.show([...Array(121).keys()].map((x) => ({ x, label: "", y: [x] })));
+}"""
+"""Draws a chart as those of the dashboard, whose last point has a label."""
+
+
 def test_no_two_labels_run_together_at_any_width(chromium: Browser, start_server: Start) -> None:
     server = start_server(DEMO=True)
     people(server)
@@ -135,6 +150,19 @@ def test_an_axis_has_one_unit_and_no_label_twice_and_the_last_day_is_on_it_whole
                 ]
                 assert dates[-1]["text"] == last, (days, width)
                 assert dates[-1]["right"] <= dates[-1]["width"], (days, width)
+
+
+def test_the_last_time_below_a_chart_is_whole(chromium: Browser, start_server: Start) -> None:
+    server = start_server()
+    with visitor(chromium, server) as stranger:
+        stranger.context.add_init_script(NOTE_DRAWN_TEXTS)
+        page = stranger.context.new_page()
+        page.goto(f"{server.url}/admin")
+        page.evaluate(CHART_OF_TIMES)
+        until(lambda: page.evaluate("drawn.get('times')?.length > 0"), "it is drawn")
+        times = [each for each in page.evaluate("drawn.get('times')") if ":" in each["text"]]
+        assert len(times) > 1
+        assert all(each["right"] <= each["width"] for each in times)
 
 
 def refresh_until(page: Page, selector: str) -> None:
