@@ -158,7 +158,9 @@ def test_the_lines_for_beginnings_and_presence_run_as_they_stand(start_server: S
 def test_the_commands_run_as_they_stand(start_server: Start) -> None:
     server = add_ann(start_server())
     listen, publish = example("The command line", server).splitlines()
-    with running(["sh", "-c", listen.replace("venv/bin/sse-app", f"exec {sys.executable} main.py")], server) as printed:
+    with running(
+        ["sh", "-c", listen.replace("venv/bin/sse-app", f"exec {sys.executable} main.py")], server
+    ) as printed:
         wait_for_connections(server, 1)
         subprocess.run(
             ["sh", "-c", publish.replace("venv/bin/sse-app", f"{sys.executable} main.py")],

@@ -52,8 +52,7 @@ def old_service(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]
     """A server that was started by the lines of the page, in a directory of its own."""
     port = reserve_port(request.node)
     *users, serve = (
-        line.replace("venv/bin/sse-app", "$PROGRAM")
-        for line in example("1. Start the server").splitlines()
+        line.replace("venv/bin/sse-app", "$PROGRAM") for line in example("1. Start the server").splitlines()
     )
     environment = clean_environment(
         PROGRAM=f"{sys.executable} {ROOT / 'main.py'}",
