@@ -103,6 +103,13 @@ def test_a_program_has_its_events_over_restarts_and_renewals_and_then_ends(
     wait_for_connections(server, 0)
 
 
+def test_the_package_has_what_its_entries_lead_to(built: str) -> None:
+    entries = json.loads((CLIENT / "package.json").read_text())["exports"]
+    assert entries.keys() == {".", "./session", "./vue", "./react", "./svelte", "./testing"}
+    files = [path for entry in entries.values() for path in entry.values()]
+    assert [path for path in files if not (CLIENT / path).is_file()] == []
+
+
 def test_the_package_has_the_source_of_each_of_its_files(built: str) -> None:
     """So that what a debugger shows can be read."""
     files = sorted((CLIENT / "dist").glob("*.js"))
