@@ -127,6 +127,6 @@ def _password(options: argparse.Namespace) -> str:
     if not sys.stdin.isatty():
         raise InvalidInput("there is no terminal to ask for a password on; use --password-stdin")
     password = getpass.getpass("password: ")
-    if getpass.getpass("again: ") != password:
+    if getpass.getpass("the same again: ") != password:
         raise InvalidInput("the passwords differ")
     return password

@@ -110,7 +110,7 @@ def _address(settings: Settings) -> str:
     address = f"{settings.host}:{settings.port}"
     try:
         check_address(settings)
-    except StateError as error:
+    except StateError:
         processes = processes_listening(settings.port)
         own = StateDirectory(settings.state_dir).holder() if settings.state_dir.exists() else None
         if own is None and settings.state_dir.exists():
@@ -120,8 +120,7 @@ def _address(settings: Settings) -> str:
             return f"address: {address} is in use by process {own}, the server of this state directory"
         if any(name == "systemd" for name in processes.values()):
             return f"address: {address} is held by systemd, which passes it on to the service"
-        users = ", ".join(f"process {pid}, {name}" for pid, name in processes.items())
-        raise StateError(f"{error} ({users})" if users else str(error)) from None
+        raise
     return f"address: {address} can be listened on"
 
 

@@ -123,8 +123,14 @@ def _host(settings: Settings) -> str | None:
 
 
 def unusable(settings: Settings, error: Exception) -> StateError:
-    """Return the error that says why the settings' address cannot be used."""
-    reason = getattr(error, "strerror", None) or error
+    """Return the error that says why the settings' address cannot be used, and of one in use, by whom."""
+    reason = str(getattr(error, "strerror", None) or error)
+    if getattr(error, "errno", None) == errno.EADDRINUSE:
+        users = ", ".join(
+            f"process {pid}, {name}" for pid, name in processes_listening(settings.port).items()
+        )
+        reason += f" ({users})" if users else ""
+        reason += "; another port: --port or SSE_APP_PORT"
     return StateError(f"cannot listen on {settings.host}:{settings.port}: {reason}")
 
 

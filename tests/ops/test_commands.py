@@ -191,7 +191,7 @@ def test_at_a_terminal_user_add_asks_before_it_begins_new_state(tmp_path: Path) 
     assert status == 1
     assert "password" not in said
     assert list(tmp_path.iterdir()) == []
-    answers = [(question, "y\n"), ("password: ", PASSWORD), ("again: ", PASSWORD)]
+    answers = [(question, "y\n"), ("password: ", PASSWORD), ("the same again: ", PASSWORD)]
     assert at_a_terminal(tmp_path, words, answers)[0] == 0
     assert run(tmp_path, "user").stdout == "ann\n"
 
@@ -204,7 +204,7 @@ def test_ctrl_d_and_ctrl_c_at_a_prompt_end_a_command_without_a_traceback(
     assert begun.returncode == 0
     for words, answers in (
         (["user", "passwd", "ann"], [("password: ", key)]),
-        (["user", "passwd", "ann"], [("password: ", PASSWORD), ("again: ", key)]),
+        (["user", "passwd", "ann"], [("password: ", PASSWORD), ("the same again: ", key)]),
         (["user", "add", "bob", "--state-dir", "new"], [("[y/N] ", key)]),
     ):
         ended, said = at_a_terminal(tmp_path, words, answers)

@@ -230,7 +230,7 @@ def take_first_steps(folder: Path, commands: list[str]) -> str:
             ["steps"],
             [
                 ("password: ", f"{PASSWORD}\n"),
-                ("again: ", f"{PASSWORD}\n"),
+                ("the same again: ", f"{PASSWORD}\n"),
                 ('"event": "risk_alert"', "\x03"),  # Ctrl-C, which ends the server too
             ],
             program=["bash"],

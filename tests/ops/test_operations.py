@@ -145,7 +145,11 @@ def test_a_port_in_use_stops_the_start_with_one_line(tmp_path: Path) -> None:
         port = taken.getsockname()[1]
         done = run("serve", "--port", str(port), "--state-dir", str(tmp_path / "s"))
     assert done.returncode == 1
-    assert done.stderr.splitlines() == [f"sse-app: cannot listen on 127.0.0.1:{port}: Address already in use"]
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(
+        f"sse-app: cannot listen on 127.0.0.1:{port}: Address already in use (process {os.getpid()}, "
+    )
+    assert line.endswith("; another port: --port or SSE_APP_PORT")
 
 
 def test_a_newer_database_is_not_opened(server: ServerProcess) -> None:
