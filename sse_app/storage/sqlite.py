@@ -57,7 +57,8 @@ def open_database(path: Path, application_id: int, migrations: Sequence[Migratio
         # that SQLite holds on it, and another process could then take it for its own (fcntl(2)).
         with suppress(FileExistsError):
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-        connection = connect(path)
+        with content_of_ours():
+            connection = connect(path)
     except (OSError, sqlite3.Error) as error:
         raise unusable(path, error) from error
     try:
@@ -118,7 +119,7 @@ def without_checkpoint(path: Path) -> Iterator[None]:
     zeros. It does so only where no other connection is open, and one that only reads cannot.
     """
     with ExitStack() as stack:
-        with suppress(sqlite3.Error):
+        with suppress(sqlite3.Error), content_of_ours():
             uri = f"{path.absolute().as_uri()}?mode=ro"
             other = stack.enter_context(closing(sqlite3.connect(uri, uri=True, check_same_thread=False)))
             other.execute("SELECT count(*) FROM sqlite_schema").fetchone()
@@ -271,7 +272,7 @@ def _refuse_foreign(path: Path, application_id: int) -> None:
         # As if nothing could change it, SQLite takes no locks and makes no files. It sees what has been checkpointed.
         found = _identity_of_file(path, "mode=ro&immutable=1")
     except sqlite3.DatabaseError as error:
-        if error.sqlite_errorcode == sqlite3.SQLITE_NOTADB:
+        if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_NOTADB:
             raise StateError(
                 f"cannot open {path}: it is no SQLite database, or is damaged: "
                 "restore a backup of it, as docs/operations.md says"
@@ -294,7 +295,8 @@ def _identity_of_file(path: Path, how: str) -> _Identity:
 
 def _identity(connection: sqlite3.Connection) -> _Identity:
     questions = ("PRAGMA application_id", "PRAGMA user_version", "SELECT count(*) FROM sqlite_schema")
-    return _Identity(*(int(connection.execute(question).fetchone()[0]) for question in questions))
+    with content_of_ours():  # what SQLite says of a damaged schema has its bytes, which may be no UTF-8
+        return _Identity(*(int(connection.execute(question).fetchone()[0]) for question in questions))
 
 
 def _require_kind(path: Path, found: _Identity, application_id: int) -> None:

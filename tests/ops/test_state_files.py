@@ -215,6 +215,17 @@ def use(server: ServerProcess, name: str) -> list[int]:
         ]
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_schema_that_is_damaged_into_what_is_no_text_is_refused_in_one_line(state: Path, name: str) -> None:
+    whole = (state / name).read_bytes()
+    assert b"CREATE TABLE" in whole
+    (state / name).write_bytes(whole.replace(b"CREATE TABLE", b"CR\x96ATE TABLE", 1))
+    for command in COMMANDS[name][:3]:
+        line = refused(state, *command)
+        assert f"{name} is damaged" in line
+        assert "docs/operations.md" in line
+
+
 @pytest.mark.parametrize("killed", [False, True])
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_database_that_is_cut_to_half_is_refused(state: Path, name: str, killed: bool) -> None:
