@@ -169,7 +169,14 @@ def lost(error: httpx.RequestError | OSError) -> ClientError:
         if isinstance(cause, ssl.SSLCertVerificationError):
             return CertificateRefused(f"the server's certificate is not valid: {cause.verify_message}")
         cause = cause.__cause__ or cause.__context__
-    return Unavailable(f"cannot reach the server: {type(error).__name__} {redact(str(error))}".rstrip())
+    where = ""
+    with suppress(
+        AttributeError, RuntimeError
+    ):  # neither an OSError nor an error of the pool knows its request
+        url = error.request.url  # type: ignore[union-attr]
+        where = f" {url.scheme}://{url.netloc.decode('ascii')}"
+    why = f"{type(error).__name__} {redact(str(error))}".rstrip()
+    return Unavailable(f"cannot reach the server{where}: {why}")
 
 
 def retry_after(headers: Mapping[str, str] | Message) -> float:

@@ -161,7 +161,7 @@ def test_a_refresh_token_is_never_used_twice_whatever_happens_to_the_answer(star
                 1.6
             )  # three quarters of the token's life, after which it is renewed, and some
             wire.swallow = lambda: True
-            with pytest.raises(Exception, match="cannot reach the server"):
+            with pytest.raises(Exception, match=f"cannot reach the server {wire.url}: "):
                 await session.access_token()
             wire.swallow = lambda: False
             assert await session.access_token() not in tokens  # by the password
