@@ -10,6 +10,7 @@ Who may publish here can put any HTML into the page, scripts too: escape what us
 from __future__ import annotations
 
 import asyncio
+import shlex
 import sys
 from datetime import datetime
 from html import escape
@@ -42,7 +43,7 @@ def turbo_stream(text: str) -> str:
 
 async def publish(sse: SSEApp, url: str) -> None:
     """Publish news for ever, and say how to publish some by hand."""
-    state, python = sse.node.settings.state_dir, Path(sys.executable).name
+    state, python = sse.node.settings.state_dir, shlex.quote(sys.executable)
     mint = f"{python} main.py token --state-dir {state} --set 'channels=[\"news\"]' --publish news"
     print(
         f"""Publish some by hand:
