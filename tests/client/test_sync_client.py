@@ -217,6 +217,7 @@ def program(server: ServerProcess, code: str, user: str = "ann") -> Iterator[sub
     head = f"""
         import os, signal, sys, threading, time
         from sse_app.client.sync import Publisher, Session, listen
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs the tests may have it ignored
         url, stream, access = {server.url!r}, {server.stream_token("user.**")!r}, {server.access_token()!r}
         session = Session(url, {user!r}, {PASSWORD!r})
     """
