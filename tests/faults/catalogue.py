@@ -55,7 +55,7 @@ CATALOGUE: Mapping[str, Fault] = {
             kept=False,
             expected=["events_trimmed", "replay_failed"],
             settings={"HISTORY__SIZE": 10},
-            publishers={"batch": 100, "pause": 0.01},
+            publishers={"batch": 100, "pause": 0.1},
             clients={"stays": 1.0, "away": 3.0},
         ),
     ),

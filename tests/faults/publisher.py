@@ -56,7 +56,7 @@ class Settings(msgspec.Struct, kw_only=True):
     keyed: bool = True
     kept: bool = True
     batch: int = 8
-    pause: float = 0.03
+    pause: float = 0.06
     size: int = 200
 
 

@@ -270,7 +270,7 @@ class Run:
         """How many requests have been acknowledged so far."""
         return sum(path.read_bytes().count(b'"status":201') for path in self._journals.glob("publisher-*"))
 
-    def advance(self, count: int = 20) -> None:
+    def advance(self, count: int = 10) -> None:
         """Wait until so many more requests are acknowledged."""
         goal = self.acknowledged + count
         until(lambda: self.acknowledged >= goal, "events are acknowledged")

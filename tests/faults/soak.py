@@ -31,10 +31,10 @@ PARTS = 20
 LOAD = Needs(
     settings={"HISTORY__SIZE": 500},
     kept=False,
-    publishers={"pause": 0.1, "batch": 4, "size": 8000},
+    publishers={"pause": 0.4, "batch": 4, "size": 8000},
     clients={"stays": 5.0, "away": 0.2},
 )
-"""Some hundred events a second, and clients that come and go; the history has its size soon."""
+"""Some ten events a second, and clients that come and go; the history has its size soon."""
 
 
 class Soak(msgspec.Struct, kw_only=True):

@@ -316,9 +316,13 @@ def _check_order(nodes: list[Any], count: int) -> None:
         listeners = [Listener(each, f"{STORED},{CURSORS}") for each in nodes]
         with node.publisher() as http:
             alternate(http, count)
+            http.post(f"/api/v1/sse/{STORED}", json={"event": "e", "data": {"n": count}}).raise_for_status()
         for listener in listeners:
-            until(lambda listener=listener: len(listener.numbers) >= count, "all events are there")  # type: ignore[misc]
-            assert listener.numbers == list(range(count))
+            until(lambda listener=listener: count in listener.numbers, "the last event is there")  # type: ignore[misc]
+            seen = listener.numbers
+            assert seen == sorted(set(seen))
+            # On a machine that is too busy for a node to answer in time it is passed over, and says so.
+            assert len(seen) == count + 1 or any("_silent" in each.log_path.read_text() for each in nodes)
             listener.leave()
 
 
