@@ -6,8 +6,8 @@ export type { EventOf, Status, StreamControls, StreamState, UseSSEOptions } from
 export type UseSSE<Event> = StreamState<Event> & StreamControls;
 
 /**
- * A stream as state, ended with the component that uses it. Another URL, or other channels, lead it there: what stays of
- * the channels goes on without a gap. Without a URL it waits for one.
+ * A stream as state, ended with the component that uses it. Another URL, or other channels, reopen it there. Channels that
+ * are in both lose no event. Without a URL it waits for one.
  *
  * `useSSE<Alert>(url)` says what the data of all events is, `useSSE<any, { risk_alert: Alert }>(url)` that of each type.
  */

@@ -6,7 +6,7 @@ export type { EventOf, Status, StreamControls, StreamState, UseSSEOptions } from
 /** A readable store of Svelte. */
 export interface SSEStore<Event> extends StreamControls {
   subscribe(run: (state: StreamState<Event>) => void): () => void;
-  /** Lead it to another URL, or to other channels: what stays of these goes on without a gap. Without a URL it waits. */
+  /** Reopen it at another URL, or on other channels. Channels that are in both lose no event. Without a URL it waits. */
   go(url: string | null | undefined, channels?: string | string[]): void;
 }
 

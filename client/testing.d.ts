@@ -34,7 +34,7 @@ export interface FakeServer {
   /** Answer the streams that are asked for, or else the next one, with a status. */
   refuse(status: number, detail?: { code?: string; retryAfter?: number }): Promise<void>;
   /**
-   * Publish an event, and return its id. Who is not connected gets it later; with the id "" nobody does. The channel may
+   * Publish an event, and return its id. Clients that are not connected get it later; not so with the id "". The channel may
    * be left out where the open streams have one only.
    */
   emit(type: string, data?: unknown, detail?: { channel?: string; id?: string }): Promise<string>;

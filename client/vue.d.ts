@@ -6,7 +6,7 @@ export { configureSSE } from "./stream-state.js";
 export type { EventOf, Status, StreamControls, StreamState } from "./stream-state.js";
 
 export interface UseSSEOptions<Event = StreamEvent> extends Omit<Options<Event>, "channels"> {
-  /** Channels, and patterns of them; what stays of them when they change goes on without a gap. */
+  /** Channels, and patterns of them. When they change, those that are in both lose no event. */
   channels?: MaybeRefOrGetter<string | string[] | null | undefined>;
 }
 

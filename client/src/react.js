@@ -22,7 +22,7 @@ function createStore(latest) {
 
 /**
  * A stream as state. `lastEvent` shows the last event of a burst; the `onEvent` option sees each. Another URL, or other
- * `channels`, lead it there; callbacks are always those of the last rendering.
+ * `channels`, reopen it there; callbacks are always those of the last rendering.
  */
 export function useSSE(url, { channels, ...options } = {}) {
   const latest = useRef(options);

@@ -75,7 +75,7 @@ class FakeServer {
   }
 
   /**
-   * Publishes an event. Who is not connected gets it later, as from the real server; with the `id` "" nobody does.
+   * Publishes an event. Clients that are not connected get it later, as from the real server; not so with the `id` "".
    * Resolves to its id, once the clients that are connected have taken it in.
    */
   async emit(type, data = {}, { channel, id } = {}) {

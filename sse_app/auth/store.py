@@ -101,7 +101,7 @@ class AuthStore(ABC):
 
     @abstractmethod
     async def accounts_page(self, search: str, offset: int, limit: int) -> tuple[int, list[Account]]:
-        """Return how many accounts have a text in their names, whatever its case, and some of them by name.
+        """Return how many accounts have a text in their names, in either case, and a page of them, sorted by name.
 
         Args:
             search: the text; empty for all accounts.

@@ -174,7 +174,7 @@ def _given_token(options: argparse.Namespace) -> str:
 def _own_tokens(settings: Settings) -> tuple[str, str] | str:
     """Return an access token and a stream token for the live figures, or why there is none.
 
-    The figures come once a second to whoever watches them, and are in no log: nothing need be published.
+    The server sends the figures once a second to each stream that asks for them, and stores none: nothing is published.
     """
     session = new_id()
 

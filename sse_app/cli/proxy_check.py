@@ -357,7 +357,7 @@ def _buffering(response: http.client.HTTPResponse, *, figures: bool) -> str:
             return f"the stream breaks off: {error or type(error).__name__}"
         if not part:
             return (
-                "the stream ended by itself: the server's log says why"
+                "the server or the proxy ended the stream: the server's log says why"
                 if b"event: connected" in seen
                 else HELD_BACK
             )

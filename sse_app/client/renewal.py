@@ -44,7 +44,7 @@ async def renew(
         tokens: where fresh ones come from.
         expires_in: seconds until the first expiry.
         drop: ends the connection, for another one to follow; it takes the reason.
-        fail: ends it for good, where no token is to be had; it takes the error.
+        fail: is called with the error where there is no token, and ends the stream for good.
     """
     clock = asyncio.get_running_loop().time
     while True:

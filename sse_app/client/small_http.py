@@ -69,7 +69,7 @@ class Answer:
 
 
 Handle = Callable[[Request, asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, Answer | None]]
-"""Answers a request; None where it has written to the connection by itself, which is then closed."""
+"""Answers a request; None where it has written its answer to the connection, which is then closed."""
 
 
 class SmallServer:

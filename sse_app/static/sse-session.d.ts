@@ -16,7 +16,7 @@ export interface Ended {
   reason: "logout" | "user" | "expired";
   /** Whose login it was. */
   username: string;
-  /** Who has logged in instead, where that is why. */
+  /** The user who has logged in instead, where that is the reason. */
   successor?: string;
 }
 
@@ -47,7 +47,7 @@ export interface SessionRequest {
 export class SessionError extends Error {
   /** The HTTP status; 0 where the server could not be reached. */
   readonly status: number;
-  /** The server's code, "invalid_credentials" for instance; "logged_out" where nobody is logged in; or empty. */
+  /** The server's code, "invalid_credentials" for instance; "logged_out" where no user is logged in; or empty. */
   readonly code: string;
   /** Seconds that the server asks to wait; 0 where it does not. */
   readonly retryAfter: number;

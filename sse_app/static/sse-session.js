@@ -48,7 +48,7 @@ export class Session extends EventTarget {
     this.#proven = cookie !== undefined;
     this.#onEnded = onEnded;
     this.#name = `sse_app session ${this.#server}`;
-    // A page that the browser has cached hears nothing: whoever it was may be logged out by now.
+    // A page that the browser has cached hears nothing: its user may be logged out by now.
     globalThis.addEventListener?.("pageshow", ({ persisted }) => persisted && this.#look());
   }
 
@@ -123,7 +123,7 @@ export class Session extends EventTarget {
       this.#ask(`${AUTH}/login`, { body: { ...account, cookie: this.#cookie }, credentials: this.#credentials });
     const answer = await enter();
     if (!this.#cookie || this.#proven) return answer;
-    // Whether the browser keeps the cookie, it tells nobody: it may keep none, or none of a page within another site's.
+    // A browser does not tell whether it keeps the cookie: it may keep none, or none of a page within another site's.
     const proof = await this.#renewal({}).catch((error) => {
       if (error.status !== 401) throw error;
     });
@@ -174,7 +174,7 @@ export class Session extends EventTarget {
   #require(login) {
     if (login && login === this.#login) return;
     if (this.#login) throw new SessionError(0, "another user has logged in meanwhile", "user_changed");
-    throw new SessionError(401, "nobody is logged in", "logged_out");
+    throw new SessionError(401, "no user is logged in", "logged_out");
   }
 
   /** Returns an access token that is good for some time; while the server refreshes none, the one that there is. */

@@ -170,10 +170,10 @@ def refuse_unknown(item: Mapping[Any, Any], known: Sequence[str], field: str = "
     Raises:
         InvalidInput: there is one; the text names it, and those that there are, the nearest first.
     """
-    if not item.keys() <= set(known):
-        unknown = next(name for name in item if name not in known)
-        name, there = ascii(unknown)[1:-1][:80], ", ".join(nearest_first(str(unknown), known))
-        raise InvalidInput(f"unknown member {field}{name}; there are: {there}", f"{field}{unknown}")
+    for name in item:
+        if name not in known:
+            shown, there = ascii(name)[1:-1][:80], ", ".join(nearest_first(str(name), known))
+            raise InvalidInput(f"unknown member {field}{shown}; there are: {there}", f"{field}{name}")
 
 
 def data_of(item: Mapping[Any, Any], field: str = "") -> object:

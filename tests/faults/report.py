@@ -37,7 +37,7 @@ all journals with each other and with what the log has, client by client:
 - **doubled**: a client was sent an event twice, or a request that was repeated with its key is in the log twice;
 - **silent gaps**: a client was not sent an event that was due to it, and no `reset` told it so;
 - **others**: an id for two events; an order that is not that of the ids, or of the acknowledgements; an event that
-  nobody published, or that was refused; a `reset` where nothing was missing; a `connected` that is not at the position
+  was not published, or was refused; a `reset` where nothing was missing; a `connected` that is not at the position
   asked for; a stream that ended without `closing` although there was time for it, or is not as the format says.
 
 **Longest silence** is the longest time in which no publisher got an acknowledgement: what a fault costs in time.

@@ -37,22 +37,20 @@ def npm(*arguments: str, folder: Path = CLIENT) -> str:
 
 def installed_modules() -> Path:
     """Return the folder of the modules that the browser client's lock names."""
-    with _alone():
-        return _installed_modules()
-
-
-def _installed_modules() -> Path:
-    modules = CLIENT / "node_modules"
-    if not (modules / ".package-lock.json").exists():  # npm writes it last
-        npm("ci", *_QUIETLY)
-    return modules
+    installed_for(CLIENT)
+    return CLIENT / "node_modules"
 
 
 def installed_for(folder: Path) -> None:
-    """Install what the lock in a folder names there, where it is not yet."""
+    """Install what the lock in a folder names there, where it is not yet, or the lock has changed since."""
     with _alone():
-        if not (folder / "node_modules/.package-lock.json").exists():
-            npm("ci", *_QUIETLY, folder=folder)
+        _install(folder)
+
+
+def _install(folder: Path) -> None:
+    written = folder / "node_modules/.package-lock.json"  # npm writes it last
+    if not written.exists() or written.stat().st_mtime < (folder / "package-lock.json").stat().st_mtime:
+        npm("ci", *_QUIETLY, folder=folder)
 
 
 def installed_package(name: str, version: str) -> Path:
@@ -69,7 +67,8 @@ def installed_package(name: str, version: str) -> Path:
 def built() -> str:
     """What the build of the browser client prints; it is built anew when its sources have changed."""
     with _alone():
-        modules = _installed_modules()
+        _install(CLIENT)
+        modules = CLIENT / "node_modules"
         sources = [*sorted((CLIENT / "src").rglob("*")), *CLIENT.glob("*.mjs"), *CLIENT.glob("package*.json")]
         sources += sorted((ROOT / "sse_app/static").glob("sse-*"))
         digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources if path.is_file())).hexdigest()

@@ -80,7 +80,7 @@ export class Followed {
     this.#view.channels = this.#place.channels;
   }
 
-  /** Goes where a URL and channels lead. What stays of the channels goes on without a gap; without a URL it waits. */
+  /** Reopens the stream at a URL, on channels. Channels that it had before lose no event; without a URL it waits. */
   go(url, channels) {
     this.#target = [url, channels];
     if (!this.#wanted) return;

@@ -8,7 +8,7 @@ const CLOSED = 2; // as EventSource.CLOSED, which is not everywhere
 const REFUSALS = [204, 400, 403, 404]; // for what was asked for, so with other channels it may be another answer
 
 const isRefusal = ({ status, reason }) => REFUSALS.includes(status) && reason !== "kicked";
-const isWaiting = (token) => Boolean(token?.streamToken) && token.username === ""; // a session: nobody is logged in
+const isWaiting = (token) => Boolean(token?.streamToken) && token.username === ""; // a session without a user
 const areSame = (some, others) => some.size === others.size && [...some].every((one) => others.has(one));
 
 /** Tells whether an event id stands at or before another one of the same log. */
@@ -120,7 +120,7 @@ export class Stream extends EventTarget {
     const covered = (channels) => [...channels].filter((channel) => isCovered(channel, this.#carried));
     this.#heed(this.#views.size || this.#ended.size ? settings.token : null);
     if (!this.#views.size) return this.#resumes ? this.#close() : this.#drop();
-    if (isWaiting(settings.token)) return; // a stream that is open ends by itself
+    if (isWaiting(settings.token)) return; // an open stream is ended by its client
     const wanted = new Set([...this.#views].flatMap((view) => [...view.channels]));
     const kept = covered(wanted);
     if (url !== this.#url || !kept.length) this.#drop(); // nothing is left of what it was
