@@ -130,11 +130,12 @@ class SSEApp:
     def application(self) -> web.Application:
         """Return a complete application: the API, the pages, and a JSON answer for every other path."""
         parts = {"node": self.node}
+        start_page = "market.html" if self.node.settings.demo else "index.html"
         pages.read_ahead()
         return Application(
             [
                 *self.routes(),
-                URLSpec(r"/", pages.StartPageHandler, parts),
+                URLSpec(r"/", pages.PageHandler, parts | {"file": start_page}),
                 URLSpec(r"/admin", pages.PageHandler, parts | {"file": "admin/index.html"}),
                 URLSpec(r"/docs/([a-z-]+\.md)", pages.DocumentHandler, parts),
                 URLSpec(r"/static/(.*)", pages.StaticHandler, parts),

@@ -1,7 +1,7 @@
 // A React hook on top of the client. What it starts ends with the component that uses it.
 
 import { useEffect, useRef, useState, useSyncExternalStore } from "react";
-import { Followed, INITIAL } from "./parts/followed.js";
+import { StreamState, INITIAL } from "./parts/stream-state.js";
 import { defaults } from "./parts/settings.js";
 
 export { configureSSE } from "./parts/settings.js";
@@ -9,7 +9,7 @@ export { configureSSE } from "./parts/settings.js";
 /** A stream, its state as `useSyncExternalStore` wants it, and the functions of the hook: the same in each rendering. */
 function createStore(latest) {
   const listeners = new Set();
-  const followed = new Followed(
+  const followed = new StreamState(
     () => latest.current,
     () => listeners.forEach((listener) => listener()),
   );

@@ -1,6 +1,6 @@
 // A Svelte store on top of the client. It needs nothing of Svelte: what has `subscribe` is a store.
 
-import { Followed } from "./parts/followed.js";
+import { StreamState } from "./parts/stream-state.js";
 import { defaults } from "./parts/settings.js";
 
 export { configureSSE } from "./parts/settings.js";
@@ -11,7 +11,7 @@ export { configureSSE } from "./parts/settings.js";
  */
 export function sseStore(url, { channels, ...options } = {}) {
   const subscribers = new Set();
-  const followed = new Followed(
+  const followed = new StreamState(
     () => options,
     () => subscribers.forEach((run) => run(followed.state)),
   );

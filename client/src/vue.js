@@ -1,11 +1,11 @@
 // Vue 3 composables on top of the client. All they start ends with the component, or effect scope, that called them.
 
 import { computed, getCurrentInstance, getCurrentScope, onMounted, onScopeDispose, reactive, ref, shallowRef, toValue, watch } from "vue";
-import { Followed, INITIAL } from "./parts/followed.js";
+import { StreamState, INITIAL } from "./parts/stream-state.js";
 import { defaults } from "./parts/settings.js";
 
 export { configureSSE } from "./parts/settings.js";
-export { useAlertsSSE, useBacktestSSE, useDashboardSSE, useTrainingSSE } from "./parts/original.js";
+export { useAlertsSSE, useBacktestSSE, useDashboardSSE, useTrainingSSE } from "./parts/drop-in.js";
 
 /**
  * A stream as reactive state. `lastEvent` shows the last event of a burst; the `onEvent` option sees each. The URL and
@@ -14,7 +14,7 @@ export { useAlertsSSE, useBacktestSSE, useDashboardSSE, useTrainingSSE } from ".
 export function useSSE(url, { channels, ...options } = {}) {
   const refs = Object.fromEntries(Object.entries(INITIAL).map(([name, value]) => [name, shallowRef(value)]));
   const publish = (changes) => Object.keys(changes).forEach((name) => (refs[name].value = changes[name]));
-  const followed = new Followed(() => options, publish);
+  const followed = new StreamState(() => options, publish);
   const target = () => [toValue(url), toValue(channels)];
 
   followed.go(...target());

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, NamedTuple, get_args
 
-from sse_app.client.small_http import Answer, Request, SmallServer
+from sse_app.client.fake_http import Answer, Request, SmallServer
 from sse_app.core.channels import ChannelPatterns, parse_channel, parse_channels
 from sse_app.core.errors import InvalidChannel, InvalidInput
 from sse_app.core.events import FINAL, TEXT, EventId, NewEvent, new_event, timestamp

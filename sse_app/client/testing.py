@@ -16,9 +16,9 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self, TypeVar
 
+from sse_app.client.fake_http import Answer
 from sse_app.client.fake_state import FakeState, OpenStream, Planned, Published, Where, checked_event, refusal
 from sse_app.client.loop_thread import LoopThread
-from sse_app.client.small_http import Answer
 from sse_app.core.channels import ChannelPatterns
 from sse_app.core.sse import encode_closing
 

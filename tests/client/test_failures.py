@@ -4,43 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 import httpx
 import pytest
 
 from sse_app import client
 from sse_app.client import Connected, Event, Refused, Stream, Waiting
-from tests.support.failures import FAILURES, name, table
+from tests.support.failures import FAILURES, Row, answer, name, rows, table
 from tests.support.python_client import run
 from tests.support.server_process import ROOT
 from tests.support.stream_script import Script, answer_json, connected, event, status, stream
 
 STREAM, RENEWAL, TOKEN = "/sse/news", "/renew", "/token"
 QUICK = client.Backoff(0.02, 0.1)
-CLOSED: list[bytes | float | None] = []
-Row = dict[str, Any]
-
-
-def rows(where: str) -> list[Row]:
-    return [row for row in FAILURES if row["where"] == where]
-
-
-def answer(row: Row) -> list[bytes | float | None]:
-    """Return what the server answers when this happens."""
-    if "status" in row:
-        headers = [f"Retry-After: {row['retry_after']}"] if "retry_after" in row else []
-        if "code" in row:
-            return answer_json(row["status"], {"error": {"code": row["code"], "message": "words"}}, *headers)
-        return status(row["status"], b"", *headers)
-    match row["what"]:
-        case "no answer":
-            return CLOSED
-        case "silence":
-            return [None]
-        case "not an event stream":
-            return status(200, b"<h1>Please log in to this network</h1>", "Content-Type: text/html")
-    raise AssertionError(row)
 
 
 class Listener:

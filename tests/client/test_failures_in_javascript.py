@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import parse_qs
 
 import pytest
 
-from tests.support.failures import FAILURES, name
+from tests.support.failures import Row, answer, name, rows
 from tests.support.node_clients import NodeClients, Note, node_clients
 from tests.support.python_client import run
 from tests.support.stream_script import Script, answer_json, connected, event, status, stream
@@ -18,35 +18,11 @@ from tests.support.stream_script import Script, answer_json, connected, event, s
 pytestmark = [pytest.mark.node, pytest.mark.slow]
 
 STREAM, RENEWAL, TOKEN = "/sse/news", "/renew", "/token"
-Row = dict[str, Any]
 Answers = list[list[bytes | float | None]]
 
 GOOD = stream(connected(), event("news", "news", "e-2"), None)
 TOKENS: Answers = [status(200, b"one"), status(200, b"two"), status(200, b"three")]
 RENEWED = answer_json(200, {"renewed": 1, "expires_in": 600})
-
-
-def rows(where: str) -> list[Row]:
-    return [row for row in FAILURES if row["where"] == where]
-
-
-def answer(row: Row) -> list[bytes | float | None]:
-    """Return what the server answers when this happens."""
-    if "status" in row:
-        headers = [f"Retry-After: {row['retry_after']}"] if "retry_after" in row else []
-        if "code" in row:
-            return answer_json(row["status"], {"error": {"code": row["code"], "message": "words"}}, *headers)
-        return status(row["status"], b"", *headers)
-    match row["what"]:
-        case "no answer":
-            return []
-        case "any other error":
-            return status(418)
-        case "silence":
-            return [None]
-        case "not an event stream":
-            return status(200, b"<h1>Please log in to this network</h1>", "Content-Type: text/html")
-    raise AssertionError(row)
 
 
 class Listener(NamedTuple):

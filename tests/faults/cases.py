@@ -23,6 +23,6 @@ def assert_all_is_accounted_for(name: str, way: str) -> None:
     print(f"python -m tests.faults --fault '{name}' --way '{way}' --times {times} --seed {seed}")
     result = run_once(name, way, times, seed)
     assert not result.failure, result.failure
-    assert result.findings == []
+    assert not result.findings, "\n".join(result.findings)
     assert result.acknowledged > 0
     assert result.received > 0

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.support.full_disk import fill_up
 from tests.support.programs import compiled, require
 
 LIBRARY = Path(__file__).with_name("disk.c")
@@ -80,13 +81,7 @@ class Disk:
     def full(self) -> Iterator[None]:
         """Leave no room on it meanwhile; it is a small one (`small`)."""
         ballast = self._state / "ballast"
-        with ballast.open("wb", buffering=0) as file:
-            for size in (1 << 16, 1 << 12):
-                try:
-                    while True:
-                        file.write(bytes(size))
-                except OSError:
-                    continue
+        fill_up(ballast)
         yield
         ballast.unlink()
 

@@ -6,7 +6,6 @@ python -m tests.faults.soak [--way NAME] [--seconds N] [--seed N] [--results FIL
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import sys
 import tempfile
@@ -23,8 +22,8 @@ from tests.faults.journal import AnyRecord, Opened, Received, Sent
 from tests.faults.run import Needs, Run
 from tests.faults.ways import WAYS
 from tests.support.upgradable import Upgradable
+from tests.support.usage import MEBIBYTE, Usage
 
-MEBIBYTE = 2**20
 PARTS = 20
 """Into so many parts the time is divided, and each part has one value."""
 
@@ -102,13 +101,12 @@ def soak(way: str, seconds: float, seed: int) -> Soak:
 
 def _held(servers: Sequence[Upgradable]) -> tuple[float, float, float]:
     """Return the memory in MiB, the descriptors and the threads of servers."""
-    resident = descriptors = threads = 0.0
-    for server in servers:
-        proc = Path(f"/proc/{server.pid}")
-        resident += int((proc / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / MEBIBYTE
-        descriptors += len(list((proc / "fd").iterdir()))
-        threads += len(list((proc / "task").iterdir()))
-    return resident, descriptors, threads
+    usages = [Usage(server.pid) for server in servers]
+    return (
+        sum(usage.resident for usage in usages) / MEBIBYTE,
+        sum(usage.descriptors for usage in usages),
+        sum(usage.threads for usage in usages),
+    )
 
 
 def _parts(held: list[tuple[float, float, float]]) -> list[list[tuple[float, float, float]]]:

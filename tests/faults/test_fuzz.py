@@ -5,12 +5,10 @@ The long forms ask as often as they can in some minutes.
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -26,9 +24,9 @@ from sse_app.core.events import EventId
 from sse_app.settings.loader import load_settings
 from tests.support.server_process import ServerProcess, running
 from tests.support.sse_reader import EventStreamReader
+from tests.support.usage import MEBIBYTE, Usage
 from tests.support.waiting import until
 
-MEBIBYTE = 2**20
 PASSWORD = "correct horse battery"
 
 TOKENS = st.sampled_from([b"STREAM", b"ACCESS", b"", b"x.y.z", b"%00", b"STREAM.STREAM"])
@@ -155,17 +153,6 @@ def requests(draw: st.DrawFn) -> bytes:
     return bytes(made)
 
 
-class Held:
-    """What a server holds."""
-
-    def __init__(self, server: ServerProcess) -> None:
-        assert server.process is not None
-        proc = Path(f"/proc/{server.process.pid}")
-        self.resident = int((proc / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-        self.descriptors = len(list((proc / "fd").iterdir()))
-        self.threads = len(list((proc / "task").iterdir()))
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     settings = {"KEEPALIVE__PING_INTERVAL": 1, "LIMITS__CONNECTIONS_PER_ADDRESS": 1000}
@@ -209,11 +196,13 @@ def test_no_made_up_request_is_a_5xx_or_leaves_anything(server: ServerProcess, c
             b"GET /api/v1/sse/dashboard?token=" + tokens[b"STREAM"] + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
         )
     settle(server)
-    before = Held(server)
+    assert server.process is not None
+    pid = server.process.pid
+    before = Usage(pid)
     ask()
     settle(server)
-    until(lambda: Held(server).descriptors <= before.descriptors, "no connection is left")
-    after = Held(server)
+    until(lambda: Usage(pid).descriptors <= before.descriptors, "no connection is left")
+    after = Usage(pid)
     assert after.threads <= before.threads + 4  # those of pools come when they are needed, and stay
     assert after.resident < before.resident + 16 * MEBIBYTE + 200 * count
 

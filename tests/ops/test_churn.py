@@ -3,42 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from tests.support.server_process import ServerProcess
+from tests.support.usage import MEBIBYTE, Usage
 from tests.support.waiting import until_async
 
 Start = Callable[..., ServerProcess]
 
-MEBIBYTE = 2**20
 PASSWORD = "correct horse battery"
 RATE = 50.0
 """What the clients do together, in actions a second."""
 MOST_STREAMS = 100
-
-
-class Usage:
-    """What a server holds at one time."""
-
-    def __init__(self, server: ServerProcess) -> None:
-        assert server.process is not None
-        proc = Path(f"/proc/{server.process.pid}")
-        self.resident = int((proc / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-        self.descriptors = len(list((proc / "fd").iterdir()))
-        self.threads = len(list((proc / "task").iterdir()))
-
-    def __repr__(self) -> str:
-        return f"{self.resident / MEBIBYTE:.1f} MiB, {self.descriptors} descriptors, {self.threads} threads"
 
 
 class Stream:
@@ -218,7 +202,8 @@ async def test_clients_that_come_and_go_leave_nothing_behind(
         await churn.run(span)
         await until_async(lambda: streams(server) == 0, "no stream is open")
         await asyncio.sleep(1)
-        usages.append(Usage(server))
+        assert server.process is not None
+        usages.append(Usage(server.process.pid))
         print(usages[-1], dict(churn.done))
     before, after = usages
     assert after.resident < before.resident + 10 * MEBIBYTE

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from tests.support.fleet import Client, assert_all_received
+from tests.support.full_disk import fill_up
 from tests.support.service import Service
 from tests.support.systemd_manager import Manager
 from tests.support.waiting import until
@@ -98,19 +99,6 @@ def small_disk(manager: Manager) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def fill_up(folder: Path) -> Path:
-    """Take all the room that there is, and return the file that has it."""
-    file = folder / "full"
-    with file.open("wb", buffering=0) as writer:
-        for size in (65536, 4096, 1):
-            try:
-                while True:
-                    writer.write(b"x" * size)
-            except OSError:
-                continue
-    return file
-
-
 def test_a_restart_while_the_disk_is_full_keeps_the_streams_and_refuses_events_until_there_is_room(
     small_disk: Path, start_service: Callable[..., Service]
 ) -> None:
@@ -127,7 +115,8 @@ def test_a_restart_while_the_disk_is_full_keeps_the_streams_and_refuses_events_u
             ids.append(answer.json()["id"])
         return answer.status_code
 
-    full = fill_up(small_disk)
+    full = small_disk / "full"
+    fill_up(full)
     until(lambda: publish(100_000) == 503, "the disk is full", pause=0)
     service.restart()
     assert publish(100_000) == 503

@@ -7,8 +7,11 @@ from itertools import groupby
 from typing import Any
 
 from tests.support.server_process import ROOT
+from tests.support.stream_script import answer_json, status
 
-FAILURES: list[dict[str, Any]] = json.loads((ROOT / "tests/client/failures.json").read_text())
+Row = dict[str, Any]
+
+FAILURES: list[Row] = json.loads((ROOT / "tests/client/failures.json").read_text())
 """Each with ``where`` it happens, what happens there, and what the client does ``then``.
 
 What happens is a ``status`` (with the server's ``code`` and ``retry_after`` seconds where they matter), the reason of
@@ -35,7 +38,31 @@ THEN = {
 }
 
 
-def name(row: dict[str, Any]) -> str:
+def rows(where: str) -> list[Row]:
+    """Return the failures that happen there."""
+    return [row for row in FAILURES if row["where"] == where]
+
+
+def answer(row: Row) -> list[bytes | float | None]:
+    """Return what a scripted server answers when this happens; nothing closes the connection."""
+    if "status" in row:
+        headers = [f"Retry-After: {row['retry_after']}"] if "retry_after" in row else []
+        if "code" in row:
+            return answer_json(row["status"], {"error": {"code": row["code"], "message": "words"}}, *headers)
+        return status(row["status"], b"", *headers)
+    match row["what"]:
+        case "no answer":
+            return []
+        case "any other error":
+            return status(418)
+        case "silence":
+            return [None]
+        case "not an event stream":
+            return status(200, b"<h1>Please log in to this network</h1>", "Content-Type: text/html")
+    raise AssertionError(row)
+
+
+def name(row: Row) -> str:
     """Return a failure in some words, as the name of a test."""
     parts = (
         row["where"],
@@ -62,11 +89,11 @@ def table() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _outcome(row: dict[str, Any]) -> tuple[str, str, str, str]:
+def _outcome(row: Row) -> tuple[str, str, str, str]:
     return row["where"], row["then"], row.get("reason", ""), row.get("python", "")
 
 
-def _what(row: dict[str, Any]) -> str:
+def _what(row: Row) -> str:
     closing = row.get("closing")
     if closing and row.get("retry"):
         return "with a `retry`"

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.support.full_disk import fill_up
 from tests.support.programs import require, unavailable
 
 NOWHERE = "02:00:00:00:00:fe"
@@ -33,13 +34,7 @@ class SmallDisk:
 
     def fill(self) -> None:
         """Leave no room on it."""
-        with (self._directory / "ballast").open("ab", buffering=0) as ballast:
-            for size in (1 << 20, 1 << 12):
-                try:
-                    while True:
-                        ballast.write(bytes(size))
-                except OSError:
-                    continue
+        fill_up(self._directory / "ballast")
 
     def empty(self) -> None:
         """Have room again."""

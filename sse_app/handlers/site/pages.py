@@ -61,13 +61,14 @@ def content_of(path: Path) -> bytes:
 
 
 @cache
-def _links() -> str:
+def _links() -> bytes:
     """Return the documents as items of a list, each by its title, which is its first line."""
     titles = {name: content_of(path).decode().partition("\n")[0] for name, path in documents().items()}
-    return "".join(
+    items = (
         f'<li><a href="/docs/{name}">{html.escape(title.lstrip("# "))}</a></li>'
         for name, title in titles.items()
     )
+    return "".join(items).encode()
 
 
 class _PageHeaders(ApiHandler):
@@ -82,7 +83,7 @@ class _PageHeaders(ApiHandler):
 
 
 class PageHandler(_PageHeaders):
-    """``GET /admin``: a page, which is public; what it shows takes a login."""
+    """``GET /`` and ``GET /admin``: the pages, which are public; what the dashboard shows takes a login."""
 
     def initialize(self, node: Node, file: str) -> None:  # type: ignore[override]
         """Take the node, and the page's file."""
@@ -90,25 +91,9 @@ class PageHandler(_PageHeaders):
         self._file = file
 
     def get(self) -> None:
-        """Send the page."""
+        """Send the page, with links to the documents where it wants them."""
         self.set_header("Content-Type", "text/html; charset=utf-8")
-        self.write(self.content())
-
-    def content(self) -> bytes:
-        """Return the page."""
-        return content_of(STATIC / self._file)
-
-
-class StartPageHandler(PageHandler):
-    """``GET /``: what this server is and how it does, with what the public status says; or the page of the demo."""
-
-    def initialize(self, node: Node) -> None:  # type: ignore[override]
-        """Take the node, and the page that its settings name."""
-        super().initialize(node, "market.html" if node.settings.demo else "index.html")
-
-    def content(self) -> bytes:
-        """Return the page, with links to the documents that are there."""
-        return super().content().replace(b"<!-- documents -->", _links().encode())
+        self.write(content_of(STATIC / self._file).replace(b"<!-- documents -->", _links()))
 
 
 class DocumentHandler(_PageHeaders):

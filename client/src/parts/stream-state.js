@@ -1,6 +1,6 @@
 // A stream and its state, for any framework: Vue has it as refs, React and Svelte as a value that is replaced.
 
-import { Stream } from "./many.js";
+import { Stream } from "./shared-stream.js";
 import { complete, defaults, placeOf } from "./settings.js";
 
 const NOWHERE = { url: "", channels: new Set() };
@@ -15,7 +15,7 @@ export const INITIAL = Object.freeze({
   retryCount: 0,
 });
 
-export class Followed {
+export class StreamState {
   state = INITIAL;
   #options; // returns the options as they are now
   #publish;

@@ -2,7 +2,7 @@
 // stream of the application, which `configureSSE` sets up.
 
 import { computed, getCurrentInstance, getCurrentScope, isRef, onMounted, onScopeDispose, ref, shallowRef, toValue, watch } from "vue";
-import { Stream } from "./many.js";
+import { Stream } from "./shared-stream.js";
 import { complete, defaults, onConfigured, placeOf } from "./settings.js";
 
 const TAKERS = ["onUpdate", "onMessage", "onProgress", "onAlert"]; // options that take what an event says
