@@ -29,13 +29,14 @@ quick: .venv/installed check
 test-long: .venv/installed
 	@$(BIN)/python -m pytest --numprocesses=2 --dist=load -m long
 
-# Harm done to servers in each way to run them, and an account of every event. Minutes; and about an hour, of which
+# Harm done to servers in each way to run them, and an account of every event. Minutes; and some hours, of which
 # docs/reliability.md is made.
 test-faults: .venv/installed
 	@$(BIN)/python -m tests.faults --at-once 4
 
 test-faults-long: .venv/installed
-	@$(BIN)/python -m tests.faults --long --at-once 2 --results tests/faults/results.jsonl
+	@$(BIN)/python -m tests.faults --long --at-once 2 --results tests/faults/results/faults.jsonl
+	@$(BIN)/python -m tests.faults.soak --results tests/faults/results/soaks.jsonl
 	@$(BIN)/python -m tests.faults.bugs
 	@$(BIN)/python -m tests.faults.report
 

@@ -5,6 +5,7 @@ This module is imported at the first request for them: its library takes as long
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from typing import Any
 
@@ -89,6 +90,11 @@ class NodeMetrics(Collector):
         """Yield each metric with its value of this moment."""
         hub = self._hub
         yield GaugeMetricFamily("sse_app_uptime_seconds", "Time since the start.", self._lifecycle.uptime)
+        yield GaugeMetricFamily(
+            "sse_app_tasks",
+            "Tasks of the event loop: what is being done or waited for.",
+            len(asyncio.all_tasks()),
+        )
         ready = self._readiness.obstacle() is None
         yield GaugeMetricFamily(
             "sse_app_ready", "Whether the server is ready, as /readyz says.", float(ready)

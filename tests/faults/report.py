@@ -5,49 +5,54 @@ python -m tests.faults.report
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
 from tests.faults.accountant import Mistake
 from tests.faults.catalogue import CATALOGUE
 from tests.faults.run import Result
+from tests.faults.soak import Soak, plot
+from tests.faults.ways import WAYS
 
-RESULTS = Path(__file__).with_name("results.jsonl")
-DOCUMENT = Path(__file__).parents[2] / "docs/reliability.md"
+RESULTS = Path(__file__).with_name("results")
+FAULTS, SOAKS = RESULTS / "faults.jsonl", RESULTS / "soaks.jsonl"
 
-OTHERS = (
-    Mistake.MISORDERED,
-    Mistake.INVENTED,
-    Mistake.TWO_EVENTS,
-    Mistake.NEEDLESS_RESET,
-    Mistake.FALSE_POSITION,
-    Mistake.UNTOLD,
-    Mistake.MALFORMED,
-)
+DOCS = Path(__file__).parents[2] / "docs"
+DOCUMENT = DOCS / "reliability.md"
+
+PROMISES: Mapping[str, Sequence[Mistake]] = {
+    "An event that was acknowledged is in the log": [Mistake.LOST],
+    "A client is sent what follows its position, or is told by `reset` that it cannot be": [
+        Mistake.SILENT_GAP,
+        Mistake.FALSE_POSITION,
+    ],
+    "It is sent each event once, in the order of the ids; a request that is repeated with its key is stored once": [
+        Mistake.DOUBLED,
+        Mistake.MISORDERED,
+    ],
+    "An id stands for one event for ever": [Mistake.TWO_EVENTS],
+    "What was refused, or never published, is neither stored nor sent": [Mistake.INVENTED],
+    "A `reset` comes only where something is missing": [Mistake.NEEDLESS_RESET],
+    "A stream ends with `closing` where there is time for it": [Mistake.UNTOLD],
+    "What is sent is as the format says": [Mistake.MALFORMED],
+}
+
+APART = (Mistake.LOST, Mistake.DOUBLED, Mistake.SILENT_GAP)
+"""The mistakes that have a column of their own."""
 
 HEADER = """# Reliability: what was tried, and what became of each event
 
 Publishers and clients are processes of their own. Each writes down what it sends, what it is answered, and what it is
 sent. Meanwhile something is done to the servers. In the end an accountant, which knows nothing of the program, compares
-all journals with each other and with what the log has, client by client:
-
-- **lost**: an event was acknowledged, and is not in the log;
-- **doubled**: a client was sent an event twice, or a request that was repeated with its key is in the log twice;
-- **silent gaps**: a client was not sent an event that was due to it, and no `reset` told it so;
-- **others**: an id for two events; an order that is not that of the ids, or of the acknowledgements; an event that
-  was not published, or was refused; a `reset` where nothing was missing; a `connected` that is not at the position
-  asked for; a stream that ended without `closing` although there was time for it, or is not as the format says.
-
-**Longest silence** is the longest time in which no publisher got an acknowledgement: what a fault costs in time.
+all journals with each other and with what the log has, client by client.
 
     make test-faults            each fault a few times: some minutes
-    make test-faults-long       each many times: about an hour
-    python -m tests.faults --fault 'kill -9' --way 'one process' --times 20 --seed 42
+    make test-faults-long       each many times, an hour of a steady load, and bugs that were put in on purpose
 
-Each run prints its seed; a run with that seed makes the same choices. `python -m tests.faults.bugs` puts six bugs into
-copies of the program, one at a time, and shows that each is found.
+Each run prints its seed; a run with that seed makes the same choices, at moments that are the machine's.
 """
 
 COLUMNS = (
@@ -60,70 +65,133 @@ COLUMNS = (
     "silent gaps",
     "others",
     "resets",
-    "longest silence",
-    "run",
+    "back after",
+    "seed",
 )
 
+EXPLAINED = """*Received* is summed over all clients. *Others* are the other broken promises of the table above. *Resets* are those
+that had to come. *Back after* is the longest time in which no publisher got an acknowledgement: the fault itself, and
+what it takes to serve again.
+"""
 
-def read_results() -> list[Result]:
-    """Return the results that are kept, of each fault and way the last."""
-    last: dict[tuple[str, str], Result] = {}
-    decoder = msgspec.json.Decoder(Result)
-    for line in RESULTS.read_bytes().splitlines():
+STEADY = """## An hour of a steady load
+
+Publishers, and clients that come and go, with nothing done to the servers: what these hold stays as it was.
+
+    python -m tests.faults.soak --way WAY --seconds SECONDS --seed SEED
+"""
+
+AnyResult = TypeVar("AnyResult", Result, Soak)
+
+
+def read(path: Path, kind: type[AnyResult]) -> list[AnyResult]:
+    """Return the results that a file has, of each fault and way the last."""
+    last: dict[tuple[str, str], AnyResult] = {}
+    decoder = msgspec.json.Decoder(kind)
+    for line in path.read_bytes().splitlines():
         result = decoder.decode(line)
-        last[result.fault, result.way] = result
+        last[result.fault if isinstance(result, Result) else "", result.way] = result
     return list(last.values())
 
 
-def document(results: Sequence[Result]) -> str:
+def document(results: Sequence[Result], soaks: Sequence[Soak]) -> str:
     """Return the page."""
-    lines = [HEADER]
+    parts = [HEADER, _promises(results)]
     order = {name: number for number, name in enumerate(CATALOGUE)}
-    for way in dict.fromkeys(way for fault in CATALOGUE.values() for way in fault.ways):
+    for way in WAYS:
         of_way = sorted(
             (result for result in results if result.way == way), key=lambda result: order[result.fault]
         )
-        lines += [
-            f"## {way[0].upper()}{way[1:]}",
-            "",
-            f"| {' | '.join(COLUMNS)} |",
-            f"|---|{'--:|' * (len(COLUMNS) - 2)}---|",
-        ]
-        lines += map(_row, of_way)
-        lines.append(f"| **all** | {_sums(of_way)} | | |")
-        lines.append("")
-    return "\n".join(lines)
+        parts.append(_way(way, of_way))
+    parts.append(_steady(sorted(soaks, key=lambda soak: [*WAYS].index(soak.way))))
+    return "\n".join(parts)
 
 
-def _row(result: Result) -> str:
-    silence = f"{result.silence:.2f} s"
-    run = f"{result.date}, {result.commit}, seed {result.seed}"
-    return f"| {result.fault} | {_sums([result])} | {silence} | {run} |"
+def _promises(results: Sequence[Result]) -> str:
+    rows = [
+        "## The promises",
+        "",
+        f"Over all runs below: {sum(result.times for result in results):,} faults, "
+        f"{sum(result.acknowledged for result in results):,} events acknowledged, "
+        f"{sum(result.received for result in results):,} received on "
+        f"{sum(result.streams for result in results):,} streams.",
+        "",
+        "| promise | what the accountant calls it if broken | found |",
+        "|---|---|--:|",
+    ]
+    rows += [
+        f"| {promise} | {', '.join(mistakes)} | {_count(results, mistakes):,} |"
+        for promise, mistakes in PROMISES.items()
+    ]
+    return "\n".join([*rows, ""])
+
+
+def _way(way: str, results: Sequence[Result]) -> str:
+    runs = sorted({(result.date, result.commit) for result in results})
+    rows = [
+        f"## {way[0].upper()}{way[1:]}",
+        "",
+        f"Run on {'; '.join(f'{date}, commit {commit}' for date, commit in runs)}. A row is run again by",
+        "",
+        f"    python -m tests.faults --way '{way}' --fault FAULT --times TIMES --seed SEED",
+        "",
+        f"| {' | '.join(COLUMNS)} |",
+        f"|---|{'--:|' * (len(COLUMNS) - 1)}",
+    ]
+    rows += [
+        f"| {result.fault} | {_sums([result])} | {result.silence:.2f} s | {result.seed} |"
+        for result in results
+    ]
+    rows.append(f"| **all** | {_sums(results)} | | |")
+    return "\n".join([*rows, "", EXPLAINED] if way == next(iter(WAYS)) else [*rows, ""])
 
 
 def _sums(results: Sequence[Result]) -> str:
-    def total(*mistakes: Mistake) -> int:
-        return sum(result.found.get(mistake.value, 0) for result in results for mistake in mistakes)
-
+    others = [mistake for mistake in Mistake if mistake not in APART]
     numbers = (
         sum(result.times for result in results),
         sum(result.acknowledged for result in results),
         sum(result.received for result in results),
-        total(Mistake.LOST),
-        total(Mistake.DOUBLED),
-        total(Mistake.SILENT_GAP),
-        total(*OTHERS),
+        *(_count(results, [mistake]) for mistake in APART),
+        _count(results, others),
         sum(result.resets for result in results),
     )
     return " | ".join(f"{number:,}" for number in numbers)
 
 
+def _count(results: Sequence[Result], mistakes: Sequence[Mistake]) -> int:
+    return sum(result.found.get(mistake.value, 0) for result in results for mistake in mistakes)
+
+
+def _steady(soaks: Sequence[Soak]) -> str:
+    rows = [
+        STEADY,
+        "| servers | minutes | acknowledged | received | streams | mistakes | memory at first | in the end | run |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|---|",
+    ]
+    rows += [
+        f"| {soak.way} | {soak.seconds / 60:.0f} | {soak.acknowledged:,} | {soak.received:,} | {soak.streams:,} | "
+        f"{sum(soak.found.values())} | {soak.resident[0]:.0f} MiB | {soak.resident[-1]:.0f} MiB | "
+        f"{soak.date}, commit {soak.commit}, seed {soak.seed} |"
+        for soak in soaks
+    ]
+    rows.append("")
+    rows += [f"![{soak.way}]({_picture(soak)})\n" for soak in soaks]
+    return "\n".join(rows)
+
+
+def _picture(soak: Soak) -> str:
+    return f"images/soak-{soak.way.replace(' ', '-')}.svg"
+
+
 def main() -> None:
-    results = read_results()
+    results, soaks = read(FAULTS, Result), read(SOAKS, Soak)
     failed = [f"{result.fault}, {result.way}: {result.failure}" for result in results if result.failure]
     if failed:
         raise SystemExit("\n".join(failed))
-    DOCUMENT.write_text(document(results))
+    DOCUMENT.write_text(document(results, soaks))
+    for soak in soaks:
+        (DOCS / _picture(soak)).write_text(plot(soak))
 
 
 if __name__ == "__main__":

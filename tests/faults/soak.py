@@ -1,20 +1,25 @@
 """A steady load for a long time: what the servers hold, and how long events take, stays as it was.
 
-python -m tests.faults.soak [--way NAME] [--seconds N] [--seed N] [--results FILE] [--plot FILE]
+python -m tests.faults.soak [--way NAME] [--seconds N] [--seed N] [--results FILE]
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import random
+import re
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from html import escape
 from pathlib import Path
 from statistics import median, quantiles
+from typing import NamedTuple
 
+import httpx
 import msgspec
 
 from tests.faults.catalogue import commit
@@ -41,7 +46,7 @@ class Soak(msgspec.Struct, kw_only=True):
 
     Attributes:
         resident: memory of all servers, in MiB.
-        descriptors, threads: open in all of them.
+        descriptors, threads, tasks: in all of them.
         median, p99: of the time from the sending of an event to its receipt, in ms.
         found: how often each mistake was found.
     """
@@ -57,6 +62,7 @@ class Soak(msgspec.Struct, kw_only=True):
     resident: list[float]
     descriptors: list[float]
     threads: list[float]
+    tasks: list[float]
     median: list[float]
     p99: list[float]
     found: dict[str, int]
@@ -67,9 +73,19 @@ class Soak(msgspec.Struct, kw_only=True):
         return median(values[-quarter:]) - median(values[quarter : 2 * quarter])
 
 
+class _Held(NamedTuple):
+    """What all servers hold at a moment."""
+
+    resident: float
+    """In MiB."""
+    descriptors: int
+    threads: int
+    tasks: float
+
+
 def soak(way: str, seconds: float, seed: int) -> Soak:
     """Keep up the load for so many seconds."""
-    held: list[tuple[float, float, float]] = []
+    held: list[_Held] = []
     with (
         tempfile.TemporaryDirectory(prefix="sse-soak-") as directory,
         Run(way, Path(directory), seed, LOAD) as run,
@@ -77,8 +93,8 @@ def soak(way: str, seconds: float, seed: int) -> Soak:
         run.advance(100)
         begun = time.monotonic()
         while (now := time.monotonic()) < begun + seconds:
-            held.append(_held(run.servers))
-            time.sleep(max(0.0, min(1.0, begun + seconds - now)))
+            held.append(_measure(run.servers))
+            time.sleep(min(1.0, seconds / 100, begun + seconds - now))
         verdict = run.settle()
         latencies = _latencies(run.journals(), begun, seconds)
     return Soak(
@@ -90,26 +106,31 @@ def soak(way: str, seconds: float, seed: int) -> Soak:
         acknowledged=verdict.acknowledged,
         received=verdict.received,
         streams=verdict.streams,
-        resident=[median(one[0] for one in part) for part in _parts(held)],
-        descriptors=[median(one[1] for one in part) for part in _parts(held)],
-        threads=[median(one[2] for one in part) for part in _parts(held)],
+        resident=[median(one.resident for one in part) for part in _parts(held)],
+        descriptors=[median(one.descriptors for one in part) for part in _parts(held)],
+        threads=[median(one.threads for one in part) for part in _parts(held)],
+        tasks=[median(one.tasks for one in part) for part in _parts(held)],
         median=[1000 * median(part) for part in latencies],
         p99=[1000 * quantiles(part, n=100)[-1] for part in latencies],
         found=verdict.counts(),
     )
 
 
-def _held(servers: Sequence[Upgradable]) -> tuple[float, float, float]:
-    """Return the memory in MiB, the descriptors and the threads of servers."""
+def _measure(servers: Sequence[Upgradable]) -> _Held:
     usages = [Usage(server.pid) for server in servers]
-    return (
+    tasks: dict[str, str] = {}
+    for server in servers:  # the answer of a worker has the tasks of all workers
+        metrics = httpx.get(f"{server.url}/metrics", timeout=60).text
+        tasks |= dict(re.findall(r"^(sse_app_tasks\S*) (\S+)$", metrics, re.MULTILINE))
+    return _Held(
         sum(usage.resident for usage in usages) / MEBIBYTE,
         sum(usage.descriptors for usage in usages),
         sum(usage.threads for usage in usages),
+        sum(map(float, tasks.values())),
     )
 
 
-def _parts(held: list[tuple[float, float, float]]) -> list[list[tuple[float, float, float]]]:
+def _parts(held: list[_Held]) -> list[list[_Held]]:
     size = len(held) / PARTS
     return [held[int(part * size) : int((part + 1) * size)] for part in range(PARTS)]
 
@@ -140,17 +161,19 @@ def plot(result: Soak) -> str:
     charts = {
         "memory, MiB": result.resident,
         "file descriptors": result.descriptors,
+        "tasks": result.tasks,
         "event to client, median, ms": result.median,
         "event to client, p99, ms": result.p99,
     }
     width, height, left = 720, 110, 210
-    minutes = f"{result.seconds / 60:g} minutes"
+    minutes = f"{result.seconds / 60:.0f} minutes"
     title = f"{result.way}: {minutes}, {result.acknowledged:,} events, {result.streams:,} streams"
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{40 + height * len(charts)}" '
         f'role="img" aria-label="{escape(title)}">',
         "<style>text { font: 13px system-ui, sans-serif; fill: #57606a } "
-        "polyline { fill: none; stroke: #0969da; stroke-width: 2 } line { stroke: #8c959f; stroke-width: 0.5 }</style>",
+        "polyline { fill: none; stroke: #0969da; stroke-width: 2 } line { stroke: #8c959f; stroke-width: 0.5 } "
+        "@media (prefers-color-scheme: dark) { text { fill: #b0b8c1 } polyline { stroke: #6cb6ff } }</style>",
         f'<text x="8" y="24">{escape(title)}</text>',
     ]
     for number, (name, values) in enumerate(charts.items()):
@@ -171,30 +194,42 @@ def plot(result: Soak) -> str:
     return "\n".join([*parts, "</svg>\n"])
 
 
+def tell(result: Soak) -> None:
+    """Print what became of it."""
+    print(f"{result.way}, {result.seconds:g} s, --seed {result.seed}: ", end="")
+    print(
+        f"{result.acknowledged} acknowledged, {result.received} received on {result.streams} streams: ",
+        end="",
+    )
+    print({mistake: count for mistake, count in result.found.items() if count} or "all accounted for")
+    for name in ("resident", "descriptors", "threads", "tasks", "median", "p99"):
+        values = getattr(result, name)
+        shown = " ".join(f"{value:.1f}" for value in values)
+        print(f"    {name}: {shown} ({result.growth(values):+.2f})")
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.faults.soak")
-    parser.add_argument("--way", choices=WAYS, default="one process")
+    parser = argparse.ArgumentParser(prog="python -m tests.faults.soak", description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "--way", choices=WAYS, help="only this way to run the server; without it all are at once"
+    )
     parser.add_argument("--seconds", type=float, default=3600.0)
     parser.add_argument("--seed", type=int, default=random.randrange(1, 10**9))
     parser.add_argument(
-        "--results", type=Path, help="a file for the result, as a JSON line; it is appended to"
+        "--results", type=Path, help="a file for the results, as JSON lines; it is appended to"
     )
-    parser.add_argument("--plot", type=Path, help="a file for the plot, as SVG")
     options = parser.parse_args()
-    result = soak(options.way, options.seconds, options.seed)
-    for name in ("resident", "descriptors", "threads", "median", "p99"):
-        values = getattr(result, name)
-        shown = " ".join(f"{value:.1f}" for value in values)
-        print(f"{name}: {shown} ({result.growth(values):+.2f})")
-    found = {mistake: count for mistake, count in result.found.items() if count}
-    print(f"--seed {result.seed}: {result.acknowledged} acknowledged, {result.received} received")
-    print(found or "all accounted for")
-    if options.results is not None:
-        with options.results.open("ab") as results:
-            results.write(msgspec.json.encode(result) + b"\n")
-    if options.plot is not None:
-        options.plot.write_text(plot(result))
-    return int(bool(found))
+    ways = [options.way] if options.way else [*WAYS]
+    found = False
+    with ProcessPoolExecutor(len(ways), multiprocessing.get_context("spawn")) as pool:
+        for run in as_completed([pool.submit(soak, way, options.seconds, options.seed) for way in ways]):
+            result = run.result()
+            tell(result)
+            found = found or any(result.found.values())
+            if options.results is not None:
+                with options.results.open("ab") as results:
+                    results.write(msgspec.json.encode(result) + b"\n")
+    return int(found)
 
 
 if __name__ == "__main__":

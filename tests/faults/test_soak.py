@@ -20,3 +20,4 @@ def test_what_a_server_holds_stays_as_it_was(seconds: float) -> None:
     assert result.growth(result.resident) < 6.0
     assert abs(result.growth(result.descriptors)) <= 5  # clients come and go
     assert result.growth(result.threads) <= 1
+    assert result.growth(result.tasks) <= 5
