@@ -69,9 +69,9 @@ COLUMNS = (
     "seed",
 )
 
-EXPLAINED = """*Received* is summed over all clients. *Others* are the other broken promises of the table above. *Resets* are those
-that had to come. *Back after* is the longest time in which no publisher got an acknowledgement: the fault itself, and
-what it takes to serve again.
+EXPLAINED = """*Received* is summed over all clients. *Others* are the other broken promises of the table above.
+*Resets* are those that had to come. *Back after* is the longest time in which no publisher got an acknowledgement: the
+fault itself, and what it takes to serve again.
 """
 
 STEADY = """## An hour of a steady load
