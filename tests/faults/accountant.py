@@ -45,6 +45,8 @@ class Mistake(StrEnum):
     TWO_EVENTS = "one id, two events"
     UNTOLD = "untold end"
     """A stream ended without ``closing``, and nothing was done to the server for which it could not send one."""
+    ENDED = "ended"
+    """A stream ended, or was not begun, and nothing was done to the server for which it could not go on."""
     MALFORMED = "malformed"
     """A stream is not as the format says."""
     FALSE_POSITION = "false position"
@@ -120,6 +122,7 @@ class Accountant:
         kept: whether everything is kept for ever: no history is trimmed, no log is replaced. Then any ``reset`` is
             needless.
         told: whether a server always had the time to say that it ends a stream.
+        ends: from when until when something was done of which streams may end; None where any may end at any time.
     """
 
     def __init__(
@@ -130,6 +133,7 @@ class Accountant:
         *,
         kept: bool = True,
         told: bool = False,
+        ends: Sequence[tuple[float, float]] | None = None,
     ) -> None:
         self.verdict = Verdict()
         self.events: dict[str, _Event] = {}
@@ -140,6 +144,7 @@ class Accountant:
         """Payloads."""
         self._kept = kept
         self._told = told
+        self._ends = ends
         self._clients = clients
         self._listing = listing
         self._listed: dict[str, Id] = {}
@@ -156,7 +161,7 @@ class Accountant:
             if event.id is not None and (self.is_stored(event) if self._kept else event.acknowledged):
                 self.due.setdefault(event.channel, []).append(event)
         for name, records in self._clients.items():
-            _Client(name, self, kept=self._kept, told=self._told).follow(records)
+            _Client(name, self, kept=self._kept, told=self._told, ends=self._ends).follow(records)
         return self.verdict
 
     def find(self, mistake: Mistake, whom: str, what: str) -> None:
@@ -281,16 +286,26 @@ class _Client:
     Args:
         name: of the client.
         books: of all events.
-        kept, told: as of the books.
+        kept, told, ends: as of the books.
     """
 
-    def __init__(self, name: str, books: Accountant, *, kept: bool, told: bool) -> None:
+    def __init__(
+        self,
+        name: str,
+        books: Accountant,
+        *,
+        kept: bool,
+        told: bool,
+        ends: Sequence[tuple[float, float]] | None,
+    ) -> None:
         self._name = name
         self._books = books
         self._kept = kept
         self._told = told
+        self._ends = ends
         self._open = False
         """Whether it has a stream."""
+        self._asked_at = 0.0
         self._channels: Sequence[str] = ()
         self._position: Id | None = None
         self._asked = ""
@@ -306,6 +321,7 @@ class _Client:
             match record:
                 case Asked():
                     self._channels, self._asked = record.channels, record.position
+                    self._asked_at = record.at
                 case Opened():
                     self._opened(record)
                 case Received():
@@ -349,7 +365,18 @@ class _Client:
         self._expect_no_reset()
         if self._told and self._open and not record.reason and not record.left:
             self._find(Mistake.UNTOLD, f"the stream that was opened after {self._asked or 'no position'}")
+        if not record.left and not self._may_end(record.at):
+            how = record.reason or record.status or ("untold" if self._open else "unanswered")
+            self._find(
+                Mistake.ENDED, f"the stream that was asked for after {self._asked or 'no position'}: {how}"
+            )
         self._open = False
+
+    def _may_end(self, at: float) -> bool:
+        """Return whether something was done, between the request for a stream and a time, of which it may end."""
+        return self._ends is None or any(
+            self._asked_at <= until and since <= at for since, until in self._ends
+        )
 
     def _expect_no_reset(self) -> None:
         if self._recovered is False:

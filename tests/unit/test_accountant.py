@@ -266,6 +266,41 @@ def test_a_stream_that_ends_without_a_word() -> None:
     assert Accountant({"p": publisher}, {"c": refused}, listing, told=True).balance().findings == []
 
 
+@pytest.mark.parametrize(
+    ("end", "ends", "faults"),
+    [
+        (Ended(at=2.6, left=True), [], 0),
+        (Ended(at=2.6), [], 1),
+        (Ended(at=2.6, reason="shutdown"), [], 1),
+        (Ended(at=2.6), [(2.5, 2.55)], 0),  # something was done while it was open
+        (Ended(at=2.6), [(0.4, 1.1)], 0),
+        (Ended(at=2.6), [(0.5, 0.9), (2.7, 3.0)], 1),  # that was over before, or came later
+        (Ended(at=2.6), None, 0),
+    ],
+)
+def test_a_stream_that_ends_where_it_was_to_go_on(
+    end: Ended, ends: Sequence[tuple[float, float]] | None, faults: int
+) -> None:
+    publisher, listing = published()
+    client = [
+        *stream(*received(1, 2), at=1.0)[:-1],
+        end,
+        *stream(*received(3, 4), position="e-2", at=2.8)[:-1],
+        Ended(at=99.0, left=True),
+    ]
+    verdict = Accountant({"p": publisher}, {"c": client}, listing, ends=ends).balance()
+    assert [finding.mistake for finding in verdict.findings] == [Mistake.ENDED] * faults
+
+
+@pytest.mark.parametrize("status", [0, 503])
+def test_a_stream_that_is_not_begun_where_it_was_to_be(status: int) -> None:
+    publisher, listing = published()
+    client: list[AnyRecord] = [Asked(at=1.0, channels=["a"]), Ended(at=1.1, status=status)]
+    (finding,) = Accountant({"p": publisher}, {"c": client}, listing, ends=[]).balance().findings
+    assert finding.mistake is Mistake.ENDED
+    assert Accountant({"p": publisher}, {"c": client}, listing, ends=[(1.0, 1.0)]).balance().findings == []
+
+
 def test_a_stream_that_is_not_as_the_format_says() -> None:
     publisher, listing = published()
     client = [*stream(*received(1, 2, 3, 4)), Malformed(at=5.0, why="no field")]
