@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.faults import disks, hostile, processes, surroundings
+from tests.faults import disks, hostile, processes, surroundings, units
 from tests.faults.run import Needs, Result, Run
-from tests.faults.ways import IN_A_FILE, ON_POSTGRES, WAYS
+from tests.faults.ways import BY_HAND, IN_A_FILE, ON_POSTGRES, UNDER_SYSTEMD
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Fault:
 
     bring: Callable[[Run], None]
     needs: Needs = field(default_factory=Needs)
-    ways: Sequence[str] = tuple(WAYS)
+    ways: Sequence[str] = BY_HAND
     short: int = 2
     long: int = 20
 
@@ -74,6 +74,26 @@ CATALOGUE: Mapping[str, Fault] = {
     "slow heads and bodies": Fault(hostile.write_slowly),
     "connects and closes": Fault(hostile.connect_and_close),
     "garbage": Fault(hostile.send_garbage),
+    "systemctl restart": Fault(units.restart, Needs(ended=False), UNDER_SYSTEMD),
+    "systemctl restart, twice within a second": Fault(units.restart_twice, Needs(ended=False), UNDER_SYSTEMD),
+    "sse-app upgrade": Fault(units.upgrade, Needs(ended=False), UNDER_SYSTEMD),
+    "systemctl restart amid an upgrade": Fault(
+        units.restart_amid_upgrade, Needs(ended=False, expected=["upgrade_failed"]), UNDER_SYSTEMD
+    ),
+    "kill -9 of the main process": Fault(units.kill_main, Needs(ended=False), UNDER_SYSTEMD),
+    "systemctl kill -s KILL": Fault(units.kill_all, Needs(ended=False), UNDER_SYSTEMD),
+    "the stand-in is killed in a restart": Fault(
+        units.kill_standby, Needs(ended=False, expected=["stand_in_failed"]), UNDER_SYSTEMD
+    ),
+    "the next process is killed in a restart": Fault(
+        units.kill_next, Needs(ended=False, expected=["handover_failed"]), UNDER_SYSTEMD
+    ),
+    "the successor is killed in an upgrade": Fault(
+        units.kill_successor, Needs(ended=False, expected=["upgrade_failed"]), UNDER_SYSTEMD
+    ),
+    "SIGSTOP until the watchdog": Fault(
+        units.stop_until_watchdog, Needs(ended=False, unit="WatchdogSec=3"), UNDER_SYSTEMD, long=10
+    ),
 }
 
 

@@ -37,6 +37,9 @@ PROMISES: Mapping[str, Sequence[Mistake]] = {
     "What was refused, or never published, is neither stored nor sent": [Mistake.INVENTED],
     "A `reset` comes only where something is missing": [Mistake.NEEDLESS_RESET],
     "A stream ends with `closing` where there is time for it": [Mistake.UNTOLD],
+    "A stream goes on over a restart by systemd, an upgrade, and the end of a process that was to take it over": [
+        Mistake.ENDED
+    ],
     "What is sent is as the format says": [Mistake.MALFORMED],
 }
 

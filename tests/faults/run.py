@@ -50,6 +50,7 @@ class Needs:
     Attributes:
         kept: everything is kept whatever happens, so that no ``reset`` may come.
         told: the servers always have the time to send ``closing``.
+        ended: streams may end at any time; else only where `Run.ends_streams` says that they may.
         expected: texts that lines of the servers' logs at level warning or above may contain, besides `EXPECTED`.
         disk: something is done to the disk.
         megabytes: of the disk, where it is a small one.
@@ -57,12 +58,14 @@ class Needs:
         network: half of the clients are on the other side of a link.
         before: puts something into the directory of the state before the servers start.
         open_files: how many files a server may have open; 0 leaves that to the system.
+        unit: what is added to the section ``[Service]`` of a server's unit.
         settings: of the servers, without those that all have.
         publishers, clients: settings of theirs.
     """
 
     kept: bool = True
     told: bool = False
+    ended: bool = True
     expected: Sequence[str] = ()
     disk: bool = False
     megabytes: int = 0
@@ -70,6 +73,7 @@ class Needs:
     network: bool = False
     before: Callable[[Path], None] | None = None
     open_files: int = 0
+    unit: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     publishers: Mapping[str, Any] = field(default_factory=dict)
     clients: Mapping[str, Any] = field(default_factory=dict)
@@ -142,6 +146,7 @@ class Run:
         self._began_at = ""
         """The head of the log then."""
         self._harmed_at = 0.0
+        self._ends_of_streams: list[tuple[float, float]] = []
         self._seed = seed
         self._needs = needs
         self._way = WAYS[way]
@@ -188,6 +193,8 @@ class Run:
             settings["HOST"] = "0.0.0.0"
         if needs.open_files:
             settings["open_files"] = needs.open_files
+        if needs.unit:
+            settings["unit"] = needs.unit
         self.deployment = self._ends.enter_context(
             self._way(self._directory, environment, expected=(*EXPECTED, *needs.expected), **settings)
         )
@@ -288,6 +295,10 @@ class Run:
         """Note that the servers were harmed just now."""
         self._harmed_at = time.monotonic()
 
+    def ends_streams(self) -> None:
+        """Note that since the servers were harmed a process has ended which may have had streams."""
+        self._ends_of_streams.append((self._harmed_at, time.monotonic()))
+
     def restart_all(self) -> None:
         """Start all servers, which have ended, as a machine does that was started anew."""
         for server in self.servers:
@@ -322,7 +333,12 @@ class Run:
         clients = {name: records for name, records in journals.items() if name.startswith("client")}
         self.silence = _longest_silence(publishers.values())
         return Accountant(
-            publishers, clients, self._listing(), kept=self._needs.kept, told=self._needs.told
+            publishers,
+            clients,
+            self._listing(),
+            kept=self._needs.kept,
+            told=self._needs.told,
+            ends=None if self._needs.ended else self._ends_of_streams,
         ).balance()
 
     def journals(self) -> dict[str, list[AnyRecord]]:

@@ -25,7 +25,7 @@ import msgspec
 from tests.faults.catalogue import commit
 from tests.faults.journal import AnyRecord, Opened, Received, Sent
 from tests.faults.run import Needs, Run
-from tests.faults.ways import WAYS
+from tests.faults.ways import BY_HAND
 from tests.support.upgradable import Upgradable
 from tests.support.usage import MEBIBYTE, Usage
 
@@ -211,7 +211,7 @@ def tell(result: Soak) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults.soak", description=__doc__.split("\n")[0])
     parser.add_argument(
-        "--way", choices=WAYS, help="only this way to run the server; without it all are at once"
+        "--way", choices=BY_HAND, help="only this way to run the server; without it all are at once"
     )
     parser.add_argument("--seconds", type=float, default=3600.0)
     parser.add_argument("--seed", type=int, default=random.randrange(1, 10**9))
@@ -219,7 +219,7 @@ def main() -> int:
         "--results", type=Path, help="a file for the results, as JSON lines; it is appended to"
     )
     options = parser.parse_args()
-    ways = [options.way] if options.way else [*WAYS]
+    ways = [options.way] if options.way else [*BY_HAND]
     found = False
     with ProcessPoolExecutor(len(ways), multiprocessing.get_context("spawn")) as pool:
         for run in as_completed([pool.submit(soak, way, options.seconds, options.seed) for way in ways]):

@@ -1,15 +1,18 @@
-"""The ways to run the server: one process, several on one log in a file, several machines on PostgreSQL."""
+"""The ways to run the server: one process, several on one log in a file, several machines on PostgreSQL, or a unit."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from tests.support.node_processes import node_processes
 from tests.support.postgres import Postgres, ending, server_directory
 from tests.support.server_process import until_the_end
+from tests.support.service import managed
+from tests.support.unit_server import UnitServer
 from tests.support.upgradable import Upgradable
 from tests.support.worker_processes import worker_processes
 
@@ -72,14 +75,34 @@ def several_machines(
                 yield Deployment(servers, postgres)
 
 
+@contextmanager
+def under_systemd(
+    directory: Path, environment: Mapping[str, str], *, workers: int = 1, **settings: Any
+) -> Iterator[Deployment]:
+    """One process, or several workers, as a unit of a manager of its own."""
+    assert not environment, "a unit has its own environment"
+    with contextmanager(managed)(None) as manager:
+        server = UnitServer(manager, workers=workers, **settings)
+        with until_the_end(server):
+            yield Deployment([server])
+
+
+BY_HAND = ("one process", "several processes", "several machines")
+"""Those whose processes are started and ended by nothing but the tests."""
+
 IN_A_FILE = ("one process", "several processes")
 """Those whose log is in a file."""
 
 ON_POSTGRES = ("several machines",)
 """Those whose log is on PostgreSQL."""
 
+UNDER_SYSTEMD = ("one process under systemd", "several processes under systemd")
+"""Those whose processes systemd starts and ends."""
+
 WAYS: Mapping[str, Way] = {
     "one process": one_process,
     "several processes": several_processes,
     "several machines": several_machines,
+    "one process under systemd": under_systemd,
+    "several processes under systemd": partial(under_systemd, workers=3),
 }

@@ -44,6 +44,15 @@ class ControlGroup:
             for group in directory.rglob(name):
                 until(lambda group=group: not _kill(group), f"the group {name} is empty")  # type: ignore[misc]
 
+    def processes(self, name: str) -> set[int]:
+        """Return the processes in the groups of that name below this one."""
+        found: set[int] = set()
+        for directory in self.directories:
+            for group in directory.rglob(name):
+                with suppress(OSError):  # it has just gone
+                    found.update(map(int, (group / "cgroup.procs").read_text().split()))
+        return found
+
     def close(self) -> None:
         """End what is left in the group, and remove it."""
         for directory in self.directories:

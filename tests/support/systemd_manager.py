@@ -196,6 +196,10 @@ class Manager:
         """Return the main process of a worker; 0 where there is none."""
         return int(self.show("MainPID", f"sse-app@{worker}.service"))
 
+    def processes(self, unit: str) -> set[int]:
+        """Return all processes of a service: the main process, a standby, a successor."""
+        return self._group.processes(unit)
+
     def log(self) -> str:
         """Return what manager and server wrote."""
         server = self.server_log.read_text() if self.server_log.exists() else ""
