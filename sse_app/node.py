@@ -31,6 +31,7 @@ from sse_app.auth.tokens.keyring import KeyRing, load_keys
 from sse_app.cluster.factory import make_cluster
 from sse_app.cluster.login_attempts import LoginAttempts
 from sse_app.core.addresses import LOOPBACK, UNIX_SOCKET, is_in
+from sse_app.core.byte_budget import ByteBudget
 from sse_app.core.counters import InProgress, Metrics
 from sse_app.core.events import EventId
 from sse_app.core.lifecycle import Lifecycle
@@ -72,6 +73,9 @@ OWN_FILES = 96
 
 FEWEST_CONNECTIONS = 8
 """How many connections that are no streams there may be at least."""
+
+LARGE_BODIES_BYTES = 64 * 1024 * 1024
+"""How many bytes bodies of requests take together beyond those that each may have before its token is looked at."""
 
 DRAIN_TIMEOUT = 1.0
 """How many seconds streams may take to accept their ``closing`` when the node stops."""
@@ -132,11 +136,14 @@ class Node:
         self.cluster.when_lost(self.eventlog.look)
         self._rules_in_database = RulesInDatabase(self.database, self.channels, limits)
         self.publish_rate = RateLimit(limits.publish_rate, self._nodes)
+        self.large_bodies = ByteBudget(LARGE_BODIES_BYTES)
         self.hub = Hub(
             self.eventlog, self.channels, backlog_limit=limits.backlog_bytes, retry=settings.stream.retry
         )
         self.passing_on = PassingOn(self.hub, self.cluster)
-        self.publisher = Publisher(self.eventlog, self.channels, limits, self.passing_on)
+        self.publisher = Publisher(
+            self.eventlog, self.channels, limits, self.passing_on, _most_waiting(settings)
+        )
         self.keepalive = Keepalive(self.hub, settings.keepalive, settings.socket.user_timeout)
         self._elsewhere = StreamsElsewhere(self.cluster, self.hub, limits)
         self._catching_up: asyncio.Task[None] | None = None
@@ -291,7 +298,7 @@ class Node:
         if directory is not None:
             self.enforcement.use(directory)
         self.eventlog.use(kept_of(self.settings.history, channels))
-        self.publisher.use(channels, limits)
+        self.publisher.use(channels, limits, _most_waiting(settings))
         self._rules_in_database.use(channels, limits)
         self.publish_rate.use(limits.publish_rate)
         self.hub.use(channels, backlog_limit=limits.backlog_bytes, retry=settings.stream.retry)
@@ -358,6 +365,11 @@ def connection_limits(settings: Settings) -> ConnectionLimits:
         return address == UNIX_SOCKET or is_in(address, LOOPBACK) or is_in(address, trusted)
 
     return ConnectionLimits(total, min(limits.connections_per_address, total // 2), is_shared)
+
+
+def _most_waiting(settings: Settings) -> int:
+    """Return how many publishes may wait: half of the connections are for all else, such as probes."""
+    return connection_limits(settings).total // 2
 
 
 def _open_files() -> int:

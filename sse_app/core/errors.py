@@ -127,6 +127,13 @@ class ProviderUnavailable(SSEAppError):
     """The OpenID provider's keys are not known and cannot be fetched just now."""
 
 
+class TooManyPublishes(SSEAppError):
+    """So much waits to be stored, or is still being received, that this is refused at once; nothing was stored."""
+
+    def __init__(self) -> None:
+        super().__init__("too much is being published just now")
+
+
 class EventLogUnavailable(SSEAppError):
     """The event log cannot be read or written just now; nothing was stored."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 
+from sse_app.core.errors import EventLogUnavailable
 from sse_app.core.events import Event, held_bytes
 from sse_app.eventlog.base import LogReplaced, Page
 
@@ -13,6 +14,9 @@ TAIL_EVENTS = 500
 
 MAX_WAITING_BYTES = 8 * 1024 * 1024
 """With more than this committed but not yet taken by a follower, appends wait: no faster than fan-out takes them."""
+
+ROOM_TIMEOUT = 5.0
+"""For how many seconds an append waits for that."""
 
 MAX_PIECE_BYTES = 256 * 1024
 """At about this size a follower gets what waits in several pieces, so that streams can drain in between."""
@@ -43,8 +47,20 @@ class Tails:
         return not self._room.is_set()
 
     async def room(self) -> None:
-        """Wait until every follower is near enough to the head."""
-        await self._room.wait()
+        """Wait until every follower is near enough to the head.
+
+        Raises:
+            EventLogUnavailable: that takes too long.
+        """
+        if self._room.is_set():
+            return
+        waiting = asyncio.ensure_future(self._room.wait())
+        try:
+            await asyncio.wait([waiting], timeout=ROOM_TIMEOUT)
+            if not waiting.done():
+                raise EventLogUnavailable("what was stored before takes too long to reach the streams")
+        finally:
+            waiting.cancel()
 
     def publish(self, events: list[Event]) -> None:
         """Give every follower events that have been committed, by this process or by another that has told of them."""

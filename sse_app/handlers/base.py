@@ -18,7 +18,14 @@ from tornado.iostream import StreamClosedError
 from sse_app.auth.tokens import mistakes
 from sse_app.auth.tokens.claims import Claims
 from sse_app.auth.tokens.issuer import TokenKind
-from sse_app.core.errors import AuthStoreUnavailable, EventLogUnavailable, Forbidden, TokenRefused
+from sse_app.core.errors import (
+    AuthStoreUnavailable,
+    EventLogUnavailable,
+    Forbidden,
+    SSEAppError,
+    TokenRefused,
+    TooManyPublishes,
+)
 from sse_app.core.json_text import to_json
 from sse_app.core.private_apis import begin_response, free_cut_off, without_access_line
 from sse_app.core.redaction import loggable_path
@@ -90,7 +97,9 @@ class ApiHandler(PeerHandler):
         self.read_origin()
         self._pieces: list[bytes] = []
         self._size = 0
-        self._too_large = False
+        self._large = 0
+        """How many bytes of the body are taken from what large bodies have together."""
+        self._body_refused = False
 
     def clear(self) -> None:
         """Begin the response anew, with headers that keep it out of caches, and browsers from guessing its type."""
@@ -120,20 +129,23 @@ class ApiHandler(PeerHandler):
             if int(length) > limit:
                 if "Expect" in self.request.headers:  # the client waits for an answer before it sends
                     raise self._size_refusal()
-                self._refuse_size()
+                self._refuse_body(self._size_refusal())
         return None
 
     def data_received(self, chunk: bytes) -> None:
-        """Keep a piece of the body if the handler uses bodies; of one that is over the limit nothing is kept.
+        """Keep a piece of the body if the handler uses bodies; of one that is over a limit nothing is kept.
 
         Raises:
             StreamClosedError: the body is so large that the connection is closed instead of read to its end.
         """
         self._size += len(chunk)
         limit = self.body_limit
-        if self._size > limit and not self._too_large:
-            self._refuse_size()
-        if self._too_large:
+        if not self._body_refused:
+            if self._size > limit:
+                self._refuse_body(self._size_refusal())
+            elif self.keeps_body and not self._take_large():
+                self._refuse_body(TooManyPublishes())
+        if self._body_refused:
             self._pieces.clear()
             if self._size > DRAINED_BODIES * limit:
                 raise StreamClosedError
@@ -144,6 +156,7 @@ class ApiHandler(PeerHandler):
         """Free what a request takes whose client left within its body: collecting cycles is seldom, such clients
         can be many."""
         super().on_connection_close()
+        self._give_back_large()
         asyncio.get_running_loop().call_soon(
             free_cut_off, self
         )  # once the handler has learned of the body's end
@@ -153,11 +166,27 @@ class ApiHandler(PeerHandler):
             413, "too_large", f"a body has at most {self.body_limit} bytes here", Connection="close"
         )
 
-    def _refuse_size(self) -> None:
-        """Answer 413 now, and read on: to close the connection of a client that is still sending would reset it,
+    def _take_large(self) -> bool:
+        """Take of what large bodies have together as much as this one is large by now; return whether it is there."""
+        more = self._size - SMALL_BODY_BYTES - self._large
+        if more > 0:
+            if not self.node.large_bodies.take(more):
+                return False
+            self._large += more
+        return True
+
+    def _give_back_large(self) -> None:
+        self.node.large_bodies.give_back(self._large)
+        self._large = 0
+
+    def _refuse_body(self, error: SSEAppError) -> None:
+        """Answer now, and read on: to close the connection of a client that is still sending would reset it,
         and the client would not see the answer."""
-        self._too_large = True
-        self._write_refusal(self._size_refusal())
+        refusal = refusal_of(error)
+        assert refusal is not None
+        self._body_refused = True
+        self._give_back_large()
+        self._write_refusal(refusal)
         self.flush()
         # Once the body is read to its end Tornado calls the method, which must neither do nor answer anything.
         setattr(self, (self.request.method or "").lower(), _do_nothing)
@@ -244,7 +273,7 @@ class ApiHandler(PeerHandler):
         if error is None and status_code == 500:  # Tornado, of a handler that is cancelled: the process ends
             error = Refusal(503, "draining", "the server is shutting down", Retry_After=RETRY_AFTER)
             kwargs["exc_info"] = (Refusal, error, None)
-        if self._too_large:
+        if self._body_refused:
             self.finish()  # the answer is out already, and no second one can follow
         elif isinstance(error, StreamClosedError):
             self.set_status(CLIENT_CLOSED, "Client Closed Request")
@@ -289,7 +318,7 @@ class ApiHandler(PeerHandler):
 
         Neither line has the request's headers and arguments in it.
         """
-        if isinstance(value, (web.HTTPError, StreamClosedError)) or self._too_large:
+        if isinstance(value, (web.HTTPError, StreamClosedError)) or self._body_refused:
             return  # the access line says all there is to say
         if refusal_of(value) is None:
             request = f"{self.request.method} {self.request.uri} ({self.address})"
@@ -308,6 +337,7 @@ class ApiHandler(PeerHandler):
 
     def on_finish(self) -> None:
         """Write the access line, and count the request."""
+        self._give_back_large()
         status = self.get_status()
         method = self.request.method or ""
         counted = method if method in self.SUPPORTED_METHODS else "other"

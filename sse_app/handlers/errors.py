@@ -23,6 +23,7 @@ from sse_app.core.errors import (
     SSEAppError,
     TokenRefused,
     TokenTooLarge,
+    TooManyPublishes,
     TooManyRenewals,
     TooManyStreams,
     UnknownChannel,
@@ -90,7 +91,7 @@ def refusal_of(error: BaseException | None) -> Refusal | None:
             return Refusal(401, "invalid_token", str(error), WWW_Authenticate='Bearer error="invalid_token"')
         case LoginThrottled(wait=wait):
             return Refusal(429, "too_many_attempts", str(error), Retry_After=str(math.ceil(wait)))
-        case TooManyLogins():
+        case TooManyLogins() | TooManyPublishes():
             return Refusal(503, "busy", str(error), Retry_After=RETRY_AFTER)
         case ProviderUnavailable():
             return Refusal(503, "provider_unavailable", str(error), Retry_After=RETRY_AFTER)

@@ -8,13 +8,16 @@ from typing import Any
 
 from sse_app.core.channel_rules import ChannelRules
 from sse_app.core.channels import ChannelPattern, channel_in, is_internal, parse_channel
-from sse_app.core.errors import InvalidInput, UnknownChannel
+from sse_app.core.errors import InvalidInput, TooManyPublishes, UnknownChannel
 from sse_app.core.event_members import member_of
-from sse_app.core.events import EventId, NewEvent, new_event, timestamp
+from sse_app.core.events import EventId, NewEvent, held_bytes, new_event, timestamp
 from sse_app.core.nearest import nearest_first, some_of
 from sse_app.eventlog.base import EventLog, IdempotencyKey
 from sse_app.settings.model import Limits
 from sse_app.streams.passing_on import PassingOn
+
+MAX_WAITING_BYTES = 32 * 1024 * 1024
+"""How many bytes of memory the events take that wait to be stored or passed on, before the next are refused."""
 
 _MEMBERS = ("channel", "event", "data", "retry", "final")
 
@@ -27,21 +30,31 @@ class Publisher:
         channels: those that are configured.
         limits: how many events a batch may have.
         passing_on: takes the events that are not stored.
+        most_waiting: how many appends may wait; the next are refused.
     """
 
     def __init__(
-        self, eventlog: EventLog, channels: ChannelRules, limits: Limits, passing_on: PassingOn
+        self,
+        eventlog: EventLog,
+        channels: ChannelRules,
+        limits: Limits,
+        passing_on: PassingOn,
+        most_waiting: int,
     ) -> None:
         self._eventlog = eventlog
         self._passing_on = passing_on
         self._channels = channels
         self._batch_limit = limits.batch_events
+        self._most_waiting = most_waiting
+        self._waiting = self._waiting_bytes = 0
+        """How many appends wait, and how much memory their events take."""
         self.appending = 0
         """How many appends to the log have begun and not ended."""
 
-    def use(self, channels: ChannelRules, limits: Limits) -> None:
+    def use(self, channels: ChannelRules, limits: Limits, most_waiting: int) -> None:
         """Take other settings."""
         self._channels = channels
+        self._most_waiting = most_waiting
         self._batch_limit = limits.batch_events
 
     async def publish(
@@ -60,7 +73,7 @@ class Publisher:
         Raises:
             InvalidInput: something has the wrong form.
             UnknownChannel: no configured name or pattern covers the channel.
-            EventLogUnavailable: nothing was stored.
+            TooManyPublishes, EventLogUnavailable: nothing was stored.
         """
         if not isinstance(channel, str):
             raise InvalidInput("channel must be the name of one channel, as a text", "channel")
@@ -140,8 +153,20 @@ class Publisher:
 
         Raises:
             InvalidInput: those that are not stored are too large; nothing was stored.
-            UnknownChannel, IdempotencyKeyReused, EventLogUnavailable: nothing was stored.
+            UnknownChannel, IdempotencyKeyReused, TooManyPublishes, EventLogUnavailable: nothing was stored.
         """
+        if self._waiting >= self._most_waiting or self._waiting_bytes >= MAX_WAITING_BYTES:
+            raise TooManyPublishes
+        size = sum(map(held_bytes, events))
+        self._waiting += 1
+        self._waiting_bytes += size
+        try:
+            return await self._store(events, key)
+        finally:
+            self._waiting -= 1
+            self._waiting_bytes -= size
+
+    async def _store(self, events: list[NewEvent], key: IdempotencyKey | None) -> list[EventId | None]:
         unstored = set()
         for name in {event.channel for event in events}:
             self.require_known(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import os
 import random
 import shutil
@@ -11,6 +12,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager, closing, contextmanager
@@ -205,6 +207,47 @@ async def test_a_process_that_is_stopped_with_the_lock_costs_the_others_a_bounde
         appender.kill()
     mine = [data for _, (name, data) in sorted(stored_at(path).items()) if name == A]
     assert mine == [b'{"n":0}', b'{"n":21}', b'{"n":22}']
+
+
+@pytest.mark.gen_test(timeout=120)
+async def test_what_has_waited_too_long_behind_others_is_refused_and_not_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sse_app.eventlog.sqlite.writer.LOCK_TIMEOUT", 1.0)
+    path = tmp_path / "e.db"
+    ends = threading.Event()
+
+    def take_turns() -> None:
+        """Have the lock most of the time, as other processes that write much."""
+        with path.with_name("e.db-lock").open("ab") as lock:
+            while not ends.is_set():
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                head = log.head
+                taken.set()
+                time.sleep(0.6)
+                fcntl.flock(lock, fcntl.LOCK_UN)
+                while log.head == head and not ends.is_set():
+                    time.sleep(0.001)
+
+    async with opened(path) as log:
+        taken = threading.Event()
+        others = threading.Thread(target=take_turns)
+        others.start()
+        try:
+            await asyncio.to_thread(taken.wait)
+            many = [new(A, '{"n":0}')] * writer.MAX_EVENTS_PER_COMMIT
+            answers = await asyncio.gather(*(log.append(many) for _ in range(20)), return_exceptions=True)
+        finally:
+            ends.set()
+            others.join()
+        assert log.available
+        await log.append([new(A, '{"n":1}')])
+    stored = [answer for answer in answers if isinstance(answer, list)]
+    refused = [answer for answer in answers if isinstance(answer, EventLogUnavailable)]
+    assert len(stored) + len(refused) == 20
+    assert stored
+    assert refused
+    assert len(stored_at(path)) == len(stored) * writer.MAX_EVENTS_PER_COMMIT + 1
 
 
 @pytest.mark.gen_test(timeout=120)

@@ -9,8 +9,10 @@ from contextlib import aclosing
 import pytest
 
 from sse_app.core.channels import ChannelName
-from sse_app.core.events import Event
+from sse_app.core.errors import EventLogUnavailable
+from sse_app.core.events import Event, NewEvent
 from sse_app.eventlog.base import Page
+from sse_app.eventlog.memory import MemoryEventLog
 from sse_app.eventlog.tail import MAX_WAITING_BYTES, Tails
 
 
@@ -115,3 +117,25 @@ async def test_there_is_room_again_when_a_follower_that_reads_the_log_has_caught
         assert await numbers(tail) == [2]
         await asyncio.wait_for(waiting, 10)
     assert not log.tails._followers
+
+
+@pytest.mark.gen_test
+async def test_an_append_that_waits_too_long_for_a_follower_is_refused_and_not_stored(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sse_app.eventlog.tail.ROOM_TIMEOUT", 0.1)
+    log = MemoryEventLog()
+    await log.open()
+    small, big = (NewEvent(ChannelName("a"), "t", data) for data in (b"{}", b"x" * MAX_WAITING_BYTES))
+    async with aclosing(log.tail(0)) as tail:
+        await log.append([small])
+        await anext(tail)
+        await log.append([big])
+        with pytest.raises(EventLogUnavailable):
+            async with asyncio.timeout(5):
+                await log.append([big])
+        assert log.head.seq == 2
+        await anext(tail)
+        await log.append([big])
+        assert log.head.seq == 3
+    await log.close()

@@ -55,9 +55,12 @@ class _Look(NamedTuple):
 
 
 class _Append(NamedTuple):
+    """One append that waits; `due` is when it is refused if it has not been begun by then, by the monotonic clock."""
+
     events: Sequence[NewEvent]
     key: IdempotencyKey | None
     future: asyncio.Future[list[EventId]]
+    due: float
 
 
 class SqliteWriter:
@@ -129,7 +132,7 @@ class SqliteWriter:
         self, events: Sequence[NewEvent], key: IdempotencyKey | None, future: asyncio.Future[list[EventId]]
     ) -> None:
         """Queue events; the outcome for ``future`` is part of a later report."""
-        self._waiting.put(_Append(events, key, future))
+        self._waiting.put(_Append(events, key, future, time.monotonic() + LOCK_TIMEOUT))
 
     def may_be_written(self, since: float) -> bool:
         """Return whether another process may have committed since a time by the wall clock; see `DatabaseFiles`."""
@@ -253,10 +256,15 @@ class SqliteWriter:
             self._file.lock.release()
 
     def _gather(self, limit: int = MAX_EVENTS_PER_COMMIT) -> tuple[list[_Append], bool, bool]:
-        """Return the appends that wait, whether a look was asked for, and whether the end was."""
+        """Return the appends that wait, whether a look was asked for, and whether the end was.
+
+        Those that have waited too long are refused: their publishers may have given up by the time they are stored.
+        """
         appends: list[_Append] = []
+        late: list[_Append] = []
         looked = stopping = False
         count = 0
+        now = time.monotonic()
         with self._claiming:
             if self._given_up:
                 return [], False, True
@@ -268,9 +276,17 @@ class SqliteWriter:
                 if isinstance(item, _Look):
                     looked = True
                     count += 1
+                elif item.due < now:
+                    late.append(item)
                 else:
                     appends.append(item)
                     count += len(item.events)
+        if late:
+            failure = EventLogUnavailable("the event log takes too long to be written")
+            commit = Commit(outcomes=[(append.future, failure) for append in late])
+            if self._failed:  # else it is only slow
+                commit.failure = failure
+            self.reports.append(commit)
         return appends, looked, stopping
 
     def _look(self, heard: bool = False) -> None:
@@ -343,8 +359,9 @@ class SqliteWriter:
                 self._shared = True
                 self.reports.append(Growth(file.head))
             now = file.clock.now()
-            for events, key, future in appends:
-                commit.outcomes.append((future, self._store(events, key, now, commit)))
+            for append in appends:
+                outcome = self._store(append.events, append.key, now, commit)
+                commit.outcomes.append((append.future, outcome))
             size = self._insert(commit, now)
             self._count_all(commit)
             file.db.execute("COMMIT")
