@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import pairwise
 from typing import NamedTuple
 
 from tests.faults.journal import (
@@ -25,6 +26,9 @@ from tests.faults.journal import (
     Reset,
     Sent,
 )
+
+REFUSALS = (401, 503)
+"""What a client may be answered instead of a stream; 401: by a clock that is set back its token is not issued yet."""
 
 
 class Mistake(StrEnum):
@@ -121,6 +125,7 @@ class Accountant:
         listing: all events that the log has in the end: each with its id, channel and payload.
         kept: whether everything is kept for ever: no history is trimmed, no log is replaced. Then any ``reset`` is
             needless.
+        keeps: how many of each channel's newest events are kept in any case, where not all are.
         told: whether a server always had the time to say that it ends a stream.
         ends: from when until when something was done of which streams may end; None where any may end at any time.
     """
@@ -132,6 +137,7 @@ class Accountant:
         listing: Iterable[tuple[str, str, str]],
         *,
         kept: bool = True,
+        keeps: int = 0,
         told: bool = False,
         ends: Sequence[tuple[float, float]] | None = None,
     ) -> None:
@@ -140,12 +146,14 @@ class Accountant:
         """All that were sent, by their payloads."""
         self.due: dict[str, list[_Event]] = {}
         """By their channels, those that clients are to be sent."""
+        self.kept = kept
+        self.keeps = keeps
+        self.told = told
+        self.ends = ends
         self._by_id: dict[Id, str] = {}
         """Payloads."""
-        self._kept = kept
-        self._told = told
-        self._ends = ends
-        self._clients = clients
+        self._requests: dict[str, Sent] = {}
+        self._clients = {name: list(records) for name, records in clients.items()}
         self._listing = listing
         self._listed: dict[str, Id] = {}
         """By their payloads, the events that the log has in the end."""
@@ -156,12 +164,17 @@ class Accountant:
         """Compare everything, and return what was found."""
         self.verdict.acknowledged = sum(event.acknowledged > 0 for event in self.events.values())
         self._balance_listing()
+        self._balance_batches()
         self._balance_order()
-        for event in self.events.values():
-            if event.id is not None and (self.is_stored(event) if self._kept else event.acknowledged):
-                self.due.setdefault(event.channel, []).append(event)
         for name, records in self._clients.items():
-            _Client(name, self, kept=self._kept, told=self._told, ends=self._ends).follow(records)
+            self._learn_ids(name, records)
+        for event in self.events.values():
+            if event.id is not None and self.is_stored(event):
+                self.due.setdefault(event.channel, []).append(event)
+        if not self.kept:
+            self._balance_newest()
+        for name, records in self._clients.items():
+            _Client(name, self).follow(records)
         return self.verdict
 
     def find(self, mistake: Mistake, whom: str, what: str) -> None:
@@ -169,13 +182,15 @@ class Accountant:
         self.verdict.findings.append(Finding(mistake, whom, what))
 
     def _take_publisher(self, name: str, records: Iterable[AnyRecord]) -> None:
-        requests: dict[str, Sent] = {}
+        requests = self._requests
+        mine: dict[str, Sent] = {}
         unanswered: Counter[str] = Counter()
         for record in records:
             match record:
                 case Sent():
                     unanswered[record.name] += 1
-                    if requests.setdefault(record.name, record).events != record.events:
+                    mine[record.name] = request = requests.setdefault(record.name, record)
+                    if request.events != record.events:
                         raise ValueError(f"{name} sent {record.name} twice, with other events")
                     for channel, payload in record.events:
                         self.events.setdefault(payload, _Event(channel, payload, record.at))
@@ -186,7 +201,7 @@ class Accountant:
                     pass  # it may have been stored
                 case Answered():
                     unanswered[record.name] -= 1
-        for request in requests.values():
+        for request in mine.values():
             for _, payload in request.events:
                 event = self.events[payload]
                 event.refused = not unanswered[request.name] and not event.acknowledged
@@ -197,12 +212,31 @@ class Accountant:
                 Mistake.INVENTED, name, f"{len(answer.ids)} ids for {len(request.events)} events: {answer}"
             )
             return
-        for (_, payload), text in zip(request.events, answer.ids, strict=True):
-            event, id = self.events[payload], Id.of(text)
+        ids = [Id.of(text) for text in answer.ids]
+        self._check_batch(name, request, ids)
+        for (_, payload), id in zip(request.events, ids, strict=True):
+            event = self.events[payload]
             if event.id is not None and event.id != id:
                 self.find(Mistake.DOUBLED, name, f"{payload} was acknowledged as {event.id} and as {id}")
             event.id, event.acknowledged = id, event.acknowledged or answer.at
             self.is_that_event(name, id, payload)
+
+    def _check_batch(self, whom: str, request: Sent, ids: Sequence[Id]) -> None:
+        if any(later != Id(first.epoch, first.seq + 1) for first, later in pairwise(ids)):
+            self.find(Mistake.MISORDERED, whom, f"{request.name} is {', '.join(map(str, ids))}")
+
+    def _learn_ids(self, name: str, records: Sequence[AnyRecord]) -> None:
+        """Take the ids of events that are known from what a client was sent alone, or find that it was another's."""
+        for record in records:
+            if not isinstance(record, Received):
+                continue
+            id, event = Id.of(record.id), self.events.get(record.payload)
+            if event is None or event.channel != record.channel or event.refused:
+                continue  # that is found where the client is followed
+            if event.id is None:
+                event.id = None if self.kept else id
+            elif event.id != id and (self.kept or event.id.epoch == id.epoch):
+                self.find(Mistake.INVENTED, name, f"{record.payload} as {id}, and it is {event.id}")
 
     def is_that_event(self, whom: str, id: Id, payload: str) -> bool:
         """Note which event an id stands for, and return whether it stands for no other."""
@@ -213,7 +247,7 @@ class Accountant:
 
     def is_stored(self, event: _Event) -> bool:
         """Return whether an event is in the log, or was there at least."""
-        return not self._kept or event.payload in self._listed
+        return not self.kept or event.payload in self._listed
 
     def _balance_listing(self) -> None:
         listed = self._listed
@@ -230,10 +264,40 @@ class Accountant:
             self.is_that_event("log", id, payload)
             if event.id is None:
                 event.id = id
-        if self._kept:
+        if self.kept:
             for event in self.events.values():
                 if event.acknowledged and listed.get(event.payload) != event.id:
                     self.find(Mistake.LOST, "log", f"{event.payload}, acknowledged as {event.id}")
+
+        if self.kept:
+            numbers = sorted(id.seq for id in listed.values())
+            for before, after in pairwise(numbers):
+                if after > before + 1:
+                    self.find(
+                        Mistake.LOST, "log", f"no event has the numbers from {before + 1} to {after - 1}"
+                    )
+
+    def _balance_batches(self) -> None:
+        """Check that of each batch all was stored, in its order, or nothing."""
+        for request in self._requests.values() if self.kept else ():
+            ids = [self._listed[payload] for _, payload in request.events if payload in self._listed]
+            acknowledged = any(self.events[payload].acknowledged for _, payload in request.events)
+            if not acknowledged and ids:  # else that was found for each event
+                self._check_batch("log", request, ids)
+                if len(ids) < len(request.events):
+                    self.find(Mistake.LOST, "log", f"{request.name}, but for {len(ids)} of its events")
+
+    def _balance_newest(self) -> None:
+        """Check that the newest events of each channel are there, where not all are kept."""
+        epochs = {id.epoch for id in self._listed.values()}
+        for channel, events in self.due.items():
+            of_now = [event for event in events if event.id is not None and event.id.epoch in epochs]
+            newest = (
+                sorted(of_now, key=lambda event: event.id or Id("", 0))[-self.keeps :] if self.keeps else []
+            )
+            for event in newest:
+                if event.payload not in self._listed:
+                    self.find(Mistake.LOST, "log", f"{event.payload}, {event.id}, of the newest on {channel}")
 
     def _balance_order(self) -> None:
         """Check that what was sent after another was acknowledged comes after it."""
@@ -258,16 +322,16 @@ class Accountant:
 
 @dataclass
 class _Span:
-    """A part of a channel that is due to a client whole: after a position, or all that was sent after a reset.
+    """A part of a channel that is due to a client whole: after a position, and all that was sent later.
 
     Attributes:
-        after: the position; None after a reset.
-        since: the time of the reset.
+        after: the position; None after a reset, until an event has come.
+        since: when its client was told of the position or the reset.
         until: the position of the client when it was told of the next gap; None where there was none.
     """
 
     after: Id | None
-    since: float = 0.0
+    since: float
     until: Id | None = None
 
     def covers(self, event: _Event) -> bool:
@@ -275,9 +339,9 @@ class _Span:
         assert event.id is not None
         if self.until is not None and (event.id.epoch != self.until.epoch or event.id > self.until):
             return False
-        if self.after is None:
-            return event.sent > self.since
-        return event.id.epoch != self.after.epoch or event.id > self.after
+        if event.sent > self.since:
+            return True
+        return self.after is not None and (event.id.epoch != self.after.epoch or event.id > self.after)
 
 
 class _Client:
@@ -286,25 +350,15 @@ class _Client:
     Args:
         name: of the client.
         books: of all events.
-        kept, told, ends: as of the books.
     """
 
-    def __init__(
-        self,
-        name: str,
-        books: Accountant,
-        *,
-        kept: bool,
-        told: bool,
-        ends: Sequence[tuple[float, float]] | None,
-    ) -> None:
+    def __init__(self, name: str, books: Accountant) -> None:
         self._name = name
         self._books = books
-        self._kept = kept
-        self._told = told
-        self._ends = ends
         self._open = False
         """Whether it has a stream."""
+        self._begun = False
+        """Whether something has come on that stream after which no ``reset`` may come."""
         self._asked_at = 0.0
         self._channels: Sequence[str] = ()
         self._position: Id | None = None
@@ -325,18 +379,21 @@ class _Client:
                 case Opened():
                     self._opened(record)
                 case Received():
-                    self._expect_no_reset()
+                    self._go_on("an event")
                     self._received(record)
                 case Reset():
                     self._reset(record)
                 case Pinged():
-                    self._expect_no_reset()
+                    self._go_on("a ping")
+                    self._pinged(record)
                 case Ended():
                     self._ended(record)
                 case Malformed():
                     self._find(Mistake.MALFORMED, record.why)
                 case Left():
                     left = True
+        if self._channels and not self._spans and not left:
+            self._find(Mistake.SILENT_GAP, f"it never had a stream on {', '.join(self._channels)}")
         for channel, spans in self._spans.items():
             if left:
                 spans[-1].until = self._position
@@ -349,11 +406,11 @@ class _Client:
 
     def _opened(self, record: Opened) -> None:
         self._books.verdict.streams += 1
-        self._open = True
+        self._open, self._begun = True, False
         if not self._asked:
             self._position = Id.of(record.id)
             for channel in self._channels:
-                self._spans.setdefault(channel, []).append(_Span(self._position))
+                self._spans.setdefault(channel, []).append(_Span(self._position, record.at))
             return
         self._recovered = record.recovered
         if record.id != self._asked:
@@ -363,7 +420,9 @@ class _Client:
 
     def _ended(self, record: Ended) -> None:
         self._expect_no_reset()
-        if self._told and self._open and not record.reason and not record.left:
+        if record.status not in (0, *REFUSALS):
+            self._find(Mistake.MALFORMED, f"a stream was answered {record.status}")
+        if self._books.told and self._open and not record.reason and not record.left:
             self._find(Mistake.UNTOLD, f"the stream that was opened after {self._asked or 'no position'}")
         if not record.left and not self._may_end(record.at):
             how = record.reason or record.status or ("untold" if self._open else "unanswered")
@@ -374,9 +433,25 @@ class _Client:
 
     def _may_end(self, at: float) -> bool:
         """Return whether something was done, between the request for a stream and a time, of which it may end."""
-        return self._ends is None or any(
-            self._asked_at <= until and since <= at for since, until in self._ends
+        return self._books.ends is None or any(
+            self._asked_at <= until and since <= at for since, until in self._books.ends
         )
+
+    def _go_on(self, with_what: str) -> None:
+        """Something comes on a stream that has begun, and has said where it has gaps."""
+        if not self._open:
+            self._find(Mistake.MALFORMED, f"{with_what} before connected")
+            self._open = True
+        self._expect_no_reset()
+        self._begun = True
+
+    def _pinged(self, record: Pinged) -> None:
+        if not record.id:
+            return
+        id = Id.of(record.id)
+        if self._position is not None and id.epoch == self._position.epoch and id < self._position:
+            self._find(Mistake.FALSE_POSITION, f"a ping at {id}, after {self._position}")
+        self._position = id
 
     def _expect_no_reset(self) -> None:
         if self._recovered is False:
@@ -392,14 +467,31 @@ class _Client:
                 Mistake.FALSE_POSITION, f"after {self._asked} all is recovered, and {record.channel} is reset"
             )
         self._recovered = None
-        if self._kept:
-            self._find(Mistake.NEEDLESS_RESET, f"{record.channel} after {self._position}: {record.reason}")
-        if record.channel not in self._channels:
+        if not self._open or self._begun:
+            self._find(Mistake.FALSE_POSITION, f"a reset of {record.channel} that does not follow connected")
+        if record.channel not in self._spans or record.channel not in self._channels:
             self._find(Mistake.INVENTED, f"a reset of {record.channel}")
             return
+        if self._is_needless(record):
+            self._find(Mistake.NEEDLESS_RESET, f"{record.channel} after {self._position}: {record.reason}")
         spans = self._spans[record.channel]
         spans[-1].until = self._position
         spans.append(_Span(None, record.at))
+
+    def _is_needless(self, reset: Reset) -> bool:
+        """Return whether all that follows the position was certainly there when the client was told of a gap."""
+        if self._books.kept:
+            return True
+        position = self._position
+        if reset.reason != "history_trimmed" or position is None:
+            return False
+        follow = sum(
+            event.sent < reset.at
+            and (event.id is None or event.id.epoch != position.epoch or event.id > position)
+            for event in self._books.events.values()
+            if event.channel == reset.channel and not event.refused
+        )
+        return follow <= self._books.keeps
 
     def _received(self, record: Received) -> None:
         self._books.verdict.received += 1
@@ -408,10 +500,12 @@ class _Client:
             self._find(Mistake.INVENTED, f"{id} on {record.channel}: {record.payload}")
         elif record.channel not in self._channels:
             self._find(Mistake.INVENTED, f"{id} of {record.channel}, which it has not asked for")
-        elif not self._books.is_stored(event):
+        elif event.refused or not self._books.is_stored(event):
             self._find(Mistake.INVENTED, f"{record.payload}, {id}, which is not in the log")
         elif self._books.is_that_event(self._name, id, record.payload):
             self._place(id, record.payload)
+        if (spans := self._spans.get(record.channel)) and spans[-1].after is None:
+            spans[-1].after = id
         self._seen.add(record.payload)
         self._position = id
 

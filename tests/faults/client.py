@@ -2,7 +2,8 @@
 
     python -m tests.faults.client '[{"name": "c1", …}, …]'
 
-It takes the fields of `Settings` of each, and their tokens from ``SSE_FAULTS_TOKEN``. SIGTERM ends them.
+It takes the fields of `Settings` of each, and their tokens from ``SSE_FAULTS_TOKEN``. After SIGUSR1 they neither leave
+nor stay away. SIGTERM ends them.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from urllib.parse import urlencode
 import msgspec
 import pytest
 
-from tests.faults.journal import Asked, Ended, Journal, Malformed, Opened, Pinged, Received, Reset
+from tests.faults.journal import Asked, Ended, Journal, Malformed, Opened, Pinged, Received, Reset, payload_of
 from tests.faults.publisher import COMES_BACK, TIMEOUT, TOKEN
 from tests.support.sse_reader import EventStreamReader, ReceivedEvent
 
@@ -42,6 +43,7 @@ class Settings(msgspec.Struct, kw_only=True):
         stays: for how many seconds it keeps a stream on the average.
         reads: bytes that it reads at a time; with few it is slow.
         pause: seconds between two reads.
+        types: whether it asks for the events of the one type that there is, so that pings tell it positions.
         away: for how many seconds it stays away between two streams, on the average.
     """
 
@@ -53,6 +55,7 @@ class Settings(msgspec.Struct, kw_only=True):
     stays: float = 3.0
     reads: int = 65_536
     pause: float = 0.0
+    types: bool = False
     away: float = COMES_BACK
     host: str = "127.0.0.1"
 
@@ -60,35 +63,45 @@ class Settings(msgspec.Struct, kw_only=True):
 class Client(threading.Thread):
     """Has one stream after another, each from the position of the one before."""
 
-    def __init__(self, settings: Settings, token: str, ends: threading.Event) -> None:
+    def __init__(
+        self, settings: Settings, token: str, ends: threading.Event, remains: threading.Event
+    ) -> None:
         super().__init__(name=settings.name)
         self._settings = settings
         self._token = token
         self._ends = ends
+        self._remains = remains
         self._journal = Journal(Path(settings.journal))
-        self._chance = random.Random(settings.seed)
+        self._streams = 0
         self._position = ""
 
     def run(self) -> None:
         """Listen until it is told to end."""
         while not self._ends.is_set():
+            self._streams += 1
+            # The choices for a stream do not depend on how those before it have ended.
+            chance = random.Random(f"{self._settings.seed} {self._streams}")
+            away = chance.expovariate(1 / self._settings.away)
             try:
-                self._listen()
+                self._listen(chance)
+            except TimeoutError:
+                self._journal.write(Malformed(at=time.monotonic(), why=f"nothing came for {TIMEOUT} s"))
             except (OSError, HTTPException):
                 pass  # the server, or what was done to it, has ended the stream
             except (AssertionError, LookupError, ValueError, pytest.fail.Exception) as error:
                 self._journal.write(Malformed(at=time.monotonic(), why=f"{type(error).__name__}: {error}"))
-            self._ends.wait(self._chance.expovariate(1 / self._settings.away))
+            self._remains.wait(away)
+            self._ends.wait(COMES_BACK)
 
-    def _listen(self) -> None:
+    def _listen(self, chance: random.Random) -> None:
         settings = self._settings
-        by_header = self._chance.random() < 0.5
-        query = {"token": self._token} | (
-            {"last_event_id": self._position} if self._position and not by_header else {}
-        )
+        by_header, port = chance.random() < 0.5, chance.choice(settings.ports)
+        stays = chance.expovariate(1 / settings.stays)
+        query = {"token": self._token} | ({"types": "e"} if settings.types else {})
+        query |= {"last_event_id": self._position} if self._position and not by_header else {}
         header = f"Last-Event-ID: {self._position}\r\n" if self._position and by_header else ""
         path = f"/api/v1/sse/{','.join(settings.channels)}?{urlencode(query)}"
-        with socket.create_connection((settings.host, self._chance.choice(settings.ports)), TIMEOUT) as sock:
+        with socket.create_connection((settings.host, port), TIMEOUT) as sock:
             self._journal.write(
                 Asked(at=time.monotonic(), channels=settings.channels, position=self._position)
             )
@@ -99,17 +112,24 @@ class Client(threading.Thread):
                 response.begin()
                 with response:
                     served = response.status == 200
-                    ended = self._read(response) if served else Ended(at=0.0, status=response.status)
+                    ended = (
+                        self._read(sock, response, stays) if served else Ended(at=0.0, status=response.status)
+                    )
             finally:
                 self._journal.write(msgspec.structs.replace(ended, at=time.monotonic()))
 
-    def _read(self, response: HTTPResponse) -> Ended:
-        """Read a stream, and return how it ended."""
+    def _read(self, sock: socket.socket, response: HTTPResponse, stays: float) -> Ended:
+        """Read a stream for so many seconds at most, and return how it ended."""
         settings = self._settings
-        leaves_at = time.monotonic() + self._chance.expovariate(1 / settings.stays)
+        leaves_at = time.monotonic() + stays
         reader = EventStreamReader()
-        while not self._ends.is_set() and time.monotonic() < leaves_at:
-            piece = response.read1(settings.reads)
+        while not self._ends.is_set() and (self._remains.is_set() or time.monotonic() < leaves_at):
+            try:
+                piece = response.read1(settings.reads)
+            except HTTPException as error:
+                if _is_open(sock):
+                    raise ValueError(f"the body is not as its framing says: {error!r}") from error
+                raise
             if not piece:
                 return Ended(at=0.0)
             for event in reader.feed(piece):
@@ -123,7 +143,8 @@ class Client(threading.Thread):
     def _take(self, event: ReceivedEvent) -> None:
         now, data = time.monotonic(), event.json()
         if event.type == "ping":
-            self._journal.write(Pinged(at=now))
+            self._journal.write(Pinged(at=now, id=event.id or ""))
+            self._position = event.id or self._position
         elif event.type == "reset":
             self._journal.write(Reset(at=now, channel=data["channel"], reason=data["reason"]))
         else:
@@ -131,10 +152,22 @@ class Client(threading.Thread):
             if event.type == "connected":
                 self._journal.write(Opened(at=now, id=event.id, recovered=data["recovered"]))
             else:
+                assert event.type == "e", event
                 self._journal.write(
-                    Received(at=now, id=event.id, channel=data["channel"], payload=data["of"])
+                    Received(at=now, id=event.id, channel=data["channel"], payload=payload_of(data))
                 )
             self._position = event.id
+
+
+def _is_open(sock: socket.socket) -> bool:
+    """Return whether a connection goes on: within a second or two there is a ping at least."""
+    sock.settimeout(5)
+    try:
+        return bool(sock.recv(1))
+    except ConnectionError:
+        return False
+    except TimeoutError:
+        return True
 
 
 def launch(
@@ -153,10 +186,16 @@ def launch(
 
 def main() -> None:
     tokens = json.loads(os.environ[TOKEN])
-    ends = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: ends.set())
+    ends, remains = threading.Event(), threading.Event()
+    signal.signal(signal.SIGUSR1, lambda *_: remains.set())
+
+    def end(*_: object) -> None:
+        remains.set()
+        ends.set()
+
+    signal.signal(signal.SIGTERM, end)
     clients = [
-        Client(settings, tokens[settings.name], ends)
+        Client(settings, tokens[settings.name], ends, remains)
         for settings in msgspec.json.decode(sys.argv[1], type=list[Settings])
     ]
     for client in clients:

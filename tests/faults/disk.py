@@ -56,8 +56,12 @@ class Disk:
 
         Some of them have also what was written later, as it may happen.
         """
+        seed = chance.getrandbits(60)
         for path in self._files():
             kept = self._kept_of(path)
+            chance = random.Random(
+                f"{seed} {path.relative_to(self._state)}"
+            )  # whatever other files there are
             if path.name.endswith("-shm"):
                 path.unlink()  # it is in memory alone
             elif chance.random() >= KEPT_ANYWAY:

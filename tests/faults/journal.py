@@ -6,11 +6,23 @@ Times are those of `time.monotonic`, the same in all processes of a machine.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
+
+
+def payload_of(data: Mapping[str, Any]) -> str:
+    """Return the payload of an event: its name, and a checksum of all that its publisher has given it.
+
+    Args:
+        data: of the event, perhaps with what the server adds.
+    """
+    published = {name: value for name, value in data.items() if name not in ("channel", "timestamp")}
+    return f"{data['of']} {zlib.crc32(json.dumps(published, sort_keys=True).encode()):08x}"
 
 
 class Record(msgspec.Struct, tag_field="what", frozen=True, kw_only=True):
@@ -94,7 +106,13 @@ class Reset(Record, tag="reset", frozen=True, kw_only=True):
 
 
 class Pinged(Record, tag="pinged", frozen=True, kw_only=True):
-    """A client has got a ``ping``."""
+    """A client has got a ``ping``.
+
+    Attributes:
+        id: the position that it tells; empty where it tells none.
+    """
+
+    id: str = ""
 
 
 class Ended(Record, tag="ended", frozen=True, kw_only=True):

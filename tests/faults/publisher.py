@@ -14,19 +14,30 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Sequence
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
-from tests.faults.journal import Answered, Journal, Sent
+from tests.faults.journal import Answered, Journal, Sent, payload_of
 
 TIMEOUT = 45.0
 """Within how many seconds each request is answered, or its connection ends."""
 
 COMES_BACK = 0.05
 """Seconds after which a request is repeated."""
+
+GIVES_UP = 120.0
+"""Seconds within which a request with a key is acknowledged, whatever is done to the servers."""
+
+REPEATED = 50
+"""Of how many of its last requests a publisher repeats one now and then."""
+
+PADDING = "".join(random.Random(1).choices('abcdefghijklmnopqrstuvwxyz 0123456789"\\\n\r\t:ä€😀', k=20_000))
+"""Of which each event has a piece of its own."""
 
 TOKEN = "SSE_FAULTS_TOKEN"
 """The environment variable that has the token of a publisher or of clients."""
@@ -70,6 +81,7 @@ class Publisher:
         self._headers = {"Authorization": f"Bearer {token}"}
         self._connection: HTTPConnection | None = None
         self._count = 0
+        self._repeatable: deque[tuple[str, Sequence[tuple[str, str]]]] = deque(maxlen=REPEATED)
         self.ends = False
 
     def run(self) -> None:
@@ -78,27 +90,42 @@ class Publisher:
             settings = self._settings
             self._count += 1
             name = f"{settings.name}.{self._count}"
-            channels = self._chance.choices(settings.channels, k=self._chance.randint(1, settings.batch))
-            self.publish(name, [(channel, f"{name}.{part}") for part, channel in enumerate(channels)])
-            if settings.keyed and self._chance.random() < 0.1:  # perhaps at another process
+            # The choices for a request do not depend on how often those before it were refused.
+            chance = self._chance = random.Random(f"{settings.seed} {self._count}")
+            channels = chance.choices(settings.channels, k=chance.randint(1, settings.batch))
+            pause = chance.expovariate(1 / settings.pause) if settings.pause else 0
+            repeats = settings.keyed and chance.random() < 0.1
+            events = [(channel, f"{name}.{part}") for part, channel in enumerate(channels)]
+            self._repeatable.append((name, events))
+            repeated = self._repeatable[
+                -1 if chance.random() < 0.5 else chance.randrange(len(self._repeatable))
+            ]
+            self.publish(name, events)
+            if repeats:  # perhaps at another process
                 self._leave()
-                self.publish(name, [(channel, f"{name}.{part}") for part, channel in enumerate(channels)])
-            time.sleep(self._chance.expovariate(1 / settings.pause) if settings.pause else 0)
+                self.publish(*repeated)
+            time.sleep(pause)
 
     def publish(self, name: str, events: Sequence[tuple[str, str]]) -> None:
-        """Send a request, where it has a key until it is acknowledged."""
-        pad = "x" * random.Random(name).randint(0, self._settings.size)  # the same when it is repeated
-        body = json.dumps(
-            {
-                "events": [
-                    {"channel": channel, "event": "e", "data": {"of": payload, "pad": pad}}
-                    for channel, payload in events
-                ]
-            }
-        )
+        """Send a request, where it has a key until it is acknowledged.
+
+        Args:
+            name: of the request.
+            events: of each of its events the channel and the name.
+
+        Raises:
+            RuntimeError: it was not acknowledged within `GIVES_UP`, or answered what no publisher may be.
+        """
+        content: list[dict[str, Any]] = [
+            {"channel": channel, "event": "e", "data": {"of": event, "pad": self._pad_of(event)}}
+            for channel, event in events
+        ]
+        sent = [(channel, payload_of(one["data"])) for (channel, _), one in zip(events, content, strict=True)]
+        body = json.dumps({"events": content})
+        ends = time.monotonic() + GIVES_UP
         headers = self._headers | ({"Idempotency-Key": name} if self._settings.keyed else {})
         while True:
-            status = self._send(name, events, body, headers)
+            status = self._send(name, sent, body, headers)
             if status not in (
                 0,
                 201,
@@ -108,9 +135,17 @@ class Publisher:
                 raise RuntimeError(f"{name} was answered {status}")
             if status == 201 or not self._settings.keyed:
                 return
+            if time.monotonic() > ends:
+                raise RuntimeError(f"{name} was never acknowledged")
             if self._chance.random() < 0.2:  # another server may take it
                 self._leave()
             time.sleep(COMES_BACK)
+
+    def _pad_of(self, event: str) -> str:
+        """Return the padding of an event, which is the same when it is repeated."""
+        chance = random.Random(event)
+        begin = chance.randrange(len(PADDING) - self._settings.size)
+        return PADDING[begin : begin + chance.randint(0, self._settings.size)]
 
     def _send(self, name: str, events: Sequence[tuple[str, str]], body: str, headers: dict[str, str]) -> int:
         connection = self._connected()
@@ -123,6 +158,8 @@ class Publisher:
             answer = connection.getresponse()
             content = json.loads(answer.read())
             status, ids = answer.status, content.get("ids", [])
+        except TimeoutError as error:
+            raise RuntimeError(f"{name} was not answered within {TIMEOUT} s") from error
         except (OSError, HTTPException, ValueError):
             self._leave()
         self._journal.write(Answered(at=time.monotonic(), name=name, status=status, ids=ids))

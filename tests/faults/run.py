@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import signal
 import time
@@ -19,7 +20,7 @@ import msgspec
 from tests.faults import client, publisher
 from tests.faults.accountant import Accountant, Verdict
 from tests.faults.disk import Disk, small
-from tests.faults.journal import Answered, AnyRecord, read
+from tests.faults.journal import Answered, AnyRecord, payload_of, read
 from tests.faults.ways import STATE, WAYS, Deployment
 from tests.support.namespaces import Link, links
 from tests.support.programs import compiled
@@ -31,6 +32,9 @@ from tests.support.worker_processes import WorkerProcess
 CHANNELS = ("dashboard", "alerts", "training", "backtest", "user.ann.orders", "user.bob.orders")
 PUBLISHERS = 4
 CLIENTS = 12
+
+SETTLES = 90.0
+"""Seconds within which clients are sent all that is due to them, once nothing is done to the servers any more."""
 
 TTL = 36_000.0
 """Seconds that the tokens of publishers and clients are valid: longer than any run."""
@@ -220,6 +224,7 @@ class Run:
             habits = {
                 "stays": self.chance.choice((0.5, 3.0, 600.0)),
                 "reads": self.chance.choice((65_536, 65_536, 300)),
+                "types": self.chance.random() < 0.3,
             }
             settings.append(
                 client.Settings(
@@ -260,13 +265,13 @@ class Run:
         return process
 
     def _settings_of(self, name: str, **settings: Any) -> publisher.Settings:
+        ports = [server.port for server in self.servers]
         return publisher.Settings(
             name=name,
             seed=f"{self._seed} {name}",
             journal=str(self._journals / name),
-            ports=[server.port for server in self.servers],
             channels=CHANNELS,
-            **settings,
+            **{"ports": ports, **settings},
         )
 
     def _token(self) -> str:
@@ -311,19 +316,29 @@ class Run:
                 server.wait_until_ready()
 
     def harm(self, fault: Callable[[Run], None]) -> None:
-        """Do something to the servers, and wait until they serve again."""
+        """Do something to the servers, and wait until each of them serves again."""
         fault(self)
         self.advance()
+        for server in self.servers:
+            until(lambda server=server: _is_ready(server), "each server is ready")  # type: ignore[misc]
 
     def settle(self) -> Verdict:
-        """Publish no more, wait until each client has been sent all, end all, and balance the account."""
+        """Publish no more, wait until each client has been sent all, end all, and balance the account.
+
+        A client that is not sent all in time lacks what it is not sent.
+        """
         for process in self._publishers:
             process.terminate()
         for process in self._publishers:
             assert process.wait(timeout=60) in (0, -signal.SIGKILL)  # a publisher may have been killed
-        with closing(publisher.Publisher(self._settings_of("publisher-of-the-end"), self._token())) as last:
-            while not self._all_have_come(last):
-                time.sleep(0.2)
+        for process in self._clients:
+            process.send_signal(signal.SIGUSR1)
+        ends = time.monotonic() + SETTLES
+        for round in itertools.count(1):
+            if self._all_have_come(round, ends if self._needs.kept else min(ends, time.monotonic() + 5)):
+                break
+            if time.monotonic() > ends:
+                break
         for process in self._clients:
             process.terminate()
         for process in self._clients:
@@ -332,11 +347,14 @@ class Run:
         publishers = {name: records for name, records in journals.items() if name.startswith("publisher")}
         clients = {name: records for name, records in journals.items() if name.startswith("client")}
         self.silence = _longest_silence(publishers.values())
+        kept = self._needs.kept
+        keeps = 0 if kept else {**SETTINGS, **self._needs.settings}["HISTORY__SIZE"]
         return Accountant(
             publishers,
             clients,
             self._listing(),
-            kept=self._needs.kept,
+            kept=kept,
+            keeps=keeps,
             told=self._needs.told,
             ends=None if self._needs.ended else self._ends_of_streams,
         ).balance()
@@ -345,26 +363,28 @@ class Run:
         """Return what publishers and clients have written down so far, by their names."""
         return {path.name: list(read(path)) for path in sorted(self._journals.iterdir())}
 
-    def _all_have_come(self, last: publisher.Publisher) -> bool:
-        """Publish an event on each channel, and return whether each client is sent its last within some seconds.
+    def _all_have_come(self, round: int, ends: float) -> bool:
+        """Publish at each server an event on each channel, and return whether each client is sent the last in time.
 
         A client that was told of a loss meanwhile may be past them: it has the next ones.
         """
-        name = f"end.{time.monotonic_ns()}"
-        last.publish(name, [(channel, f"{name}.{channel}") for channel in CHANNELS])
+        for number, server in enumerate(self.servers):
+            settings = self._settings_of(f"publisher-of-the-end-{round}-{number}", ports=[server.port])
+            with closing(publisher.Publisher(settings, self._token())) as last:
+                name = f"end.{round}.{number}"
+                last.publish(name, [(channel, f"{name}.{channel}") for channel in CHANNELS])
         missing = dict(self._channels)
-        ends = time.monotonic() + 10.0
         while missing and time.monotonic() < ends:
             for client_name, channels in list(missing.items()):
                 written = (self._journals / client_name).read_bytes()
-                if all(f'"payload":"{name}.{channel}"'.encode() in written for channel in channels):
+                if all(f'"payload":"{name}.{channel} '.encode() in written for channel in channels):
                     del missing[client_name]
             time.sleep(0.02)
         return not missing
 
     def _listing(self) -> Iterator[tuple[str, str, str]]:
         """Yield all events that the log has got since the run began."""
-        with self.servers[0].publisher() as http:
+        with self.chance.choice(self.servers).publisher() as http:
             epoch, _, _ = _head(http).rpartition("-")
             beginning = self._began_at if self._began_at.startswith(f"{epoch}-") else f"{epoch}-0"
             for channel in CHANNELS:
@@ -373,7 +393,7 @@ class Run:
                     query: dict[str, str | int] = {"after": after, "limit": 1000}
                     page = http.get(f"/api/v1/sse/{channel}/history", params=query).raise_for_status().json()
                     for event in page["events"]:
-                        yield event["id"], channel, event["data"]["of"]
+                        yield event["id"], channel, payload_of(event["data"])
                         after = event["id"]
                     if not page["events"]:
                         break
@@ -383,6 +403,13 @@ class Run:
             if process.poll() is None:
                 process.kill()
                 process.wait()
+
+
+def _is_ready(server: Upgradable) -> bool:
+    try:
+        return httpx.get(f"{server.url}/readyz", timeout=10).status_code == 200
+    except httpx.HTTPError:
+        return False
 
 
 def _head(http: httpx.Client) -> str:

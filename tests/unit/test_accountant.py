@@ -56,10 +56,16 @@ def stream(
 
 
 def found(
-    publisher: Sequence[AnyRecord], listing: Listing, client: Sequence[AnyRecord] = (), *, kept: bool = True
+    publisher: Sequence[AnyRecord],
+    listing: Listing,
+    client: Sequence[AnyRecord] = (),
+    *others: Sequence[AnyRecord],
+    kept: bool = True,
+    keeps: int = 0,
 ) -> list[tuple[Mistake, str]]:
     """Return what is found, and to whom it happened."""
-    verdict = Accountant({"publisher": publisher}, {"client": client}, listing, kept=kept).balance()
+    clients = {"client": client} | {f"client {number}": other for number, other in enumerate(others, 2)}
+    verdict = Accountant({"publisher": publisher}, clients, listing, kept=kept, keeps=keeps).balance()
     return [(finding.mistake, finding.whom) for finding in verdict.findings]
 
 
@@ -101,7 +107,11 @@ def test_an_event_that_was_stored_without_an_answer_is_due_too() -> None:
     publisher[3] = Answered(at=2.5, name="r2", status=0)
     assert found(publisher, listing, stream(*received(1, 3, 4))) == [(Mistake.SILENT_GAP, "client")]
     assert found(publisher, listing, stream(*received(1, 2, 3, 4))) == []
-    assert found(publisher, [listing[0], *listing[2:]], stream(*received(1, 3, 4))) == []
+    publisher[3], publisher[7] = (
+        Answered(at=2.5, name="r2", status=201, ids=["e-2"]),
+        Answered(at=4.5, name="r4", status=0),
+    )
+    assert found(publisher, listing[:3], stream(*received(1, 2, 3))) == []
 
 
 def test_a_client_that_leaves_is_due_nothing_more() -> None:
@@ -233,7 +243,7 @@ def test_a_log_that_was_replaced_is_told_by_a_reset_and_by_nothing_else() -> Non
         (
             Opened(at=2.6, id="e-2", recovered=True),
             [Reset(at=2.6, channel="a", reason="history_trimmed")],
-            [Mistake.FALSE_POSITION],
+            [Mistake.FALSE_POSITION, Mistake.NEEDLESS_RESET],
         ),
         (Opened(at=2.6, id="e-2", recovered=True), [Pinged(at=2.9)], []),
     ],
@@ -295,7 +305,11 @@ def test_a_stream_that_ends_where_it_was_to_go_on(
 @pytest.mark.parametrize("status", [0, 503])
 def test_a_stream_that_is_not_begun_where_it_was_to_be(status: int) -> None:
     publisher, listing = published()
-    client: list[AnyRecord] = [Asked(at=1.0, channels=["a"]), Ended(at=1.1, status=status)]
+    client: list[AnyRecord] = [
+        Asked(at=1.0, channels=["a"]),
+        Ended(at=1.1, status=status),
+        Left(at=1.2),
+    ]
     (finding,) = Accountant({"p": publisher}, {"c": client}, listing, ends=[]).balance().findings
     assert finding.mistake is Mistake.ENDED
     assert Accountant({"p": publisher}, {"c": client}, listing, ends=[(1.0, 1.0)]).balance().findings == []
@@ -320,6 +334,143 @@ def test_a_batch_that_was_acknowledged_with_too_few_ids() -> None:
         Answered(at=1.5, name="r1", status=201, ids=["e-1"]),
     ]
     assert (Mistake.INVENTED, "publisher") in found(publisher, [("e-1", "a", "p1")])
+
+
+def test_an_event_that_came_by_an_id_that_is_not_its_own() -> None:
+    publisher, listing = published(2)
+    other = Received(at=2.6, id="e-7", channel="a", payload="p2")
+    assert found(publisher, listing, stream(*received(1), other)) == [(Mistake.INVENTED, "client")]
+    replaced = Received(at=2.6, id="f-2", channel="a", payload="p2")
+    assert found(publisher, listing, stream(*received(1), replaced)) == [(Mistake.INVENTED, "client")]
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_an_event_that_came_to_two_clients_by_two_ids(kept: bool) -> None:
+    publisher, listing = published(2)
+    publisher[3] = Answered(at=2.5, name="r2", status=0)
+    clients = [
+        stream(*received(1), Received(at=2.6, id=id, channel="a", payload="p2")) for id in ("e-2", "e-3")
+    ]
+    assert (Mistake.INVENTED, "client 2") in found(publisher, listing, *clients, kept=kept)
+    assert (Mistake.INVENTED, "client 2") in found(publisher, listing[:1], *clients, kept=kept)
+
+
+def test_an_event_that_was_refused_and_sent_where_not_all_is_kept() -> None:
+    publisher, listing = published(2)
+    publisher[3] = Answered(at=2.5, name="r2", status=503)
+    faults = found(publisher, listing[:1], stream(*received(1, 2)), kept=False)
+    assert faults == [(Mistake.INVENTED, "client")]
+
+
+def test_an_event_that_one_client_was_sent_is_due_to_the_others_also_where_it_was_not_acknowledged() -> None:
+    publisher, listing = published(3)
+    publisher[3] = Answered(at=2.5, name="r2", status=0)
+    clients = [stream(*received(1, 2, 3)), stream(*received(1, 3))]
+    assert found(publisher, listing[2:], *clients, kept=False) == [(Mistake.SILENT_GAP, "client 2")]
+
+
+def test_an_event_that_was_sent_after_a_stream_was_opened_is_due_wherever_the_stream_says_that_it_is() -> (
+    None
+):
+    publisher, listing = published()
+    ahead = [Asked(at=0.0, channels=["a"]), Opened(at=0.5, id="e-1", recovered=False), *received(2, 3, 4)]
+    assert found(publisher, listing, ahead) == [(Mistake.SILENT_GAP, "client")]
+    late = [Asked(at=0.0, channels=["a"]), Opened(at=1.2, id="e-1", recovered=False), *received(2, 3, 4)]
+    assert found(publisher, listing, late) == []
+
+
+def test_after_a_reset_all_is_due_from_the_first_event_on() -> None:
+    publisher, listing = published(6)
+    reset = Reset(at=7.0, channel="a", reason="history_trimmed")  # read late: its client is slow
+    back = [*stream(*received(1)), *stream(reset, *received(3, 5, 6), position="e-1", recovered=False)]
+    assert found(publisher, listing, back, kept=False) == [(Mistake.SILENT_GAP, "client")]
+
+
+def test_a_reset_where_all_that_follows_was_kept() -> None:
+    publisher, listing = published(6)
+    reset = Reset(at=6.6, channel="a", reason="history_trimmed")
+    back = [*stream(*received(1, 2)), *stream(reset, position="e-2", recovered=False)]
+    assert found(publisher, listing[2:], back, kept=False, keeps=4) == [(Mistake.NEEDLESS_RESET, "client")]
+    assert found(publisher, listing[3:], back, kept=False, keeps=3) == []
+    replaced = Reset(at=6.6, channel="a", reason="log_replaced")
+    back = [*stream(*received(1, 2)), *stream(replaced, position="e-2", recovered=False)]
+    assert found(publisher, listing[2:], back, kept=False, keeps=4) == []
+
+
+def test_a_reset_amid_a_stream() -> None:
+    publisher, listing = published()
+    reset = Reset(at=3.6, channel="a", reason="history_trimmed")
+    first = [*stream(*received(1, 2), reset, *received(4))]
+    assert found(publisher, listing, first, kept=False) == [(Mistake.FALSE_POSITION, "client")]
+
+
+def test_an_acknowledged_event_that_is_lost_although_the_newest_are_kept() -> None:
+    publisher, listing = published()
+    assert found(publisher, listing[2:], kept=False, keeps=2) == []
+    assert found(publisher, [listing[1], listing[3]], kept=False, keeps=2) == [(Mistake.LOST, "log")]
+    assert found(publisher, listing[:3], kept=False, keeps=2) == [(Mistake.LOST, "log")]
+
+
+def test_a_stream_without_a_beginning() -> None:
+    publisher, listing = published(2)
+    first = [Asked(at=0.0, channels=["a"]), *received(1, 2)]
+    assert (Mistake.MALFORMED, "client") in found(publisher, listing, first)
+    later = [*stream(*received(1)), Asked(at=1.7, channels=["a"], position="e-1"), *received(2)]
+    assert found(publisher, listing, later) == [(Mistake.MALFORMED, "client")]
+
+
+def test_a_client_that_never_has_a_stream() -> None:
+    publisher, listing = published(2)
+    client: list[AnyRecord] = [Asked(at=0.0, channels=["a"]), Ended(at=9.0)]
+    assert found(publisher, listing, client) == [(Mistake.SILENT_GAP, "client")]
+    assert found(publisher, listing, [*client, Left(at=9.0)]) == []
+
+
+@pytest.mark.parametrize(("status", "faults"), [(500, 1), (404, 1), (401, 0), (503, 0)])
+def test_a_client_that_is_answered_what_no_client_may_be(status: int, faults: int) -> None:
+    publisher, listing = published(2)
+    client = [Asked(at=0.0, channels=["a"]), Ended(at=0.5, status=status), *stream(*received(1, 2))]
+    assert found(publisher, listing, client) == [(Mistake.MALFORMED, "client")] * faults
+
+
+def batch(*ids: str, status: int = 201) -> list[AnyRecord]:
+    return [
+        Sent(at=1.0, name="r1", events=[("a", "p1"), ("a", "p2"), ("a", "p3")]),
+        Answered(at=1.5, name="r1", status=status, ids=ids),
+    ]
+
+
+def test_a_batch_that_is_not_in_its_order() -> None:
+    backwards = [(f"e-{number}", "a", f"p{4 - number}") for number in (1, 2, 3)]
+    client: list[AnyRecord] = [
+        Received(at=2.0, id=id, channel="a", payload=payload) for id, _, payload in backwards
+    ]
+    faults = found(batch("e-3", "e-2", "e-1"), backwards, stream(*client))
+    assert faults == [(Mistake.MISORDERED, "publisher")]
+    assert found(batch(status=0), backwards, stream(*client)) == [(Mistake.MISORDERED, "log")]
+
+
+def test_a_batch_that_is_stored_in_part() -> None:
+    whole = [(f"e-{number}", "a", f"p{number}") for number in (1, 2, 3)]
+    assert found(batch(status=0), whole) == []
+    assert found(batch(status=0), []) == []
+    assert found(batch(status=0), whole[:2]) == [(Mistake.LOST, "log")]
+
+
+def test_a_number_that_no_event_has() -> None:
+    publisher, listing = published()
+    publisher[3] = Answered(at=2.5, name="r2", status=0)
+    assert found(publisher, [listing[0], *listing[2:]]) == [(Mistake.LOST, "log")]
+
+
+def test_a_ping_moves_the_position_and_excuses_nothing() -> None:
+    publisher, listing = published()
+    ping = Pinged(at=2.8, id="e-2")
+    back = stream(*received(3, 4), position="e-2")
+    assert found(publisher, listing, [*stream(*received(1, 2), ping), *back]) == []
+    assert found(publisher, listing, [*stream(*received(1), ping), *back]) == [(Mistake.SILENT_GAP, "client")]
+    backwards = [*stream(*received(1, 2), Pinged(at=2.8, id="e-1"))[:-1], *received(3, 4)]
+    assert found(publisher, listing, backwards) == [(Mistake.FALSE_POSITION, "client")]
 
 
 def test_a_journal_is_read_as_it_was_written_but_for_a_line_that_its_writer_was_killed_in(
