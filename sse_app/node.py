@@ -309,10 +309,8 @@ class Node:
         self.live_stats.use(channels)
         return kept
 
-    async def stop(self, drain_time: float = 0.0) -> None:
-        """End all streams with ``closing``, write what is queued, and close everything; also if it never started.
-
-        Events can be published until the event log closes.
+    async def drain(self, drain_time: float) -> None:
+        """End all streams with ``closing``, and write what is queued; requests are still answered.
 
         Args:
             drain_time: over how many seconds the ends of many streams are spread.
@@ -323,6 +321,17 @@ class Node:
         with suppress(TimeoutError):
             async with asyncio.timeout(DRAIN_TIMEOUT):
                 await self.hub.emptied()
+
+    async def stop(self, drain_time: float = 0.0) -> None:
+        """Drain, and close everything; also if it never started.
+
+        Events can be published until the event log closes.
+
+        Args:
+            drain_time: as of `drain`.
+        """
+        if not self.lifecycle.draining:
+            await self.drain(drain_time)
         self._elsewhere.stop()
         self.cluster.stop()
         if self._catching_up is not None:

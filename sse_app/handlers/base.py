@@ -29,7 +29,7 @@ from sse_app.core.errors import (
 from sse_app.core.json_text import to_json
 from sse_app.core.private_apis import begin_response, free_cut_off, without_access_line
 from sse_app.core.redaction import loggable_path
-from sse_app.handlers.errors import RETRY_AFTER, Refusal, refusal_of
+from sse_app.handlers.errors import Refusal, refusal_of
 from sse_app.handlers.parsing import hint_of, parse_json
 from sse_app.handlers.peer import PeerHandler
 from sse_app.http.headers import Headers
@@ -271,8 +271,8 @@ class ApiHandler(PeerHandler):
         """Answer an error of this package with its own status, and any other with the one given."""
         error = kwargs.get("exc_info", (None, None, None))[1]
         if error is None and status_code == 500:  # Tornado, of a handler that is cancelled: the process ends
-            error = Refusal(503, "draining", "the server is shutting down", Retry_After=RETRY_AFTER)
-            kwargs["exc_info"] = (Refusal, error, None)
+            error = asyncio.CancelledError()
+            kwargs["exc_info"] = (type(error), error, None)
         if self._body_refused:
             self.finish()  # the answer is out already, and no second one can follow
         elif isinstance(error, StreamClosedError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 
 from sse_app.auth.accounts.login import LoginThrottled
@@ -57,6 +58,8 @@ def refusal_of(error: BaseException | None) -> Refusal | None:
     match error:
         case Refusal():
             return error
+        case asyncio.CancelledError():  # the process ends, and with it whatever is under way
+            return Refusal(503, "draining", "the server is shutting down", Retry_After=RETRY_AFTER)
         case InvalidChannel(field="channel" | "channels"):
             return Refusal(400, "invalid_channel", str(error))
         case InvalidRate():

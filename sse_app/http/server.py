@@ -186,6 +186,19 @@ class HTTPServer:
                 if self._unread_bytes <= self._max_unread_bytes:
                     break
 
+    async def finish(self, within: float) -> None:
+        """Begin no request any more, and wait until those under way are answered.
+
+        Args:
+            within: for how many seconds at most.
+        """
+        self.pause()
+        ends = self.loop.time() + within
+        while self.under_way[0]:
+            if self.loop.time() > ends:
+                return
+            await asyncio.sleep(0.001)
+
     async def close_all_connections(self) -> None:
         """Close all connections, and stop accepting; requests under way are cut off."""
         self.close_listening()

@@ -34,7 +34,7 @@ from sse_app.handover.protocol import (
     attached_to,
 )
 from sse_app.handover.receiver import HandoverReceiver
-from sse_app.handover.sender import HandoverSender
+from sse_app.handover.sender import REQUESTS_TIMEOUT, HandoverSender
 from sse_app.handover.standby import (
     STANDBY_VARIABLE,
     bind_standby_socket,
@@ -405,7 +405,9 @@ class Server:
         """End the streams, spread over a while, so that their clients come back spread out."""
         self._server.close_listening()
         self._systemd.notify(self._time_to_drain())
-        await self._app.stop(self._node.settings.stream.drain_time)
+        await self._node.drain(self._node.settings.stream.drain_time)
+        await self._server.finish(REQUESTS_TIMEOUT)
+        await self._app.stop()
         await self._server.close_all_connections()
         log.info("stopped")
 

@@ -118,7 +118,7 @@ def run_once(name: str, way: str, times: int, seed: int) -> Result:
             result.found = verdict.counts()
             result.findings = [str(finding) for finding in verdict.findings[:20]]
     except Exception:  # it is told with the others
-        result.failure = traceback.format_exc()[-2000:]
+        result.failure = traceback.format_exc()[-8000:]
     result.seconds = round(time.monotonic() - begun, 1)
     return result
 

@@ -225,7 +225,7 @@ class ServerProcess:
 
     def _check(self, text: str) -> None:
         assert not _TOKEN.search(text), _TOKEN.findall(text)
-        assert "Traceback" not in text, text
+        assert "Traceback" not in text, next(line for line in text.split("\n") if "Traceback" in line)
         for line in _lines(text):
             if line["level"] in ("warning", "error", "critical"):
                 assert any(expected in str(line) for expected in self.expected), line

@@ -1,0 +1,86 @@
+"""A process that is asked to end while requests are under way."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+from tests.support.nodes import nodes
+from tests.support.postgres import Postgres, cluster
+from tests.support.server_process import ServerProcess
+from tests.support.waiting import until
+
+
+@contextmanager
+def asked(directory: Path) -> Iterator[tuple[ServerProcess, Postgres, list[Future[int]]]]:
+    """Run a server to which requests have come that the database, which is stopped, does not answer.
+
+    Yields:
+        The server, the database, and the status of each answer; 0 where there is none.
+    """
+    with (
+        cluster() as postgres,
+        nodes(
+            directory,
+            [postgres.new_database()],
+            expected=("event_log_unavailable", "accounts_unavailable"),
+            POSTGRES__TIMEOUT=5,
+        ) as (server,),
+        ThreadPoolExecutor(2) as pool,
+        server.publisher() as publisher,
+        httpx.Client(timeout=30) as client,
+    ):
+
+        def ask(http: httpx.Client, url: str) -> int:
+            try:
+                with http.stream("GET", url) as answer:
+                    return answer.status_code
+            except httpx.HTTPError:
+                return 0
+
+        page = f"{server.url}/api/v1/sse/dashboard/history"
+        stream = server.stream_url("dashboard", server.stream_token("dashboard"), **{"from": "earliest"})
+        assert ask(publisher, page) == 200
+        postgres.pause()
+        try:
+            asking = [pool.submit(ask, publisher, page), pool.submit(ask, client, stream)]
+            time.sleep(0.5)  # until they have come
+            yield server, postgres, asking
+        finally:
+            postgres.resume()
+
+
+def begin_to_stop(server: ServerProcess) -> None:
+    """Ask a server to end, and wait until it listens no more."""
+    assert server.process is not None
+    server.process.send_signal(signal.SIGTERM)
+
+    def listens_no_more() -> bool:
+        try:
+            httpx.get(f"{server.url}/healthz")
+        except httpx.ConnectError:
+            return True
+        return False
+
+    until(listens_no_more, "it listens no more")
+
+
+def test_requests_under_way_are_answered_before_the_process_ends(tmp_path: Path) -> None:
+    with asked(tmp_path) as (server, postgres, asking):
+        begin_to_stop(server)
+        postgres.resume()
+        assert [one.result() for one in asking] == [200, 200]
+
+
+def test_requests_that_nothing_answers_do_not_hold_the_end_up_and_are_no_error_of_the_program(
+    tmp_path: Path,
+) -> None:
+    with asked(tmp_path) as (server, _, asking):
+        assert server.stop() == 0
+        assert all(one.result() in (0, 200, 503) for one in asking)
