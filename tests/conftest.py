@@ -55,8 +55,9 @@ asyncio.set_event_loop(None)
 
 
 LONGEST = (
-    "tests/ops/test_handover.py",
+    "tests/faults/test_soak.py",
     "tests/http/test_clocks.py",
+    "tests/ops/test_handover.py",
     "tests/ops/test_postgres_faults.py",
     "tests/contract/test_auth_store.py",
     "tests/contract/test_eventlog.py",
@@ -75,7 +76,10 @@ LONGEST = (
     "tests/ops/test_doctor.py",
     "tests/ops/test_distribution.py",
 )
-"""The files that take longest, which run first: the last file of a run keeps one process busy and the others idle."""
+"""The files that take longest, which run first: the last file of a run keeps one process busy and the others idle.
+
+Behind the soak, which waits for three minutes, a process is given one test alone: the next files are shared out.
+"""
 
 SHARED_OUT = (
     "tests/http/test_clocks.py",

@@ -60,7 +60,7 @@ def test_the_jitter_is_full_from_nothing_to_the_whole_delay(chrome: Chrome, scri
     assert max(delays) > 75
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_backoff_begins_anew_after_a_stable_connection_and_grows_from_the_servers_retry(
     chrome: Chrome, script: ScriptedServer
 ) -> None:
@@ -168,7 +168,7 @@ def test_who_is_revoked_tries_one_fresh_token_and_stops_when_it_is_refused(
     assert [entry["status"] for entry in tab.noted("close")] == [401]
 
 
-@pytest.mark.parametrize("share", [False, True])
+@pytest.mark.parametrize("share", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_who_is_kicked_stops_with_that_reason_and_gets_nothing_until_it_is_over(
     chrome: Chrome, serve: Start, share: bool
 ) -> None:

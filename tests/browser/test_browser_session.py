@@ -20,6 +20,10 @@ from tests.support.server_process import ROOT
 
 pytestmark = pytest.mark.browser
 
+mostly_with_a_cookie = pytest.mark.parametrize(
+    "host", ["localhost", pytest.param("127.0.0.1", marks=pytest.mark.long)]
+)
+
 
 class Refreshes:
     """What the pages of a browser have sent to refresh their logins."""
@@ -45,7 +49,7 @@ class Refreshes:
         return request.method == "POST" and request.url.endswith("/auth/refresh")
 
 
-@pytest.mark.parametrize("host", HOSTS)
+@mostly_with_a_cookie
 def test_tabs_that_want_tokens_at_once_refresh_one_at_a_time_and_use_no_refresh_token_twice(
     host: str, chrome: Chrome, serve: Start
 ) -> None:
@@ -78,7 +82,7 @@ def test_tabs_that_want_tokens_at_once_refresh_one_at_a_time_and_use_no_refresh_
     assert {line["event"] for line in server.log_lines()} & {"refresh_reused", "refresh_refused"} == set()
 
 
-@pytest.mark.parametrize("host", HOSTS)
+@mostly_with_a_cookie
 def test_a_refresh_whose_answer_is_lost_is_asked_for_again_and_ends_nothing(
     host: str, chrome: Chrome, serve: Start
 ) -> None:
@@ -103,7 +107,7 @@ def answered_with(answer: dict[str, Any]) -> Callable[[Route], None]:
     return lambda route: route.fulfill(**answer)
 
 
-@pytest.mark.parametrize("host", HOSTS)
+@mostly_with_a_cookie
 def test_no_failure_of_the_network_or_the_server_ends_a_session(
     host: str, chrome: Chrome, serve: Start
 ) -> None:
@@ -243,7 +247,7 @@ def test_a_login_of_another_user_ends_the_former_ones_where_they_share_the_cooki
     assert reasons(bob) == []
 
 
-@pytest.mark.parametrize("host", HOSTS)
+@mostly_with_a_cookie
 def test_another_login_in_a_tab_ends_the_one_before_it_with_its_streams(
     host: str, chrome: Chrome, serve: Start
 ) -> None:

@@ -30,7 +30,10 @@ def open_at(chrome: Chrome, origin: str, server: ServerProcess, **given: Any) ->
     return ClientPage(chrome.context.new_page(), origin, **given)
 
 
-@pytest.mark.parametrize("worker", ["passes", "keeps", "spares"])
+@pytest.mark.parametrize(
+    "worker",
+    ["keeps", pytest.param("passes", marks=pytest.mark.long), pytest.param("spares", marks=pytest.mark.long)],
+)
 def test_streams_go_through_a_service_worker_that_answers_all_requests(
     worker: str, chrome: Chrome, serve: Start
 ) -> None:
@@ -142,6 +145,7 @@ def test_a_page_on_plain_http_has_no_locks_and_each_of_its_tabs_a_stream_and_a_l
 SHOWS = "addEventListener('pageshow', ({ persisted }) => log.push({ kind: 'shown', persisted }))"
 
 
+@pytest.mark.long
 def test_pages_that_the_browser_caches_come_back_with_their_login_and_miss_nothing(
     whole_chrome: Chrome, start_server: Start
 ) -> None:

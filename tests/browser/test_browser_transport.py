@@ -23,7 +23,7 @@ def open_on(chrome: Chrome, script: ScriptedServer, **given: Any) -> ClientPage:
     return chrome.open(script.url, **given)
 
 
-@pytest.mark.parametrize("share", [False, True])
+@pytest.mark.parametrize("share", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_the_position_follows_events_of_types_that_nobody_listens_to(
     share: bool, chrome: Chrome, serve: Start
 ) -> None:
@@ -165,7 +165,7 @@ def warnings_of(tab: ClientPage) -> list[str]:
 HINT = "log.find((e) => e.hint)?.hint"
 
 
-@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("share", [True, pytest.param(False, marks=pytest.mark.long)])
 @pytest.mark.parametrize("refused", ["stream", "token"])
 def test_a_page_whose_origin_is_not_configured_is_told_what_to_configure(
     refused: str, share: bool, chrome: Chrome, serve: Start
@@ -243,7 +243,7 @@ def test_a_server_that_is_away_is_no_mistake_of_the_settings(chrome: Chrome, scr
     assert [note["attempt"] for note in tab.noted("reconnect")][:5] == [1, 2, 3, 4, 5]
 
 
-@pytest.mark.parametrize("share", [False, True])
+@pytest.mark.parametrize("share", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_a_restart_opens_a_new_connection_after_the_last_event(
     share: bool, chrome: Chrome, serve: Start
 ) -> None:
@@ -305,7 +305,7 @@ def test_debug_says_each_step_and_no_secret(chrome: Chrome, script: ScriptedServ
     assert "secret" not in str(said) + str(tab.run("told"))
 
 
-@pytest.mark.parametrize("share", [False, True])
+@pytest.mark.parametrize("share", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_a_worker_has_a_stream_as_a_page_has(share: bool, chrome: Chrome, serve: Start) -> None:
     server = serve()
     tab = chrome.open(server, access=[server.access_token()], options={"share": share, "reconnectDelay": 50})

@@ -128,9 +128,13 @@ def follow(steps: Iterable[Step], place: Place, chrome: Chrome, server: ServerPr
 
 PLACES: list[Place] = ["cookie", "memory"]
 
+mostly_with_a_cookie = pytest.mark.parametrize(
+    "place", ["cookie", pytest.param("memory", marks=pytest.mark.long)]
+)
+
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", PLACES)
+@mostly_with_a_cookie
 def test_whoever_logs_in_and_out_in_three_tabs_each_gets_what_its_user_may_read_and_nothing_else(
     place: Place, chrome: Chrome, serve: Start
 ) -> None:
@@ -223,7 +227,7 @@ SETTLED = "!pending && (window.client?.readyState ?? 2) === (session.username ? 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", PLACES)
+@mostly_with_a_cookie
 @pytest.mark.parametrize("rounds", ROUNDS)
 def test_users_who_log_in_and_out_in_three_tabs_at_the_same_moment_get_what_they_may_read_afterwards(
     rounds: int, place: Place, chrome: Chrome, serve: Start

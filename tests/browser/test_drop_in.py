@@ -208,7 +208,7 @@ def asleep(laptop: Laptop) -> Iterator[None]:
             os.kill(pid, signal.SIGCONT)
 
 
-@pytest.fixture(params=["Chromium", "Firefox"])
+@pytest.fixture(params=["Chromium", pytest.param("Firefox", marks=pytest.mark.long)])
 def laptop(
     request: pytest.FixtureRequest, chromium: Browser, tmp_path: Path, wall_clock: WallClock
 ) -> Iterator[Laptop]:
@@ -241,6 +241,7 @@ def keeps_up(laptop: Laptop, publisher: Publisher, seconds: float = 60) -> None:
 Starts = Callable[..., ClockedServer]
 
 
+@pytest.mark.long
 def test_the_original_moves_and_loses_what_comes_while_the_server_is_away(
     original: Path, start: Starts, chromium: Browser
 ) -> None:

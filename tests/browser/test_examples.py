@@ -53,7 +53,7 @@ def page(chromium: Browser) -> Iterator[Page]:
         assert errors == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_answer_of_2000_tokens_survives_two_reloads_and_then_the_browser_stops_asking(
     page: Page, tmp_path: Path
 ) -> None:

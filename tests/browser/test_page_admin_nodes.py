@@ -52,6 +52,7 @@ def picture(page: Page, name: str) -> None:
         page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
 
 
+@pytest.mark.long
 def test_the_dashboard_shows_the_nodes_of_all_machines_kicks_on_any_and_names_one_that_hangs(
     chromium: Browser, nodes: Sequence[ServerProcess]
 ) -> None:

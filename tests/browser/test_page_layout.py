@@ -123,6 +123,7 @@ def test_no_two_labels_run_together_at_any_width(chromium: Browser, start_server
                 until(lambda each=each: each.evaluate(FITS), f"nothing is wider than {width}")  # type: ignore[misc]
 
 
+@pytest.mark.long
 def test_an_axis_has_one_unit_and_no_label_twice_and_the_last_day_is_on_it_whole(
     chromium: Browser, start_server: Start
 ) -> None:
@@ -254,6 +255,7 @@ def test_a_table_is_one_stop_for_tab_and_arrow_keys_move_in_it(
         fleet.close()
 
 
+@pytest.mark.long
 def test_a_link_leads_past_the_top_of_each_page(chromium: Browser, start_server: Start) -> None:
     server = start_server(DEMO=True)
     people(server)

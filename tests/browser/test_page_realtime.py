@@ -117,6 +117,7 @@ def test_a_reload_asks_for_no_password_and_a_logout_ends_every_tab(
         )
 
 
+@pytest.mark.long
 def test_a_login_outlives_its_tokens(chromium: Browser, start_server: Start) -> None:
     server, market = start(start_server, AUTH__ACCESS_LIFETIME=6, AUTH__STREAM_LIFETIME=4)
     with visitor(chromium, server) as ann:

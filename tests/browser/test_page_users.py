@@ -140,6 +140,7 @@ def test_administrators_are_asked_before_they_give_up_administration(
         boss.trouble.clear()  # the browser notes the refusals
 
 
+@pytest.mark.long
 def test_thousands_of_users_are_searched_and_cut_into_pages(chromium: Browser, start_server: Start) -> None:
     server, site = start(start_server)
     with site.http:

@@ -245,7 +245,7 @@ def test_the_lines_for_a_page_say_that_a_session_has_ended(
 @pytest.mark.node
 @pytest.mark.slow
 @pytest.mark.parametrize("seconds", DURATIONS)
-@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("host", ["localhost", pytest.param("127.0.0.1", marks=pytest.mark.long)])
 def test_the_lines_for_vue_run_as_they_stand_and_outlive_their_tokens(
     host: str, seconds: float, chrome: Chrome, serve: Start, built: str
 ) -> None:

@@ -191,7 +191,7 @@ def progresses(server: ServerProcess) -> list[int]:
     return [event["data"]["progress"] for event in events]
 
 
-@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("loop", ["asyncio", pytest.param("uvloop", marks=pytest.mark.long)])
 def test_the_server_runs_beside_fastapi_in_one_process(
     loop: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:

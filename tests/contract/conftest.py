@@ -29,13 +29,23 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
 
 KINDS = (
     ("memory", 0),
-    *(("sqlite", processes) for processes in (0, "shared", 1, 2, 4)),
-    *(("postgres", processes) for processes in (0, "shared", 2)),
+    *(("sqlite", processes) for processes in (0, "shared", 4)),
+    *(("postgres", processes) for processes in (0, 2)),
 )
 """Where a log is, and how many other processes append to it at once; ``shared`` are two logs in this one."""
 
+BETWEEN = (("sqlite", 1), ("sqlite", 2), ("postgres", "shared"))
+"""Kinds that lie between those, for `make test-long`."""
 
-@pytest.fixture(params=KINDS, ids=lambda kind: ", ".join(map(str, filter(None, kind))))
+
+def _id_of(kind: tuple[str, object]) -> str:
+    return ", ".join(map(str, filter(None, kind)))
+
+
+@pytest.fixture(
+    params=[*KINDS, *(pytest.param(kind, marks=pytest.mark.long, id=_id_of(kind)) for kind in BETWEEN)],
+    ids=_id_of,
+)
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., EventLog]:
     """A function that makes a log of one of the kinds."""
     kind, others = request.param

@@ -572,7 +572,7 @@ def test_whatever_is_appended_and_asked_a_log_answers_as_a_plain_list_would(make
         log = make(rules=SIZES)
         runner.run(log.open())
 
-        @hypothesis(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+        @hypothesis(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
         @given_steps(STEPS)
         def as_the_model(steps: list[Any]) -> None:
             runner.run(_is_as_the_model(log, f"n{next(numbers)}", steps))
@@ -702,7 +702,7 @@ def test_whatever_is_too_old_or_forgotten_no_gap_is_silent(
         runner.run(aging.log.open())
         runner.run(aging.pass_by(0))
 
-        @hypothesis(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+        @hypothesis(max_examples=35, deadline=None, suppress_health_check=[HealthCheck.too_slow])
         @given_steps(AGED_STEPS)
         def no_gap(steps: list[Any]) -> None:
             runner.run(_no_gap_is_silent(aging, f"n{next(numbers)}", steps))

@@ -40,7 +40,7 @@ OPERATIONS: list[Operation] = [
 every_operation = pytest.mark.parametrize(
     "operation", OPERATIONS, ids=[f"{method.upper()} {path}" for method, path in OPERATIONS]
 )
-FEW, MANY = 5, 100
+FEW, MANY = 3, 100
 """Requests made up for each operation, beside those at the borders of its description."""
 
 

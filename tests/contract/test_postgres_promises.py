@@ -75,7 +75,10 @@ def test_after_a_failover_there_is_what_was_promised(promise: Promise) -> None:
         assert ("loses nothing" in said) is promise.keeps_epoch
 
 
-@pytest.mark.parametrize("restarted", [True, False], ids=["restarted", "never stopped"])
+@pytest.mark.parametrize(
+    "restarted",
+    [pytest.param(True, id="restarted"), pytest.param(False, id="never stopped", marks=pytest.mark.long)],
+)
 def test_an_old_primary_gives_no_id_that_the_promoted_standby_has_given_also_to_a_node_that_knows_of_none(
     restarted: bool,
 ) -> None:

@@ -521,7 +521,7 @@ def in_sql(connection: psycopg.Connection[Any], data: str) -> tuple[bytes, int] 
 def test_data_is_stored_byte_for_byte_as_over_http(shop: Shop) -> None:
     with shop.owner() as owner:
 
-        @hypothesis(max_examples=150, deadline=None)
+        @hypothesis(max_examples=60, deadline=None)
         @given(st.one_of(_objects(VALUES), st.tuples(SPACE, VALUES, SPACE).map("".join)))
         def same(data: str) -> None:
             assert in_sql(owner, data) == over_http(data)
@@ -668,7 +668,7 @@ NAMES = st.lists(st.sampled_from(["a", "ab", "a_b-1", "x" * 64]), min_size=1, ma
 def test_patterns_cover_the_same_channels_as_in_a_node(shop: Shop) -> None:
     with shop.owner() as owner:
 
-        @hypothesis(max_examples=200, deadline=None)
+        @hypothesis(max_examples=80, deadline=None)
         @given(PATTERNS, st.lists(NAMES, min_size=1))
         def same(text: str, names: list[str]) -> None:
             try:

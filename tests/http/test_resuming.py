@@ -77,7 +77,7 @@ def everything(seen: Iterable[Frame], acknowledged: Iterable[Acknowledged], chan
 # A client that drops and comes back
 
 
-@pytest.mark.parametrize("by", ["header", "query"])
+@pytest.mark.parametrize("by", ["header", pytest.param("query", marks=pytest.mark.long)])
 def test_a_client_that_drops_while_1000_events_are_published_has_each_once_and_in_order(
     room: Room, by: str
 ) -> None:

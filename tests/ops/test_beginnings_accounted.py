@@ -277,6 +277,7 @@ def test_one_process_on_a_file_sends_each_client_what_it_is_due(tmp_path: Path, 
         run_plans([server], ["kill", "cold"], count)
 
 
+@pytest.mark.long
 @HOW_OFTEN
 def test_two_workers_on_a_file_send_each_client_what_it_is_due(tmp_path: Path, count: int) -> None:
     with worker_processes(2, tmp_path / "state", expected=EXPECTED, **SETTINGS) as workers:

@@ -15,7 +15,7 @@ from tests.support.service import Service
 CHANNELS = [{"pattern": "open", "public": True}, {"pattern": "moves", "public": True, "stored": False}]
 
 
-@pytest.mark.parametrize("kind", ["warm", "cold"])
+@pytest.mark.parametrize("kind", ["warm", pytest.param("cold", marks=pytest.mark.long)])
 def test_streams_without_a_token_go_on_over_restarts_and_get_what_is_not_stored(
     start_service: Callable[..., Service], kind: str
 ) -> None:

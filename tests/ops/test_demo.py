@@ -74,6 +74,7 @@ def test_the_curl_line_of_the_banner_works_as_it_stands(demo: Demo) -> None:
     see_an_update(demo)
 
 
+@pytest.mark.long
 def test_it_runs_with_several_workers(tmp_path: Path) -> None:
     demo = Demo(tmp_path / "state", WORKERS="2")
     try:

@@ -120,6 +120,7 @@ def own_tests(sources: Path, *words: str) -> str:
     return done.stdout
 
 
+@pytest.mark.long
 def test_the_source_distribution_passes_those_of_its_tests_that_read_it(sources: Path) -> None:
     printed = own_tests(
         sources,

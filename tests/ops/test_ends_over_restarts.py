@@ -25,7 +25,7 @@ def start_workers(tmp_path: Path) -> Iterator[Callable[..., ServerWithWorkers]]:
     yield from starting_workers(tmp_path / "state")
 
 
-@pytest.fixture(params=["warm", "cold"])
+@pytest.fixture(params=["warm", pytest.param("cold", marks=pytest.mark.long)])
 def service(request: pytest.FixtureRequest, start_service: Callable[..., Service]) -> Service:
     """The server as a unit that is restarted with a standby and without."""
     service = start_service(KEEPALIVE__PING_INTERVAL=1)

@@ -21,13 +21,16 @@ from tests.support.waiting import until
 STREAMS = 1000
 
 
-@pytest.fixture(params=["warm", "cold"])
+@pytest.fixture(params=["warm", pytest.param("cold", marks=pytest.mark.long)])
 def service(request: pytest.FixtureRequest, start_service: Callable[..., Service]) -> Service:
     """The server as a unit, in both ways, which trusts the proxy that some tests put in front of it."""
     service = start_service(TRUSTED_PROXIES=r"[\"127.0.0.0/8\"]")  # as systemd.syntax(7) has quotes
     if request.param == "cold":
         service.configure("cold", "KillMode=mixed")
     return service
+
+
+both_ways = pytest.mark.parametrize("service", ["warm", "cold"], indirect=True)
 
 
 def test_a_thousand_streams_go_on_over_three_restarts_under_publishing(service: Service) -> None:
@@ -42,6 +45,7 @@ def test_a_thousand_streams_go_on_over_three_restarts_under_publishing(service: 
     assert len(service.logged("listening")) == 4
 
 
+@both_ways
 def test_clients_that_have_not_read_everything_lose_nothing(service: Service) -> None:
     slow = Client(service.port, service.stream_path(client_id="slow"), receive_buffer=4096)
     ids = service.publish(60, size=10_000)  # more than the kernel takes for a client that does not read
@@ -228,6 +232,7 @@ def test_streams_of_a_framing_that_the_next_process_does_not_know_are_closed_and
     cold.fleet.open(5, cold.stream_path())
 
 
+@both_ways
 def test_a_connection_made_in_the_pause_is_answered_not_refused(service: Service) -> None:
     statuses = []
     restarting = subprocess.Popen(
@@ -238,6 +243,7 @@ def test_a_connection_made_in_the_pause_is_answered_not_refused(service: Service
     assert set(statuses) == {200}
 
 
+@both_ways
 @pytest.mark.parametrize("change", [Service.restart, Service.upgrade])
 def test_idle_connections_and_half_sent_requests_go_on(
     service: Service, change: Callable[[Service], None]

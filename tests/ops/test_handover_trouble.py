@@ -63,7 +63,7 @@ def read_to_the_end(client: Client) -> None:
     until(ended, "the streams have ended", pause=0.001)
 
 
-@pytest.mark.parametrize("http", ["1.1", "1.0"])
+@pytest.mark.parametrize("http", ["1.1", pytest.param("1.0", marks=pytest.mark.long)])
 def test_a_client_that_is_slow_gets_whole_events_and_closing_from_a_version_that_knows_another_format(
     cold: Service, http: str
 ) -> None:

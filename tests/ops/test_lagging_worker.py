@@ -126,7 +126,14 @@ def test_what_a_worker_has_committed_that_was_killed_before_it_told_of_it_reache
         one.start()
 
 
-@pytest.mark.parametrize("how", ["stopped", "killed", "upgraded"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "killed",
+        pytest.param("stopped", marks=pytest.mark.long),
+        pytest.param("upgraded", marks=pytest.mark.long),
+    ],
+)
 def test_a_worker_that_has_just_come_is_told_of_what_others_commit_from_then_on(
     tmp_path: Path, how: str
 ) -> None:

@@ -70,6 +70,7 @@ def test_restarts_with_a_standby_while_another_process_appends_lose_and_repeat_n
     assert len(service.logged("standing_in")) == 3
 
 
+@pytest.mark.long
 def test_cold_restarts_while_another_process_appends_lose_and_repeat_nothing(
     service: Service, appender: Appender
 ) -> None:

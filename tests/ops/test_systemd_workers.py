@@ -85,6 +85,7 @@ def test_streams_go_on_in_each_worker_over_a_restart_of_the_target_and_an_upgrad
     assert not two_workers.logged("adopted")  # each by its standby, none through the store
 
 
+@pytest.mark.long
 def test_a_cold_restart_of_the_target_keeps_the_streams_of_each_worker_in_its_own_store(
     two_workers: Service,
 ) -> None:
@@ -99,6 +100,7 @@ def test_a_cold_restart_of_the_target_keeps_the_streams_of_each_worker_in_its_ow
     assert sum(int(str(line["streams"])) for line in two_workers.logged("adopted")) == STREAMS
 
 
+@pytest.mark.long
 def test_kill_9_of_one_worker_ends_its_own_streams_alone_which_resume_elsewhere(workers: Service) -> None:
     streams = open_streams(workers, 60)
     assert all(streams.values())
@@ -119,6 +121,7 @@ def test_kill_9_of_one_worker_ends_its_own_streams_alone_which_resume_elsewhere(
         assert before.ids() + after.ids() == ids
 
 
+@pytest.mark.long
 def test_a_worker_that_hangs_is_replaced_and_the_others_serve_on(workers: Service) -> None:
     workers.configure(
         "watchdog", "WatchdogSec=3"
@@ -137,6 +140,7 @@ def test_a_worker_that_hangs_is_replaced_and_the_others_serve_on(workers: Servic
     assert_all_received(streams[2] + streams[3], publisher.stop())
 
 
+@pytest.mark.long
 def test_fewer_workers_and_more_end_no_stream_but_those_of_workers_that_go(workers: Service) -> None:
     streams = open_streams(workers, 90)
     publisher = workers.publisher()
@@ -162,6 +166,7 @@ def test_fewer_workers_and_more_end_no_stream_but_those_of_workers_that_go(worke
     assert all(more.values())
 
 
+@pytest.mark.long
 def test_one_process_becomes_workers_and_one_again_with_every_position_good(
     start_service: Callable[..., Service],
 ) -> None:
@@ -224,6 +229,7 @@ def test_while_workers_run_one_process_is_refused_and_the_other_way_round(worker
     assert serve(SSE_APP_WORKER="1").endswith(f"is in use by another server (process {workers.pids[0]})")
 
 
+@pytest.mark.long
 def test_an_upgrade_stops_at_the_first_worker_that_fails_and_names_those_that_are_left(
     workers: Service, capsys: pytest.CaptureFixture[str]
 ) -> None:

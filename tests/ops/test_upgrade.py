@@ -140,6 +140,7 @@ def test_a_restart_while_the_successor_takes_over_comes_first(service: Service, 
     assert service.manager.show("NRestarts") == "0"
 
 
+@pytest.mark.long
 def test_a_successor_that_hangs_while_it_takes_over_is_given_up(service: Service, tmp_path: Path) -> None:
     flag = tmp_path / "hang"
     service.inject(HANGING.format(flag=str(flag), seconds=60))
@@ -178,7 +179,8 @@ def test_two_upgrades_at_once_are_one(service: Service) -> None:
 @pytest.mark.parametrize(
     "delays",
     [
-        pytest.param((0.0, 0.2, 0.4, 0.6), id="four moments"),
+        pytest.param((0.0, 0.3), id="two moments"),
+        pytest.param((0.0, 0.2, 0.4, 0.6), id="four moments", marks=pytest.mark.long),
         pytest.param((0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6), id="seven moments", marks=pytest.mark.long),
     ],
 )

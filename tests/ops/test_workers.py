@@ -116,6 +116,7 @@ def test_what_waits_on_a_dead_workers_socket_is_served_by_its_successor(start: S
         client.socket.close()
 
 
+@pytest.mark.long
 def test_the_others_serve_what_waits_on_the_socket_of_one_that_cannot_start(start: Start) -> None:
     server = start(workers=2, expected=("worker_died",))
     with (server.state_dir / "workers/2/lock").open("r+") as lock, fleet_of(server) as fleet:
@@ -194,6 +195,7 @@ if os.environ.get('SSE_APP_WORKER') == '2':
 """
 
 
+@pytest.mark.long
 def test_a_worker_that_is_just_being_started_when_the_parent_is_killed_does_not_keep_the_next_one_from_the_port(
     start: Start,
 ) -> None:
@@ -243,6 +245,7 @@ def test_a_worker_whose_parent_has_died_before_it_was_ready_keeps_no_worker_of_t
     assert "the parent of worker 1 has ended" in done.stderr
 
 
+@pytest.mark.long
 def test_parent_and_workers_killed_at_once_start_again(start: Start) -> None:
     server = start(workers=2, expected=("parent_died",))
     with server.publisher() as http:
@@ -410,14 +413,19 @@ def test_a_worker_whose_upgrade_fails_stops_the_rolling_and_all_serve_on(start: 
 @pytest.mark.parametrize(
     ("workers", "complaint"),
     [
-        (1, "process {} still serves: the other process ended before 'ready'"),
-        (
+        pytest.param(
+            1,
+            "process {} still serves: the other process ended before 'ready'",
+            id="one process",
+            marks=pytest.mark.long,
+        ),
+        pytest.param(
             2,
             "worker 1 (process {}), worker 2 (process {}) still serve: worker 1 could not be upgraded, "
             "its log lines say why; the rest were not tried",
+            id="workers",
         ),
     ],
-    ids=["one process", "workers"],
 )
 def test_who_asks_for_an_upgrade_that_fails_is_told_why_and_need_not_wait(
     start: Start, workers: int, complaint: str
@@ -437,6 +445,7 @@ def test_who_asks_for_an_upgrade_that_fails_is_told_why_and_need_not_wait(
         assert not left.exists()
 
 
+@pytest.mark.long
 def test_signals_in_the_middle_of_an_upgrade_do_no_harm(start: Start) -> None:
     server = start(workers=2)
     with fleet_of(server) as fleet:
@@ -454,7 +463,9 @@ def test_signals_in_the_middle_of_an_upgrade_do_no_harm(start: Start) -> None:
     assert server.logged("signal_ignored", signal="SIGUSR1")
 
 
-@pytest.mark.parametrize("killed", [False, True], ids=["stopped", "killed"])
+@pytest.mark.parametrize(
+    "killed", [pytest.param(False, id="stopped", marks=pytest.mark.long), pytest.param(True, id="killed")]
+)
 def test_the_state_of_one_process_is_taken_by_several_and_back(tmp_path: Path, killed: bool) -> None:
     alone = ServerProcess(state_dir=tmp_path / "state", expected=("refresh_refused",))
     several = ServerWithWorkers(
@@ -563,7 +574,14 @@ def test_a_free_port_is_taken_once_and_by_all(start: Start) -> None:
     assert [server.listening_sockets(pid) for pid in server.workers().values()] == [1, 1, 1]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM,
+        pytest.param(signal.SIGINT, marks=pytest.mark.long),
+        pytest.param(signal.SIGQUIT, marks=pytest.mark.long),
+    ],
+)
 def test_a_signal_ends_all_and_streams_are_told(start: Start, number: signal.Signals) -> None:
     server = start(workers=2)
     pids = server.workers().values()
@@ -577,6 +595,7 @@ def test_a_signal_ends_all_and_streams_are_told(start: Start, number: signal.Sig
     assert not any(map(is_running, pids))
 
 
+@pytest.mark.long
 def test_a_second_signal_ends_all_at_once(start: Start) -> None:
     server = start(workers=2, STREAM__DRAIN_TIME=3600)
     pids = server.workers().values()
@@ -591,6 +610,7 @@ def test_a_second_signal_ends_all_at_once(start: Start) -> None:
     server.start()
 
 
+@pytest.mark.long
 def test_a_signal_to_all_processes_of_a_group_is_one(start: Start) -> None:
     """As systemd sends it with KillMode=control-group."""
     server = start(workers=3)
@@ -675,7 +695,7 @@ def test_ctrl_c_in_a_terminal_ends_all_with_tidy_output(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("restarts", [8, pytest.param(20, marks=pytest.mark.long)])
+@pytest.mark.parametrize("restarts", [4, pytest.param(20, marks=pytest.mark.long)])
 def test_many_restarts_leave_no_zombie_and_no_descriptor(start: Start, restarts: int) -> None:
     server = start(workers=2, expected=("worker_died",), constants={SOON: 0})
 
@@ -772,6 +792,7 @@ def test_a_restart_of_a_unit_leads_from_one_process_to_several_and_back(
         assert service.manager.show("NRestarts") == "0"
 
 
+@pytest.mark.long
 def test_a_unit_of_systemd_may_have_workers_of_its_own(start_service: Callable[..., Service]) -> None:
     service = start_service(WORKERS=3)
     clients = service.fleet.open(60, service.stream_path())

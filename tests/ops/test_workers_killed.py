@@ -304,7 +304,14 @@ def test_of_a_hundred_kills_none_loses_an_acknowledged_event_or_sends_one_twice(
         books.advance()
 
 
-@pytest.mark.parametrize("end", [resume, kill, None], ids=["resumed", "killed", "found to hang"])
+@pytest.mark.parametrize(
+    "end",
+    [
+        pytest.param(resume, id="resumed", marks=pytest.mark.long),
+        pytest.param(kill, id="killed", marks=pytest.mark.long),
+        pytest.param(None, id="found to hang"),
+    ],
+)
 def test_a_worker_stopped_with_the_lock_costs_the_others_a_bounded_time_and_nothing_false_is_acknowledged(
     start: Start, chance: random.Random, slow_disk: Path, end: Callable[[int], None] | None
 ) -> None:

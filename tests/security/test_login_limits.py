@@ -152,6 +152,7 @@ def test_a_stranger_behind_the_same_proxy_does_not_keep_out_those_who_log_in_fro
     assert desk.try_login("user7", address="127.0.4.42").status_code == 200
 
 
+@pytest.mark.long
 def test_a_network_that_fills_the_password_queue_leaves_the_others_their_share(proxied: Site) -> None:
     stopped = threading.Event()
     statuses: Counter[int] = Counter()

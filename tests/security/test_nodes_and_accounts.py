@@ -150,8 +150,17 @@ def kick(desk: Desk, name: str, session: Session, ear: Ear) -> str:
     return "kicked"
 
 
-@pytest.mark.parametrize("cut", [False, True], ids=["", "after the connections were lost"])
-@pytest.mark.parametrize("take_back", [of_subject, by_command, disable, over_http, kick])
+TAKE_BACK = (of_subject, by_command, disable, over_http, kick)
+
+
+@pytest.mark.parametrize(
+    ("take_back", "cut"),
+    [
+        *((how, False) for how in TAKE_BACK),
+        (of_subject, True),
+        *(pytest.param(how, True, marks=pytest.mark.long) for how in TAKE_BACK[1:]),
+    ],
+)
 def test_what_is_taken_back_at_one_node_ends_streams_of_the_other_within_a_second(
     desks: list[Desk],
     people: Callable[[], str],
