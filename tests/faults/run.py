@@ -300,9 +300,9 @@ class Run:
         """Note that the servers were harmed just now."""
         self._harmed_at = time.monotonic()
 
-    def ends_streams(self) -> None:
-        """Note that since the servers were harmed a process has ended which may have had streams."""
-        self._ends_of_streams.append((self._harmed_at, time.monotonic()))
+    def ends_streams(self, until: float) -> None:
+        """Note that a process which had streams was ended from when the servers were harmed until a time."""
+        self._ends_of_streams.append((self._harmed_at, until))
 
     def restart_all(self) -> None:
         """Start all servers, which have ended, as a machine does that was started anew."""

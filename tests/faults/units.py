@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 
 from tests.faults.run import Run
 from tests.support.unit_server import NEXT, STANDBY, SUCCESSOR, UnitServer, runs
@@ -15,6 +17,9 @@ STEPS = 1.5
 
 FAILED = ("stand_in_failed", "handover_failed", "upgrade_failed")
 """What a process logs that has streams, and keeps them, as the one that it was handing them over to has ended."""
+
+TAKEN = ("succeeded", "adopted")
+"""What a process logs that has taken the streams over."""
 
 
 def restart(run: Run) -> None:
@@ -53,8 +58,9 @@ def restart_amid_upgrade(run: Run) -> None:
 def kill_main(run: Run) -> None:
     """``kill -9`` of a main process."""
     server = _server(run)
-    _end(run, server.pid_of(run.chance.choice(server.numbers)))
-    run.ends_streams()
+    ended_at = _end(run, server.pid_of(run.chance.choice(server.numbers)))
+    assert ended_at is not None
+    run.ends_streams(ended_at)
     server.wait_until_settled()
 
 
@@ -67,7 +73,7 @@ def kill_all(run: Run) -> None:
     ended = [pid for number in server.numbers for pid in server.processes(number)]
     server.kill()
     until(lambda: not any(runs(pid) for pid in ended), "the processes have gone")
-    run.ends_streams()
+    run.ends_streams(time.monotonic())
     server.wait_until_settled()
 
 
@@ -77,7 +83,7 @@ def kill_standby(run: Run) -> None:
     number = run.chance.choice(server.numbers)
     before = server.processes(number)
     server.restart("--no-block")
-    _kill_one_that_takes_over(run, number, server.wait_for(number, STANDBY, before), before)
+    _kill_one_that_takes_over(run, number, server.wait_for(number, STANDBY, before))
 
 
 def kill_next(run: Run) -> None:
@@ -95,7 +101,7 @@ def kill_successor(run: Run) -> None:
     number = run.chance.choice(server.numbers)
     before = server.processes(number)
     _ask_to_upgrade(server, number)
-    _kill_one_that_takes_over(run, number, server.wait_for(number, SUCCESSOR, before), before)
+    _kill_one_that_takes_over(run, number, server.wait_for(number, SUCCESSOR, before))
 
 
 def stop_until_watchdog(run: Run) -> None:
@@ -104,7 +110,7 @@ def stop_until_watchdog(run: Run) -> None:
     pid = server.pid_of(run.chance.choice(server.numbers))
     os.kill(pid, signal.SIGSTOP)
     until(lambda: not runs(pid), "the watchdog has ended it")
-    run.ends_streams()
+    run.ends_streams(time.monotonic())
     server.wait_until_settled()
 
 
@@ -121,43 +127,77 @@ def _ask_to_upgrade(server: UnitServer, number: int) -> None:
     os.kill(server.pid_of(number), signal.SIGUSR2)
 
 
-def _kill_one_that_takes_over(run: Run, number: int, pid: int, others: set[int] | None = None) -> None:
+def _kill_one_that_takes_over(run: Run, number: int, pid: int) -> None:
     """Kill a process at any step of a handover to it.
+
+    Its streams end with it, unless the process before says that it has kept them, or the next one that it has them.
 
     Args:
         run: of the server.
         number: of the process's unit.
         pid: of the process.
-        others: of which one hands over to it; None for all that are there. That one says that it keeps the streams, or
-            it has ended, and they end with the process that is killed.
     """
     (server,) = run.servers
     assert isinstance(server, UnitServer)
-    time.sleep(run.chance.random() * STEPS)
-    if others is None:
-        others = server.processes(number) - {pid}
-    failed = _failures(server, number)
-    if _end(run, pid):
+    others = server.processes(number) - {pid}
+    moment = run.chance.random() * STEPS
+    if run.chance.random() < 0.5:
+        _wait_for_streams(pid, others)
+        moment /= 10
+    time.sleep(moment)
+    failed = _logged(server, number, FAILED)
+    if (ended_at := _end(run, pid)) is not None:
+        taken = _logged(server, number, TAKEN)
+
+        def is_kept() -> bool:
+            return _logged(server, number, FAILED) > failed or _logged(server, number, TAKEN) > taken
+
         until(
-            lambda: _failures(server, number) > failed or not any(map(runs, others)),
-            "the process before has noticed, or has ended",
+            lambda: is_kept() or not any(map(runs, others)),
+            "the process before keeps the streams, or has ended",
         )
-        if _failures(server, number) == failed:
-            run.ends_streams()
+        server.wait_until_settled()
+        if not is_kept():
+            run.ends_streams(ended_at)
     server.wait_until_settled()
 
 
-def _end(run: Run, pid: int) -> bool:
-    """Kill a process, and return whether it was there."""
+def _wait_for_streams(pid: int, others: set[int]) -> None:
+    """Wait until a process has been passed others' connections; the steps after that take some hundredths of a second.
+
+    It waits no longer than a handover takes: there may be none.
+    """
+    theirs = set().union(*map(_sockets, others))
+    before = len(_sockets(pid) & theirs)
+    ends = time.monotonic() + 2 * STEPS
+    while runs(pid) and len(_sockets(pid) & theirs) < before + 2 and time.monotonic() < ends:
+        time.sleep(0.002)
+        theirs |= set().union(*map(_sockets, others))
+
+
+def _sockets(pid: int) -> set[str]:
+    try:
+        descriptors = os.listdir(f"/proc/{pid}/fd")
+    except OSError:  # it has just gone
+        return set()
+    found: set[str] = set()
+    for descriptor in descriptors:
+        with suppress(OSError):
+            found.add(os.readlink(f"/proc/{pid}/fd/{descriptor}"))
+    return {name for name in found if name.startswith("socket:")}
+
+
+def _end(run: Run, pid: int) -> float | None:
+    """Kill a process, and return when it had ended; None where it was not there."""
     run.harmed()
     try:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
-        return False
+        return None
     until(lambda: not runs(pid), "the process has gone")
-    return True
+    return time.monotonic()
 
 
-def _failures(server: UnitServer, number: int) -> int:
-    """Return how often a process of a unit has kept its streams, as the next one has ended."""
-    return sum(line["event"] in FAILED and line.get("worker", 0) == number for line in server.log_lines())
+def _logged(server: UnitServer, number: int, events: Sequence[str]) -> int:
+    """Return how many lines with these events the processes of a unit have logged."""
+    return sum(line["event"] in events and line.get("worker", 0) == number for line in server.log_lines())

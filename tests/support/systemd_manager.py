@@ -188,6 +188,11 @@ class Manager:
         return self.directory / "config/sse_app"
 
     @property
+    def pid(self) -> int:
+        """The manager's own process."""
+        return self._process.pid
+
+    @property
     def main_pid(self) -> int:
         """The main process of the service."""
         return int(self.show("MainPID"))

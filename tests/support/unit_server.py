@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,9 @@ from tests.support.systemd_manager import Manager
 from tests.support.upgradable import Upgradable
 from tests.support.waiting import until
 
-STANDBY, SUCCESSOR, NEXT = "SSE_APP_STAND_IN=1", "SSE_APP_SUCCESSOR=", "LISTEN_FDS="
-"""Of the environment of a process that serves during a restart, of any that is handed over to by the one that started
-it, and of one that systemd started."""
+STANDBY, SUCCESSOR, NEXT = "SSE_APP_STAND_IN=1", "SSE_APP_SUCCESSOR=", "LISTEN_PID={pid}"
+"""What is in the environment of a process that serves during a restart, of any that takes over from the one that
+started it, and of one that systemd started."""
 
 
 class UnitServer(Upgradable):
@@ -72,17 +74,27 @@ class UnitServer(Upgradable):
 
         Args:
             number: of the unit.
-            mark: what is in its environment.
+            mark: what is in its environment, with its number for ``{pid}``.
             before: processes that were there.
         """
         found: list[int] = []
 
         def appears() -> bool:
-            found[:] = [pid for pid in self.processes(number) - before if _environment_has(pid, mark)]
+            found[:] = [pid for pid in self.processes(number) - before if self._is(pid, mark)]
             return bool(found)
 
         until(appears, f"{self.unit_of(number)} has a process with {mark}", pause=0.005)
         return found[0]
+
+    def _is(self, pid: int, mark: str) -> bool:
+        """Return whether a process is the program, not a shell that starts it: then its parent is the manager."""
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        except OSError:  # it has just gone
+            return False
+        begin = mark.format(pid=pid).encode()
+        return int(fields[1]) == self.manager.pid and any(one.startswith(begin) for one in environment)
 
     def processes(self, number: int) -> set[int]:
         """Return all processes of a unit."""
@@ -104,6 +116,15 @@ class UnitServer(Upgradable):
             and self.processes(number) == {int(values["MainPID"])}
         )
 
+    def _log(self) -> str:
+        """Return the text of the log, with the line that a process ends with which refuses to start as an error."""
+        return re.sub(
+            "^sse-app: .*$",
+            lambda line: json.dumps({"level": "error", "event": line[0]}),
+            super()._log(),
+            flags=re.MULTILINE,
+        )
+
     def stop(self) -> int:
         """Stop all of it, and return 0 where each unit has ended well."""
         self.manager.systemctl("stop", *self.whole)
@@ -118,10 +139,3 @@ class UnitServer(Upgradable):
 def runs(pid: int) -> bool:
     """Return whether a process runs."""
     return Path(f"/proc/{pid}").exists()
-
-
-def _environment_has(pid: int, mark: str) -> bool:
-    try:
-        return f"\0{mark}".encode() in b"\0" + Path(f"/proc/{pid}/environ").read_bytes()
-    except OSError:  # it has just gone
-        return False
