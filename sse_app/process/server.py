@@ -397,7 +397,7 @@ class Server:
             if (
                 await self._systemd.keeps_other_processes()
                 and await hand_over_to_standby(lambda: Upgrade(self._sender, self._attached()), directory)
-            ) or await store_handover(self._sender, store):
+            ) or (await self._systemd.keeps_descriptors() and await store_handover(self._sender, store)):
                 log.info("handed_over", extra={"streams": len(self._node.hub.streams)})
                 _exit_now()
 

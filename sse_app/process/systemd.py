@@ -148,6 +148,17 @@ class Systemd:
             return False
         return queued_job(await self._jobs(), self._socket_unit) is None
 
+    async def keeps_descriptors(self) -> bool:
+        """Return whether it has stored file descriptors of this process for the next one.
+
+        By default a unit stores none (``FileDescriptorStoreMax=``), and the process that sends them is not told.
+        In a unit of this program no answer counts as stored.
+        """
+        if not self.knows_unit:
+            return False
+        answer = await self._ask("show", "--property=NFileDescriptorStore", self._unit)
+        return answer.strip() not in ("NFileDescriptorStore=0", "NFileDescriptorStore=1")
+
     @property
     def _socket_unit(self) -> str:
         return f"{self._unit.removesuffix('.service')}.socket"

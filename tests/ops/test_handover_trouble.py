@@ -129,3 +129,18 @@ def test_a_restart_while_the_disk_is_full_keeps_the_streams_and_refuses_events_u
     assert_all_received(clients, ids)
     assert not service.fleet.ended
     service.expected = {"event_log_unavailable"}
+
+
+@pytest.mark.parametrize("verb", ["restart", "stop"])
+@pytest.mark.parametrize("unit", ["KillMode=mixed", "KillMode=mixed\nEnvironment=SYSTEMD_UNIT="])
+def test_where_systemd_stores_nothing_streams_end_with_closing(
+    service: Service, unit: str, verb: str
+) -> None:
+    service.configure("plain", f"{unit}\nFileDescriptorStoreMax=0")  # as in a unit that is not ours
+    service.manager.systemctl("stop", "sse-app.service")
+    service.manager.systemctl("start", "sse-app.service")
+    clients = service.fleet.open(50, service.stream_path())
+    service.manager.systemctl(verb, "sse-app.service")
+    until(lambda: len(service.fleet.ended) == len(clients), "the streams have ended")
+    assert all(b'event: closing\ndata: {"reason":"shutdown"' in client.body() for client in clients)
+    assert not service.logged("handed_over")
