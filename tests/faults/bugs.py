@@ -1,10 +1,11 @@
 """Shows that the faults find bugs: each is put into a copy of the program, and has to be found by its name.
 
-python -m tests.faults.bugs [NAME]
+python -m tests.faults.bugs [--seed N] [NAME …]
 """
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from tests.faults.accountant import Mistake
+from tests.faults.run import Result
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,6 +29,7 @@ class Bug:
     Attributes:
         changes: files, and in each a piece of the text with what takes its place.
         fault: that brings it to light.
+        way: to run the server.
         times: how often the fault is brought about, at most.
         found: what the accountant has to find, any of these.
     """
@@ -33,6 +38,7 @@ class Bug:
     fault: str
     times: int
     found: Sequence[Mistake]
+    way: str = "one process"
 
     def put_into(self, tree: Path) -> None:
         """Make the mistake in a copy of the program.
@@ -53,6 +59,7 @@ WRITER, STREAM, PAST = (
     "sse_app/streams/stream.py",
     "sse_app/streams/past.py",
 )
+SEVERAL, MACHINES = "several processes", "several machines"
 
 BUGS = {
     "deliver before commit": Bug(
@@ -125,11 +132,107 @@ BUGS = {
         5,
         (Mistake.UNTOLD,),
     ),
+    "forget idempotency keys over a restart": Bug(
+        [
+            (
+                "sse_app/eventlog/sqlite/file.py",
+                "        if begun is None:\n",
+                '        self.db.execute("DELETE FROM answers")\n        if begun is None:\n',
+            )
+        ],
+        "restart",
+        5,
+        (Mistake.DOUBLED,),
+    ),
+    "go on without a word where too much waits": Bug(
+        [(STREAM, 'self.end("slow_consumer", self.retry)', "self._pending, self._pending_bytes = None, 0")],
+        "clients do not read",
+        2,
+        (Mistake.SILENT_GAP,),
+    ),
+    "hand over a stream without what waits for it": Bug(
+        [("sse_app/handover/sender.py", "data=stream.unsent()", 'data=b""')],
+        "upgrade while clients do not read",
+        2,
+        (Mistake.SILENT_GAP, Mistake.MALFORMED),
+    ),
+    "skip what another worker has stored in between": Bug(
+        [
+            (
+                "sse_app/eventlog/sqlite/log.py",
+                "if bell.events and bell.previous <= self._seq < bell.head:",
+                "if bell.events and self._seq < bell.head:",
+            ),
+            (
+                "sse_app/eventlog/sqlite/log.py",
+                "bell.events[self._seq - bell.previous :]",
+                "bell.events[max(0, self._seq - bell.previous) :]",
+            ),
+            (
+                "sse_app/eventlog/tail.py",
+                "if self._behind or first != self._last + 1:",
+                "if self._behind and first <= self._last + 1:",
+            ),
+        ],
+        "SIGSTOP",
+        3,
+        (Mistake.SILENT_GAP,),
+        SEVERAL,
+    ),
+    "acknowledge before PostgreSQL has it on disk": Bug(
+        [
+            (
+                "sse_app/storage/postgres/sql/02_events.sql",
+                "IF current_setting('synchronous_commit') = 'off' THEN\n        PERFORM sse_app.wait_for_disk();",
+                "IF true THEN\n        PERFORM set_config('synchronous_commit', 'off', true);",
+            )
+        ],
+        "the database ends",
+        5,
+        (Mistake.LOST, Mistake.TWO_EVENTS),
+        MACHINES,
+    ),
+    "read the last event again": Bug(
+        [
+            (
+                "sse_app/storage/postgres/sql/02_events.sql",
+                "FROM sse_app.events WHERE seq > after",
+                "FROM sse_app.events WHERE seq >= after",
+            )
+        ],
+        "SIGSTOP",
+        2,
+        (Mistake.DOUBLED,),
+        MACHINES,
+    ),
+    "listen no more once the database was away": Bug(
+        [
+            (
+                "sse_app/storage/postgres/listener.py",
+                "            await asyncio.sleep(wait * (1 - random.random() / 2))",
+                "            await asyncio.Event().wait()",
+            ),
+            (
+                "sse_app/eventlog/postgres/log.py",
+                "PeriodicCallback(self._due.set, LOOK_INTERVAL)",
+                "PeriodicCallback(self._due.set, 3600.0)",
+            ),
+        ],
+        "the database ends",
+        1,
+        (Mistake.SILENT_GAP,),
+        MACHINES,
+    ),
 }
 
 
-def find(name: str) -> bool:
-    """Put a bug into a copy of the program, run the fault that brings it to light, and return whether it was found."""
+def find(name: str, seed: int) -> bool:
+    """Put a bug into a copy of the program, run the fault that brings it to light, and return whether it was found.
+
+    Args:
+        name: of the bug.
+        seed: of the run; 0 for one by chance.
+    """
     bug = BUGS[name]
     with tempfile.TemporaryDirectory(prefix="sse-bug-") as directory:
         tree = Path(directory) / "tree"
@@ -144,17 +247,24 @@ def find(name: str) -> bool:
             (tree / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / file, tree / file)
         bug.put_into(tree)
-        words = ["--fault", bug.fault, "--way", "one process", "--times", str(bug.times)]
+        words = ["--fault", bug.fault, "--way", bug.way, "--times", str(bug.times)]
+        words += ["--results", directory + "/results", *(["--seed", str(seed)] if seed else [])]
         done = subprocess.run(
             [sys.executable, "-m", "tests.faults", *words], cwd=tree, capture_output=True, text=True
         )
+        results = Path(directory, "results")
+        found = msgspec.json.decode(results.read_bytes(), type=Result).found if results.exists() else {}
     print(f"== {name}\n{done.stdout}{done.stderr[-2000:]}", flush=True)
-    return done.returncode == 1 and any(f": {mistake}: " in done.stdout for mistake in bug.found)
+    return done.returncode == 1 and any(found.get(mistake) for mistake in bug.found)
 
 
 def main() -> int:
-    names = sys.argv[1:] or [*BUGS]
-    unfound = [name for name in names if not find(name)]
+    parser = argparse.ArgumentParser(prog="python -m tests.faults.bugs", description=__doc__.split("\n")[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help="only these")
+    parser.add_argument("--seed", type=int, default=0, help="that of a run that is to be run again")
+    options = parser.parse_args()
+    names = options.names or [*BUGS]
+    unfound = [name for name in names if not find(name, options.seed)]
     for name in names:
         print(f"{name}: {'NOT FOUND' if name in unfound else 'found'}")
     return int(bool(unfound))

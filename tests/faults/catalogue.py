@@ -59,6 +59,21 @@ CATALOGUE: Mapping[str, Fault] = {
             clients={"stays": 1.0, "away": 3.0},
         ),
     ),
+    "clients do not read": Fault(
+        processes.do_not_read,
+        Needs(
+            settings={"LIMITS__BACKLOG_BYTES": 65_536, "KEEPALIVE__PING_INTERVAL": 15},
+            clients={"stays": 600.0},
+        ),
+    ),
+    "upgrade while clients do not read": Fault(
+        processes.upgrade_unread,
+        Needs(
+            told=True,
+            settings={"LIMITS__BACKLOG_BYTES": 50_000_000, "KEEPALIVE__PING_INTERVAL": 15},
+            clients={"stays": 600.0},
+        ),
+    ),
     "the clock is set": Fault(surroundings.set_clock, Needs(clock=True, expected=["clock_changed"])),
     "links that drop": Fault(surroundings.drop_link, Needs(network=True)),
     "the database ends": Fault(surroundings.end_database, ways=ON_POSTGRES),

@@ -91,10 +91,35 @@ def publisher_dies(run: Run) -> None:
     process.wait()
 
 
+def do_not_read(run: Run) -> None:
+    """Clients read nothing while more is published than may wait for them, and then come back."""
+    run.harmed()
+    with run.unread():
+        _publish_much(run)
+
+
+def upgrade_unread(run: Run) -> None:
+    """A handover to a successor while much waits for clients that read nothing."""
+    server = a_server(run)
+    run.harmed()
+    with run.unread():
+        _publish_much(run)
+        server.upgrade()
+
+
 def outlive_history(run: Run) -> None:
     """More is published than is kept while clients are away, and what is in memory goes with a process."""
     time.sleep(2)
     kill(run)
+
+
+def _publish_much(run: Run) -> None:
+    """Publish a few megabytes."""
+    name = f"publisher-of-much-{run.chance.getrandbits(60)}"
+    process = run.launch_publisher(name, batch=100, pause=0.0, size=4000)
+    until(lambda: run.acknowledged_by(name) >= 30, "much is published")
+    process.terminate()
+    assert process.wait(timeout=60) == 0
 
 
 def _children(parent: int) -> list[int]:

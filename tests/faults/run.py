@@ -7,7 +7,7 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -277,10 +277,22 @@ class Run:
     def _token(self) -> str:
         return self.servers[0].access_token(ttl=TTL)
 
+    @contextmanager
+    def unread(self) -> Iterator[None]:
+        """Have half of the clients read nothing meanwhile."""
+        process = self.chance.choice(self._clients)
+        process.send_signal(signal.SIGSTOP)
+        yield
+        process.send_signal(signal.SIGCONT)
+
     @property
     def acknowledged(self) -> int:
         """How many requests have been acknowledged so far."""
-        return sum(path.read_bytes().count(b'"status":201') for path in self._journals.glob("publisher-*"))
+        return self.acknowledged_by("publisher-*")
+
+    def acknowledged_by(self, names: str) -> int:
+        """Return how many requests of these publishers have been acknowledged so far."""
+        return sum(path.read_bytes().count(b'"status":201') for path in self._journals.glob(names))
 
     def advance(self, count: int = 10) -> None:
         """Wait until so many more requests are acknowledged."""
