@@ -45,7 +45,7 @@ class Mistake(StrEnum):
     INVENTED = "invented"
     """What was sent or stored was not published, or on another channel, or was refused."""
     NEEDLESS_RESET = "needless reset"
-    """A client was told of a gap, and all that it lacked was kept."""
+    """A client was told of a gap, and all that it lacked was kept, and the log was not replaced."""
     TWO_EVENTS = "one id, two events"
     UNTOLD = "untold end"
     """A stream ended without ``closing``, and nothing was done to the server for which it could not send one."""
@@ -85,6 +85,18 @@ class Id(NamedTuple):
         return cls(epoch, int(seq))
 
 
+class Loss(NamedTuple):
+    """The log was replaced by a copy of it, which may lack the latest: so it has another epoch from then on.
+
+    Attributes:
+        begins: a time; all that was known to be stored before is in the copy.
+        ends: a time; all that is sent later goes into the copy.
+    """
+
+    begins: float
+    ends: float
+
+
 @dataclass
 class Verdict:
     """What was found, and of how much."""
@@ -96,6 +108,8 @@ class Verdict:
     """Events, over all clients."""
     streams: int = 0
     resets: int = 0
+    taken_back: int = 0
+    """Acknowledged events that were lost where that may be (`Loss`)."""
 
     def counts(self) -> dict[str, int]:
         """Return how often each mistake was found."""
@@ -111,9 +125,15 @@ class _Event:
     """When it was first sent."""
     acknowledged: float = 0.0
     """When that was first known; 0 where it never was."""
-    id: Id | None = None
+    ids: dict[str, Id] = field(default_factory=dict)
+    """By their epochs; there is more than one only where the log was replaced."""
     refused: bool = False
     """Whether each attempt was answered, and none acknowledged: then it is nowhere."""
+
+    @property
+    def id(self) -> Id | None:
+        """The one that was known first."""
+        return next(iter(self.ids.values()), None)
 
 
 class Accountant:
@@ -128,6 +148,10 @@ class Accountant:
         keeps: how many of each channel's newest events are kept in any case, where not all are.
         told: whether a server always had the time to say that it ends a stream.
         ends: from when until when something was done of which streams may end; None where any may end at any time.
+        doubtful: whether 503 leaves open if an event is stored, as where the log is on PostgreSQL: the connection to
+            that may be lost at the commit. Else it says that it is not.
+        losses: each time that the log was replaced, in their order. What was acknowledged within one may be lost,
+            but nothing that is earlier in the log than what is kept; and each client is told by a ``reset``.
     """
 
     def __init__(
@@ -140,6 +164,8 @@ class Accountant:
         keeps: int = 0,
         told: bool = False,
         ends: Sequence[tuple[float, float]] | None = None,
+        doubtful: bool = False,
+        losses: Sequence[Loss] = (),
     ) -> None:
         self.verdict = Verdict()
         self.events: dict[str, _Event] = {}
@@ -150,6 +176,10 @@ class Accountant:
         self.keeps = keeps
         self.told = told
         self.ends = ends
+        self._doubtful = doubtful
+        self._losses = losses
+        self._epochs: list[str] = []
+        """In the order in which events were acknowledged with them."""
         self._by_id: dict[Id, str] = {}
         """Payloads."""
         self._requests: dict[str, Sent] = {}
@@ -169,7 +199,7 @@ class Accountant:
         for name, records in self._clients.items():
             self._learn_ids(name, records)
         for event in self.events.values():
-            if event.id is not None and self.is_stored(event):
+            if event.ids and (self._losses or not self.kept or event.payload in self._listed):
                 self.due.setdefault(event.channel, []).append(event)
         if not self.kept:
             self._balance_newest()
@@ -199,6 +229,8 @@ class Accountant:
                     self._acknowledge(name, requests[record.name], record)
                 case Answered(status=0):
                     pass  # it may have been stored
+                case Answered(status=503) if self._doubtful:
+                    pass  # so may this
                 case Answered():
                     unanswered[record.name] -= 1
         for request in mine.values():
@@ -216,9 +248,11 @@ class Accountant:
         self._check_batch(name, request, ids)
         for (_, payload), id in zip(request.events, ids, strict=True):
             event = self.events[payload]
-            if event.id is not None and event.id != id:
-                self.find(Mistake.DOUBLED, name, f"{payload} was acknowledged as {event.id} and as {id}")
-            event.id, event.acknowledged = id, event.acknowledged or answer.at
+            event.acknowledged = event.acknowledged or answer.at
+            known = event.ids.get(id.epoch, event.id)
+            if known is not None and not self._may_be_both(event, known, id):
+                self.find(Mistake.DOUBLED, name, f"{payload} was acknowledged as {known} and as {id}")
+            event.ids[id.epoch] = id
             self.is_that_event(name, id, payload)
 
     def _check_batch(self, whom: str, request: Sent, ids: Sequence[Id]) -> None:
@@ -233,10 +267,14 @@ class Accountant:
             id, event = Id.of(record.id), self.events.get(record.payload)
             if event is None or event.channel != record.channel or event.refused:
                 continue  # that is found where the client is followed
-            if event.id is None:
-                event.id = None if self.kept else id
-            elif event.id != id and (self.kept or event.id.epoch == id.epoch):
-                self.find(Mistake.INVENTED, name, f"{record.payload} as {id}, and it is {event.id}")
+            known = event.ids.get(id.epoch, event.id)
+            if known is None:
+                if self._losses or not self.kept:
+                    event.ids[id.epoch] = id
+            elif self._may_be_both(event, known, id):
+                event.ids.setdefault(id.epoch, id)
+            elif self.kept or known.epoch == id.epoch:
+                self.find(Mistake.INVENTED, name, f"{record.payload} as {id}, and it is {known}")
 
     def is_that_event(self, whom: str, id: Id, payload: str) -> bool:
         """Note which event an id stands for, and return whether it stands for no other."""
@@ -245,9 +283,33 @@ class Accountant:
             return False
         return True
 
-    def is_stored(self, event: _Event) -> bool:
-        """Return whether an event is in the log, or was there at least."""
-        return not self.kept or event.payload in self._listed
+    def _may_be_both(self, event: _Event, one: Id, other: Id) -> bool:
+        """Return whether an event may have two ids: that of the log, and that of the log which was replaced by it.
+
+        It keeps its number, or is lost and has another one where the request is repeated.
+        """
+        if one.epoch == other.epoch or not self._losses:
+            return one == other
+        return one.seq == other.seq or self._may_be_lost(event, event.acknowledged)
+
+    def may_come_again(self, event: _Event, one: Id, other: Id) -> bool:
+        """Return whether a client may be sent an event by two ids: as it may be lost, and published again."""
+        return one.epoch != other.epoch and self._may_be_lost(event, event.acknowledged)
+
+    def _may_be_lost(self, event: _Event, known: float) -> bool:
+        """Return whether an event may be lost that was known to be stored at a time; 0 where it never was."""
+        return any((not known or known > loss.begins) and event.sent < loss.ends for loss in self._losses)
+
+    def was_replaced(self, position: Id | None, at: float) -> bool:
+        """Return whether the log of a position had been replaced by another one at a time."""
+        if position is None or position.epoch not in self._epochs:
+            return False
+        number = self._epochs.index(position.epoch)
+        return number < len(self._losses) and at >= self._losses[number].begins
+
+    def is_stored(self, event: _Event, known: float) -> bool:
+        """Return whether an event is in the log, or may have been there at a time."""
+        return not self.kept or event.payload in self._listed or self._may_be_lost(event, known)
 
     def _balance_listing(self) -> None:
         listed = self._listed
@@ -262,20 +324,52 @@ class Accountant:
                 self.find(Mistake.DOUBLED, "log", f"{payload} is {listed[payload]} and {id}")
             listed[payload] = id
             self.is_that_event("log", id, payload)
-            if event.id is None:
-                event.id = id
+            if not event.ids:
+                event.ids[id.epoch] = id
         if self.kept:
-            for event in self.events.values():
-                if event.acknowledged and listed.get(event.payload) != event.id:
-                    self.find(Mistake.LOST, "log", f"{event.payload}, acknowledged as {event.id}")
-
-        if self.kept:
+            self._balance_losses()
             numbers = sorted(id.seq for id in listed.values())
             for before, after in pairwise(numbers):
                 if after > before + 1:
                     self.find(
                         Mistake.LOST, "log", f"no event has the numbers from {before + 1} to {after - 1}"
                     )
+
+    def _balance_losses(self) -> None:
+        """Find what was acknowledged and is not in the log; and where it was replaced, which ids are of one event."""
+        acknowledged = [event for event in self.events.values() if event.acknowledged]
+        lost: list[tuple[_Event, Id]] = []
+        kept: dict[str, int] = {}
+        """By its epoch, the number up to which a log has been copied to the next."""
+        for event in sorted(acknowledged, key=lambda event: event.acknowledged):
+            id, listed = event.id, self._listed.get(event.payload)
+            if id is None:  # it was acknowledged without one
+                continue
+            if id.epoch not in self._epochs:
+                self._epochs.append(id.epoch)
+            if listed is not None and (listed == id or (self._losses and listed.seq == id.seq)):
+                kept[id.epoch] = max(kept.get(id.epoch, 0), id.seq)
+            else:
+                lost.append((event, id))
+        for event, id in lost:
+            if not self._may_be_lost(event, event.acknowledged):
+                self.find(Mistake.LOST, "log", f"{event.payload}, acknowledged as {id}")
+            elif id.seq <= (end := kept.get(id.epoch, 0)):
+                self.find(Mistake.LOST, "log", f"{event.payload}, {id}, and all is kept up to {end}")
+            else:
+                self.verdict.taken_back += 1
+        if self._losses:
+            self._join_ids(kept)
+
+    def _join_ids(self, kept: Mapping[str, int]) -> None:
+        """Have each event that is in the log know its id there, and the one that it had in each log before."""
+        for payload, id in self._listed.items():
+            ids = self.events[payload].ids
+            for epoch, end in kept.items():
+                if id.seq <= end and epoch != id.epoch:
+                    before = ids.setdefault(epoch, Id(epoch, id.seq))
+                    self.is_that_event("log", before, payload)
+            ids.setdefault(id.epoch, id)
 
     def _balance_batches(self) -> None:
         """Check that of each batch all was stored, in its order, or nothing."""
@@ -336,12 +430,16 @@ class _Span:
 
     def covers(self, event: _Event) -> bool:
         """Return whether an event was due."""
-        assert event.id is not None
-        if self.until is not None and (event.id.epoch != self.until.epoch or event.id > self.until):
-            return False
+        if self.until is not None:
+            id = event.ids.get(self.until.epoch)
+            if id is None or id > self.until:
+                return False
         if event.sent > self.since:
             return True
-        return self.after is not None and (event.id.epoch != self.after.epoch or event.id > self.after)
+        if self.after is None:
+            return False
+        id = event.ids.get(self.after.epoch)
+        return id is not None and id > self.after
 
 
 class _Client:
@@ -366,7 +464,8 @@ class _Client:
         self._recovered: bool | None = None
         """What ``connected`` said, until the first event after it."""
         self._spans: dict[str, list[_Span]] = {}
-        self._seen: set[str] = set()
+        self._seen: dict[str, Id] = {}
+        """By their payloads, the events that it was sent."""
 
     def follow(self, records: Iterable[AnyRecord]) -> None:
         """Go through its journal, and find what was wrong."""
@@ -481,7 +580,7 @@ class _Client:
     def _is_needless(self, reset: Reset) -> bool:
         """Return whether all that follows the position was certainly there when the client was told of a gap."""
         if self._books.kept:
-            return True
+            return not self._books.was_replaced(self._position, reset.at)
         position = self._position
         if reset.reason != "history_trimmed" or position is None:
             return False
@@ -500,17 +599,21 @@ class _Client:
             self._find(Mistake.INVENTED, f"{id} on {record.channel}: {record.payload}")
         elif record.channel not in self._channels:
             self._find(Mistake.INVENTED, f"{id} of {record.channel}, which it has not asked for")
-        elif event.refused or not self._books.is_stored(event):
+        elif event.refused or not self._books.is_stored(event, record.at):
             self._find(Mistake.INVENTED, f"{record.payload}, {id}, which is not in the log")
         elif self._books.is_that_event(self._name, id, record.payload):
-            self._place(id, record.payload)
+            self._place(id, event)
         if (spans := self._spans.get(record.channel)) and spans[-1].after is None:
             spans[-1].after = id
-        self._seen.add(record.payload)
+        self._seen[record.payload] = id
         self._position = id
 
-    def _place(self, id: Id, payload: str) -> None:
-        if payload in self._seen:
-            self._find(Mistake.DOUBLED, f"{payload}, {id}")
+    def _place(self, id: Id, event: _Event) -> None:
+        before, spans = self._seen.get(event.payload), self._spans.get(event.channel)
+        after = spans[-1].after if spans and event.ids.get(id.epoch) == id else None
+        if after is not None and after.epoch != id.epoch:
+            self._find(Mistake.SILENT_GAP, f"{event.payload}, {id}, is of another log than {self._position}")
+        elif before is not None and not self._books.may_come_again(event, before, id):
+            self._find(Mistake.DOUBLED, f"{event.payload}, {before} and {id}")
         elif self._position is not None and id.epoch == self._position.epoch and id <= self._position:
-            self._find(Mistake.MISORDERED, f"{payload}, {id}, after {self._position}")
+            self._find(Mistake.MISORDERED, f"{event.payload}, {id}, after {self._position}")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.accountant import Accountant, Finding, Mistake
+from tests.faults.accountant import Accountant, Finding, Loss, Mistake
 from tests.faults.journal import (
     Answered,
     AnyRecord,
@@ -197,6 +197,23 @@ def test_an_event_that_was_refused_and_is_stored() -> None:
     assert found(publisher, listing) == []
 
 
+def test_an_event_whose_refusal_is_doubtful_may_be_stored_or_not_and_is_due_where_it_is() -> None:
+    publisher, listing = published(2)
+    publisher[1] = Answered(at=1.5, name="r1", status=503)
+
+    def what(listing: Listing, *received_ids: int) -> list[Mistake]:
+        client = stream(*received(*received_ids))
+        verdict = Accountant({"p": publisher}, {"c": client}, listing, doubtful=True).balance()
+        return [finding.mistake for finding in verdict.findings]
+
+    assert what(listing, 1, 2) == []
+    assert what(listing, 2) == [Mistake.SILENT_GAP]
+    assert what(listing[1:], 2) == []
+    assert what(listing[1:], 1, 2) == [Mistake.INVENTED]
+    publisher[1] = Answered(at=1.5, name="r1", status=400)
+    assert what(listing, 1, 2) == [Mistake.INVENTED] * 2
+
+
 def test_an_id_that_stands_for_two_events() -> None:
     publisher, listing = published(2)
     publisher[3] = Answered(at=2.5, name="r2", status=201, ids=["e-1"])
@@ -232,7 +249,141 @@ def test_a_log_that_was_replaced_is_told_by_a_reset_and_by_nothing_else() -> Non
     told = [*stream(*received(1, 2)), *stream(reset, *after, position="e-2", recovered=False)]
     assert found(publisher, listing, told, kept=False) == []
     untold = [*stream(*received(1, 2)), *stream(after[1], position="e-2")]
-    assert found(publisher, listing, untold, kept=False) == [(Mistake.SILENT_GAP, "client")]
+    assert found(publisher, listing, untold, kept=False) == [(Mistake.SILENT_GAP, "client")] * 2
+
+
+LOSS = Loss(begins=2.9, ends=10.0)
+RESET = Reset(at=12.0, channel="a", reason="log_replaced")
+
+
+def replaced() -> tuple[list[AnyRecord], Listing]:
+    """Return what is published while the log is replaced by one without the last of four events, and by two more."""
+    publisher, listing = published()
+    for number in (5, 6):
+        publisher.append(Sent(at=10.0 + number, name=f"r{number}", events=[("a", f"p{number}")]))
+        publisher.append(Answered(at=10.5 + number, name=f"r{number}", status=201, ids=[f"f-{number - 1}"]))
+    kept = [(id.replace("e", "f"), channel, payload) for id, channel, payload in listing[:3]]
+    return publisher, [*kept, ("f-4", "a", "p5"), ("f-5", "a", "p6")]
+
+
+def in_the_next(*numbers: int) -> list[AnyRecord]:
+    """Return that events are received with the ids of the next log; the first of the new ones is 4."""
+    return [
+        Received(
+            at=20.0 + number,
+            id=f"f-{number}",
+            channel="a",
+            payload=f"p{number + 1 if number > 3 else number}",
+        )
+        for number in numbers
+    ]
+
+
+def found_after(
+    publisher: Sequence[AnyRecord],
+    listing: Listing,
+    client: Sequence[AnyRecord],
+    loss: Loss = LOSS,
+) -> list[Mistake]:
+    verdict = Accountant({"p": publisher}, {"client": client}, listing, losses=[loss]).balance()
+    return [finding.mistake for finding in verdict.findings]
+
+
+def comes_back(*records: AnyRecord, position: str = "e-4") -> list[AnyRecord]:
+    return stream(*records, position=position, recovered=False)
+
+
+def test_what_may_be_lost_with_a_log_that_is_replaced_is_counted() -> None:
+    publisher, listing = replaced()
+    client = [*stream(*received(1, 2, 3, 4)), *comes_back(RESET, *in_the_next(4, 5))]
+    verdict = Accountant({"p": publisher}, {"client": client}, listing, losses=[LOSS]).balance()
+    assert (verdict.findings, verdict.taken_back, verdict.acknowledged) == ([], 1, 6)
+    for other in (Loss(begins=4.6, ends=10.0), Loss(begins=2.9, ends=3.9)):
+        assert found_after(publisher, listing, client, other) == [Mistake.LOST, Mistake.INVENTED]
+
+
+@pytest.mark.parametrize(
+    ("missing", "loss"),
+    [
+        (0, Loss(begins=1.0, ends=10.0)),  # later ones are kept
+        (1, Loss(begins=1.0, ends=10.0)),
+        (4, LOSS),  # it was sent when the next log was there
+    ],
+)
+def test_what_may_not_be_lost_with_a_log_that_is_replaced(missing: int, loss: Loss) -> None:
+    publisher, listing = replaced()
+    client = [*stream(*received(1, 2, 3, 4)), *comes_back(RESET, *in_the_next(4))]
+    assert Mistake.LOST in found_after(publisher, [*listing[:missing], *listing[missing + 1 :]], client, loss)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "mistakes"),
+    [
+        ([1, 2, 3], [RESET, *in_the_next(4, 5)], []),
+        ([1, 2, 4], [RESET, *in_the_next(4, 5)], [Mistake.SILENT_GAP]),
+        ([1, 3, 4], [RESET, *in_the_next(4, 5)], [Mistake.SILENT_GAP]),
+        ([1, 2, 3, 4], [RESET, *in_the_next(5)], [Mistake.SILENT_GAP]),
+        ([1, 2, 3, 4], [RESET, *in_the_next(1, 4, 5)], [Mistake.DOUBLED]),
+        (
+            [1, 2, 3, 4],
+            [RESET, *in_the_next(4), *comes_back(RESET, *in_the_next(5), position="f-4")],
+            [Mistake.NEEDLESS_RESET],
+        ),
+        ([1, 2, 3], [*in_the_next(4, 5)], [Mistake.FALSE_POSITION, *[Mistake.SILENT_GAP] * 3]),
+    ],
+    ids=[
+        "one that was lost did not come",
+        "one that was kept did not come",
+        "one that was kept long before did not come",
+        "one of the next log did not come",
+        "one that was kept came twice",
+        "a reset in the next log",
+        "no reset",
+    ],
+)
+def test_what_a_client_is_due_of_a_log_that_is_replaced(
+    before: list[int], after: list[AnyRecord], mistakes: list[Mistake]
+) -> None:
+    publisher, listing = replaced()
+    client = [*stream(*received(*before)), *comes_back(*after, position=f"e-{before[-1]}")]
+    assert found_after(publisher, listing, client) == mistakes
+
+
+def test_a_reset_before_a_log_was_replaced_is_needless() -> None:
+    publisher, listing = replaced()
+    early = Reset(at=2.6, channel="a", reason="log_replaced")
+    client = [
+        *stream(*received(1, 2)),
+        *comes_back(early, *received(3, 4), position="e-2"),
+        *comes_back(RESET, *in_the_next(4, 5)),
+    ]
+    assert found_after(publisher, listing, client) == [Mistake.NEEDLESS_RESET]
+
+
+def test_a_log_that_lost_something_and_goes_on_with_the_same_epoch() -> None:
+    publisher, listing = replaced()
+    same = [
+        Answered(at=record.at, name=record.name, status=201, ids=[record.ids[0].replace("f", "e")])
+        if isinstance(record, Answered)
+        else record
+        for record in publisher
+    ]
+    listing = [(id.replace("f", "e"), channel, payload) for id, channel, payload in listing]
+    assert Mistake.TWO_EVENTS in found_after(same, listing, stream(*received(1, 2, 3, 4)))
+
+
+@pytest.mark.parametrize(("number", "mistakes"), [(4, set()), (1, {Mistake.DOUBLED, Mistake.LOST})])
+def test_a_request_is_stored_anew_only_where_its_events_were_lost(
+    number: int, mistakes: set[Mistake]
+) -> None:
+    publisher, listing = replaced()
+    publisher += [
+        Sent(at=17.0, name=f"r{number}", events=[("a", f"p{number}")]),
+        Answered(at=17.5, name=f"r{number}", status=201, ids=["f-6"]),
+    ]
+    again = Received(at=27.0, id="f-6", channel="a", payload=f"p{number}")
+    client = [*stream(*received(1, 2, 3, 4)), *comes_back(RESET, *in_the_next(4, 5), again)]
+    assert {*found_after(publisher, [*listing, ("f-6", "a", f"p{number}")], client)} == mistakes
 
 
 @pytest.mark.parametrize(
