@@ -3,34 +3,50 @@
 from __future__ import annotations
 
 import random
+import resource
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 import httpx
 
 from tests.faults.run import CHANNELS, Run
 from tests.support.server_process import ServerProcess
+from tests.support.waiting import until
 
 LASTS = 3.0
 """Seconds."""
 
 
 def take_descriptors(run: Run) -> None:
-    """More connections than the server may have, which say nothing."""
+    """More connections to each server than it may have files open, which say nothing."""
 
     def connect(server: ServerProcess, chance: random.Random) -> None:
         with suppress(OSError):
-            held.append(socket.create_connection(("127.0.0.1", server.port), 1))
+            ends.enter_context(socket.create_connection(("127.0.0.1", server.port), 1))
+            made[server.port] += 1
         time.sleep(0.001 * chance.random())
 
-    held: list[socket.socket] = []
-    with attacking(run, connect):
+    made: Counter[int] = Counter()
+    with ExitStack() as ends, _many_files(), attacking(run, connect):
         time.sleep(LASTS)
-    for sock in held:
-        sock.close()
+        until(
+            lambda: all(made[server.port] > server.open_files for server in run.servers), "each has too many"
+        )
+
+
+@contextmanager
+def _many_files() -> Iterator[None]:
+    """Let this process have as many files open as it may at all."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def read_slowly(run: Run) -> None:

@@ -42,6 +42,7 @@ _LOADED_BY_A_SERVER = (
     "sse_app.process.dry_run",
     "sse_app.process.supervisor",
 )
+_LIMITED = 'ulimit -n "$1"; shift; exec "$@"'
 _WITH_SOCKET = 'exec 3<&0 0</dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec "$@"'
 """Passes standard input on as a listening socket (sd_listen_fds(3))."""
 
@@ -60,6 +61,7 @@ def start(
     cwd: Path = ROOT,
     listening: socket.socket | None = None,
     program: Sequence[str] = PROGRAM,
+    open_files: int = 0,
     **streams: Any,
 ) -> subprocess.Popen[Any]:
     """Start a command of the program, as ``subprocess.Popen([*PROGRAM, *words])`` does.
@@ -72,17 +74,25 @@ def start(
         cwd: where it runs.
         listening: a socket that it gets as systemd passes one; its standard input is empty then.
         program: what is run: ours, or a module of the tests (`module`).
+        open_files: how many files it may have open; 0 leaves that to the system. Else the process is an ordinary one.
         streams: arguments of `subprocess.Popen` for standard input, output and error.
     """
     command = [*program, *words]
-    forked = _others(environment) == _others(os.environ)
+    forked = _others(environment) == _others(os.environ) and not open_files
     if listening is not None and forked:
         streams |= {"stdin": subprocess.DEVNULL, "pass_fds": [listening.fileno()]}
     elif listening is not None:
         command = ["/bin/sh", "-c", _WITH_SOCKET, "sh", *command]
         streams |= {"stdin": listening.fileno()}
+    if open_files:
+        command = limited(command, open_files)
     kind = _Forked if forked else subprocess.Popen
     return kind(command, env={**environment, **for_children}, cwd=cwd, **streams)
+
+
+def limited(command: Sequence[str], open_files: int) -> list[str]:
+    """Return a command that runs another one, which may have so many files open."""
+    return ["/bin/sh", "-c", _LIMITED, "sh", str(open_files), *command]
 
 
 def module(name: str) -> Sequence[str]:

@@ -80,7 +80,7 @@ class ServerProcess:
     ) -> None:
         self.state_dir = state_dir
         self.expected = expected
-        self._open_files = open_files
+        self.open_files = open_files
         everywhere = settings.get("HOST", "127.0.0.1") != "127.0.0.1"
         self.port = int(settings.pop("PORT", 0) or reserve_port(self, everywhere=everywhere))
         self.url = f"http://127.0.0.1:{self.port}"
@@ -110,16 +110,13 @@ class ServerProcess:
                 "stdin": subprocess.DEVNULL,
                 "stderr": log if stderr is None else stderr,
             }
-            if self._open_files:
-                limited = ["/bin/sh", "-c", f'ulimit -n {self._open_files}; exec "$@"', "sh"]
-                command = [*limited, *PROGRAM, "serve"]
-                self.process = subprocess.Popen(
-                    command, cwd=ROOT, env=self.environment | self.for_children, **streams
-                )
-            else:
-                self.process = start(
-                    ["serve"], environment=self.environment, for_children=self.for_children, **streams
-                )
+            self.process = start(
+                ["serve"],
+                environment=self.environment,
+                for_children=self.for_children,
+                open_files=self.open_files,
+                **streams,
+            )
         until(self._ready, f"the server is ready; its log is {self.log_path}")
 
     def _ready(self) -> bool:

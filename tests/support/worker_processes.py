@@ -35,7 +35,13 @@ class WorkerProcess(Upgradable):
     def launch(self) -> None:
         """Start the process, and do not wait until it is ready."""
         with self.log_path.open("ab") as log:
-            self.process = start(["serve"], environment=self.environment, listening=self._socket, stderr=log)
+            self.process = start(
+                ["serve"],
+                environment=self.environment,
+                listening=self._socket,
+                open_files=self.open_files,
+                stderr=log,
+            )
 
     def start(self, stderr: int | None = None) -> None:
         """Start the process, and wait until it is ready."""
