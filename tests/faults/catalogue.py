@@ -10,9 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.faults import disks, hostile, processes, surroundings, units
+from tests.faults import databases, disks, hostile, processes, surroundings, units
 from tests.faults.run import Needs, Result, Run
 from tests.faults.ways import BY_HAND, IN_A_FILE, ON_POSTGRES, UNDER_SYSTEMD
+
+QUICK = {"POSTGRES__TIMEOUT": 1.0}
+"""Settings of servers that give a query less time than usual, so that they refuse publishes sooner."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,8 @@ class Fault:
 CATALOGUE: Mapping[str, Fault] = {
     "kill -9": Fault(processes.kill, short=20, long=200),
     "kill -9 on a state of an older version": Fault(
-        processes.kill, Needs(before=disks.lay_down_old_state), IN_A_FILE
+        processes.kill_and_look_back,
+        Needs(before=disks.lay_down_old_state, database=databases.of_an_older_version),
     ),
     "restart": Fault(processes.restart, Needs(told=True)),
     "two restarts within a second": Fault(processes.restart_twice, Needs(told=True)),
@@ -79,10 +83,33 @@ CATALOGUE: Mapping[str, Fault] = {
     "the database ends": Fault(surroundings.end_database, ways=ON_POSTGRES),
     "the database is stopped for a while": Fault(surroundings.pause_database, ways=ON_POSTGRES),
     "a node and the database end": Fault(surroundings.end_node_and_database, ways=ON_POSTGRES),
+    "the database's disk is full": Fault(
+        surroundings.fill_disk_of_database,
+        Needs(database=databases.on_small_disk, settings=QUICK),
+        ON_POSTGRES,
+    ),
+    "a machine is cut off from the database": Fault(
+        surroundings.cut_off_from_database,
+        Needs(told=True, database=databases.beyond_links, settings=QUICK),
+        ON_POSTGRES,
+    ),
+    "failover to a standby that is waited for": Fault(
+        surroundings.fail_over,
+        Needs(told=True, database=databases.with_synchronous_standby, settings=QUICK),
+        ON_POSTGRES,
+    ),
+    "failover to a standby that is not waited for": Fault(
+        surroundings.fail_over_with_losses,
+        Needs(
+            told=True,
+            database=databases.with_asynchronous_standby,
+            settings=QUICK,
+            expected=["log_replaced"],
+        ),
+        ON_POSTGRES,
+    ),
     "no file descriptors": Fault(
-        hostile.take_descriptors,
-        Needs(open_files=300, expected=["connections_shed", "accept_failed"]),
-        ["one process"],
+        hostile.take_descriptors, Needs(open_files=300, expected=["connections_shed", "accept_failed"])
     ),
     "overload": Fault(hostile.overload, long=10),
     "readers of a byte a second": Fault(hostile.read_slowly),
@@ -130,6 +157,7 @@ def run_once(name: str, way: str, times: int, seed: int) -> Result:
             result.silence = round(run.silence, 2)
             result.acknowledged, result.received = verdict.acknowledged, verdict.received
             result.streams, result.resets = verdict.streams, verdict.resets
+            result.taken_back = verdict.taken_back
             result.found = verdict.counts()
             result.findings = [str(finding) for finding in verdict.findings[:20]]
     except Exception:  # it is told with the others

@@ -30,6 +30,14 @@ def kill(run: Run) -> None:
     server.start()
 
 
+def kill_and_look_back(run: Run) -> None:
+    """``kill -9``, and what an older version has stored is there as it was before."""
+    before = run.oldest("alerts")
+    assert before
+    kill(run)
+    assert run.oldest("alerts") == before
+
+
 def restart(run: Run) -> None:
     """A stop by SIGTERM, and a start."""
     server = a_server(run)

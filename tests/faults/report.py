@@ -146,6 +146,12 @@ def _way(way: str, results: Sequence[Result]) -> str:
         for result in results
     ]
     rows.append(f"| **all** | {_sums(results)} | | |")
+    rows += [
+        f"\nOf *{result.fault}*, which may lose what was acknowledged last, {result.taken_back:,} acknowledged events "
+        "were lost: each the last of the log, in the moment that is asked about, and told to each client by a `reset`."
+        for result in results
+        if result.taken_back
+    ]
     return "\n".join([*rows, "", EXPLAINED] if way == next(iter(WAYS)) else [*rows, ""])
 
 

@@ -18,10 +18,11 @@ import httpx
 import msgspec
 
 from tests.faults import client, publisher
-from tests.faults.accountant import Accountant, Verdict
+from tests.faults.accountant import Accountant, Loss, Verdict
+from tests.faults.databases import Setup
 from tests.faults.disk import Disk, small
 from tests.faults.journal import Answered, AnyRecord, payload_of, read
-from tests.faults.ways import STATE, WAYS, Deployment
+from tests.faults.ways import ON_POSTGRES, STATE, WAYS, Deployment
 from tests.support.namespaces import Link, links
 from tests.support.programs import compiled
 from tests.support.upgradable import Upgradable
@@ -60,7 +61,8 @@ class Needs:
         megabytes: of the disk, where it is a small one.
         clock: something is done to the wall clock.
         network: half of the clients are on the other side of a link.
-        before: puts something into the directory of the state before the servers start.
+        before: puts something into the directory of the state before the servers start, where their log is in a file.
+        database: sets up the one that has their log, where one has; None for one of which nothing special is asked.
         open_files: how many files a server may have open; 0 leaves that to the system.
         unit: what is added to the section ``[Service]`` of a server's unit.
         settings: of the servers, without those that all have.
@@ -76,6 +78,7 @@ class Needs:
     clock: bool = False
     network: bool = False
     before: Callable[[Path], None] | None = None
+    database: Setup | None = None
     open_files: int = 0
     unit: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -100,6 +103,7 @@ class Result(msgspec.Struct, kw_only=True):
         silence: the longest time in which no publisher got an acknowledgement, in seconds.
         acknowledged, received: how many events, the second over all clients.
         streams, resets: how many, over all clients.
+        taken_back: acknowledged events that were lost where that may be.
         found: how often each kind of mistake was found.
         findings: the first of them, in words.
         failure: what has ended the run early: it did not come to an account.
@@ -117,6 +121,7 @@ class Result(msgspec.Struct, kw_only=True):
     received: int = 0
     streams: int = 0
     resets: int = 0
+    taken_back: int = 0
     found: dict[str, int] = msgspec.field(default_factory=dict)
     findings: list[str] = msgspec.field(default_factory=list)
     failure: str = ""
@@ -145,6 +150,8 @@ class Run:
         self.clock: WallClock | None = None
         self.link: Link | None = None
         """The link between the servers and half of the clients, where there is one."""
+        self.losses: list[Loss] = []
+        """Each time that the log was replaced by one that may lack what was acknowledged last."""
         self.silence = 0.0
         """The longest time in which no publisher got an acknowledgement, in seconds; known once the run is settled."""
         self._began_at = ""
@@ -154,6 +161,7 @@ class Run:
         self._seed = seed
         self._needs = needs
         self._way = WAYS[way]
+        self._on_postgres = way in ON_POSTGRES
         self._directory = directory
         self._journals = directory / "journals"
         self._beyond: Sequence[str] = ()
@@ -184,8 +192,10 @@ class Run:
         if needs.megabytes:
             state.mkdir(mode=0o700)
             self._ends.enter_context(small(state, needs.megabytes))
-        if needs.before is not None:
+        if needs.before is not None and not self._on_postgres:
             needs.before(state)
+        if needs.database is not None and self._on_postgres:
+            settings["database"] = needs.database
         if needs.disk:
             self.disk = Disk(self._directory / "disk", state)
             environment |= self.disk.environment
@@ -308,6 +318,14 @@ class Run:
             for record in read(path)
         )
 
+    def oldest(self, channel: str) -> list[Any]:
+        """Return the events of a channel that were stored before the run began."""
+        epoch, _, _ = self._began_at.rpartition("-")
+        with self.servers[0].publisher() as http:
+            query: dict[str, str | int] = {"after": f"{epoch}-0", "limit": 1000}
+            page = http.get(f"/api/v1/sse/{channel}/history", params=query).raise_for_status().json()
+        return [event for event in page["events"] if _number(event["id"]) <= _number(self._began_at)]
+
     def harmed(self) -> None:
         """Note that the servers were harmed just now."""
         self._harmed_at = time.monotonic()
@@ -346,8 +364,9 @@ class Run:
         for process in self._clients:
             process.send_signal(signal.SIGUSR1)
         ends = time.monotonic() + SETTLES
+        lossy = self.losses or not self._needs.kept
         for round in itertools.count(1):
-            if self._all_have_come(round, ends if self._needs.kept else min(ends, time.monotonic() + 5)):
+            if self._all_have_come(round, min(ends, time.monotonic() + 5) if lossy else ends):
                 break
             if time.monotonic() > ends:
                 break
@@ -361,7 +380,7 @@ class Run:
         self.silence = _longest_silence(publishers.values())
         kept = self._needs.kept
         keeps = 0 if kept else {**SETTINGS, **self._needs.settings}["HISTORY__SIZE"]
-        return Accountant(
+        verdict = Accountant(
             publishers,
             clients,
             self._listing(),
@@ -369,7 +388,13 @@ class Run:
             keeps=keeps,
             told=self._needs.told,
             ends=None if self._needs.ended else self._ends_of_streams,
+            doubtful=self._on_postgres,
+            losses=self.losses,
         ).balance()
+        assert bool(verdict.taken_back) == bool(self.losses), (
+            "what is to be lost was not, and nothing was tried"
+        )
+        return verdict
 
     def journals(self) -> dict[str, list[AnyRecord]]:
         """Return what publishers and clients have written down so far, by their names."""
@@ -428,7 +453,11 @@ def _head(http: httpx.Client) -> str:
     """Return the id of the last event of the configured channels; empty where there is none."""
     channels: dict[str, Any] = http.get("/api/v1/sse/status").raise_for_status().json()["channels"]
     ids = [str(channel["last_event_id"]) for channel in channels.values() if channel["last_event_id"]]
-    return max(ids, key=lambda id: int(id.rpartition("-")[2]), default="")
+    return max(ids, key=_number, default="")
+
+
+def _number(id: str) -> int:
+    return int(id.rpartition("-")[2])
 
 
 def _longest_silence(journals: Iterable[Iterable[AnyRecord]]) -> float:

@@ -8,8 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from tests.faults.databases import Database, Setup, alone
 from tests.support.node_processes import node_processes
-from tests.support.postgres import Postgres, ending, server_directory
+from tests.support.postgres import Postgres
 from tests.support.server_process import until_the_end
 from tests.support.service import managed
 from tests.support.unit_server import UnitServer
@@ -34,12 +35,17 @@ class Deployment:
 
     Args:
         servers: they run.
-        postgres: the database server that has their log, if one has.
+        database: that has their log, if one has.
     """
 
-    def __init__(self, servers: Sequence[Upgradable], postgres: Postgres | None = None) -> None:
+    def __init__(self, servers: Sequence[Upgradable], database: Database | None = None) -> None:
         self.servers = servers
-        self.postgres = postgres
+        self.database = database
+
+    @property
+    def postgres(self) -> Postgres | None:
+        """The database server that has their log, if one has."""
+        return None if self.database is None else self.database.postgres
 
 
 @contextmanager
@@ -62,17 +68,20 @@ def several_processes(
 
 @contextmanager
 def several_machines(
-    directory: Path, environment: Mapping[str, str], **settings: Any
+    directory: Path, environment: Mapping[str, str], database: Setup = alone, **settings: Any
 ) -> Iterator[Deployment]:
     """Two workers of one machine and another machine, with their log on PostgreSQL."""
-    with server_directory() as place:
-        postgres = Postgres(place)
-        with ending(postgres):
-            postgres.make_anew()
-            postgres.start()
-            url = postgres.new_database()
-            with node_processes(directory / STATE, url, environment=environment, **settings) as servers:
-                yield Deployment(servers, postgres)
+    with (
+        database() as shared,
+        node_processes(
+            directory / STATE,
+            shared.url,
+            url_of_workers=shared.url_of_workers,
+            environment=environment,
+            **settings,
+        ) as servers,
+    ):
+        yield Deployment(servers, shared)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 
 from tests.support.people import Ear
+from tests.support.preloaded import limited
 from tests.support.server_process import PROGRAM, ROOT, ServerProcess
 from tests.support.upgradable import Upgradable
 from tests.support.waiting import until
@@ -32,9 +33,12 @@ class MachineProcess(Upgradable):
         if subprocess.run([*AHEAD, "true"], capture_output=True, check=False).returncode:
             super().start(stderr)
             return
+        command = [*AHEAD, *PROGRAM, "serve"]
+        if self.open_files:
+            command = limited(command, self.open_files)
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [*AHEAD, *PROGRAM, "serve"],
+                command,
                 cwd=ROOT,
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
@@ -48,6 +52,7 @@ def node_processes(
     directory: Path,
     url: str,
     *,
+    url_of_workers: str = "",
     expected: tuple[str, ...] = (),
     environment: Mapping[str, str] = MappingProxyType({}),
     **settings: Any,
@@ -59,16 +64,24 @@ def node_processes(
     Args:
         directory: of their state directories.
         url: of the database.
+        url_of_workers: where the workers find it, if not there.
         environment: further variables of all of them.
         expected, settings: as those of `ServerProcess`.
     """
-    settings |= {"EVENT_LOG": url}
-    alone = MachineProcess(state_dir=directory / ALONE, expected=expected, NODE=ALONE, **settings)
+    alone = MachineProcess(
+        state_dir=directory / ALONE, expected=expected, NODE=ALONE, EVENT_LOG=url, **settings
+    )
     state_dir = directory / WITH_WORKERS
     nodes: list[Upgradable] = [
         *(
             WorkerProcess(
-                number, state_dir=state_dir, expected=expected, NODE=WITH_WORKERS, WORKERS=2, **settings
+                number,
+                state_dir=state_dir,
+                expected=expected,
+                NODE=WITH_WORKERS,
+                WORKERS=2,
+                EVENT_LOG=url_of_workers or url,
+                **settings,
             )
             for number in (1, 2)
         ),
