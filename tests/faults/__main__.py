@@ -23,10 +23,11 @@ def tell(result: Result) -> None:
     """Print what became of a run."""
     found = {mistake: count for mistake, count in result.found.items() if count}
     outcome = "FAILED" if result.failure else found or "all accounted for"
+    lost = f", {result.taken_back} lost where that may be" * bool(result.taken_back)
     print(
         f"{result.fault}, {result.way}, {result.times} times in {result.seconds} s, --seed {result.seed}: "
         f"{result.acknowledged} acknowledged, {result.received} received on {result.streams} streams with "
-        f"{result.resets} resets, at most {result.silence} s without an acknowledgement: {outcome}"
+        f"{result.resets} resets, at most {result.silence} s without an acknowledgement{lost}: {outcome}"
     )
     for finding in result.findings:
         print(f"    {finding}")

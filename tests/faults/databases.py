@@ -50,8 +50,10 @@ class Database:
         self.postgres, self.standby = self.standby, self.postgres
 
     def follow(self, *, synchronous: bool) -> None:
-        """Make what is not the server any more a standby of it, which has all."""
+        """Have it followed by its standby, which is made anew where it was the server itself until now."""
         assert self.standby is not None
+        if self.standby.runs:
+            return
         shutil.rmtree(self.standby.data, ignore_errors=True)
         name = f"standby_{self.standby.port}"
         self.standby.follow(self.postgres, name)

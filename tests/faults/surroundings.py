@@ -110,20 +110,20 @@ def cut_off_from_database(run: Run) -> None:
 
 
 def fail_over(run: Run) -> None:
-    """PostgreSQL ends for good, and the standby that its commits wait for takes over; it gets a standby of its own."""
+    """PostgreSQL ends for good, and the standby that its commits wait for takes over."""
     database = _database_of(run)
+    database.follow(synchronous=True)
     time.sleep(run.chance.random() * 0.3)
     run.harmed()
     database.postgres.kill()
     time.sleep(run.chance.random())
     database.take_over()
-    run.advance()
-    database.follow(synchronous=True)
 
 
 def fail_over_with_losses(run: Run) -> None:
-    """PostgreSQL ends for good, and a standby takes over that has not got the latest; it gets one of its own."""
+    """PostgreSQL ends for good, and a standby takes over that has not got the latest."""
     database = _database_of(run)
+    database.follow(synchronous=False)
     postgres, standby = database.postgres, database.standby
     assert standby is not None
     begins = time.monotonic()
@@ -136,8 +136,6 @@ def fail_over_with_losses(run: Run) -> None:
     time.sleep(run.chance.random())
     database.take_over()
     run.losses.append(Loss(begins, time.monotonic()))
-    run.advance()
-    database.follow(synchronous=False)
 
 
 def _database_of(run: Run) -> Database:
