@@ -115,6 +115,7 @@ def test_it_waits_as_long_as_retry_after_says(chrome: Chrome, script: ScriptedSe
     assert tab.noted("reconnect")[0]["reason"] == f"status {status}"
 
 
+@pytest.mark.long
 def test_a_limit_of_the_real_server_puts_it_off_and_it_comes_in_when_there_is_room(
     chrome: Chrome, serve: Start
 ) -> None:

@@ -71,6 +71,7 @@ def test_streams_go_through_a_service_worker_that_answers_all_requests(
         wait_for_connections(server, 0)
 
 
+@pytest.mark.long
 def test_a_login_outlives_a_server_for_which_a_service_worker_answers_meanwhile(
     chrome: Chrome, serve: Start
 ) -> None:
@@ -87,6 +88,7 @@ def test_a_login_outlives_a_server_for_which_a_service_worker_answers_meanwhile(
     assert reasons(tab) == []
 
 
+@pytest.mark.long
 def test_tabs_of_two_origins_have_a_stream_each_and_do_not_disturb_each_other(
     chrome: Chrome, start_server: Start
 ) -> None:

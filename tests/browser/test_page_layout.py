@@ -270,6 +270,7 @@ def test_a_link_leads_past_the_top_of_each_page(chromium: Browser, start_server:
             assert page.evaluate("document.activeElement.id") == "content", path
 
 
+@pytest.mark.long
 def test_the_trail_says_in_words_what_an_entry_is_about(chromium: Browser, start_server: Start) -> None:
     server = start_server()
     people(server)

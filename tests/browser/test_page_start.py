@@ -46,6 +46,7 @@ def test_it_shows_the_status_and_goes_on_over_a_restart(chromium: Browser, start
         page.wait_for_selector("[data-figure=streams]:text-is('0')")
 
 
+@pytest.mark.long
 def test_the_script_on_it_runs_as_it_stands_in_a_page_elsewhere(chrome: Chrome, serve: Start) -> None:
     server = serve(CHANNELS=["orders", "alerts"])
     server.add_user("ann", "correct horse battery", subscribe="orders")

@@ -160,6 +160,7 @@ app.conf.broker_transport_options = {"data_folder_in": "queue", "data_folder_out
 """
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_celery_publishes_from_the_processes_of_its_worker(served: ServerProcess, tmp_path: Path) -> None:
     (tmp_path / "tasks.py").write_text(recipe("Publish from Celery", served))

@@ -614,6 +614,7 @@ def test_texts_and_ends_come_as_they_were_and_nothing_that_is_over_the_size_of_a
     assert [event["data"] for event in history][1:] == [text]
 
 
+@pytest.mark.long
 def test_a_pooler_in_transaction_mode_may_stand_before_the_database(
     filled: Filled, postgres: Postgres, database_url: str
 ) -> None:
@@ -623,6 +624,7 @@ def test_a_pooler_in_transaction_mode_may_stand_before_the_database(
     filled.assert_copied(database_url)
 
 
+@pytest.mark.long
 def test_a_copy_goes_on_after_a_crash_of_the_database(filled: Filled) -> None:
     filled.stop()
     with cluster(wal_writer_delay="10s") as server:  # what was copied last is not on its disk

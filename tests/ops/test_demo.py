@@ -152,7 +152,7 @@ def second_demo(state: Path | None, **variables: str) -> tuple[int, list[str]]:
     return done.returncode, (done.stdout + done.stderr).splitlines()
 
 
-@pytest.mark.parametrize("port", ["the same", "0"])
+@pytest.mark.parametrize("port", ["the same", pytest.param("0", marks=pytest.mark.long)])
 def test_a_second_demo_says_that_the_first_one_runs_and_changes_nothing(demo: Demo, port: str) -> None:
     url = demo.said("Page").rstrip("/")
     passwords = {name: demo.said(name) for name in ("Password", "with")}
@@ -178,6 +178,7 @@ def test_the_demo_leaves_a_servers_state_alone(tmp_path: Path) -> None:
     assert not (state / "market-demo").exists()
 
 
+@pytest.mark.long
 def test_the_demo_has_a_state_directory_of_its_own(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "examples", tmp_path / "copied/examples")
     for name in ("main.py", "sse_app", "config"):

@@ -72,6 +72,7 @@ def test_a_stream_in_the_middle_of_a_long_replay_goes_on_with_it(service: Servic
     late.socket.close()
 
 
+@pytest.mark.long
 def test_streams_of_http_1_0_go_on(service: Service) -> None:
     clients = service.fleet.open(20, service.stream_path(), http="1.0")
     publisher = service.publisher()
@@ -112,7 +113,7 @@ def test_a_restart_waits_for_a_commit_that_takes_three_seconds(service: Service,
     assert publisher.longest > 2.5
 
 
-@pytest.fixture(params=["as configured here", "with its defaults"])
+@pytest.fixture(params=["as configured here", pytest.param("with its defaults", marks=pytest.mark.long)])
 def nginx_port(request: pytest.FixtureRequest, service: Service, tmp_path: Path) -> Iterator[int]:
     """The port of an nginx in front of the service, which speaks HTTP/1.1 or HTTP/1.0 to it."""
     port = reserve_port(service)
@@ -232,7 +233,6 @@ def test_streams_of_a_framing_that_the_next_process_does_not_know_are_closed_and
     cold.fleet.open(5, cold.stream_path())
 
 
-@both_ways
 def test_a_connection_made_in_the_pause_is_answered_not_refused(service: Service) -> None:
     statuses = []
     restarting = subprocess.Popen(
@@ -243,8 +243,16 @@ def test_a_connection_made_in_the_pause_is_answered_not_refused(service: Service
     assert set(statuses) == {200}
 
 
-@both_ways
-@pytest.mark.parametrize("change", [Service.restart, Service.upgrade])
+@pytest.mark.parametrize(
+    ("service", "change"),
+    [
+        ("warm", Service.restart),
+        ("cold", Service.restart),
+        ("warm", Service.upgrade),
+        pytest.param("cold", Service.upgrade, marks=pytest.mark.long),
+    ],
+    indirect=["service"],
+)
 def test_idle_connections_and_half_sent_requests_go_on(
     service: Service, change: Callable[[Service], None]
 ) -> None:

@@ -31,6 +31,7 @@ if os.path.exists(FILE) and 'SSE_APP_STAND_IN' not in os.environ:
 """Has more descriptors on their way than the process may open, when it connects to the standby and 0.3 s longer."""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kill_mode", ["process", pytest.param("mixed", marks=pytest.mark.long)])
 def test_a_restart_and_an_upgrade_among_silent_clients_end_no_stream(
     start_service: Callable[..., Service], kill_mode: str

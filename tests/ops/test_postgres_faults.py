@@ -265,7 +265,10 @@ def url_of(*servers: Postgres, database: str) -> str:
     return f"postgresql://app@{hosts}/{database.rpartition('/')[2]}?target_session_attrs=read-write"
 
 
-@pytest.mark.parametrize("quorum", ["second", pytest.param("ANY 1 (second)", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "quorum",
+    [pytest.param("second", marks=pytest.mark.long), pytest.param("ANY 1 (second)", marks=pytest.mark.long)],
+)
 def test_a_failover_to_the_synchronous_standby_loses_nothing_and_no_client_is_told_of_a_loss(
     chance: random.Random, tmp_path: Path, quorum: str
 ) -> None:
@@ -303,6 +306,7 @@ def test_a_failover_to_an_asynchronous_standby_loses_the_latest_and_tells_each_c
         assert all(listener.resets for listener in books.listeners)
 
 
+@pytest.mark.long
 def test_an_old_primary_that_is_written_again_gives_no_id_to_another_event(
     chance: random.Random, tmp_path: Path
 ) -> None:
@@ -328,6 +332,7 @@ def test_an_old_primary_that_is_written_again_gives_no_id_to_another_event(
         assert all(listener.resets for listener in books.listeners)
 
 
+@pytest.mark.long
 def test_a_crash_loses_nothing_also_where_the_commits_of_others_do_not_wait_for_the_disk(
     chance: random.Random, tmp_path: Path
 ) -> None:

@@ -56,6 +56,7 @@ def hand_over_three_times(service: Service, appender: Appender, change: Callable
     assert not service.fleet.ended
 
 
+@pytest.mark.long
 def test_upgrades_while_another_process_appends_lose_and_repeat_nothing(
     service: Service, appender: Appender
 ) -> None:

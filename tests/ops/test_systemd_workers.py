@@ -207,6 +207,7 @@ def test_stop_of_the_target_drains_all_workers(workers: Service) -> None:
     workers.fleet.open(5, workers.stream_path())
 
 
+@pytest.mark.long
 def test_while_workers_run_one_process_is_refused_and_the_other_way_round(workers: Service) -> None:
     def serve(**variables: str) -> str:
         environment = {**workers.manager.environment, "SSE_APP_STATE_DIR": str(workers.manager.state_dir)}

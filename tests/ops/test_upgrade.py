@@ -119,6 +119,7 @@ if os.environ.get('SSE_APP_SUCCESSOR') and os.path.exists({flag!r}):
 """
 
 
+@pytest.mark.long
 def test_a_restart_while_the_successor_takes_over_comes_first(service: Service, tmp_path: Path) -> None:
     flag = tmp_path / "slow"
     service.inject(HANGING.format(flag=str(flag), seconds=1.5))
@@ -238,6 +239,7 @@ def test_a_restart_that_comes_when_there_is_no_way_back_is_done_by_the_successor
     assert service.manager.show("NRestarts") == "0"
 
 
+@pytest.mark.long
 def test_a_stop_that_comes_when_there_is_no_way_back_ends_the_successor_and_its_streams(
     service: Service, late: Path
 ) -> None:

@@ -60,6 +60,7 @@ def test_streams_of_one_address_spread_over_the_workers(start: Start) -> None:
     assert {line.get("worker") for line in server.logged("stream_opened")} <= {1, 2, 3, 4}
 
 
+@pytest.mark.long
 def test_keys_that_are_there_before_the_first_start_are_used(start: Start, tmp_path: Path) -> None:
     keys = KeyRing.load(_private(tmp_path / "brought"))
     _private(tmp_path / "state")
@@ -410,6 +411,7 @@ def test_a_worker_whose_upgrade_fails_stops_the_rolling_and_all_serve_on(start: 
         assert not fleet.ended
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("workers", "complaint"),
     [
@@ -559,6 +561,7 @@ def test_a_port_that_another_parents_workers_share_is_not_shared_with_them(
     assert f"cannot listen on 127.0.0.1:{server.port}" in done.stderr
 
 
+@pytest.mark.long
 def test_a_free_port_is_taken_once_and_by_all(start: Start) -> None:
     server = start(workers=2)
     server.stop()
@@ -744,6 +747,7 @@ def test_check_config_says_how_many_workers_and_who_they_are(start: Start) -> No
     assert "memory:" in bad.stderr
 
 
+@pytest.mark.long
 def test_as_process_one_of_a_container_it_reaps_and_ends(tmp_path: Path) -> None:
     require("unshare")
     server = ServerWithWorkers(state_dir=tmp_path / "state", workers=2)
@@ -774,6 +778,7 @@ def _listens_with(service: Service, workers: int) -> bool:
     return bool(service.logged("listening")[-1].get("workers", 1) == workers)
 
 
+@pytest.mark.long
 def test_a_restart_of_a_unit_leads_from_one_process_to_several_and_back(
     start_service: Callable[..., Service],
 ) -> None:
