@@ -138,6 +138,10 @@ class EventLogUnavailable(SSEAppError):
     """The event log cannot be read or written just now; nothing was stored."""
 
 
+class OutcomeUnknown(EventLogUnavailable):
+    """The event log has not answered: what it was to store may be there, or not."""
+
+
 class AuthStoreUnavailable(SSEAppError):
     """Accounts, sessions, revocations and the audit trail cannot be read or written just now; nothing was changed.
 

@@ -294,6 +294,7 @@ class EventLog(ABC):
 
         Raises:
             IdempotencyKeyReused: the key was used within 24 h for another request.
+            OutcomeUnknown: they may be stored; with the same key they are stored once.
             EventLogUnavailable: nothing was stored.
         """
 

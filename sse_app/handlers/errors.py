@@ -20,6 +20,7 @@ from sse_app.core.errors import (
     Kicked,
     NameTaken,
     NodeSilent,
+    OutcomeUnknown,
     ProviderUnavailable,
     SSEAppError,
     TokenRefused,
@@ -100,6 +101,9 @@ def refusal_of(error: BaseException | None) -> Refusal | None:
             return Refusal(503, "provider_unavailable", str(error), Retry_After=RETRY_AFTER)
         case AuthStoreUnavailable():
             return Refusal(503, "unavailable", "this cannot be done just now", Retry_After=RETRY_AFTER)
+        case OutcomeUnknown():
+            message = "the event log has not answered: publish again with the same Idempotency-Key"
+            return Refusal(503, "outcome_unknown", message, Retry_After=RETRY_AFTER)
         case EventLogUnavailable():
             message = "the event log is not available just now"
             return Refusal(503, "log_unavailable", message, Retry_After=RETRY_AFTER)

@@ -73,6 +73,7 @@ class Publisher:
         Raises:
             InvalidInput: something has the wrong form.
             UnknownChannel: no configured name or pattern covers the channel.
+            OutcomeUnknown: it may be stored.
             TooManyPublishes, EventLogUnavailable: nothing was stored.
         """
         if not isinstance(channel, str):
@@ -153,6 +154,7 @@ class Publisher:
 
         Raises:
             InvalidInput: those that are not stored are too large; nothing was stored.
+            OutcomeUnknown: they may be stored.
             UnknownChannel, IdempotencyKeyReused, TooManyPublishes, EventLogUnavailable: nothing was stored.
         """
         if self._waiting >= self._most_waiting or self._waiting_bytes >= MAX_WAITING_BYTES:

@@ -15,7 +15,7 @@ import psycopg
 import pytest
 
 from sse_app.core.channels import ChannelName
-from sse_app.core.errors import EventLogUnavailable
+from sse_app.core.errors import EventLogUnavailable, OutcomeUnknown
 from sse_app.core.events import Event, EventId, NewEvent
 from sse_app.eventlog.base import EventsTrimmed, IdempotencyKey, LogReplaced, Retention
 from sse_app.eventlog.postgres import appends
@@ -326,8 +326,9 @@ async def test_an_append_whose_row_is_locked_is_refused_in_time_and_not_stored_l
             holder.execute("SELECT FROM sse_app.log FOR UPDATE")
             begun = time.monotonic()
             for _ in range(2):
-                with pytest.raises(EventLogUnavailable, match="lock timeout"):
+                with pytest.raises(EventLogUnavailable, match="lock timeout") as refused:
                     await log.append([new(B)])
+                assert not isinstance(refused.value, OutcomeUnknown)
             assert time.monotonic() - begun < 20
             assert not log.available
             assert len((await log.replay([A], 0, 9, 9)).events) == 1  # it can be read
@@ -337,6 +338,38 @@ async def test_an_append_whose_row_is_locked_is_refused_in_time_and_not_stored_l
         assert [event.channel for event in (await log.replay([A, B], 0, 9, 9)).events] == [A]
         messages = [record.getMessage() for record in caplog.records if "event_log" in record.getMessage()]
         assert messages == ["event_log_unavailable", "event_log_available"]
+
+
+@pytest.mark.gen_test
+@pytest.mark.expects_logs("event_log_unavailable")
+async def test_an_append_whose_connection_ends_may_be_stored_and_one_that_gets_none_is_not(
+    postgres: Postgres, database_url: str
+) -> None:
+    async with opened(database_url) as log:
+        await log.append([new()])
+        with psycopg.connect(database_url, autocommit=True) as other, psycopg.connect(database_url) as holder:
+            holder.execute("SELECT FROM sse_app.log FOR UPDATE")
+            appending = asyncio.ensure_future(log.append([new()]))
+            held_up = "wait_event_type = 'Lock' AND query LIKE '%sse_app.append%'"
+            waiting = f"SELECT pid FROM pg_stat_activity WHERE {held_up}"
+            await until_async(lambda: other.execute(waiting).fetchone() is not None, "it waits")
+            other.execute(f"SELECT pg_terminate_backend(pid) FROM ({waiting}) AS waiting")
+            with pytest.raises(OutcomeUnknown, match="terminating connection"):
+                await appending
+            holder.rollback()
+            await until_async(lambda: log.available, "it can be written again")
+        name = database_url.rpartition("/")[2].partition("?")[0]
+        postgres.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        try:
+            postgres.execute(
+                f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"
+            )
+            with pytest.raises(EventLogUnavailable) as refused:
+                await log.append([new()])
+            assert not isinstance(refused.value, OutcomeUnknown)
+        finally:
+            postgres.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+        await until_async(lambda: log.available, "it can be written again")
 
 
 @pytest.mark.gen_test

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import psycopg
 from psycopg.errors import Diagnostic
 
-from sse_app.core.errors import EventLogUnavailable, IdempotencyKeyReused
+from sse_app.core.errors import EventLogUnavailable, IdempotencyKeyReused, OutcomeUnknown
 from sse_app.core.events import Event, EventId, NewEvent
 from sse_app.eventlog.base import IdempotencyKey
 from sse_app.eventlog.postgres.notices import Notices
@@ -86,6 +86,8 @@ class Appends:
         self._stored = stored
         self._failed = failed
         self._waiting: deque[_Append] = deque()
+        self._in_doubt = False
+        """Whether the last call, if it has failed, may have stored its events."""
         self._working: asyncio.Task[None] | None = None
 
     async def append(self, events: Sequence[NewEvent], key: IdempotencyKey | None) -> list[EventId]:
@@ -131,7 +133,8 @@ class Appends:
         try:
             epoch, head, firsts = await self._call(self._parameters(group, known))
         except (DatabaseUnavailable, psycopg.Error) as error:
-            failure = EventLogUnavailable(f"the event log cannot be written: {text_of(error)}")
+            kind = OutcomeUnknown if self._in_doubt else EventLogUnavailable
+            failure = kind(f"the event log cannot be written: {text_of(error)}")
             failure.__cause__ = error
             self._failed(failure)
             outcomes: list[list[EventId] | Exception] = [failure] * len(group)
@@ -196,7 +199,9 @@ class Appends:
             if notice.source_function == "SyncRepWaitForLSN":
                 cancelled.append(notice.message_primary)
 
+        self._in_doubt = False
         async with self._database.connection(self._database.timeout + GRACE) as connection:
+            self._in_doubt = True
             connection.add_notice_handler(heed)
             execution = asyncio.ensure_future(connection.execute(_APPEND, parameters, binary=True))
             try:
@@ -208,6 +213,10 @@ class Appends:
                     execution.exception()  # where the time for all is over, it is not asked for below
             try:
                 row = await (await execution).fetchone()
+            except psycopg.Error as error:
+                # At level ERROR the command was rolled back; FATAL may come after a commit ("Message Severity Levels").
+                self._in_doubt = error.diag.severity_nonlocalized != "ERROR"
+                raise
             finally:
                 connection.remove_notice_handler(heed)
         if cancelled:
