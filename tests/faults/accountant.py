@@ -227,7 +227,7 @@ class Accountant:
                 case Answered(status=201):
                     unanswered[record.name] -= 1
                     self._acknowledge(name, requests[record.name], record)
-                case Answered(status=0):
+                case Answered(status=0) | Answered(code="outcome_unknown"):
                     pass  # it may have been stored
                 case Answered(status=503) if self._doubtful:
                     pass  # so may this

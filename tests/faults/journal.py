@@ -54,11 +54,13 @@ class Answered(Record, tag="answered", frozen=True, kw_only=True):
         name: of the request.
         status: of the answer; 0 where the connection ended without one.
         ids: of its events, where they were acknowledged.
+        code: of the error, where it is one.
     """
 
     name: str
     status: int
     ids: Sequence[str] = ()
+    code: str = ""
 
 
 class Asked(Record, tag="asked", frozen=True, kw_only=True):

@@ -152,17 +152,18 @@ class Publisher:
         if connection is None:
             return 0
         self._journal.write(Sent(at=time.monotonic(), name=name, events=events))
-        status, ids = 0, []
+        status, ids, code = 0, [], ""
         try:
             connection.request("POST", "/api/v1/sse", body, headers)
             answer = connection.getresponse()
             content = json.loads(answer.read())
             status, ids = answer.status, content.get("ids", [])
+            code = content.get("error", {}).get("code", "")
         except TimeoutError as error:
             raise RuntimeError(f"{name} was not answered within {TIMEOUT} s") from error
         except (OSError, HTTPException, ValueError):
             self._leave()
-        self._journal.write(Answered(at=time.monotonic(), name=name, status=status, ids=ids))
+        self._journal.write(Answered(at=time.monotonic(), name=name, status=status, ids=ids, code=code))
         if not self._settings.kept:
             self._leave()
         return status

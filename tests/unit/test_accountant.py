@@ -114,6 +114,15 @@ def test_an_event_that_was_stored_without_an_answer_is_due_too() -> None:
     assert found(publisher, listing[:3], stream(*received(1, 2, 3))) == []
 
 
+def test_an_event_of_an_unknown_outcome_may_be_stored_or_not() -> None:
+    publisher, listing = published()
+    publisher[7] = Answered(at=4.5, name="r4", status=503, code="outcome_unknown")
+    assert found(publisher, listing, stream(*received(1, 2, 3, 4))) == []
+    assert found(publisher, listing[:3], stream(*received(1, 2, 3))) == []
+    publisher[7] = Answered(at=4.5, name="r4", status=503, code="log_unavailable")
+    assert found(publisher, listing, stream(*received(1, 2, 3, 4))) == [(Mistake.INVENTED, "log")]
+
+
 def test_a_client_that_leaves_is_due_nothing_more() -> None:
     publisher, listing = published()
     client = stream(*received(1, 2))
