@@ -148,8 +148,6 @@ class Accountant:
         keeps: how many of each channel's newest events are kept in any case, where not all are.
         told: whether a server always had the time to say that it ends a stream.
         ends: from when until when something was done of which streams may end; None where any may end at any time.
-        doubtful: whether 503 leaves open if an event is stored, as where the log is on PostgreSQL: the connection to
-            that may be lost at the commit. Else it says that it is not.
         losses: each time that the log was replaced, in their order. What was acknowledged within one may be lost,
             but nothing that is earlier in the log than what is kept; and each client is told by a ``reset``.
     """
@@ -164,7 +162,6 @@ class Accountant:
         keeps: int = 0,
         told: bool = False,
         ends: Sequence[tuple[float, float]] | None = None,
-        doubtful: bool = False,
         losses: Sequence[Loss] = (),
     ) -> None:
         self.verdict = Verdict()
@@ -176,7 +173,6 @@ class Accountant:
         self.keeps = keeps
         self.told = told
         self.ends = ends
-        self._doubtful = doubtful
         self._losses = losses
         self._epochs: list[str] = []
         """In the order in which events were acknowledged with them."""
@@ -229,8 +225,6 @@ class Accountant:
                     self._acknowledge(name, requests[record.name], record)
                 case Answered(status=0) | Answered(code="outcome_unknown"):
                     pass  # it may have been stored
-                case Answered(status=503) if self._doubtful:
-                    pass  # so may this
                 case Answered():
                     unanswered[record.name] -= 1
         for request in mine.values():

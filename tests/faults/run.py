@@ -388,7 +388,6 @@ class Run:
             keeps=keeps,
             told=self._needs.told,
             ends=None if self._needs.ended else self._ends_of_streams,
-            doubtful=self._on_postgres,
             losses=self.losses,
         ).balance()
         assert verdict.findings or verdict.taken_back or not self.losses, (

@@ -114,15 +114,6 @@ def test_an_event_that_was_stored_without_an_answer_is_due_too() -> None:
     assert found(publisher, listing[:3], stream(*received(1, 2, 3))) == []
 
 
-def test_an_event_of_an_unknown_outcome_may_be_stored_or_not() -> None:
-    publisher, listing = published()
-    publisher[7] = Answered(at=4.5, name="r4", status=503, code="outcome_unknown")
-    assert found(publisher, listing, stream(*received(1, 2, 3, 4))) == []
-    assert found(publisher, listing[:3], stream(*received(1, 2, 3))) == []
-    publisher[7] = Answered(at=4.5, name="r4", status=503, code="log_unavailable")
-    assert found(publisher, listing, stream(*received(1, 2, 3, 4))) == [(Mistake.INVENTED, "log")]
-
-
 def test_a_client_that_leaves_is_due_nothing_more() -> None:
     publisher, listing = published()
     client = stream(*received(1, 2))
@@ -206,20 +197,20 @@ def test_an_event_that_was_refused_and_is_stored() -> None:
     assert found(publisher, listing) == []
 
 
-def test_an_event_whose_refusal_is_doubtful_may_be_stored_or_not_and_is_due_where_it_is() -> None:
+def test_an_event_of_an_unknown_outcome_may_be_stored_or_not_and_is_due_where_it_is() -> None:
     publisher, listing = published(2)
-    publisher[1] = Answered(at=1.5, name="r1", status=503)
+    publisher[1] = Answered(at=1.5, name="r1", status=503, code="outcome_unknown")
 
     def what(listing: Listing, *received_ids: int) -> list[Mistake]:
         client = stream(*received(*received_ids))
-        verdict = Accountant({"p": publisher}, {"c": client}, listing, doubtful=True).balance()
+        verdict = Accountant({"p": publisher}, {"c": client}, listing).balance()
         return [finding.mistake for finding in verdict.findings]
 
     assert what(listing, 1, 2) == []
     assert what(listing, 2) == [Mistake.SILENT_GAP]
     assert what(listing[1:], 2) == []
     assert what(listing[1:], 1, 2) == [Mistake.INVENTED]
-    publisher[1] = Answered(at=1.5, name="r1", status=400)
+    publisher[1] = Answered(at=1.5, name="r1", status=503, code="log_unavailable")
     assert what(listing, 1, 2) == [Mistake.INVENTED] * 2
 
 
