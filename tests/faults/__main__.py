@@ -29,6 +29,8 @@ def tell(result: Result) -> None:
         f"{result.acknowledged} acknowledged, {result.received} received on {result.streams} streams with "
         f"{result.resets} resets, at most {result.silence} s without an acknowledgement{lost}: {outcome}"
     )
+    if result.figures:
+        print("    " + ", ".join(f"{name}: {value:g}" for name, value in result.figures.items()))
     for finding in result.findings:
         print(f"    {finding}")
     print(result.failure, end="", flush=True)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.faults import databases, disks, hostile, processes, surroundings, units
+from tests.faults import databases, disks, hostile, overload, processes, surroundings, units
 from tests.faults.run import Needs, Result, Run
 from tests.faults.ways import BY_HAND, IN_A_FILE, ON_POSTGRES, UNDER_SYSTEMD
 
@@ -111,7 +111,7 @@ CATALOGUE: Mapping[str, Fault] = {
     "no file descriptors": Fault(
         hostile.take_descriptors, Needs(open_files=300, expected=["connections_shed", "accept_failed"])
     ),
-    "overload": Fault(hostile.overload, long=10),
+    "overload": Fault(overload.overload, overload.NEEDS, short=1, long=10),
     "readers of a byte a second": Fault(hostile.read_slowly),
     "slow heads and bodies": Fault(hostile.write_slowly),
     "connects and closes": Fault(hostile.connect_and_close),
@@ -159,6 +159,7 @@ def run_once(name: str, way: str, times: int, seed: int) -> Result:
             result.streams, result.resets = verdict.streams, verdict.resets
             result.taken_back = verdict.taken_back
             result.found = verdict.counts()
+            result.figures = run.figures
             result.findings = [str(finding) for finding in verdict.findings[:20]]
     except Exception:  # it is told with the others
         result.failure = traceback.format_exc()[-8000:]

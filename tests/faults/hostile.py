@@ -11,8 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
-import httpx
-
 from tests.faults.run import CHANNELS, Run
 from tests.support.server_process import ServerProcess
 from tests.support.waiting import until
@@ -118,26 +116,6 @@ def send_garbage(run: Run) -> None:
 
     with attacking(run, send, threads=2):
         time.sleep(LASTS)
-
-
-def overload(run: Run) -> None:
-    """So many publishers that none of them ever waits for an event to publish: far more than the machine carries."""
-    run.harmed()
-    too_many = [
-        run.launch_publisher(
-            f"publisher-too-many-{number}-{run.chance.getrandbits(60)}", batch=100, pause=0.0
-        )
-        for number in range(12)
-    ]
-    ends = time.monotonic() + 2 * LASTS
-    while time.monotonic() < ends:
-        for server in run.servers:
-            assert httpx.get(f"{server.url}/healthz", timeout=10).status_code == 200
-        time.sleep(0.1)
-    for process in too_many:
-        process.terminate()
-    for process in too_many:
-        assert process.wait(timeout=60) == 0
 
 
 @contextmanager

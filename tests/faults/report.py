@@ -152,6 +152,10 @@ def _way(way: str, results: Sequence[Result]) -> str:
         for result in results
         if result.taken_back
     ]
+    for result in results:
+        if result.figures:
+            measured = ", ".join(f"{name} {value:,g}" for name, value in result.figures.items())
+            rows += ["", f"Measured in *{result.fault}*: {measured}."]
     return "\n".join([*rows, "", EXPLAINED] if way == next(iter(WAYS)) else [*rows, ""])
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import msgspec
 
-from tests.faults import client, publisher
+from tests.faults import client, flood, publisher
 from tests.faults.accountant import Accountant, Loss, Verdict
 from tests.faults.databases import Setup
 from tests.faults.disk import Disk, small
@@ -61,6 +61,7 @@ class Needs:
         megabytes: of the disk, where it is a small one.
         clock: something is done to the wall clock.
         network: half of the clients are on the other side of a link.
+        listeners: how many clients there are.
         before: puts something into the directory of the state before the servers start, where their log is in a file.
         database: sets up the one that has their log, where one has; None for one of which nothing special is asked.
         open_files: how many files a server may have open; 0 leaves that to the system.
@@ -77,6 +78,7 @@ class Needs:
     megabytes: int = 0
     clock: bool = False
     network: bool = False
+    listeners: int = CLIENTS
     before: Callable[[Path], None] | None = None
     database: Setup | None = None
     open_files: int = 0
@@ -106,6 +108,7 @@ class Result(msgspec.Struct, kw_only=True):
         taken_back: acknowledged events that were lost where that may be.
         found: how often each kind of mistake was found.
         findings: the first of them, in words.
+        figures: what the fault has measured besides, with the units.
         failure: what has ended the run early: it did not come to an account.
     """
 
@@ -124,6 +127,7 @@ class Result(msgspec.Struct, kw_only=True):
     taken_back: int = 0
     found: dict[str, int] = msgspec.field(default_factory=dict)
     findings: list[str] = msgspec.field(default_factory=list)
+    figures: dict[str, float] = msgspec.field(default_factory=dict)
     failure: str = ""
 
     @property
@@ -154,6 +158,8 @@ class Run:
         """Each time that the log was replaced by one that may lack what was acknowledged last."""
         self.silence = 0.0
         """The longest time in which no publisher got an acknowledgement, in seconds; known once the run is settled."""
+        self.figures: dict[str, float] = {}
+        """What a fault has measured the last time that it was brought about, with the units."""
         self._began_at = ""
         """The head of the log then."""
         self._harmed_at = 0.0
@@ -227,7 +233,7 @@ class Run:
     def _open_clients(self) -> None:
         ports = [server.port for server in self.servers]
         settings = []
-        for number in range(CLIENTS):
+        for number in range(self._needs.listeners):
             name = f"client-{number}"
             channels = self.chance.sample(CHANNELS, self.chance.randint(1, len(CHANNELS)))
             self._channels[name] = channels
@@ -274,15 +280,28 @@ class Run:
         self._publishers.append(process)
         return process
 
+    def launch_flood(self, name: str, **settings: Any) -> Popen[bytes]:
+        """Start a flood of requests, which the run ends if it has not ended.
+
+        Args:
+            name: begins like that of a publisher; no other has it.
+            settings: further ones of `tests.faults.flood.Settings`.
+        """
+        process = flood.launch(flood.Settings(**self._common(name), **settings), self._token())
+        self._publishers.append(process)
+        return process
+
     def _settings_of(self, name: str, **settings: Any) -> publisher.Settings:
-        ports = [server.port for server in self.servers]
-        return publisher.Settings(
-            name=name,
-            seed=f"{self._seed} {name}",
-            journal=str(self._journals / name),
-            channels=CHANNELS,
-            **{"ports": ports, **settings},
-        )
+        return publisher.Settings(**{**self._common(name), **settings})
+
+    def _common(self, name: str) -> dict[str, Any]:
+        return {
+            "name": name,
+            "seed": f"{self._seed} {name}",
+            "journal": str(self._journals / name),
+            "ports": [server.port for server in self.servers],
+            "channels": CHANNELS,
+        }
 
     def _token(self) -> str:
         return self.servers[0].access_token(ttl=TTL)
