@@ -31,6 +31,9 @@ from tests.support.wall_clock import SOURCE, WallClock
 from tests.support.worker_processes import WorkerProcess
 
 CHANNELS = ("dashboard", "alerts", "training", "backtest", "user.ann.orders", "user.bob.orders")
+QUIET = "user.tester.quiet"
+"""A channel that neither publishers nor clients use, for what a fault measures."""
+
 PUBLISHERS = 4
 CLIENTS = 12
 
@@ -280,6 +283,10 @@ class Run:
         self._publishers.append(process)
         return process
 
+    def publisher_here(self, name: str) -> publisher.Publisher:
+        """Return a publisher in this process, to be closed by the caller."""
+        return publisher.Publisher(self._settings_of(name), self._token())
+
     def launch_flood(self, name: str, **settings: Any) -> Popen[bytes]:
         """Start a flood of requests, which the run ends if it has not ended.
 
@@ -442,7 +449,7 @@ class Run:
         with self.chance.choice(self.servers).publisher() as http:
             epoch, _, _ = _head(http).rpartition("-")
             beginning = self._began_at if self._began_at.startswith(f"{epoch}-") else f"{epoch}-0"
-            for channel in CHANNELS:
+            for channel in (*CHANNELS, QUIET):
                 after = beginning
                 while True:
                     query: dict[str, str | int] = {"after": after, "limit": 1000}
