@@ -142,7 +142,8 @@ class Flood:
         events = [(one["channel"], payload_of(one["data"])) for one in content]
         body = json.dumps({"events": content})
         self._open += not self._idle
-        status, retry_after, ids = 0, False, []
+        status, retry_after = 0, False
+        answer: dict[str, Any] = {}
         sent = False
         try:
             reader, writer = connection = (
@@ -160,13 +161,14 @@ class Flood:
             answer = json.loads(
                 await reader.readexactly(int(head.partition("content-length: ")[2].split()[0]))
             )
-            status, retry_after, ids = int(head.split()[1]), "retry-after: " in head, answer.get("ids", [])
+            status, retry_after = int(head.split()[1]), "retry-after: " in head
             self._idle.append(connection)
         except (OSError, asyncio.IncompleteReadError):
             self._open -= 1
         now = time.monotonic()
         if sent:
-            self._journal.write(Answered(at=now, name=name, status=status, ids=ids))
+            ids, code = answer.get("ids", []), answer.get("error", {}).get("code", "")
+            self._journal.write(Answered(at=now, name=name, status=status, ids=ids, code=code))
             self._note(status, retry_after, len(ids), due, now)
 
     def _note(self, status: int, retry_after: bool, count: int, due: float, now: float) -> None:
