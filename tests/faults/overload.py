@@ -20,7 +20,7 @@ from tests.support.usage import MEBIBYTE, Usage
 from tests.support.waiting import until
 
 NEEDS = Needs(
-    settings={"LIMITS__STREAMS": 1000, "LIMITS__CONNECTIONS": 100},
+    settings={"LIMITS__STREAMS": 1000, "LIMITS__CONNECTIONS": 200},
     publishers={"pause": 0.2},
     clients={"stays": 600.0, "reads": 65_536},
     listeners=4,
@@ -30,7 +30,7 @@ NEEDS = Needs(
 MEASURED, FLOODED = 2.0, 4.0
 """For how many seconds the capacity is measured, and twice as much is sent."""
 
-BATCH, SIZE = 50, 100
+BATCH, SIZE = 25, 100
 """Events of a request, and the bytes that each is larger."""
 
 PROBED_WITHIN, OPENED_WITHIN, PINGS_WITHIN, DELAYED_WITHIN, WELL_WITHIN = 10.0, 20.0, 15.0, 30.0, 20.0
@@ -62,7 +62,7 @@ def overload(run: Run) -> None:
                 "open",
                 rate=2 * per_second / BATCH,
                 seconds=FLOODED,
-                connections=75 * len(run.servers),
+                connections=170 * len(run.servers),
             )
         finally:
             for worker in workers:
