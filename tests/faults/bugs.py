@@ -192,19 +192,6 @@ BUGS = {
         (Mistake.LOST, Mistake.TWO_EVENTS),
         MACHINES,
     ),
-    "read the last event again": Bug(
-        [
-            (
-                "sse_app/storage/postgres/sql/02_events.sql",
-                "FROM sse_app.events WHERE seq > after",
-                "FROM sse_app.events WHERE seq >= after",
-            )
-        ],
-        "SIGSTOP",
-        2,
-        (Mistake.DOUBLED,),
-        MACHINES,
-    ),
     "listen no more once the database was away": Bug(
         [
             (
