@@ -74,6 +74,9 @@ class Id(NamedTuple):
     epoch: str
     seq: int
 
+    def __str__(self) -> str:
+        return f"{self.epoch}-{self.seq}"
+
     @classmethod
     def of(cls, text: str) -> Id:
         """Return the parts of an id.
