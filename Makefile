@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-PROCESSES ?= 6
+PROCESSES ?= 8
 
 # Else each of the hundreds of servers that the tests start would compile the whole program first.
 unexport PYTHONDONTWRITEBYTECODE
@@ -25,7 +25,7 @@ test: .venv/installed
 quick: .venv/installed check
 	@$(BIN)/python -m pytest --numprocesses=2 tests/unit
 
-# What takes minutes, nearly all of them spent waiting; `make test` leaves it out.
+# What takes long, and further forms of what `make test` tries in one; `make test` leaves it out.
 test-long: .venv/installed
 	@$(BIN)/python -m pytest --numprocesses=2 --dist=load -m long
 

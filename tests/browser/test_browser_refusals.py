@@ -72,7 +72,9 @@ def test_the_backoff_begins_anew_after_a_stable_connection_and_grows_from_the_se
     assert delays == [50, 100, 1199, 300]
 
 
-@pytest.mark.parametrize("status", [204, 400, 403, 404])
+@pytest.mark.parametrize(
+    "status", [204, *(pytest.param(status, marks=pytest.mark.long) for status in (400, 403, 404))]
+)
 def test_a_final_refusal_stops_it(chrome: Chrome, script: ScriptedServer, status: int) -> None:
     script.answers = [Answer(status)]
     tab = open_on(chrome, script)
@@ -82,6 +84,7 @@ def test_a_final_refusal_stops_it(chrome: Chrome, script: ScriptedServer, status
     assert tab.run("client.readyState") == 2
 
 
+@pytest.mark.long
 def test_after_401_it_tries_one_fresh_token_then_stops(chrome: Chrome, script: ScriptedServer) -> None:
     script.answers = [Answer(401)]
     tab = open_on(chrome, script)
@@ -98,6 +101,7 @@ def test_after_401_a_fresh_token_that_is_good_goes_on_as_if_nothing_was(chrome: 
     assert len(tab.run("log")) == 1
 
 
+@pytest.mark.long
 def test_a_text_as_token_is_not_tried_twice(chrome: Chrome, script: ScriptedServer) -> None:
     script.answers = [Answer(401)]
     tab = open_on(chrome, script, options={"token": "spent"})
@@ -105,7 +109,7 @@ def test_a_text_as_token_is_not_tried_twice(chrome: Chrome, script: ScriptedServ
     assert len(script.streams()) == 1
 
 
-@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("status", [503, pytest.param(429, marks=pytest.mark.long)])
 def test_it_waits_as_long_as_retry_after_says(chrome: Chrome, script: ScriptedServer, status: int) -> None:
     script.answers = [Answer(status, headers={"Retry-After": "2"}), Answer(body=connected(), hold=HOURS)]
     tab = open_on(chrome, script)
@@ -128,6 +132,7 @@ def test_a_limit_of_the_real_server_puts_it_off_and_it_comes_in_when_there_is_ro
     second.opened()
 
 
+@pytest.mark.long
 def test_a_page_in_place_of_a_stream_is_no_reason_to_give_up(chrome: Chrome, script: ScriptedServer) -> None:
     portal = Answer(type="text/html", body="<h1>Please log in to this network</h1>")
     script.answers = [portal, portal, Answer(502, type="text/html"), Answer(body=connected(), hold=HOURS)]
@@ -136,6 +141,7 @@ def test_a_page_in_place_of_a_stream_is_no_reason_to_give_up(chrome: Chrome, scr
     assert [entry["reason"] for entry in tab.noted("reconnect")] == ["status 200", "status 200", "status 502"]
 
 
+@pytest.mark.long
 def test_closing_says_when_to_come_back(chrome: Chrome, script: ScriptedServer) -> None:
     farewell = frame("closing", {"reason": "shutdown", "retry": 1500})
     script.answers = [Answer(body=connected() + farewell, hold=HOURS), Answer(body=connected(), hold=HOURS)]
@@ -235,6 +241,7 @@ def test_all_tabs_of_a_user_who_is_revoked_stop(chrome: Chrome, serve: Start) ->
     assert connections(server) == 0
 
 
+@pytest.mark.long
 def test_a_token_that_ends_is_replaced_at_once(chrome: Chrome, script: ScriptedServer) -> None:
     farewell = frame("closing", {"reason": "token_expired", "retry": None})
     script.answers = [Answer(body=connected(), end=farewell, hold=1.2), Answer(body=connected(), hold=HOURS)]

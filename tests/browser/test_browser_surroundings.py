@@ -112,6 +112,7 @@ def test_tabs_of_two_origins_have_a_stream_each_and_do_not_disturb_each_other(
     assert connections(server) == 3
 
 
+@pytest.mark.long
 def test_a_page_on_plain_http_has_no_locks_and_each_of_its_tabs_a_stream_and_a_login(
     chrome: Chrome, start_server: Start
 ) -> None:
@@ -190,6 +191,7 @@ def test_pages_that_the_browser_caches_come_back_with_their_login_and_miss_nothi
     assert [tab.ids() for tab in tabs[1:]] == [ids, ids]
 
 
+@pytest.mark.long
 def test_a_tab_that_crashes_takes_only_its_own_login_along(chrome: Chrome, serve: Start) -> None:
     server = start(serve, AUTH__ACCESS_LIFETIME=4)
     tabs = [open_tab(chrome, server, "localhost", user) for user in ("ann", "")]

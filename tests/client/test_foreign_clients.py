@@ -141,7 +141,6 @@ def listen(request: pytest.FixtureRequest, elsewhere: str) -> Iterator[Listen]:
 
 NODE = pytest.param("node", marks=pytest.mark.node)
 PAGE = pytest.param("page", marks=pytest.mark.browser)
-PAGE_ELSEWHERE = pytest.param("page elsewhere", marks=pytest.mark.browser)
 
 
 def until(heard: Iterator[Heard], type: str) -> list[Heard]:
@@ -192,7 +191,11 @@ def random_events(chance: random.Random) -> list[dict[str, Any]]:
     return [{"event": chance.choice(types), "data": each} for each in data]
 
 
-@pytest.mark.parametrize("listen", ["httpx-sse", NODE, PAGE], indirect=True)
+@pytest.mark.parametrize(
+    "listen",
+    ["httpx-sse", NODE, pytest.param("page", marks=[pytest.mark.browser, pytest.mark.long])],
+    indirect=True,
+)
 def test_what_is_published_comes_back_equal_live_and_replayed(listen: Listen, start_server: Start) -> None:
     server = start_server(LIMITS__BACKLOG_BYTES=4 * 2**20)  # httpx-sse reads nothing until all is published
     events = random_events(random.Random(20))
@@ -215,7 +218,11 @@ def test_what_is_published_comes_back_equal_live_and_replayed(listen: Listen, st
             assert got.data == {**event["data"], "channel": CHANNEL, "timestamp": time}
 
 
-@pytest.mark.parametrize("listen", [NODE, PAGE, PAGE_ELSEWHERE], indirect=True)
+@pytest.mark.parametrize(
+    "listen",
+    [NODE, PAGE, pytest.param("page elsewhere", marks=[pytest.mark.browser, pytest.mark.long])],
+    indirect=True,
+)
 def test_a_native_client_comes_back_by_itself_after_a_kill_and_misses_nothing(
     listen: Listen, start_server: Start, elsewhere: str
 ) -> None:

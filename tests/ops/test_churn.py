@@ -180,7 +180,7 @@ class Churn:
 @pytest.mark.parametrize(
     ("warm_up", "seconds"),
     [
-        pytest.param(6, 6, id="twelve seconds"),
+        pytest.param(6, 6, id="twelve seconds", marks=pytest.mark.long),
         pytest.param(120, 720, id="fourteen minutes", marks=pytest.mark.long),
     ],
 )

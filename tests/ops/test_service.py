@@ -114,6 +114,7 @@ def test_systemctl_lists_the_jobs_of_units_in_the_columns_that_are_read(manager:
     manager.systemctl("kill", "--signal=KILL", "slow.service", check=False)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["SIGTERM", pytest.param("SIGINT", marks=pytest.mark.long)])
 def test_a_second_signal_ends_it_at_once(service: Service, name: str) -> None:
     service.configure(

@@ -64,6 +64,7 @@ def test_upgrades_while_another_process_appends_lose_and_repeat_nothing(
     assert len(service.logged("upgraded")) == 3
 
 
+@pytest.mark.long
 def test_restarts_with_a_standby_while_another_process_appends_lose_and_repeat_nothing(
     service: Service, appender: Appender
 ) -> None:

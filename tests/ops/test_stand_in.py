@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import httpx
+import pytest
 
 from tests.support.fleet import assert_all_received
 from tests.support.service import Service
@@ -65,6 +66,7 @@ def test_it_serves_on_when_the_next_process_crashes_over_taking_over(
     assert len(service.logged("handover_failed")) == 2
 
 
+@pytest.mark.long
 def test_it_serves_on_while_the_next_process_cannot_start(service: Service) -> None:
     clients = service.fleet.open(STREAMS, service.stream_path())
     publisher = service.publisher()

@@ -146,7 +146,8 @@ def haproxy(nodes: Sequence[ServerProcess], folder: Path) -> Iterator[int]:
             assert "eyJ" not in logged, "a token is in the log"
 
 
-@pytest.mark.parametrize("count", [1, pytest.param(3, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("count", [1, 3])
 def test_nodes_behind_haproxy_are_restarted_and_upgraded_in_turn_and_no_event_is_lost(
     nodes: list[ServerWithWorkers], database_url: str, tmp_path: Path, count: int
 ) -> None:
@@ -191,7 +192,12 @@ def test_nodes_behind_haproxy_are_restarted_and_upgraded_in_turn_and_no_event_is
 
 
 @pytest.mark.parametrize(
-    ("count", "least"), [(100, 300), pytest.param(1000, 600, marks=pytest.mark.long)], ids=["100", "1000"]
+    ("count", "least"),
+    [
+        pytest.param(40, 300, id="40"),
+        pytest.param(100, 300, id="100", marks=pytest.mark.long),
+        pytest.param(1000, 600, id="1000", marks=pytest.mark.long),
+    ],
 )
 def test_all_clients_of_three_nodes_have_every_event_of_their_channels_once_and_in_one_order(
     nodes: list[ServerWithWorkers], database_url: str, count: int, least: int

@@ -263,6 +263,7 @@ def test_a_reload_during_an_upgrade_is_in_force_in_the_successor(service: Servic
     assert service.manager.show("ActiveState") == "active"
 
 
+@pytest.mark.long
 def test_signals_in_the_middle_of_restarts_and_upgrades_do_no_harm(service: Service) -> None:
     clients = service.fleet.open(50, service.stream_path())
     publisher = service.publisher()

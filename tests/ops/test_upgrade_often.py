@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 
+import pytest
+
 from tests.support.fleet import assert_all_received
 from tests.support.service import Service
 
 WATCHDOG = 2.0
 
 
+@pytest.mark.long
 def test_upgrades_that_follow_each_other_quickly_are_not_taken_for_a_hung_process(service: Service) -> None:
     service.configure("watchdog", f"WatchdogSec={WATCHDOG:g}")
     service.restart()

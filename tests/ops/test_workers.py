@@ -627,6 +627,7 @@ def test_a_signal_to_all_processes_of_a_group_is_one(start: Start) -> None:
         assert all(b"event: closing" in client.received for client in clients)
 
 
+@pytest.mark.long
 def test_a_worker_that_does_not_end_in_time_is_killed(start: Start) -> None:
     server = start(
         workers=2, expected=("worker_killed",), constants={"sse_app.process.worker_process.ENDING_GRACE": 2}
@@ -697,6 +698,7 @@ def test_ctrl_c_in_a_terminal_ends_all_with_tidy_output(tmp_path: Path) -> None:
     assert text.rstrip().endswith("stopped")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("restarts", [4, pytest.param(20, marks=pytest.mark.long)])
 def test_many_restarts_leave_no_zombie_and_no_descriptor(start: Start, restarts: int) -> None:
@@ -731,6 +733,7 @@ def test_one_worker_is_no_parent(start: Start, tmp_path: Path) -> None:
     assert "workers" not in line
 
 
+@pytest.mark.long
 def test_check_config_says_how_many_workers_and_who_they_are(start: Start) -> None:
     server = start(workers=2)
     found = server.workers()

@@ -281,6 +281,7 @@ FEW = [
 MANY = [*FEW, "kill_one", "kill_two", "stop_one", "stop_one_with_the_lock"]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_whichever_process_is_killed_no_acknowledged_event_is_lost_and_every_client_is_sent_each_once(
     start: Start, chance: random.Random, slow_disk: Path
