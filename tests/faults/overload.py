@@ -27,8 +27,11 @@ NEEDS = Needs(
 )
 """Of the connections half may wait with a publish."""
 
-MEASURED, FLOODED = 2.0, 4.0
+MEASURED, FLOODED = 1.5, 3.0
 """For how many seconds the capacity is measured, and twice as much is sent."""
+
+ATTEMPTS = 3
+"""So often it is tried to send more than is carried."""
 
 BATCH, SIZE = 25, 100
 """Events of a request, and the bytes that each is larger."""
@@ -44,7 +47,7 @@ PROBES = ("/healthz", "/readyz", "/metrics")
 
 def overload(run: Run) -> None:
     """Twice the rate of publishes that was acknowledged, whatever is answered, and new streams beside."""
-    capacity = _flood(run, "closed", seconds=MEASURED, connections=32 * len(run.servers))
+    capacity = _flood(run, "closed", seconds=MEASURED, connections=64 * len(run.servers))
     per_second = capacity.acknowledged / MEASURED
     with closing(Listener(run)) as listener:
         before = median(listener.time_of_an_event() for _ in range(10))
@@ -57,13 +60,18 @@ def overload(run: Run) -> None:
         for worker in workers:
             worker.start()
         try:
-            flooded = _flood(
-                run,
-                "open",
-                rate=2 * per_second / BATCH,
-                seconds=FLOODED,
-                connections=170 * len(run.servers),
-            )
+            for attempt in range(ATTEMPTS):
+                flooded = _flood(
+                    run,
+                    f"open-{attempt}",
+                    rate=2 * per_second / BATCH,
+                    seconds=FLOODED,
+                    connections=170 * len(run.servers),
+                )
+                if refused := flooded.statuses.get(503, 0):
+                    break
+                # The machine was busier before: it carries more than was measured.
+                per_second = max(per_second, flooded.acknowledged / flooded.seconds)
         finally:
             for worker in workers:
                 worker.stop()
@@ -75,7 +83,6 @@ def overload(run: Run) -> None:
         well_after = time.monotonic() - ended
         longest_pause = listener.longest_pause(begun, ended)
     answered = sum(flooded.statuses.values())
-    refused = sum(count for status, count in flooded.statuses.items() if status in (429, 503))
     more = max(probes.most_resident - resident for probes, resident in zip(watched, held, strict=True))
     longest = max(probes.longest for probes in watched)
     run.figures = {
@@ -91,8 +98,7 @@ def overload(run: Run) -> None:
         "memory, MiB more": max(0, round(more / MEBIBYTE)),
         "well again after s": round(well_after, 2),
     }
-    assert set(flooded.statuses) <= {0, 201, 429, 503}, flooded.statuses
-    assert flooded.statuses.get(0, 0) == 0, flooded.statuses
+    assert set(flooded.statuses) <= {201, 503}, flooded.statuses
     assert flooded.bare == 0
     assert refused, run.figures
     assert flooded.delays[-1] < DELAYED_WITHIN, run.figures
