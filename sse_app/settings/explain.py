@@ -68,6 +68,32 @@ def parse(kind: type, value: object) -> object:
     return make(value)
 
 
+def find_unwritable(value: object, name: str = "") -> Problem | None:
+    """Return where a value has a text that cannot be written as UTF-8, or None: msgspec takes some of these.
+
+    The environment and the command line can hold any bytes; later such a text would fail wherever it is written.
+
+    Args:
+        value: a value of settings, or all of them.
+        name: where it stands; empty for the settings themselves.
+    """
+    if isinstance(value, str):
+        return None if _is_writable(value) else Problem(name, "must be UTF-8", value)
+    if isinstance(value, Mapping):
+        parts = [(f"{name}.{key}" if name else str(key), inner) for key, inner in value.items()]
+        if unwritable := [key for key in value if not _is_writable(str(key))]:
+            return Problem(f"{name and name + '.'}{repr(str(unwritable[0]))[1:-1]}", "", None)
+    elif isinstance(value, (list, tuple)):
+        parts = [(f"{name}[{place}]", inner) for place, inner in enumerate(value)]
+    else:
+        return None
+    return next(filter(None, (find_unwritable(inner, part) for part, inner in parts)), None)
+
+
+def _is_writable(text: str) -> bool:
+    return not any("\ud800" <= sign <= "\udfff" for sign in text)
+
+
 def find_problem(value: object, kind: Any, name: str = "") -> Problem | None:
     """Return what is wrong with the first part of a value that is not of its type, or None.
 
@@ -75,9 +101,6 @@ def find_problem(value: object, kind: Any, name: str = "") -> Problem | None:
         value: to be converted to ``kind``.
         kind: a type that settings have.
         name: where the value stands; empty for the settings themselves.
-
-    Raises:
-        UnicodeEncodeError: a text is not UTF-8.
     """
     try:
         msgspec.convert(value, kind, strict=False, dec_hook=parse)

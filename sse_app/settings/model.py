@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from sse_app.core.errors import SettingsError
-from sse_app.settings.explain import Problem, TextOrTable, find_problem, parse
+from sse_app.settings.explain import Problem, TextOrTable, find_problem, find_unwritable, parse
 from sse_app.settings.types import (
     ClientPattern,
     EventLogURL,
@@ -40,13 +40,12 @@ class _Checked(msgspec.StructMeta):
     """Has a section made directly checked like one from a file."""
 
     def __call__(cls, /, **values: Any) -> Any:
+        if problem := find_unwritable(values):
+            raise SettingsError(_explained(problem, cls))
         try:
-            try:
-                return msgspec.convert(values, cls, strict=False, dec_hook=parse)
-            except msgspec.ValidationError:
-                raise SettingsError(_explained(find_problem(values, cls), cls)) from None
-        except UnicodeEncodeError as error:  # as from a variable of the environment
-            raise SettingsError(f"bad value for a setting: {error.object!r} is not UTF-8") from None
+            return msgspec.convert(values, cls, strict=False, dec_hook=parse)
+        except msgspec.ValidationError:
+            raise SettingsError(_explained(find_problem(values, cls), cls)) from None
 
 
 class Section(msgspec.Struct, metaclass=_Checked, frozen=True, kw_only=True, forbid_unknown_fields=True):

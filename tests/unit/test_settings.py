@@ -439,9 +439,18 @@ def test_a_file_that_cannot_be_read_is_named(load: Load, tmp_path: Path, toml: s
     assert refusal(load_settings, tmp_path / "latin.toml").startswith(f"{tmp_path}/latin.toml is not TOML: ")
 
 
-def test_a_text_that_is_not_utf_8_is_refused(load: Load) -> None:
-    for line in (refusal(load, PORT="\udcff"), refusal(load, flags={"port": "\udcff"})):
-        assert line == r"bad value for a setting: '\udcff' is not UTF-8"
+@pytest.mark.parametrize("name", ["port", "host", "state_dir", "auth.issuer", "oidc.audience"])
+def test_a_text_that_is_not_utf_8_is_refused_by_the_name_of_its_setting(load: Load, name: str) -> None:
+    variable = name.upper().replace(".", "__")
+    for line in (refusal(load, **{variable: "\udcff"}), refusal(load, flags={name: "\udcff"})):
+        assert line == rf"bad value for the setting {name}: must be UTF-8 (got '\udcff')"
+
+
+def test_a_text_that_is_not_utf_8_is_found_within_lists_and_tables(load: Load) -> None:
+    line = refusal(load, HOSTS='["a", "\\ud800"]')
+    assert line == r"bad value for the setting hosts[1]: must be UTF-8 (got '\ud800')"
+    line = refusal(load, OIDC='{"grants": {"\\ud800": {}}}')
+    assert line == r"unknown setting: oidc.grants.\ud800"
 
 
 def test_flags_come_before_the_environment_and_that_before_the_file(load: Load) -> None:
