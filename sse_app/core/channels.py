@@ -158,8 +158,10 @@ class ChannelPattern:
     def covers(self, other: ChannelPattern) -> bool:
         """Return whether the pattern covers every channel that another one covers."""
         mine, theirs = self.text.split("."), other.text.split(".")
+        if theirs == ["**"]:
+            theirs = ["*", "**"]  # any channel has a segment at least
         for place, segment in enumerate(mine):
-            if segment == "**":  # on its own it takes a segment at least, as any channel has
+            if segment == "**":
                 return True
             if place == len(theirs) or theirs[place] == "**" or segment not in ("*", theirs[place]):
                 return False

@@ -119,6 +119,13 @@ def test_a_name_is_a_pattern_for_itself_and_two_stars_cover_it(name: str) -> Non
     assert ChannelPatterns([name + ".**"]).matches(name + ".x")
 
 
+def test_a_star_and_two_stars_cover_all_that_two_stars_cover() -> None:
+    assert ChannelPattern("*.**").covers(ChannelPattern("**"))
+    assert ChannelPattern("**").covers(ChannelPattern("*.**"))
+    assert not ChannelPattern("*").covers(ChannelPattern("**"))
+    assert not ChannelPattern("*.*.**").covers(ChannelPattern("**"))
+
+
 def test_own_channels_belong_only_to_subjects_that_are_one_segment() -> None:
     assert own_patterns(["user.{sub}.**"], "ann") == ("user.ann.**",)
     for subject in ("ann.b", "*", "**", "Ann", "", "a b", "a" * 65):
