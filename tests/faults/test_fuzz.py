@@ -1,277 +1,715 @@
-"""Made up and mutated requests, ids, patterns, streams and settings: no 5xx, no traceback, and nothing is left behind.
+"""Made up requests to real servers: no 5xx, no traceback, nothing is opened or stored that must not be, and nothing is
+left behind.
 
-The long forms ask as often as they can in some minutes.
+The short forms are for one process, here and elsewhere. The long ones ask as often as they can in some minutes, in
+each way to run the server.
 """
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from itertools import pairwise
-from typing import Any
+import json
+import random
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from itertools import count as numbers
+from itertools import islice
+from typing import Any, NamedTuple
 
 import httpx
-import msgspec
 import pytest
-from hypothesis import HealthCheck, given
+from hypothesis import HealthCheck, Phase, given
 from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
 
-from sse_app.core.channels import ChannelPattern, parse_channel, parse_channels
-from sse_app.core.errors import InvalidChannel, SettingsError
-from sse_app.core.events import EventId
-from sse_app.settings.loader import load_settings
-from tests.support.server_process import ServerProcess, running
-from tests.support.sse_reader import EventStreamReader
-from tests.support.usage import MEBIBYTE, Usage
-from tests.support.waiting import until
+from sse_app.auth.tokens.grants import Grants
+from sse_app.auth.tokens.issuer import TokenKind
+from tests.faults.conversation import Answer, Conversation, Manner, converse, conversing
+from tests.faults.fuzzed import PASSWORD, USER, WAYS, Fuzzed
+from tests.faults.made_up import (
+    CHANNELS,
+    JSON,
+    Posting,
+    Question,
+    Token,
+    manners,
+    mutated,
+    postings,
+    questions,
+    quoted_cookies,
+    requests,
+    tokens,
+)
+from tests.faults.reference import covers, is_channel, is_pattern, matches, overlap
+from tests.support.sse_reader import ReceivedEvent
 
-PASSWORD = "correct horse battery"
+LONG = 40
+"""How many times as often as in the short form something is asked in the long one."""
 
-TOKENS = st.sampled_from([b"STREAM", b"ACCESS", b"", b"x.y.z", b"%00", b"STREAM.STREAM"])
-VALUES = st.one_of(
-    st.sampled_from(
-        [b"0", b"-1", b"1e9", b"earliest", b"latest", b"**", b"*.a", b"a,b", b"%ff", b"%00", b"=", b"&"]
-    ),
-    st.binary(max_size=20),
-)
-NAMES = st.sampled_from(
-    [
-        b"token",
-        b"last_event_id",
-        b"from",
-        b"last",
-        b"since",
-        b"types",
-        b"rate",
-        b"client_id",
-        b"event",
-        b"retry",
-        b"final",
-    ]
-)
-PATHS = st.sampled_from(
-    [
-        b"/api/v1/sse/dashboard",
-        b"/api/v1/sse/dashboard,alerts",
-        b"/api/v1/sse/user.*",
-        b"/api/v1/sse",
-        b"/api/v1/sse/alerts/history",
-        b"/api/v1/sse/alerts/presence",
-        b"/api/v1/sse/status",
-        b"/api/v1/sse/connections/x/renew",
-        b"/api/v1/auth/login",
-        b"/api/v1/auth/refresh",
-        b"/api/v1/auth/logout",
-        b"/api/v1/auth/stream-token",
-        b"/api/v1/auth/me",
-        b"/api/v1/admin/connections",
-        b"/api/v1/admin/revocations",
-        b"/api/v1/admin/audit",
-        b"/healthz",
-        b"/metrics",
-        b"/openapi.json",
-        b"/",
-    ]
-)
-BODIES = st.one_of(
-    st.sampled_from(
-        [
-            b'{"event":"e","data":{"x":1}}',
-            b'{"events":[{"channel":"alerts","event":"e","data":{}}]}',
-            b'{"username":"ann","password":"wrong"}',
-            b'{"channels":["dashboard"]}',
-            b'{"refresh_token":"x"}',
-            b"{}",
-            b"",
+PINGS = 30
+"""After so many of them, one a second, an event that is due has not come."""
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.expects_logs("login_refused", "proxy_not_trusted", "refresh_reused"),
+]
+
+
+class Ground(NamedTuple):
+    """Servers, and how often something is asked of them."""
+
+    fuzzed: Fuzzed
+    times: int
+
+    def fuzz(self, count: int) -> hypothesis:
+        """Return how hypothesis is to make something up, so many times in the short form."""
+        return hypothesis(
+            max_examples=count * self.times,
+            deadline=None,
+            database=None,
+            print_blob=True,
+            phases=[Phase.generate],  # a smaller example would be waited for again and again
+            suppress_health_check=[*HealthCheck],
+        )
+
+
+def _grounds() -> Iterator[Any]:
+    for number, way in enumerate(WAYS):
+        if number < 2:
+            yield pytest.param((way, 1), id=way)
+        yield pytest.param((way, LONG), id=f"{way}, long", marks=pytest.mark.long)
+
+
+@pytest.fixture(scope="module", params=_grounds())
+def ground(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
+    """The servers, in each way to run them."""
+    way, times = request.param
+    with WAYS[way](tmp_path_factory.mktemp("fuzz")) as fuzzed:
+        yield Ground(fuzzed, times)
+
+
+def request_of(method: str, target: str, *headers: str, body: bytes | None = None) -> bytes:
+    """Return the bytes of a request."""
+    framing = [] if body is None else [f"Content-Length: {len(body)}"]
+    head = "\r\n".join([f"{method} {target} HTTP/1.1", "Host: localhost", *headers, *framing, "", ""])
+    return head.encode("latin-1") + (body or b"")
+
+
+def bearer(token: str) -> str:
+    return f"Authorization: Bearer {token}"
+
+
+# -- anything at all ------------------------------------------------------------------------------------------
+
+
+def test_no_made_up_request_is_a_5xx_or_leaves_anything(ground: Ground) -> None:
+    fuzzed = ground.fuzzed
+    stand_ins = {b"STREAM": fuzzed.stream.encode(), b"ACCESS": fuzzed.access.encode()}
+
+    @ground.fuzz(150)
+    @given(
+        st.lists(requests(), min_size=1, max_size=3),
+        manners("half-close", "half-close", "close", "reset"),
+        st.randoms(),
+    )
+    def ask(made: list[bytes], manner: Manner, chance: random.Random) -> None:
+        for name, token in stand_ins.items():
+            made = [request.replace(name, token) for request in made]
+        heard = converse(fuzzed.port(chance), made, manner)
+        for answer in heard.answers:
+            assert answer.status < 500, (made, answer)
+            assert (
+                not answer.is_stream or not answer.events or answer.events[0].type in ("connected", "closing")
+            )
+        look()
+
+    with fuzzed.nothing_is_left(150 * ground.times) as look:
+        ask()
+    fuzzed.assert_streams_are_counted()
+
+
+# -- tokens ---------------------------------------------------------------------------------------------------
+
+EVENT = b'{"event":"forged","data":1}'
+
+
+def _doors(token: Token) -> dict[str, tuple[str, str, list[str], bytes | None]]:
+    """Return where a token of its kind may be tried: method, target, headers and body."""
+    there, query = (
+        [bearer(token.text)],
+        f"/api/v1/sse/dashboard?token={httpx.QueryParams({'token': token.text})['token']}",
+    )
+    query = "/api/v1/sse/dashboard?" + str(httpx.QueryParams({"token": token.text}))
+    if token.kind == "stream":
+        return {
+            "stream by query": ("GET", query, [], None),
+            "stream by header": ("GET", "/api/v1/sse/dashboard", there, None),
+            "head": ("HEAD", query, [], None),
+            "renew": ("POST", "/api/v1/sse/connections/c/renew", there, b""),
+        }
+    return {
+        "publish": ("POST", "/api/v1/sse/dashboard", there, EVENT),
+        "history": ("GET", "/api/v1/sse/dashboard/history", there, None),
+        "me": ("GET", "/api/v1/auth/me", there, None),
+        "stream token": ("POST", "/api/v1/auth/stream-token", there, b'{"channels":["dashboard"]}'),
+        "administration": ("GET", "/api/v1/admin/connections", there, None),
+        "logout": ("POST", "/api/v1/auth/logout", there, b""),
+    }
+
+
+def test_no_token_with_anything_wrong_opens_anything(ground: Ground) -> None:
+    fuzzed = ground.fuzzed
+
+    @ground.fuzz(150)
+    @given(tokens(fuzzed.forges), st.data(), manners(), st.randoms())
+    def ask(token: Token, data: st.DataObject, manner: Manner, chance: random.Random) -> None:
+        doors = _doors(token)
+        door = data.draw(st.sampled_from(sorted(doors)))
+        method, target, headers, body = doors[door]
+        if token.claims is not None and door in ("publish", "logout"):
+            return  # it may do that
+        request = request_of(method, target, *headers, body=body)
+        (answer,) = converse(fuzzed.port(chance), [request], manner).answers
+        assert answer.status < 500, (token, answer)
+        if token.claims is None:
+            assert 400 <= answer.status < 500, (door, token, answer)
+            assert method == "HEAD" or answer.names_what_is_wrong(), answer
+        elif answer.status == 200 and door in ("stream by query", "stream by header", "head", "history"):
+            granted = token.claims["sse"].get("subscribe", [])
+            assert any(matches(pattern, "dashboard") for pattern in granted), token
+        elif answer.status == 200 and door == "administration":
+            assert token.claims["sse"]["admin"] is True
+        look()
+
+    before = _last_id(fuzzed)
+    with fuzzed.nothing_is_left(150 * ground.times) as look:
+        ask()
+    stored = fuzzed.http.get("/api/v1/sse/dashboard/history", params={"after": before}).json()["events"]
+    assert not [event for event in stored if event["event"] == "forged"]
+
+
+def _last_id(fuzzed: Fuzzed, channel: str = "dashboard") -> str:
+    """Publish an event, and return its id."""
+    body = {"event": "mark", "data": 0}
+    id: str = fuzzed.http.post(f"/api/v1/sse/{channel}", json=body).raise_for_status().json()["id"]
+    return id
+
+
+# -- publishing -----------------------------------------------------------------------------------------------
+
+
+class Expected(NamedTuple):
+    """An event as it must be read back."""
+
+    channel: str
+    type: str
+    data: str
+    """A text as it is, after a ``t``; other JSON, without what the server adds, in one form after a ``j``."""
+
+
+def _expected(channel: str, type: str, data: Any) -> Expected:
+    if isinstance(data, str):
+        return Expected(channel, type, f"t{data}")
+    if isinstance(data, dict):
+        data = {**data, "channel": channel}
+    return Expected(channel, type, f"j{json.dumps(data, sort_keys=True)}")
+
+
+def _events_of(posting: Posting) -> list[Expected]:
+    """Return what a request publishes that is well-formed; by the standard library, not by the server's own reader.
+
+    Raises:
+        ValueError, LookupError, TypeError: it publishes nothing.
+    """
+    is_text = (posting.content_type or "").lower().startswith("text/")
+    if is_text:
+        query = httpx.QueryParams(posting.path.partition("?")[2])
+        return [_expected(str(posting.channel), query["event"], posting.body.decode())]
+    request = json.loads(posting.body)
+    if posting.channel is not None:
+        return [_expected(posting.channel, request["event"], request["data"])]
+    return [_expected(item["channel"], item["event"], item["data"]) for item in request["events"]]
+
+
+def _stored(channel: str, type: str, data: Any, expected: Expected) -> Expected:
+    """Return an event that was read back in the form of one that was sent: without what was added to that."""
+    if isinstance(data, dict) and '"timestamp": ' not in expected.data:
+        data = {name: value for name, value in data.items() if name != "timestamp"}
+    return _expected(channel, type, data)
+
+
+class Published(NamedTuple):
+    """An event as the history has it."""
+
+    id: str
+    channel: str
+    type: str
+    data: Any
+
+
+@dataclass
+class Books:
+    """What must be stored, what may be stored because no answer came, and what is.
+
+    Attributes:
+        fuzzed: the servers.
+        streams: a stream of all channels on each of them, opened before the first request.
+        reached: the last event that has been looked at.
+    """
+
+    fuzzed: Fuzzed
+    streams: Sequence[Iterator[ReceivedEvent]]
+    reached: str
+    _maybe: list[list[Expected]] = field(default_factory=list)
+
+    def balance(self, acknowledged: list[tuple[str, Expected]], maybe: list[list[Expected]]) -> None:
+        """Compare what has been acknowledged since the last time with what the log and the streams have."""
+        self._maybe += maybe
+        due = dict(acknowledged)
+        assert [id for id, _ in acknowledged] == sorted(due, key=_number), acknowledged
+        stored = list(self._new())
+        for event in stored:
+            expected = due.pop(event.id, None)
+            if expected is None:
+                self._take_unanswered(event)
+            else:
+                assert _stored(*event[1:], expected) == expected, event
+        assert not due, f"acknowledged, and not stored: {due}"
+        for stream in self.streams:
+            for event in stored:
+                self._compare(next(each for each in stream if each.type != "ping"), event)
+
+    def _new(self) -> Iterator[Published]:
+        """Yield the events of the log that are new."""
+        found: list[Published] = []
+        for channel in ("user.fuzz.*", *(name for name in CHANNELS if not name.startswith("user."))):
+            after = self.reached
+            while True:
+                url = f"/api/v1/sse/{channel}/history?after={after}&limit=1000"
+                page = self.fuzzed.http.get(url).raise_for_status().json()
+                assert page["complete"]
+                if not page["events"]:
+                    break
+                found += [
+                    Published(one["id"], one["channel"], one["event"], one["data"]) for one in page["events"]
+                ]
+                after = page["events"][-1]["id"]
+        found.sort(key=lambda event: _number(event.id))
+        if found:
+            self.reached = found[-1].id
+        yield from found
+
+    def _take_unanswered(self, event: Published) -> None:
+        """Note that an event is there for which no answer came."""
+        for events in self._maybe:
+            if events and _stored(*event[1:], events[0]) == events[0]:
+                del events[0]
+                return
+        raise AssertionError(f"stored, and not acknowledged: {event}; there may be {self._maybe}")
+
+    @staticmethod
+    def _compare(received: ReceivedEvent, event: Published) -> None:
+        """Check that a stream has brought an event as the history has it, byte for byte."""
+        assert (received.id, received.type) == (event.id, event.type), (received, event)
+        if isinstance(event.data, str):
+            assert received.data == re.sub("\r\n|\r", "\n", event.data)
+        else:
+            assert json.dumps(received.json()) == json.dumps(event.data)
+
+
+def _number(id: str) -> int:
+    return int(id.rpartition("-")[2])
+
+
+def _take(
+    answers: Sequence[Answer], made: Sequence[Posting], *, cut: bool
+) -> tuple[list[tuple[str, Expected]], list[list[Expected]]]:
+    """Return what must be stored by the answers to requests, and what may be because one has none."""
+    acknowledged: list[tuple[str, Expected]] = []
+    maybe: list[list[Expected]] = []
+    broken = refused = False
+    for number, posting in enumerate(made):
+        if number >= len(answers):
+            # What is refused before its body has come may be the last that the server reads.
+            assert cut or refused, f"no answer to {posting}"
+            if cut:
+                with suppress(ValueError, LookupError, TypeError, RecursionError):
+                    maybe.append(_events_of(posting))
+            continue
+        answer = answers[number]
+        if answer.status == 201:
+            assert not broken, f"{posting} stands behind what is not HTTP"
+            document = answer.json()
+            ids = document["ids"] if posting.channel is None else [document["id"]]
+            acknowledged += zip(ids, _events_of(posting), strict=True)
+        elif answer.status == 202:
+            assert json.loads(posting.body) == {"events": []}
+        else:
+            assert answer.names_what_is_wrong(), (posting, answer)
+            refused = True
+            broken = broken or not posting.well_framed or answer.headers.get("connection") == "close"
+    return acknowledged, maybe
+
+
+def test_a_published_event_is_read_back_byte_for_byte_or_refused_and_not_stored(ground: Ground) -> None:
+    fuzzed = ground.fuzzed
+
+    @ground.fuzz(120)
+    @given(
+        st.lists(postings(), min_size=1, max_size=3),
+        manners("half-close", "half-close", "half-close", "close", "reset"),
+        st.randoms(),
+    )
+    def publish(made: list[Posting], manner: Manner, chance: random.Random) -> None:
+        port = fuzzed.port(chance)
+        heard = converse(port, [posting.bytes(fuzzed.access) for posting in made], manner)
+        acknowledged, maybe = _take(heard.answers, made, cut=heard.cut)
+        if heard.cut:  # what has a key is asked again, as a publisher does; it is stored once
+            for posting in made[len(heard.answers) :]:
+                if posting.key and posting.well_framed:
+                    again = converse(port, [posting.bytes(fuzzed.access)], Manner())
+                    more, _ = _take(again.answers, [posting], cut=again.cut)
+                    acknowledged += more
+                    maybe = [events for events in maybe if not more or events != [event for _, event in more]]
+        acknowledged.sort(key=lambda one: _number(one[0]))
+        look()
+        books.balance(acknowledged, maybe)
+
+    with ExitStack() as ends:
+        streams = [_listen(ends.enter_context(conversing(port)), fuzzed) for port in fuzzed.ports]
+        books = Books(fuzzed, streams, _last_id(fuzzed))
+        for stream in streams:
+            assert next(event for event in stream if event.type != "ping").id == books.reached
+        with fuzzed.nothing_is_left(120 * ground.times) as look:
+            publish()
+            books.balance([], [])
+
+
+def _listen(conversation: Conversation, fuzzed: Fuzzed) -> Iterator[ReceivedEvent]:
+    """Open a stream of all channels that are published on, and return what follows ``connected``."""
+    target = f"/api/v1/sse/user.fuzz.*,dashboard,alerts?token={fuzzed.stream}"
+    conversation.send(request_of("GET", target), Manner())
+    assert (conversation.answer() or Answer(0, {})).is_stream
+    events = conversation.events()
+    assert next(events).type == "connected"
+    return events
+
+
+# -- positions ------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Past:
+    """What some channels have in the log.
+
+    Attributes:
+        names: the channels.
+        events: the number, the channel and the type of each event, in their order.
+    """
+
+    names: Sequence[str]
+    epoch: str = ""
+    head: int = 0
+    events: list[tuple[int, str, str]] = field(default_factory=list)
+
+    def publish(self, fuzzed: Fuzzed, *channels: str) -> str:
+        """Publish an event on each of these channels, and return the type of the last."""
+        batch = [
+            {"channel": name, "event": f"e{len(self.events) + place}", "data": 0}
+            for place, name in enumerate(channels)
         ]
-    ),
-    st.recursive(
-        st.none() | st.booleans() | st.floats() | st.text() | st.integers(),
-        lambda inner: (
-            st.lists(inner)
-            | st.dictionaries(st.sampled_from(["event", "data", "channel", "events"]) | st.text(), inner)
-        ),
-        max_leaves=20,
-    ).map(lambda value: msgspec.json.encode(value) if _fits(value) else b"NaN"),
-    st.binary(max_size=200),
-)
+        ids = fuzzed.http.post("/api/v1/sse", json={"events": batch}).raise_for_status().json()["ids"]
+        for id, event in zip(ids, batch, strict=True):
+            self.epoch, _, number = id.rpartition("-")
+            self.head = int(number)
+            self.events.append((self.head, str(event["channel"]), str(event["event"])))
+        return self.events[-1][2]
 
 
-def _fits(value: Any) -> bool:
-    with suppress(Exception):
-        msgspec.json.encode(value)
-        return True
-    return False
+class Due(NamedTuple):
+    """What a stream must begin with."""
+
+    recovered: bool
+    reset: bool
+    types: list[str]
+
+
+def _due(question: Question, past: Past) -> Due | None:
+    """Return what a stream must begin with by the contract; None where it must be refused."""
+    given: dict[str, list[bytes]] = {}
+    for name, value in question.query:
+        given.setdefault(name, []).append(value)
+    control = re.compile(rb"[\x00-\x1f\x7f]")
+    asked = given.pop("last_event_id", [])
+    header = (question.header or b"").strip(b" \t")
+    if len(asked) > 1 or any(map(control.search, [*asked, header])):
+        return None
+    if len(given) > 1 or any(len(values) > 1 for values in given.values()):
+        return None
+    beginning: list[str] = []
+    for name, (value,) in given.items():
+        found = _beginning(name, value, past)
+        if found is None:
+            return None
+        beginning = found
+    position = header or (asked[0] if asked else b"")
+    if not position:
+        return Due(False, False, beginning)
+    match = re.fullmatch(rb"([A-Za-z0-9]{1,32})-(0|[1-9][0-9]*)", position)
+    if match is None or match[1].decode() != past.epoch or int(match[2]) > past.head:
+        return Due(False, True, [])
+    return Due(True, False, [type for number, _, type in past.events if number > int(match[2])])
+
+
+def _beginning(name: str, value: bytes, past: Past) -> list[str] | None:
+    """Return the events that a stream begins with by a parameter; None where its value is bad."""
+    every = [type for _, _, type in past.events]
+    if name == "from":
+        return {b"earliest": every, b"latest": []}.get(value)
+    if name == "since":
+        if value in (b"-3600", b"-9999999999", b"2000-01-01T00:00:00Z"):
+            return every
+        return [] if value == b"2999-12-31T23:59:59.5+23:59" else None
+    if not re.fullmatch(rb"0*[1-9][0-9]*", value) or len(value) > 18:
+        return None
+    last = {
+        channel: [number for number, each, _ in past.events if each == channel][-int(value) :]
+        for channel in past.names
+    }
+    return [type for number, channel, type in past.events if number in last[channel]]
+
+
+def test_a_stream_begins_where_it_is_asked_to_or_says_that_it_cannot(ground: Ground) -> None:
+    fuzzed, places = ground.fuzzed, numbers()
+
+    def begin() -> Past:
+        place = next(places)
+        past = Past([f"user.past{place}.{letter}" for letter in "ab"])
+        past.publish(fuzzed, past.names[0], past.names[1], past.names[0], past.names[0], past.names[1])
+        return past
+
+    past = begin()
+
+    @ground.fuzz(100)
+    @given(st.data(), manners(), st.randoms())
+    def ask(data: st.DataObject, manner: Manner, chance: random.Random) -> None:
+        nonlocal past
+        if len(past.events) > 60:
+            past = begin()
+        known = [number for number, _, _ in past.events]  # as many each time: hypothesis counts its choices
+        question = data.draw(questions(past.epoch, past.head, [*known[:3], *known[-2:]]))
+        due = _due(question, past)
+        channels = data.draw(st.sampled_from([",".join(past.names), past.names[0].removesuffix("a") + "*"]))
+        with conversing(fuzzed.port(chance)) as conversation:
+            conversation.send(question.bytes(channels, fuzzed.stream), manner)
+            answer = conversation.answer()
+            assert answer is not None
+            if due is None:
+                assert answer.names_what_is_wrong(), (question, answer)
+            else:
+                assert answer.is_stream, (question, answer)
+                marker = past.publish(fuzzed, past.names[1])
+                _assert_begins(conversation.events(), due, marker, question)
+        look()
+
+    with fuzzed.nothing_is_left(100 * ground.times) as look:
+        ask()
+
+
+def _assert_begins(events: Iterator[ReceivedEvent], due: Due, marker: str, question: Question) -> None:
+    connected = next(events)
+    assert connected.type == "connected"
+    assert connected.json()["recovered"] is due.recovered, question
+    types: list[str] = []
+    resets = pings = 0
+    for event in events:
+        if event.type == "reset":
+            resets += 1
+        elif event.type == marker:
+            break
+        elif event.type == "ping":
+            pings += 1
+            assert pings < PINGS, f"{question}: {types} have come, {due} are due, and {marker}"
+        else:
+            types.append(event.type)
+    assert (bool(resets), types) == (due.reset, due.types), question
+
+
+# -- channels and patterns ------------------------------------------------------------------------------------
+
+SEGMENTS = st.sampled_from(["a", "b-1", "x_y"])
+PLACES = st.lists(SEGMENTS, max_size=2).map(lambda more: ".".join(["user", *more]))
+PATTERNS = st.lists(SEGMENTS | st.just("*"), max_size=2).map(lambda more: ".".join(["user", *more]))
+WILD = st.one_of(PATTERNS, PATTERNS.map(lambda text: f"{text}.**"), st.just("**"))
+MARKER = "alerts"
 
 
 @st.composite
-def requests(draw: st.DrawFn) -> bytes:
-    """Make up a request, and change some of its bytes now and then."""
-    method = draw(
-        st.sampled_from([b"GET", b"POST", b"HEAD", b"OPTIONS", b"DELETE", b"PATCH", b"get", b"PRI"])
+def lists_of_channels(draw: st.DrawFn) -> list[str]:
+    """Make up what stands in the path of a stream, some of it neither name nor pattern."""
+    chosen = draw(st.lists(st.one_of(PLACES, WILD), min_size=1, max_size=4))
+    if draw(st.integers(0, 4)) == 0:
+        raw = mutated(draw, ",".join(chosen).encode(), most=2)
+        chosen = [part.decode("latin-1") for part in raw.split(b",")]
+    return chosen
+
+
+def test_a_stream_has_just_the_events_of_its_channels_and_only_what_is_granted(ground: Ground) -> None:
+    fuzzed = ground.fuzzed
+    known = ("dashboard", "alerts", "training", "backtest", "user.**")
+
+    @ground.fuzz(100)
+    @given(
+        lists_of_channels(),
+        st.lists(WILD, max_size=3),
+        st.lists(PLACES, min_size=1, max_size=6),
+        manners(),
+        st.randoms(),
     )
-    query = b"&".join(
-        name + b"=" + value for name, value in draw(st.lists(st.tuples(NAMES, VALUES), max_size=4))
+    def ask(
+        chosen: list[str], granted: list[str], places: list[str], manner: Manner, chance: random.Random
+    ) -> None:
+        chosen = [*chosen, MARKER]
+        grants = Grants.of([*granted, MARKER])
+        token = fuzzed.token(TokenKind.STREAM, grants) if granted else fuzzed.stream
+        target = "/api/v1/sse/" + "".join(f"%{byte:02x}" for byte in ",".join(chosen).encode("latin-1"))
+        with conversing(fuzzed.port(chance)) as conversation:
+            conversation.send(request_of("GET", f"{target}?token={token}"), manner)
+            answer = conversation.answer()
+            assert answer is not None
+            if not all(is_channel(text) or is_pattern(text) for text in chosen):
+                assert answer.status in (400, 404), (chosen, answer)
+                assert answer.names_what_is_wrong()
+            elif granted and not all(
+                any(covers(mine, text) for mine in [*granted, MARKER]) for text in chosen
+            ):
+                assert answer.status == 403, (chosen, granted, answer)
+            elif not all(any(overlap(there, text) for there in known) for text in chosen):
+                assert answer.status == 404, (chosen, answer)
+            else:
+                assert answer.is_stream, (chosen, granted, answer)
+                batch = [{"channel": name, "event": "e", "data": {}} for name in [*places, MARKER]]
+                fuzzed.http.post("/api/v1/sse", json={"events": batch}).raise_for_status()
+                found = []
+                for event in islice(conversation.events(), PINGS + len(batch)):
+                    if event.type == "e":
+                        found.append(event.json()["channel"])
+                        if found[-1] == MARKER:
+                            break
+                assert found == [
+                    name for name in [*places, MARKER] if any(matches(text, name) for text in chosen)
+                ]
+        look()
+
+    with fuzzed.nothing_is_left(100 * ground.times) as look:
+        ask()
+
+
+# -- sessions -------------------------------------------------------------------------------------------------
+
+
+class Session(NamedTuple):
+    """What a login gives."""
+
+    access: str
+    refresh: str
+
+
+def _log_in(fuzzed: Fuzzed) -> Session:
+    body = {"username": USER, "password": PASSWORD, "cookie": False}
+    tokens = fuzzed.http.post("/api/v1/auth/login", json=body).raise_for_status().json()
+    return Session(tokens["access_token"], tokens["refresh_token"])
+
+
+def _bodies(refresh: str) -> st.SearchStrategy[bytes]:
+    """Make up the bodies of a refresh or a logout, in which the token may be."""
+    texts = st.sampled_from(
+        [refresh, refresh, refresh[1:], refresh + " ", refresh.lower(), "", "\0", "x" * 9000]
     )
-    token = draw(TOKENS)
-    body = draw(BODIES)
-    headers = [
-        b"Host: localhost",
-        b"Authorization: Bearer " + draw(TOKENS),
-        b"Content-Type: "
-        + draw(st.sampled_from([b"application/json", b"text/plain", b"text/html; charset=utf-16", b""])),
-        b"Content-Length: %d" % len(body),
-        *draw(
-            st.lists(
-                st.sampled_from(
-                    [
-                        b"Last-Event-ID: x-1",
-                        b"Idempotency-Key: k",
-                        b"Connection: close",
-                        b"Expect: 100-continue",
-                        b"Transfer-Encoding: chunked",
-                        b"Origin: http://evil.example",
-                        b"Content-Encoding: gzip",
-                        b"X-Forwarded-For: 1.2.3.4",
-                    ]
-                ),
-                max_size=3,
-                unique=True,
-            )
-        ),
-    ]
-    target = draw(PATHS) + b"?token=" + token + b"&" + query
-    target = bytes(byte for byte in target if 32 < byte < 127) if draw(st.booleans()) else target
-    made = bytearray(b"%s %s HTTP/1.1\r\n%s\r\n\r\n%s" % (method, target, b"\r\n".join(headers), body))
-    for place, byte in draw(
-        st.lists(st.tuples(st.integers(0, len(made) - 1), st.integers(0, 255)), max_size=3)
-    ):
-        if draw(st.booleans()):
-            made[place] = byte
-    return bytes(made)
+    members = st.dictionaries(
+        st.sampled_from(["refresh_token", "refresh_token", "token", "cookie"]), texts | JSON, max_size=2
+    )
+    return st.one_of(
+        st.just(b""),
+        st.just(b""),
+        members.map(lambda body: json.dumps(body).encode()),
+        st.binary(max_size=20),
+    )
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    settings = {"KEEPALIVE__PING_INTERVAL": 1, "LIMITS__CONNECTIONS_PER_ADDRESS": 1000}
-    expected = ("login_refused", "proxy_not_trusted")
-    with running(
-        state_dir=tmp_path_factory.mktemp("fuzz") / "state", expected=expected, **settings
-    ) as server:
-        server.add_user("ann", PASSWORD, subscribe="**", publish="alerts")
-        yield server
-
-
-def send(server: ServerProcess, request: bytes) -> bytes:
-    """Send a request, and return what comes back until the server waits for more, or streams."""
-    with socket.create_connection(("127.0.0.1", server.port), 10) as sock:
-        sock.sendall(request)
-        sock.settimeout(0.05)
-        with suppress(OSError):
-            return sock.recv(65_536)
-    return b""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("count", [300, pytest.param(20_000, marks=pytest.mark.long)])
-def test_no_made_up_request_is_a_5xx_or_leaves_anything(server: ServerProcess, count: int) -> None:
-    tokens = {
-        b"STREAM": server.stream_token("**").encode(),
-        b"ACCESS": server.access_token(admin=True).encode(),
-    }
-
-    @hypothesis(max_examples=count, deadline=None, database=None, suppress_health_check=[*HealthCheck])
-    @given(requests())
-    def ask(request: bytes) -> None:
-        for name, token in tokens.items():
-            request = request.replace(name, token)
-        answer = send(server, request)
-        assert not answer.startswith(b"HTTP/1.1 5"), (request, answer)
-
-    for _ in range(100):
-        send(
-            server,
-            b"GET /api/v1/sse/dashboard?token=" + tokens[b"STREAM"] + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
-        )
-    settle(server)
-    assert server.process is not None
-    pid = server.process.pid
-    before = Usage(pid)
-    ask()
-    settle(server)
-    until(lambda: Usage(pid).descriptors <= before.descriptors, "no connection is left")
-    after = Usage(pid)
-    assert after.threads <= before.threads + 4  # those of pools come when they are needed, and stay
-    assert after.resident < before.resident + 16 * MEBIBYTE + 200 * count
-
-
-def settle(server: ServerProcess) -> None:
-    """Wait until no stream and no connection is left but one's own."""
-
-    def is_quiet() -> bool:
-        status = httpx.get(f"{server.url}/api/v1/sse/status").json()
-        return bool(status["total_connections"] == 0)
-
-    until(is_quiet, "no stream is left")
-
-
-@pytest.mark.parametrize(
-    "read", [EventId.parse, parse_channel, ChannelPattern, lambda text: parse_channels(text, 5)]
-)
-@hypothesis(max_examples=500, deadline=None)
-@given(text=st.one_of(st.text(), st.from_regex(r"[a-z.*,0-9-]{0,40}", fullmatch=True)))
-def test_an_id_a_channel_or_a_pattern_is_read_or_refused(read: Callable[[str], object], text: str) -> None:
-    with suppress(InvalidChannel):
-        read(text)
-
-
-@hypothesis(max_examples=300, deadline=None)
-@given(st.binary(max_size=400), st.lists(st.integers(0, 400)))
-def test_a_stream_cut_anywhere_is_read_as_it_is_in_one_piece(stream: bytes, cuts: list[int]) -> None:
-    whole = EventStreamReader(strict=False).feed(stream)
-    reader, read = EventStreamReader(strict=False), []
-    places = sorted({0, *(cut for cut in cuts if cut < len(stream)), len(stream)})
-    for begin, end in pairwise(places):
-        read += reader.feed(stream[begin:end])
-    assert read == whole
-
-
-KEYS = st.sampled_from(
-    [
-        "port",
-        "host",
-        "workers",
-        "channels",
-        "keepalive",
-        "limits",
-        "history",
-        "auth",
-        "log",
-        "event_log",
-        "node",
-        "x",
-    ]
-)
-TREES = st.recursive(
-    st.booleans()
-    | st.integers()
-    | st.text(st.characters(codec="ascii", exclude_categories=["Cc"]), max_size=8),
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(KEYS | st.sampled_from(["size", "ping_interval"]), inner, max_size=3)
-    ),
-    max_leaves=6,
-)
-
-
-@hypothesis(max_examples=300, deadline=None)
-@given(st.dictionaries(KEYS, TREES, max_size=3))
-def test_settings_are_in_force_or_refused_in_one_line(values: dict[str, Any]) -> None:
-    refusal = ""
+def _is_presented(refresh: str, cookies: str, body: bytes) -> bool:
+    """Return whether a request has the refresh token where it is read: in the body, or else in the one cookie."""
     try:
-        load_settings(None, values)
-    except SettingsError as error:
-        refusal = str(error)
-    assert "\n" not in refusal
+        request = json.loads(body) if body else {}
+    except ValueError:
+        return False
+    if not isinstance(request, dict):
+        return False
+    token = request.get("refresh_token")
+    return refresh in (token, *re.findall(r"[^;=\" \t]+", cookies)) if token in (None, refresh) else False
+
+
+def test_no_cookie_or_body_but_the_right_one_goes_on_with_a_session(ground: Ground) -> None:
+    fuzzed = ground.fuzzed
+    session = _log_in(fuzzed)
+
+    @ground.fuzz(60)
+    @given(
+        st.sampled_from(["refresh"] * 5 + ["logout"]),
+        st.data(),
+        manners("half-close", "half-close", "reset"),
+        st.randoms(),
+    )
+    def ask(what: str, data: st.DataObject, manner: Manner, chance: random.Random) -> None:
+        nonlocal session
+        cookies = data.draw(quoted_cookies(session.refresh))
+        body = data.draw(_bodies(session.refresh))
+        presented = _is_presented(session.refresh, cookies, body)
+        if presented and manner.end == "reset":
+            return  # it may be spent, and its answer is lost
+        headers = [f"Cookie: {cookies}"] if cookies else []
+        request = request_of("POST", f"/api/v1/auth/{what}", *headers, body=body)
+        heard = converse(fuzzed.port(chance), [request], manner)
+        if heard.cut:
+            pass  # nothing of it was right
+        elif heard.answers[0].status in (200, 204):
+            (answer,) = heard.answers
+            assert presented, (cookies, body, answer)
+            if what == "logout":
+                session = _log_in(fuzzed)
+            else:
+                document = answer.json()
+                cookie = re.match(r"[^=]+=([^;]+)", answer.headers.get("set-cookie", ""))
+                refresh = document.get("refresh_token") or (cookie and cookie[1]) or ""
+                session = Session(document["access_token"], refresh)
+        else:
+            assert heard.answers[0].names_what_is_wrong(), heard.answers[0]
+        me = fuzzed.http.get("/api/v1/auth/me", headers={"Authorization": f"Bearer {session.access}"})
+        assert me.status_code == 200, (cookies, body)
+        look()
+
+    with fuzzed.nothing_is_left(60 * ground.times) as look:
+        ask()
+
+
+def test_no_made_up_login_is_a_5xx_or_a_login(ground: Ground) -> None:
+    fuzzed = ground.fuzzed
+    members = st.sampled_from(["username", "password", "cookie"])
+    values = st.one_of(st.sampled_from([USER, PASSWORD + " ", "x" * 2000, "\0", True]), JSON)
+
+    @ground.fuzz(25)
+    @given(
+        st.dictionaries(members, values, max_size=3).map(lambda body: json.dumps(body).encode())
+        | st.binary(max_size=30),
+        manners("half-close", "half-close", "reset"),
+        st.randoms(),
+    )
+    def ask(body: bytes, manner: Manner, chance: random.Random) -> None:
+        request = request_of("POST", "/api/v1/auth/login", "Content-Type: application/json", body=body)
+        for answer in converse(fuzzed.port(chance), [request], manner).answers:
+            assert answer.names_what_is_wrong(), (body, answer)
+        look()
+
+    with fuzzed.nothing_is_left(25 * ground.times) as look:
+        ask()

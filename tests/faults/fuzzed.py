@@ -1,0 +1,395 @@
+"""Servers that made-up requests are sent to, and what each of them holds meanwhile: it must be what it was before."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import random
+import re
+import socket
+import threading
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+from httptools import HttpRequestParser
+from tornado.web import RequestHandler
+
+from sse_app import Settings, SSEApp
+from sse_app.auth.tokens.grants import Grants
+from sse_app.auth.tokens.issuer import TokenKind
+from sse_app.http.chunked_body import ChunkedBody
+from sse_app.http.connection import Connection
+from sse_app.http.exchange import Exchange
+from sse_app.http.server import HTTPServer
+from sse_app.node import connection_limits
+from sse_app.process.tuning import loop_factory
+from sse_app.settings.model import KeepaliveSettings, Limits
+from sse_app.streams.connection import tune
+from sse_app.streams.stream import Stream
+from tests.faults.ways import STATE, one_process, several_machines
+from tests.support.forging import Forge, make_forges
+from tests.support.minting import EVERYTHING, add_account, mint
+from tests.support.node_processes import ALONE
+from tests.support.server_process import ServerProcess, until_the_end
+from tests.support.supervised import ServerWithWorkers
+from tests.support.upgradable import Upgradable
+from tests.support.usage import MEBIBYTE, Usage
+from tests.support.waiting import until
+
+USER, PASSWORD = "ann", "correct horse battery"
+
+PER_USER = 12
+"""Streams that a user may have."""
+
+EXPECTED = ("login_refused", "proxy_not_trusted", "refresh_reused")
+"""What a server may say of what is done to it, at level warning."""
+
+OF_REQUESTS = (
+    *(Connection, Exchange, ChunkedBody, RequestHandler, Stream),
+    *(HttpRequestParser, asyncio.Task, socket.socket),
+)
+"""What a server makes for a request or a stream, and needs no more once that has ended."""
+
+LAST = 8
+"""So few of each are not looked at: of some the last one is kept."""
+
+_METRICS = re.compile(
+    r"^(sse_app_(?:connections|streams|streams_behind|backlog_bytes|anonymous_streams))(?:{[^}]*})? ([0-9.e+]+)$",
+    re.MULTILINE,
+)
+
+Answer = TypeVar("Answer")
+
+
+class Fuzzed(ABC):
+    """One server, or several on one log.
+
+    Args:
+        state_dir: that of one of them, with `forges` as the keys of all.
+        forges: the keys.
+        ports: of the servers.
+    """
+
+    def __init__(self, state_dir: Path, forges: Sequence[Forge], ports: Sequence[int]) -> None:
+        self.state_dir = state_dir
+        self.forges = forges
+        self.ports = ports
+        self.access = self.token(TokenKind.ACCESS, EVERYTHING)
+        self.stream = self.token(TokenKind.STREAM, EVERYTHING.only_subscribing())
+        self.http = httpx.Client(
+            base_url=f"http://127.0.0.1:{ports[0]}",
+            headers={"Authorization": f"Bearer {self.access}"},
+            timeout=60,
+        )
+
+    def token(self, kind: TokenKind, grants: Grants, subject: str = "tester") -> str:
+        """Return a token that is longer in force than any run takes."""
+        return mint(self.state_dir, kind, grants, subject=subject, ttl=36_000)
+
+    def port(self, chance: random.Random) -> int:
+        """Return the port of any of the servers."""
+        return chance.choice(self.ports)
+
+    @abstractmethod
+    def held(self) -> Mapping[str, int]:
+        """Return what the servers hold just now, by names; what is said quickly, and of this moment."""
+
+    @abstractmethod
+    def kept(self) -> Mapping[str, int]:
+        """Return what takes longer to say."""
+
+    @abstractmethod
+    def memory(self) -> int:
+        """Return how many bytes of memory the servers have; 0 where that says nothing."""
+
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """Fail where the servers log something unexpected meanwhile."""
+        yield
+
+    @contextmanager
+    def nothing_is_left(self, count: int) -> Iterator[Callable[[], None]]:
+        """Yield a function that waits until the servers hold what they held before; at the end that is waited for too.
+
+        Args:
+            count: how many requests are sent about: the answers to repeated ones are kept, and log lines wait.
+        """
+        self.http.get("/healthz")  # so that this connection is open before as after
+        held, kept = self.held(), self.kept()
+        memory = self.memory()
+
+        def is_as_before() -> bool:
+            now.update(self.held())
+            return not _more(held, now)
+
+        def look() -> None:
+            try:
+                until(is_as_before, "all is as before", pause=0.001)
+            except AssertionError as error:
+                raise AssertionError(f"more is held than before: {_more(held, now)}") from error
+
+        def is_kept_as_before() -> bool:
+            gc.collect()
+            now.update(self.kept())
+            return not _more(kept, now)
+
+        now: dict[str, int] = {}
+        with self.quiet():
+            yield look
+            look()
+            try:
+                until(is_kept_as_before, "all is as before")
+            except AssertionError as error:
+                raise AssertionError(f"more is kept than before: {_more(kept, now)}") from error
+        assert self.memory() <= memory + 16 * MEBIBYTE + 200 * count
+
+    def assert_streams_are_counted(self) -> None:
+        """Check that a user may have just as many streams as the settings say: none too many is counted, none less."""
+        token = self.token(TokenKind.STREAM, EVERYTHING.only_subscribing(), subject="counted")
+        request = f"GET /api/v1/sse/alerts?token={token} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+        for _ in range(2):
+            with ExitStack() as ends:
+                statuses = []
+                for _ in range(PER_USER + 1):
+                    sock = ends.enter_context(socket.create_connection(("127.0.0.1", self.ports[0]), 30))
+                    sock.sendall(request)
+                    statuses.append(int(sock.recv(4096).split()[1]))
+                assert statuses == [200] * PER_USER + [429]
+            until(lambda: self._streams_of("counted") == 0, "the streams are counted no more")
+
+    def _streams_of(self, subject: str) -> int:
+        listed = self.http.get("/api/v1/admin/connections").raise_for_status().json()["connections"]
+        return sum(row["subject"] == subject for row in listed)
+
+
+def _more(before: Mapping[str, int], now: Mapping[str, int]) -> dict[str, tuple[int, int]]:
+    """Return what there is more of than before; of streams, which are counted up and down, also where there is less."""
+    return {
+        name: (value, now[name])
+        for name, value in before.items()
+        if now[name] > value or (now[name] < value and "streams" in name)
+    }
+
+
+class Here(Fuzzed):
+    """A server in a thread of this process, where its tasks and all that it has registered can be looked at."""
+
+    def __init__(self, directory: Path) -> None:
+        state_dir = directory / STATE
+        forges = _prepare(state_dir)
+        add_account(state_dir, USER, PASSWORD, EVERYTHING)
+        self._started: Future[int] = Future()
+        self._end = asyncio.Event()
+        self._settings = Settings(
+            state_dir=state_dir,
+            keepalive=KeepaliveSettings(ping_interval=1.0),
+            limits=Limits(streams_per_user=PER_USER),
+        )
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+        super().__init__(state_dir, forges, [self._started.result(60)])
+
+    def _run(self) -> None:
+        try:
+            with asyncio.Runner(loop_factory=loop_factory()) as runner:
+                runner.run(self._serve())
+        except BaseException as error:
+            self._started.set_exception(error)
+            raise
+
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._sse = SSEApp(self._settings)
+        await self._sse.start()
+        self._server = HTTPServer(
+            self._sse.application(),
+            tune=lambda sock: tune(sock, self._settings),
+            limits=connection_limits(self._settings),
+            counts=self._sse.node.metrics.connections,
+        )
+        listening = socket.create_server(("127.0.0.1", 0), backlog=100)
+        listening.setblocking(False)
+        self._server.add_sockets([listening])
+        self._started.set_result(listening.getsockname()[1])
+        await self._end.wait()
+        await self._server.close_all_connections()
+        await self._sse.stop()
+
+    def close(self) -> None:
+        """End it."""
+        self.http.close()
+        self._loop.call_soon_threadsafe(self._end.set)
+        self._thread.join()
+
+    def _in_loop(self, look: Callable[[], Answer]) -> Answer:
+        """Call a function between two callbacks of the server's event loop, without a task of its own."""
+        answered: Future[Answer] = Future()
+
+        def call() -> None:
+            try:
+                answered.set_result(look())
+            except BaseException as error:
+                answered.set_exception(error)
+
+        self._loop.call_soon_threadsafe(call)
+        return answered.result(60)
+
+    def held(self) -> Mapping[str, int]:
+        """Return its tasks, connections and registrations."""
+        return self._in_loop(self._held)
+
+    def _held(self) -> dict[str, int]:
+        node, server = self._sse.node, self._server
+        hub = node.hub
+        return {
+            "tasks": len(asyncio.all_tasks(self._loop)),
+            "streams": len(hub.streams),
+            "users with streams": len(hub.streams_of_subject),
+            "streams of addresses": hub.streams_of_address.total(),
+            "addresses": len(hub.streams_of_address),
+            "streams on channels": hub.streams_on_channel.total(),
+            "channels": len(hub.streams_on_channel),
+            "streams behind": len(hub.laggards),
+            "streams being opened": node.opening.count,
+            "connections": node.metrics.connections.open,
+            "deadlines": sum(len([*deadlines]) for deadlines in server.deadlines),
+            "publishers that wait": node.publisher.appending,
+        }
+
+    def kept(self) -> Mapping[str, int]:
+        """Return what there is of the objects that are made for requests."""
+        kinds = Counter(
+            kind.__name__ for one in gc.get_objects() for kind in OF_REQUESTS if isinstance(one, kind)
+        )
+        return {kind.__name__: max(kinds[kind.__name__], LAST) for kind in OF_REQUESTS} | {
+            "descriptors": len([*Path("/proc/self/fd").iterdir()])
+        }
+
+    def memory(self) -> int:
+        """Return 0: the memory is that of the tests."""
+        return 0
+
+
+class Elsewhere(Fuzzed):
+    """Servers in processes of their own.
+
+    Args:
+        servers: they run, and have the user.
+        pids: returns the processes.
+    """
+
+    def __init__(
+        self,
+        state_dir: Path,
+        forges: Sequence[Forge],
+        servers: Sequence[ServerProcess],
+        pids: Callable[[], Sequence[int]],
+    ) -> None:
+        self._servers = servers
+        self._pids = pids
+        super().__init__(state_dir, forges, [server.port for server in servers])
+
+    def held(self) -> Mapping[str, int]:
+        """Return how many files they have open, connections among them."""
+        return {f"files of process {pid}": len([*Path(f"/proc/{pid}/fd").iterdir()]) for pid in self._pids()}
+
+    def kept(self) -> Mapping[str, int]:
+        """Return what they say of themselves, and their threads: those of pools come when needed, and stay."""
+        held: Counter[str] = Counter()
+        for name, value in _METRICS.findall(self.http.get("/metrics").raise_for_status().text):
+            held[name] += int(float(value))
+        held["threads"] = max(0, max(Usage(pid).threads for pid in self._pids()) - 24)
+        return held
+
+    def memory(self) -> int:
+        """Return the memory of the process that has most."""
+        return max(Usage(pid).resident for pid in self._pids())
+
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """Fail where one logs something unexpected meanwhile."""
+        with ExitStack() as ends:
+            for server in self._servers:
+                ends.enter_context(server.log_stays_quiet())
+            yield
+
+
+SETTINGS: Mapping[str, Any] = {
+    "KEEPALIVE__PING_INTERVAL": 1,
+    "LIMITS__CONNECTIONS_PER_ADDRESS": 1000,
+    "LIMITS__STREAMS_PER_USER": PER_USER,
+    "expected": EXPECTED,
+}
+
+
+def _prepare(state_dir: Path) -> list[Forge]:
+    """Lay down keys of four kinds."""
+    state_dir.mkdir(mode=0o700, parents=True)
+    return make_forges(state_dir / "keys")
+
+
+@contextmanager
+def here(directory: Path) -> Iterator[Fuzzed]:
+    """One server in this process."""
+    server = Here(directory)
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+@contextmanager
+def in_one_process(directory: Path) -> Iterator[Fuzzed]:
+    """One process, with its log in a file."""
+    forges = _prepare(directory / STATE)
+    with one_process(directory, {}, **SETTINGS) as deployment:
+        (server,) = deployment.servers
+        server.add_user(USER, PASSWORD, subscribe="**", publish="**", admin=True)
+        fuzzed = Elsewhere(server.state_dir, forges, [server], lambda: [server.pid])
+        yield fuzzed
+        fuzzed.http.close()
+
+
+@contextmanager
+def behind_one_port(directory: Path) -> Iterator[Fuzzed]:
+    """A parent and three workers, which all listen on one port, with their log in a file."""
+    forges = _prepare(directory / STATE)
+    server = ServerWithWorkers(workers=3, state_dir=directory / STATE, **SETTINGS)
+    with until_the_end(server):
+        server.until_workers(1, 2, 3)
+        server.add_user(USER, PASSWORD, subscribe="**", publish="**", admin=True)
+        fuzzed = Elsewhere(server.state_dir, forges, [server], lambda: [*server.workers().values()])
+        yield fuzzed
+        fuzzed.http.close()
+
+
+@contextmanager
+def on_postgres(directory: Path) -> Iterator[Fuzzed]:
+    """Two workers of one machine and another machine, with their log on PostgreSQL."""
+    forges = _prepare(directory / STATE / ALONE)
+    with several_machines(directory, {}, **SETTINGS) as deployment:
+        servers: Sequence[Upgradable] = deployment.servers
+        servers[0].command(
+            *("user", "add", USER, "--subscribe", "**", "--publish", "**", "--admin", "--password-stdin"),
+            input=f"{PASSWORD}\n",
+        )
+        fuzzed = Elsewhere(
+            directory / STATE / ALONE, forges, servers, lambda: [server.pid for server in servers]
+        )
+        yield fuzzed
+        fuzzed.http.close()
+
+
+WAYS: Mapping[str, Callable[[Path], Any]] = {
+    "here": here,
+    "one process": in_one_process,
+    "several processes behind one port": behind_one_port,
+    "several machines": on_postgres,
+}
+"""The ways to run what is fuzzed."""
