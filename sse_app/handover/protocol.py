@@ -121,6 +121,15 @@ class ControlChannel:
             self._socket.setblocking(False)
         _expect(word, received)
 
+    def has_ended(self) -> bool:
+        """Return whether the other process has ended, and has said nothing that was not received."""
+        try:
+            return not self._socket.recv(64, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
     def shut_down(self) -> None:
         """Make every further `send` and `receive` of both processes fail."""
         with suppress(OSError):
@@ -229,17 +238,24 @@ class Successor:
         message, descriptors = self._take()
         return message.state(), descriptors
 
-    def serve(self) -> None:
-        """Say that this process serves, and wait until the one before knows it.
+    def serve(self) -> bool:
+        """Say that this process serves, wait until the one before knows it, and return whether systemd knows it too.
 
         The event loop stands still meanwhile: as long as the other one may resume, nothing is sent to a stream.
+
+        Returns:
+            False where the other one was ended, and may not have told systemd that this one is the main process.
         """
         self._control.send("serving")
         self._control.receive_blocking("go", TAKEOVER_TIMEOUT)
-        with suppress(UpgradeFailed):  # systemd listens to the main process only
+        told = True
+        try:  # systemd listens to the main process only
             self._control.receive_blocking("told", MAINPID_TIMEOUT)
+        except UpgradeFailed:
+            told = not self._control.has_ended()
         self._control.close()
         self._receiving.close()
+        return told
 
     def _take(self) -> tuple[Message, list[int]]:
         arrival = Arrival(self._receiving)

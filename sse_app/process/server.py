@@ -103,6 +103,8 @@ class Server:
         self._worker = worker_number()
         self._is_standby = os.environ.pop(STANDBY_VARIABLE, "") != ""
         self._store: FdStore | None = None
+        self._told = True
+        """Whether systemd was told, where it has to be, that this process is the main process now."""
         self._ended = asyncio.Event()
         self._tasks = BackgroundTasks()
         self._started = asyncio.Event()
@@ -123,6 +125,7 @@ class Server:
         """The way to the parent, where that is one of ours."""
         self._inherited = [one for one in inherited if one[0] not in (SENDING, RECEIVING, PARENT_LINK)]
         successor = started_as_successor()
+        is_main = successor is None
         if successor is None:
             self._handle_end_signals()
             self._store = FdStore.of(inherited, self._systemd) if self._parent is None else None
@@ -158,6 +161,10 @@ class Server:
             self._watch_parent(self._parent)
         listening = await (self._start() if successor is None else self._take_over(successor))
         await node.join()
+        if not (is_main or self._is_standby or self._told) and await self._systemd.has_other_main_process():
+            # systemd starts another main process, which must find a standby: it could not have the lock.
+            standby_socket = bind_standby_socket(self._node.state.own)
+            self._is_standby = True
         if not self._is_standby:
             loop.add_signal_handler(signal.SIGHUP, lambda: self._tasks.begin(self._reload()))
             loop.add_signal_handler(signal.SIGUSR2, lambda: self._tasks.begin(self._hand_to_successor()))
@@ -213,7 +220,7 @@ class Server:
         if self._store is None:  # until now a signal ended only this process, and the one before kept serving
             self._handle_end_signals()
             self._store = FdStore.of(attached, self._systemd) if self._parent is None else None
-        successor.serve()
+        self._told = successor.serve()
         if self._parent is not None:
             self._watch_parent(self._parent)
         if not self._is_standby:  # the one before may be slow to end, and must not remove the next one's

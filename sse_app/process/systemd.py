@@ -137,6 +137,11 @@ class Systemd:
         jobs = [line for line in answer if line.startswith("Job=") and line not in ("Job=", "Job=0")]
         return not jobs and not {"ActiveState=inactive", "ActiveState=failed"}.isdisjoint(answer)
 
+    async def has_other_main_process(self) -> bool:
+        """Return whether another process than this one is the unit's main process, or none; no answer counts as not."""
+        answer = (await self._ask("show", "--property=MainPID", self._unit)).strip()
+        return answer not in ("", f"MainPID={os.getpid()}")
+
     async def keeps_other_processes(self) -> bool:
         """Return whether another process of the unit can serve on when the main process has ended.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,18 @@ from tests.support.full_disk import fill_up
 from tests.support.service import Service
 from tests.support.systemd_manager import Manager
 from tests.support.waiting import until
+
+DIE_UPGRADED = """
+from sse_app.process.systemd import Systemd
+notify = Systemd.notify
+def die(self, *assignments, **more):
+    if assignments[0].startswith("MAINPID=") and {before}:
+        os.kill(os.getpid(), 9)
+    notify(self, *assignments, **more)
+    if assignments[0].startswith("MAINPID="):
+        os.kill(os.getpid(), 9)
+Systemd.notify = die
+"""
 
 DIE_PAUSING = """
 from sse_app.handover.sender import HandoverSender
@@ -144,3 +157,28 @@ def test_where_systemd_stores_nothing_streams_end_with_closing(
     until(lambda: len(service.fleet.ended) == len(clients), "the streams have ended")
     assert all(b'event: closing\ndata: {"reason":"shutdown"' in client.body() for client in clients)
     assert not service.logged("handed_over")
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_process_that_dies_once_its_successor_serves_leaves_no_process_that_systemd_does_not_know(
+    service: Service, before: bool
+) -> None:
+    service.inject(DIE_UPGRADED.format(before=before))  # before systemd is told of the successor, or after
+    service.restart()
+    clients = service.fleet.open(50, service.stream_path())
+    publisher = service.publisher()
+    service.settle(publisher)
+    first, taken = service.manager.main_pid, len(service.logged("succeeded"))
+    os.kill(first, signal.SIGUSR2)
+    service.wait_for_log("succeeded", taken + 2 if before else taken + 1)
+    until(lambda: service.manager.show("ActiveState") == "active", "the service is active")
+    until(
+        lambda: service.manager.processes("sse-app.service") == {service.manager.main_pid},
+        "the main process is the only one",
+    )
+    assert service.manager.main_pid != first
+    service.settle(publisher)
+    service.restart()  # it is as good as new
+    service.settle(publisher)
+    assert_all_received(clients, publisher.stop())
+    assert not service.fleet.ended
