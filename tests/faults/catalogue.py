@@ -133,6 +133,11 @@ CATALOGUE: Mapping[str, Fault] = {
     "the successor is killed in an upgrade": Fault(
         units.kill_successor, Needs(ended=False, expected=["upgrade_failed"]), UNDER_SYSTEMD
     ),
+    "the main process is killed in an upgrade": Fault(
+        units.kill_main_in_upgrade,
+        Needs(ended=False, expected=["the other process ended", "did not come"]),
+        UNDER_SYSTEMD,
+    ),
     "SIGSTOP until the watchdog": Fault(
         units.stop_until_watchdog, Needs(ended=False, unit="WatchdogSec=3"), UNDER_SYSTEMD, long=10
     ),

@@ -104,6 +104,18 @@ def kill_successor(run: Run) -> None:
     _kill_one_that_takes_over(run, number, server.wait_for(number, SUCCESSOR, before))
 
 
+def kill_main_in_upgrade(run: Run) -> None:
+    """The main process is killed at any step of an upgrade."""
+    server = _server(run)
+    number = run.chance.choice(server.numbers)
+    before, pid = server.processes(number), server.pid_of(number)
+    _ask_to_upgrade(server, number)
+    _wait_for_a_step(run, server.wait_for(number, SUCCESSOR, before), before)
+    if (ended_at := _end(run, pid)) is not None:
+        run.ends_streams(ended_at)
+    server.wait_until_settled()
+
+
 def stop_until_watchdog(run: Run) -> None:
     """A main process is stopped, and the watchdog ends it."""
     server = _server(run)
@@ -140,11 +152,7 @@ def _kill_one_that_takes_over(run: Run, number: int, pid: int) -> None:
     (server,) = run.servers
     assert isinstance(server, UnitServer)
     others = server.processes(number) - {pid}
-    moment = run.chance.random() * STEPS
-    if run.chance.random() < 0.5:
-        _wait_for_streams(pid, others)
-        moment /= 10
-    time.sleep(moment)
+    _wait_for_a_step(run, pid, others)
     failed = _logged(server, number, FAILED)
     if (ended_at := _end(run, pid)) is not None:
         taken = _logged(server, number, TAKEN)
@@ -160,6 +168,15 @@ def _kill_one_that_takes_over(run: Run, number: int, pid: int) -> None:
         if not is_kept():
             run.ends_streams(ended_at)
     server.wait_until_settled()
+
+
+def _wait_for_a_step(run: Run, pid: int, others: set[int]) -> None:
+    """Wait for any moment of a handover to a process, every other time for one soon after its streams came."""
+    moment = run.chance.random() * STEPS
+    if run.chance.random() < 0.5:
+        _wait_for_streams(pid, others)
+        moment /= 10
+    time.sleep(moment)
 
 
 def _wait_for_streams(pid: int, others: set[int]) -> None:
