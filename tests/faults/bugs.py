@@ -171,7 +171,7 @@ BUGS = {
             (
                 "sse_app/eventlog/tail.py",
                 "if self._behind or first != self._last + 1:",
-                "if self._behind and first <= self._last + 1:",
+                "if self._behind or first <= self._last:",
             ),
         ],
         "SIGSTOP",

@@ -56,12 +56,20 @@ def restart_twice(run: Run) -> None:
 
 
 def stop_for_a_while(run: Run) -> None:
-    """SIGSTOP, some seconds, SIGCONT."""
-    pid = a_server(run).pid
+    """SIGSTOP, some seconds in which the others store as much as they can, SIGCONT."""
+    server = a_server(run)
+    pid, others = server.pid, [other.port for other in run.servers if other is not server]
+    names = [f"publisher-at-others-{run.chance.getrandbits(60)}" for _ in others]
+    busy = [run.launch_publisher(name, batch=1, pause=0.0, ports=others) for name in names]
+    until(lambda: all(run.acknowledged_by(name) for name in names), "the others store")
     run.harmed()
     os.kill(pid, signal.SIGSTOP)
     time.sleep(0.5 + 2 * run.chance.random())
     os.kill(pid, signal.SIGCONT)
+    for process in busy:
+        process.terminate()
+    for process in busy:
+        assert process.wait(timeout=60) == 0
 
 
 def upgrade(run: Run) -> None:
