@@ -20,7 +20,7 @@ from tests.support.usage import MEBIBYTE, Usage
 from tests.support.waiting import until
 
 NEEDS = Needs(
-    settings={"LIMITS__STREAMS": 1000, "LIMITS__CONNECTIONS": 200},
+    settings={"LIMITS__STREAMS": 1000, "LIMITS__CONNECTIONS": 60},
     publishers={"pause": 0.2},
     clients={"stays": 600.0, "reads": 65_536},
     listeners=4,
@@ -47,7 +47,7 @@ PROBES = ("/healthz", "/readyz", "/metrics")
 
 def overload(run: Run) -> None:
     """Twice the rate of publishes that was acknowledged, whatever is answered, and new streams beside."""
-    capacity = _flood(run, "closed", seconds=MEASURED, connections=64 * len(run.servers))
+    capacity = _flood(run, "closed", seconds=MEASURED, connections=25 * len(run.servers))
     per_second = capacity.acknowledged / MEASURED
     with closing(Listener(run)) as listener:
         before = median(listener.time_of_an_event() for _ in range(10))
@@ -60,13 +60,13 @@ def overload(run: Run) -> None:
         for worker in workers:
             worker.start()
         try:
-            for attempt in range(ATTEMPTS):
+            for attempt in range(1, ATTEMPTS + 1):
                 flooded = _flood(
                     run,
                     f"open-{attempt}",
                     rate=2 * per_second / BATCH,
-                    seconds=FLOODED,
-                    connections=170 * len(run.servers),
+                    seconds=attempt * FLOODED,  # what is too much has to fill what may wait
+                    connections=45 * len(run.servers),
                 )
                 if refused := flooded.statuses.get(503, 0):
                     break
