@@ -25,10 +25,18 @@ def start_workers(tmp_path: Path) -> Iterator[Callable[..., ServerWithWorkers]]:
     yield from starting_workers(tmp_path / "state")
 
 
+@pytest.fixture
+def ping_interval() -> int:
+    """Return the seconds between pings; a client that reads nothing for two of them is taken for gone."""
+    return 30
+
+
 @pytest.fixture(params=["warm", pytest.param("cold", marks=pytest.mark.long)])
-def service(request: pytest.FixtureRequest, start_service: Callable[..., Service]) -> Service:
+def service(
+    request: pytest.FixtureRequest, start_service: Callable[..., Service], ping_interval: int
+) -> Service:
     """The server as a unit that is restarted with a standby and without."""
-    service = start_service(KEEPALIVE__PING_INTERVAL=1)
+    service = start_service(KEEPALIVE__PING_INTERVAL=ping_interval)
     if request.param == "cold":
         service.configure("cold", "KillMode=mixed")
     return service
@@ -116,6 +124,7 @@ def test_a_channel_that_is_opened_again_while_a_stream_is_behind_does_not_end_it
     slow.socket.close()
 
 
+@pytest.mark.parametrize("ping_interval", [1])
 def test_pings_tell_positions_also_in_the_next_process(service: Service) -> None:
     path = service.stream_path() + "&types=rare"
     client = Client(service.port, path)

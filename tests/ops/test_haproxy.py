@@ -18,6 +18,7 @@ CONFIGURATION = """
 defaults
     mode http
     timeout connect 5s
+    timeout check 60s
     timeout client 60s
     timeout server 60s
 listen sse_app
