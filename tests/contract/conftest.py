@@ -29,12 +29,12 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
 
 KINDS = (
     ("memory", 0),
-    *(("sqlite", processes) for processes in (0, "shared", 4)),
+    *(("sqlite", processes) for processes in (0, 4)),
     ("postgres", "shared"),
 )
 """Where a log is, and how many other processes append to it at once; ``shared`` are two logs in this one."""
 
-OTHERS = (("sqlite", 1), ("sqlite", 2), ("postgres", 0), ("postgres", 2))
+OTHERS = (("sqlite", "shared"), ("sqlite", 1), ("sqlite", 2), ("postgres", 0), ("postgres", 2))
 """Kinds that have nothing which those do not have, for `make test-long`."""
 
 
