@@ -29,6 +29,7 @@ from tests.faults.conversation import Answer, Conversation, Manner, converse, co
 from tests.faults.fuzzed import PASSWORD, USER, WAYS, Fuzzed
 from tests.faults.made_up import (
     CHANNELS,
+    CUTS,
     JSON,
     Posting,
     Question,
@@ -331,7 +332,8 @@ def _take(
     broken = refused = False
     for number, posting in enumerate(made):
         if number >= len(answers):
-            # What is refused before its body has come may be the last that the server reads.
+            # What is refused before its body has come, or never ends, may be the last that the server reads.
+            refused = refused or not posting.well_framed
             assert cut or refused, f"no answer to {posting}"
             if cut:
                 with suppress(ValueError, LookupError, TypeError, RecursionError):
@@ -394,6 +396,47 @@ def _listen(conversation: Conversation, fuzzed: Fuzzed) -> Iterator[ReceivedEven
     events = conversation.events()
     assert next(events).type == "connected"
     return events
+
+
+@st.composite
+def large_posts(draw: st.DrawFn) -> tuple[str, bytes, bytes]:
+    """Make up what is put in the place of a token, and the head and the beginning of a body, maybe all of it."""
+    token = draw(st.sampled_from(["ACCESS", "ACCESS", "ACCESS", "STREAM", "x.y.z", ""]))
+    size = draw(st.sampled_from([200_000, 1_048_576, 65_536, 65_537, 1_048_577, 1_500_000]))
+    path = draw(st.sampled_from(["/api/v1/sse/dashboard?event=large", "/api/v1/sse", "/api/v1/sse/A"]))
+    body = b"x" * size
+    framing = f"Content-Length: {size}"
+    if draw(st.booleans()):
+        framing = "Transfer-Encoding: chunked"
+        pieces = Manner(draw(CUTS)).pieces(body)
+        body = b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
+        if draw(st.integers(0, 3)) == 0:
+            body = mutated(draw, body)
+    sent = int(len(body) * draw(st.sampled_from([1.0, 0.99, 1.0, 0.5, 0.06, 0.0])))
+    headers = [
+        "Content-Type: text/plain",
+        *draw(st.lists(st.just("Expect: 100-continue"), max_size=1)),
+        framing,
+    ]
+    return token, request_of("POST", path, "Authorization: Bearer TOKEN", *headers), body[:sent]
+
+
+def test_a_large_body_is_counted_no_more_once_its_request_has_ended(ground: Ground) -> None:
+    fuzzed = ground.fuzzed
+    there = {"ACCESS": fuzzed.access, "STREAM": fuzzed.stream}
+
+    @ground.fuzz(40)
+    @given(large_posts(), manners("half-close", "close", "reset"), st.randoms())
+    def ask(made: tuple[str, bytes, bytes], manner: Manner, chance: random.Random) -> None:
+        token, head, body = made
+        head = head.replace(b"TOKEN", there.get(token, token).encode())
+        for answer in converse(fuzzed.port(chance), [head + body], manner).answers:
+            assert answer.status == 201 or answer.names_what_is_wrong(), (head, answer)
+            assert answer.status != 201 or token == "ACCESS"
+        look()
+
+    with fuzzed.nothing_is_left(40 * ground.times) as look:
+        ask()
 
 
 # -- positions ------------------------------------------------------------------------------------------------
