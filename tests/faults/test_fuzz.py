@@ -553,17 +553,23 @@ def test_a_stream_begins_where_it_is_asked_to_or_says_that_it_cannot(ground: Gro
             else:
                 assert answer.is_stream, (question, answer)
                 marker = past.publish(fuzzed, past.names[1])
-                _assert_begins(conversation.events(), due, marker, question)
+                found = _begun(conversation.events(), marker, question)
+                if not (fuzzed.is_one_process and len(fuzzed.ports) == 1) and not due.types:
+                    # The head of another process may be a moment older: its last events are new to this one.
+                    before = [type for _, _, type in past.events[:-1]]
+                    assert before[len(before) - len(found.types) :] == found.types, question
+                    found = found._replace(types=[])
+                assert found == due, question
         look()
 
     with fuzzed.nothing_is_left(100 * ground.times) as look:
         ask()
 
 
-def _assert_begins(events: Iterator[ReceivedEvent], due: Due, marker: str, question: Question) -> None:
+def _begun(events: Iterator[ReceivedEvent], marker: str, question: Question) -> Due:
+    """Return what a stream has begun with, up to an event that was published after it was opened."""
     connected = next(events)
     assert connected.type == "connected"
-    assert connected.json()["recovered"] is due.recovered, question
     types: list[str] = []
     resets = pings = 0
     for event in events:
@@ -573,10 +579,10 @@ def _assert_begins(events: Iterator[ReceivedEvent], due: Due, marker: str, quest
             break
         elif event.type == "ping":
             pings += 1
-            assert pings < PINGS, f"{question}: {types} have come, {due} are due, and {marker}"
+            assert pings < PINGS, f"{question}: {types} have come, and not {marker}"
         else:
             types.append(event.type)
-    assert (bool(resets), types) == (due.reset, due.types), question
+    return Due(connected.json()["recovered"], bool(resets), types)
 
 
 # -- channels and patterns ------------------------------------------------------------------------------------
