@@ -149,6 +149,8 @@ class Accountant:
         kept: whether everything is kept for ever: no history is trimmed, no log is replaced. Then any ``reset`` is
             needless.
         keeps: how many of each channel's newest events are kept in any case, where not all are.
+        whole: whether the listing begins with the first event of the log.
+        refusals: what may be answered instead of a stream.
         told: whether a server always had the time to say that it ends a stream.
         ends: from when until when something was done of which streams may end; None where any may end at any time.
         losses: each time that the log was replaced, in their order. What was acknowledged within one may be lost,
@@ -163,6 +165,8 @@ class Accountant:
         *,
         kept: bool = True,
         keeps: int = 0,
+        whole: bool = False,
+        refusals: Sequence[int] = REFUSALS,
         told: bool = False,
         ends: Sequence[tuple[float, float]] | None = None,
         losses: Sequence[Loss] = (),
@@ -174,11 +178,15 @@ class Accountant:
         """By their channels, those that clients are to be sent."""
         self.kept = kept
         self.keeps = keeps
+        self.refusals = refusals
         self.told = told
         self.ends = ends
         self._losses = losses
         self._epochs: list[str] = []
         """In the order in which events were acknowledged with them."""
+        self._whole = whole
+        self.timestamps: dict[Id, str] = {}
+        """What clients were sent."""
         self._by_id: dict[Id, str] = {}
         """Payloads."""
         self._requests: dict[str, Sent] = {}
@@ -230,6 +238,8 @@ class Accountant:
                     pass  # it may have been stored
                 case Answered():
                     unanswered[record.name] -= 1
+                    if record.status not in (503, *self.refusals):
+                        self.find(Mistake.MALFORMED, name, f"{record.name} was answered {record.status}")
         for request in mine.values():
             for _, payload in request.events:
                 event = self.events[payload]
@@ -325,7 +335,7 @@ class Accountant:
                 event.ids[id.epoch] = id
         if self.kept:
             self._balance_losses()
-            numbers = sorted(id.seq for id in listed.values())
+            numbers = [0] * self._whole + sorted(id.seq for id in listed.values())
             for before, after in pairwise(numbers):
                 if after > before + 1:
                     self.find(
@@ -516,7 +526,7 @@ class _Client:
 
     def _ended(self, record: Ended) -> None:
         self._expect_no_reset()
-        if record.status not in (0, *REFUSALS):
+        if record.status not in (0, *self._books.refusals):
             self._find(Mistake.MALFORMED, f"a stream was answered {record.status}")
         if self._books.told and self._open and not record.reason and not record.left:
             self._find(Mistake.UNTOLD, f"the stream that was opened after {self._asked or 'no position'}")
@@ -598,6 +608,8 @@ class _Client:
             self._find(Mistake.INVENTED, f"{id} of {record.channel}, which it has not asked for")
         elif event.refused or not self._books.is_stored(event, record.at):
             self._find(Mistake.INVENTED, f"{record.payload}, {id}, which is not in the log")
+        elif (timestamp := self._books.timestamps.setdefault(id, record.timestamp)) != record.timestamp:
+            self._find(Mistake.TWO_EVENTS, f"{id} is of {timestamp} and of {record.timestamp}")
         elif self._books.is_that_event(self._name, id, record.payload):
             self._place(id, event)
         if (spans := self._spans.get(record.channel)) and spans[-1].after is None:

@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from urllib.parse import urlencode
@@ -136,8 +137,11 @@ class Client(threading.Thread):
                 raise
             if not piece:
                 return Ended(at=0.0)
-            for event in reader.feed(piece):
+            events = reader.feed(piece)
+            for event in events:
                 if event.type == "closing":
+                    with suppress(OSError, HTTPException):
+                        assert (events[-1], response.read()) == (event, b""), "something after closing"
                     return Ended(at=0.0, reason=event.json()["reason"])
                 self._take(event)
             if settings.pause:
@@ -158,7 +162,13 @@ class Client(threading.Thread):
             else:
                 assert event.type == "e", event
                 self._journal.write(
-                    Received(at=now, id=event.id, channel=data["channel"], payload=payload_of(data))
+                    Received(
+                        at=now,
+                        id=event.id,
+                        channel=data["channel"],
+                        payload=payload_of(data),
+                        timestamp=data["timestamp"],
+                    )
                 )
             self._position = event.id
 

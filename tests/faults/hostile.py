@@ -11,7 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
-from tests.faults.run import CHANNELS, Run
+from tests.faults.books import CHANNELS
+from tests.faults.run import Run
 from tests.support.server_process import ServerProcess
 from tests.support.waiting import until
 

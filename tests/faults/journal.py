@@ -92,12 +92,13 @@ class Received(Record, tag="received", frozen=True, kw_only=True):
 
     Attributes:
         id: of the event.
-        channel, payload: as they stand in its data.
+        channel, payload, timestamp: as they stand in its data.
     """
 
     id: str
     channel: str
     payload: str
+    timestamp: str = ""
 
 
 class Reset(Record, tag="reset", frozen=True, kw_only=True):

@@ -12,8 +12,9 @@ from statistics import median
 import httpx
 import msgspec
 
+from tests.faults.books import CHANNELS, QUIET, TTL
 from tests.faults.flood import Flooded
-from tests.faults.run import CHANNELS, QUIET, TTL, Needs, Run
+from tests.faults.run import Needs, Run
 from tests.support.fleet import Client
 from tests.support.upgradable import Upgradable
 from tests.support.usage import MEBIBYTE, Usage
@@ -109,7 +110,7 @@ def overload(run: Run) -> None:
 
 
 def _flood(run: Run, name: str, **settings: float) -> Flooded:
-    process = run.launch_flood(
+    process = run.books.launch_flood(
         f"publisher-flood-{name}-{run.chance.getrandbits(60)}", batch=BATCH, size=SIZE, **settings
     )
     printed, _ = process.communicate(timeout=90)
@@ -211,7 +212,7 @@ class Listener(threading.Thread):
     def __init__(self, run: Run) -> None:
         super().__init__()
         self._name = f"publisher-lone-{run.chance.getrandbits(60)}"
-        self._publisher = run.publisher_here(self._name)
+        self._publisher = run.books.publisher_here(self._name)
         server = run.servers[-1]
         self._stream = Client(server.port, f"/api/v1/sse/{QUIET}?token={server.stream_token(QUIET, ttl=TTL)}")
         self._stream.read_until("event: connected")

@@ -121,11 +121,13 @@ class Publisher:
             for channel, event in events
         ]
         sent = [(channel, payload_of(one["data"])) for (channel, _), one in zip(events, content, strict=True)]
-        body = json.dumps({"events": content})
+        path, body = "/api/v1/sse", json.dumps({"events": content})
+        if len(content) == 1:
+            path, body = f"{path}/{content[0].pop('channel')}", json.dumps(content[0])
         ends = time.monotonic() + GIVES_UP
         headers = self._headers | ({"Idempotency-Key": name} if self._settings.keyed else {})
         while True:
-            status = self._send(name, sent, body, headers)
+            status = self._send(name, sent, path, body, headers)
             if status not in (
                 0,
                 201,
@@ -147,21 +149,25 @@ class Publisher:
         begin = chance.randrange(len(PADDING) - self._settings.size)
         return PADDING[begin : begin + chance.randint(0, self._settings.size)]
 
-    def _send(self, name: str, events: Sequence[tuple[str, str]], body: str, headers: dict[str, str]) -> int:
+    def _send(
+        self, name: str, events: Sequence[tuple[str, str]], path: str, body: str, headers: dict[str, str]
+    ) -> int:
         connection = self._connected()
         if connection is None:
             return 0
         self._journal.write(Sent(at=time.monotonic(), name=name, events=events))
-        status, ids, code = 0, [], ""
+        status, ids, code = 0, list[str](), ""
         try:
-            connection.request("POST", "/api/v1/sse", body, headers)
+            connection.request("POST", path, body, headers)
             answer = connection.getresponse()
             content = json.loads(answer.read())
-            status, ids = answer.status, content.get("ids", [])
+            status = answer.status
+            if status == 201:
+                ids = content["ids"] if "ids" in content else [content["id"]]
             code = content.get("error", {}).get("code", "")
         except TimeoutError as error:
             raise RuntimeError(f"{name} was not answered within {TIMEOUT} s") from error
-        except (OSError, HTTPException, ValueError):
+        except (OSError, HTTPException):
             self._leave()
         self._journal.write(Answered(at=time.monotonic(), name=name, status=status, ids=ids, code=code))
         if not self._settings.kept:

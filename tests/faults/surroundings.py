@@ -127,8 +127,7 @@ def fail_over_with_losses(run: Run) -> None:
     postgres, standby = database.postgres, database.standby
     assert standby is not None
     begins = time.monotonic()
-    ((place,),) = postgres.execute("SELECT pg_current_wal_flush_lsn()")
-    until(lambda: standby.execute(f"SELECT 1 WHERE pg_last_wal_replay_lsn() >= '{place}'"), "it has all")
+    standby.catch_up_with(postgres)
     postgres.stop_replication()
     run.advance(5 + run.chance.randrange(20))
     run.harmed()

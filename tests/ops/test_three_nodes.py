@@ -5,6 +5,7 @@ Each machine is a server with two workers of its own, with its own state directo
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -15,13 +16,15 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import orjson
 import psycopg
 import pytest
 
-from tests.support.accounting import CHANNELS, Books, Publish, Publisher, Stored
+from tests.faults.books import CHANNELS, Books
+from tests.faults.journal import Answered, Journal, Sent, payload_of
 from tests.support.fleet import Client, Fleet
 from tests.support.ports import reserved_port
 from tests.support.programs import require
@@ -58,35 +61,48 @@ def nodes(tmp_path: Path, database_url: str) -> Iterator[list[ServerWithWorkers]
                 next(starting)
 
 
-class Transactions(Publisher):
+class Transactions(threading.Thread):
     """Publishes in transactions of an application's own, some of which are rolled back."""
 
-    def __init__(self, server: ServerProcess, number: int, seed: str, url: str) -> None:
-        super().__init__([server], number, seed, keyed=False, kept=True, batch=5)
+    def __init__(self, journals: Path, seed: str, url: str) -> None:
+        super().__init__(name="transactions", daemon=True)
+        self.ends = threading.Event()
         self.rolled_back = 0
-        self._database = psycopg.connect(url)
+        self._journal = Journal(journals / "publisher-sql")
+        self._chance = random.Random(seed)
+        self._url = url
+        self._committed: list[tuple[float, Sent]] = []
 
-    def publish(self, one: Publish) -> None:
-        """Publish the events of a request in one transaction."""
-        with self._database.cursor() as cursor:
-            for channel, data in zip(one.channels, one.data(), strict=True):
-                text = f'{{"of": "{data["of"]}", "part": {data["part"]}}}'
-                cursor.execute("SELECT sse_app.publish(%s, 'e', %s)", [channel, text])
+    def run(self) -> None:
+        """Publish one request after another, each in a transaction."""
+        with closing(psycopg.connect(self._url)) as database:
+            while not self.ends.wait(0.12 * self._chance.random()):
+                self._transact(database, f"sql.{len(self._committed) + self.rolled_back}")
+
+    def _transact(self, database: psycopg.Connection[Any], name: str) -> None:
+        channels = self._chance.choices(CHANNELS, k=self._chance.randint(1, 5))
+        events = [(channel, {"of": f"{name}.{part}"}) for part, channel in enumerate(channels)]
+        sent = Sent(
+            at=time.monotonic(), name=name, events=[(channel, payload_of(data)) for channel, data in events]
+        )
+        self._journal.write(sent)
+        for channel, data in events:
+            database.execute("SELECT sse_app.publish(%s, 'e', %s)", [channel, json.dumps(data)])
         if self._chance.random() < 0.3:
-            self._database.rollback()
+            database.rollback()
             self.rolled_back += 1
+            self._journal.write(Answered(at=time.monotonic(), name=name, status=503))
         else:
-            one.uncertain = True  # until `look_up`: a transaction is not told the ids
-            self._database.commit()
-            one.ended = time.monotonic()
+            database.commit()
+            self._committed.append((time.monotonic(), sent))
 
-    def look_up(self, stored: dict[str, Stored]) -> None:
-        """Note which events were stored; every transaction that was committed was, and none that was rolled back."""
-        self._database.close()
-        for one in self.sent:
-            ids = [id for id, event in stored.items() if event.data["of"] == one.name]
-            assert len(ids) == (len(one.channels) if one.ended else 0), one
-            one.ids = ids
+    def look_up(self, listing: Sequence[tuple[str, str, str]]) -> None:
+        """Note the ids of what was committed, which a transaction is not told; all of it is stored."""
+        ids = {payload: id for id, _, payload in listing}
+        for at, sent in self._committed:
+            found = [ids[payload] for _, payload in sent.events]
+            self._journal.write(Answered(at=at, name=sent.name, status=201, ids=found))
+        self._journal.close()
 
 
 class Entrance(ServerProcess):
@@ -98,15 +114,15 @@ class Entrance(ServerProcess):
         self.url = f"http://127.0.0.1:{port}"
 
 
-def stored_in(url: str) -> dict[str, Stored]:
-    """Return all events of the log by their ids."""
+def stored_in(url: str) -> list[tuple[str, str, Any]]:
+    """Return the id, the channel and the data of each event of the log, in order."""
     with closing(psycopg.connect(url)) as database:
         ((epoch,),) = database.execute("SELECT epoch FROM sse_app.log").fetchall()
         rows = database.execute(
             "SELECT e.seq, c.name, e.data FROM sse_app.events AS e JOIN sse_app.channels AS c ON c.id = e.channel "
             "ORDER BY e.seq"
         ).fetchall()
-    return {f"{epoch}-{seq}": Stored(name, orjson.loads(data)) for seq, name, data in rows}
+    return [(f"{epoch}-{seq}", name, orjson.loads(data)) for seq, name, data in rows]
 
 
 @contextmanager
@@ -157,13 +173,13 @@ def test_nodes_behind_haproxy_are_restarted_and_upgraded_in_turn_and_no_event_is
     token = nodes[0].stream_token("dashboard", ttl=6000)
     path = nodes[0].stream_url("dashboard", token).removeprefix(nodes[0].url)
     with haproxy(nodes, tmp_path) as port:
-        books = Books(Entrance(nodes[0], port), seed=seed, clients=12)
-        transactions = Transactions(nodes[0], 99, f"{seed} sql", database_url)
-        books.publishers.append(transactions)
+        books = Books(tmp_path / "journals", [Entrance(nodes[0], port)], seed)
+        transactions = Transactions(books.directory, f"{seed} sql", database_url)
         try:
             for fleet in fleets:
                 fleet.open(10, path)
             books.open()
+            transactions.start()
             for number, node in enumerate(nodes[:count]):
                 books.advance()
                 done = len(node.logged("upgraded")), len(node.logged("parent_replaced"))
@@ -179,16 +195,20 @@ def test_nodes_behind_haproxy_are_restarted_and_upgraded_in_turn_and_no_event_is
                 after = [len(fleet.ended) for fleet in fleets]
                 assert after[:number] + after[number + 1 :] == before[:number] + before[number + 1 :]
                 assert after[number] == 10
+            transactions.ends.set()
+            transactions.join()
             books.settle()
         finally:
+            transactions.ends.set()
             books.close()
             for fleet in fleets:
                 fleet.close()
-    stored = stored_in(database_url)
-    transactions.look_up(stored)
-    print(books.story(), f"{transactions.rolled_back} transactions rolled back")
+    listing = [(id, channel, payload_of(data)) for id, channel, data in stored_in(database_url)]
+    transactions.look_up(listing)
+    verdict = books.balance(listing, whole=True, refusals=())
+    print(verdict, f"{transactions.rolled_back} transactions rolled back")
     assert transactions.rolled_back
-    books.balance(stored)
+    assert verdict.findings == []
 
 
 @pytest.mark.parametrize(
@@ -252,7 +272,7 @@ def test_all_clients_of_three_nodes_have_every_event_of_their_channels_once_and_
             thread.join()
         stored = stored_in(database_url)
         for channels, clients in subscribed.items():
-            expected = [id for id, event in stored.items() if event.channel in channels]
+            expected = [id for id, channel, _ in stored if channel in channels]
             assert len(expected) > 100
             for client in clients:
                 client.wait_for(expected[-1])

@@ -21,7 +21,6 @@ from http.client import HTTPConnection, HTTPException, HTTPResponse
 from typing import Any
 
 from sse_app.core.channels import ChannelPattern
-from tests.support.accounting import Thread
 from tests.support.room import sequence
 from tests.support.server_process import ServerProcess
 from tests.support.sse_reader import EventStreamReader, ReceivedEvent
@@ -219,18 +218,30 @@ class Client:
         return any(ChannelPattern(asked).matches(channel) for asked in self.channels)
 
 
-class Storm(Thread):
-    """Publishes in the background until it is stopped."""
+class Storm:
+    """Publishes in the background until it is stopped; what fails in it is raised then."""
 
     def __init__(self, account: Account, channels: Sequence[str], seed: int) -> None:
-        super().__init__("storm")
         self._account, self._channels, self._chance = account, channels, random.Random(seed)
+        self._stopping = threading.Event()
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="storm", daemon=True)
+        self._thread.start()
 
-    def work(self) -> None:
-        """Publish one request."""
-        count = self._chance.choice((1, 1, 3))
-        self._account.publish(self._chance.choices(self._channels, k=count), self._chance)
-        self.stopping.wait(CREEP)
+    def _run(self) -> None:
+        try:
+            while not self._stopping.wait(CREEP):
+                count = self._chance.choice((1, 1, 3))
+                self._account.publish(self._chance.choices(self._channels, k=count), self._chance)
+        except BaseException as error:
+            self._failure = error
+
+    def stop(self) -> None:
+        """Have it end, and wait for that."""
+        self._stopping.set()
+        self._thread.join()
+        if self._failure is not None:
+            raise self._failure
 
 
 class Account:
@@ -326,14 +337,12 @@ class Account:
         """Publish in the background from now on."""
         if self._storm is None:
             self._storm = Storm(self, channels, self.chance.randrange(1 << 30))
-            self._storm.start()
 
     def end_storm(self) -> None:
         """Publish no more in the background."""
         if self._storm is not None:
-            self._storm.stop()
-            self._storm.check()
-            self._storm = None
+            storm, self._storm = self._storm, None
+            storm.stop()
 
     def open(
         self,

@@ -161,6 +161,11 @@ class Postgres:
         """Make the standby a primary, and wait until it is one."""
         self.run("pg_ctl", "promote", "-w", f"--pgdata={self.data}")
 
+    def catch_up_with(self, primary: Postgres) -> None:
+        """Wait until this standby has all that its primary has committed by now."""
+        ((place,),) = primary.execute("SELECT pg_current_wal_flush_lsn()")
+        until(lambda: self.execute(f"SELECT 1 WHERE pg_last_wal_replay_lsn() >= '{place}'"), "it has all")
+
     def stop_replication(self) -> None:
         """Send nothing more to any standby."""
         file = self.data / "pg_hba.conf"

@@ -642,3 +642,31 @@ def test_a_finding_says_to_whom_what_happened() -> None:
     assert (
         str(Finding(Mistake.LOST, "log", "p1, acknowledged as e-1")) == "log: lost: p1, acknowledged as e-1"
     )
+
+
+def test_a_log_whose_first_event_is_missing() -> None:
+    publisher, listing = published(2)
+    (finding,) = Accountant({"p": publisher[2:]}, {}, listing[1:], whole=True).balance().findings
+    assert finding.mistake is Mistake.LOST
+    assert Accountant({"p": publisher}, {}, listing, whole=True).balance().findings == []
+
+
+def test_a_status_that_may_not_be_answered() -> None:
+    publisher, listing = published()
+    publisher.append(Answered(at=9.0, name="r4", status=401))
+    client = [Asked(at=0.0, channels=["a"]), Ended(at=0.1, status=503), *stream(*received(1, 2, 3, 4))]
+    verdict = Accountant({"p": publisher}, {"c": client}, listing, refusals=()).balance()
+    assert [(finding.mistake, finding.whom) for finding in verdict.findings] == [
+        (Mistake.MALFORMED, "p"),
+        (Mistake.MALFORMED, "c"),
+    ]
+
+
+def test_an_event_that_is_another_one_when_it_is_sent_again() -> None:
+    publisher, listing = published(1)
+    clients = {
+        name: stream(Received(at=1.6, id="e-1", channel="a", payload="p1", timestamp=timestamp))
+        for name, timestamp in (("1", "10:00"), ("2", "10:01"))
+    }
+    (finding,) = Accountant({"p": publisher}, clients, listing).balance().findings
+    assert finding.mistake is Mistake.TWO_EVENTS
