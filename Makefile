@@ -37,7 +37,7 @@ test-faults: .venv/installed
 test-faults-long: .venv/installed
 	@$(BIN)/python -m tests.faults --long --at-once 2 --results tests/faults/results/faults.jsonl
 	@$(BIN)/python -m tests.faults.soak --results tests/faults/results/soaks.jsonl
-	@$(BIN)/python -m tests.faults.bugs
+	@$(BIN)/python -m tests.faults.bugs --results tests/faults/results/bugs.jsonl
 	@$(BIN)/python -m tests.faults.report
 
 check: .venv/installed

@@ -1,6 +1,6 @@
 """Shows that the faults find bugs: each is put into a copy of the program, and has to be found by its name.
 
-python -m tests.faults.bugs [--seed N] [NAME …]
+python -m tests.faults.bugs [--seed N] [--results FILE] [NAME …]
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 
 from tests.faults.accountant import Mistake
+from tests.faults.catalogue import commit
 from tests.faults.run import Result
 
 ROOT = Path(__file__).parents[2]
@@ -52,6 +53,27 @@ class Bug:
             if text.count(before) != 1:
                 raise ValueError(f"{file} has {text.count(before)} of: {before}")
             path.write_text(text.replace(before, after))
+
+
+class Found(msgspec.Struct, kw_only=True):
+    """What became of a bug.
+
+    Attributes:
+        bug: its name.
+        commit: of the program that it was put into.
+        sought: the mistakes that it leads to, any of which has to be found.
+        result: of the run with it; None where there was none.
+    """
+
+    bug: str
+    commit: str
+    sought: list[Mistake]
+    result: Result | None
+
+    @property
+    def is_found(self) -> bool:
+        """Whether the accountant has found it by its name."""
+        return self.result is not None and any(self.result.found.get(mistake) for mistake in self.sought)
 
 
 WRITER, STREAM, PAST = (
@@ -175,7 +197,7 @@ BUGS = {
             ),
         ],
         "SIGSTOP",
-        3,
+        12,
         (Mistake.SILENT_GAP,),
         SEVERAL,
     ),
@@ -213,8 +235,8 @@ BUGS = {
 }
 
 
-def find(name: str, seed: int) -> bool:
-    """Put a bug into a copy of the program, run the fault that brings it to light, and return whether it was found.
+def find(name: str, seed: int) -> Found:
+    """Put a bug into a copy of the program, run the fault that brings it to light, and return what was found.
 
     Args:
         name: of the bug.
@@ -240,21 +262,28 @@ def find(name: str, seed: int) -> bool:
             [sys.executable, "-m", "tests.faults", *words], cwd=tree, capture_output=True, text=True
         )
         results = Path(directory, "results")
-        found = msgspec.json.decode(results.read_bytes(), type=Result).found if results.exists() else {}
+        result = msgspec.json.decode(results.read_bytes(), type=Result) if results.exists() else None
     print(f"== {name}\n{done.stdout}{done.stderr[-2000:]}", flush=True)
-    return done.returncode == 1 and any(found.get(mistake) for mistake in bug.found)
+    return Found(bug=name, commit=commit(), sought=list(bug.found), result=result)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults.bugs", description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="only these")
     parser.add_argument("--seed", type=int, default=0, help="that of a run that is to be run again")
+    parser.add_argument(
+        "--results", type=Path, help="a file for what was found, as JSON lines; it is appended to"
+    )
     options = parser.parse_args()
-    names = options.names or [*BUGS]
-    unfound = [name for name in names if not find(name, options.seed)]
-    for name in names:
-        print(f"{name}: {'NOT FOUND' if name in unfound else 'found'}")
-    return int(bool(unfound))
+    founds = []
+    for name in options.names or [*BUGS]:
+        founds.append(found := find(name, options.seed))
+        if options.results is not None:
+            with options.results.open("ab") as results:
+                results.write(msgspec.json.encode(found) + b"\n")
+    for found in founds:
+        print(f"{found.bug}: {'found' if found.is_found else 'NOT FOUND'}")
+    return int(not all(found.is_found for found in founds))
 
 
 if __name__ == "__main__":

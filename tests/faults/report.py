@@ -12,13 +12,14 @@ from typing import TypeVar
 import msgspec
 
 from tests.faults.accountant import Mistake
+from tests.faults.bugs import Found
 from tests.faults.catalogue import CATALOGUE
 from tests.faults.run import Result
 from tests.faults.soak import Soak, plot
 from tests.faults.ways import WAYS
 
 RESULTS = Path(__file__).with_name("results")
-FAULTS, SOAKS = RESULTS / "faults.jsonl", RESULTS / "soaks.jsonl"
+FAULTS, SOAKS, BUGS = (RESULTS / name for name in ("faults.jsonl", "soaks.jsonl", "bugs.jsonl"))
 
 DOCS = Path(__file__).parents[2] / "docs"
 DOCUMENT = DOCS / "reliability.md"
@@ -84,20 +85,34 @@ Publishers, and clients that come and go, with nothing done to the servers: what
     python -m tests.faults.soak --way WAY --seconds SECONDS --seed SEED
 """
 
-AnyResult = TypeVar("AnyResult", Result, Soak)
+ON_PURPOSE = """## Bugs that were put in on purpose
+
+Each is a change of a few lines in a copy of the program. The suite has to find it, by the name of what it leads to.
+
+    python -m tests.faults.bugs --seed SEED 'BUG'
+"""
+
+AnyResult = TypeVar("AnyResult", Result, Soak, Found)
 
 
 def read(path: Path, kind: type[AnyResult]) -> list[AnyResult]:
-    """Return the results that a file has, of each fault and way the last."""
+    """Return the results that a file has; of what was run again the last."""
     last: dict[tuple[str, str], AnyResult] = {}
     decoder = msgspec.json.Decoder(kind)
     for line in path.read_bytes().splitlines():
         result = decoder.decode(line)
-        last[result.fault if isinstance(result, Result) else "", result.way] = result
+        match result:
+            case Result():
+                key = result.fault, result.way
+            case Soak():
+                key = "", result.way
+            case Found():
+                key = result.bug, ""
+        last[key] = result
     return list(last.values())
 
 
-def document(results: Sequence[Result], soaks: Sequence[Soak]) -> str:
+def document(results: Sequence[Result], soaks: Sequence[Soak], bugs: Sequence[Found]) -> str:
     """Return the page."""
     parts = [HEADER, _promises(results)]
     order = {name: number for number, name in enumerate(CATALOGUE)}
@@ -107,6 +122,7 @@ def document(results: Sequence[Result], soaks: Sequence[Soak]) -> str:
         )
         parts.append(_way(way, of_way))
     parts.append(_steady(sorted(soaks, key=lambda soak: [*WAYS].index(soak.way))))
+    parts.append(_on_purpose(bugs))
     return "\n".join(parts)
 
 
@@ -193,16 +209,35 @@ def _steady(soaks: Sequence[Soak]) -> str:
     return "\n".join(rows)
 
 
+def _on_purpose(bugs: Sequence[Found]) -> str:
+    rows = [
+        ON_PURPOSE,
+        "| bug | what was done | servers | times | found | run |",
+        "|---|---|---|--:|---|---|",
+    ]
+    for bug in bugs:
+        result = bug.result
+        if result is None or not bug.is_found:
+            rows.append(f"| {bug.bug} | | | | **not found** | commit {bug.commit} |")
+            continue
+        found = ", ".join(f"{mistake}: {count:,}" for mistake, count in result.found.items() if count)
+        rows.append(
+            f"| {bug.bug} | {result.fault} | {result.way} | {result.times} | {found} | "
+            f"{result.date}, commit {bug.commit}, seed {result.seed} |"
+        )
+    return "\n".join([*rows, ""])
+
+
 def _picture(soak: Soak) -> str:
     return f"images/soak-{soak.way.replace(' ', '-')}.svg"
 
 
 def main() -> None:
-    results, soaks = read(FAULTS, Result), read(SOAKS, Soak)
+    results, soaks, bugs = read(FAULTS, Result), read(SOAKS, Soak), read(BUGS, Found)
     failed = [f"{result.fault}, {result.way}: {result.failure}" for result in results if result.failure]
     if failed:
         raise SystemExit("\n".join(failed))
-    DOCUMENT.write_text(document(results, soaks))
+    DOCUMENT.write_text(document(results, soaks, bugs))
     for soak in soaks:
         (DOCS / _picture(soak)).write_text(plot(soak))
 
