@@ -227,7 +227,6 @@ def test_a_page_whose_own_policy_is_in_the_way_is_told_so(chrome: Chrome, script
     assert script.asked == []
 
 
-@pytest.mark.long
 def test_a_server_that_is_away_is_no_mistake_of_the_settings(chrome: Chrome, script: ScriptedServer) -> None:
     script.answers = [Answer(0)]
     tab = open_on(chrome, script, options={"autoConnect": False})

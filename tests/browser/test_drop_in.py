@@ -40,7 +40,7 @@ from tests.support.wall_clock import clock_library as clock_library
 from tests.support.wall_clock import start as start
 from tests.support.wall_clock import wall_clock as wall_clock
 
-pytestmark = [pytest.mark.browser, pytest.mark.node, pytest.mark.long]
+pytestmark = [pytest.mark.browser, pytest.mark.node, pytest.mark.slow]
 
 FRONT_END = ROOT / "tests/browser/drop_in"
 THEIRS, OURS = "@/composables/useSSE", "@sse-app/client/vue"
@@ -208,7 +208,7 @@ def asleep(laptop: Laptop) -> Iterator[None]:
             os.kill(pid, signal.SIGCONT)
 
 
-@pytest.fixture(params=["Chromium", "Firefox"])
+@pytest.fixture(params=["Chromium", pytest.param("Firefox", marks=pytest.mark.long)])
 def laptop(
     request: pytest.FixtureRequest, chromium: Browser, tmp_path: Path, wall_clock: WallClock
 ) -> Iterator[Laptop]:
@@ -241,6 +241,7 @@ def keeps_up(laptop: Laptop, publisher: Publisher, seconds: float = 60) -> None:
 Starts = Callable[..., ClockedServer]
 
 
+@pytest.mark.long
 def test_the_original_moves_and_loses_what_comes_while_the_server_is_away(
     original: Path, start: Starts, chromium: Browser
 ) -> None:
@@ -265,7 +266,7 @@ def test_the_original_moves_and_loses_what_comes_while_the_server_is_away(
 ENDS = [
     pytest.param(False, id="whose connections end"),
     # Requests on connections that the browser keeps are lost too, and wait 15 s each for an answer.
-    pytest.param(True, id="whose connections are lost in silence"),
+    pytest.param(True, id="whose connections are lost in silence", marks=pytest.mark.long),
 ]
 
 

@@ -6,7 +6,7 @@ import random
 
 from tests.faults.catalogue import CATALOGUE, run_once
 
-TIMES, KILLS = 1, 7
+TIMES, KILLS = 1, 5
 
 
 def faults_of(way: str) -> list[str]:

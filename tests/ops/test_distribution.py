@@ -156,7 +156,6 @@ def test_the_source_distribution_passes_its_own_tests(sources: Path, folder: str
     assert " passed" in printed
 
 
-@pytest.mark.long
 def test_in_an_empty_environment_the_wheel_serves_and_prints_its_configurations(
     commands: Path, tmp_path: Path
 ) -> None:

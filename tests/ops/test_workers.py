@@ -60,7 +60,6 @@ def test_streams_of_one_address_spread_over_the_workers(start: Start) -> None:
     assert {line.get("worker") for line in server.logged("stream_opened")} <= {1, 2, 3, 4}
 
 
-@pytest.mark.long
 def test_keys_that_are_there_before_the_first_start_are_used(start: Start, tmp_path: Path) -> None:
     keys = KeyRing.load(_private(tmp_path / "brought"))
     _private(tmp_path / "state")
@@ -561,7 +560,6 @@ def test_a_port_that_another_parents_workers_share_is_not_shared_with_them(
     assert f"cannot listen on 127.0.0.1:{server.port}" in done.stderr
 
 
-@pytest.mark.long
 def test_a_free_port_is_taken_once_and_by_all(start: Start) -> None:
     server = start(workers=2)
     server.stop()
@@ -698,7 +696,6 @@ def test_ctrl_c_in_a_terminal_ends_all_with_tidy_output(tmp_path: Path) -> None:
     assert text.rstrip().endswith("stopped")
 
 
-@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("restarts", [4, pytest.param(20, marks=pytest.mark.long)])
 def test_many_restarts_leave_no_zombie_and_no_descriptor(start: Start, restarts: int) -> None:
@@ -733,7 +730,6 @@ def test_one_worker_is_no_parent(start: Start, tmp_path: Path) -> None:
     assert "workers" not in line
 
 
-@pytest.mark.long
 def test_check_config_says_how_many_workers_and_who_they_are(start: Start) -> None:
     server = start(workers=2)
     found = server.workers()
