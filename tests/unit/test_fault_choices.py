@@ -6,6 +6,7 @@ import json
 import random
 import threading
 from collections.abc import Sequence
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -24,7 +25,8 @@ def requests_of_a_publisher(journal: Path, refused: Sequence[int]) -> list[Sent]
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            events = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["events"]
+            content = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            events = content.get("events", [content])
             status = 503 if next(numbers) in refused else 201
             body = json.dumps({"ids": [f"e-{next(ids)}" for _ in events]}).encode()
             self.send_response(status)
@@ -48,14 +50,13 @@ def requests_of_a_publisher(journal: Path, refused: Sequence[int]) -> list[Sent]
                 kept=False,
                 pause=0.0,
             )
-            publisher = Publisher(settings, "token")
-            working = threading.Thread(target=publisher.run)
-            working.start()
-            while len({record.name for record in read(journal) if isinstance(record, Sent)}) < 20:
-                assert working.is_alive()
-            publisher.ends = True
-            working.join()
-            publisher.close()
+            with closing(Publisher(settings, "token")) as publisher:
+                working = threading.Thread(target=publisher.run)
+                working.start()
+                while len({record.name for record in read(journal) if isinstance(record, Sent)}) < 20:
+                    assert working.is_alive()
+                publisher.ends = True
+                working.join()
         finally:
             server.shutdown()
             thread.join()
