@@ -186,6 +186,11 @@ class Connection:
         return self._socket is None
 
     @property
+    def body_incomplete(self) -> bool:
+        """Whether some of the body of the request under way is still to come, or has not been looked at."""
+        return self._incomplete
+
+    @property
     def arriving(self) -> bool:
         """Whether the application handles a request whose body is not complete yet."""
         return self._delegate is not None

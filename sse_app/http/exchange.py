@@ -27,6 +27,10 @@ class ClientConnection(Protocol):
 
     context: Context
 
+    @property
+    def body_incomplete(self) -> bool:
+        """Whether some of the request's body is still to come."""
+
     def send(self, data: bytes) -> asyncio.Future[None]:
         """Send bytes; the future resolves when the socket has accepted them, or fails when the client is gone."""
 
@@ -105,7 +109,8 @@ class Exchange(httputil.HTTPConnection):
         """Write the head of the response, and with it the first of its body.
 
         It is framed as RFC 9112 §6 says: by its ``Content-Length``, or else in chunks, or else by the end of the
-        connection. A ``Connection: close`` of the handler's is kept.
+        connection. A ``Connection: close`` of the handler's is kept, and a response that is complete before the body of
+        its request has one: the rest is not read as a body (§9.6).
 
         Raises:
             ValueError: a header contains CR or LF.
@@ -127,6 +132,8 @@ class Exchange(httputil.HTTPConnection):
             self.keep_alive = False
         for value in headers.get_list("Connection"):
             self.keep_alive = self.keep_alive and "close" not in tokens(value)
+        if connection.body_incomplete and self._unwritten == len(chunk or b""):
+            self.keep_alive = False
         if not self.keep_alive:
             headers["Connection"] = "close"
         elif version == "HTTP/1.0":

@@ -102,9 +102,13 @@ class Slow(web.RequestHandler):
 class Early(Slow):
     """Answers before it has seen the body."""
 
-    def prepare(self) -> None:
-        self.set_status(403)
-        self.finish("no")
+    async def prepare(self) -> None:
+        *_, how = self.request.path.split("/")
+        self.set_status(int(how) if how.isdigit() else 403)
+        if how == "pieces":
+            self.write("n")
+            await self.flush()
+        self.finish(None if how.isdigit() else "no")
 
 
 class Pieces(web.RequestHandler):
@@ -182,7 +186,7 @@ def application() -> web.Application:
         [
             ("/echo", Echo),
             ("/slow[0-9]?", Slow),
-            ("/early", Early),
+            ("/early.*", Early),
             ("/pieces", Pieces),
             ("/status/([0-9]+)", Statuses),
             ("/closing", Closing),
@@ -596,9 +600,51 @@ async def test_a_body_that_the_handler_does_not_wait_for_ends_the_connection(slo
         client.send(b"a" * 100_000)
         answer = await client.response()
         assert (answer.status, answer.body) == (403, b"no")
+        assert answer.headers["Connection"] == "close"
         client.send(b"a" * 200_000 + GET)
         assert await client.is_closed()
         assert slow.begun[0].received == 0
+
+
+@pytest.mark.parametrize("path", ["/early", "/early/204", "/early/pieces", "/early/304"])
+@pytest.mark.parametrize("method", ["POST", "HEAD"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        ("Content-Length: 5", b""),
+        ("Content-Length: 5", b"ab"),
+        ("Content-Length: 5", b"abcde"),
+        ("Transfer-Encoding: chunked", b""),
+        ("Transfer-Encoding: chunked", b"3\r\nab"),
+        ("Transfer-Encoding: chunked", b"3\r\nabc\r\n0\r\n\r\n"),
+    ],
+)
+@pytest.mark.gen_test
+async def test_an_answer_to_a_request_whose_body_will_not_be_read_says_that_the_connection_closes(
+    slow: type[Slow], body: tuple[str, bytes], method: str, path: str
+) -> None:
+    """RFC 9112 §9.6; but for one that is told in pieces: the body may be complete before the last of them."""
+    framing, sent = body
+    async with serving() as (_, port), connected(port) as client:
+        client.send(f"{method} {path} HTTP/1.1\r\nHost: here\r\n{framing}\r\n\r\n".encode() + sent + GET)
+        answer = await client.response(method)
+        if path != "/early/pieces" or method == "HEAD":
+            assert answer.headers.get_list("Connection") == ["close"]
+        assert await client.is_closed()
+
+
+@pytest.mark.gen_test
+async def test_an_answer_to_a_request_without_a_body_does_not_say_so(slow: type[Slow]) -> None:
+    async with serving() as (_, port), connected(port) as client:
+        for framing in ("", "Content-Length: 0\r\n"):
+            client.send(f"POST /early HTTP/1.1\r\nHost: here\r\n{framing}\r\n".encode())
+            answer = await client.response()
+            assert (answer.status, "Connection" in answer.headers) == (403, False)
+        client.send(
+            b"POST /early HTTP/1.0\r\nHost: here\r\nConnection: keep-alive\r\nContent-Length: 1\r\n\r\n"
+        )
+        assert (await client.response()).headers.get_list("Connection") == ["close"]
+        assert await client.is_closed()
 
 
 @pytest.mark.parametrize("chunked", [False, True])

@@ -113,6 +113,31 @@ def test_a_chunked_body_of_9_mib_is_413_too(target: Target) -> None:
 
 
 @pytest.mark.parametrize(
+    ("path", "headers", "status"),
+    [
+        ("/api/v1/sse/dashboard", ["Authorization: Bearer nonsense", "Transfer-Encoding: chunked"], 401),
+        ("/api/v1/sse", ["Transfer-Encoding: chunked"], 401),
+        ("/api/v1/sse/dashboard", [f"Content-Length: {MIB}"], 401),
+        ("/api/v1/sse/dashboard", [f"Content-Length: {MIB}", "Expect: 100-continue"], 401),
+        ("/api/v1/auth/login", ["Origin: http://evil.example", "Content-Length: 9"], 403),
+        ("/api/v1/auth/refresh", ["Origin: http://evil.example", "Transfer-Encoding: chunked"], 403),
+    ],
+)
+def test_an_answer_before_the_body_has_come_says_that_the_connection_closes(
+    target: Target, path: str, headers: list[str], status: int
+) -> None:
+    """What comes next on it is not read, and the client learns so from the answer (RFC 9112 §9.6)."""
+    with target.connect(timeout=10) as connection:
+        connection.sendall(request("POST", path, *headers))
+        with closing(HTTPResponse(connection)) as response:
+            response.begin()
+            headers_back = {name.lower(): value for name, value in response.getheaders()}
+            assert_refused(Answer(response.status, headers_back, response.read()), status)
+        assert headers_back["connection"] == "close"
+        assert connection.recv(1) == b""
+
+
+@pytest.mark.parametrize(
     "length", [str(MIB + 1), str(2 * MIB), str(200 * MIB), "9" * 18, "9" * 30, "9" * 5_000], ids=len
 )
 @pytest.mark.parametrize("more", [(), ("Expect: 100-continue",)], ids=["", "expect"])
