@@ -231,6 +231,7 @@ class Posting:
         framed: the headers and bytes that carry the body.
         well_framed: whether these are as HTTP says.
         key: the idempotency key; empty where there is none.
+        allowed: whether its token is one.
     """
 
     path: str
@@ -239,6 +240,7 @@ class Posting:
     framed: tuple[bytes, bytes]
     well_framed: bool = True
     key: str = ""
+    allowed: bool = True
 
     @property
     def channel(self) -> str | None:
@@ -247,7 +249,8 @@ class Posting:
 
     def bytes(self, access: str) -> bytes:
         """Return the bytes of the request."""
-        headers = [b"Host: localhost", b"Authorization: Bearer " + access.encode()]
+        token = access if self.allowed else "x.y.z"
+        headers = [b"Host: localhost", b"Authorization: Bearer " + token.encode()]
         if self.content_type is not None:
             headers.append(b"Content-Type: " + self.content_type.encode())
         if self.key:
@@ -304,7 +307,8 @@ def postings(draw: st.DrawFn) -> Posting:
         body = mutated(draw, body)
     framed, well = draw(framings(body, broken=kind != "text" and body.endswith(b"}")))
     key = draw(st.sampled_from(["", "", "k"]))
-    return Posting(path, content_type, body, framed, well, key and f"k{time.monotonic_ns()}")
+    allowed = draw(st.integers(0, 9)) > 0
+    return Posting(path, content_type, body, framed, well, key and f"k{time.monotonic_ns()}", allowed)
 
 
 @st.composite
