@@ -15,8 +15,10 @@ from typing import Any
 import httpx
 
 from tests.faults import client, flood, publisher
-from tests.faults.accountant import Accountant, Verdict
+from tests.faults.accountant import account
 from tests.faults.journal import AnyRecord, payload_of, read
+from tests.faults.ledger import Promises
+from tests.faults.verdict import Verdict
 from tests.support.room import sequence
 from tests.support.server_process import ServerProcess
 from tests.support.waiting import until
@@ -206,13 +208,13 @@ class Books:
         """Return what publishers and clients have written down so far, by their names, which begin so."""
         return {path.name: list(read(path)) for path in sorted(self.directory.glob(f"{of}*"))}
 
-    def balance(self, listing: Iterable[tuple[str, str, str]], **promises: Any) -> Verdict:
+    def balance(self, listing: Iterable[tuple[str, str, str]], promises: Promises) -> Verdict:
         """Compare all that was said with all that the log has, and return what was found; call it after `settle`.
 
         Args:
-            listing, promises: as those of `Accountant`.
+            listing, promises: as those of `account`.
         """
-        return Accountant(self.journals("publisher"), self.journals("client"), listing, **promises).balance()
+        return account(self.journals("publisher"), self.journals("client"), listing, promises)
 
     def close(self) -> None:
         """End all."""

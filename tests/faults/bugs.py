@@ -16,9 +16,9 @@ from pathlib import Path
 
 import msgspec
 
-from tests.faults.accountant import Mistake
 from tests.faults.catalogue import commit
 from tests.faults.run import Result
+from tests.faults.verdict import Mistake
 
 ROOT = Path(__file__).parents[2]
 

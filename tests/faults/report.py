@@ -11,11 +11,11 @@ from typing import TypeVar
 
 import msgspec
 
-from tests.faults.accountant import Mistake
 from tests.faults.bugs import Found
 from tests.faults.catalogue import CATALOGUE
 from tests.faults.run import Result
 from tests.faults.soak import Soak, plot
+from tests.faults.verdict import Mistake
 from tests.faults.ways import WAYS
 
 RESULTS = Path(__file__).with_name("results")

@@ -14,11 +14,12 @@ from typing import Any
 import httpx
 import msgspec
 
-from tests.faults.accountant import Loss, Verdict
 from tests.faults.books import SETTLES, Books, head_of, history_of
 from tests.faults.databases import Setup
 from tests.faults.disk import Disk, small
 from tests.faults.journal import Answered, AnyRecord
+from tests.faults.ledger import Loss, Promises
+from tests.faults.verdict import Verdict
 from tests.faults.ways import ON_POSTGRES, STATE, WAYS, Deployment
 from tests.support.namespaces import Link, links
 from tests.support.programs import compiled
@@ -278,11 +279,13 @@ class Run:
         self.silence = _longest_silence(self.books.journals("publisher").values())
         verdict = self.books.balance(
             history_of(self.chance.choice(self.servers), self._began_at, kept=kept),
-            kept=kept,
-            keeps=0 if kept else {**SETTINGS, **self._needs.settings}["HISTORY__SIZE"],
-            told=self._needs.told,
-            ends=None if self._needs.ended else self._ends_of_streams,
-            losses=self.losses,
+            Promises(
+                kept=kept,
+                keeps=0 if kept else {**SETTINGS, **self._needs.settings}["HISTORY__SIZE"],
+                told=self._needs.told,
+                ends=None if self._needs.ended else self._ends_of_streams,
+                losses=self.losses,
+            ),
         )
         assert verdict.findings or verdict.taken_back or not self.losses, (
             "nothing was lost, so nothing was tried"

@@ -7,8 +7,8 @@ import time
 import httpx
 import psycopg
 
-from tests.faults.accountant import Loss
 from tests.faults.databases import Database
+from tests.faults.ledger import Loss
 from tests.faults.processes import a_server
 from tests.faults.run import Run
 from tests.support.node_processes import NAMES

@@ -16,9 +16,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.faults.accountant import Loss
 from tests.faults.books import Books, history_of
 from tests.faults.journal import Answered, Journal, Reset, Sent, payload_of
+from tests.faults.ledger import Loss, Promises
 from tests.support.fleet import Client, Fleet
 from tests.support.namespaces import links, small_disk
 from tests.support.nodes import TIMEOUT, nodes
@@ -52,7 +52,7 @@ def books_of(
         books.settle(10.0)
         histories = [history_of(server) for server in servers]
     assert all(history == histories[0] for history in histories)
-    verdict = books.balance(histories[0], losses=losses or (), whole=True, refusals=())
+    verdict = books.balance(histories[0], Promises(losses=losses or (), whole=True, refusals=()))
     print(verdict)
     assert verdict.findings == []
     if losses is not None:

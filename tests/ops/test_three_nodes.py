@@ -25,6 +25,7 @@ import pytest
 
 from tests.faults.books import CHANNELS, Books
 from tests.faults.journal import Answered, Journal, Sent, payload_of
+from tests.faults.ledger import Promises
 from tests.support.fleet import Client, Fleet
 from tests.support.ports import reserved_port
 from tests.support.programs import require
@@ -204,7 +205,7 @@ def test_nodes_behind_haproxy_are_restarted_and_upgraded_in_turn_and_no_event_is
                 fleet.close()
     listing = [(id, channel, payload_of(data)) for id, channel, data in stored_in(database_url)]
     transactions.look_up(listing)
-    verdict = books.balance(listing, whole=True, refusals=())
+    verdict = books.balance(listing, Promises(whole=True, refusals=()))
     print(verdict, f"{transactions.rolled_back} transactions rolled back")
     assert transactions.rolled_back
     assert verdict.findings == []

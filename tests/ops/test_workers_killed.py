@@ -21,6 +21,7 @@ import pytest
 from tests import support
 from tests.faults.books import Books, history_of
 from tests.faults.journal import payload_of
+from tests.faults.ledger import Promises
 from tests.support.programs import compiled
 from tests.support.supervised import ServerWithWorkers, is_running, starting_workers
 from tests.support.waiting import until
@@ -261,7 +262,7 @@ def books_of(server: ServerWithWorkers, chance: random.Random) -> Iterator[Books
         books.settle()
         history = history_of(server)
         shown = server.command("eventlog", "show")
-    verdict = books.balance(history, whole=True, refusals=())
+    verdict = books.balance(history, Promises(whole=True, refusals=()))
     print(verdict)
     assert verdict.findings == []
     assert f"head {len(history)}\n" in shown

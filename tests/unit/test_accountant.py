@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.accountant import Accountant, Finding, Loss, Mistake
+from tests.faults.accountant import account
 from tests.faults.journal import (
     Answered,
     AnyRecord,
@@ -23,6 +23,8 @@ from tests.faults.journal import (
     Sent,
     read,
 )
+from tests.faults.ledger import Loss, Promises
+from tests.faults.verdict import Finding, Mistake
 
 Listing = list[tuple[str, str, str]]
 
@@ -63,16 +65,16 @@ def found(
     kept: bool = True,
     keeps: int = 0,
 ) -> list[tuple[Mistake, str]]:
-    """Return what is found, and to whom it happened."""
+    """Return what is found, and where."""
     clients = {"client": client} | {f"client {number}": other for number, other in enumerate(others, 2)}
-    verdict = Accountant({"publisher": publisher}, clients, listing, kept=kept, keeps=keeps).balance()
-    return [(finding.mistake, finding.whom) for finding in verdict.findings]
+    verdict = account({"publisher": publisher}, clients, listing, Promises(kept=kept, keeps=keeps))
+    return [(finding.mistake, finding.where) for finding in verdict.findings]
 
 
 def test_a_run_in_which_all_went_well() -> None:
     publisher, listing = published()
     client = [*stream(*received(1, 2)), *stream(Pinged(at=2.9), *received(3, 4), position="e-2")]
-    verdict = Accountant({"publisher": publisher}, {"client": client}, listing).balance()
+    verdict = account({"publisher": publisher}, {"client": client}, listing)
     assert verdict.findings == []
     assert (verdict.acknowledged, verdict.received, verdict.streams, verdict.resets) == (4, 4, 2, 0)
     assert set(verdict.counts().values()) == {0}
@@ -203,7 +205,7 @@ def test_an_event_of_an_unknown_outcome_may_be_stored_or_not_and_is_due_where_it
 
     def what(listing: Listing, *received_ids: int) -> list[Mistake]:
         client = stream(*received(*received_ids))
-        verdict = Accountant({"p": publisher}, {"c": client}, listing).balance()
+        verdict = account({"p": publisher}, {"c": client}, listing)
         return [finding.mistake for finding in verdict.findings]
 
     assert what(listing, 1, 2) == []
@@ -285,7 +287,7 @@ def found_after(
     client: Sequence[AnyRecord],
     loss: Loss = LOSS,
 ) -> list[Mistake]:
-    verdict = Accountant({"p": publisher}, {"client": client}, listing, losses=[loss]).balance()
+    verdict = account({"p": publisher}, {"client": client}, listing, Promises(losses=[loss]))
     return [finding.mistake for finding in verdict.findings]
 
 
@@ -296,7 +298,7 @@ def comes_back(*records: AnyRecord, position: str = "e-4") -> list[AnyRecord]:
 def test_what_may_be_lost_with_a_log_that_is_replaced_is_counted() -> None:
     publisher, listing = replaced()
     client = [*stream(*received(1, 2, 3, 4)), *comes_back(RESET, *in_the_next(4, 5))]
-    verdict = Accountant({"p": publisher}, {"client": client}, listing, losses=[LOSS]).balance()
+    verdict = account({"p": publisher}, {"client": client}, listing, Promises(losses=[LOSS]))
     assert (verdict.findings, verdict.taken_back, verdict.acknowledged) == ([], 1, 6)
     for other in (Loss(begins=4.6, ends=10.0), Loss(begins=2.9, ends=3.9)):
         assert found_after(publisher, listing, client, other) == [Mistake.LOST, Mistake.INVENTED]
@@ -421,10 +423,10 @@ def test_a_stream_that_ends_without_a_word() -> None:
             *stream(*received(3, 4), position="e-2")[:-1],
             Left(at=9.0),
         ]
-        verdict = Accountant({"p": publisher}, {"client": client}, listing, told=True).balance()
-        assert [(finding.mistake, finding.whom) for finding in verdict.findings] == faults
+        verdict = account({"p": publisher}, {"client": client}, listing, Promises(told=True))
+        assert [(finding.mistake, finding.where) for finding in verdict.findings] == faults
     refused = [Asked(at=0.0, channels=["a"]), Ended(at=0.1, status=503), *stream(*received(1, 2, 3, 4))[:-1]]
-    assert Accountant({"p": publisher}, {"c": refused}, listing, told=True).balance().findings == []
+    assert account({"p": publisher}, {"c": refused}, listing, Promises(told=True)).findings == []
 
 
 @pytest.mark.parametrize(
@@ -449,7 +451,7 @@ def test_a_stream_that_ends_where_it_was_to_go_on(
         *stream(*received(3, 4), position="e-2", at=2.8)[:-1],
         Ended(at=99.0, left=True),
     ]
-    verdict = Accountant({"p": publisher}, {"c": client}, listing, ends=ends).balance()
+    verdict = account({"p": publisher}, {"c": client}, listing, Promises(ends=ends))
     assert [finding.mistake for finding in verdict.findings] == [Mistake.ENDED] * faults
 
 
@@ -461,9 +463,9 @@ def test_a_stream_that_is_not_begun_where_it_was_to_be(status: int) -> None:
         Ended(at=1.1, status=status),
         Left(at=1.2),
     ]
-    (finding,) = Accountant({"p": publisher}, {"c": client}, listing, ends=[]).balance().findings
+    (finding,) = account({"p": publisher}, {"c": client}, listing, Promises(ends=[])).findings
     assert finding.mistake is Mistake.ENDED
-    assert Accountant({"p": publisher}, {"c": client}, listing, ends=[(1.0, 1.0)]).balance().findings == []
+    assert account({"p": publisher}, {"c": client}, listing, Promises(ends=[(1.0, 1.0)])).findings == []
 
 
 def test_a_stream_that_is_not_as_the_format_says() -> None:
@@ -646,17 +648,17 @@ def test_a_finding_says_to_whom_what_happened() -> None:
 
 def test_a_log_whose_first_event_is_missing() -> None:
     publisher, listing = published(2)
-    (finding,) = Accountant({"p": publisher[2:]}, {}, listing[1:], whole=True).balance().findings
+    (finding,) = account({"p": publisher[2:]}, {}, listing[1:], Promises(whole=True)).findings
     assert finding.mistake is Mistake.LOST
-    assert Accountant({"p": publisher}, {}, listing, whole=True).balance().findings == []
+    assert account({"p": publisher}, {}, listing, Promises(whole=True)).findings == []
 
 
 def test_a_status_that_may_not_be_answered() -> None:
     publisher, listing = published()
     publisher.append(Answered(at=9.0, name="r4", status=401))
     client = [Asked(at=0.0, channels=["a"]), Ended(at=0.1, status=503), *stream(*received(1, 2, 3, 4))]
-    verdict = Accountant({"p": publisher}, {"c": client}, listing, refusals=()).balance()
-    assert [(finding.mistake, finding.whom) for finding in verdict.findings] == [
+    verdict = account({"p": publisher}, {"c": client}, listing, Promises(refusals=()))
+    assert [(finding.mistake, finding.where) for finding in verdict.findings] == [
         (Mistake.MALFORMED, "p"),
         (Mistake.MALFORMED, "c"),
     ]
@@ -668,5 +670,5 @@ def test_an_event_that_is_another_one_when_it_is_sent_again() -> None:
         name: stream(Received(at=1.6, id="e-1", channel="a", payload="p1", timestamp=timestamp))
         for name, timestamp in (("1", "10:00"), ("2", "10:01"))
     }
-    (finding,) = Accountant({"p": publisher}, clients, listing).balance().findings
+    (finding,) = account({"p": publisher}, clients, listing).findings
     assert finding.mistake is Mistake.TWO_EVENTS
