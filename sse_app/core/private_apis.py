@@ -68,8 +68,11 @@ def execution(
     return handler._execute(transforms, *path_arguments)
 
 
-def free_cut_off(handler: web.RequestHandler) -> None:
+def free_cut_off(handler: web.RequestHandler) -> bool:
     """Break the cycles of a request whose client left within its body, which Tornado breaks for finished ones alone.
+
+    Returns:
+        Whether the client left within the body.
 
     The request holds the error that its body ended with, whose traceback holds the handler, and this the request.
     """
@@ -78,6 +81,8 @@ def free_cut_off(handler: web.RequestHandler) -> None:
     body = handler.request._body_future
     if body.done() and (error := body.exception()) is not None:
         error.__traceback__ = None
+        return True
+    return False
 
 
 def skip_caller_lookup() -> None:

@@ -143,7 +143,7 @@ class ApiHandler(PeerHandler):
         if not self._body_refused:
             if self._size > limit:
                 self._refuse_body(self._size_refusal())
-            elif self.keeps_body and not self._take_large():
+            elif self.keeps_body and self._size > SMALL_BODY_BYTES and not self._take_large():
                 self._refuse_body(TooManyPublishes())
         if self._body_refused:
             self._pieces.clear()
@@ -156,10 +156,14 @@ class ApiHandler(PeerHandler):
         """Free what a request takes whose client left within its body: collecting cycles is seldom, such clients
         can be many."""
         super().on_connection_close()
-        self._give_back_large()
         asyncio.get_running_loop().call_soon(
-            free_cut_off, self
+            self._free_cut_off
         )  # once the handler has learned of the body's end
+
+    def _free_cut_off(self) -> None:
+        if free_cut_off(self):  # else the body is whole, and kept until the method has done what it asks for
+            self._pieces.clear()
+            self._give_back_large()
 
     def _size_refusal(self) -> Refusal:
         return Refusal(
@@ -169,10 +173,9 @@ class ApiHandler(PeerHandler):
     def _take_large(self) -> bool:
         """Take of what large bodies have together as much as this one is large by now; return whether it is there."""
         more = self._size - SMALL_BODY_BYTES - self._large
-        if more > 0:
-            if not self.node.large_bodies.take(more):
-                return False
-            self._large += more
+        if not self.node.large_bodies.take(more):
+            return False
+        self._large += more
         return True
 
     def _give_back_large(self) -> None:
@@ -337,7 +340,8 @@ class ApiHandler(PeerHandler):
 
     def on_finish(self) -> None:
         """Write the access line, and count the request."""
-        self._give_back_large()
+        if self._large:
+            self._give_back_large()
         status = self.get_status()
         method = self.request.method or ""
         counted = method if method in self.SUPPORTED_METHODS else "other"
@@ -382,7 +386,9 @@ class BodyHandler(ApiHandler):
         """
         if self.request.headers.get("Content-Encoding", "identity").lower() != "identity":
             raise Refusal(415, "unsupported_encoding", "a body must not have a Content-Encoding")
-        return b"".join(self._pieces)
+        if len(self._pieces) > 1:
+            self._pieces = [b"".join(self._pieces)]
+        return self._pieces[0] if self._pieces else b""
 
     def json_object(
         self, body: bytes | None = None, hint: str = "", form: str = "a JSON object"

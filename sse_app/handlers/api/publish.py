@@ -51,7 +51,9 @@ class _Publishing(BodyHandler):
         """Refuse a token that is not valid before a large body is kept; any is looked at again when it is complete."""
         ready = super().prepare()
         length = self.request.headers.get("Content-Length", "")
-        if self.request.method == "POST" and not (length.isdigit() and int(length) <= SMALL_BODY_BYTES):
+        if self.request.method != "POST":
+            self.keeps_body = False
+        elif not (length.isdigit() and int(length) <= SMALL_BODY_BYTES):
             self.access_claims()
         return ready
 
