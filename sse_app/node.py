@@ -141,9 +141,9 @@ class Node:
             self.eventlog, self.channels, backlog_limit=limits.backlog_bytes, retry=settings.stream.retry
         )
         self.passing_on = PassingOn(self.hub, self.cluster)
-        self.publisher = Publisher(
-            self.eventlog, self.channels, limits, self.passing_on, _most_waiting(settings)
-        )
+        self.publisher = Publisher(self.eventlog, self.channels, limits, self.passing_on)
+        self.most_publishing = _most_publishing(settings)
+        """How many requests may wait with what they publish."""
         self.keepalive = Keepalive(self.hub, settings.keepalive, settings.socket.user_timeout)
         self._elsewhere = StreamsElsewhere(self.cluster, self.hub, limits)
         self._catching_up: asyncio.Task[None] | None = None
@@ -298,7 +298,8 @@ class Node:
         if directory is not None:
             self.enforcement.use(directory)
         self.eventlog.use(kept_of(self.settings.history, channels))
-        self.publisher.use(channels, limits, _most_waiting(settings))
+        self.publisher.use(channels, limits)
+        self.most_publishing = _most_publishing(settings)
         self._rules_in_database.use(channels, limits)
         self.publish_rate.use(limits.publish_rate)
         self.hub.use(channels, backlog_limit=limits.backlog_bytes, retry=settings.stream.retry)
@@ -376,8 +377,8 @@ def connection_limits(settings: Settings) -> ConnectionLimits:
     return ConnectionLimits(total, min(limits.connections_per_address, total // 2), is_shared)
 
 
-def _most_waiting(settings: Settings) -> int:
-    """Return how many publishes may wait: half of the connections are for all else, such as probes."""
+def _most_publishing(settings: Settings) -> int:
+    """Return how many requests may wait with what they publish: half of the connections are for all else, as probes."""
     return connection_limits(settings).total // 2
 
 

@@ -30,31 +30,25 @@ class Publisher:
         channels: those that are configured.
         limits: how many events a batch may have.
         passing_on: takes the events that are not stored.
-        most_waiting: how many appends may wait; the next are refused.
     """
 
     def __init__(
-        self,
-        eventlog: EventLog,
-        channels: ChannelRules,
-        limits: Limits,
-        passing_on: PassingOn,
-        most_waiting: int,
+        self, eventlog: EventLog, channels: ChannelRules, limits: Limits, passing_on: PassingOn
     ) -> None:
         self._eventlog = eventlog
         self._passing_on = passing_on
         self._channels = channels
         self._batch_limit = limits.batch_events
-        self._most_waiting = most_waiting
-        self._waiting = self._waiting_bytes = 0
-        """How many appends wait, and how much memory their events take."""
+        self.waiting = 0
+        """How many appends wait until their events are stored or passed on."""
+        self._waiting_bytes = 0
+        """How much memory these events take."""
         self.appending = 0
         """How many appends to the log have begun and not ended."""
 
-    def use(self, channels: ChannelRules, limits: Limits, most_waiting: int) -> None:
+    def use(self, channels: ChannelRules, limits: Limits) -> None:
         """Take other settings."""
         self._channels = channels
-        self._most_waiting = most_waiting
         self._batch_limit = limits.batch_events
 
     async def publish(
@@ -157,31 +151,28 @@ class Publisher:
             OutcomeUnknown: they may be stored.
             UnknownChannel, IdempotencyKeyReused, TooManyPublishes, EventLogUnavailable: nothing was stored.
         """
-        if self._waiting >= self._most_waiting or self._waiting_bytes >= MAX_WAITING_BYTES:
-            raise TooManyPublishes
-        size = sum(map(held_bytes, events))
-        self._waiting += 1
-        self._waiting_bytes += size
-        try:
-            return await self._store(events, key)
-        finally:
-            self._waiting -= 1
-            self._waiting_bytes -= size
-
-    async def _store(self, events: list[NewEvent], key: IdempotencyKey | None) -> list[EventId | None]:
         unstored = set()
         for name in {event.channel for event in events}:
             self.require_known(name)
             if not self._channels.stores(name):
                 unstored.add(name)
-        if not unstored:
-            return list(await self._append(events, key))
-        passing = [event for event in events if event.channel in unstored]
-        self._passing_on.require_size(passing)
-        stored = [event for event in events if event.channel not in unstored]
-        ids = iter(await self._append(stored, key) if stored else ())
-        await self._passing_on.publish(passing)
-        return [None if event.channel in unstored else next(ids) for event in events]
+        if self._waiting_bytes >= MAX_WAITING_BYTES:
+            raise TooManyPublishes
+        size = sum(map(held_bytes, events))
+        self.waiting += 1
+        self._waiting_bytes += size
+        try:
+            if not unstored:
+                return list(await self._append(events, key))
+            passing = [event for event in events if event.channel in unstored]
+            self._passing_on.require_size(passing)
+            stored = [event for event in events if event.channel not in unstored]
+            ids = iter(await self._append(stored, key) if stored else ())
+            await self._passing_on.publish(passing)
+            return [None if event.channel in unstored else next(ids) for event in events]
+        finally:
+            self.waiting -= 1
+            self._waiting_bytes -= size
 
     async def _append(self, events: list[NewEvent], key: IdempotencyKey | None) -> list[EventId]:
         self.appending += 1

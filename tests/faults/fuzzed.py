@@ -270,7 +270,7 @@ class Here(Fuzzed):
             "streams being opened": node.opening.count,
             "connections": node.metrics.connections.open,
             "deadlines": sum(len([*deadlines]) for deadlines in server.deadlines),
-            "publishers that wait": node.publisher.appending + node.publisher._waiting,
+            "publishers that wait": node.publisher.appending + node.publisher.waiting,
             "bytes that wait": node.publisher._waiting_bytes,
             "bytes of large bodies": LARGE_BODIES_BYTES - node.large_bodies._left,
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import subprocess
@@ -73,6 +74,18 @@ async def test_events_published_from_python_reach_a_stream_of_the_surrounding_ap
                     break
     assert [event.type for event in events] == ["connected", "risk_alert", "e", "e"]
     assert json.loads(events[1].data)["severity"] == "high"
+
+
+@pytest.mark.gen_test
+async def test_any_number_of_events_can_be_published_from_python_at_once(tmp_path: Path) -> None:
+    limits: Any = {"connections": 8}  # those of others
+    sse = SSEApp(Settings(state_dir=tmp_path / "state", limits=limits))
+    await sse.start()
+    try:
+        ids = await asyncio.gather(*[sse.publish("alerts", "e", {"n": n}) for n in range(3000)])
+        assert [id and id.seq for id in ids] == list(range(1, 3001))
+    finally:
+        await sse.stop()
 
 
 @pytest.mark.gen_test

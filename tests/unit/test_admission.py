@@ -82,7 +82,7 @@ class Room:
         self.admission = Admission(
             self.hub,
             self.keepalive,
-            Publisher(self.log, rules_of(["a", "b"]), limits, passing_on, most_waiting=1),
+            Publisher(self.log, rules_of(["a", "b"]), limits, passing_on),
             Tokens(KeyRing.load(keys), issuer="i", audience="a", longest=1e10, clock=lambda: self.now),
             self.metrics,
             self.lifecycle,

@@ -11,7 +11,7 @@ import orjson
 
 from sse_app.auth.tokens.claims import Claims
 from sse_app.core.channels import parse_channel, parse_channel_or_pattern
-from sse_app.core.errors import EventLogUnavailable, InvalidInput
+from sse_app.core.errors import EventLogUnavailable, InvalidInput, TooManyPublishes
 from sse_app.core.events import TEXT, Event, EventId, NewEvent
 from sse_app.eventlog.base import MAX_SEQ, IdempotencyKey
 from sse_app.handlers.base import SMALL_BODY_BYTES, ApiHandler, BodyHandler
@@ -72,6 +72,8 @@ class _Publishing(BodyHandler):
         """
         if not (self.node.lifecycle.ready or self.node.lifecycle.draining):  # mounted, and not started
             raise Refusal(503, "starting", "the server has not started", Retry_After=RETRY_AFTER)
+        if self.node.publisher.waiting >= self.node.most_publishing:
+            raise TooManyPublishes
         wait = self.node.publish_rate.take(claims.token_id, len(events), time.monotonic())
         if wait:
             rate = self.node.publish_rate.rate
@@ -132,8 +134,11 @@ class BatchHandler(_Publishing):
             raise InvalidInput(f"events is missing: this takes {_BATCH}", "events")
         refuse_unknown(request, ("events",))
         events = self.node.publisher.check_batch(request.get("events"))
-        for channel in dict.fromkeys(event.channel for event in events):
+        channels = dict.fromkeys(event.channel for event in events)
+        for channel in channels:
             claims.grants.require_publish(channel)
+        for channel in channels:
+            self.node.publisher.require_known(channel)
         ids = await self.store(claims, events, body)
         stored = any(id is not None for id in ids)
         self.write_json({"ids": [id and str(id) for id in ids]}, 201 if stored else 202)
