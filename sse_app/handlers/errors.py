@@ -102,7 +102,7 @@ def refusal_of(error: BaseException | None) -> Refusal | None:
         case AuthStoreUnavailable():
             return Refusal(503, "unavailable", "this cannot be done just now", Retry_After=RETRY_AFTER)
         case OutcomeUnknown():
-            message = "the event log has not answered: publish again with the same Idempotency-Key"
+            message = "it may be stored: published again with the same Idempotency-Key, it is stored once"
             return Refusal(503, "outcome_unknown", message, Retry_After=RETRY_AFTER)
         case EventLogUnavailable():
             message = "the event log is not available just now"
