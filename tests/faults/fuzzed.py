@@ -30,7 +30,7 @@ from sse_app.http.exchange import Exchange
 from sse_app.http.server import HTTPServer
 from sse_app.node import LARGE_BODIES_BYTES, connection_limits
 from sse_app.process.tuning import loop_factory
-from sse_app.settings.model import KeepaliveSettings, Limits
+from sse_app.settings.model import ChannelSettings, KeepaliveSettings, Limits
 from sse_app.streams.connection import tune
 from sse_app.streams.stream import Stream
 from tests.faults.ways import STATE, one_process, several_machines
@@ -48,8 +48,19 @@ USER, PASSWORD = "ann", "correct horse battery"
 PER_USER = 12
 """Streams that a user may have."""
 
-EXPECTED = ("login_refused", "proxy_not_trusted", "refresh_reused")
-"""What a server may say of what is done to it, at level warning."""
+SHORT_HISTORY = 3
+"""How many events are kept of a channel whose name ends with ``short``."""
+
+CHANNELS: list[Any] = [
+    *("dashboard", "alerts", "training", "backtest"),
+    {"pattern": "user.*.short", "history_size": SHORT_HISTORY},
+    {"pattern": "user.*.table", "conflate": "key"},
+    "user.**",
+]
+"""The channels that there are."""
+
+EXPECTED = ("login_refused", "proxy_not_trusted", "refresh_reused", "worker_silent", "node_silent")
+"""What a server may say of what is done to it, at level warning; and of others, on a busy machine."""
 
 OF_REQUESTS = (
     *(Connection, Exchange, ChunkedBody, RequestHandler, Stream),
@@ -97,6 +108,11 @@ class Fuzzed(ABC):
     def token(self, kind: TokenKind, grants: Grants, subject: str = "tester") -> str:
         """Return a token that is longer in force than any run takes."""
         return mint(self.state_dir, kind, grants, subject=subject, ttl=36_000)
+
+    def token_for(self, *patterns: str) -> str:
+        """Return a stream token for patterns of channels, quickly: the keys are not read for each."""
+        forge = self.forges[0]
+        return forge.token("stream", claims=forge.claims(sse={"subscribe": patterns}))
 
     def port(self, chance: random.Random) -> int:
         """Return the port of any of the servers."""
@@ -199,6 +215,7 @@ class Here(Fuzzed):
         self._end = asyncio.Event()
         self._settings = Settings(
             state_dir=state_dir,
+            channels=tuple(each if isinstance(each, str) else ChannelSettings(**each) for each in CHANNELS),
             keepalive=KeepaliveSettings(ping_interval=1.0),
             limits=Limits(streams_per_user=PER_USER),
         )
@@ -348,6 +365,7 @@ def _sockets(pid: int) -> int:
 
 
 SETTINGS: Mapping[str, Any] = {
+    "CHANNELS": CHANNELS,
     "KEEPALIVE__PING_INTERVAL": 1,
     "LIMITS__CONNECTIONS_PER_ADDRESS": 1000,
     "LIMITS__STREAMS_PER_USER": PER_USER,

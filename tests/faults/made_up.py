@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,8 @@ import msgspec
 from hypothesis import strategies as st
 
 from tests.faults.conversation import Manner
-from tests.support.forging import TYPES, Forge, encoded, sign
+from tests.support.forging import TYPES as TYPES_OF_TOKENS
+from tests.support.forging import Forge, encoded, sign
 
 LONGEST_LIFETIME = 30 * 86_400
 """Of tokens, in seconds, as the settings say by default."""
@@ -247,6 +248,11 @@ class Posting:
         """The channel that it names; None of a batch."""
         return self.path.partition("?")[0].removeprefix("/api/v1/sse").removeprefix("/") or None
 
+    @property
+    def takes_one_more(self) -> bool:
+        """Whether it says that its body is one byte longer than it is: the first one of the next request."""
+        return self.framed[0] == _length(len(self.body) + 1)
+
     def bytes(self, access: str) -> bytes:
         """Return the bytes of the request."""
         token = access if self.allowed else "x.y.z"
@@ -262,6 +268,10 @@ class Posting:
             framing,
             body,
         )
+
+
+def _length(size: int) -> bytes:
+    return b"Content-Length: %d\r\n" % size
 
 
 @st.composite
@@ -322,7 +332,7 @@ def framings(draw: st.DrawFn, body: bytes, *, broken: bool) -> tuple[tuple[bytes
     """
     how = draw(st.sampled_from(["length", "chunked", "chunked", *(["broken"] * 2 if broken else [])]))
     if how == "length":
-        return (b"Content-Length: %d\r\n" % len(body), body), True
+        return (_length(len(body)), body), True
     pieces = [*Manner(draw(CUTS)).pieces(body)]
     extensions = draw(
         st.lists(st.sampled_from([b"", b";a", b";a=b", b';a="b;c"', b";" + b"x" * 200]), min_size=1)
@@ -339,11 +349,11 @@ def framings(draw: st.DrawFn, body: bytes, *, broken: bool) -> tuple[tuple[bytes
     return draw(
         st.sampled_from(
             [
-                (b"Content-Length: %d\r\n" % (len(body) - 1), body),
-                (b"Content-Length: %d\r\n" % (len(body) + 1), body),
+                (_length(len(body) - 1), body),
+                (_length(len(body) + 1), body),
                 (b"Content-Length: +%d\r\n" % len(body), body),
                 (b"Content-Length: %d\r\nContent-Length: %d\r\n" % (len(body), len(body) + 1), body),
-                (b"Content-Length: %d\r\n" % len(whole) + chunked, whole),
+                (_length(len(whole)) + chunked, whole),
                 (b"Transfer-Encoding: chunked, chunked\r\n", whole),
                 (b"Transfer-Encoding: gzip, chunked\r\n", whole),
                 (b"Transfer-Encoding: \x0bchunked\r\n", whole),
@@ -374,7 +384,7 @@ class Token:
     """A token, and what is known of it.
 
     Attributes:
-        kind: what it says to be for: a key of `TYPES`.
+        kind: what it says to be for: a key of `TYPES_OF_TOKENS`.
         text: the token.
         claims: what it says, where everything about it is right; else None: it must open nothing.
     """
@@ -437,7 +447,7 @@ CLAIMS: dict[str, list[Any]] = {
 @st.composite
 def tokens(draw: st.DrawFn, forges: Sequence[Forge]) -> Token:
     """Make up a token that is right but for some things; in a few of them these do not matter."""
-    forge, kind = draw(st.sampled_from(list(forges))), draw(st.sampled_from(sorted(TYPES)))
+    forge, kind = draw(st.sampled_from(list(forges))), draw(st.sampled_from(sorted(TYPES_OF_TOKENS)))
     header, claims = forge.header(kind), forge.claims()
     good = True
     for _ in range(draw(st.integers(0, 2))):
@@ -517,7 +527,7 @@ def _is_right(forge: Forge, kind: str, header: dict[str, Any], claims: dict[str,
     return (
         len(text) <= 8192
         and (header.get("alg"), header.get("kid"), header.get("typ"))
-        == (forge.algorithm, forge.kid, TYPES[kind])
+        == (forge.algorithm, forge.kid, TYPES_OF_TOKENS[kind])
         and header.keys() <= {"alg", "kid", "typ", "cty", "jwk", "jku"}
         and claims.get("iss") == "sse_app"
         and claims.get("aud") in ("sse_app", ["sse_app"])
@@ -537,6 +547,19 @@ def _is_right(forge: Forge, kind: str, header: dict[str, Any], claims: dict[str,
 
 
 # -- positions ------------------------------------------------------------------------------------------------
+
+
+TYPES: Mapping[bytes, frozenset[str]] = {
+    value: frozenset(value.decode().split(",")) for value in (b"x,mark", b"mark,y", b"y,x,mark,y", b"mark")
+}
+"""Lists of event types as a stream may ask for them, all with that of the test's own events."""
+
+
+_BEGINNINGS: Mapping[str, Sequence[bytes]] = {
+    "from": [b"earliest", b"latest"],
+    "last": [b"1", b"2", b"3", b"100"],
+    "since": [b"-3600", b"2000-01-01T00:00:00Z", b"2999-12-31T23:59:59.5+23:59"],
+}
 
 
 @dataclass(frozen=True)
@@ -605,8 +628,34 @@ def questions(draw: st.DrawFn, epoch: str, head: int, known: Sequence[int]) -> Q
                 b"-",
             ]
         ),
+        "types": st.sampled_from(
+            [*TYPES, *TYPES, b"", b"x,", b"x,ping", b"x y", b"x" * 129, b",".join([b"x"] * 33)]
+        ),
+        "rate": st.sampled_from(
+            [
+                *(b"100", b"100.000000000", b"99.5", b"40", b"000000050"),
+                *(b"0", b"0.0", b"100.1", b"-1", b"+5", b"1e1", b"5.", b".5", b"", b"nan", b"\xb2"),
+            ]
+        ),
     }
-    names = draw(st.lists(st.sampled_from(["last_event_id", *values]), max_size=2))
+    how = draw(
+        st.sampled_from(["header", "header", "parameter", "parameter", "beginning", "beginning", "", ""])
+    )
+    if how:  # one that is right, maybe but for the rate
+        header, query = None, []
+        good = f"{epoch}-{draw(st.sampled_from(known))}".encode()
+        if how == "header":
+            header = good
+        elif how == "parameter":
+            query.append(("last_event_id", good))
+        else:
+            name, beginnings = draw(st.sampled_from(sorted(_BEGINNINGS.items())))
+            query.append((name, draw(st.sampled_from(beginnings))))
+        for name, some in (("types", [*TYPES]), ("rate", [b"100", b"99.5"])):
+            if draw(st.integers(0, 2)) == 0:
+                query.append((name, draw(st.sampled_from(some))))
+        return Question(header, query)
+    names = draw(st.lists(st.sampled_from(["last_event_id", *values]), max_size=3))
     header = draw(st.one_of(st.none(), st.none(), positions))
     if header is not None:
         header = bytes(byte for byte in header if byte not in b"\r\n")

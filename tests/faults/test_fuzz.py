@@ -23,13 +23,12 @@ from hypothesis import HealthCheck, Phase, given
 from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
 
-from sse_app.auth.tokens.grants import Grants
-from sse_app.auth.tokens.issuer import TokenKind
 from tests.faults.conversation import Answer, Conversation, Manner, converse, conversing
-from tests.faults.fuzzed import PASSWORD, USER, WAYS, Fuzzed
+from tests.faults.fuzzed import PASSWORD, SHORT_HISTORY, USER, WAYS, Fuzzed
 from tests.faults.made_up import (
     CUTS,
     JSON,
+    TYPES,
     Posting,
     Question,
     Token,
@@ -339,6 +338,7 @@ def _take(
         assert not over, f"an answer behind the last one: {answer}"
         if answer.status == 201:
             assert not broken, f"{posting} stands behind what is not HTTP"
+            assert number == 0 or not made[number - 1].takes_one_more, f"{posting} has no method"
             document = answer.json()
             ids = document["ids"] if posting.channel is None else [document["id"]]
             acknowledged += zip(ids, _events_of(posting), strict=True)
@@ -347,7 +347,7 @@ def _take(
         else:
             assert answer.names_what_is_wrong(), (posting, answer)
             over = answer.headers.get("connection") == "close"
-            broken = broken or over or not posting.well_framed
+            broken = broken or over or not (posting.well_framed or posting.takes_one_more)
     return acknowledged, maybe
 
 
@@ -439,44 +439,74 @@ def test_a_large_body_is_counted_no_more_once_its_request_has_ended(ground: Grou
 # -- positions ------------------------------------------------------------------------------------------------
 
 
+KINDS = ("a", "b", "short", "table")
+"""The last segments of the channels of a past: ``short`` has a short history, ``table`` is conflated."""
+
+CHOICES = [(), (), ("short", "b"), ("b", "table"), ("table", "b", "short"), ("a", "b"), ("b",), KINDS]
+"""Kinds of channels that are asked for by their names; none of them: all, by a pattern."""
+
+MARK = "mark"
+"""The type of the event behind which all that a stream begins with has come."""
+
+
+class Stored(NamedTuple):
+    """An event of a past."""
+
+    number: int
+    channel: str
+    type: str
+    key: str
+
+
 @dataclass
 class Past:
     """What some channels have in the log.
 
     Attributes:
-        names: the channels.
-        events: the number, the channel and the type of each event, in their order.
+        root: what the names of the channels begin with.
+        events: in their order, also those that are no longer kept.
     """
 
-    names: Sequence[str]
+    root: str
     epoch: str = ""
     head: int = 0
-    events: list[tuple[int, str, str]] = field(default_factory=list)
+    events: list[Stored] = field(default_factory=list)
 
-    def publish(self, fuzzed: Fuzzed, *channels: str) -> str:
-        """Publish an event on each of these channels, and return the type of the last."""
+    def publish(self, fuzzed: Fuzzed, *events: tuple[str, str, str]) -> int:
+        """Publish events, each of a kind of channel, a type and a key, and return the number of the last."""
         batch = [
-            {"channel": name, "event": f"e{len(self.events) + place}", "data": 0}
-            for place, name in enumerate(channels)
+            {"channel": self.root + kind, "event": type, "data": {"key": key}} for kind, type, key in events
         ]
         ids = fuzzed.http.post("/api/v1/sse", json={"events": batch}).raise_for_status().json()["ids"]
-        for id, event in zip(ids, batch, strict=True):
+        for id, (kind, type, key) in zip(ids, events, strict=True):
             self.epoch, _, number = id.rpartition("-")
             self.head = int(number)
-            self.events.append((self.head, str(event["channel"]), str(event["event"])))
-        return self.events[-1][2]
+            self.events.append(Stored(self.head, self.root + kind, type, key))
+        return self.head
+
+    def kept(self, channel: str) -> list[Stored]:
+        """Return the events of a channel that are kept."""
+        found = [event for event in self.events if event.channel == channel]
+        return found[-SHORT_HISTORY:] if channel.endswith("short") else found
 
 
 class Due(NamedTuple):
-    """What a stream must begin with."""
+    """What a stream must begin with: the channels that are reset, and the numbers of the events."""
 
     recovered: bool
-    reset: bool
-    types: list[str]
+    resets: frozenset[str]
+    numbers: list[int]
 
 
-def _due(question: Question, past: Past) -> Due | None:
-    """Return what a stream must begin with by the contract; None where it must be refused."""
+def _due(question: Question, past: Past, channels: Sequence[str], asked_for: Sequence[str]) -> Due | None:
+    """Return what a stream must begin with by the contract; None where it must be refused.
+
+    Args:
+        question: what is asked.
+        past: of the channels.
+        channels: that it is asked of.
+        asked_for: the names and patterns by which it is asked of them.
+    """
     given: dict[str, list[bytes]] = {}
     for name, value in question.query:
         given.setdefault(name, []).append(value)
@@ -485,101 +515,156 @@ def _due(question: Question, past: Past) -> Due | None:
     header = (question.header or b"").strip(b" \t")
     if len(asked) > 1 or any(map(control.search, [*asked, header])):
         return None
-    if len(given) > 1 or any(len(values) > 1 for values in given.values()):
+    if any(len(values) > 1 for values in given.values()):
         return None
-    beginning: list[str] = []
+    types = given.pop("types", None)
+    rate = given.pop("rate", None)
+    if len(given) > 1 or (types and types[0] not in TYPES) or (rate and not _is_rate(rate[0])):
+        return None
+    if rate and not any(channel.endswith("table") for channel in channels):
+        return None
+    taken = TYPES[types[0]] if types else None
+    kept = {
+        channel: [event for event in past.kept(channel) if taken is None or event.type in taken]
+        for channel in channels
+    }
+    beginning: list[Stored] = []
     for name, (value,) in given.items():
-        found = _beginning(name, value, past)
+        found = _beginning(name, value, kept)
         if found is None:
             return None
         beginning = found
     position = header or (asked[0] if asked else b"")
     if not position:
-        return Due(False, False, beginning)
+        return Due(False, frozenset(), _newest_of_keys(beginning))
     match = re.fullmatch(rb"([A-Za-z0-9]{1,32})-(0|[1-9][0-9]*)", position)
     if match is None or match[1].decode() != past.epoch or int(match[2]) > past.head:
-        return Due(False, True, [])
-    return Due(True, False, [type for number, _, type in past.events if number > int(match[2])])
+        return Due(False, frozenset(asked_for), [])
+    after = int(match[2])
+    trimmed = frozenset(
+        channel
+        for channel in channels
+        if any(
+            event.number > after and event.channel == channel and event not in past.kept(channel)
+            for event in past.events
+        )
+    )
+    missed = [
+        event
+        for channel, events in kept.items()
+        if channel not in trimmed
+        for event in events
+        if event.number > after
+    ]
+    return Due(not trimmed, trimmed, _newest_of_keys(missed))
 
 
-def _beginning(name: str, value: bytes, past: Past) -> list[str] | None:
+def _is_rate(value: bytes) -> bool:
+    return bool(re.fullmatch(rb"[0-9]{1,9}(\.[0-9]{1,9})?", value)) and 0 < float(value) <= 100
+
+
+def _newest_of_keys(events: Sequence[Stored]) -> list[int]:
+    """Return the numbers of events in order: all of a channel, or the newest one of each key where it is conflated."""
+    newest = {
+        (event.channel, event.key if event.channel.endswith("table") else event.number): event.number
+        for event in sorted(events)
+    }
+    return sorted(newest.values())
+
+
+def _beginning(name: str, value: bytes, kept: dict[str, list[Stored]]) -> list[Stored] | None:
     """Return the events that a stream begins with by a parameter; None where its value is bad."""
-    every = [type for _, _, type in past.events]
+    every = [event for events in kept.values() for event in events]
     if name == "from":
-        return {b"earliest": every, b"latest": []}.get(value)
+        return {b"earliest": every, b"latest": list[Stored]()}.get(value)
     if name == "since":
         if value in (b"-3600", b"-9999999999", b"2000-01-01T00:00:00Z"):
             return every
         return [] if value == b"2999-12-31T23:59:59.5+23:59" else None
     if not re.fullmatch(rb"0*[1-9][0-9]*", value) or len(value) > 18:
         return None
-    last = {
-        channel: [number for number, each, _ in past.events if each == channel][-int(value) :]
-        for channel in past.names
-    }
-    return [type for number, channel, type in past.events if number in last[channel]]
+    return [
+        event
+        for channel, events in kept.items()
+        for event in (events if channel.endswith("table") else events[-int(value) :])
+    ]
 
 
 def test_a_stream_begins_where_it_is_asked_to_or_says_that_it_cannot(ground: Ground) -> None:
     fuzzed, places = ground.fuzzed, numbers()
 
     def begin() -> Past:
-        place = next(places)
-        past = Past([f"user.past{place}.{letter}" for letter in "ab"])
-        past.publish(fuzzed, past.names[0], past.names[1], past.names[0], past.names[0], past.names[1])
+        past = Past(f"user.past{next(places)}.")
+        first = [("a", "x", ""), ("b", "x", ""), ("short", "x", ""), ("table", "x", "k"), ("table", "y", "l")]
+        past.publish(fuzzed, *first, ("a", "y", ""), ("short", "y", ""), ("table", "y", "k"), ("b", "x", ""))
         return past
 
     past = begin()
+    more = st.lists(
+        st.tuples(st.sampled_from(KINDS), st.sampled_from("xy"), st.sampled_from("klm")), max_size=2
+    )
 
     @ground.fuzz(100)
-    @given(st.data(), manners(), st.randoms())
-    def ask(data: st.DataObject, manner: Manner, chance: random.Random) -> None:
+    @given(more, st.data(), st.sampled_from(CHOICES), manners(), st.randoms())
+    def ask(
+        more: list[tuple[str, str, str]],
+        data: st.DataObject,
+        kinds: Sequence[str],
+        manner: Manner,
+        chance: random.Random,
+    ) -> None:
         nonlocal past
         if len(past.events) > 60:
             past = begin()
-        known = [number for number, _, _ in past.events]  # as many each time: hypothesis counts its choices
-        question = data.draw(questions(past.epoch, past.head, [*known[:3], *known[-2:]]))
-        due = _due(question, past)
-        channels = data.draw(st.sampled_from([",".join(past.names), past.names[0].removesuffix("a") + "*"]))
+        if more:
+            past.publish(fuzzed, *more)
+        known = [event.number for event in past.events]  # as many each time: hypothesis counts its choices
+        question = data.draw(questions(past.epoch, past.head, [*known[:5], *known[-4:]]))
+        names = [past.root + kind for kind in kinds or KINDS]
+        asked_for = names if kinds else [past.root + "*"]
+        due = _due(question, past, names, asked_for)
         with conversing(fuzzed.port(chance)) as conversation:
-            conversation.send(question.bytes(channels, fuzzed.stream), manner)
+            conversation.send(question.bytes(",".join(asked_for), fuzzed.stream), manner)
             answer = conversation.answer()
             assert answer is not None
             if due is None:
                 assert answer.names_what_is_wrong(), (question, answer)
             else:
                 assert answer.is_stream, (question, answer)
-                marker = past.publish(fuzzed, past.names[1])
+                before = [event.number for event in past.events]
+                marker = past.publish(fuzzed, ("b", MARK, ""))
                 found = _begun(conversation.events(), marker, question)
-                if not (fuzzed.is_one_process and len(fuzzed.ports) == 1) and not due.types:
-                    # The head of another process may be a moment older: its last events are new to this one.
-                    before = [type for _, _, type in past.events[:-1]]
-                    assert before[len(before) - len(found.types) :] == found.types, question
-                    found = found._replace(types=[])
-                assert found == due, question
+                if not (fuzzed.is_one_process and len(fuzzed.ports) == 1):
+                    # The head of another process may be a moment older: the last events are new to this one.
+                    assert found.numbers == sorted({*found.numbers} & {*before}), question
+                    assert {*due.numbers} <= {*found.numbers}, question
+                    found = found._replace(numbers=due.numbers)
+                assert found == due, (question, past.events)
         look()
 
     with fuzzed.nothing_is_left(100 * ground.times) as look:
         ask()
 
 
-def _begun(events: Iterator[ReceivedEvent], marker: str, question: Question) -> Due:
+def _begun(events: Iterator[ReceivedEvent], marker: int, question: Question) -> Due:
     """Return what a stream has begun with, up to an event that was published after it was opened."""
     connected = next(events)
     assert connected.type == "connected"
-    types: list[str] = []
-    resets = pings = 0
+    found: list[int] = []
+    resets: set[str] = set()
+    pings = 0
     for event in events:
         if event.type == "reset":
-            resets += 1
-        elif event.type == marker:
-            break
+            assert not found, f"{question}: a reset behind {found}"
+            resets.add(event.json()["channel"])
         elif event.type == "ping":
             pings += 1
-            assert pings < PINGS, f"{question}: {types} have come, and not {marker}"
+            assert pings < PINGS, f"{question}: {found} have come, and not {marker}"
+        elif _number(event.id or "") == marker:
+            break
         else:
-            types.append(event.type)
-    return Due(connected.json()["recovered"], bool(resets), types)
+            found.append(_number(event.id or ""))
+    return Due(connected.json()["recovered"], frozenset(resets), found)
 
 
 # -- channels and patterns ------------------------------------------------------------------------------------
@@ -589,6 +674,8 @@ PLACES = st.lists(SEGMENTS, max_size=2).map(lambda more: ".".join(["user", *more
 PATTERNS = st.lists(SEGMENTS | st.just("*"), max_size=2).map(lambda more: ".".join(["user", *more]))
 WILD = st.one_of(PATTERNS, PATTERNS.map(lambda text: f"{text}.**"), st.just("**"))
 MARKER = "alerts"
+MOST_PLACES = 6
+"""How many events a batch has, at most, besides that on the marker."""
 
 
 @st.composite
@@ -602,14 +689,14 @@ def lists_of_channels(draw: st.DrawFn) -> list[str]:
 
 
 def test_a_stream_has_just_the_events_of_its_channels_and_only_what_is_granted(ground: Ground) -> None:
-    fuzzed = ground.fuzzed
+    fuzzed, batches = ground.fuzzed, numbers()
     known = ("dashboard", "alerts", "training", "backtest", "user.**")
 
     @ground.fuzz(100)
     @given(
         lists_of_channels(),
         st.lists(WILD, max_size=3),
-        st.lists(PLACES, min_size=1, max_size=6),
+        st.lists(PLACES, min_size=1, max_size=MOST_PLACES),
         manners(),
         st.randoms(),
     )
@@ -617,8 +704,7 @@ def test_a_stream_has_just_the_events_of_its_channels_and_only_what_is_granted(g
         chosen: list[str], granted: list[str], places: list[str], manner: Manner, chance: random.Random
     ) -> None:
         chosen = [*chosen, MARKER]
-        grants = Grants.of([*granted, MARKER])
-        token = fuzzed.token(TokenKind.STREAM, grants) if granted else fuzzed.stream
+        token = fuzzed.token_for(*granted, MARKER) if granted else fuzzed.stream
         target = "/api/v1/sse/" + "".join(f"%{byte:02x}" for byte in ",".join(chosen).encode("latin-1"))
         with conversing(fuzzed.port(chance)) as conversation:
             conversation.send(request_of("GET", f"{target}?token={token}"), manner)
@@ -635,12 +721,18 @@ def test_a_stream_has_just_the_events_of_its_channels_and_only_what_is_granted(g
                 assert answer.status == 404, (chosen, answer)
             else:
                 assert answer.is_stream, (chosen, granted, answer)
-                batch = [{"channel": name, "event": "e", "data": {}} for name in [*places, MARKER]]
+                number = next(batches)
+                batch = [{"channel": name, "event": "e", "data": {"n": number}} for name in [*places, MARKER]]
                 fuzzed.http.post("/api/v1/sse", json={"events": batch}).raise_for_status()
                 found = []
-                for event in islice(conversation.events(), PINGS + len(batch)):
-                    if event.type == "e":
-                        found.append(event.json()["channel"])
+                for event in islice(conversation.events(), PINGS + 2 * MOST_PLACES + len(batch)):
+                    if event.type != "e":
+                        continue
+                    data = event.json()
+                    assert any(matches(text, data["channel"]) for text in chosen)
+                    # The head of another process may be a moment older: the batch before may be new to this one.
+                    if data["n"] == number:
+                        found.append(data["channel"])
                         if found[-1] == MARKER:
                             break
                 assert found == [

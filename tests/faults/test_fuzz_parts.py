@@ -273,7 +273,11 @@ def test_check_config_says_of_a_mutated_file_that_it_is_good_or_what_is_wrong_in
     tmp_path: Path, count: int
 ) -> None:
     file = tmp_path / "sse_app.toml"
-    environment = clean_environment(SSE_APP_STATE_DIR=str(tmp_path / "state"), SSE_APP_PORT="0")
+    environment = clean_environment(
+        SSE_APP_STATE_DIR=str(tmp_path / "state"),
+        SSE_APP_HOST="127.0.0.1",  # else it may try to listen at a name that was made up
+        SSE_APP_PORT="0",
+    )
 
     @hypothesis(max_examples=count, deadline=None, database=None, suppress_health_check=[*HealthCheck])
     @given(mutations(GOOD))
