@@ -131,6 +131,9 @@ def test_publishes_that_wait_take_half_of_the_connections_and_the_next_are_refus
                     assert_refused(publish)
             assert httpx.get(f"{server.url}/healthz").status_code == 200
             assert numbers(server) == []
+            unknown = {"events": [{"channel": "nowhere", "event": "e", "data": {}}]}
+            with server.publisher() as http:
+                assert http.post("/api/v1/sse", json=unknown).status_code == 404  # and no reason to try again
             assert time.monotonic() - begun < 3, "they waited too"
             assert not any(publish.is_answered() for publish in waiting)
             stream.received.clear()
