@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
+from sse_app.client.testing import FakeServer
 from tests.support.environments import environment_with
 from tests.support.ports import reserve_port
 from tests.support.programs import require
@@ -70,6 +72,19 @@ def test_node_publishes(served: ServerProcess, tmp_path: Path) -> None:
     (tmp_path / "publish.mjs").write_text(recipe("Publish from Node.js", served))
     run([require("node"), "publish.mjs"], tmp_path)
     assert len(published(served, "node")) == 1
+
+
+@pytest.mark.node
+def test_node_publishes_again_when_a_busy_server_wants_it(tmp_path: Path) -> None:
+    with FakeServer() as server:
+        server.refuse("publish", 503, "busy", retry_after=2)
+        code = recipe("Publish from Node.js").replace("http://localhost:8000", server.url)
+        (tmp_path / "publish.mjs").write_text(code)
+        begun = time.monotonic()
+        run([require("node"), "publish.mjs"], tmp_path)
+        assert time.monotonic() - begun > 2
+        assert server.asked["publish"] == 2
+        assert len(server.published) == 1
 
 
 @contextmanager
