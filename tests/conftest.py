@@ -57,11 +57,9 @@ asyncio.set_event_loop(None)
 LONGEST = (
     "tests/faults/test_soak.py",
     "tests/http/test_clocks.py",
-    "tests/faults/test_several_machines.py",
-    "tests/faults/test_several_processes.py",
+    "tests/faults/test_every_fault.py",
     "tests/ops/test_handover.py",
     "tests/client/test_clients_page.py",
-    "tests/faults/test_one_process.py",
     "tests/ops/test_postgres_faults.py",
     "tests/contract/test_auth_store.py",
     "tests/contract/test_eventlog.py",
@@ -90,6 +88,7 @@ Behind the soak, which waits for three minutes, a process is given one test alon
 """
 
 SHARED_OUT = (
+    "tests/faults/test_every_fault.py",
     "tests/http/test_clocks.py",
     "tests/ops/test_postgres_faults.py",
     "tests/contract/test_auth_store.py",
