@@ -10,12 +10,9 @@ import multiprocessing
 import random
 import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from pathlib import Path
-
-import msgspec
 
 from tests.faults.catalogue import CATALOGUE, run_once
-from tests.faults.run import Result
+from tests.faults.result import Result, add_option, keep
 from tests.faults.ways import WAYS
 
 
@@ -44,9 +41,7 @@ def main() -> int:
     parser.add_argument("--long", action="store_true", help="bring each about many times")
     parser.add_argument("--seed", type=int, help="that of a run that is to be run again")
     parser.add_argument("--at-once", type=int, default=1, help="how many runs there are at a time")
-    parser.add_argument(
-        "--results", type=Path, help="a file for the results, as JSON lines; it is appended to"
-    )
+    add_option(parser)
     options = parser.parse_args()
     failed = False
     with ProcessPoolExecutor(options.at_once, multiprocessing.get_context("spawn")) as pool:
@@ -66,9 +61,7 @@ def main() -> int:
             result = run.result()
             tell(result)
             failed = failed or result.failed
-            if options.results is not None:
-                with options.results.open("ab") as results:
-                    results.write(msgspec.json.encode(result) + b"\n")
+            keep(result, options.results)
     return int(failed)
 
 

@@ -16,8 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from tests.faults.catalogue import commit
-from tests.faults.run import Result
+from tests.faults.result import Result, add_option, commit, keep
 from tests.faults.verdict import Mistake
 
 ROOT = Path(__file__).parents[2]
@@ -271,16 +270,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults.bugs", description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="only these")
     parser.add_argument("--seed", type=int, default=0, help="that of a run that is to be run again")
-    parser.add_argument(
-        "--results", type=Path, help="a file for what was found, as JSON lines; it is appended to"
-    )
+    add_option(parser)
     options = parser.parse_args()
     founds = []
     for name in options.names or [*BUGS]:
         founds.append(found := find(name, options.seed))
-        if options.results is not None:
-            with options.results.open("ab") as results:
-                results.write(msgspec.json.encode(found) + b"\n")
+        keep(found, options.results)
     for found in founds:
         print(f"{found.bug}: {'found' if found.is_found else 'NOT FOUND'}")
     return int(not all(found.is_found for found in founds))

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import subprocess
 import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from tests.faults import databases, disks, hostile, overload, processes, surroundings, units
-from tests.faults.run import Needs, Result, Run
+from tests.faults.disk import small
+from tests.faults.result import Result, commit
+from tests.faults.run import Needs, Run
 from tests.faults.ways import BY_HAND, IN_A_FILE, ON_POSTGRES, UNDER_SYSTEMD
 
 QUICK = {"POSTGRES__TIMEOUT": 1.0}
@@ -40,7 +42,7 @@ CATALOGUE: Mapping[str, Fault] = {
     "kill -9": Fault(processes.kill, short=20, long=200),
     "kill -9 on a state of an older version": Fault(
         processes.kill_and_look_back,
-        Needs(before=disks.lay_down_old_state, database=databases.of_an_older_version),
+        Needs(state=disks.old_state, database=databases.of_an_older_version),
     ),
     "restart": Fault(processes.restart, Needs(told=True)),
     "two restarts within a second": Fault(processes.restart_twice, Needs(told=True)),
@@ -51,7 +53,7 @@ CATALOGUE: Mapping[str, Fault] = {
     "power loss": Fault(disks.power_loss, Needs(disk=True)),
     "failing disk": Fault(disks.failing, Needs(disk=True), IN_A_FILE),
     "read-only disk": Fault(disks.read_only, Needs(disk=True), IN_A_FILE),
-    "full disk": Fault(disks.full, Needs(disk=True, megabytes=40), IN_A_FILE),
+    "full disk": Fault(disks.full, Needs(disk=True, state=small), IN_A_FILE),
     "corrupted files": Fault(disks.corrupt, ways=IN_A_FILE),
     "history trimmed": Fault(
         processes.outlive_history,
@@ -95,21 +97,22 @@ CATALOGUE: Mapping[str, Fault] = {
     ),
     "failover to a standby that is waited for": Fault(
         surroundings.fail_over,
-        Needs(told=True, database=databases.with_synchronous_standby, settings=QUICK),
+        Needs(told=True, database=partial(databases.with_standby, synchronous=True), settings=QUICK),
         ON_POSTGRES,
     ),
     "failover to a standby that is not waited for": Fault(
         surroundings.fail_over_with_losses,
         Needs(
             told=True,
-            database=databases.with_asynchronous_standby,
+            database=partial(databases.with_standby, synchronous=False),
             settings=QUICK,
             expected=["log_replaced"],
         ),
         ON_POSTGRES,
     ),
     "no file descriptors": Fault(
-        hostile.take_descriptors, Needs(open_files=300, expected=["connections_shed", "accept_failed"])
+        hostile.take_descriptors,
+        Needs(settings={"open_files": 300}, expected=["connections_shed", "accept_failed"]),
     ),
     "overload": Fault(overload.overload, overload.NEEDS, short=1, long=10),
     "readers of a byte a second": Fault(hostile.read_slowly, Needs(told=True)),
@@ -139,7 +142,10 @@ CATALOGUE: Mapping[str, Fault] = {
         UNDER_SYSTEMD,
     ),
     "SIGSTOP until the watchdog": Fault(
-        units.stop_until_watchdog, Needs(ended=False, unit="WatchdogSec=3"), UNDER_SYSTEMD, long=10
+        units.stop_until_watchdog,
+        Needs(ended=False, settings={"unit": "WatchdogSec=3"}),
+        UNDER_SYSTEMD,
+        long=10,
     ),
 }
 
@@ -170,9 +176,3 @@ def run_once(name: str, way: str, times: int, seed: int) -> Result:
         result.failure = traceback.format_exc()[-8000:]
     result.seconds = round(time.monotonic() - begun, 1)
     return result
-
-
-def commit() -> str:
-    """Return the commit of the program; empty where there is none."""
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()

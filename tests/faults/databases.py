@@ -121,21 +121,8 @@ def of_an_older_version() -> Iterator[Database]:
 
 
 @contextmanager
-def with_synchronous_standby() -> Iterator[Database]:
-    """A server that waits at each commit for its standby."""
-    with _with_standby(synchronous=True) as database:
-        yield database
-
-
-@contextmanager
-def with_asynchronous_standby() -> Iterator[Database]:
-    """A server that does not wait for its standby."""
-    with _with_standby(synchronous=False) as database:
-        yield database
-
-
-@contextmanager
-def _with_standby(*, synchronous: bool) -> Iterator[Database]:
+def with_standby(*, synchronous: bool) -> Iterator[Database]:
+    """A server with a standby, for which it waits at each commit or does not."""
     with server_directory() as first, server_directory() as second:
         postgres, standby = Postgres(first), Postgres(second)
         with _running(postgres), ending(standby):

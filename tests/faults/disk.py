@@ -12,6 +12,9 @@ from tests.support.full_disk import fill_up
 from tests.support.programs import compiled, require
 
 LIBRARY = Path(__file__).with_name("disk.c")
+MEGABYTES = 40
+"""Of the small disk."""
+
 KEPT_ANYWAY = 0.2
 """How often a file has after a power cut what was written since it was last synchronised: that may be on the disk."""
 
@@ -59,9 +62,8 @@ class Disk:
         seed = chance.getrandbits(60)
         for path in self._files():
             kept = self._kept_of(path)
-            chance = random.Random(
-                f"{seed} {path.relative_to(self._state)}"
-            )  # whatever other files there are
+            # A choice for each file, whatever other files there are.
+            chance = random.Random(f"{seed} {path.relative_to(self._state)}")
             if path.name.endswith("-shm"):
                 path.unlink()  # it is in memory alone
             elif chance.random() >= KEPT_ANYWAY:
@@ -91,9 +93,10 @@ class Disk:
 
 
 @contextmanager
-def small(directory: Path, megabytes: int) -> Iterator[None]:
-    """Mount a small disk at a directory."""
-    options = f"size={megabytes}m,mode=0700"
+def small(directory: Path) -> Iterator[None]:
+    """Make a directory, and mount a small disk there."""
+    directory.mkdir(mode=0o700)
+    options = f"size={MEGABYTES}m,mode=0700"
     subprocess.run([require("mount"), "-t", "tmpfs", "-o", options, "none", directory], check=True)
     try:
         yield

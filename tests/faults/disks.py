@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from tests.faults.run import Run
@@ -19,9 +20,9 @@ def power_loss(run: Run) -> None:
     run.harmed()
     for server in run.servers:
         server.kill()
-    if (postgres := run.deployment.postgres) is not None:
-        postgres.kill()
-        postgres.start()
+    if (database := run.deployment.database) is not None:
+        database.postgres.kill()
+        database.postgres.start()
     run.disk.lose_power(run.chance)
     run.restart_all()
 
@@ -65,10 +66,12 @@ def corrupt(run: Run) -> None:
     run.restart_all()
 
 
-def lay_down_old_state(state: Path) -> None:
-    """Put there what an older version has stored."""
+@contextmanager
+def old_state(state: Path) -> Iterator[None]:
+    """Lay down what an older version has stored."""
     state.mkdir(mode=0o700)
     lay_down(state, "events-1", "accounts-2")
+    yield
 
 
 def _refuse_while(run: Run, trouble: AbstractContextManager[None]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 
 from tests.faults.run import Run
+from tests.support.supervised import is_running
 from tests.support.upgradable import Upgradable
 from tests.support.waiting import until
 
@@ -92,7 +93,7 @@ def kill_successor(run: Run) -> None:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     if server.pid in successors:  # it served already
-        until(lambda: not _runs(server.pid), "it has gone")
+        until(lambda: not is_running(server.pid), "it has gone")
         server.start()
     httpx.get(f"{server.url}/readyz", timeout=60)
 
@@ -142,11 +143,5 @@ def _children(parent: int) -> list[int]:
     """Return the processes that a process has started, and that run."""
     children = Path(f"/proc/{parent}/task/{parent}/children")
     with suppress(OSError):
-        return [int(pid) for pid in children.read_text().split() if _runs(int(pid))]
+        return [int(pid) for pid in children.read_text().split() if is_running(int(pid))]
     return []
-
-
-def _runs(pid: int) -> bool:
-    with suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    return False

@@ -13,7 +13,7 @@ import msgspec
 
 from tests.faults.bugs import Found
 from tests.faults.catalogue import CATALOGUE
-from tests.faults.run import Result
+from tests.faults.result import Result
 from tests.faults.soak import Soak, plot
 from tests.faults.verdict import Mistake
 from tests.faults.ways import WAYS

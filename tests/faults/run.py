@@ -5,18 +5,17 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import httpx
-import msgspec
 
 from tests.faults.books import SETTLES, Books, head_of, history_of
 from tests.faults.databases import Setup
-from tests.faults.disk import Disk, small
+from tests.faults.disk import Disk
 from tests.faults.journal import Answered, AnyRecord
 from tests.faults.ledger import Loss, Promises
 from tests.faults.verdict import Verdict
@@ -50,15 +49,12 @@ class Needs:
         ended: streams may end at any time; else only where `Run.ends_streams` says that they may.
         expected: texts that lines of the servers' logs at level warning or above may contain, besides `EXPECTED`.
         disk: something is done to the disk.
-        megabytes: of the disk, where it is a small one.
         clock: something is done to the wall clock.
         network: half of the clients are on the other side of a link.
         listeners: how many clients there are.
-        before: puts something into the directory of the state before the servers start, where their log is in a file.
+        state: lays out the directory of the state before the servers start, where their log is in a file.
         database: sets up the one that has their log, where one has; None for one of which nothing special is asked.
-        open_files: how many files a server may have open; 0 leaves that to the system.
-        unit: what is added to the section ``[Service]`` of a server's unit.
-        settings: of the servers, without those that all have.
+        settings: of the servers, as those of `tests.support.server_process.ServerProcess`, besides `SETTINGS`.
         publishers, clients: settings of theirs.
     """
 
@@ -67,14 +63,11 @@ class Needs:
     ended: bool = True
     expected: Sequence[str] = ()
     disk: bool = False
-    megabytes: int = 0
     clock: bool = False
     network: bool = False
     listeners: int = CLIENTS
-    before: Callable[[Path], None] | None = None
+    state: Callable[[Path], AbstractContextManager[None]] | None = None
     database: Setup | None = None
-    open_files: int = 0
-    unit: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     publishers: Mapping[str, Any] = field(default_factory=dict)
     clients: Mapping[str, Any] = field(default_factory=dict)
@@ -82,50 +75,6 @@ class Needs:
 
 EXPECTED = ("worker_silent", "node_silent", "event_log_unavailable", "accounts_unavailable")
 """What servers say of others that do not answer, and of what cannot be written or read for a while."""
-
-
-class Result(msgspec.Struct, kw_only=True):
-    """What became of a run.
-
-    Attributes:
-        date, commit: when it was run, and of which program.
-        fault: what was done.
-        way: how the server was run.
-        seed: of what was left to chance.
-        times: how often the fault was brought about.
-        seconds: that the run took.
-        silence: the longest time in which no publisher got an acknowledgement, in seconds.
-        acknowledged, received: how many events, the second over all clients.
-        streams, resets: how many, over all clients.
-        taken_back: acknowledged events that were lost where that may be.
-        found: how often each kind of mistake was found.
-        findings: the first of them, in words.
-        figures: what the fault has measured besides, with the units.
-        failure: what has ended the run early: it did not come to an account.
-    """
-
-    date: str
-    commit: str
-    fault: str
-    way: str
-    seed: int
-    times: int
-    seconds: float = 0.0
-    silence: float = 0.0
-    acknowledged: int = 0
-    received: int = 0
-    streams: int = 0
-    resets: int = 0
-    taken_back: int = 0
-    found: dict[str, int] = msgspec.field(default_factory=dict)
-    findings: list[str] = msgspec.field(default_factory=list)
-    figures: dict[str, float] = msgspec.field(default_factory=dict)
-    failure: str = ""
-
-    @property
-    def failed(self) -> bool:
-        """Whether something was wrong."""
-        return bool(self.failure or any(self.found.values()))
 
 
 class Run:
@@ -182,11 +131,8 @@ class Run:
         settings = {**SETTINGS, **needs.settings}
         environment: dict[str, str] = {}
         beyond: Sequence[str] = ()
-        if needs.megabytes:
-            state.mkdir(mode=0o700)
-            self._ends.enter_context(small(state, needs.megabytes))
-        if needs.before is not None and not self._on_postgres:
-            needs.before(state)
+        if needs.state is not None and not self._on_postgres:
+            self._ends.enter_context(needs.state(state))
         if needs.database is not None and self._on_postgres:
             settings["database"] = needs.database
         if needs.disk:
@@ -198,10 +144,6 @@ class Run:
         if needs.network:
             beyond, (self.link,) = self._ends.enter_context(links(1))
             settings["HOST"] = "0.0.0.0"
-        if needs.open_files:
-            settings["open_files"] = needs.open_files
-        if needs.unit:
-            settings["unit"] = needs.unit
         self.deployment = self._ends.enter_context(
             self._way(self._directory, environment, expected=(*EXPECTED, *needs.expected), **settings)
         )

@@ -22,8 +22,8 @@ from typing import NamedTuple
 import httpx
 import msgspec
 
-from tests.faults.catalogue import commit
 from tests.faults.journal import AnyRecord, Opened, Received, Sent
+from tests.faults.result import add_option, commit, keep
 from tests.faults.run import Needs, Run
 from tests.faults.ways import BY_HAND
 from tests.support.upgradable import Upgradable
@@ -215,9 +215,7 @@ def main() -> int:
     )
     parser.add_argument("--seconds", type=float, default=3600.0)
     parser.add_argument("--seed", type=int, default=random.randrange(1, 10**9))
-    parser.add_argument(
-        "--results", type=Path, help="a file for the results, as JSON lines; it is appended to"
-    )
+    add_option(parser)
     options = parser.parse_args()
     ways = [options.way] if options.way else [*BY_HAND]
     found = False
@@ -226,9 +224,7 @@ def main() -> int:
             result = run.result()
             tell(result)
             found = found or any(result.found.values())
-            if options.results is not None:
-                with options.results.open("ab") as results:
-                    results.write(msgspec.json.encode(result) + b"\n")
+            keep(result, options.results)
     return int(found)
 
 

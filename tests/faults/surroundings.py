@@ -39,8 +39,7 @@ def drop_link(run: Run) -> None:
 
 def end_database(run: Run) -> None:
     """PostgreSQL ends at any moment, as by a power cut, and is started."""
-    postgres = run.deployment.postgres
-    assert postgres is not None
+    postgres = _database_of(run).postgres
     time.sleep(run.chance.random() * 0.3)
     run.harmed()
     postgres.kill()
@@ -50,8 +49,7 @@ def end_database(run: Run) -> None:
 
 def pause_database(run: Run) -> None:
     """PostgreSQL does not answer for some seconds."""
-    postgres = run.deployment.postgres
-    assert postgres is not None
+    postgres = _database_of(run).postgres
     run.harmed()
     postgres.pause()
     time.sleep(0.5 + 2 * run.chance.random())
@@ -60,8 +58,7 @@ def pause_database(run: Run) -> None:
 
 def end_node_and_database(run: Run) -> None:
     """A node and PostgreSQL end together."""
-    postgres, server = run.deployment.postgres, a_server(run)
-    assert postgres is not None
+    postgres, server = _database_of(run).postgres, a_server(run)
     run.harmed()
     postgres.kill()
     server.kill()

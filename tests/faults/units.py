@@ -79,20 +79,20 @@ def kill_all(run: Run) -> None:
 
 def kill_standby(run: Run) -> None:
     """The standby is killed at any step of a restart: before it serves, no stream ends."""
-    server = _server(run)
-    number = run.chance.choice(server.numbers)
-    before = server.processes(number)
-    server.restart("--no-block")
-    _kill_one_that_takes_over(run, number, server.wait_for(number, STANDBY, before))
+    _kill_in_restart(run, STANDBY)
 
 
 def kill_next(run: Run) -> None:
     """The next main process is killed at any step of a restart: before it serves, no stream ends."""
+    _kill_in_restart(run, NEXT)
+
+
+def _kill_in_restart(run: Run, role: str) -> None:
     server = _server(run)
     number = run.chance.choice(server.numbers)
     before = server.processes(number)
     server.restart("--no-block")
-    _kill_one_that_takes_over(run, number, server.wait_for(number, NEXT, before))
+    _kill_one_that_takes_over(run, number, server.wait_for(number, role, before))
 
 
 def kill_successor(run: Run) -> None:

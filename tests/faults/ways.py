@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from tests.faults.databases import Database, Setup, alone
 from tests.support.node_processes import node_processes
-from tests.support.postgres import Postgres
 from tests.support.server_process import until_the_end
 from tests.support.service import managed
 from tests.support.unit_server import UnitServer
@@ -30,22 +30,17 @@ class Way(Protocol):
         """Return a context in which they run; they have to end well, and with nothing unexpected in their logs."""
 
 
+@dataclass(frozen=True)
 class Deployment:
     """Servers that share one log and their keys.
 
-    Args:
+    Attributes:
         servers: they run.
         database: that has their log, if one has.
     """
 
-    def __init__(self, servers: Sequence[Upgradable], database: Database | None = None) -> None:
-        self.servers = servers
-        self.database = database
-
-    @property
-    def postgres(self) -> Postgres | None:
-        """The database server that has their log, if one has."""
-        return None if self.database is None else self.database.postgres
+    servers: Sequence[Upgradable]
+    database: Database | None = None
 
 
 @contextmanager
