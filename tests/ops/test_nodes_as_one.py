@@ -5,50 +5,37 @@ Two workers of one machine and a process of another one are the nodes, on one da
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from sse_app.auth.tokens.issuer import TokenKind
 from tests.support.node_processes import NAMES, node_processes
+from tests.support.one_server import CONNECTIONS, OneServer, figures, samples
 from tests.support.people import Ear, Site, assert_ended
 from tests.support.postgres import Postgres, cluster
-from tests.support.server_process import ServerProcess, clean_environment, run_program
+from tests.support.server_process import clean_environment, run_program
+from tests.support.upgradable import Upgradable
 from tests.support.waiting import until
 
-CONNECTIONS = "/api/v1/admin/connections"
 NAMED_WITHIN = 2.9
 """Within how many seconds a node that hangs is named: the wait of 2 s, and what a busy machine adds."""
 
 EXPECTED = ("node_silent", "login_refused", "event_log_unavailable", "accounts_unavailable")
 
 
-class Machines:
-    """The nodes of one server, each as a site of its own."""
+class Machines(OneServer):
+    """The nodes of one server, on one database."""
 
-    def __init__(self, postgres: Postgres, url: str, nodes: Sequence[ServerProcess]) -> None:
+    def __init__(self, postgres: Postgres, url: str, nodes: Sequence[Upgradable]) -> None:
+        super().__init__(nodes)
         self.postgres = postgres
         self.url = url
-        self.nodes = nodes
-        self.sites = [Site(node) for node in nodes]
-
-    def status(self, site: Site) -> dict[str, Any]:
-        answer: dict[str, Any] = site.http.get("/api/v1/sse/status").raise_for_status().json()
-        return answer
-
-    def listed(self, site: Site, **query: Any) -> dict[str, Any]:
-        answer = site.http.get(CONNECTIONS, params=query, headers=site.admin)
-        assert answer.status_code == 200, answer.text
-        document: dict[str, Any] = answer.json()
-        return document
 
     def agree(self, streams: int) -> bool:
         """Return whether each node says that so many streams are open, and that none is missing."""
@@ -64,17 +51,6 @@ class Machines:
         found = self.postgres.execute("SELECT name, number, has_left FROM sse_app.nodes", database)
         return {str(name): (int(str(number)), bool(left)) for name, number, left in found}
 
-    @contextmanager
-    def stopped(self, number: int) -> Iterator[None]:
-        """Let one node hang."""
-        process = self.nodes[number].process
-        assert process is not None
-        process.send_signal(signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            process.send_signal(signal.SIGCONT)
-
     def leave(self) -> None:
         for site in self.sites:
             site.leave_all()
@@ -89,30 +65,13 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
         with node_processes(directory, url, expected=EXPECTED, LIMITS__STREAMS_PER_USER=12) as nodes:
             machines = Machines(postgres, url, nodes)
             yield machines
-            for site in machines.sites:
-                site.leave_all()
-                site.http.close()
+            machines.close()
 
 
 @pytest.fixture(autouse=True)
 def leaving(machines: Machines) -> Iterator[None]:
     yield
     machines.leave()
-
-
-def samples(site: Site) -> dict[str, dict[str, float]]:
-    """Return the values of each metric by node; those without one are under the empty text."""
-    found: dict[str, dict[str, float]] = {}
-    text = site.http.get("/metrics").raise_for_status().text
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            labels = dict(sample.labels)
-            node = labels.pop("node", "")
-            name = sample.name + "".join(f" {key}={value}" for key, value in sorted(labels.items()))
-            values = found.setdefault(name, {})
-            assert node not in values, f"{name} of node {node} comes twice"
-            values[node] = sample.value
-    return found
 
 
 def own(machines: Machines, site: Site) -> str:
@@ -164,17 +123,13 @@ def test_every_node_counts_and_lists_the_streams_of_all_machines(machines: Machi
 def test_a_scrape_has_the_metrics_of_the_nodes_of_the_machine_that_is_asked(machines: Machines) -> None:
     spread(machines, 1, 2, 3)
     for site in machines.sites[:2]:
-        found = samples(site)
+        found = samples(site, "node")
         assert found["sse_app_streams"] == {"web2.1": 1, "web2.2": 2}
         assert found["sse_app_node_up"] == {"web2.1": 1, "web2.2": 1}
         assert {name for name, values in found.items() if "" in values} == {"sse_app_log_head"}
-    found = samples(machines.sites[2])
+    found = samples(machines.sites[2], "node")
     assert found["sse_app_streams"] == {"web10": 3}
     assert found["sse_app_node_up"] == {"web10": 1}
-
-
-def figures(ear: Ear) -> list[dict[str, Any]]:
-    return [data for type, data in list(ear.events) if type == "figures"]
 
 
 def test_the_live_figures_are_summed_and_by_node(machines: Machines) -> None:
@@ -286,7 +241,7 @@ def test_a_node_that_hangs_is_named_everywhere_and_nothing_else_waits(machines: 
         assert kick.json()["error"]["message"] == "node web10 does not answer just now"
         renewal = first.renew(first.mint(TokenKind.STREAM, "ann"), "nobody")
         assert (renewal.status_code, renewal.json()["error"]["code"]) == (503, "node_silent")
-        assert set(samples(first)["sse_app_node_up"]) == {"web2.1", "web2.2"}
+        assert set(samples(first, "node")["sse_app_node_up"]) == {"web2.1", "web2.2"}
         assert time.monotonic() - begun < NAMED_WITHIN, "the full wait was paid again"
         for path in ("/healthz", "/readyz"):
             assert first.http.get(path).status_code == 200
@@ -297,7 +252,7 @@ def test_a_node_that_hangs_is_named_everywhere_and_nothing_else_waits(machines: 
 def test_a_node_that_was_killed_is_named_and_its_next_process_keeps_its_number_and_begins_at_once(
     machines: Machines,
 ) -> None:
-    first, killed = machines.sites[0], machines.nodes[2]
+    first, killed = machines.sites[0], machines.servers[2]
     before = machines.rows()
     machines.sites[2].leave_all()
     killed.kill()
@@ -314,19 +269,19 @@ def test_a_node_that_was_killed_is_named_and_its_next_process_keeps_its_number_a
 
 def test_a_node_that_ends_is_not_waited_for_nor_named(machines: Machines) -> None:
     before = machines.rows()
-    assert machines.nodes[2].stop() == 0
+    assert machines.servers[2].stop() == 0
     assert machines.status(machines.sites[0])["nodes_missing"] == []
     assert machines.rows()["web10"] == (before["web10"][0], True)
-    machines.nodes[2].start()
+    machines.servers[2].start()
     until(lambda: machines.agree(0), "it is back")
     assert machines.rows() == before
 
 
 def test_a_worker_that_hands_over_keeps_its_number_and_is_never_missing(machines: Machines) -> None:
-    first, worker = machines.sites[2], machines.nodes[0]
+    first, worker = machines.sites[2], machines.servers[0]
     ears = spread(machines, 3, 0, 0)
     before, rows = machines.rows(), machines.listed(first)["connections"]
-    worker.upgrade()  # type: ignore[attr-defined]
+    worker.upgrade()
     found = machines.listed(first)
     assert (found["total"], "web2.1" in found["nodes_missing"]) == (3, False)
     assert [row["connection"] for row in found["connections"]] == [row["connection"] for row in rows]

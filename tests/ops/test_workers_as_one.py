@@ -3,47 +3,33 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import permutations
-from typing import Any
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from sse_app.auth.tokens.issuer import TokenKind
 from sse_app.cluster.base import ASK_TIMEOUT
-from tests.support.people import PASSWORD, Ear, Site, assert_ended, bearer, claims_of
+from tests.support.one_server import CONNECTIONS, OneServer, figures, samples
+from tests.support.people import PASSWORD, assert_ended, bearer, claims_of
 from tests.support.server_process import PROGRAM, ROOT
 from tests.support.waiting import until
 from tests.support.worker_processes import WorkerProcess, worker_processes
 
 COUNT = 3
-CONNECTIONS = "/api/v1/admin/connections"
 NAMED_WITHIN = 2 * ASK_TIMEOUT - 0.1
 """Within how many seconds a worker that hangs is named: one wait and what a busy machine adds, less than two waits."""
 
 
-class Offices:
-    """The workers of one server, each as a site of its own."""
+class Offices(OneServer):
+    """The workers of one server."""
 
     def __init__(self, workers: list[WorkerProcess]) -> None:
+        super().__init__(workers)
         self.workers = workers
-        self.sites = [Site(worker) for worker in workers]
-
-    def status(self, site: Site) -> dict[str, Any]:
-        answer: dict[str, Any] = site.http.get("/api/v1/sse/status").raise_for_status().json()
-        return answer
-
-    def listed(self, site: Site, **query: Any) -> dict[str, Any]:
-        answer = site.http.get(CONNECTIONS, params=query, headers=site.admin)
-        assert answer.status_code == 200, answer.text
-        document: dict[str, Any] = answer.json()
-        return document
 
     def leave(self) -> None:
         for site in self.sites:
@@ -53,16 +39,10 @@ class Offices:
 
     @contextmanager
     def stopped(self, number: int) -> Iterator[None]:
-        """Let one worker hang."""
-        time.sleep(
-            0.6
-        )  # in which it writes its audit entries: stopped meanwhile it would keep the accounts locked
-        process = self.workers[number].pid
-        os.kill(process, signal.SIGSTOP)
-        try:
+        """Let one worker hang, once it has written its audit entries: else it would keep the accounts locked."""
+        time.sleep(0.6)
+        with super().stopped(number):
             yield
-        finally:
-            os.kill(process, signal.SIGCONT)
 
 
 @pytest.fixture(scope="module")
@@ -74,30 +54,13 @@ def offices(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Offices]:
         for name in ("ann", "bob"):
             offices.sites[0].add_user(name)
         yield offices
-        for site in offices.sites:
-            site.leave_all()
-            site.http.close()
+        offices.close()
 
 
 @pytest.fixture(autouse=True)
 def leaving(offices: Offices) -> Iterator[None]:
     yield
     offices.leave()
-
-
-def samples(site: Site) -> dict[str, dict[str, float]]:
-    """Return the values of each metric by worker; those without one are under the empty text."""
-    found: dict[str, dict[str, float]] = {}
-    text = site.http.get("/metrics").raise_for_status().text
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            labels = dict(sample.labels)
-            worker = labels.pop("worker", "")
-            name = sample.name + "".join(f" {key}={value}" for key, value in sorted(labels.items()))
-            values = found.setdefault(name, {})
-            assert worker not in values, f"{name} of worker {worker} comes twice"
-            values[worker] = sample.value
-    return found
 
 
 # -- what is seen ------------------------------------------------------------------------------------------------
@@ -146,8 +109,11 @@ def test_the_metrics_of_all_come_in_one_scrape_each_with_its_worker(offices: Off
         for one in offices.sites
     ]
     head = int(ids[-1].rpartition("-")[2])
-    until(lambda: all(samples(each)["sse_app_log_head"] == {"": head} for each in offices.sites), "the head")
-    found = samples(site)
+    until(
+        lambda: all(samples(each, "worker")["sse_app_log_head"] == {"": head} for each in offices.sites),
+        "the head",
+    )
+    found = samples(site, "worker")
     assert found["sse_app_streams"] == {"1": 1, "2": 2, "3": 3}
     assert found["sse_app_channel_streams channel=dashboard"] == {"1": 1, "2": 2, "3": 3}
     assert found["sse_app_worker_up"] == {"1": 1, "2": 1, "3": 1}
@@ -444,7 +410,7 @@ def test_a_worker_that_hangs_is_named_everywhere_and_nothing_else_waits(offices:
         assert time.monotonic() - begun < NAMED_WITHIN
         assert (status["workers_missing"], status["total_connections"]) == (["2"], 2)
         begun = time.monotonic()
-        found = samples(first)
+        found = samples(first, "worker")
         assert found["sse_app_worker_up"] == {"1": 1, "2": 0, "3": 1}
         assert set(found["sse_app_streams"]) == {"1", "3"}
         listed = offices.listed(first)
@@ -494,7 +460,7 @@ def test_a_worker_that_is_killed_is_named_until_it_is_back(offices: Offices) -> 
     offices.sites[2].leave_all()
     killed.kill()
     until(lambda: offices.status(first)["workers_missing"] == ["3"], "it is named")
-    assert samples(first)["sse_app_worker_up"]["3"] == 0
+    assert samples(first, "worker")["sse_app_worker_up"]["3"] == 0
     begun = time.monotonic()
     for _ in range(3):
         assert offices.listed(first)["workers_missing"] == ["3"]
@@ -506,10 +472,6 @@ def test_a_worker_that_is_killed_is_named_until_it_is_back(offices: Offices) -> 
 
 
 # -- live figures ------------------------------------------------------------------------------------------------
-
-
-def figures(ear: Ear) -> list[dict[str, Any]]:
-    return [data for type, data in list(ear.events) if type == "figures"]
 
 
 def test_the_live_figures_are_those_of_all_workers_wherever_they_are_read(offices: Offices) -> None:
