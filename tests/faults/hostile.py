@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import resource
 import socket
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 
 from tests.faults.books import CHANNELS
 from tests.faults.run import Run
+from tests.support.repeated import Repeated, repeating
 from tests.support.server_process import ServerProcess
 from tests.support.waiting import until
 
@@ -124,26 +124,11 @@ def attacking(
     run: Run, attack: Callable[[ServerProcess, random.Random], None], threads: int = 1
 ) -> Iterator[None]:
     """Attack from so many threads, again and again, each time one of the servers."""
-    ends = threading.Event()
-    failures: list[BaseException] = []
 
-    def work(seed: int) -> None:
-        chance = random.Random(seed)
-        try:
-            while not ends.is_set():
-                attack(chance.choice(run.servers), chance)
-        except BaseException as error:
-            failures.append(error)
+    def attacker(chance: random.Random) -> Repeated:
+        return Repeated(lambda: attack(chance.choice(run.servers), chance))
 
-    working = [threading.Thread(target=work, args=[run.chance.getrandbits(60)]) for _ in range(threads)]
+    attackers = [attacker(random.Random(run.chance.getrandbits(60))) for _ in range(threads)]
     run.harmed()
-    for thread in working:
-        thread.start()
-    try:
+    with repeating(*attackers):
         yield
-    finally:
-        ends.set()
-        for thread in working:
-            thread.join()
-    if failures:
-        raise failures[0]

@@ -16,6 +16,7 @@ from tests.faults.books import CHANNELS, QUIET, TTL
 from tests.faults.flood import Flooded
 from tests.faults.run import Needs, Run
 from tests.support.fleet import Client
+from tests.support.repeated import Repeated, repeating
 from tests.support.upgradable import Upgradable
 from tests.support.usage import MEBIBYTE, Usage
 from tests.support.waiting import until
@@ -55,12 +56,9 @@ def overload(run: Run) -> None:
         watched = [Probes(server) for server in run.servers]
         newcomers = Newcomers(run)
         held = [Usage(server.pid).resident for server in run.servers]
-        workers = [*watched, newcomers]
         run.harmed()
         begun = time.monotonic()
-        for worker in workers:
-            worker.start()
-        try:
+        with closing(newcomers), repeating(*watched, newcomers):
             for attempt in range(1, ATTEMPTS + 1):
                 flooded = _flood(
                     run,
@@ -73,9 +71,6 @@ def overload(run: Run) -> None:
                     break
                 # The machine was busier before: it carries more than was measured.
                 per_second = max(per_second, flooded.acknowledged / flooded.seconds)
-        finally:
-            for worker in workers:
-                worker.stop()
         ended = time.monotonic()
         after = listener.time_of_an_event()
         while after > max(5 * before, 0.2):
@@ -118,50 +113,17 @@ def _flood(run: Run, name: str, **settings: float) -> Flooded:
     return msgspec.json.decode(printed, type=Flooded)
 
 
-class Worker(threading.Thread):
-    """Does something again and again until it is stopped; what fails is raised then.
-
-    Args:
-        pause: seconds between two times.
-    """
-
-    def __init__(self, pause: float) -> None:
-        super().__init__()
-        self._pause = pause
-        self._ends = threading.Event()
-        self._failure: BaseException | None = None
-
-    def act(self) -> None:
-        """Do it once."""
-        raise NotImplementedError
-
-    def run(self) -> None:
-        """Do it until it is to stop."""
-        try:
-            while not self._ends.is_set():
-                self.act()
-                self._ends.wait(self._pause)
-        except BaseException as error:
-            self._failure = error
-
-    def stop(self) -> None:
-        """Stop, and raise what has failed."""
-        self._ends.set()
-        self.join()
-        if self._failure is not None:
-            raise self._failure
-
-
-class Probes(Worker):
+class Probes(Repeated):
     """Asks for a server's health on new connections, and looks at its memory."""
 
     def __init__(self, server: Upgradable) -> None:
-        super().__init__(pause=0.1)
+        super().__init__(self.act, pause=0.1)
         self.longest = 0.0
         self.most_resident = 0
         self._server = server
 
     def act(self) -> None:
+        """Do it once."""
         for path in PROBES:
             begun = time.monotonic()
             assert httpx.get(f"{self._server.url}{path}", timeout=60).status_code == 200, path
@@ -175,13 +137,13 @@ def _has_begun(stream: Client) -> bool:
     return b"event: connected" in stream.received
 
 
-class Newcomers(Worker):
+class Newcomers(Repeated):
     """Opens streams, and keeps the last ones."""
 
     KEPT = 20
 
     def __init__(self, run: Run) -> None:
-        super().__init__(pause=0.1)
+        super().__init__(self.act, pause=0.1)
         self.longest = 0.0
         self._servers = run.servers
         self._path = f"/api/v1/sse/{CHANNELS[0]}?token={run.servers[0].stream_token(CHANNELS[0], ttl=TTL)}"
@@ -189,6 +151,7 @@ class Newcomers(Worker):
         self._count = 0
 
     def act(self) -> None:
+        """Open one more."""
         begun = time.monotonic()
         self._count += 1
         stream = Client(self._servers[self._count % len(self._servers)].port, self._path)
@@ -199,9 +162,8 @@ class Newcomers(Worker):
             old.socket.close()
         del self._streams[: -self.KEPT]
 
-    def stop(self) -> None:
-        """Stop, and close the streams."""
-        super().stop()
+    def close(self) -> None:
+        """Close the streams."""
         for stream in self._streams:
             stream.socket.close()
 

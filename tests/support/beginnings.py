@@ -21,6 +21,7 @@ from http.client import HTTPConnection, HTTPException, HTTPResponse
 from typing import Any
 
 from sse_app.core.channels import ChannelPattern
+from tests.support.repeated import Repeated
 from tests.support.room import sequence
 from tests.support.server_process import ServerProcess
 from tests.support.sse_reader import EventStreamReader, ReceivedEvent
@@ -218,32 +219,6 @@ class Client:
         return any(ChannelPattern(asked).matches(channel) for asked in self.channels)
 
 
-class Storm:
-    """Publishes in the background until it is stopped; what fails in it is raised then."""
-
-    def __init__(self, account: Account, channels: Sequence[str], seed: int) -> None:
-        self._account, self._channels, self._chance = account, channels, random.Random(seed)
-        self._stopping = threading.Event()
-        self._failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="storm", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            while not self._stopping.wait(CREEP):
-                count = self._chance.choice((1, 1, 3))
-                self._account.publish(self._chance.choices(self._channels, k=count), self._chance)
-        except BaseException as error:
-            self._failure = error
-
-    def stop(self) -> None:
-        """Have it end, and wait for that."""
-        self._stopping.set()
-        self._thread.join()
-        if self._failure is not None:
-            raise self._failure
-
-
 class Account:
     """What was published on the channels of one example, and what its clients were due of that.
 
@@ -262,7 +237,7 @@ class Account:
         self._lock = threading.Lock()
         self._requests = 0
         self._unstored: dict[str, list[int]] = {}
-        self._storm: Storm | None = None
+        self._storm: Repeated | None = None
         self._after = ""
 
     # What is done
@@ -336,7 +311,11 @@ class Account:
     def begin_storm(self, channels: Sequence[str]) -> None:
         """Publish in the background from now on."""
         if self._storm is None:
-            self._storm = Storm(self, channels, self.chance.randrange(1 << 30))
+            chance = random.Random(self.chance.randrange(1 << 30))
+            self._storm = Repeated(
+                lambda: self.publish(chance.choices(channels, k=chance.choice((1, 1, 3))), chance), CREEP
+            )
+            self._storm.start()
 
     def end_storm(self) -> None:
         """Publish no more in the background."""
