@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import json
+import os
 import random
 import signal
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from subprocess import Popen
+from subprocess import PIPE, Popen
+from types import ModuleType
 from typing import Any
 
 import httpx
+import msgspec
 
 from tests.faults import client, flood, publisher
 from tests.faults.accountant import account
@@ -91,8 +96,8 @@ class Books:
             self._channels[one.name] = one.channels
         tokens = {one.name: self._servers[0].stream_token(*one.channels, ttl=TTL) for one in settings}
         self._clients += [
-            client.launch(settings[::2], tokens),
-            client.launch(settings[1::2], tokens, beyond),
+            self._launch(client, settings[::2], json.dumps(tokens)),
+            self._launch(client, settings[1::2], json.dumps(tokens), beyond),
         ]
         until(lambda: all(self._has(name, "opened") for name in self._channels), "all clients have a stream")
         for number in range(publishers):
@@ -119,7 +124,7 @@ class Books:
             name: begins with ``publisher-``, and no other has it.
             settings: further ones of `tests.faults.publisher.Settings`.
         """
-        process = publisher.launch(self._settings_of(name, **settings), self._token())
+        process = self._launch(publisher, self._settings_of(name, **settings), self._token())
         self._publishers.append(process)
         return process
 
@@ -134,9 +139,22 @@ class Books:
             name: begins with ``publisher-``, and no other has it.
             settings: further ones of `tests.faults.flood.Settings`.
         """
-        process = flood.launch(flood.Settings(**self._common(name), **settings), self._token())
+        described = flood.Settings(**self._common(name), **settings)
+        process = self._launch(flood, described, self._token(), stdout=PIPE)
         self._publishers.append(process)
         return process
+
+    @staticmethod
+    def _launch(
+        module: ModuleType,
+        settings: object,
+        token: str,
+        within: Sequence[str] = (),
+        stdout: int | None = None,
+    ) -> Popen[bytes]:
+        """Start one of the modules in a process of its own, by a command that runs another one where there is one."""
+        command = [*within, sys.executable, "-m", module.__name__, msgspec.json.encode(settings).decode()]
+        return Popen(command, env=os.environ | {publisher.TOKEN: token}, stdout=stdout)
 
     def _settings_of(self, name: str, **settings: Any) -> publisher.Settings:
         return publisher.Settings(**{**self._common(name), **settings})

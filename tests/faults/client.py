@@ -13,11 +13,10 @@ import os
 import random
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
@@ -182,20 +181,6 @@ def _is_open(sock: socket.socket) -> bool:
         return False
     except TimeoutError:
         return True
-
-
-def launch(
-    clients: Sequence[Settings], tokens: Mapping[str, str], within: Sequence[str] = ()
-) -> subprocess.Popen[bytes]:
-    """Start a process with clients.
-
-    Args:
-        clients: each of them.
-        tokens: theirs, by their names.
-        within: a command that runs another one where the clients are to be.
-    """
-    command = [*within, sys.executable, "-m", __name__, msgspec.json.encode(clients).decode()]
-    return subprocess.Popen(command, env=os.environ | {TOKEN: json.dumps(tokens)})
 
 
 def main() -> None:

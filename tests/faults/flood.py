@@ -11,7 +11,6 @@ import asyncio
 import json
 import os
 import random
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -180,12 +179,6 @@ class Flood:
         elif status:
             result.bare += not retry_after
             result.refused_within = max(result.refused_within, now - due)
-
-
-def launch(settings: Settings, token: str) -> subprocess.Popen[bytes]:
-    """Start a flood."""
-    command = [sys.executable, "-m", __name__, msgspec.json.encode(settings).decode()]
-    return subprocess.Popen(command, env=os.environ | {publisher.TOKEN: token}, stdout=subprocess.PIPE)
 
 
 def main() -> None:

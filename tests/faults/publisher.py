@@ -11,7 +11,6 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from collections import deque
@@ -195,12 +194,6 @@ class Publisher:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
-
-
-def launch(settings: Settings, token: str) -> subprocess.Popen[bytes]:
-    """Start a publisher."""
-    command = [sys.executable, "-m", __name__, msgspec.json.encode(settings).decode()]
-    return subprocess.Popen(command, env=os.environ | {TOKEN: token})
 
 
 def main() -> None:
