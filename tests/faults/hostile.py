@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
-from tests.faults.books import CHANNELS
 from tests.faults.run import Run
+from tests.faults.traffic import CHANNELS
 from tests.support.repeated import Repeated, repeating
 from tests.support.server_process import ServerProcess
 from tests.support.waiting import until

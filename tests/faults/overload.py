@@ -12,9 +12,9 @@ from statistics import median
 import httpx
 import msgspec
 
-from tests.faults.books import CHANNELS, QUIET, TTL
 from tests.faults.flood import Flooded
 from tests.faults.run import Needs, Run
+from tests.faults.traffic import CHANNELS, QUIET, TTL
 from tests.support.fleet import Client
 from tests.support.repeated import Repeated, repeating
 from tests.support.upgradable import Upgradable
@@ -105,7 +105,7 @@ def overload(run: Run) -> None:
 
 
 def _flood(run: Run, name: str, **settings: float) -> Flooded:
-    process = run.books.launch_flood(
+    process = run.traffic.launch_flood(
         f"publisher-flood-{name}-{run.chance.getrandbits(60)}", batch=BATCH, size=SIZE, **settings
     )
     printed, _ = process.communicate(timeout=90)
@@ -174,7 +174,7 @@ class Listener(threading.Thread):
     def __init__(self, run: Run) -> None:
         super().__init__()
         self._name = f"publisher-lone-{run.chance.getrandbits(60)}"
-        self._publisher = run.books.publisher_here(self._name)
+        self._publisher = run.traffic.publisher_here(self._name)
         server = run.servers[-1]
         self._stream = Client(server.port, f"/api/v1/sse/{QUIET}?token={server.stream_token(QUIET, ttl=TTL)}")
         self._stream.read_until("event: connected")

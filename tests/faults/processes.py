@@ -61,8 +61,8 @@ def stop_for_a_while(run: Run) -> None:
     server = a_server(run)
     pid, others = server.pid, [other.port for other in run.servers if other is not server]
     names = [f"publisher-at-others-{run.chance.getrandbits(60)}" for _ in others]
-    busy = [run.books.launch_publisher(name, batch=1, pause=0.0, ports=others) for name in names]
-    until(lambda: all(run.books.answered(201, name) for name in names), "the others store")
+    busy = [run.traffic.launch_publisher(name, batch=1, pause=0.0, ports=others) for name in names]
+    until(lambda: all(run.traffic.answered(201, name) for name in names), "the others store")
     run.harmed()
     os.kill(pid, signal.SIGSTOP)
     time.sleep(0.5 + 2 * run.chance.random())
@@ -101,7 +101,7 @@ def kill_successor(run: Run) -> None:
 def publisher_dies(run: Run) -> None:
     """A publisher is killed in the middle of what it sends."""
     name = f"publisher-that-dies-{run.chance.getrandbits(60)}"
-    process = run.books.launch_publisher(name, batch=100, pause=0.0, size=2000)
+    process = run.traffic.launch_publisher(name, batch=100, pause=0.0, size=2000)
     time.sleep(0.5 + run.chance.random())
     run.harmed()
     process.kill()
@@ -111,7 +111,7 @@ def publisher_dies(run: Run) -> None:
 def do_not_read(run: Run) -> None:
     """Clients read nothing while more is published than may wait for them, and then come back."""
     run.harmed()
-    with run.books.unread(run.chance):
+    with run.traffic.unread(run.chance):
         _publish_much(run)
 
 
@@ -119,7 +119,7 @@ def upgrade_unread(run: Run) -> None:
     """A handover to a successor while much waits for clients that read nothing."""
     server = a_server(run)
     run.harmed()
-    with run.books.unread(run.chance):
+    with run.traffic.unread(run.chance):
         _publish_much(run)
         server.upgrade()
 
@@ -133,8 +133,8 @@ def outlive_history(run: Run) -> None:
 def _publish_much(run: Run) -> None:
     """Publish a few megabytes."""
     name = f"publisher-of-much-{run.chance.getrandbits(60)}"
-    process = run.books.launch_publisher(name, batch=100, pause=0.0, size=4000)
-    until(lambda: run.books.answered(201, name) >= 30, "much is published")
+    process = run.traffic.launch_publisher(name, batch=100, pause=0.0, size=4000)
+    until(lambda: run.traffic.answered(201, name) >= 30, "much is published")
     process.terminate()
     assert process.wait(timeout=60) == 0
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import httpx
 
-from tests.faults.books import SETTLES, Books, head_of, history_of
 from tests.faults.databases import Setup
 from tests.faults.disk import Disk
 from tests.faults.journal import Answered, AnyRecord
 from tests.faults.ledger import Loss, Promises
+from tests.faults.traffic import SETTLES, Traffic, head_of, history_of
 from tests.faults.verdict import Verdict
 from tests.faults.ways import ON_POSTGRES, STATE, WAYS, Deployment
 from tests.support.namespaces import Link, links
@@ -90,7 +90,7 @@ class Run:
     def __init__(self, way: str, directory: Path, seed: int, needs: Needs) -> None:
         self.chance = random.Random(seed)
         self.deployment: Deployment
-        self.books: Books
+        self.traffic: Traffic
         """Publishers and clients."""
         self.disk: Disk | None = None
         """The disk, where something is done to it."""
@@ -151,7 +151,7 @@ class Run:
             self.disk.synchronise()
         with self.servers[0].publisher() as http:
             self._began_at = head_of(http)
-        self.books = Books(
+        self.traffic = Traffic(
             self._directory / "journals",
             self.servers,
             self._seed,
@@ -160,8 +160,8 @@ class Run:
             publishing=needs.publishers,
             listening=needs.clients,
         )
-        self._ends.callback(self.books.close)
-        self.books.open(beyond, self.link.near if self.link is not None else "127.0.0.1")
+        self._ends.callback(self.traffic.close)
+        self.traffic.open(beyond, self.link.near if self.link is not None else "127.0.0.1")
 
     def __exit__(self, *failure: object) -> None:
         """End all."""
@@ -169,14 +169,14 @@ class Run:
 
     def advance(self, count: int = 10) -> None:
         """Wait until so many more requests are acknowledged."""
-        self.books.advance(count)
+        self.traffic.advance(count)
 
     def refuses(self) -> bool:
         """Return whether a request to publish has been refused by now."""
         since = self._harmed_at
         return any(
             isinstance(record, Answered) and record.status == 503 and record.at > since
-            for records in self.books.journals("publisher").values()
+            for records in self.traffic.journals("publisher").values()
             for record in records
         )
 
@@ -217,9 +217,9 @@ class Run:
     def settle(self) -> Verdict:
         """Publish no more, wait until each client has been sent all, end all, and balance the account."""
         kept = self._needs.kept
-        self.books.settle(5.0 if self.losses or not kept else SETTLES)
-        self.silence = _longest_silence(self.books.journals("publisher").values())
-        verdict = self.books.balance(
+        self.traffic.settle(5.0 if self.losses or not kept else SETTLES)
+        self.silence = _longest_silence(self.traffic.journals("publisher").values())
+        verdict = self.traffic.account(
             history_of(self.chance.choice(self.servers), self._began_at, kept=kept),
             Promises(
                 kept=kept,

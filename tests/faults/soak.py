@@ -96,7 +96,7 @@ def soak(way: str, seconds: float, seed: int) -> Soak:
             held.append(_measure(run.servers))
             time.sleep(min(1.0, seconds / 100, begun + seconds - now))
         verdict = run.settle()
-        latencies = _latencies(run.books.journals(), begun, seconds)
+        latencies = _latencies(run.traffic.journals(), begun, seconds)
     return Soak(
         date=time.strftime("%Y-%m-%d"),
         commit=commit(),

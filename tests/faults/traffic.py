@@ -19,8 +19,7 @@ from typing import Any
 import httpx
 import msgspec
 
-from tests.faults import client, flood, publisher
-from tests.faults.accountant import account
+from tests.faults import accountant, client, flood, publisher
 from tests.faults.journal import AnyRecord, payload_of, read
 from tests.faults.ledger import Promises
 from tests.faults.verdict import Verdict
@@ -40,7 +39,7 @@ TTL = 36_000.0
 """Seconds that the tokens of publishers and clients are valid: longer than any run."""
 
 
-class Books:
+class Traffic:
     """Publishers and clients in processes of their own, each with a journal, until they are closed.
 
     Args:
@@ -226,13 +225,13 @@ class Books:
         """Return what publishers and clients have written down so far, by their names, which begin so."""
         return {path.name: list(read(path)) for path in sorted(self.directory.glob(f"{of}*"))}
 
-    def balance(self, listing: Iterable[tuple[str, str, str]], promises: Promises) -> Verdict:
+    def account(self, listing: Iterable[tuple[str, str, str]], promises: Promises) -> Verdict:
         """Compare all that was said with all that the log has, and return what was found; call it after `settle`.
 
         Args:
-            listing, promises: as those of `account`.
+            listing, promises: as those of `accountant.account`.
         """
-        return account(self.journals("publisher"), self.journals("client"), listing, promises)
+        return accountant.account(self.journals("publisher"), self.journals("client"), listing, promises)
 
     def close(self) -> None:
         """End all."""

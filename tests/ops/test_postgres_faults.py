@@ -16,9 +16,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.faults.books import Books, history_of
 from tests.faults.journal import Answered, Journal, Reset, Sent, payload_of
 from tests.faults.ledger import Loss, Promises
+from tests.faults.traffic import Traffic, history_of
 from tests.support.fleet import Client, Fleet
 from tests.support.namespaces import links, small_disk
 from tests.support.nodes import TIMEOUT, nodes
@@ -40,24 +40,24 @@ def chance() -> random.Random:
 
 
 @contextmanager
-def books_of(
+def traffic_of(
     servers: list[ServerProcess], chance: random.Random, losses: Sequence[Loss] | None = None
-) -> Iterator[Books]:
+) -> Iterator[Traffic]:
     """Publishers and clients, whose account has to balance in the end; with losses each client is told of some."""
     folder = servers[0].state_dir.parent / "journals"
-    with closing(Books(folder, servers, chance.randrange(1_000_000), clients=6)) as books:
-        books.open()
-        books.advance()
-        yield books
-        books.settle(10.0)
+    with closing(Traffic(folder, servers, chance.randrange(1_000_000), clients=6)) as traffic:
+        traffic.open()
+        traffic.advance()
+        yield traffic
+        traffic.settle(10.0)
         histories = [history_of(server) for server in servers]
     assert all(history == histories[0] for history in histories)
-    verdict = books.balance(histories[0], Promises(losses=losses or (), whole=True, refusals=()))
+    verdict = traffic.account(histories[0], Promises(losses=losses or (), whole=True, refusals=()))
     print(verdict)
     assert verdict.findings == []
     if losses is not None:
         assert verdict.taken_back > 0
-        for records in books.journals("client").values():
+        for records in traffic.journals("client").values():
             assert any(isinstance(record, Reset) for record in records)
 
 
@@ -69,11 +69,11 @@ def status_of(server: ServerProcess, path: str) -> int:
     return answer.status_code
 
 
-def publish(server: ServerProcess, books: Books, name: str = "") -> httpx.Response:
+def publish(server: ServerProcess, traffic: Traffic, name: str = "") -> httpx.Response:
     """Publish an event once, or once more by its name, and write that down."""
     name = name or f"test.{time.monotonic_ns()}"
     data = {"of": name}
-    with closing(Journal(books.directory / "publisher-test")) as journal, server.publisher() as http:
+    with closing(Journal(traffic.directory / "publisher-test")) as journal, server.publisher() as http:
         journal.write(Sent(at=time.monotonic(), name=name, events=[("dashboard", payload_of(data))]))
         event = {"event": "e", "data": data}
         answer = http.post("/api/v1/sse/dashboard", json=event, headers={"Idempotency-Key": name})
@@ -123,12 +123,12 @@ def go_through(faults: list[Callable[..., None]], chance: random.Random, folder:
     with (
         cluster() as postgres,
         nodes(folder, [postgres.new_database()] * 2, expected=EXPECTED) as servers,
-        books_of(servers, chance) as books,
+        traffic_of(servers, chance) as traffic,
     ):
         for fault in faults:
             print(f"{time.monotonic():.2f} {fault.__name__}")
             fault(postgres, servers, chance)
-            books.advance()
+            traffic.advance()
 
 
 def test_whatever_ends_or_stops_nothing_acknowledged_is_lost_and_every_client_is_sent_each_event_once(
@@ -147,10 +147,10 @@ def test_over_fifty_faults_nothing_acknowledged_is_lost_and_every_client_is_sent
 # -- out of reach, slow, full -----------------------------------------------------------------------------------
 
 
-def refuses(server: ServerProcess, books: Books) -> None:
+def refuses(server: ServerProcess, traffic: Traffic) -> None:
     """Check that a node without the database refuses publishes in time, and answers probes at once."""
     begun = time.monotonic()
-    answer = publish(server, books)
+    answer = publish(server, traffic)
     assert time.monotonic() - begun < BOUND
     assert answer.status_code == 503, answer.text
     assert answer.json()["error"]["code"] in ("log_unavailable", "outcome_unknown"), answer.text
@@ -189,22 +189,22 @@ def test_a_partition_refuses_publishes_on_one_node_and_ends_no_stream(
             urls = [url.replace(second.far, first.far), url]
             with (
                 nodes(tmp_path, urls, expected=EXPECTED) as servers,
-                books_of(servers, chance) as books,
+                traffic_of(servers, chance) as traffic,
                 watching(servers[0]) as client,
             ):
                 cut_off, other = servers
                 first.drop()
                 ends = time.monotonic() + seconds
                 unknown = "unknown"
-                assert publish(cut_off, books, unknown).status_code == 503
+                assert publish(cut_off, traffic, unknown).status_code == 503
                 while time.monotonic() < ends:
-                    refuses(cut_off, books)
-                    assert publish(other, books).status_code == 201
+                    refuses(cut_off, traffic)
+                    assert publish(other, traffic).status_code == 201
                     assert status_of(other, "/readyz") == 200
                 first.mend()
-                answer = publish(other, books, unknown)
+                answer = publish(other, traffic, unknown)
                 until(lambda: status_of(cut_off, "/readyz") == 200, "the node is ready again")
-                assert publish(cut_off, books, unknown).json() == answer.json()
+                assert publish(cut_off, traffic, unknown).json() == answer.json()
                 client.wait_for(answer.json()["id"])
 
 
@@ -214,13 +214,13 @@ def test_a_database_that_does_not_answer_holds_up_no_probe_no_ping_and_no_stream
     with (
         cluster() as postgres,
         nodes(tmp_path, [postgres.new_database()] * 2, expected=EXPECTED) as servers,
-        books_of(servers, chance) as books,
+        traffic_of(servers, chance) as traffic,
         watching(servers[0]) as client,
     ):
         postgres.pause()
         try:
             for _ in range(3):
-                refuses(servers[0], books)
+                refuses(servers[0], traffic)
             pings = client.received.count(b"event: ping")
             until(lambda: client.received.count(b"event: ping") > pings + 1, "it is pinged")
         finally:
@@ -242,13 +242,13 @@ def test_a_full_disk_of_the_database_refuses_publishes_until_there_is_room(
             url = postgres.new_database()
             with (
                 nodes(tmp_path, [url] * 2, expected=EXPECTED) as servers,
-                books_of(servers, chance) as books,
+                traffic_of(servers, chance) as traffic,
                 watching(servers[0]),
             ):
 
                 def is_refused() -> bool:
                     disk.fill()  # anew each time: the database gives back what it needs no longer
-                    answer = publish(servers[0], books)
+                    answer = publish(servers[0], traffic)
                     return answer.status_code == 503 and status_of(servers[0], "/readyz") == 503
 
                 for _ in range(4):
@@ -259,7 +259,7 @@ def test_a_full_disk_of_the_database_refuses_publishes_until_there_is_room(
                 if not postgres.runs:
                     postgres.start()
                 until(lambda: status_of(servers[0], "/readyz") == 200, "the node is ready again")
-                books.advance()
+                traffic.advance()
 
 
 # -- failover ---------------------------------------------------------------------------------------------------
@@ -285,13 +285,13 @@ def test_a_failover_to_the_synchronous_standby_loses_nothing_and_no_client_is_to
             "it is synchronous",
         )
         url = url_of(first, second, database=first.new_database())
-        with nodes(tmp_path, [url] * 2, expected=EXPECTED) as servers, books_of(servers, chance) as books:
+        with nodes(tmp_path, [url] * 2, expected=EXPECTED) as servers, traffic_of(servers, chance) as traffic:
             first.kill()
             time.sleep(chance.random() * 0.5)
             second.promote()
             second.execute("ALTER SYSTEM RESET synchronous_standby_names")
             second.execute("SELECT pg_reload_conf()")
-            books.advance()
+            traffic.advance()
 
 
 def test_a_failover_to_an_asynchronous_standby_loses_the_latest_and_tells_each_client(
@@ -302,16 +302,16 @@ def test_a_failover_to_an_asynchronous_standby_loses_the_latest_and_tells_each_c
         url = url_of(first, second, database=first.new_database())
         with (
             nodes(tmp_path, [url] * 2, expected=EXPECTED) as servers,
-            books_of(servers, chance, losses) as books,
+            traffic_of(servers, chance, losses) as traffic,
         ):
             begins = time.monotonic()
             second.catch_up_with(first)
             first.stop_replication()
-            books.advance(20)
+            traffic.advance(20)
             first.kill()
             second.promote()
             losses.append(Loss(begins, time.monotonic()))
-            books.advance()
+            traffic.advance()
 
 
 @pytest.mark.long
@@ -328,17 +328,17 @@ def test_an_old_primary_that_is_written_again_gives_no_id_to_another_event(
         url = url_of(first, second, database=first.new_database())
         with (
             nodes(tmp_path, [url] * 2, expected=EXPECTED) as servers,
-            books_of(servers, chance, losses) as books,
+            traffic_of(servers, chance, losses) as traffic,
         ):
             begins = time.monotonic()
             first.kill()
             second.promote()
-            books.advance(20)
+            traffic.advance(20)
             first.settings["synchronous_standby_names"] = ""
             first.start()
             second.kill()
             losses.append(Loss(begins, time.monotonic()))
-            books.advance()
+            traffic.advance()
 
 
 @pytest.mark.long
@@ -348,15 +348,15 @@ def test_a_crash_loses_nothing_also_where_the_commits_of_others_do_not_wait_for_
     with (
         cluster(synchronous_commit="off", wal_buffers="16MB") as postgres,
         nodes(tmp_path, [postgres.new_database()] * 2, expected=EXPECTED) as servers,
-        books_of(servers, chance) as books,
+        traffic_of(servers, chance) as traffic,
     ):
         ((writer,),) = postgres.execute("SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'")
         assert isinstance(writer, int)
         os.kill(writer, signal.SIGSTOP)  # what it has written would outlive the server, if not the machine
-        books.advance(20)
+        traffic.advance(20)
         postgres.kill()
         postgres.start()
-        books.advance()
+        traffic.advance()
 
 
 @pytest.mark.slow
@@ -376,12 +376,12 @@ def test_a_restored_backup_loses_the_latest_and_tells_each_client(
     with (
         cluster() as postgres,
         nodes(tmp_path, [postgres.new_database()] * 2, expected=EXPECTED) as servers,
-        books_of(servers, chance, losses) as books,
+        traffic_of(servers, chance, losses) as traffic,
     ):
         begins = time.monotonic()
         backup = postgres.directory / "backup"
         postgres.backup(backup)
-        books.advance(20)
+        traffic.advance(20)
         if not nodes_run:
             for server in servers:
                 assert server.stop() == 0
@@ -392,4 +392,4 @@ def test_a_restored_backup_loses_the_latest_and_tells_each_client(
         if not nodes_run:
             for server in servers:
                 server.start()
-        books.advance()
+        traffic.advance()

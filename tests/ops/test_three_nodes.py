@@ -23,9 +23,9 @@ import orjson
 import psycopg
 import pytest
 
-from tests.faults.books import CHANNELS, Books
 from tests.faults.journal import Answered, Journal, Sent, payload_of
 from tests.faults.ledger import Promises
+from tests.faults.traffic import CHANNELS, Traffic
 from tests.support.fleet import Client, Fleet
 from tests.support.ports import reserved_port
 from tests.support.programs import require
@@ -173,39 +173,39 @@ def test_nodes_behind_haproxy_are_restarted_and_upgraded_in_turn_and_no_event_is
     token = nodes[0].stream_token("dashboard", ttl=6000)
     path = nodes[0].stream_url("dashboard", token).removeprefix(nodes[0].url)
     with haproxy(nodes, tmp_path) as port:
-        books = Books(tmp_path / "journals", [Entrance(nodes[0], port)], seed)
-        transactions = Transactions(books.directory, f"{seed} sql", database_url)
+        traffic = Traffic(tmp_path / "journals", [Entrance(nodes[0], port)], seed)
+        transactions = Transactions(traffic.directory, f"{seed} sql", database_url)
         try:
             for fleet in fleets:
                 fleet.open(10, path)
-            books.open()
+            traffic.open()
             transactions.start()
             for number, node in enumerate(nodes[:count]):
-                books.advance()
+                traffic.advance()
                 done = len(node.logged("upgraded")), len(node.logged("parent_replaced"))
                 node.signal(signal.SIGUSR2)
                 node.wait_for_log("parent_replaced", done[1] + 1)
-                books.advance()
+                traffic.advance()
                 assert not any(fleet.ended for fleet in fleets[number:]), "an upgrade ended a stream"
                 before = [len(fleet.ended) for fleet in fleets]
                 node.stop()
-                books.advance()
+                traffic.advance()
                 node.start()
-                books.advance()
+                traffic.advance()
                 after = [len(fleet.ended) for fleet in fleets]
                 assert after[:number] + after[number + 1 :] == before[:number] + before[number + 1 :]
                 assert after[number] == 10
             transactions.ends.set()
             transactions.join()
-            books.settle()
+            traffic.settle()
         finally:
             transactions.ends.set()
-            books.close()
+            traffic.close()
             for fleet in fleets:
                 fleet.close()
     listing = [(id, channel, payload_of(data)) for id, channel, data in stored_in(database_url)]
     transactions.look_up(listing)
-    verdict = books.balance(listing, Promises(whole=True, refusals=()))
+    verdict = traffic.account(listing, Promises(whole=True, refusals=()))
     print(verdict, f"{transactions.rolled_back} transactions rolled back")
     assert transactions.rolled_back
     assert verdict.findings == []

@@ -1,4 +1,4 @@
-"""Workers and their parent are killed, stopped, upgraded and resized at random under publishing: the books balance.
+"""Workers and their parent are killed, stopped, upgraded and resized at random: every event is accounted for.
 
 What is left to chance comes from a seed, which a failing test shows; ``KILLS_SEED`` in the environment sets it.
 """
@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 
 from tests import support
-from tests.faults.books import Books, history_of
 from tests.faults.journal import payload_of
 from tests.faults.ledger import Promises
+from tests.faults.traffic import Traffic, history_of
 from tests.support.programs import compiled
 from tests.support.supervised import ServerWithWorkers, is_running, starting_workers
 from tests.support.waiting import until
@@ -164,13 +164,13 @@ class Trouble:
 
     Args:
         server: it runs.
-        books: of what is published and received meanwhile.
+        traffic: of what is published and received meanwhile.
         chance: when and to whom it happens.
     """
 
-    def __init__(self, server: ServerWithWorkers, books: Books, chance: random.Random) -> None:
+    def __init__(self, server: ServerWithWorkers, traffic: Traffic, chance: random.Random) -> None:
         self._server = server
-        self._books = books
+        self._traffic = traffic
         self._chance = chance
         self.kills = 0
 
@@ -181,7 +181,7 @@ class Trouble:
             print(f"{time.monotonic():.2f} {act}")
             getattr(self, act)()
             if self._chance.random() < 0.6:
-                self._books.advance()
+                self._traffic.advance()
             else:
                 time.sleep(self._chance.random() * 0.3)
 
@@ -250,19 +250,19 @@ class Trouble:
 
 
 @contextmanager
-def books_of(server: ServerWithWorkers, chance: random.Random) -> Iterator[Books]:
+def traffic_of(server: ServerWithWorkers, chance: random.Random) -> Iterator[Traffic]:
     """Publishers and clients, whose account has to balance in the end."""
-    books = Books(
+    traffic = Traffic(
         Path(server.state_dir).parent / "journals", [server], chance.randrange(1_000_000), clients=10
     )
-    with closing(books):
-        books.open()
-        books.advance()
-        yield books
-        books.settle()
+    with closing(traffic):
+        traffic.open()
+        traffic.advance()
+        yield traffic
+        traffic.settle()
         history = history_of(server)
         shown = server.command("eventlog", "show")
-    verdict = books.balance(history, Promises(whole=True, refusals=()))
+    verdict = traffic.account(history, Promises(whole=True, refusals=()))
     print(verdict)
     assert verdict.findings == []
     assert f"head {len(history)}\n" in shown
@@ -299,10 +299,10 @@ def test_whichever_process_is_killed_no_acknowledged_event_is_lost_and_every_cli
     start: Start, chance: random.Random, slow_disk: Path
 ) -> None:
     server = start(**SETTINGS, variables={"LD_PRELOAD": str(slow_disk)})
-    with books_of(server, chance) as books:
-        trouble = Trouble(server, books, chance)
+    with traffic_of(server, chance) as traffic:
+        trouble = Trouble(server, traffic, chance)
         trouble.happens([*FEW])
-        books.advance()
+        traffic.advance()
 
 
 @pytest.mark.long
@@ -310,11 +310,11 @@ def test_of_a_hundred_kills_none_loses_an_acknowledged_event_or_sends_one_twice(
     start: Start, chance: random.Random, slow_disk: Path
 ) -> None:
     server = start(**SETTINGS, variables={"LD_PRELOAD": str(slow_disk)})
-    with books_of(server, chance) as books:
-        trouble = Trouble(server, books, chance)
+    with traffic_of(server, chance) as traffic:
+        trouble = Trouble(server, traffic, chance)
         while trouble.kills < 100:
             trouble.happens([*MANY])
-        books.advance()
+        traffic.advance()
 
 
 @pytest.mark.parametrize(
@@ -329,12 +329,12 @@ def test_a_worker_stopped_with_the_lock_costs_the_others_a_bounded_time_and_noth
     start: Start, chance: random.Random, slow_disk: Path, end: Callable[[int], None] | None
 ) -> None:
     server = start(**SETTINGS, variables={"LD_PRELOAD": str(slow_disk)})
-    with books_of(server, chance) as books:
+    with traffic_of(server, chance) as traffic:
         pid = stop_with_the_lock(server, chance)
-        before = books.answered(503)
-        until(lambda: books.answered(503) > before, "others are refused")
+        before = traffic.answered(503)
+        until(lambda: traffic.answered(503) > before, "others are refused")
         if end is None:
             server.wait_for_log("worker_hung")
         else:
             end(pid)
-        books.advance()
+        traffic.advance()
