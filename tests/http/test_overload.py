@@ -200,17 +200,19 @@ def test_large_bodies_that_are_being_sent_have_a_bound_together(
     )
 
 
-@pytest.mark.parametrize("method", ["PUT", "GET", "OPTIONS"])
-def test_bodies_of_requests_that_take_none_leave_room_for_those_of_publishers(
+@pytest.mark.parametrize("method", ["PUT", "GET", "OPTIONS", "POST"])
+def test_bodies_of_those_who_may_not_publish_leave_room_for_those_of_publishers(
     method: str, start_server: Callable[..., ServerProcess]
 ) -> None:
     server = start_server(LIMITS__STREAMS=100)
+    token = server.access_token(publish="")  # and another method takes none
     with ExitStack() as stack:
         for number in range(100):
-            request = Publish(server, "none", number, size=1_000_000, kept_back=1, method=method)
+            request = Publish(server, token, number, size=900_000, kept_back=1, method=method)
             stack.callback(request.close)
         with closing(Publish(server, server.access_token(), 100, size=900_000)) as publish:
             assert publish.answer()[0].status == 201
+        assert method != "POST" or request.answer()[0].status == 403
 
 
 def test_bodies_count_for_as_long_as_they_are_kept_also_where_their_publishers_have_left(

@@ -11,7 +11,7 @@ import orjson
 
 from sse_app.auth.tokens.claims import Claims
 from sse_app.core.channels import parse_channel, parse_channel_or_pattern
-from sse_app.core.errors import EventLogUnavailable, InvalidInput, TooManyPublishes
+from sse_app.core.errors import EventLogUnavailable, Forbidden, InvalidInput, TooManyPublishes
 from sse_app.core.events import TEXT, Event, EventId, NewEvent
 from sse_app.eventlog.base import MAX_SEQ, IdempotencyKey
 from sse_app.handlers.base import SMALL_BODY_BYTES, ApiHandler, BodyHandler
@@ -48,13 +48,14 @@ class _Publishing(BodyHandler):
         return self.node.settings.limits.body_bytes
 
     def prepare(self) -> Awaitable[None] | None:
-        """Refuse a token that is not valid before a large body is kept; any is looked at again when it is complete."""
+        """Refuse a token that cannot publish before a large body is kept; each is looked at again in the end."""
         ready = super().prepare()
         length = self.request.headers.get("Content-Length", "")
+        is_small = length.isdigit() and int(length) <= SMALL_BODY_BYTES
         if self.request.method != "POST":
             self.keeps_body = False
-        elif not (length.isdigit() and int(length) <= SMALL_BODY_BYTES):
-            self.access_claims()
+        elif not is_small and not self.access_claims().grants.publish.texts:
+            raise Forbidden("the token does not allow to publish to any channel")
         return ready
 
     async def store(
