@@ -361,9 +361,8 @@ async def test_an_append_whose_connection_ends_may_be_stored_and_one_that_gets_n
         name = database_url.rpartition("/")[2].partition("?")[0]
         postgres.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
         try:
-            postgres.execute(
-                f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"
-            )
+            ending = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"
+            await until_async(lambda: not postgres.execute(ending), "none takes what is sent any more")
             with pytest.raises(EventLogUnavailable) as refused:
                 await log.append([new()])
             assert not isinstance(refused.value, OutcomeUnknown)

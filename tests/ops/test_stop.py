@@ -76,6 +76,8 @@ def test_requests_under_way_are_answered_before_the_process_ends(tmp_path: Path)
         begin_to_stop(server)
         postgres.resume()
         assert [one.result() for one in asking] == [200, 200]
+        assert server.process is not None
+        assert server.process.wait(60) == 0  # a second signal would cut its end short
 
 
 def test_requests_that_nothing_answers_do_not_hold_the_end_up_and_are_no_error_of_the_program(
