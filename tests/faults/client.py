@@ -44,7 +44,6 @@ class Settings(msgspec.Struct, kw_only=True):
         channels: that it listens to.
         stays: for how many seconds it keeps a stream on the average.
         reads: bytes that it reads at a time; with few it is slow.
-        pause: seconds between two reads.
         types: whether it asks for the events of the one type that there is, so that pings tell it positions.
         away: for how many seconds it stays away between two streams, on the average.
     """
@@ -56,7 +55,6 @@ class Settings(msgspec.Struct, kw_only=True):
     channels: Sequence[str]
     stays: float = 3.0
     reads: int = 65_536
-    pause: float = 0.0
     types: bool = False
     away: float = COMES_BACK
     host: str = HERE
@@ -115,10 +113,10 @@ class Client(threading.Thread):
                 response = HTTPResponse(sock)
                 response.begin()
                 with response:
-                    served = response.status == 200
-                    ended = (
-                        self._read(sock, response, stays) if served else Ended(at=0.0, status=response.status)
-                    )
+                    if response.status == 200:
+                        ended = self._read(sock, response, stays)
+                    else:
+                        ended = Ended(at=0.0, status=response.status)
             finally:
                 self._journal.write(msgspec.structs.replace(ended, at=time.monotonic()))
 
@@ -143,8 +141,6 @@ class Client(threading.Thread):
                         assert (events[-1], response.read()) == (event, b""), "something after closing"
                     return Ended(at=0.0, reason=event.json()["reason"])
                 self._take(event)
-            if settings.pause:
-                time.sleep(settings.pause)
         return Ended(at=0.0, left=True)
 
     def _take(self, event: ReceivedEvent) -> None:

@@ -47,7 +47,7 @@ class Flooded(msgspec.Struct, kw_only=True):
 
     Attributes:
         seconds: from the first request to the last one.
-        sent, unsent: how many requests were sent, and how many were due and had no connection.
+        sent: how many requests were sent; one that is due and has no connection is not.
         statuses: how often each was answered; 0 where a connection ended without an answer.
         bare: how many refusals had no ``Retry-After``.
         acknowledged: how many events within its seconds.
@@ -57,7 +57,6 @@ class Flooded(msgspec.Struct, kw_only=True):
 
     seconds: float
     sent: int = 0
-    unsent: int = 0
     statuses: dict[int, int]
     bare: int = 0
     acknowledged: int = 0
@@ -122,8 +121,6 @@ class Flood:
                 task = asyncio.create_task(self._send(due))
                 under_way.add(task)
                 task.add_done_callback(under_way.discard)
-            else:
-                result.unsent += 1
             due += 1 / settings.rate
         result.seconds = time.monotonic() - self._begun
         async with asyncio.timeout(ANSWERED_WITHIN):

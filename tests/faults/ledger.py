@@ -10,7 +10,7 @@ from tests.faults.journal import Sent
 from tests.faults.verdict import Finding, Mistake, Verdict
 
 REFUSALS = (401, 503)
-"""What a client may be answered instead of a stream; 401: by a clock that is set back its token is not issued yet."""
+"""What may be answered instead of a stream or an id; 401: by a clock that is set back a token is not issued yet."""
 
 
 class Id(NamedTuple):

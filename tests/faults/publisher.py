@@ -22,6 +22,7 @@ from typing import Any
 import msgspec
 
 from tests.faults.journal import Answered, Journal, Sent, payload_of
+from tests.faults.ledger import REFUSALS
 
 TIMEOUT = 45.0
 """Within how many seconds each request is answered, or its connection ends."""
@@ -127,12 +128,7 @@ class Publisher:
         headers = self._headers | ({"Idempotency-Key": name} if self._settings.keyed else {})
         while True:
             status = self._send(name, sent, path, body, headers)
-            if status not in (
-                0,
-                201,
-                401,
-                503,
-            ):  # 401: by a clock that is set back it was issued in the future
+            if status not in (0, 201, *REFUSALS):
                 raise RuntimeError(f"{name} was answered {status}")
             if status == 201 or not self._settings.keyed:
                 return

@@ -23,8 +23,8 @@ from sse_app.core.errors import InvalidChannel, SettingsError
 from sse_app.core.events import EventId
 from sse_app.settings.loader import load_settings
 from sse_app.settings.model import plain
-from tests.faults.made_up import mutations
-from tests.faults.reference import covers, is_channel, is_pattern, matches, overlap
+from tests.faults.fuzz.made_up import mutations
+from tests.faults.fuzz.reference import covers, is_channel, is_pattern, matches, overlap
 from tests.support.server_process import clean_environment, run_program
 from tests.support.sse_reader import EventStreamReader
 

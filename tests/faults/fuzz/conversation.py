@@ -16,12 +16,27 @@ from tests.support.sse_reader import EventStreamReader, ReceivedEvent, strict_js
 PATIENCE = 30.0
 """Seconds after which a server that neither answers nor closes is taken to hang."""
 
+PINGS = 30
+"""After so many of them, one a second, an event that is due has not come."""
+
 RESET_AT_CLOSE = b"\1\0\0\0\0\0\0\0"
 """The value of SO_LINGER with which a close resets the connection."""
 
 _STATUS = re.compile(rb"HTTP/1\.1 ([1-5]\d\d) [ -~]*\r\n")
 _HEADER = re.compile(rb"([A-Za-z0-9-]+): ?([\t -~\x80-\xff]*)\r\n")
 _CHUNK = re.compile(rb"([0-9A-Fa-f]+)\r\n")
+
+
+def request_of(method: str, target: str, *headers: str, body: bytes | None = None) -> bytes:
+    """Return the bytes of a request."""
+    framing = [] if body is None else [f"Content-Length: {len(body)}"]
+    head = "\r\n".join([f"{method} {target} HTTP/1.1", "Host: localhost", *headers, *framing, "", ""])
+    return head.encode("latin-1") + (body or b"")
+
+
+def bearer(token: str) -> str:
+    """Return the header that has a token."""
+    return f"Authorization: Bearer {token}"
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,13 @@
-"""Servers that made-up requests are sent to, and what each of them holds meanwhile: it must be what it was before."""
+"""The servers that are fuzzed, and what each holds: tasks, connections, streams, memory."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
 import os
-import random
 import re
 import socket
 import threading
-from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -17,13 +15,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-import httpx
 from httptools import HttpRequestParser
 from tornado.web import RequestHandler
 
 from sse_app import Settings, SSEApp
-from sse_app.auth.tokens.grants import Grants
-from sse_app.auth.tokens.issuer import TokenKind
 from sse_app.http.chunked_body import ChunkedBody
 from sse_app.http.connection import Connection
 from sse_app.http.exchange import Exchange
@@ -33,20 +28,17 @@ from sse_app.process.tuning import loop_factory
 from sse_app.settings.model import ChannelSettings, KeepaliveSettings, Limits
 from sse_app.streams.connection import tune
 from sse_app.streams.stream import Stream
+from tests.faults.fuzz.fuzzed import PER_USER, Fuzzed
 from tests.faults.ways import STATE, one_process, several_machines
 from tests.support.forging import Forge, make_forges
-from tests.support.minting import EVERYTHING, add_account, mint
+from tests.support.minting import EVERYTHING, add_account
 from tests.support.node_processes import ALONE
 from tests.support.server_process import ServerProcess, until_the_end
 from tests.support.supervised import ServerWithWorkers
 from tests.support.upgradable import Upgradable
-from tests.support.usage import MEBIBYTE, Usage
-from tests.support.waiting import until
+from tests.support.usage import Usage
 
 USER, PASSWORD = "ann", "correct horse battery"
-
-PER_USER = 12
-"""Streams that a user may have."""
 
 SHORT_HISTORY = 3
 """How many events are kept of a channel whose name ends with ``short``."""
@@ -79,132 +71,7 @@ _METRICS = re.compile(
 Answer = TypeVar("Answer")
 
 
-class Fuzzed(ABC):
-    """One server, or several on one log.
-
-    Args:
-        state_dir: that of one of them, with `forges` as the keys of all.
-        forges: the keys.
-        ports: of the servers.
-
-    Attributes:
-        is_one_process: whether all that connects to a port comes to the same process.
-    """
-
-    is_one_process = True
-
-    def __init__(self, state_dir: Path, forges: Sequence[Forge], ports: Sequence[int]) -> None:
-        self.state_dir = state_dir
-        self.forges = forges
-        self.ports = ports
-        self.access = self.token(TokenKind.ACCESS, EVERYTHING)
-        self.stream = self.token(TokenKind.STREAM, EVERYTHING.only_subscribing())
-        self.http = httpx.Client(
-            base_url=f"http://127.0.0.1:{ports[0]}",
-            headers={"Authorization": f"Bearer {self.access}"},
-            timeout=60,
-        )
-
-    def token(self, kind: TokenKind, grants: Grants, subject: str = "tester") -> str:
-        """Return a token that is longer in force than any run takes."""
-        return mint(self.state_dir, kind, grants, subject=subject, ttl=36_000)
-
-    def token_for(self, *patterns: str) -> str:
-        """Return a stream token for patterns of channels, quickly: the keys are not read for each."""
-        forge = self.forges[0]
-        return forge.token("stream", claims=forge.claims(sse={"subscribe": patterns}))
-
-    def port(self, chance: random.Random) -> int:
-        """Return the port of any of the servers."""
-        return chance.choice(self.ports)
-
-    @abstractmethod
-    def held(self) -> Mapping[str, int]:
-        """Return what the servers hold just now, by names; what is said quickly, and of this moment."""
-
-    @abstractmethod
-    def kept(self) -> Mapping[str, int]:
-        """Return what takes longer to say."""
-
-    @abstractmethod
-    def memory(self) -> int:
-        """Return how many bytes of memory the servers have; 0 where that says nothing."""
-
-    @contextmanager
-    def quiet(self) -> Iterator[None]:
-        """Fail where the servers log something unexpected meanwhile."""
-        yield
-
-    @contextmanager
-    def nothing_is_left(self, count: int) -> Iterator[Callable[[], None]]:
-        """Yield a function that waits until the servers hold what they held before; at the end that is waited for too.
-
-        Args:
-            count: how many requests are sent about: the answers to repeated ones are kept, and log lines wait.
-        """
-        self.http.get("/healthz")  # so that this connection is open before as after
-        held, kept = self.held(), self.kept()
-        memory = self.memory()
-
-        def is_as_before() -> bool:
-            now.update(self.held())
-            return not _more(held, now)
-
-        def look() -> None:
-            try:
-                until(is_as_before, "all is as before", pause=0.001)
-            except AssertionError as error:
-                raise AssertionError(f"more is held than before: {_more(held, now)}") from error
-
-        def is_kept_as_before() -> bool:
-            gc.collect()
-            now.update(self.kept())
-            return not _more(kept, now)
-
-        now: dict[str, int] = {}
-        with self.quiet():
-            yield look
-            look()
-            try:
-                until(is_kept_as_before, "all is as before")
-            except AssertionError as error:
-                raise AssertionError(f"more is kept than before: {_more(kept, now)}") from error
-        assert self.memory() <= memory + 16 * MEBIBYTE + 200 * count
-
-    def assert_streams_are_counted(self) -> None:
-        """Check that a user may have just as many streams as the settings say: none too many is counted, none less.
-
-        Not where streams that are opened one after the other come to several processes, which tell each other later.
-        """
-        if not self.is_one_process:
-            return
-        token = self.token(TokenKind.STREAM, EVERYTHING.only_subscribing(), subject="counted")
-        request = f"GET /api/v1/sse/alerts?token={token} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
-        for _ in range(2):
-            with ExitStack() as ends:
-                statuses = []
-                for _ in range(PER_USER + 1):
-                    sock = ends.enter_context(socket.create_connection(("127.0.0.1", self.ports[0]), 30))
-                    sock.sendall(request)
-                    statuses.append(int(sock.recv(4096).split()[1]))
-                assert statuses == [200] * PER_USER + [429]
-            until(lambda: self._streams_of("counted") == 0, "the streams are counted no more")
-
-    def _streams_of(self, subject: str) -> int:
-        listed = self.http.get("/api/v1/admin/connections").raise_for_status().json()["connections"]
-        return sum(row["subject"] == subject for row in listed)
-
-
-def _more(before: Mapping[str, int], now: Mapping[str, int]) -> dict[str, tuple[int, int]]:
-    """Return what there is more of than before; of what is counted up and down also where there is less."""
-    return {
-        name: (value, now[name])
-        for name, value in before.items()
-        if now[name] > value or (now[name] < value and ("streams" in name or "bytes of" in name))
-    }
-
-
-class Here(Fuzzed):
+class InThisProcess(Fuzzed):
     """A server in a thread of this process, where its tasks and all that it has registered can be looked at."""
 
     def __init__(self, directory: Path) -> None:
@@ -306,7 +173,7 @@ class Here(Fuzzed):
         return 0
 
 
-class Elsewhere(Fuzzed):
+class InOtherProcesses(Fuzzed):
     """Servers in processes of their own.
 
     Args:
@@ -382,7 +249,7 @@ def _prepare(state_dir: Path) -> list[Forge]:
 @contextmanager
 def here(directory: Path) -> Iterator[Fuzzed]:
     """One server in this process."""
-    server = Here(directory)
+    server = InThisProcess(directory)
     try:
         yield server
     finally:
@@ -396,7 +263,7 @@ def in_one_process(directory: Path) -> Iterator[Fuzzed]:
     with one_process(directory, {}, **SETTINGS) as deployment:
         (server,) = deployment.servers
         server.add_user(USER, PASSWORD, subscribe="**", publish="**", admin=True)
-        fuzzed = Elsewhere(server.state_dir, forges, [server], lambda: [server.pid])
+        fuzzed = InOtherProcesses(server.state_dir, forges, [server], lambda: [server.pid])
         yield fuzzed
         fuzzed.http.close()
 
@@ -409,7 +276,9 @@ def behind_one_port(directory: Path) -> Iterator[Fuzzed]:
     with until_the_end(server):
         server.until_workers(1, 2, 3)
         server.add_user(USER, PASSWORD, subscribe="**", publish="**", admin=True)
-        fuzzed = Elsewhere(server.state_dir, forges, [server], lambda: [*server.workers().values()], spare=8)
+        fuzzed = InOtherProcesses(
+            server.state_dir, forges, [server], lambda: [*server.workers().values()], spare=8
+        )
         fuzzed.is_one_process = False
         yield fuzzed
         fuzzed.http.close()
@@ -425,7 +294,7 @@ def on_postgres(directory: Path) -> Iterator[Fuzzed]:
             *("user", "add", USER, "--subscribe", "**", "--publish", "**", "--admin", "--password-stdin"),
             input=f"{PASSWORD}\n",
         )
-        fuzzed = Elsewhere(
+        fuzzed = InOtherProcesses(
             directory / STATE / ALONE, forges, servers, lambda: [server.pid for server in servers], spare=8
         )
         yield fuzzed
