@@ -148,10 +148,7 @@ BUGS = {
         (Mistake.TWO_EVENTS,),
     ),
     "drop the farewell": Bug(
-        [(STREAM, "before + encode_closing(reason, retry)", "before")],
-        "restart",
-        5,
-        (Mistake.UNTOLD,),
+        [(STREAM, "before + encode_closing(reason, retry)", "before")], "restart", 5, (Mistake.UNTOLD,)
     ),
     "forget idempotency keys over a restart": Bug(
         [

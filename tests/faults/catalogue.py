@@ -41,8 +41,7 @@ class Fault:
 CATALOGUE: Mapping[str, Fault] = {
     "kill -9": Fault(processes.kill, short=20, long=200),
     "kill -9 on a state of an older version": Fault(
-        processes.kill_and_look_back,
-        Needs(state=disks.old_state, database=databases.of_an_older_version),
+        processes.kill_and_look_back, Needs(state=disks.old_state, database=databases.of_an_older_version)
     ),
     "restart": Fault(processes.restart, Needs(told=True)),
     "two restarts within a second": Fault(processes.restart_twice, Needs(told=True)),

@@ -5,17 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from tests.faults.journal import (
-    AnyRecord,
-    Asked,
-    Ended,
-    Left,
-    Malformed,
-    Opened,
-    Pinged,
-    Received,
-    Reset,
-)
+from tests.faults.journal import AnyRecord, Asked, Ended, Left, Malformed, Opened, Pinged, Received, Reset
 from tests.faults.ledger import Event, Id, Ledger
 from tests.faults.verdict import Mistake
 

@@ -282,10 +282,7 @@ def in_the_next(*numbers: int) -> list[AnyRecord]:
 
 
 def found_after(
-    publisher: Sequence[AnyRecord],
-    listing: Listing,
-    client: Sequence[AnyRecord],
-    loss: Loss = LOSS,
+    publisher: Sequence[AnyRecord], listing: Listing, client: Sequence[AnyRecord], loss: Loss = LOSS
 ) -> list[Mistake]:
     verdict = account({"p": publisher}, {"client": client}, listing, Promises(losses=[loss]))
     return [finding.mistake for finding in verdict.findings]
@@ -458,11 +455,7 @@ def test_a_stream_that_ends_where_it_was_to_go_on(
 @pytest.mark.parametrize("status", [0, 503])
 def test_a_stream_that_is_not_begun_where_it_was_to_be(status: int) -> None:
     publisher, listing = published()
-    client: list[AnyRecord] = [
-        Asked(at=1.0, channels=["a"]),
-        Ended(at=1.1, status=status),
-        Left(at=1.2),
-    ]
+    client: list[AnyRecord] = [Asked(at=1.0, channels=["a"]), Ended(at=1.1, status=status), Left(at=1.2)]
     (finding,) = account({"p": publisher}, {"c": client}, listing, Promises(ends=[])).findings
     assert finding.mistake is Mistake.ENDED
     assert account({"p": publisher}, {"c": client}, listing, Promises(ends=[(1.0, 1.0)])).findings == []

@@ -9,12 +9,7 @@ from itertools import islice
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.faults.fuzz.conversation import (
-    PINGS,
-    Manner,
-    conversing,
-    request_of,
-)
+from tests.faults.fuzz.conversation import PINGS, Manner, conversing, request_of
 from tests.faults.fuzz.fuzzed import MARKS, Fuzzed
 from tests.faults.fuzz.made_up import manners, mutated
 from tests.faults.fuzz.reference import covers, is_channel, is_pattern, matches, overlap

@@ -13,11 +13,7 @@ from urllib.parse import quote_from_bytes
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.faults.fuzz.conversation import (
-    PINGS,
-    Manner,
-    conversing,
-)
+from tests.faults.fuzz.conversation import PINGS, Manner, conversing
 from tests.faults.fuzz.fuzzed import MARKS, Fuzzed
 from tests.faults.fuzz.made_up import manners
 from tests.faults.fuzz.servers import SHORT_HISTORY

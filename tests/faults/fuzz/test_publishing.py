@@ -15,14 +15,7 @@ import httpx
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.faults.fuzz.conversation import (
-    Answer,
-    Conversation,
-    Manner,
-    converse,
-    conversing,
-    request_of,
-)
+from tests.faults.fuzz.conversation import Answer, Conversation, Manner, converse, conversing, request_of
 from tests.faults.fuzz.fuzzed import MARKS, Fuzzed
 from tests.faults.fuzz.made_up import ALPHABET, CUTS, JSON, manners, mutated
 from tests.support.room import sequence

@@ -10,11 +10,7 @@ from typing import NamedTuple
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.faults.fuzz.conversation import (
-    Manner,
-    converse,
-    request_of,
-)
+from tests.faults.fuzz.conversation import Manner, converse, request_of
 from tests.faults.fuzz.fuzzed import MARKS, Fuzzed
 from tests.faults.fuzz.made_up import JSON, manners
 from tests.faults.fuzz.servers import PASSWORD, USER

@@ -14,12 +14,7 @@ import httpx
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.faults.fuzz.conversation import (
-    Manner,
-    bearer,
-    converse,
-    request_of,
-)
+from tests.faults.fuzz.conversation import Manner, bearer, converse, request_of
 from tests.faults.fuzz.fuzzed import MARKS, Fuzzed
 from tests.faults.fuzz.made_up import JSON, manners, mutated
 from tests.faults.fuzz.reference import matches
