@@ -56,7 +56,7 @@ class Posting:
         content_type: None where there is no such header.
         body: what is meant to be the body.
         framed: the headers and bytes that carry the body.
-        well_framed: whether these are as HTTP says.
+        well_framed: whether these are as HTTP says; None where they may be, or are another request's too.
         key: the idempotency key; empty where there is none.
         allowed: whether its token is one.
     """
@@ -65,7 +65,7 @@ class Posting:
     content_type: str | None
     body: bytes
     framed: tuple[bytes, bytes]
-    well_framed: bool = True
+    well_framed: bool | None = True
     key: str = ""
     allowed: bool = True
 
@@ -148,15 +148,17 @@ def postings(draw: st.DrawFn) -> Posting:
 
 
 @st.composite
-def framings(draw: st.DrawFn, body: bytes, *, broken: bool) -> tuple[tuple[bytes, bytes], bool]:
-    """Make up headers and bytes that carry a body, and say whether that is as HTTP says.
+def framings(draw: st.DrawFn, body: bytes, *, broken: bool) -> tuple[tuple[bytes, bytes], bool | None]:
+    """Make up headers and bytes that carry a body, and say whether that is as HTTP says; see `Posting`.
 
     Args:
         draw: of hypothesis.
         body: what is to be carried.
         broken: whether the framing may be broken.
     """
-    how = draw(st.sampled_from(["length", "chunked", "chunked", *(["broken"] * 2 if broken else [])]))
+    how = draw(
+        st.sampled_from(["length", "chunked", "chunked", *(["broken", "broken", "odd"] if broken else [])])
+    )
     if how == "length":
         return (_length(len(body)), body), True
     pieces = [*Manner(draw(CUTS)).pieces(body)]
@@ -172,11 +174,22 @@ def framings(draw: st.DrawFn, body: bytes, *, broken: bool) -> tuple[tuple[bytes
     whole = b"".join(chunks) + b"0\r\n" + trailers + b"\r\n"
     if how == "chunked":
         return (chunked, whole), True
+    if how == "odd":  # the content stays as it is
+        first, _, rest = whole.partition(b"\r\n")
+        content, end = b"".join(chunks), whole[len(b"".join(chunks)) :]
+        return draw(
+            st.sampled_from(
+                [
+                    (_length(len(body) + 1), body),
+                    (chunked, mutated(draw, first) + b"\r\n" + rest),
+                    (chunked, content + mutated(draw, end)),
+                ]
+            )
+        ), None
     return draw(
         st.sampled_from(
             [
                 (_length(len(body) - 1), body),
-                (_length(len(body) + 1), body),
                 (b"Content-Length: +%d\r\n" % len(body), body),
                 (b"Content-Length: %d\r\nContent-Length: %d\r\n" % (len(body), len(body) + 1), body),
                 (_length(len(whole)) + chunked, whole),
@@ -196,7 +209,6 @@ def framings(draw: st.DrawFn, body: bytes, *, broken: bool) -> tuple[tuple[bytes
                 (chunked, b"%x\r\n%s\r\n0\r\nbad trailer\r\n\r\n" % (len(body), body)),
                 (chunked, b"%x\r\n%s\r\n0\r\n\r" % (len(body), body)),
                 (chunked, whole.removesuffix(b"\r\n") + b"Content-Length: 3\r\n\r\n"),
-                (chunked, mutated(draw, whole)),
             ]
         )
     ), False
@@ -347,7 +359,7 @@ def _take(
         else:
             assert answer.names_what_is_wrong(), (posting, answer)
             over = answer.headers.get("connection") == "close"
-            broken = broken or over or not (posting.well_framed or posting.takes_one_more)
+            broken = broken or over or posting.well_framed is False
     return acknowledged, maybe
 
 
