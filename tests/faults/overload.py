@@ -22,7 +22,7 @@ from tests.support.usage import MEBIBYTE, Usage
 from tests.support.waiting import until
 
 NEEDS = Needs(
-    settings={"LIMITS__STREAMS": 1000, "LIMITS__CONNECTIONS": 60},
+    settings={"LIMITS__STREAMS": 1000, "LIMITS__CONNECTIONS": 240},
     publishers={"pause": 0.2},
     clients={"stays": 600.0, "reads": 65_536},
     listeners=4,
@@ -65,7 +65,7 @@ def overload(run: Run) -> None:
                     f"open-{attempt}",
                     rate=2 * per_second / BATCH,
                     seconds=attempt * FLOODED,  # what is too much has to fill what may wait
-                    connections=45 * len(run.servers),
+                    connections=200 * len(run.servers),
                 )
                 if refused := flooded.statuses.get(503, 0):
                     break

@@ -75,12 +75,22 @@ COLUMNS = (
 
 EXPLAINED = """*Received* is summed over all clients. *Others* are the other broken promises of the table above.
 *Resets* are those that had to come. *Back after* is the longest time in which no publisher got an acknowledgement: the
-fault itself, and what it takes to serve again.
+fault itself, and what it takes to serve again. Several runs are made at once, so times are those of a busy machine.
+"""
+
+OVERLOAD = """## Overload
+
+What the machine carries is measured in the run; then twice as much is offered, in requests that do not wait for the
+answers to earlier ones. [The rule](operations.md#overload) says who is refused, delayed and cut off.
+"""
+
+WHAT_IS_DONE = """## What is done
 """
 
 STEADY = """## An hour of a steady load
 
-Publishers, and clients that come and go, with nothing done to the servers: what these hold stays as it was.
+Publishers, and clients that come and go, with nothing done to the servers: what these hold stays as it was. How long an
+event takes follows what else the machine does: the faults above are brought about on it at the same time.
 
     python -m tests.faults.soak --way WAY --seconds SECONDS --seed SEED
 """
@@ -121,6 +131,9 @@ def document(results: Sequence[Result], soaks: Sequence[Soak], bugs: Sequence[Fo
             (result for result in results if result.way == way), key=lambda result: order[result.fault]
         )
         parts.append(_way(way, of_way))
+    measured = [result for result in results if result.figures]
+    parts.append(_overload(sorted(measured, key=lambda result: [*WAYS].index(result.way))))
+    parts.append(_what_is_done())
     parts.append(_steady(sorted(soaks, key=lambda soak: [*WAYS].index(soak.way))))
     parts.append(_on_purpose(bugs))
     return "\n".join(parts)
@@ -168,11 +181,30 @@ def _way(way: str, results: Sequence[Result]) -> str:
         for result in results
         if result.taken_back
     ]
-    for result in results:
-        if result.figures:
-            measured = ", ".join(f"{name} {value:,g}" for name, value in result.figures.items())
-            rows += ["", f"Measured in *{result.fault}*: {measured}."]
     return "\n".join([*rows, "", EXPLAINED] if way == next(iter(WAYS)) else [*rows, ""])
+
+
+def _overload(results: Sequence[Result]) -> str:
+    rows = [
+        OVERLOAD,
+        f"| | {' | '.join(result.way for result in results)} |",
+        f"|---|{'--:|' * len(results)}",
+    ]
+    rows += [
+        f"| {name} | {' | '.join(f'{result.figures[name]:,g}' for result in results)} |"
+        for name in results[0].figures
+    ]
+    return "\n".join([*rows, ""])
+
+
+def _what_is_done() -> str:
+    rows = [f"- **{name}**: {_sentence(fault.bring.__doc__ or '')}" for name, fault in CATALOGUE.items()]
+    return "\n".join([WHAT_IS_DONE, *rows, ""])
+
+
+def _sentence(docstring: str) -> str:
+    """Return the first paragraph of a docstring, on one line."""
+    return " ".join(docstring.partition("\n\n")[0].split()).replace("``", "`")
 
 
 def _sums(results: Sequence[Result]) -> str:
