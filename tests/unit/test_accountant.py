@@ -116,6 +116,14 @@ def test_an_event_that_was_stored_without_an_answer_is_due_too() -> None:
     assert found(publisher, listing[:3], stream(*received(1, 2, 3))) == []
 
 
+def test_an_event_without_an_answer_may_be_stored_when_the_clients_have_ended() -> None:
+    publisher, listing = published()
+    publisher[7] = Answered(at=4.5, name="r4", status=503, code="outcome_unknown")
+    assert found(publisher, listing, stream(*received(1, 2, 3))) == []
+    publisher[7] = Answered(at=4.5, name="r4", status=201, ids=["e-4"])
+    assert found(publisher, listing, stream(*received(1, 2, 3))) == [(Mistake.SILENT_GAP, "client")]
+
+
 def test_a_client_that_leaves_is_due_nothing_more() -> None:
     publisher, listing = published()
     client = stream(*received(1, 2))
