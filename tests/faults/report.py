@@ -81,7 +81,8 @@ fault itself, and what it takes to serve again. Several runs are made at once, s
 OVERLOAD = """## Overload
 
 What the machine carries is measured in the run; then twice as much is offered, in requests that do not wait for the
-answers to earlier ones. [The rule](operations.md#overload) says who is refused, delayed and cut off.
+answers to earlier ones. *Offered* is what was really sent: who sends it has the same processors.
+[The rule](operations.md#overload) says who is refused, delayed and cut off.
 """
 
 WHAT_IS_DONE = """## What is done
