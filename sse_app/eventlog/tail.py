@@ -54,6 +54,7 @@ class Tails:
         """
         if self._room.is_set():
             return
+        # Not asyncio.timeout, which needs a task: a request may be answered without one.
         waiting = asyncio.ensure_future(self._room.wait())
         try:
             await asyncio.wait([waiting], timeout=ROOM_TIMEOUT)

@@ -59,7 +59,7 @@ def refusal_of(error: BaseException | None) -> Refusal | None:
     match error:
         case Refusal():
             return error
-        case asyncio.CancelledError():  # the process ends, and with it whatever is under way
+        case asyncio.CancelledError():  # the process ends before it could answer
             return Refusal(503, "draining", "the server is shutting down", Retry_After=RETRY_AFTER)
         case InvalidChannel(field="channel" | "channels"):
             return Refusal(400, "invalid_channel", str(error))

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -212,7 +213,7 @@ class Run:
         fault(self)
         self.advance()
         for server in self.servers:
-            until(lambda server=server: _is_ready(server), "each server is ready")  # type: ignore[misc]
+            until(partial(_is_ready, server), "each server is ready")
 
     def settle(self) -> Verdict:
         """Publish no more, wait until each client has been sent all, end all, and balance the account."""

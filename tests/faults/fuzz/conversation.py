@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, BinaryIO
+from typing import Any
 
 from tests.support.sse_reader import EventStreamReader, ReceivedEvent, strict_json
 
@@ -109,7 +109,7 @@ class Conversation:
 
     def __init__(self, port: int) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port), PATIENCE)
-        self._file: BinaryIO = self.socket.makefile("rb")
+        self._file = self.socket.makefile("rb")
         self._reader = EventStreamReader(texts=True)
         self._chunked = False
 
@@ -179,8 +179,7 @@ class Conversation:
         self._reader.end()
 
     def _some(self) -> bytes:
-        piece: bytes = self._file.read1(65_536)  # type: ignore[attr-defined]
-        return piece
+        return self._file.read1(65_536)
 
     def _chunk(self) -> bytes:
         line = self._file.readline(100)
