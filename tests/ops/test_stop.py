@@ -64,7 +64,7 @@ def begin_to_stop(server: ServerProcess) -> None:
     def listens_no_more() -> bool:
         try:
             httpx.get(f"{server.url}/healthz")
-        except httpx.ConnectError:
+        except httpx.TransportError:  # refused, or reset where it had not been accepted
             return True
         return False
 
