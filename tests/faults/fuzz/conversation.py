@@ -154,8 +154,8 @@ class Conversation:
             return self.answer(is_head=is_head)
         found = Answer(status, headers)
         if is_head and headers.get("connection") == "close":
-            # What cannot be read is answered with a body: its method is not known. Nor is it HEAD where what was inserted
-            # into the body before stands in front of it.
+            # What cannot be read is answered with a body: its method is not known. Nor is it HEAD where what was
+            # inserted into the body before stands in front of it.
             rest = self._file.read()
             is_other = status == 400 or (status == 405 and b"not that method" in rest)
             assert not rest or (is_other and len(rest) == int(headers["content-length"])), rest
