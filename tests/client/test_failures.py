@@ -16,7 +16,17 @@ from tests.support.server_process import ROOT
 from tests.support.stream_script import Script, answer_json, connected, event, status, stream
 
 STREAM, RENEWAL, TOKEN = "/sse/news", "/renew", "/token"
+BRIEF = 8.0
+"""The life of a token that is renewed, in seconds."""
+
 QUICK = client.Backoff(0.02, 0.1)
+
+
+@pytest.fixture
+def early(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have clients renew early in the life of a token: a busy machine needs much of it to try again."""
+    monkeypatch.setattr("sse_app.client.renewal.EARLIEST", 0.2)
+    monkeypatch.setattr("sse_app.client.renewal.LATEST", 0.25)
 
 
 class Listener:
@@ -98,7 +108,7 @@ async def at_a_renewal(row: Row) -> None:
     failure = answer(row) if row.get("what") != "any other error" else status(418)
     tokens = [status(200, b"one"), failure, status(200, b"two")]
     renewed = answer_json(200, {"renewed": 1, "expires_in": 600})
-    renewals = stream(connected(expires_in=4), None)
+    renewals = stream(connected(expires_in=BRIEF), None)
     async with Script({STREAM: [renewals], RENEWAL: [renewed], TOKEN: tokens}) as script:
         listener = Listener(script)
         async with listener.stream:
@@ -112,6 +122,7 @@ async def at_a_renewal(row: Row) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("early")
 @pytest.mark.parametrize("moment", [at_the_first_connection, at_a_reconnect, at_a_renewal])
 def test_what_the_token_function_fails_with(moment: Callable[[Row], Awaitable[None]]) -> None:
     run(_each(moment, rows("token")))
@@ -169,7 +180,7 @@ def test_what_happens_to_an_open_stream() -> None:
 async def while_renewing(row: Row) -> None:
     tokens = [status(200, b"one"), status(200, b"two"), status(200, b"three")]
     renewed = answer_json(200, {"renewed": 1, "expires_in": 600})
-    streams = [stream(connected(expires_in=3), None), GOOD]
+    streams = [stream(connected(expires_in=BRIEF), None), GOOD]
     async with Script({STREAM: streams, RENEWAL: [answer(row), renewed], TOKEN: tokens}) as script:
         listener = Listener(script)
         async with listener.stream:
@@ -187,6 +198,7 @@ async def while_renewing(row: Row) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("early")
 def test_what_the_server_answers_to_a_renewal() -> None:
     run(_each(while_renewing, rows("renewal")))
 

@@ -213,7 +213,7 @@ async def test_a_process_that_is_stopped_with_the_lock_costs_the_others_a_bounde
 async def test_what_has_waited_too_long_behind_others_is_refused_and_not_stored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sse_app.eventlog.sqlite.writer.LOCK_TIMEOUT", 1.0)
+    monkeypatch.setattr("sse_app.eventlog.sqlite.writer.LOCK_TIMEOUT", 3.0)
     path = tmp_path / "e.db"
     ends = threading.Event()
 

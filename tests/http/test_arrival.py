@@ -18,6 +18,7 @@ from tornado.testing import bind_unused_port
 from sse_app import Settings, SSEApp
 from sse_app.http.server import HTTPServer as OurServer
 from sse_app.streams.connection import tune
+from tests.support.waiting import until_async
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the options are Linux's")
 
@@ -265,5 +266,5 @@ async def test_a_client_that_comes_and_goes_without_a_word_leaves_nothing(
         async with connected(port):
             pass
     await asyncio.sleep(0.05)
-    assert list(server.idle()) == []
+    await until_async(lambda: list(server.idle()) == [], "nothing is left")
     await asyncio.wait_for(server.close_all_connections(), 5)

@@ -315,7 +315,7 @@ async def test_an_error_in_what_the_event_loop_calls_ends_the_connection_and_is_
         client.send(GET)
         assert await client.is_closed()
         await asyncio.sleep(0.05)
-        assert len(server._connections) == 0
+        await until_async(lambda: len(server._connections) == 0, "it is gone")
     assert [record.getMessage() for record in caplog.records].count("uncaught") == 1
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from http.client import HTTPResponse
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -18,9 +19,29 @@ import pytest
 from sse_app.handlers.base import SMALL_BODY_BYTES
 from sse_app.node import LARGE_BODIES_BYTES
 from tests.support.fleet import Client
-from tests.support.server_process import ServerProcess
+from tests.support.server_process import ROOT, ServerProcess, starting
 from tests.support.usage import MEBIBYTE, Usage
 from tests.support.waiting import until
+
+PATIENT = """
+from sse_app.eventlog.sqlite import file, log, writer
+file.LOCK_TIMEOUT = log.LOCK_TIMEOUT = writer.LOCK_TIMEOUT = 60.0
+"""
+"""Has publishes wait longer for the lock of the event log than a busy machine needs for all that is tried meanwhile."""
+
+
+@pytest.fixture
+def start_patient(tmp_path: Path) -> Iterator[Callable[..., ServerProcess]]:
+    """A function that starts a server whose publishes are not given up while the event log is locked."""
+    (tmp_path / "injected").mkdir()
+    (tmp_path / "injected/sitecustomize.py").write_text(PATIENT)
+
+    def make(**settings: Any) -> ServerProcess:
+        server = ServerProcess(state_dir=tmp_path / "state", **settings)
+        server.environment["PYTHONPATH"] = f"{tmp_path / 'injected'}:{ROOT}"
+        return server
+
+    yield from starting(make)
 
 
 @contextmanager
@@ -114,9 +135,9 @@ def numbers(server: ServerProcess) -> list[int]:
 
 
 def test_publishes_that_wait_take_half_of_the_connections_and_the_next_are_refused_and_not_stored(
-    start_server: Callable[..., ServerProcess],
+    start_patient: Callable[..., ServerProcess],
 ) -> None:
-    server = start_server(LIMITS__CONNECTIONS=40, KEEPALIVE__PING_INTERVAL=0.2)
+    server = start_patient(LIMITS__CONNECTIONS=40, KEEPALIVE__PING_INTERVAL=0.2)
     token = server.access_token()
     with ExitStack() as stack:
         stream = Client(server.port, f"/api/v1/sse/alerts?token={server.stream_token('alerts')}")
@@ -134,7 +155,7 @@ def test_publishes_that_wait_take_half_of_the_connections_and_the_next_are_refus
             unknown = {"events": [{"channel": "nowhere", "event": "e", "data": {}}]}
             with server.publisher() as http:
                 assert http.post("/api/v1/sse", json=unknown).status_code == 404  # and no reason to try again
-            assert time.monotonic() - begun < 3, "they waited too"
+            assert time.monotonic() - begun < 30, "they waited too"
             assert not any(publish.is_answered() for publish in waiting)
             stream.received.clear()
             stream.read_until("event: ping")
@@ -146,8 +167,8 @@ def test_publishes_that_wait_take_half_of_the_connections_and_the_next_are_refus
             assert publish.answer()[0].status == 201
 
 
-def test_publishes_that_wait_have_a_bound_in_bytes(start_server: Callable[..., ServerProcess]) -> None:
-    server = start_server(LIMITS__STREAMS=100)
+def test_publishes_that_wait_have_a_bound_in_bytes(start_patient: Callable[..., ServerProcess]) -> None:
+    server = start_patient(LIMITS__STREAMS=100)
     token = server.access_token()
     with ExitStack() as stack:
         with locked(server):
@@ -216,9 +237,9 @@ def test_bodies_of_those_who_may_not_publish_leave_room_for_those_of_publishers(
 
 
 def test_bodies_count_for_as_long_as_they_are_kept_also_where_their_publishers_have_left(
-    start_server: Callable[..., ServerProcess],
+    start_patient: Callable[..., ServerProcess],
 ) -> None:
-    server = start_server(LIMITS__STREAMS=100)
+    server = start_patient(LIMITS__STREAMS=100)
     token = server.access_token()
     room_for = LARGE_BODIES_BYTES // (1_000_000 - SMALL_BODY_BYTES)
     with httpx.Client(base_url=server.url) as other, ExitStack() as stack:

@@ -23,6 +23,9 @@ from tests.support.waiting import PAUSE, until
 INTERVAL = 2.0
 """The ping interval of these servers, in seconds."""
 
+LATE = 0.8 * INTERVAL
+"""Seconds by which an end may be seen later than it is due, on a busy machine: less than one more interval."""
+
 Start = Callable[..., ServerProcess]
 
 
@@ -155,7 +158,7 @@ def test_a_client_that_vanishes_without_a_fin_is_reaped_within_two_ping_interval
         drop = ["ip", "-n", network.name, "link", "set", f"{network.name}b", "down"]
         subprocess.run(drop, check=True, timeout=10)
         took = seconds_until(lambda: streams(server) == 0, "the streams are ended")
-        assert took <= 2 * INTERVAL + 0.3
+        assert took <= 2 * INTERVAL + LATE
     finally:
         for client in clients:
             client.kill()
@@ -179,7 +182,7 @@ def test_a_client_that_stops_reading_is_ended_and_its_memory_given_back(start_se
         try:
             publish(30)  # 15 MB, of which the socket takes less than one
             took = seconds_until(lambda: streams(server) == 0, "the streams are ended")
-            assert took <= 2 * INTERVAL + 0.3
+            assert took <= 2 * INTERVAL + LATE
             until(lambda: memory(server) < before + 4_000, "the memory is given back")
         finally:
             stalled.socket.close()
@@ -196,10 +199,10 @@ def test_a_client_that_lives_and_reads_nothing_has_two_ping_intervals_and_counts
     stalled = [RawStream("127.0.0.1", server.port, path, buffer=4096) for _ in range(16)]
     slow = RawStream("127.0.0.1", server.port, path, buffer=4096)
     try:
+        begun = time.monotonic()
         with server.publisher() as publisher:  # the clients' windows take less
             event = {"event": "big", "data": {"x": "x" * size}}
             publisher.post("/api/v1/sse/dashboard", json=event).raise_for_status()
-        begun = time.monotonic()
         while time.monotonic() - begun < 1.5 * INTERVAL:
             time.sleep(0.05)
         assert streams(server) == 17
