@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from sse_app.auth.tokens.issuer import TokenKind
+from sse_app.cluster.base import ASK_TIMEOUT
 from tests.support.node_processes import NAMES, node_processes
 from tests.support.one_server import CONNECTIONS, OneServer, figures, samples
 from tests.support.people import Ear, Site, assert_ended
@@ -23,8 +24,8 @@ from tests.support.server_process import clean_environment, run_program
 from tests.support.upgradable import Upgradable
 from tests.support.waiting import until
 
-NAMED_WITHIN = 2.9
-"""Within how many seconds a node that hangs is named: the wait of 2 s, and what a busy machine adds."""
+NAMED_WITHIN = 2 * ASK_TIMEOUT - 0.1
+"""Within how many seconds a node that hangs is named: one wait and what a busy machine adds, less than two waits."""
 
 EXPECTED = ("node_silent", "login_refused", "event_log_unavailable", "accounts_unavailable")
 

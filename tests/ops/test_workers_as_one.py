@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import permutations
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +18,7 @@ from sse_app.cluster.base import ASK_TIMEOUT
 from tests.support.one_server import CONNECTIONS, OneServer, figures, samples
 from tests.support.people import PASSWORD, assert_ended, bearer, claims_of
 from tests.support.server_process import PROGRAM, ROOT
-from tests.support.waiting import until
+from tests.support.waiting import DEADLINE, until
 from tests.support.worker_processes import WorkerProcess, worker_processes
 
 COUNT = 3
@@ -39,10 +41,19 @@ class Offices(OneServer):
 
     @contextmanager
     def stopped(self, number: int) -> Iterator[None]:
-        """Let one worker hang, once it has written its audit entries: else it would keep the accounts locked."""
-        time.sleep(0.6)
-        with super().stopped(number):
-            yield
+        """Let one worker hang that does not use the accounts just now: else it would keep them locked."""
+        path = self.workers[number].state_dir / "accounts.db"
+        with closing(sqlite3.connect(path, timeout=DEADLINE, isolation_level=None)) as accounts:
+            accounts.execute("BEGIN EXCLUSIVE")
+            with super().stopped(number):
+                threads = Path(f"/proc/{self.workers[number].pid}/task")
+                until(lambda: all(_is_stopped(thread) for thread in threads.iterdir()), "it is stopped")
+                accounts.execute("ROLLBACK")
+                yield
+
+
+def _is_stopped(thread: Path) -> bool:
+    return (thread / "stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
 @pytest.fixture(scope="module")
