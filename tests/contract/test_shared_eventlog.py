@@ -229,7 +229,7 @@ async def test_what_has_waited_too_long_behind_others_is_refused_and_not_stored(
                 while log.head == head and not ends.is_set():
                     time.sleep(0.001)
 
-    async with opened(path) as log:
+    async with opened(path, Retention(size=1_000_000)) as log:
         taken = threading.Event()
         others = threading.Thread(target=take_turns)
         others.start()
@@ -642,7 +642,8 @@ async def test_the_write_ahead_log_stays_bounded_while_much_is_erased_at_once(tm
     def erased() -> bool:
         nonlocal largest
         largest = max(largest, os.stat(f"{path}-wal").st_size)
-        return not stored_at(path)
+        # Nothing is checkpointed while it is read: to read all of it takes a busy machine so long that this would show.
+        return not rows_of(path, "SELECT 1 FROM events LIMIT 1")
 
     async with opened(path, Retention(1_000_000, 0.001)):
         await until_async(erased, "the events are erased")
