@@ -372,7 +372,7 @@ def test_a_rolling_upgrade_under_publishing_closes_no_stream_and_loses_and_repea
         assert not any("," in str(line["address"]) for line in server.logged("serving"))
         assert Path(f"/proc/{server.parent}/stat").read_text().rpartition(")")[2].split()[19] == started
         # The parent of after the upgrade watches as the one before did.
-        server.expected = ("worker_died",)
+        server.expected += ("worker_died",)
         server.kill_worker(2)
         server.wait_for_log("worker_started", 4)
         server.configure(2)

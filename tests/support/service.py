@@ -149,8 +149,12 @@ class Service:
         until(lambda: len(publisher.ids) >= goal, "more events are acknowledged")
 
     def check_log(self) -> None:
-        """Fail where the log has something of level warning or above that is not expected."""
-        surprising = [line for line in self._lines() if line["level"] not in ("debug", "info")]
+        """Fail where the log has something of level warning or above that is not expected.
+
+        Workers say so of one that does not answer in time, on a machine that is too busy for it.
+        """
+        told = [line for line in self._lines() if line["event"] != "worker_silent"]
+        surprising = [line for line in told if line["level"] not in ("debug", "info")]
         assert {line["event"] for line in surprising} == self.expected, surprising
 
 

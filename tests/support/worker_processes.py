@@ -64,17 +64,24 @@ class WorkerProcess(Upgradable):
 
 @contextmanager
 def worker_processes(
-    count: int, state_dir: Path, *, environment: Mapping[str, str] | None = None, **settings: Any
+    count: int,
+    state_dir: Path,
+    *,
+    environment: Mapping[str, str] | None = None,
+    expected: tuple[str, ...] = (),
+    **settings: Any,
 ) -> Iterator[list[WorkerProcess]]:
     """Run so many workers, which know each other; they have to end with status 0, and nothing unexpected in their logs.
+
+    On a machine that is too busy for a worker to answer in time the others say so.
 
     Args:
         count: how many.
         state_dir: that of all.
         environment: further variables.
-        settings: as those of `ServerProcess`.
+        expected, settings: as those of `ServerProcess`.
     """
-    settings["WORKERS"] = count
+    settings |= {"WORKERS": count, "expected": (*expected, "worker_silent")}
     workers = [WorkerProcess(number, state_dir=state_dir, **settings) for number in range(1, count + 1)]
     try:
         for worker in workers:
