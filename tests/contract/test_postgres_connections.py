@@ -61,7 +61,7 @@ async def fail(database: Database, statement: str = "SELECT 1") -> float:
 
 async def fill(database: Database, connections: int = 4) -> None:
     """Have all connections made, which then wait for use."""
-    await asyncio.gather(*(ask(database, "SELECT pg_sleep(0.1)") for _ in range(connections)))
+    await asyncio.gather(*(ask(database, "SELECT pg_sleep(0.1)", within=60) for _ in range(connections)))
 
 
 def sleepers(server: Postgres) -> object:

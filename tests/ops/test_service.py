@@ -40,7 +40,7 @@ def test_after_kill_9_systemd_starts_it_again_and_clients_resume_by_id(service: 
 
 
 def test_a_hung_event_loop_is_killed_by_the_watchdog_and_comes_back(service: Service) -> None:
-    service.configure("watchdog", "WatchdogSec=1")
+    service.configure("watchdog", "WatchdogSec=3")
     service.inject("import signal\ndef hang(*_):\n    while True: pass\nsignal.signal(signal.SIGRTMIN, hang)")
     service.restart()
     service.fleet.open(5, service.stream_path())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -15,6 +16,13 @@ from tests.support.nodes import nodes
 from tests.support.postgres import Postgres, cluster
 from tests.support.server_process import ServerProcess
 from tests.support.waiting import until
+
+
+def connections(server: ServerProcess) -> int:
+    """Return how many connections there are that are no streams, beside the one that asks."""
+    metrics = httpx.get(f"{server.url}/metrics").raise_for_status().text
+    (count,) = re.findall(r"^sse_app_connections(?:{.*})? (\d+)", metrics, re.MULTILINE)
+    return int(count) - 1
 
 
 @contextmanager
@@ -33,24 +41,25 @@ def asked(directory: Path) -> Iterator[tuple[ServerProcess, Postgres, list[Futur
             POSTGRES__TIMEOUT=5,
         ) as (server,),
         ThreadPoolExecutor(2) as pool,
-        server.publisher() as publisher,
-        httpx.Client(timeout=30) as client,
     ):
+        access = {"Authorization": f"Bearer {server.access_token()}"}
 
-        def ask(http: httpx.Client, url: str) -> int:
+        def ask(url: str, headers: dict[str, str] | None = None) -> int:
             try:
-                with http.stream("GET", url) as answer:
+                with httpx.stream("GET", url, headers=headers, timeout=30) as answer:
                     return answer.status_code
             except httpx.HTTPError:
                 return 0
 
         page = f"{server.url}/api/v1/sse/dashboard/history"
-        stream = server.stream_url("dashboard", server.stream_token("dashboard"), **{"from": "earliest"})
-        assert ask(publisher, page) == 200
+        token = server.stream_token("dashboard")
+        stream = server.stream_url("dashboard", token, **{"from": "earliest"})
+        assert ask(page, access) == 200
         postgres.pause()
         try:
-            asking = [pool.submit(ask, publisher, page), pool.submit(ask, client, stream)]
-            time.sleep(0.5)  # until they have come
+            asking = [pool.submit(ask, page, access), pool.submit(ask, stream)]
+            until(lambda: connections(server) == 2, "they have come")
+            time.sleep(0.5)  # and are read
             yield server, postgres, asking
         finally:
             postgres.resume()

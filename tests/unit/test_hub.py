@@ -315,7 +315,7 @@ async def test_a_large_fan_out_lets_others_run_in_between(monkeypatch: pytest.Mo
     monkeypatch.setattr(hub_module, "FANOUT_SLICE", 10)
     async with opened() as (hub, publish):
         clients = [Client(hub, (A,)) for _ in range(100)]
-        await asyncio.sleep(0.01)
+        await until_async(lambda: all(client.stream.parked for client in clients), "all have joined")
         await publish(A)
         await hub.reached(hub.head._replace(seq=1))
         turns = 0
@@ -441,7 +441,7 @@ async def test_a_pause_lets_the_fan_out_under_way_end(monkeypatch: pytest.Monkey
     monkeypatch.setattr(hub_module, "FANOUT_SLICE", 10)
     async with opened() as (hub, publish):
         clients = [Client(hub, (A,)) for _ in range(100)]
-        await asyncio.sleep(0.01)
+        await until_async(lambda: all(client.stream.parked for client in clients), "all have joined")
         await publish(A)
         await hub.reached(hub.head._replace(seq=1))
         await publish(A)

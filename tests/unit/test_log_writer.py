@@ -231,10 +231,12 @@ def test_a_thread_that_waits_for_lines_does_not_run(pipe: tuple[int, int]) -> No
     def runs() -> list[str]:
         return [line for line in status.read_text().splitlines() if "ctxt_switches" in line]
 
-    until(lambda: "State:\tS" in status.read_text(), "it waits")
-    before = runs()
-    time.sleep(0.5)
-    assert runs() == before
+    def rests() -> bool:
+        before = runs()
+        time.sleep(0.5)
+        return runs() == before
+
+    until(rests, "it has come to wait, and does not run")
 
 
 def test_what_is_left_out_is_told_also_when_nothing_more_is_logged(
