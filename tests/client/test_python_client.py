@@ -143,6 +143,7 @@ def found_out_after(server: ServerProcess, interval: float) -> float:
     """Stop a server and have it go on, and return after how many ping intervals a client has found that out."""
     assert server.process is not None
     process = server.process
+    found = math.inf
 
     async def test() -> None:
         nonlocal found
@@ -180,7 +181,6 @@ def found_out_after(server: ServerProcess, interval: float) -> float:
             ids = [await publishing, await publisher.publish(CHANNEL, "e", {"n": 1})]
             assert [event.id for event in await take(stream, 2)] == ids
 
-    found = math.inf
     try:
         run(test())
     finally:
