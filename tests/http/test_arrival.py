@@ -189,9 +189,10 @@ async def answer(port: int, sent: bytes) -> tuple[bytes, set[bytes], bytes]:
     async with connected(port) as (reader, writer):
         writer.write(sent)
         received = b""
-        while not re.search(rb"event: [a-z]+|}$|\(Continue\)|Bad Request", received):
+        end = rb"\r\n\r\n" if sent.startswith(b"HEAD") else rb"event: [a-z]+|}$|\(Continue\)|Bad Request"
+        while not re.search(end, received):
             try:
-                piece = await asyncio.wait_for(reader.read(65_536), 1.0)
+                piece = await asyncio.wait_for(reader.read(65_536), 20)
             except (TimeoutError, ConnectionResetError):
                 break
             if not piece:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import socket
 import subprocess
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.support.namespaces import reserved_subnet
 from tests.support.programs import require, unavailable
 from tests.support.server_process import ServerProcess
 from tests.support.sse_reader import EventStreamReader
@@ -102,25 +102,24 @@ def network() -> Iterator[Network]:
     if os.geteuid() != 0:
         unavailable("network namespaces need root")
     name = f"sse{uuid.uuid4().hex[:8]}"
-    subnet = f"10.213.{secrets.randbelow(256)}"
-    net = Network(name, f"{subnet}.1", f"{name}a")
 
     def run(*arguments: str) -> None:
-        subprocess.run([ip, *arguments], check=True, timeout=10)
+        subprocess.run([ip, *arguments], check=True, timeout=60)
 
-    run("netns", "add", name)
-    try:
-        run("link", "add", net.link, "type", "veth", "peer", "name", f"{name}b", "netns", name)
-        run("addr", "add", f"{net.server_address}/30", "dev", net.link)
-        run("link", "set", net.link, "up")
-        run("-n", name, "addr", "add", f"{subnet}.2/30", "dev", f"{name}b")
-        run("-n", name, "link", "set", f"{name}b", "up")
-        yield net
-    finally:
-        subprocess.run(
-            [ip, "link", "delete", net.link], check=False, timeout=10
-        )  # at once, unlike the other end
-        run("netns", "delete", name)
+    with reserved_subnet() as subnet:
+        net = Network(name, f"{subnet}.1", f"{name}a")
+        run("netns", "add", name)
+        try:
+            run("link", "add", net.link, "type", "veth", "peer", "name", f"{name}b", "netns", name)
+            run("addr", "add", f"{net.server_address}/30", "dev", net.link)
+            run("link", "set", net.link, "up")
+            run("-n", name, "addr", "add", f"{subnet}.2/30", "dev", f"{name}b")
+            run("-n", name, "link", "set", f"{name}b", "up")
+            yield net
+        finally:
+            # The link at once, unlike the other end.
+            subprocess.run([ip, "link", "delete", net.link], check=False, timeout=60)
+            run("netns", "delete", name)
 
 
 @pytest.mark.netns
@@ -156,7 +155,7 @@ def test_a_client_that_vanishes_without_a_fin_is_reaped_within_two_ping_interval
         assert streams(server) == 3
         # From here on everything that is sent to the clients is dropped, and they send nothing: no FIN, no RST.
         drop = ["ip", "-n", network.name, "link", "set", f"{network.name}b", "down"]
-        subprocess.run(drop, check=True, timeout=10)
+        subprocess.run(drop, check=True, timeout=60)
         took = seconds_until(lambda: streams(server) == 0, "the streams are ended")
         assert took <= 2 * INTERVAL + LATE
     finally:

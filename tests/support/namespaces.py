@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
+import socket
 import subprocess
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from tests.support.full_disk import fill_up
@@ -97,27 +99,42 @@ class Link:
 
 
 @contextmanager
+def reserved_subnet() -> Iterator[str]:
+    """Yield the first three numbers of addresses that only this test gives to interfaces meanwhile."""
+    with socket.socket(socket.AF_UNIX) as reservation:
+        for number in secrets.SystemRandom().sample(range(1, 255), 254):
+            try:
+                reservation.bind(f"\0sse-app-tests-subnet-{number}")
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+            else:
+                break
+        else:
+            raise AssertionError("other tests have all subnets")
+        yield f"10.214.{number}"
+
+
+@contextmanager
 def links(count: int) -> Iterator[tuple[list[str], list[Link]]]:
     """Make a network namespace, and links to it; yield a command that runs another one there, and the links."""
     _require_root()
     require("ip")
     name = f"sse{uuid.uuid4().hex[:7]}"
     _ip("netns", "add", name)
-    made: list[Link] = []
-    try:
+    with ExitStack() as ends:
+        ends.callback(_ip, "netns", "delete", name)
         _ip("-n", name, "link", "set", "lo", "up")
-        subnets = secrets.SystemRandom().sample(range(1, 255), count)
-        for number, subnet in enumerate(subnets):
-            made.append(Link(name, f"{name}{number}", f"10.214.{subnet}"))
+        made: list[Link] = []
+        for number in range(count):
+            subnet = ends.enter_context(reserved_subnet())
+            made.append(Link(name, f"{name}{number}", subnet))
+            ends.callback(made[-1].remove)
         yield ["ip", "netns", "exec", name], made
-    finally:
-        for link in made:
-            link.remove()
-        _ip("netns", "delete", name)
 
 
 def _ip(*arguments: str) -> None:
-    done = subprocess.run(["ip", *arguments], capture_output=True, text=True, timeout=10)
+    done = subprocess.run(["ip", *arguments], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, (arguments, done.stderr)
 
 
