@@ -68,6 +68,17 @@ class Echo(web.RequestHandler):
     head = post = put = patch = delete = options = get
 
 
+class Marking(web.RequestHandler):
+    """Answers with the header X and the body that it was sent, and changes the headers of its request."""
+
+    def post(self) -> None:
+        headers = self.request.headers
+        self.write(json.dumps([headers.get_list("X"), self.request.body.decode()]))
+        headers.add("X", "of the handler")
+        headers["Content-Length"] = "1"
+        del headers["Host"]
+
+
 @web.stream_request_body
 class Slow(web.RequestHandler):
     """Answers when a test lets it, and takes its body as a test lets it."""
@@ -185,6 +196,7 @@ def application() -> web.Application:
     return web.Application(
         [
             ("/echo", Echo),
+            ("/marking", Marking),
             ("/slow[0-9]?", Slow),
             ("/early.*", Early),
             ("/pieces", Pieces),
@@ -323,6 +335,38 @@ async def test_a_request_means_the_same_wherever_it_is_cut(
                 client.send(request_[cut:])
                 answer = await client.response()
                 assert (answer.status, answer.json()) == (200, expected), cut
+
+
+@pytest.mark.gen_test
+async def test_a_request_with_the_head_of_one_before_means_what_it_says_by_itself() -> None:
+    def request(x: str, length: int = 3) -> bytes:
+        return f"POST /marking HTTP/1.1\r\nHost: here\r\nX: {x}\r\nContent-Length: {length}\r\n\r\n".encode()
+
+    one, two, long = "a" * 9, "b" * 9, "c" * 2 * connection_module.LONGEST_HEAD_REMEMBERED
+    sent = [
+        (one, "1st"),
+        (one, "2nd"),
+        (two, "3rd"),
+        (two, "4th"),
+        (one, "5th"),
+        (long, "6th"),
+        (long, "7th"),
+    ]
+    async with serving() as (_, port), connected(port) as client:
+        for x, body in sent:
+            client.send(request(x) + body.encode())
+            assert (await client.response()).json() == [[x], body]
+        client.send(request(long).replace(b"POST", b"PUT") + b"8th")
+        assert (await client.response()).status == 405
+        client.send(b"".join(request(x) + body.encode() for x, body in sent))
+        for x, body in sent:
+            assert (await client.response()).json() == [[x], body]
+        client.send(request(long) + b"9th" + request(long, 4) + b"10th")
+        assert (await client.response()).json() == [[long], "9th"]
+        assert (await client.response()).json() == [[long], "10th"]
+        client.send(request(long).replace(b"Host: here", b"Host : here") + b"not")
+        assert (await client.response()).status == 400
+        assert await client.is_closed()
 
 
 PIPELINE = [GET, CHUNKED, POST, LINES_FIRST, EMPTY_CHUNKED, ABSOLUTE, GET, POST, LAST]
