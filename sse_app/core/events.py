@@ -89,7 +89,7 @@ def timestamp(seconds: float) -> str:
 
 @lru_cache(maxsize=4)
 def _to_the_second(seconds: int) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    return datetime.fromtimestamp(seconds, UTC).isoformat().removesuffix("+00:00")
 
 
 def new_event(

@@ -103,9 +103,9 @@ class ApiHandler(PeerHandler):
 
     def clear(self) -> None:
         """Begin the response anew, with headers that keep it out of caches, and browsers from guessing its type."""
-        headers = Headers(_DEFAULT_HEADERS)
-        headers["Date"] = _date(int(time.time()))
-        begin_response(self, headers)
+        self.answer_headers = Headers(_DEFAULT_HEADERS)
+        self.answer_headers["Date"] = _date(int(time.time()))
+        begin_response(self, self.answer_headers)
         self.set_default_headers()
 
     @property
@@ -262,8 +262,11 @@ class ApiHandler(PeerHandler):
         """Answer with JSON."""
         body = to_json(value)
         self.set_status(status)
-        self.set_header("Content-Type", "application/json")
-        self.set_header("Content-Length", len(body))
+        headers = (
+            self.answer_headers
+        )  # set_header checks what it is given, which takes longer than all of this
+        headers["Content-Type"] = "application/json"
+        headers["Content-Length"] = str(len(body))
         self.write(body)
 
     def compute_etag(self) -> str | None:

@@ -49,7 +49,8 @@ class Request(httputil.HTTPServerRequest):
         method, uri, version = start_line
         path, _, query = uri.partition("?")
         fields = query.count("&") + 1
-        if fields > MAX_FIELDS or "Host" not in headers or len(host := headers["Host"]) > LONGEST_REMEMBERED:
+        host = headers.get("Host", "")
+        if fields > MAX_FIELDS or not host or len(host) > LONGEST_REMEMBERED:
             super().__init__(
                 connection=connection,
                 server_connection=server_connection,

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sse_app.core.channel_rules import ChannelRules
+from sse_app.core.channel_rules import ChannelRule, ChannelRules
 from sse_app.core.channels import ChannelPattern, channel_in, is_internal, parse_channel
 from sse_app.core.errors import InvalidInput, TooManyPublishes, UnknownChannel
 from sse_app.core.event_members import member_of
@@ -72,6 +72,8 @@ class Publisher:
         """
         if not isinstance(channel, str):
             raise InvalidInput("channel must be the name of one channel, as a text", "channel")
+        if isinstance(data, Mapping):
+            data = dict(data)
         return (await self.append([self.check(channel, event, data, retry, final)]))[0]
 
     async def publish_batch(self, events: Sequence[Mapping[str, Any]]) -> list[EventId | None]:
@@ -89,9 +91,7 @@ class Publisher:
     def check(
         self, channel: str, event: object, data: object, retry: object = None, final: object = False
     ) -> NewEvent:
-        """Return an event of the right form."""
-        if isinstance(data, Mapping):
-            data = dict(data)
+        """Return an event of the right form; its data is as JSON is read."""
         now = timestamp(time.time())
         return self._of_allowed_form(new_event(parse_channel(channel), event, data, retry, final, now=now))
 
@@ -131,11 +131,25 @@ class Publisher:
         Raises:
             UnknownChannel: the channel is not configured.
         """
-        known = self._channels
-        is_known = known.overlapping(ChannelPattern(channel)) if "*" in channel else known.matches(channel)
-        if is_internal(channel) or not is_known:
-            there = some_of(channel, [rule.pattern.text for rule in known.rules])
-            raise UnknownChannel(f"there is no channel {channel}; the settings have {there or 'none'}")
+        if "*" not in channel:
+            self._rule_of(channel)
+        elif is_internal(channel) or not self._channels.overlapping(ChannelPattern(channel)):
+            raise self._unknown(channel)
+
+    def _rule_of(self, channel: str) -> ChannelRule:
+        """Return what is configured for a channel.
+
+        Raises:
+            UnknownChannel: the channel is not configured, or is the server's own.
+        """
+        rule = self._channels.rule(channel)
+        if rule is None or is_internal(channel):
+            raise self._unknown(channel)
+        return rule
+
+    def _unknown(self, channel: str) -> UnknownChannel:
+        there = some_of(channel, [rule.pattern.text for rule in self._channels.rules])
+        return UnknownChannel(f"there is no channel {channel}; the settings have {there or 'none'}")
 
     def is_public(self, channel: str) -> bool:
         """Return whether no token is needed to read a channel, or every channel of a pattern."""
@@ -153,8 +167,7 @@ class Publisher:
         """
         unstored = set()
         for name in {event.channel for event in events}:
-            self.require_known(name)
-            if not self._channels.stores(name):
+            if not self._rule_of(name).stored:
                 unstored.add(name)
         if self._waiting_bytes >= MAX_WAITING_BYTES:
             raise TooManyPublishes

@@ -10,7 +10,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 
 from sse_app.auth.revocations import Revocations
@@ -52,7 +52,7 @@ _DIGEST_KEY = secrets.token_bytes(32)
 _COMPACT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")  # RFC 7515 §7.1, without padding
 
 
-class TokenKind(Enum):
+class TokenKind(StrEnum):
     """What a token is for; the value is its JOSE header ``typ`` (RFC 8725 §3.11)."""
 
     ACCESS = "at+jwt"
