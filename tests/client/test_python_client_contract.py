@@ -174,7 +174,7 @@ def test_events_of_any_size_and_kind_come_in_order() -> None:
 def test_a_stream_that_falls_silent_is_opened_anew() -> None:
     async def test() -> None:
         answers = [stream(connected(), b"data: 1\n\n", None)]
-        async with Script({NEWS: answers}) as script, listen(script, ping_interval=0.2) as news:
+        async with Script({NEWS: answers}) as script, listen(script, ping_interval=0.5) as news:
             assert await texts(news, 2) == ["1", "1"]
             assert len(script.asked) == 2
 

@@ -42,7 +42,7 @@ def dropped(server: ServerProcess) -> int:
 
 def log_more_than_a_pipe_takes(server: ServerProcess) -> None:
     """Have the server log more lines than fit into a pipe that nothing is read from."""
-    with httpx.Client(base_url=server.url, timeout=20) as http:
+    with httpx.Client(base_url=server.url, timeout=60) as http:
         for _ in range(2 * PIPE_BYTES // 200):  # a line has some 200 bytes
             assert http.get("/healthz").status_code == 200
 
@@ -64,9 +64,9 @@ def test_a_server_whose_log_is_not_read_serves_on_and_ends_on_sigterm(silent: Se
     os.close(writing)
     assert silent.process is not None
     log_more_than_a_pipe_takes(silent)
-    assert httpx.get(f"{silent.url}/readyz", timeout=20).status_code == 200
+    assert httpx.get(f"{silent.url}/readyz", timeout=60).status_code == 200
     silent.process.send_signal(signal.SIGTERM)
-    assert silent.process.wait(timeout=20) == 0
+    assert silent.process.wait(timeout=60) == 0
     # What the pipe took is whole lines but for the last, as the reader finds when it looks at last.
     lines = b"".join(iter(lambda: os.read(reading, PIPE_BYTES), b"")).split(b"\n")
     os.close(reading)
@@ -82,7 +82,7 @@ def test_a_server_starts_and_upgrades_where_the_log_takes_nothing_from_the_begin
     os.close(writing)
     assert silent.process is not None
     silent.process.send_signal(signal.SIGUSR2)
-    assert silent.process.wait(timeout=30) == 0
+    assert silent.process.wait(timeout=60) == 0
     until(lambda: httpx.get(f"{silent.url}/readyz").status_code == 200, "the successor serves")
     successor = StateDirectory(silent.state_dir).holder()
     assert successor is not None
