@@ -243,12 +243,13 @@ def test_all_tabs_of_a_user_who_is_revoked_stop(chrome: Chrome, serve: Start) ->
 
 @pytest.mark.long
 def test_a_token_that_ends_is_replaced_at_once(chrome: Chrome, script: ScriptedServer) -> None:
+    """Where it has stood for a second; a busy page may see the beginning late."""
     farewell = frame("closing", {"reason": "token_expired", "retry": None})
-    script.answers = [Answer(body=connected(), end=farewell, hold=1.2), Answer(body=connected(), hold=HOURS)]
+    script.answers = [Answer(body=connected(), end=farewell, hold=3), Answer(body=connected(), hold=HOURS)]
     tab = open_on(chrome, script, options={"reconnectDelay": 5000})
     tab.opened(2)
     first, second = script.streams()
-    assert second.at - first.at < 1.2 + LATE
+    assert second.at - first.at < 3 + LATE
     assert second.query == {"token": "two", "client_id": first.query["client_id"], "last_event_id": "e-1"}
 
 
