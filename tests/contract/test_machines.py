@@ -28,7 +28,7 @@ class Node(Machines):
     """A node that answers and remembers what it was told."""
 
     def __init__(self, url: str, name: str, place: str = "") -> None:
-        super().__init__(Database(url, timeout=2.0), name, place or f"place of {name}")
+        super().__init__(Database(url, timeout=10.0), name, place or f"place of {name}")
         self.told: list[Any] = []
         self.answer("echo", lambda node, payload: [node, payload])
         self.answer("note", lambda node, payload: self.told.append((node, payload)))
