@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 CHECK = $(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && $(BIN)/mypy
 
-.PHONY: run test quick test-long test-faults test-faults-long check dist bench bench-quick bench-handover clean
+.PHONY: run test quick test-slow test-long test-faults test-faults-long check dist bench bench-quick bench-handover clean
 
 run: .venv/installed
 	@$(BIN)/python -m examples.market
@@ -25,7 +25,11 @@ test: .venv/installed
 quick: .venv/installed check
 	@$(BIN)/python -m pytest --numprocesses=2 tests/unit
 
-# What takes long, and further forms of what `make test` tries in one; `make test` leaves it out.
+# What takes more than a second of the processors. CI runs these too.
+test-slow: .venv/installed
+	@$(BIN)/python -m pytest --numprocesses=$(PROCESSES) -m 'slow and not long'
+
+# What takes long, and further forms of what the others try in one.
 test-long: .venv/installed
 	@$(BIN)/python -m pytest --numprocesses=2 --dist=load -m long
 

@@ -28,6 +28,7 @@ def tick(id: str, channel: str = "news") -> str:
     return frame("tick", {"channel": channel}, id)
 
 
+@pytest.mark.slow
 def test_a_log_restored_from_a_backup_is_told_and_its_new_events_are_not_taken_for_seen(
     chrome: Chrome, serve: Start
 ) -> None:

@@ -136,6 +136,7 @@ EXAMPLES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("language", "words"), EXAMPLES)
 def test_the_examples_of_the_readme_run_as_they_stand(
     language: str, words: list[str], chrome: Chrome, serve: Start, built: str, tmp_path: Path

@@ -35,6 +35,7 @@ def admin(server: ServerProcess) -> httpx.Client:
     return httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {token}"}, timeout=30)
 
 
+@pytest.mark.slow
 def test_the_backoff_doubles_up_to_its_limit_seen_from_outside(
     chrome: Chrome, script: ScriptedServer
 ) -> None:
@@ -50,6 +51,7 @@ def test_the_backoff_doubles_up_to_its_limit_seen_from_outside(
     print("gaps", [round(gap, 2) for gap in gaps])
 
 
+@pytest.mark.slow
 def test_the_jitter_is_full_from_nothing_to_the_whole_delay(chrome: Chrome, script: ScriptedServer) -> None:
     script.answers = [Answer(0)]
     tab = open_on(chrome, script, options={"reconnectDelay": 100, "maxReconnectDelay": 100})
@@ -93,6 +95,7 @@ def test_after_401_it_tries_one_fresh_token_then_stops(chrome: Chrome, script: S
     assert [request.query["token"] for request in script.streams()] == ["one", "two"]
 
 
+@pytest.mark.slow
 def test_after_401_a_fresh_token_that_is_good_goes_on_as_if_nothing_was(chrome: Chrome, serve: Start) -> None:
     server = serve()
     good = server.stream_token(CHANNEL)
@@ -152,6 +155,7 @@ def test_closing_says_when_to_come_back(chrome: Chrome, script: ScriptedServer) 
     assert tab.noted("reconnect")[0]["reason"] == "shutdown"
 
 
+@pytest.mark.slow
 def test_a_draining_server_is_left_alone_until_the_next_one_is_there(chrome: Chrome, serve: Start) -> None:
     server = serve()
     tab = chrome.open(server, options=ALONE)
@@ -164,6 +168,7 @@ def test_a_draining_server_is_left_alone_until_the_next_one_is_there(chrome: Chr
         tab.has(publish(publisher)[0])
 
 
+@pytest.mark.slow
 def test_who_is_revoked_tries_one_fresh_token_and_stops_when_it_is_refused(
     chrome: Chrome, script: ScriptedServer
 ) -> None:
@@ -202,6 +207,7 @@ def test_who_is_kicked_stops_with_that_reason_and_gets_nothing_until_it_is_over(
     tab.opened(2)  # once it has passed
 
 
+@pytest.mark.slow
 def test_a_kick_that_a_client_did_not_hear_of_is_told_by_the_stream_that_it_opens(
     chrome: Chrome, serve: Start
 ) -> None:
@@ -261,6 +267,7 @@ def test_it_gives_up_after_max_retries(chrome: Chrome, script: ScriptedServer) -
     assert len(script.streams()) == 4
 
 
+@pytest.mark.slow
 def test_a_login_that_is_over_stops_it_and_one_that_cannot_be_reached_does_not(
     chrome: Chrome, serve: Start
 ) -> None:

@@ -30,6 +30,7 @@ def open_at(chrome: Chrome, origin: str, server: ServerProcess, **given: Any) ->
     return ClientPage(chrome.context.new_page(), origin, **given)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "worker",
     ["keeps", pytest.param("passes", marks=pytest.mark.long), pytest.param("spares", marks=pytest.mark.long)],

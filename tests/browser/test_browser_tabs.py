@@ -271,6 +271,7 @@ def test_a_frozen_tab_lets_go_and_catches_up_when_it_is_resumed(chrome: Chrome, 
     assert connections(server) == 1
 
 
+@pytest.mark.slow
 def test_a_page_that_the_browser_caches_lets_go_and_catches_up_when_the_user_comes_back(
     whole_chrome: Chrome, start_server: Start
 ) -> None:

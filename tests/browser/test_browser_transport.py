@@ -23,6 +23,7 @@ def open_on(chrome: Chrome, script: ScriptedServer, **given: Any) -> ClientPage:
     return chrome.open(script.url, **given)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_the_position_follows_events_of_types_that_nobody_listens_to(
     share: bool, chrome: Chrome, serve: Start
@@ -70,6 +71,7 @@ def test_an_event_that_repeats_the_last_id_is_the_same_event(chrome: Chrome, scr
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "answer",
     [
@@ -105,6 +107,7 @@ def test_a_wait_of_its_own_ends_when_the_network_is_back(chrome: Chrome, script:
     assert len(script.streams()) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wake", ["window pageshow", "document visibilitychange", "window online"])
 def test_a_stream_that_was_silent_while_the_machine_slept_is_opened_anew_at_once(
     wake: str, chrome: Chrome, script: ScriptedServer
@@ -124,6 +127,7 @@ def test_a_stream_that_was_silent_while_the_machine_slept_is_opened_anew_at_once
     assert [(note["reason"], note["delay"]) for note in tab.noted("reconnect")] == [("stalled", 0)]
 
 
+@pytest.mark.slow
 def test_a_tab_that_wakes_has_the_tab_that_leads_look_at_the_stream(chrome: Chrome, serve: Start) -> None:
     """A tab that leads and is not seen is told nothing by its browser, at a machine that wakes."""
     server = serve()
@@ -191,6 +195,7 @@ def test_a_page_whose_origin_is_not_configured_is_told_what_to_configure(
         assert tab.noted("open") == []
 
 
+@pytest.mark.slow
 def test_a_login_from_an_origin_that_is_not_configured_says_so_too(chrome: Chrome, serve: Start) -> None:
     server = serve()
     server.add_user("ann", "correct horse battery", subscribe="alerts")
@@ -227,6 +232,7 @@ def test_a_page_whose_own_policy_is_in_the_way_is_told_so(chrome: Chrome, script
     assert script.asked == []
 
 
+@pytest.mark.slow
 def test_a_server_that_is_away_is_no_mistake_of_the_settings(chrome: Chrome, script: ScriptedServer) -> None:
     script.answers = [Answer(0)]
     tab = open_on(chrome, script, options={"autoConnect": False})
@@ -305,6 +311,7 @@ def test_debug_says_each_step_and_no_secret(chrome: Chrome, script: ScriptedServ
     assert "secret" not in str(said) + str(tab.run("told"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_a_worker_has_a_stream_as_a_page_has(share: bool, chrome: Chrome, serve: Start) -> None:
     server = serve()
@@ -340,6 +347,7 @@ def test_a_worker_has_a_stream_as_a_page_has(share: bool, chrome: Chrome, serve:
     assert tab.run("told") == ["open", *ids]
 
 
+@pytest.mark.slow
 def test_a_stream_that_is_closed_as_it_opens_renews_nothing(chrome: Chrome, script: ScriptedServer) -> None:
     script.answers = [Answer(body=connected(expires_in=1), hold=HOURS)]
     tab = open_on(chrome, script, options={"autoConnect": False})

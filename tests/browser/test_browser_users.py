@@ -147,6 +147,7 @@ def test_the_same_in_every_order(place: Place, chrome: Chrome, serve: Start) -> 
     follow(walk(place), place, chrome, start(serve))
 
 
+@pytest.mark.slow
 @mostly_with_a_cookie
 def test_a_client_that_stays_goes_on_as_the_next_user_where_it_was_and_hears_nothing_in_between(
     place: Place, chrome: Chrome, serve: Start

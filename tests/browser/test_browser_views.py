@@ -313,7 +313,6 @@ def test_views_are_back_after_a_logout_and_a_login(chrome: Chrome, serve: Start,
     assert tab.run("views.training.progress.value") == 0
 
 
-@pytest.mark.slow
 def test_whatever_views_come_and_go_in_tabs_that_share_a_stream_the_others_have_all(
     chrome: Chrome, serve: Start, built: str
 ) -> None:

@@ -35,6 +35,7 @@ def test_the_core_is_under_4096_bytes_minified_and_gzipped(built: str) -> None:
     assert set(sizes) >= {"sse-client.js", "sse-shared.js", "vue.js"}
 
 
+@pytest.mark.slow
 def test_the_type_declarations_fit_what_the_examples_do(built: str) -> None:
     npm("run", "types")
 
@@ -81,6 +82,7 @@ def test_a_component_that_unmounts_while_it_connects_never_connects(
     assert connections(server) == 1
 
 
+@pytest.mark.slow
 def test_a_burst_is_not_lost_to_reactivity(chrome: Chrome, serve: Start, built: str) -> None:
     server = serve()
     tab = open_vue(chrome, server)
@@ -93,6 +95,7 @@ def test_a_burst_is_not_lost_to_reactivity(chrome: Chrome, serve: Start, built: 
     tab.wait(f"document.querySelector('#app').textContent.endsWith('{ids[-1]}')")
 
 
+@pytest.mark.slow
 def test_status_counts_and_error_tell_what_happens(chrome: Chrome, serve: Start, built: str) -> None:
     server = serve()
     tab = open_vue(chrome, server)
@@ -129,6 +132,7 @@ def test_status_counts_and_error_tell_what_happens(chrome: Chrome, serve: Start,
     assert tab.run("[sse.error.value.status, sse.error.value.reason]") == [404, "status 404"]
 
 
+@pytest.mark.slow
 def test_training_backtest_alerts_and_dashboard_have_composables_of_their_own(
     chrome: Chrome, serve: Start, built: str
 ) -> None:

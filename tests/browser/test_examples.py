@@ -90,6 +90,7 @@ def test_an_answer_of_2000_tokens_survives_two_reloads_and_then_the_browser_stop
         assert [int(token.partition(":")[0]) for token in tokens] == list(range(TOKENS))
 
 
+@pytest.mark.slow
 def test_an_example_says_what_is_in_its_way_and_ends_at_ctrl_c_in_the_middle_of_an_answer(
     tmp_path: Path,
 ) -> None:
@@ -103,6 +104,7 @@ def test_an_example_says_what_is_in_its_way_and_ends_at_ctrl_c_in_the_middle_of_
         assert "Address already in use (--port takes another one, 0 any free one)" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.node
 def test_htmx_and_turbo_from_npm_unmodified_show_fragments_also_after_a_reload(
     page: Page, tmp_path: Path

@@ -36,6 +36,7 @@ def picture(page: Page, name: str) -> None:
         page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
 
 
+@pytest.mark.slow
 def test_the_dashboard_shows_all_workers_kicks_on_any_and_names_one_that_hangs(
     chromium: Browser, workers: list[WorkerProcess]
 ) -> None:

@@ -89,6 +89,7 @@ CHART_OF_TIMES = """async () => {
 """Draws a chart as those of the dashboard, whose last point has a label."""
 
 
+@pytest.mark.slow
 def test_no_two_labels_run_together_at_any_width(chromium: Browser, start_server: Start) -> None:
     server = start_server(DEMO=True)
     people(server)
@@ -153,6 +154,7 @@ def test_an_axis_has_one_unit_and_no_label_twice_and_the_last_day_is_on_it_whole
                 assert dates[-1]["right"] <= dates[-1]["width"], (days, width)
 
 
+@pytest.mark.slow
 def test_the_last_time_below_a_chart_is_whole(chromium: Browser, start_server: Start) -> None:
     server = start_server()
     with visitor(chromium, server) as stranger:
@@ -187,6 +189,7 @@ def in_sight(page: Page, selector: str) -> bool:
     return bool(page.eval_on_selector(selector, script))
 
 
+@pytest.mark.slow
 def test_what_acts_on_a_row_is_on_the_screen_of_a_phone(chromium: Browser, start_server: Start) -> None:
     server = start_server()
     people(server)
@@ -210,6 +213,7 @@ def focused(page: Page) -> str:
     return str(page.evaluate("document.activeElement.ariaLabel ?? document.activeElement.textContent"))
 
 
+@pytest.mark.slow
 def test_a_table_is_one_stop_for_tab_and_arrow_keys_move_in_it(
     chromium: Browser, start_server: Start
 ) -> None:

@@ -78,6 +78,7 @@ def test_a_page_does_not_become_another_users_in_silence(chromium: Browser, star
         assert page.inner_text("#who") == "ann"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["/", "/api/v1/auth"])
 @pytest.mark.parametrize("name", ["sse_app_refresh", "__Host-sse_app_refresh"])
 def test_a_sibling_that_sets_the_cookie_for_the_parent_domain_changes_nothing(

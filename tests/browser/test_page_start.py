@@ -21,6 +21,7 @@ def says(page: Page, title: str) -> None:
     page.wait_for_selector(f".state [data-title]:text-is('{title}')")
 
 
+@pytest.mark.slow
 def test_it_shows_the_status_and_goes_on_over_a_restart(chromium: Browser, start_server: Start) -> None:
     server = start_server(CHANNELS=["orders", "alerts", "user.**"])
     with visitor(chromium, server) as stranger, server.publisher() as publisher:

@@ -34,6 +34,7 @@ def save(page: Page) -> None:
     page.click("dialog.form button[type=submit]")
 
 
+@pytest.mark.slow
 def test_a_user_is_added_changed_and_refused_by_keyboard(chromium: Browser, start_server: Start) -> None:
     server, site = start(start_server)
     with visitor(chromium, server) as boss, site.http:
@@ -92,6 +93,7 @@ def test_a_user_is_added_changed_and_refused_by_keyboard(chromium: Browser, star
     site.leave_all()
 
 
+@pytest.mark.slow
 def test_what_the_server_refuses_is_told_in_the_form_which_stays(
     chromium: Browser, start_server: Start
 ) -> None:

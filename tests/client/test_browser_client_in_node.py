@@ -137,7 +137,6 @@ async def _slow_event(pause: float, pieces: int) -> None:
             assert clients.of(0, "reconnect") == []
 
 
-@pytest.mark.slow
 def test_an_event_that_takes_long_to_arrive_is_no_silence(built: str) -> None:
     """Over a slow line it takes more than the 2.25 ping intervals after which a silent stream is given up."""
     run(_slow_event(pause=0.2, pieces=15))

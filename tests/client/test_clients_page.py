@@ -141,6 +141,7 @@ def test_the_lines_for_a_text_run_as_they_stand(start_server: Start) -> None:
     assert httpx.get(url).status_code == 204
 
 
+@pytest.mark.slow
 def test_the_lines_for_beginnings_and_presence_run_as_they_stand(start_server: Start) -> None:
     server = start_server()
     code = example("Where a stream begins, and what it carries", server) + example(
@@ -185,7 +186,6 @@ def numbers_shown(page: Page, count: int) -> list[int]:
 
 
 @pytest.mark.browser
-@pytest.mark.slow
 @pytest.mark.parametrize("seconds", DURATIONS)
 @pytest.mark.parametrize("host", HOSTS)
 @pytest.mark.parametrize("heading", ["A plain EventSource", "sse-client, the browser module"])
@@ -225,7 +225,6 @@ def test_the_lines_for_a_login_run_as_they_stand(host: str, chrome: Chrome, serv
 
 
 @pytest.mark.browser
-@pytest.mark.slow
 @pytest.mark.parametrize("heading", ["A plain EventSource", "sse-client, the browser module"])
 def test_the_lines_for_a_page_say_that_a_session_has_ended(
     heading: str, chrome: Chrome, serve: Start
@@ -243,7 +242,6 @@ def test_the_lines_for_a_page_say_that_a_session_has_ended(
 
 @pytest.mark.browser
 @pytest.mark.node
-@pytest.mark.slow
 @pytest.mark.parametrize("seconds", DURATIONS)
 @pytest.mark.parametrize("host", ["localhost", pytest.param("127.0.0.1", marks=pytest.mark.long)])
 def test_the_lines_for_vue_run_as_they_stand_and_outlive_their_tokens(
@@ -265,7 +263,6 @@ def test_the_lines_for_vue_run_as_they_stand_and_outlive_their_tokens(
 
 @pytest.mark.browser
 @pytest.mark.node
-@pytest.mark.slow
 def test_all_streams_of_the_page_with_vue_end_as_kicked(chrome: Chrome, serve: Start, built: str) -> None:
     """One is told so as it ends; the other one is refused a token, and the page's own function must say why."""
     server = add_ann(serve())

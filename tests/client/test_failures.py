@@ -125,7 +125,6 @@ async def at_a_renewal(row: Row) -> None:
             assert len(script.to(STREAM)) == 1
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("early")
 @pytest.mark.parametrize("moment", [at_the_first_connection, at_a_reconnect, at_a_renewal])
 def test_what_the_token_function_fails_with(moment: Callable[[Row], Awaitable[None]]) -> None:
@@ -163,7 +162,6 @@ async def while_opening(row: Row) -> None:
                     assert [type(state) for state in listener.states] == [Connected]
 
 
-@pytest.mark.slow
 def test_what_the_server_answers_to_the_opening_of_a_stream() -> None:
     run(_each(while_opening, rows("opening")))
 
@@ -201,7 +199,6 @@ async def while_renewing(row: Row) -> None:
             assert len(script.to(STREAM)) == 1
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("early")
 def test_what_the_server_answers_to_a_renewal() -> None:
     run(_each(while_renewing, rows("renewal")))
@@ -231,7 +228,6 @@ async def while_closing(row: Row) -> None:
                 assert (waiting.attempt, waiting.delay) == (0, 0)
 
 
-@pytest.mark.slow
 def test_what_the_server_says_as_it_closes_a_stream() -> None:
     run(_each(while_closing, rows("closing")))
 

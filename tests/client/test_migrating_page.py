@@ -116,6 +116,7 @@ def test_what_the_old_service_sent_comes_on_one_stream_without_a_layer_of_data(o
     assert {data["channel"] for data in sent.values()} == set(CHANNELS.split(","))
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 @pytest.mark.node
 def test_a_view_of_the_old_front_end_moves(chrome: Chrome, serve: Start, built: str) -> None:

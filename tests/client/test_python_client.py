@@ -31,7 +31,6 @@ from tests.support.wire import Wire, answer
 Start = Callable[..., ServerProcess]
 
 
-@pytest.mark.slow
 def test_kill_9_under_publishing_loses_nothing_and_doubles_nothing(start_server: Start) -> None:
     server = start_server(STREAM__RETRY=100)
     numbers = itertools.count()
@@ -75,7 +74,6 @@ def test_kill_9_under_publishing_loses_nothing_and_doubles_nothing(start_server:
     run(test())
 
 
-@pytest.mark.slow
 def test_a_token_that_expires_every_few_seconds_is_renewed_on_one_connection(start_server: Start) -> None:
     server = start_server(AUTH__STREAM_LIFETIME=5, AUTH__ACCESS_LIFETIME=10)
 
@@ -98,7 +96,6 @@ def test_a_token_that_expires_every_few_seconds_is_renewed_on_one_connection(sta
     run(test())
 
 
-@pytest.mark.slow
 def test_where_renewal_is_refused_it_reconnects_and_misses_nothing(start_server: Start) -> None:
     server = start_server(STREAM__RETRY=100)
 
@@ -124,7 +121,6 @@ def test_where_renewal_is_refused_it_reconnects_and_misses_nothing(start_server:
     run(test())
 
 
-@pytest.mark.slow
 def test_a_server_that_stops_answering_is_found_out_within_two_and_a_half_pings(
     start_server: Start, tmp_path: Path
 ) -> None:

@@ -117,7 +117,6 @@ def test_a_caller_that_is_too_slow_is_cut_off_and_misses_nothing(start_server: S
     run(test())
 
 
-@pytest.mark.slow
 def test_it_ends_cleanly_in_every_state(start_server: Start) -> None:
     server = start_server(STREAM__RETRY=5000)
     assert server.process is not None

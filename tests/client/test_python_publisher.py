@@ -20,7 +20,6 @@ from tests.support.wire import Wire, answer
 Start = Callable[..., ServerProcess]
 
 
-@pytest.mark.slow
 def test_a_lost_answer_never_publishes_twice(start_server: Start) -> None:
     server = start_server()
 
@@ -51,7 +50,6 @@ def test_a_lost_answer_never_publishes_twice(start_server: Start) -> None:
     run(test())
 
 
-@pytest.mark.slow
 def test_kill_9_between_commit_and_answer_never_publishes_twice(start_server: Start) -> None:
     server = start_server()
 
@@ -139,7 +137,6 @@ def test_a_publisher_waits_as_long_as_429_and_503_ask(start_server: Start) -> No
     run(test())
 
 
-@pytest.mark.slow
 def test_a_refresh_token_is_never_used_twice_whatever_happens_to_the_answer(start_server: Start) -> None:
     server = start_server(AUTH__ACCESS_LIFETIME=2, expected=("refresh", "login"))
 

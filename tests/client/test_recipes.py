@@ -119,6 +119,7 @@ def uvicorn(port: int, loop: str = "auto") -> list[str]:
     return [str(environment_with("frameworks") / "python"), "-m", "uvicorn", "app:app", *options]
 
 
+@pytest.mark.slow
 def test_fastapi_publishes(request: pytest.FixtureRequest, served: ServerProcess, tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(recipe("Publish from FastAPI", served))
     port = reserve_port(request.node)
@@ -207,6 +208,7 @@ def progresses(server: ServerProcess) -> list[int]:
     return [event["data"]["progress"] for event in events]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loop", ["asyncio", pytest.param("uvloop", marks=pytest.mark.long)])
 def test_the_server_runs_beside_fastapi_in_one_process(
     loop: str, request: pytest.FixtureRequest, tmp_path: Path

@@ -287,6 +287,7 @@ def test_a_program_ends_whatever_is_open(server: ServerProcess) -> None:
     until(lambda: streams(server) == 0, "nothing listens")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["fork", "multiprocessing"])
 def test_what_was_made_before_a_fork_works_after_it(server: ServerProcess, how: str) -> None:
     forks = {

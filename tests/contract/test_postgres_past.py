@@ -73,6 +73,7 @@ async def all_pages(
         after = page.reached
 
 
+@pytest.mark.slow
 @pytest.mark.gen_test
 @pytest.mark.parametrize("budget", [20_000, 7])
 @pytest.mark.parametrize("seed", range(2))

@@ -75,6 +75,7 @@ def test_after_a_failover_there_is_what_was_promised(promise: Promise) -> None:
         assert ("loses nothing" in said) is promise.keeps_epoch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "restarted",
     [pytest.param(True, id="restarted"), pytest.param(False, id="never stopped", marks=pytest.mark.long)],
@@ -106,6 +107,7 @@ def test_an_old_primary_gives_no_id_that_the_promoted_standby_has_given_also_to_
         assert asyncio.run(append(url))[0] == (again[0].epoch, again[-1].seq + 1)
 
 
+@pytest.mark.slow
 def test_the_epoch_is_kept_as_long_as_each_standby_is_waited_for_that_may_be_promoted_with_it() -> None:
     with cluster(max_wal_senders="4") as primary, standby(primary, "s"), standby(primary, "t"):
         url = primary.new_database()
@@ -130,6 +132,7 @@ def test_the_epoch_is_kept_as_long_as_each_standby_is_waited_for_that_may_be_pro
         assert asyncio.run(append(url))[0] == (before[0].epoch, before[-1].seq + 1)
 
 
+@pytest.mark.slow
 @pytest.mark.expects_logs("event_log_unavailable")
 def test_a_standby_that_is_not_waited_for_any_more_knows_it_before_it_lacks_events() -> None:
     with cluster() as primary, standby(primary, "s") as other:

@@ -224,6 +224,7 @@ def test_two_applications_that_defer_checks_to_their_commit_do_not_deadlock_over
     assert shop.types() == ["other"]
 
 
+@pytest.mark.slow
 def test_of_eight_applications_that_roll_back_at_random_exactly_what_they_committed_is_there(
     shop: Shop,
 ) -> None:
@@ -267,6 +268,7 @@ def test_of_eight_applications_that_roll_back_at_random_exactly_what_they_commit
     assert shop.superuser("SELECT count(*) FROM sse_app.outbox") == [(0,)]
 
 
+@pytest.mark.slow
 def test_the_outbox_does_not_grow(shop: Shop) -> None:
     def round() -> int:
         with shop.connect() as application:

@@ -612,6 +612,7 @@ def overlapping_readers(path: Path) -> Iterator[None]:
             process.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.gen_test(timeout=120)
 async def test_the_write_ahead_log_stays_bounded_with_writers_and_readers_that_overlap(
     tmp_path: Path, processes: list[str]

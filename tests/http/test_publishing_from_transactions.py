@@ -206,6 +206,7 @@ def run(name: str, code: str, shop: Shop) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, input=code, text=True, capture_output=True, timeout=60)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["psql", "psycopg", "SQLAlchemy", "Django"])
 def test_the_recipes_run_as_they_stand_and_publish_nothing_where_they_fail(name: str, shop: Shop) -> None:
     shop.superuser("ALTER TABLE orders ADD COLUMN item text")

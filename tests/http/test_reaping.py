@@ -123,7 +123,6 @@ def network() -> Iterator[Network]:
 
 
 @pytest.mark.netns
-@pytest.mark.slow
 def test_a_client_that_vanishes_without_a_fin_is_reaped_within_two_ping_intervals(
     start_server: Start, network: Network
 ) -> None:
@@ -164,7 +163,6 @@ def test_a_client_that_vanishes_without_a_fin_is_reaped_within_two_ping_interval
             client.communicate()
 
 
-@pytest.mark.slow
 def test_a_client_that_stops_reading_is_ended_and_its_memory_given_back(start_server: Start) -> None:
     server = start_server(KEEPALIVE__PING_INTERVAL=INTERVAL, LIMITS__BACKLOG_BYTES=64 * 1024 * 1024)
     path = f"/api/v1/sse/dashboard?token={server.stream_token('dashboard')}"
@@ -188,7 +186,6 @@ def test_a_client_that_stops_reading_is_ended_and_its_memory_given_back(start_se
 
 
 @pytest.mark.parametrize("size", [15_000, 60_000], ids=["in the kernel alone", "also in the server"])
-@pytest.mark.slow
 def test_a_client_that_lives_and_reads_nothing_has_two_ping_intervals_and_counts_as_stalled(
     start_server: Start, size: int
 ) -> None:
@@ -258,7 +255,6 @@ def test_a_stream_over_its_backlog_is_ended_and_resumes_completely(start_server:
         quick.socket.close()
 
 
-@pytest.mark.slow
 def test_a_client_that_reads_slowly_but_steadily_is_not_ended(start_server: Start) -> None:
     server = start_server(KEEPALIVE__PING_INTERVAL=1, LIMITS__BACKLOG_BYTES=8_000_000)
     path = f"/api/v1/sse/dashboard?token={server.stream_token('dashboard')}"

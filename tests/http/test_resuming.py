@@ -93,6 +93,7 @@ def test_a_client_that_drops_while_1000_events_are_published_has_each_once_and_i
     everything(seen, acknowledged, channel)
 
 
+@pytest.mark.slow
 def test_clients_of_several_channels_that_drop_at_random_have_all_in_the_order_of_the_log(room: Room) -> None:
     names = [room.channel() for _ in range(4)]
     wishes = [*names[:2], ",".join(names), ",".join(names[1:3]), ",".join(reversed(names)), ",".join(names)]
@@ -113,7 +114,6 @@ def test_clients_of_several_channels_that_drop_at_random_have_all_in_the_order_o
     assert len(acknowledged) == 1000
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("how", ["kill -9", "SIGTERM"])
 def test_whatever_ends_the_server_each_acknowledged_event_is_there_once(
     start_room: Callable[..., Room], how: str

@@ -35,7 +35,6 @@ def enough(count: int, met: Callable[[], bool]) -> Iterator[int]:
         yield n
 
 
-@pytest.mark.slow
 def test_a_replay_far_larger_than_the_backlog_limit_arrives_whole_while_more_is_published(
     start_room: Callable[..., Room],
 ) -> None:

@@ -182,6 +182,7 @@ def test_streams_of_a_table_go_on_over_an_upgrade_whether_they_are_fast_slow_or_
                 assert check_newest(events_of(client), log) > 0
 
 
+@pytest.mark.slow
 def test_what_comes_to_an_idle_stream_with_a_rate_while_it_is_handed_over_is_not_lost(tmp_path: Path) -> None:
     """Its turn comes later, in the next process; until then it has nothing waiting, as one that has all."""
     count = 400

@@ -222,6 +222,7 @@ def filled(start: Callable[..., ServerProcess]) -> Filled:
     return Filled(start())
 
 
+@pytest.mark.slow
 def test_a_copy_that_is_killed_again_and_again_ends_as_one_that_is_not(
     filled: Filled, database_url: str
 ) -> None:
@@ -309,6 +310,7 @@ def test_what_is_trimmed_and_forgotten_between_two_runs_is_so_in_the_copy_too(
         assert numbers(take(frames, 3)) == [648, 649, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("statement", "says"),
     [
@@ -350,6 +352,7 @@ def migrated(url: str) -> None:
     asyncio.run(make())
 
 
+@pytest.mark.slow
 def test_an_empty_log_that_a_server_has_made_gives_way_to_the_copy(
     filled: Filled, start: Callable[..., ServerProcess], database_url: str
 ) -> None:
@@ -385,6 +388,7 @@ def test_a_database_that_cannot_be_used_is_told_in_one_line_without_its_password
     assert "secret" not in said
 
 
+@pytest.mark.slow
 def test_a_bar_is_shown_at_a_terminal_and_ctrl_c_ends_the_copy_with_one_line(
     filled: Filled, database_url: str
 ) -> None:

@@ -105,6 +105,7 @@ def see_an_update(demo: Demo) -> None:
     assert "event: dashboard_update" in said
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_all_four_panels_show_live_numbers_within_20_seconds_of_the_start(
     demo: Demo, chromium: Browser
@@ -166,6 +167,7 @@ def test_a_second_demo_says_that_the_first_one_runs_and_changes_nothing(demo: De
         assert httpx.post(f"{url}/api/v1/auth/login", json=body, timeout=30).status_code == 200
 
 
+@pytest.mark.slow
 def test_the_demo_leaves_a_servers_state_alone(tmp_path: Path) -> None:
     state = tmp_path / "var"
     begin = ["user", "add", "admin", "--init", "--password-stdin", "--state-dir", str(state)]

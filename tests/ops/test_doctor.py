@@ -434,6 +434,7 @@ def _no_certificates_of_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SSL_CERT_DIR", raising=False)
 
 
+@pytest.mark.slow
 def test_many_looks_at_once_leave_each_other_alone(server: ServerProcess, tmp_path: Path) -> None:
     with proxied(server, tmp_path) as url:
         command = [sys.executable, str(ROOT / "main.py"), "doctor", "--url", url]

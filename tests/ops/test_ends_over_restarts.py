@@ -109,6 +109,7 @@ def test_a_client_that_is_behind_as_its_channel_ends_has_all_and_then_the_end_ov
         client.socket.close()
 
 
+@pytest.mark.slow
 def test_a_channel_that_is_opened_again_while_a_stream_is_behind_does_not_end_it(service: Service) -> None:
     slow = Client(service.port, service.stream_path(client_id="slow"), receive_buffer=4096)
     token = service.access_token()

@@ -97,6 +97,7 @@ SqliteEventLog._wake = wake_later
 """
 
 
+@pytest.mark.slow
 def test_a_restart_waits_for_a_commit_that_takes_three_seconds(service: Service, tmp_path: Path) -> None:
     flag = tmp_path / "slow"
     service.inject(SLOW_COMMIT.format(flag=str(flag)))
@@ -133,6 +134,7 @@ def nginx_port(request: pytest.FixtureRequest, service: Service, tmp_path: Path)
         yield port
 
 
+@pytest.mark.slow
 def test_streams_through_nginx_go_on(service: Service, nginx_port: int) -> None:
     clients = service.fleet.open(50, service.stream_path(), port=nginx_port)
     publisher = service.publisher()
@@ -160,6 +162,7 @@ def test_streams_whose_token_expires_or_is_revoked_in_the_pause_end(service: Ser
     assert staying.ended is None
 
 
+@pytest.mark.slow
 def test_the_dashboard_shows_an_adopted_stream_with_its_original_time(service: Service) -> None:
     service.fleet.open(1, service.stream_path(client_id="ann"))
     headers = {"Authorization": f"Bearer {service.access_token()}"}
@@ -273,6 +276,7 @@ def test_idle_connections_and_half_sent_requests_go_on(
             assert b'"ok"' in connection.recv(4096)
 
 
+@pytest.mark.slow
 def test_a_publisher_that_sends_its_body_slowly_does_not_keep_the_others_waiting(service: Service) -> None:
     clients = service.fleet.open(5, service.stream_path())
     token = service.access_token()
@@ -292,6 +296,7 @@ def test_a_publisher_that_sends_its_body_slowly_does_not_keep_the_others_waiting
     assert not service.fleet.ended
 
 
+@pytest.mark.slow
 def test_a_store_that_lacks_an_end_is_replaced(cold: Service) -> None:
     """As after an upgrade from a version without one, or one end of which systemd has dropped."""
     cold.fleet.open(5, cold.stream_path())

@@ -58,6 +58,7 @@ def test_a_restart_and_an_upgrade_among_silent_clients_end_no_stream(
     assert_all_received(streams, ids)
 
 
+@pytest.mark.slow
 def test_the_next_process_takes_over_although_too_many_sockets_are_on_their_way_when_it_comes(
     start_service: Callable[..., Service],
 ) -> None:

@@ -112,6 +112,7 @@ def small_disk(manager: Manager) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.slow
 def test_a_restart_while_the_disk_is_full_keeps_the_streams_and_refuses_events_until_there_is_room(
     small_disk: Path, start_service: Callable[..., Service]
 ) -> None:

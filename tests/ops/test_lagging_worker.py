@@ -126,6 +126,7 @@ def test_what_a_worker_has_committed_that_was_killed_before_it_told_of_it_reache
         one.start()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how",
     [

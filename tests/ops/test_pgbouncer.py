@@ -15,6 +15,7 @@ from tests.support.postgres import Postgres
 PASSWORD = "correct horse battery"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["transaction", "session"])
 @pytest.mark.parametrize("direct", [True, False], ids=["listening directly", "listening through it"])
 def test_behind_pgbouncer_events_logins_and_replays_go_their_way(

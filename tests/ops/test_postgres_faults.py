@@ -229,6 +229,7 @@ def test_a_database_that_does_not_answer_holds_up_no_probe_no_ping_and_no_stream
         until(lambda: status_of(servers[0], "/readyz") == 200, "the node is ready again")
 
 
+@pytest.mark.slow
 @pytest.mark.netns
 def test_a_full_disk_of_the_database_refuses_publishes_until_there_is_room(
     chance: random.Random, tmp_path: Path
@@ -295,6 +296,7 @@ def test_a_failover_to_the_synchronous_standby_loses_nothing_and_no_client_is_to
             traffic.advance()
 
 
+@pytest.mark.slow
 def test_a_failover_to_an_asynchronous_standby_loses_the_latest_and_tells_each_client(
     chance: random.Random, tmp_path: Path
 ) -> None:

@@ -48,6 +48,7 @@ def test_it_is_gone_when_the_restart_is_over(service: Service) -> None:
     assert not (service.manager.state_dir / "stand-in").exists()
 
 
+@pytest.mark.slow
 def test_it_serves_on_when_the_next_process_crashes_over_taking_over(
     service: Service, tmp_path: Path
 ) -> None:
@@ -81,6 +82,7 @@ def test_it_serves_on_while_the_next_process_cannot_start(service: Service) -> N
     assert not service.fleet.ended
 
 
+@pytest.mark.slow
 def test_nobody_takes_over_and_it_ends_its_streams(service: Service) -> None:
     service.inject("from sse_app.handover import standby\nstandby.TAKEOVER_DEADLINE = 1.0")
     service.restart()
@@ -124,6 +126,7 @@ def test_a_stop_in_the_middle_of_a_restart_ends_the_streams(service: Service) ->
     until(lambda: not Path(f"/proc/{standby(service)}").exists(), "the stand-in has gone", seconds=10)
 
 
+@pytest.mark.slow
 def test_a_successor_that_cannot_be_started_leaves_the_cold_way(service: Service) -> None:
     clients = service.fleet.open(STREAMS, service.stream_path())
     publisher = service.publisher()
@@ -143,6 +146,7 @@ def test_a_successor_that_cannot_be_started_leaves_the_cold_way(service: Service
     assert httpx.get(f"{service.url}/readyz").status_code == 200
 
 
+@pytest.mark.slow
 def test_one_that_hangs_is_given_up(service: Service) -> None:
     service.inject(
         "import time\n"
@@ -173,6 +177,7 @@ def test_restarts_on_each_other_s_heels_lose_nothing(service: Service) -> None:
     assert not service.fleet.ended
 
 
+@pytest.mark.slow
 def test_a_restart_of_the_socket_too_keeps_the_streams_and_opens_the_socket_anew(service: Service) -> None:
     clients = service.fleet.open(STREAMS, service.stream_path())
     publisher = service.publisher()

@@ -220,6 +220,7 @@ def test_an_upgrade_where_a_container_would_end_with_the_server_is_refused(init:
     server.check_log()
 
 
+@pytest.mark.slow
 @pytest.mark.netns
 def test_a_server_in_a_user_namespace_as_in_the_unit_is_upgraded_by_its_user(tmp_path: Path) -> None:
     server = ServerProcess(state_dir=tmp_path / "state")

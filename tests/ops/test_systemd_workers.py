@@ -68,6 +68,7 @@ def _refused(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
+@pytest.mark.slow
 def test_streams_go_on_in_each_worker_over_a_restart_of_the_target_and_an_upgrade(
     two_workers: Service,
 ) -> None:

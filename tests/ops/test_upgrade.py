@@ -221,6 +221,7 @@ def late(service: Service, tmp_path: Path) -> Path:
     return tmp_path / "gone"
 
 
+@pytest.mark.slow
 def test_a_restart_that_comes_when_there_is_no_way_back_is_done_by_the_successor(
     service: Service, late: Path
 ) -> None:
@@ -253,6 +254,7 @@ def test_a_stop_that_comes_when_there_is_no_way_back_ends_the_successor_and_its_
     assert service.manager.show("ActiveState") == "inactive"
 
 
+@pytest.mark.slow
 def test_a_reload_during_an_upgrade_is_in_force_in_the_successor(service: Service, late: Path) -> None:
     late.unlink(missing_ok=True)
     service.signal("USR2")
@@ -301,6 +303,7 @@ def replaceable(current: Path) -> Iterator[Service]:
         service.check_log()
 
 
+@pytest.mark.slow
 def test_another_installation_of_the_program_takes_over_behind_the_same_unit(
     replaceable: Service, current: Path, tmp_path: Path
 ) -> None:

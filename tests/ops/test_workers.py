@@ -292,6 +292,7 @@ def test_a_reload_changes_the_number_of_workers(start: Start) -> None:
     assert [line["workers"] for line in server.logged("reloaded") if "worker" not in line] == [2, 4]
 
 
+@pytest.mark.slow
 def test_of_connections_opened_while_the_number_shrinks_none_is_reset(start: Start) -> None:
     server = start(workers=3)
     path = server.path()
@@ -327,6 +328,7 @@ def test_a_mistake_in_the_settings_at_a_reload_is_one_line_and_changes_nothing(s
     assert server.workers() == before
 
 
+@pytest.mark.slow
 def test_another_state_directory_or_log_in_the_settings_does_not_split_the_workers(
     start: Start, tmp_path: Path
 ) -> None:
@@ -386,6 +388,7 @@ if os.environ.get('SSE_APP_SUCCESSOR') and os.environ.get('SSE_APP_WORKER') == '
 """
 
 
+@pytest.mark.slow
 def test_a_worker_whose_upgrade_fails_stops_the_rolling_and_all_serve_on(start: Start) -> None:
     server = start(workers=3, expected=("upgrade_failed",))
     with fleet_of(server) as fleet:
@@ -464,6 +467,7 @@ def test_signals_in_the_middle_of_an_upgrade_do_no_harm(start: Start) -> None:
     assert server.logged("signal_ignored", signal="SIGUSR1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "killed", [pytest.param(False, id="stopped", marks=pytest.mark.long), pytest.param(True, id="killed")]
 )
@@ -550,6 +554,7 @@ def test_a_state_that_cannot_be_used_is_refused_with_one_line(tmp_path: Path) ->
     assert not list((tmp_path / "state/workers").glob("notify"))
 
 
+@pytest.mark.slow
 def test_a_port_that_another_parents_workers_share_is_not_shared_with_them(
     start: Start, tmp_path: Path
 ) -> None:

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import pytest
 
 from tests.support.people import Site, bearer, site
 from tests.support.waiting import until
@@ -63,6 +64,7 @@ def test_unknown_refresh_tokens_are_counted_and_throttled_and_a_real_one_beside_
         assert len(refused) <= 3
 
 
+@pytest.mark.slow
 def test_what_strangers_do_does_not_wash_out_what_administrators_did(tmp_path: Path) -> None:
     with site(tmp_path / "state", users=("ann",)) as desk:
         desk.revoke(subject="mallory")

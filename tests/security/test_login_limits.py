@@ -133,6 +133,7 @@ def test_a_right_password_among_wrong_ones_at_the_same_moment_frees_no_guess(des
     assert statuses[429] >= 6
 
 
+@pytest.mark.slow
 def test_an_address_that_tries_many_accounts_at_once_has_no_more_tries_than_one_after_the_other(
     desk: Site,
 ) -> None:

@@ -236,6 +236,7 @@ def test_a_new_key_is_known_to_all_nodes_before_one_signs_with_it(
         assert (kid_of(minted), one.me(minted)) == (kid, 200)
 
 
+@pytest.mark.slow
 def test_a_key_that_is_removed_verifies_on_no_node(desks: list[Desk], people: Callable[[], str]) -> None:
     one, other = desks
     session = one.log_in(people())
@@ -298,6 +299,7 @@ def test_commands_need_no_state_directory_and_begin_nothing_unless_told_to(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_accounts_in_another_database_than_before_are_not_begun_in_silence(
     postgres: Postgres, database_url: str, tmp_path: Path
 ) -> None:
@@ -383,6 +385,7 @@ def test_a_sealed_key_cannot_be_passed_off_as_another(database_url: str, tmp_pat
         assert "changed since" in run("keys", there).stderr
 
 
+@pytest.mark.slow
 def test_keys_in_files_are_taken_in_and_their_tokens_stay_valid(database_url: str, tmp_path: Path) -> None:
     with serving(Site, tmp_path / "before", users=("ann",)) as site:
         site.server.command("keys", "rotate", "--algorithm", "EdDSA")

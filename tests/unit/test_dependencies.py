@@ -125,6 +125,7 @@ def test_the_copied_libraries_are_those_whose_hashes_are_noted() -> None:
         assert (one["version"], one["integrity"]) == (locked["version"], locked["integrity"])
 
 
+@pytest.mark.slow
 @pytest.mark.node
 def test_the_copied_libraries_are_what_npm_installs() -> None:
     modules = installed_modules()

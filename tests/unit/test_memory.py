@@ -69,6 +69,7 @@ def test_replays_of_large_events_are_kept_within_bounds() -> None:
     assert 0 < held <= MAX_ANSWERS_BYTES
 
 
+@pytest.mark.slow
 def test_tokens_that_grant_many_channels_are_remembered_within_bounds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
