@@ -262,9 +262,7 @@ class ApiHandler(PeerHandler):
         """Answer with JSON."""
         body = to_json(value)
         self.set_status(status)
-        headers = (
-            self.answer_headers
-        )  # set_header checks what it is given, which takes longer than all of this
+        headers = self.answer_headers  # set_header would check the values, which takes longer
         headers["Content-Type"] = "application/json"
         headers["Content-Length"] = str(len(body))
         self.write(body)
