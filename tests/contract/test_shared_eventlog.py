@@ -32,6 +32,7 @@ from sse_app.eventlog.sqlite import writer
 from sse_app.eventlog.sqlite.bells import Bells
 from sse_app.eventlog.sqlite.file import CHECKPOINT_PAGES, PAGE_BYTES
 from sse_app.eventlog.sqlite.log import SqliteEventLog
+from sse_app.eventlog.sqlite.reports import Growth
 from tests.support.appender import Appender
 from tests.support.log_processes import RemoteLog, log_at, log_processes
 from tests.support.server_process import ROOT
@@ -369,6 +370,27 @@ async def test_what_is_written_after_the_last_bell_has_the_file_looked_at_and_wh
         await asyncio.sleep(0.05)  # a file's time of change is exact to some milliseconds only
         monkeypatch.setattr(Bells, "ring", lambda *_: None)
         (untold,) = await other.append([new()])
+        await follower.has(untold.seq)
+        await follower.end()
+
+
+@pytest.mark.gen_test
+async def test_what_is_written_while_a_look_at_the_file_is_being_reported_has_it_looked_at_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "LOOK_INTERVAL", 3600)
+    path = tmp_path / "e.db"
+    async with opened(path) as one, opened(path) as other:
+        follower = Follower(one)
+        (told,) = await other.append([new()])
+        await follower.has(told.seq)
+        seen = Growth(told.seq, time.time())
+        await asyncio.sleep(0.05)  # a file's time of change is exact to some milliseconds only
+        monkeypatch.setattr(Bells, "ring", lambda *_: None)
+        (untold,) = await other.append([new()])
+        await asyncio.sleep(0.05)
+        assert one._writer is not None
+        one._writer._put(seen)
         await follower.has(untold.seq)
         await follower.end()
 

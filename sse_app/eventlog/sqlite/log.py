@@ -166,7 +166,7 @@ class SqliteEventLog(EventLog):
                 if isinstance(report, Commit):
                     self._committed(report)
                 elif isinstance(report, Growth):
-                    self._grown(report.head)
+                    self._grown(report.head, report.seen_at)
                 elif isinstance(report, Alone):
                     self._set_alone(report)
                 else:
@@ -193,14 +193,20 @@ class SqliteEventLog(EventLog):
             self._set_alone(None)
             self._publish(bell.events[self._seq - bell.previous :])
         else:
-            self._grown(bell.head)
+            self._grown(bell.head, time.time())
             if bell.previous == bell.head and self._writer is not None:
                 self._writer.look()  # another process has opened the log, or it was not understood
 
-    def _grown(self, head: int) -> None:
-        """Take over that other processes have committed, up to an event."""
+    def _grown(self, head: int, seen_at: float = 0.0) -> None:
+        """Take over that other processes have committed, up to an event.
+
+        Args:
+            head: the event's number.
+            seen_at: a time by the wall clock up to which all that is in the file was seen: it may have been written to
+                since, while this was on its way.
+        """
         self._set_alone(None)
-        self._told_at = time.time()
+        self._told_at = max(self._told_at, seen_at)
         if head > self._seq:
             self._seq = head
             self._tails.grown_to(head)

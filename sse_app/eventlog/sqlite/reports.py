@@ -30,9 +30,15 @@ class Commit(msgspec.Struct):
 
 
 class Growth(NamedTuple):
-    """How far the log goes: other processes have committed."""
+    """How far the log goes: other processes have committed.
+
+    Args:
+        head: of the log.
+        seen_at: a time by the wall clock up to which all that is in the file was seen; 0 where none is known.
+    """
 
     head: int
+    seen_at: float
 
 
 class Alone(NamedTuple):

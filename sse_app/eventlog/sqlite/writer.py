@@ -110,6 +110,7 @@ class SqliteWriter:
             StateError: the database cannot be used.
         """
         file = self._file
+        seen_at = time.time()
         file.open()
         self._reported = file.head
         self._shared = file.bells.others()
@@ -117,7 +118,9 @@ class SqliteWriter:
             file.bells.ring(file.head, file.head)  # so that they look at the file more often from now on
         try:
             state = (
-                Growth(file.head) if self._shared else Alone(file.head, file.forgotten, file.all_channels())
+                Growth(file.head, seen_at)
+                if self._shared
+                else Alone(file.head, file.forgotten, file.all_channels())
             )
         except sqlite3.Error as error:
             file.bells.close()
@@ -209,7 +212,7 @@ class SqliteWriter:
                 self._expiry_is_due = False
                 due_at = time.monotonic() + self._look_after()
             if self._file.head > self._reported:  # seen in a transaction that was for something else
-                self._report_growth()
+                self._report_growth(0.0)
         self._file.close()
 
     def _round(self) -> bool:
@@ -297,11 +300,12 @@ class SqliteWriter:
         """
         file = self._file
         self._look_at = time.monotonic() + LOOK_INTERVAL - FAILED_LOOK_INTERVAL / 2
+        seen_at = time.time()
         file.bells.look_again()
         try:
             if file.look() or (not self._shared and (heard or file.bells.others())):
                 self._shared = True
-                self._report_growth()
+                self._report_growth(seen_at)
             if not file.lock.is_in_place():
                 file.lock.close()
                 file.lock.open()
@@ -311,9 +315,9 @@ class SqliteWriter:
             if not file.bells.is_in_place():
                 self._put(BellLost())
 
-    def _report_growth(self) -> None:
+    def _report_growth(self, seen_at: float) -> None:
         self._reported = self._file.head
-        self._put(Growth(self._file.head))
+        self._put(Growth(self._file.head, seen_at))
 
     def _put(self, report: Report) -> None:
         self.reports.append(report)
@@ -357,7 +361,7 @@ class SqliteWriter:
             file.begin()
             if file.others_committed and not self._shared:
                 self._shared = True
-                self.reports.append(Growth(file.head))
+                self.reports.append(Growth(file.head, time.time()))  # with the lock held nobody else commits
             now = file.clock.now()
             for append in appends:
                 outcome = self._store(append.events, append.key, now, commit)
