@@ -25,7 +25,7 @@ test: .venv/installed
 quick: .venv/installed check
 	@$(BIN)/python -m pytest --numprocesses=2 tests/unit
 
-# What takes more than a second of the processors. CI runs these too.
+# What takes more than half a second of the processors. CI runs these too.
 test-slow: .venv/installed
 	@$(BIN)/python -m pytest --numprocesses=$(PROCESSES) -m 'slow and not long'
 

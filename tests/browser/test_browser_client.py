@@ -18,6 +18,7 @@ from tests.support.waiting import until
 pytestmark = pytest.mark.browser
 
 
+@pytest.mark.slow
 def test_kill_and_restart_recovers_with_no_event_missing_and_none_twice(chrome: Chrome, serve: Start) -> None:
     server = serve()
     tab = chrome.open(server, options={"share": False})
@@ -52,6 +53,7 @@ def publish_until(condition: Callable[[], bool], what: str, publisher: httpx.Cli
     return ids[-1]
 
 
+@pytest.mark.slow
 def test_a_token_that_expires_every_few_seconds_is_renewed_on_one_connection(
     chrome: Chrome, serve: Start
 ) -> None:
@@ -65,6 +67,7 @@ def test_a_token_that_expires_every_few_seconds_is_renewed_on_one_connection(
     assert [len(tab.noted(kind)) for kind in ("open", "reconnect", "close")] == [1, 0, 0]
 
 
+@pytest.mark.slow
 def test_with_renewal_refused_it_reconnects_and_never_loses_an_event(chrome: Chrome, serve: Start) -> None:
     server = serve(AUTH__STREAM_LIFETIME=LIFETIME)
     # Each token is of another session than the one before, so the server knows no stream that it could renew.

@@ -49,6 +49,7 @@ def opened(chrome: Chrome, server: ServerProcess, script: str) -> ClientPage:
     return tab
 
 
+@pytest.mark.slow
 def test_a_react_component_shows_a_stream_also_in_strict_mode(
     chrome: Chrome, serve: Start, built: str
 ) -> None:
@@ -75,6 +76,7 @@ def test_a_react_component_shows_a_stream_also_in_strict_mode(
     wait_for_connections(server, 0)
 
 
+@pytest.mark.slow
 def test_a_react_component_goes_elsewhere_without_a_gap(chrome: Chrome, serve: Start, built: str) -> None:
     server = serve()
     page = opened(chrome, server, bundle("react.jsx"))
@@ -165,6 +167,7 @@ def test_the_examples_of_the_readme_run_as_they_stand(
     page.wait("document.querySelector('p').textContent === 'high' && log.join() === 'high'")
 
 
+@pytest.mark.slow
 def test_the_hook_and_the_composables_render_on_a_server(built: str) -> None:
     """In Node.js, without a window, and with its EventSource or without: nothing is opened there."""
     script = """

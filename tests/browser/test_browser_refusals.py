@@ -112,6 +112,7 @@ def test_a_text_as_token_is_not_tried_twice(chrome: Chrome, script: ScriptedServ
     assert len(script.streams()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [503, pytest.param(429, marks=pytest.mark.long)])
 def test_it_waits_as_long_as_retry_after_says(chrome: Chrome, script: ScriptedServer, status: int) -> None:
     script.answers = [Answer(status, headers={"Retry-After": "2"}), Answer(body=connected(), hold=HOURS)]
@@ -180,6 +181,7 @@ def test_who_is_revoked_tries_one_fresh_token_and_stops_when_it_is_refused(
     assert [entry["status"] for entry in tab.noted("close")] == [401]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_who_is_kicked_stops_with_that_reason_and_gets_nothing_until_it_is_over(
     chrome: Chrome, serve: Start, share: bool
@@ -234,6 +236,7 @@ def test_who_is_kicked_with_a_token_for_good_stops_too(chrome: Chrome, serve: St
     assert [(entry["reason"], entry["status"]) for entry in tab.noted("close")] == [("kicked", 401)]
 
 
+@pytest.mark.slow
 def test_all_tabs_of_a_user_who_is_revoked_stop(chrome: Chrome, serve: Start) -> None:
     server = serve()
     access = [server.access_token()]

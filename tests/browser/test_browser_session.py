@@ -334,6 +334,7 @@ def tab_at(chrome: Chrome, origin: str, server: str) -> Iterator[ClientPage]:
     page.close()
 
 
+@pytest.mark.slow
 @pytest.mark.node
 def test_it_runs_without_a_window_and_lets_the_program_end(serve: Start) -> None:
     server = start(serve, AUTH__ACCESS_LIFETIME=2)

@@ -54,6 +54,7 @@ def longest_silence(tabs: list[ClientPage]) -> float:
     return max(after - before for each in times for before, after in pairwise(each))
 
 
+@pytest.mark.slow
 def test_eight_tabs_have_one_connection_and_go_on_without_loss_when_the_leader_is_closed_then_crashed(
     chrome: Chrome, serve: Start
 ) -> None:

@@ -169,6 +169,7 @@ def warnings_of(tab: ClientPage) -> list[str]:
 HINT = "log.find((e) => e.hint)?.hint"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [True, pytest.param(False, marks=pytest.mark.long)])
 @pytest.mark.parametrize("refused", ["stream", "token"])
 def test_a_page_whose_origin_is_not_configured_is_told_what_to_configure(
@@ -217,6 +218,7 @@ def test_a_login_from_an_origin_that_is_not_configured_says_so_too(chrome: Chrom
         assert logged_in(third) == "0 the server cannot be reached"
 
 
+@pytest.mark.slow
 def test_a_page_whose_own_policy_is_in_the_way_is_told_so(chrome: Chrome, script: ScriptedServer) -> None:
     def guard(route: Route) -> None:
         answer = route.fetch()
@@ -249,6 +251,7 @@ def test_a_server_that_is_away_is_no_mistake_of_the_settings(chrome: Chrome, scr
     assert [note["attempt"] for note in tab.noted("reconnect")][:5] == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_a_restart_opens_a_new_connection_after_the_last_event(
     share: bool, chrome: Chrome, serve: Start
@@ -294,6 +297,7 @@ def test_a_signal_closes_it_for_good(chrome: Chrome, script: ScriptedServer) -> 
     assert len(script.streams()) == len(tab.noted("open")) == len(tab.noted("close")) == 1
 
 
+@pytest.mark.slow
 def test_debug_says_each_step_and_no_secret(chrome: Chrome, script: ScriptedServer) -> None:
     script.answers = [Answer(401), Answer(body=connected() + frame("tick", {}, "e-2"), hold=HOURS)]
     tab = open_on(chrome, script, options={"autoConnect": False})

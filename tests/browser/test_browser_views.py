@@ -131,6 +131,7 @@ def test_four_views_move_on_one_connection_by_the_names_they_know(
     assert shown(tab, "backtest", *names) == ["b7", 7, "", "on", {}, "2026-01-31", {"sharpe_ratio": 7}]
 
 
+@pytest.mark.slow
 def test_views_come_and_go_without_a_loss_and_nothing_comes_twice(
     chrome: Chrome, serve: Start, built: str
 ) -> None:
@@ -313,6 +314,7 @@ def test_views_are_back_after_a_logout_and_a_login(chrome: Chrome, serve: Start,
     assert tab.run("views.training.progress.value") == 0
 
 
+@pytest.mark.slow
 def test_whatever_views_come_and_go_in_tabs_that_share_a_stream_the_others_have_all(
     chrome: Chrome, serve: Start, built: str
 ) -> None:

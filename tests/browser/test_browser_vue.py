@@ -48,6 +48,7 @@ def test_the_lock_names_no_registry_but_npms(built: str) -> None:
         )
 
 
+@pytest.mark.slow
 def test_a_component_that_unmounts_leaves_nothing_running(chrome: Chrome, serve: Start, built: str) -> None:
     server = serve()
     tab = open_vue(chrome, server)
@@ -67,6 +68,7 @@ def test_a_component_that_unmounts_leaves_nothing_running(chrome: Chrome, serve:
     assert len(tab.noted("event")) == 1
 
 
+@pytest.mark.slow
 def test_a_component_that_unmounts_while_it_connects_never_connects(
     chrome: Chrome, serve: Start, built: str
 ) -> None:
@@ -166,6 +168,7 @@ def test_training_backtest_alerts_and_dashboard_have_composables_of_their_own(
     assert dashboard.run("sse.updates.metrics.total_value") == 4
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_readme_run_as_they_stand(chrome: Chrome, serve: Start, built: str) -> None:
     server = serve()
     tab = open_vue(chrome, server)

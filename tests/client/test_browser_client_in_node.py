@@ -52,6 +52,7 @@ def test_a_page_can_be_rendered_where_there_is_no_page(built: str) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_program_has_its_events_over_restarts_and_renewals_and_then_ends(
     start_server: Start, built: str
 ) -> None:

@@ -156,6 +156,7 @@ def test_the_lines_for_beginnings_and_presence_run_as_they_stand(start_server: S
     assert "the channels have ended" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_commands_run_as_they_stand(start_server: Start) -> None:
     server = add_ann(start_server())
     listen, publish = example("The command line", server).splitlines()

@@ -162,6 +162,7 @@ async def while_opening(row: Row) -> None:
                     assert [type(state) for state in listener.states] == [Connected]
 
 
+@pytest.mark.slow
 def test_what_the_server_answers_to_the_opening_of_a_stream() -> None:
     run(_each(while_opening, rows("opening")))
 

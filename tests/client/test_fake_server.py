@@ -304,6 +304,7 @@ def test_it_answers_as_the_server_does(start_server: Start) -> None:
     assert not differences, "\n".join(f"\nfake: {ours}\nreal: {theirs}" for ours, theirs in differences)
 
 
+@pytest.mark.slow
 def test_the_lines_of_the_documents_run_as_they_stand(tmp_path: Any) -> None:
     page = (ROOT / "docs/clients.md").read_text()
     section = page.partition("## Tests of your application\n")[2].partition("\n## ")[0]

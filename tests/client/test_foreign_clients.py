@@ -218,6 +218,7 @@ def test_what_is_published_comes_back_equal_live_and_replayed(listen: Listen, st
             assert got.data == {**event["data"], "channel": CHANNEL, "timestamp": time}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "listen",
     [NODE, PAGE, pytest.param("page elsewhere", marks=[pytest.mark.browser, pytest.mark.long])],
@@ -253,6 +254,7 @@ def test_a_native_client_comes_back_by_itself_after_a_kill_and_misses_nothing(
         assert (connected.data["recovered"], connected.id) == (True, last.id)
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_a_page_on_an_allowed_origin_may_listen_and_one_on_any_other_hears_nothing(
     chromium: Browser, start_server: Start, elsewhere: str

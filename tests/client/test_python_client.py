@@ -31,6 +31,7 @@ from tests.support.wire import Wire, answer
 Start = Callable[..., ServerProcess]
 
 
+@pytest.mark.slow
 def test_kill_9_under_publishing_loses_nothing_and_doubles_nothing(start_server: Start) -> None:
     server = start_server(STREAM__RETRY=100)
     numbers = itertools.count()
@@ -74,6 +75,7 @@ def test_kill_9_under_publishing_loses_nothing_and_doubles_nothing(start_server:
     run(test())
 
 
+@pytest.mark.slow
 def test_a_token_that_expires_every_few_seconds_is_renewed_on_one_connection(start_server: Start) -> None:
     server = start_server(AUTH__STREAM_LIFETIME=5, AUTH__ACCESS_LIFETIME=10)
 

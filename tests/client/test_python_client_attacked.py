@@ -27,6 +27,7 @@ from tests.support.waiting import until
 Start = Callable[..., ServerProcess]
 
 
+@pytest.mark.slow
 def test_a_gap_is_told_and_never_skipped(start_server: Start) -> None:
     server = start_server(HISTORY__SIZE=10, STREAM__RETRY=100)
     token = server.stream_token("user.**")
@@ -96,6 +97,7 @@ def test_cancelling_an_iteration_loses_nothing_and_keeps_the_connection(start_se
     run(test())
 
 
+@pytest.mark.slow
 def test_a_caller_that_is_too_slow_is_cut_off_and_misses_nothing(start_server: Start) -> None:
     server = start_server(LIMITS__BACKLOG_BYTES=65_536, KEEPALIVE__PING_INTERVAL=0.5, STREAM__RETRY=100)
 

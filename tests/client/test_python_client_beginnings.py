@@ -207,6 +207,7 @@ def command(server: ServerProcess, *words: str, input: str = "") -> subprocess.C
     return run_program(*words, "--url", server.url, environment=server.environment, input=input)
 
 
+@pytest.mark.slow
 def test_the_commands_publish_a_text_and_listen_from_a_beginning(server: ServerProcess) -> None:
     published = [
         command(server, "publish", "user.command", "fragment", "--text", "<p>1</p>"),
@@ -267,6 +268,7 @@ def test_the_servers_figures_come_without_ids_also_to_the_command_with_the_serve
     run(listen())
 
 
+@pytest.mark.slow
 def test_who_is_on_a_channel_is_told_by_client_and_command(server: ServerProcess) -> None:
     token = server.stream_token("user.present", subject="ann")
     seen = mint(server.state_dir, TokenKind.STREAM, Grants.of(presence=["**"]))

@@ -20,6 +20,7 @@ from tests.support.wire import Wire, answer
 Start = Callable[..., ServerProcess]
 
 
+@pytest.mark.slow
 def test_a_lost_answer_never_publishes_twice(start_server: Start) -> None:
     server = start_server()
 
@@ -50,6 +51,7 @@ def test_a_lost_answer_never_publishes_twice(start_server: Start) -> None:
     run(test())
 
 
+@pytest.mark.slow
 def test_kill_9_between_commit_and_answer_never_publishes_twice(start_server: Start) -> None:
     server = start_server()
 

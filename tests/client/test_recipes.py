@@ -239,6 +239,7 @@ def test_the_tokens_of_a_backend_open_streams_and_nothing_else(served: ServerPro
     use_tokens_signed_by(served, tmp_path, "With PyJWT", [sys.executable, "-c"])
 
 
+@pytest.mark.slow
 @pytest.mark.node
 def test_the_tokens_of_a_backend_in_node_do(served: ServerProcess, tmp_path: Path) -> None:
     use_tokens_signed_by(served, tmp_path, "In Node.js", [require("node"), "--input-type=module", "--eval"])

@@ -180,6 +180,7 @@ async def test_a_kind_that_is_not_known_or_fails_has_no_answer_and_is_not_waited
             one.tell("note", bytes(links.MAX_BYTES))
 
 
+@pytest.mark.slow
 async def test_large_messages_arrive_whole(kind: Kind) -> None:
     async with kind.nodes(1, 2) as (one, _):
         large = os.urandom(links.MAX_BYTES - 100)

@@ -575,6 +575,7 @@ async def _is_as_the_model(log: EventLog, prefix: str, steps: list[Any]) -> None
         assert seqs == sorted(seqs)
 
 
+@pytest.mark.slow
 def test_whatever_is_appended_and_asked_a_log_answers_as_a_plain_list_would(make: Make) -> None:
     numbers = iter(range(1_000_000))
     with asyncio.Runner() as runner:

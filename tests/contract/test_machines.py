@@ -334,6 +334,7 @@ async def test_messages_of_any_length_come_whole_and_in_order_and_long_ones_are_
 # -- the database is away ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.expects_logs("node_silent")
 async def test_while_the_database_is_away_the_others_are_missing_and_nothing_raises_or_waits() -> None:
     with cluster() as postgres:

@@ -129,6 +129,7 @@ class Asked:
         return answer
 
 
+@pytest.mark.slow
 def test_every_good_answer_is_as_described(running: ServerProcess) -> None:
     ask, admin = Asked(running), bearer(Server.access_token())
     event = {"event": "e", "data": {"n": 1}}

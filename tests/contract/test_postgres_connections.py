@@ -275,6 +275,7 @@ def test_a_server_out_of_reach_is_noticed_in_bounded_time_and_used_again_when_it
             run(test)
 
 
+@pytest.mark.slow
 def test_many_processes_try_now_and_then_and_at_different_times_until_the_server_is_back(
     server: Postgres,
 ) -> None:

@@ -255,6 +255,7 @@ def test_rules_that_change_while_the_database_is_away_are_in_force_once_it_is_ba
         asyncio.run(run(server))
 
 
+@pytest.mark.slow
 @pytest.mark.gen_test
 async def test_what_other_rules_keep_no_more_is_erased_also_of_channels_that_are_idle(
     database_url: str, monkeypatch: pytest.MonkeyPatch
@@ -316,6 +317,7 @@ async def test_a_position_that_is_beyond_all_numbers_of_events_is_ahead_also_on_
         assert log.available
 
 
+@pytest.mark.slow
 @pytest.mark.gen_test
 @pytest.mark.expects_logs("event_log_unavailable", "event_log_not_erased")
 async def test_in_a_log_that_begins_anew_events_are_erased_from_the_first_on(database_url: str) -> None:

@@ -35,6 +35,7 @@ class Promise(NamedTuple):
     """Whether clients go on at the promoted standby without a reset."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "promise",
     [

@@ -392,6 +392,7 @@ def test_where_no_node_has_said_what_the_channels_are_there_is_none(shop: Shop) 
         publish(application, "x")
 
 
+@pytest.mark.slow
 def test_rules_that_change_while_the_database_is_away_are_in_force_once_it_is_back() -> None:
     async def run(postgres: Postgres) -> None:
         database = Database(postgres.new_database())
@@ -520,6 +521,7 @@ def in_sql(connection: psycopg.Connection[Any], data: str) -> tuple[bytes, int] 
     return TIMESTAMP.sub(f'"timestamp":"{NOW}"}}'.encode(), row[0]), row[1]
 
 
+@pytest.mark.slow
 def test_data_is_stored_byte_for_byte_as_over_http(shop: Shop) -> None:
     with shop.owner() as owner:
 
@@ -667,6 +669,7 @@ PATTERNS = st.lists(st.sampled_from(["a", "ab", "a_b-1", "*", "**", "", "A", "a"
 NAMES = st.lists(st.sampled_from(["a", "ab", "a_b-1", "x" * 64]), min_size=1, max_size=4).map(".".join)
 
 
+@pytest.mark.slow
 def test_patterns_cover_the_same_channels_as_in_a_node(shop: Shop) -> None:
     with shop.owner() as owner:
 

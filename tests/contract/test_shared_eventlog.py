@@ -586,6 +586,7 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
         yield addresses
 
 
+@pytest.mark.slow
 @pytest.mark.gen_test(timeout=120)
 async def test_four_processes_that_open_a_fresh_log_at_once_all_can_use_it(
     place: Path | str, processes: list[str], request: pytest.FixtureRequest
@@ -654,6 +655,7 @@ async def test_the_write_ahead_log_stays_bounded_with_writers_and_readers_that_o
     assert largest < 12 * CHECKPOINT_PAGES * PAGE_BYTES
 
 
+@pytest.mark.slow
 @pytest.mark.gen_test(timeout=120)
 async def test_the_write_ahead_log_stays_bounded_while_much_is_erased_at_once(tmp_path: Path) -> None:
     path = tmp_path / "e.db"

@@ -199,6 +199,7 @@ def test_keys_that_come_while_no_descriptor_is_left_are_read_later(start_server:
     assert len(warnings(server)) == 1
 
 
+@pytest.mark.slow
 def test_an_upgrade_and_an_end_go_well_among_silent_clients(few: ServerProcess) -> None:
     stream = Client(few.port, stream_path(few))
     assert few.process is not None

@@ -103,6 +103,7 @@ def test_a_user_has_no_more_streams_over_all_workers_than_on_one(streams: Stream
     streams.close()
 
 
+@pytest.mark.slow
 def test_attempts_at_once_with_all_workers_exceed_a_limit_for_one_heartbeat_at_most(streams: Streams) -> None:
     with ThreadPoolExecutor(40) as threads:
         statuses = list(threads.map(streams.try_to_open, streams.workers * 10))
@@ -133,6 +134,7 @@ def test_the_streams_of_a_worker_that_was_killed_count_no_more(streams: Streams)
     until(streams.refused_everywhere, "a worker that has just begun knows of the streams of the others")
 
 
+@pytest.mark.slow
 def test_the_streams_of_a_worker_that_hands_over_are_counted_once_all_the_while(streams: Streams) -> None:
     first, second, *_ = streams.workers
     for worker in (first, first, first, second, second):
@@ -187,6 +189,7 @@ def test_an_address_and_all_together_have_no_more_streams_over_all_workers(
     streams.close()
 
 
+@pytest.mark.slow
 def test_wrong_passwords_with_any_worker_count_with_all(start: Callable[..., list[WorkerProcess]]) -> None:
     workers = start(expected=("login_refused",))
     workers[0].add_user("ann", "right password")

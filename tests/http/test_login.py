@@ -103,6 +103,7 @@ def test_passwords_are_argon2id_in_the_database_and_nowhere_else(house: House) -
             assert not [password for password in PASSWORDS.values() if password.encode() in content], file
 
 
+@pytest.mark.slow
 def test_accounts_change_while_the_server_runs(house: House) -> None:
     user = house.server.command
     assert_login_refused(house.login("carl", "one secret"))

@@ -260,6 +260,7 @@ def test_a_kick_finds_one_at_another_worker(tmp_path: Path) -> None:
         assert take(frames, 1)[0].data == {"reason": "kicked", "retry": 300_000}
 
 
+@pytest.mark.slow
 def test_streams_without_a_token_are_there_on_all_machines(tmp_path: Path, database_url: str) -> None:
     with node_processes(
         tmp_path, database_url, CHANNELS=["dashboard", *CHANNELS], expected=("node_silent", "worker_silent")

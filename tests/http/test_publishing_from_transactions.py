@@ -48,6 +48,7 @@ def nodes(tmp_path: Path, shop: Shop) -> Iterator[list[ServerProcess]]:
         yield [start(number=1), start(number=2)]
 
 
+@pytest.mark.slow
 def test_transactions_and_publishers_over_http_are_one_order_on_all_nodes(
     nodes: list[ServerProcess], shop: Shop
 ) -> None:

@@ -35,6 +35,7 @@ def enough(count: int, met: Callable[[], bool]) -> Iterator[int]:
         yield n
 
 
+@pytest.mark.slow
 def test_a_replay_far_larger_than_the_backlog_limit_arrives_whole_while_more_is_published(
     start_room: Callable[..., Room],
 ) -> None:
@@ -127,6 +128,7 @@ def test_who_resumes_at_the_edge_of_a_history_being_trimmed_gets_the_next_event_
     assert outcomes["reset"], "the test met no client that could not"
 
 
+@pytest.mark.slow
 def test_a_history_being_trimmed_is_complete_or_says_that_it_is_not(start_room: Callable[..., Room]) -> None:
     room = start_room(HISTORY__SIZE=20)
     met: set[str] = set()

@@ -43,6 +43,7 @@ def publish(http: httpx.Client, number: int, **headers: str) -> str:
     return str(answer.json()["id"])
 
 
+@pytest.mark.slow
 def test_what_is_published_at_one_node_comes_at_both_and_a_client_goes_on_at_the_other(
     nodes: list[ServerProcess],
 ) -> None:

@@ -328,6 +328,7 @@ def test_they_come_in_order_to_the_streams_of_all_workers(tmp_path: Path) -> Non
         _check_order(workers, 100)
 
 
+@pytest.mark.slow
 def test_they_come_in_order_to_the_streams_of_all_machines(tmp_path: Path, database_url: str) -> None:
     with node_processes(
         tmp_path, database_url, CHANNELS=CHANNELS, expected=("node_silent", "worker_silent")
@@ -335,6 +336,7 @@ def test_they_come_in_order_to_the_streams_of_all_machines(tmp_path: Path, datab
         _check_order(nodes, 30)
 
 
+@pytest.mark.slow
 def test_a_large_one_comes_to_the_streams_of_all_machines(tmp_path: Path, database_url: str) -> None:
     with node_processes(
         tmp_path, database_url, CHANNELS=CHANNELS, expected=("node_silent", "worker_silent")
@@ -389,6 +391,7 @@ def _reaches(http: httpx.Client, listener: Listener) -> bool:
 # -- restarts -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_streams_that_are_handed_over_get_each_once_and_in_order(tmp_path: Path) -> None:
     with worker_processes(
         2, tmp_path / "state", CHANNELS=CHANNELS, expected=("worker_silent", "worker_answers")

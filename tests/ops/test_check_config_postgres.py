@@ -58,6 +58,7 @@ def schemas(url: str) -> list[tuple[object, ...]]:
         return connection.execute("SELECT nspname FROM pg_namespace WHERE nspname = 'sse_app'").fetchall()
 
 
+@pytest.mark.slow
 def test_check_config_says_all_of_a_database_and_changes_nothing(
     check: Check, postgres: Postgres, database_url: str, tmp_path: Path
 ) -> None:

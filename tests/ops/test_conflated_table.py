@@ -151,6 +151,7 @@ def test_slow_clients_of_a_table_have_the_newest_of_each_key_and_the_others_ever
             assert grown < MEMORY
 
 
+@pytest.mark.slow
 def test_streams_of_a_table_go_on_over_an_upgrade_whether_they_are_fast_slow_or_have_a_rate(
     tmp_path: Path,
 ) -> None:

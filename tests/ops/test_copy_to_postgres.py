@@ -90,6 +90,7 @@ def rows(url: str, statement: str) -> list[tuple[Any, ...]]:
         return connection.execute(statement.encode()).fetchall()
 
 
+@pytest.mark.slow
 def test_clients_go_on_at_nodes_from_where_they_were_at_the_server_before(
     start: Callable[..., ServerProcess], database_url: str
 ) -> None:
@@ -269,6 +270,7 @@ def position(url: str) -> int:
     return int(found[0][0]) if found else 0
 
 
+@pytest.mark.slow
 def test_what_is_trimmed_and_forgotten_between_two_runs_is_so_in_the_copy_too(
     start: Callable[..., ServerProcess], database_url: str
 ) -> None:
@@ -444,6 +446,7 @@ def test_the_commands_show_the_log_on_postgres_and_give_it_a_new_epoch(
     assert "not on SQLite" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_copy_whose_source_is_lost_can_be_used_with_a_new_epoch(
     start: Callable[..., ServerProcess], database_url: str
 ) -> None:
@@ -478,6 +481,7 @@ def test_the_document_shows_what_is_printed(start: Callable[..., ServerProcess],
         assert re.fullmatch(pattern, line), (expected, line)
 
 
+@pytest.mark.slow
 def test_keys_come_sealed_where_the_settings_have_a_seal(
     start: Callable[..., ServerProcess], database_url: str, tmp_path: Path
 ) -> None:
@@ -496,6 +500,7 @@ def test_keys_come_sealed_where_the_settings_have_a_seal(
         first(frames)
 
 
+@pytest.mark.slow
 def test_what_is_published_while_it_is_copied_comes_once_and_in_order(
     start: Callable[..., ServerProcess], database_url: str
 ) -> None:
@@ -551,6 +556,7 @@ def test_a_copy_that_has_lost_something_is_not_taken_for_whole(
     assert (done.returncode, "has not finished" in done.stderr) == (1, True)
 
 
+@pytest.mark.slow
 def test_odd_dates_and_texts_come_as_the_database_can_keep_them(
     start: Callable[..., ServerProcess], database_url: str
 ) -> None:
@@ -593,6 +599,7 @@ def test_odd_dates_and_texts_come_as_the_database_can_keep_them(
     assert dates[-1] <= last <= time.time() + 1
 
 
+@pytest.mark.slow
 def test_texts_and_ends_come_as_they_were_and_nothing_that_is_over_the_size_of_a_channel(
     start: Callable[..., ServerProcess], database_url: str
 ) -> None:

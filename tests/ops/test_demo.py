@@ -70,6 +70,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     demo.end()
 
 
+@pytest.mark.slow
 def test_the_curl_line_of_the_banner_works_as_it_stands(demo: Demo) -> None:
     see_an_update(demo)
 
@@ -198,6 +199,7 @@ def test_the_demo_has_a_state_directory_of_its_own(tmp_path: Path) -> None:
         assert demo.process.communicate(timeout=60)[0].endswith("has ended.\n")
 
 
+@pytest.mark.slow
 def test_a_taken_port_is_told_in_one_line(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -84,6 +84,7 @@ def test_the_source_distribution_has_all_that_is_in_the_repository(sources: Path
     assert os.access(sources / ".ci/run", os.X_OK)
 
 
+@pytest.mark.slow
 @pytest.mark.node
 def test_the_package_for_npm_is_installed_from_its_file_and_has_all_that_it_exports(
     dist: Path, tmp_path: Path
@@ -242,6 +243,7 @@ def take_first_steps(folder: Path, commands: list[str]) -> str:
     return said
 
 
+@pytest.mark.slow
 def test_the_first_steps_of_the_readme_lead_to_an_event(commands: Path, tmp_path: Path) -> None:
     install, *steps = first_steps()
     assert len(steps) < 5

@@ -244,6 +244,7 @@ def test_a_proxy_that_the_server_does_not_trust_is_named_with_its_address(tmp_pa
     )
 
 
+@pytest.mark.slow
 def test_a_clock_that_is_an_hour_ahead_is_found(wall_clock: WallClock, tmp_path: Path) -> None:
     server = ClockedServer(wall_clock, state_dir=tmp_path / "state")
     try:

@@ -84,6 +84,7 @@ def status(url: str, path: str, position: str) -> int:
         return answer.status_code
 
 
+@pytest.mark.slow
 def test_a_client_that_is_behind_as_its_channel_ends_has_all_and_then_the_end_over_restarts(
     service: Service,
 ) -> None:
@@ -185,6 +186,7 @@ def test_a_stream_that_comes_at_the_end_before_it_is_known_is_ended_once_it_is(
             client.socket.close()
 
 
+@pytest.mark.slow
 def test_each_worker_ends_its_streams_and_knows_of_the_ends_of_others(
     start_workers: Callable[..., ServerWithWorkers],
 ) -> None:

@@ -130,6 +130,7 @@ def test_a_log_that_is_removed_under_a_server_begins_anew_after_a_restart(server
     assert login(server) == 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["events.db", "accounts.db"])
 def test_a_file_that_is_cut_under_a_server_stops_it_until_a_backup_is_there(
     server: ServerProcess, name: str
@@ -233,6 +234,7 @@ def no_more_space(server: ServerProcess) -> Iterator[None]:
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
 
+@pytest.mark.slow
 def test_readiness_stays_down_for_as_long_as_every_write_fails(server: ServerProcess) -> None:
     with no_more_space(server):
         assert publish(server).status_code == 503

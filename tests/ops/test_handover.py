@@ -45,6 +45,7 @@ def test_a_thousand_streams_go_on_over_three_restarts_under_publishing(service: 
     assert len(service.logged("listening")) == 4
 
 
+@pytest.mark.slow
 @both_ways
 def test_clients_that_have_not_read_everything_lose_nothing(service: Service) -> None:
     slow = Client(service.port, service.stream_path(client_id="slow"), receive_buffer=4096)
@@ -145,6 +146,7 @@ def test_streams_through_nginx_go_on(service: Service, nginx_port: int) -> None:
     assert not service.fleet.ended
 
 
+@pytest.mark.slow
 def test_streams_whose_token_expires_or_is_revoked_in_the_pause_end(service: Service) -> None:
     (expiring,) = service.fleet.open(1, service.stream_path(ttl=3, client_id="expiring"))
     opened_at = time.monotonic()
@@ -219,6 +221,7 @@ def test_a_state_of_another_format_is_not_misread_and_its_streams_end_with_closi
     cold.fleet.open(5, cold.stream_path())
 
 
+@pytest.mark.slow
 def test_streams_of_a_framing_that_the_next_process_does_not_know_are_closed_and_the_others_end_with_closing(
     cold: Service,
 ) -> None:
@@ -246,6 +249,7 @@ def test_a_connection_made_in_the_pause_is_answered_not_refused(service: Service
     assert set(statuses) == {200}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("service", "change"),
     [

@@ -41,6 +41,7 @@ HandoverSender.pause = die
 """
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_amid_a_handover_leaves_nothing_half_said(cold: Service, tmp_path: Path) -> None:
     flag = tmp_path / "die"
     cold.inject(DIE_PAUSING.format(flag=str(flag)))
@@ -76,6 +77,7 @@ def read_to_the_end(client: Client) -> None:
     until(ended, "the streams have ended", pause=0.001)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("http", ["1.1", pytest.param("1.0", marks=pytest.mark.long)])
 def test_a_client_that_is_slow_gets_whole_events_and_closing_from_a_version_that_knows_another_format(
     cold: Service, http: str

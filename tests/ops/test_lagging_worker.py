@@ -96,6 +96,7 @@ def test_what_one_worker_has_acknowledged_is_in_the_history_that_any_other_shows
     assert history(one, ids[-1]) == []
 
 
+@pytest.mark.slow
 def test_a_client_goes_on_at_a_worker_that_has_not_heard_of_its_last_event(
     deaf: list[WorkerProcess],
 ) -> None:
@@ -112,6 +113,7 @@ def test_a_client_goes_on_at_a_worker_that_has_not_heard_of_its_last_event(
             assert b'"recovered":true' in one_client.received
 
 
+@pytest.mark.slow
 def test_what_a_worker_has_committed_that_was_killed_before_it_told_of_it_reaches_the_others_at_its_death(
     tmp_path: Path,
 ) -> None:
@@ -158,6 +160,7 @@ def test_a_worker_that_has_just_come_is_told_of_what_others_commit_from_then_on(
                     here.read_until(id)
 
 
+@pytest.mark.slow
 def test_a_client_goes_on_at_a_worker_that_was_stopped_while_others_published(tmp_path: Path) -> None:
     with worker_processes(2, tmp_path / "state", expected=("worker_silent",)) as (one, other):
         ids = [publish(one, 0)]

@@ -58,6 +58,7 @@ def fill(writing: int) -> None:
     os.set_blocking(writing, True)
 
 
+@pytest.mark.slow
 def test_a_server_whose_log_is_not_read_serves_on_and_ends_on_sigterm(silent: ServerProcess) -> None:
     reading, writing = os.pipe()
     silent.start(stderr=writing)

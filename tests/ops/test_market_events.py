@@ -232,6 +232,7 @@ def test_a_refusal_is_final(password: str, fault: int, error: type[ClientError],
     assert server.log == []
 
 
+@pytest.mark.slow
 def test_the_publisher_fills_all_channels_and_ends_cleanly_on_a_signal() -> None:
     with backend() as server:
         publisher = subprocess.Popen(

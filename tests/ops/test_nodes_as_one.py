@@ -102,6 +102,7 @@ def spread(machines: Machines, *counts: int) -> list[Ear]:
 # -- what is seen ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_node_counts_and_lists_the_streams_of_all_machines(machines: Machines) -> None:
     spread(machines, 1, 2, 3)
     for site in machines.sites:
@@ -233,6 +234,7 @@ def test_the_limit_on_a_users_streams_is_one_over_all_machines(machines: Machine
         until(lambda site=site: not refused(site), "there is room again")  # type: ignore[misc]
 
 
+@pytest.mark.slow
 def test_wrong_passwords_count_over_all_machines(machines: Machines) -> None:
     """Each node alone would let through several times as many."""
 
@@ -275,6 +277,7 @@ def test_a_node_that_hangs_is_named_everywhere_and_nothing_else_waits(machines: 
     assert machines.listed(last)["total"] == 3, "the kick that was answered 503 was done later"
 
 
+@pytest.mark.slow
 def test_a_node_that_was_killed_is_named_and_its_next_process_keeps_its_number_and_begins_at_once(
     machines: Machines,
 ) -> None:
@@ -293,6 +296,7 @@ def test_a_node_that_was_killed_is_named_and_its_next_process_keeps_its_number_a
     assert machines.rows() == before
 
 
+@pytest.mark.slow
 def test_a_node_that_ends_is_not_waited_for_nor_named(machines: Machines) -> None:
     before = machines.rows()
     assert machines.servers[2].stop() == 0
@@ -303,6 +307,7 @@ def test_a_node_that_ends_is_not_waited_for_nor_named(machines: Machines) -> Non
     assert machines.rows() == before
 
 
+@pytest.mark.slow
 def test_a_worker_that_hands_over_keeps_its_number_and_is_never_missing(machines: Machines) -> None:
     first, worker = machines.sites[2], machines.servers[0]
     ears = spread(machines, 3, 0, 0)
@@ -339,6 +344,7 @@ def test_a_second_machine_of_the_same_name_is_refused_with_a_line_that_names_it(
     until(lambda: machines.agree(1), "the first is there as before")
 
 
+@pytest.mark.slow
 def test_after_a_restart_of_the_database_all_agree_again(machines: Machines) -> None:
     spread(machines, 1, 2, 1)
     until(lambda: machines.agree(4), "all are counted")
@@ -397,6 +403,7 @@ def test_streams_are_listed_in_the_order_in_which_they_were_opened_on_whichever_
             assert [row["client_id"] for row in rows] == [f"n-{number}" for number in range(9)]
 
 
+@pytest.mark.slow
 def test_answers_that_name_nodes_are_as_described(machines: Machines) -> None:
     from tests.support.made_up_requests import SCHEMA  # see there for why it is imported so late
 

@@ -172,6 +172,7 @@ def watching(server: ServerProcess) -> Iterator[Client]:
         fleet.close()
 
 
+@pytest.mark.slow
 @pytest.mark.netns
 @pytest.mark.parametrize("seconds", [3, pytest.param(10, marks=pytest.mark.long)])
 def test_a_partition_refuses_publishes_on_one_node_and_ends_no_stream(
@@ -209,6 +210,7 @@ def test_a_partition_refuses_publishes_on_one_node_and_ends_no_stream(
                 client.wait_for(answer.json()["id"])
 
 
+@pytest.mark.slow
 def test_a_database_that_does_not_answer_holds_up_no_probe_no_ping_and_no_stream(
     chance: random.Random, tmp_path: Path
 ) -> None:

@@ -121,12 +121,14 @@ def test_promtool_finds_nothing_wrong_in_the_configuration_and_the_rules() -> No
     promtool("check", "rules", "--lint=all", "--lint-fatal", str(RULES))
 
 
+@pytest.mark.slow
 def test_each_alert_fires_on_what_it_is_for_and_on_nothing_else() -> None:
     tests = ROOT / "tests/ops/prometheus/sse_app.test.yml"
     promtool("test", "rules", str(tests))
     assert [name for name in alerts() if name not in tests.read_text()] == []
 
 
+@pytest.mark.slow
 def test_prometheus_finds_the_server_and_takes_the_rules(prometheus: httpx.Client) -> None:
     (target,) = prometheus.get("/targets").json()["data"]["activeTargets"]
     assert (target["health"], target["lastError"], target["labels"]["job"]) == ("up", "", "sse_app")

@@ -22,6 +22,7 @@ from tests.support.waiting import until
 STREAMS = 1000
 
 
+@pytest.mark.slow
 def test_after_kill_9_systemd_starts_it_again_and_clients_resume_by_id(service: Service) -> None:
     clients = service.fleet.open(20, service.stream_path())
     publisher = service.publisher()
@@ -39,6 +40,7 @@ def test_after_kill_9_systemd_starts_it_again_and_clients_resume_by_id(service: 
         assert had + again.ids() == ids
 
 
+@pytest.mark.slow
 def test_a_hung_event_loop_is_killed_by_the_watchdog_and_comes_back(service: Service) -> None:
     service.configure("watchdog", "WatchdogSec=3")
     service.inject("import signal\ndef hang(*_):\n    while True: pass\nsignal.signal(signal.SIGRTMIN, hang)")
@@ -52,6 +54,7 @@ def test_a_hung_event_loop_is_killed_by_the_watchdog_and_comes_back(service: Ser
     service.fleet.open(5, service.stream_path())
 
 
+@pytest.mark.slow
 def test_stop_drains_and_ends_within_its_deadline(service: Service) -> None:
     clients = service.fleet.open(STREAMS, service.stream_path())
     service.manager.systemctl("stop", "sse-app.service")
@@ -70,6 +73,7 @@ def test_stop_drains_and_ends_within_its_deadline(service: Service) -> None:
     assert not service.logged("handed_over")
 
 
+@pytest.mark.slow
 def test_while_it_drains_it_is_not_ready_and_listens_no_more(service: Service) -> None:
     (staying,) = service.fleet.open(1, service.stream_path())
     service.configure("drain", "Environment=SSE_APP_STREAM__DRAIN_TIME=5")
@@ -164,6 +168,7 @@ def test_reload_brings_a_new_channel_and_a_bad_file_changes_nothing(service: Ser
     assert all(b"closing" not in client.body() for client in clients)
 
 
+@pytest.mark.slow
 def test_reload_puts_every_live_setting_in_force(service: Service) -> None:
     clients = service.fleet.open(20, service.stream_path())
     bearer = {"Authorization": f"Bearer {service.access_token()}"}

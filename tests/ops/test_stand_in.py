@@ -40,6 +40,7 @@ def standby(service: Service) -> int:
     return int(str(service.logged("standing_in")[-1]["pid"]))
 
 
+@pytest.mark.slow
 def test_it_is_gone_when_the_restart_is_over(service: Service) -> None:
     service.fleet.open(STREAMS, service.stream_path())
     service.restart()
@@ -100,6 +101,7 @@ def test_nobody_takes_over_and_it_ends_its_streams(service: Service) -> None:
     service.fleet.open(STREAMS, service.stream_path())
 
 
+@pytest.mark.slow
 def test_it_is_killed_and_nothing_acknowledged_is_lost(service: Service) -> None:
     clients = service.fleet.open(STREAMS, service.stream_path())
     ids = service.publish(20)
@@ -165,6 +167,7 @@ def test_one_that_hangs_is_given_up(service: Service) -> None:
     assert not service.fleet.ended
 
 
+@pytest.mark.slow
 def test_restarts_on_each_other_s_heels_lose_nothing(service: Service) -> None:
     clients = service.fleet.open(STREAMS, service.stream_path())
     publisher = service.publisher()

@@ -96,6 +96,7 @@ def test_a_command_whose_reader_has_gone_ends_without_a_word(command: str, state
         os.close(writing)
 
 
+@pytest.mark.slow
 def test_a_command_with_closed_descriptors_works_without_them(state: Path) -> None:
     assert in_shell("<&- >&-", "check-config --set port=0", state) == (0, "")
     assert in_shell("<&- >&- 2>&-", "check-config --set port=0", state) == (0, "")
@@ -184,6 +185,7 @@ def test_a_second_sigterm_ends_the_server_at_once(start_server: Callable[..., Se
         assert server.process.wait(timeout=60) in (-signal.SIGTERM, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.netns
 @pytest.mark.parametrize("init", ["", "tini"])
 def test_an_upgrade_where_a_container_would_end_with_the_server_is_refused(init: str, tmp_path: Path) -> None:

@@ -194,6 +194,7 @@ def test_one_process_becomes_workers_and_one_again_with_every_position_good(
     assert not any(b"event: reset" in client.body() for client in service.fleet.clients)
 
 
+@pytest.mark.slow
 def test_stop_of_the_target_drains_all_workers(workers: Service) -> None:
     clients = workers.fleet.open(STREAMS, workers.stream_path())
     workers.manager.systemctl("stop", "sse-app.target", "sse-app@*")

@@ -20,6 +20,7 @@ from tests.support.waiting import until
 STREAMS = 1000
 
 
+@pytest.mark.slow
 def test_a_warm_successor_takes_over_without_a_closed_stream(service: Service) -> None:
     clients = service.fleet.open(STREAMS, service.stream_path())
     publisher = service.publisher(pause=0.1)
@@ -164,6 +165,7 @@ def test_a_successor_that_hangs_while_it_takes_over_is_given_up(service: Service
     assert service.manager.show("NRestarts") == "0"
 
 
+@pytest.mark.slow
 def test_two_upgrades_at_once_are_one(service: Service) -> None:
     clients = service.fleet.open(20, service.stream_path())
     publisher = service.publisher()

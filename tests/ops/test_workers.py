@@ -49,6 +49,7 @@ def fleet_of(server: ServerWithWorkers) -> Iterator[Fleet]:
         fleet.close()
 
 
+@pytest.mark.slow
 def test_streams_of_one_address_spread_over_the_workers(start: Start) -> None:
     server = start(workers=4)
     with fleet_of(server) as fleet:
@@ -60,6 +61,7 @@ def test_streams_of_one_address_spread_over_the_workers(start: Start) -> None:
     assert {line.get("worker") for line in server.logged("stream_opened")} <= {1, 2, 3, 4}
 
 
+@pytest.mark.slow
 def test_keys_that_are_there_before_the_first_start_are_used(start: Start, tmp_path: Path) -> None:
     keys = KeyRing.load(_private(tmp_path / "brought"))
     _private(tmp_path / "state")
@@ -81,6 +83,7 @@ def _private(directory: Path) -> Path:
     return directory
 
 
+@pytest.mark.slow
 def test_a_killed_worker_ends_its_own_streams_alone_and_their_clients_miss_nothing(start: Start) -> None:
     server = start(workers=3, expected=("worker_died",))
     with fleet_of(server) as fleet:
@@ -104,6 +107,7 @@ def test_a_killed_worker_ends_its_own_streams_alone_and_their_clients_miss_nothi
     assert (line["worker"], line["cause"]) == (2, "killed by SIGKILL")
 
 
+@pytest.mark.slow
 def test_what_waits_on_a_dead_workers_socket_is_served_by_its_successor(start: Start) -> None:
     server = start(workers=2, expected=("worker_died",))
     path = server.path()
@@ -138,6 +142,7 @@ def test_the_others_serve_what_waits_on_the_socket_of_one_that_cannot_start(star
         assert not fleet.ended
 
 
+@pytest.mark.slow
 def test_a_worker_that_hangs_is_killed_and_replaced(start: Start) -> None:
     server = start(workers=2, expected=("worker_hung", "worker_died"), constants={HANG: 4})
     with fleet_of(server) as fleet:
@@ -151,6 +156,7 @@ def test_a_worker_that_hangs_is_killed_and_replaced(start: Start) -> None:
     assert [line["worker"] for line in server.logged("worker_hung")] == [2]
 
 
+@pytest.mark.slow
 def test_a_parent_that_was_stopped_for_a_while_takes_no_worker_for_hung(start: Start) -> None:
     server = start(workers=2, constants={HANG: 4})
     with fleet_of(server) as fleet:
@@ -164,6 +170,7 @@ def test_a_parent_that_was_stopped_for_a_while_takes_no_worker_for_hung(start: S
     assert not server.logged("worker_hung")
 
 
+@pytest.mark.slow
 def test_when_the_parent_is_killed_the_workers_end_and_the_next_one_starts_at_once(start: Start) -> None:
     server = start(workers=3, expected=("parent_died",))
     with fleet_of(server) as fleet:
@@ -258,6 +265,7 @@ def test_parent_and_workers_killed_at_once_start_again(start: Start) -> None:
     assert [event["id"] for event in events] == [id]
 
 
+@pytest.mark.slow
 def test_a_reload_changes_the_number_of_workers(start: Start) -> None:
     server = start(workers=3)
     with fleet_of(server) as fleet:
@@ -314,6 +322,7 @@ def test_of_connections_opened_while_the_number_shrinks_none_is_reset(start: Sta
         client.socket.close()
 
 
+@pytest.mark.slow
 def test_a_mistake_in_the_settings_at_a_reload_is_one_line_and_changes_nothing(start: Start) -> None:
     server = start(workers=2, expected=("reload_refused",))
     before = server.workers()
@@ -565,6 +574,7 @@ def test_a_port_that_another_parents_workers_share_is_not_shared_with_them(
     assert f"cannot listen on 127.0.0.1:{server.port}" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_free_port_is_taken_once_and_by_all(start: Start) -> None:
     server = start(workers=2)
     server.stop()
@@ -580,6 +590,7 @@ def test_a_free_port_is_taken_once_and_by_all(start: Start) -> None:
     assert [server.listening_sockets(pid) for pid in server.workers().values()] == [1, 1, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "number",
     [
@@ -642,6 +653,7 @@ def test_a_worker_that_does_not_end_in_time_is_killed(start: Start) -> None:
     server.start()  # the fixture stops it
 
 
+@pytest.mark.slow
 def test_a_worker_that_does_not_serve_yet_ends_at_once(start: Start) -> None:
     server = start(workers=2)
     server.inject("if os.environ.get('SSE_APP_WORKER') == '3':\n    import time\n    time.sleep(300)\n")
@@ -659,6 +671,7 @@ def _children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_a_terminal_ends_all_with_tidy_output(tmp_path: Path) -> None:
     server = ServerWithWorkers(state_dir=tmp_path / "state", workers=2)
     controller, terminal = pty.openpty()
@@ -735,6 +748,7 @@ def test_one_worker_is_no_parent(start: Start, tmp_path: Path) -> None:
     assert "workers" not in line
 
 
+@pytest.mark.slow
 def test_check_config_says_how_many_workers_and_who_they_are(start: Start) -> None:
     server = start(workers=2)
     found = server.workers()

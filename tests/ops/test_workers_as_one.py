@@ -378,6 +378,7 @@ def test_a_login_on_one_worker_opens_streams_on_the_others_at_once(offices: Offi
         assert {each.stream_status(fresh.stream) for each in offices.sites} == {200}
 
 
+@pytest.mark.slow
 def test_the_commands_work_against_workers_as_against_one_process(offices: Offices) -> None:
     last = offices.workers[-1]
     with subprocess.Popen(

@@ -43,6 +43,7 @@ def me(server: ClockedServer, token: str) -> int:
     return httpx.get(f"{server.url}/api/v1/auth/me", headers=bearer(token)).status_code
 
 
+@pytest.mark.slow
 def test_a_renewed_stream_lives_as_long_as_its_fresh_token_whatever_the_clock_does(
     start: Start, hear: Hear
 ) -> None:

@@ -39,6 +39,7 @@ def accepted(sites: list[Site], access: str, stream: str) -> set[tuple[int, int]
     return {(site.me(access), site.stream_status(stream)) for site in sites}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["subject", "all"])
 def test_a_token_of_one_worker_is_good_on_another_at_once_and_one_from_before_a_revocation_is_not(
     sites: list[Site], wall_clock: WallClock, what: str

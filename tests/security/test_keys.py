@@ -60,6 +60,7 @@ def test_a_public_half_outlives_rotations_and_does_not_end_the_key_that_signs(tm
     assert {key.id for key in KeyRing.load(tmp_path)} == {"backend", second, third}
 
 
+@pytest.mark.slow
 def test_keys_are_rotated_while_the_server_serves_and_streams_go_on(desk: Site) -> None:
     tokens = [desk.log_in("ann")]
     ears = [desk.hear(tokens[0].stream)]
@@ -98,6 +99,7 @@ def test_two_keys_that_are_made_within_one_tick_of_the_clock_are_both_known(desk
         assert desk.me(second) == 200
 
 
+@pytest.mark.slow
 def test_the_published_keys_verify_our_tokens_and_hold_no_secret(desk: Site) -> None:
     for algorithm in ALGORITHMS:
         desk.server.command("keys", "rotate", "--algorithm", algorithm)

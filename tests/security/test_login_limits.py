@@ -143,6 +143,7 @@ def test_an_address_that_tries_many_accounts_at_once_has_no_more_tries_than_one_
     assert statuses[429] > 0
 
 
+@pytest.mark.slow
 def test_a_stranger_behind_the_same_proxy_does_not_keep_out_those_who_log_in_from_there(desk: Site) -> None:
     assert desk.try_login("user7", address="127.0.4.42").status_code == 200
     statuses: Counter[int] = Counter()

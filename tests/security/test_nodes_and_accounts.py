@@ -86,6 +86,7 @@ def kid_of(token: str) -> str:
     return str(jwt.get_unverified_header(token)["kid"])
 
 
+@pytest.mark.slow
 def test_a_session_begun_at_one_node_goes_on_and_ends_at_the_other(
     desks: list[Desk], people: Callable[[], str]
 ) -> None:
@@ -214,6 +215,7 @@ def test_a_reload_leaves_the_keys_in_the_database_in_use(
     assert other.me(one.refresh(session.refresh).access) == 200
 
 
+@pytest.mark.slow
 def test_a_new_key_is_known_to_all_nodes_before_one_signs_with_it(
     desks: list[Desk], people: Callable[[], str]
 ) -> None:
@@ -278,6 +280,7 @@ def run(words: str, environment: dict[str, str], input: str = PASSWORD) -> subpr
     return run_program(*words.split(), environment=environment, input=input)
 
 
+@pytest.mark.slow
 def test_commands_need_no_state_directory_and_begin_nothing_unless_told_to(
     database_url: str, tmp_path: Path
 ) -> None:
@@ -337,6 +340,7 @@ def test_a_server_that_was_on_sqlite_does_not_leave_its_accounts_behind_in_silen
 # -- the seal ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_wrong_or_unusable_seal_stops_the_start_in_one_line(database_url: str, tmp_path: Path) -> None:
     first = new_seal(tmp_path)
     with serving(Desk, tmp_path / "state", EVENT_LOG=database_url, AUTH__KEYS_SEAL=str(first)):
@@ -405,6 +409,7 @@ def test_keys_in_files_are_taken_in_and_their_tokens_stay_valid(database_url: st
         assert "EdDSA" in desk.http.get("/.well-known/jwks.json").text
 
 
+@pytest.mark.slow
 def test_a_public_half_alone_is_taken_in_beside_keys_that_sign(database_url: str, tmp_path: Path) -> None:
     key = ed25519.Ed25519PrivateKey.generate()
     theirs = tmp_path / "theirs"

@@ -208,6 +208,7 @@ def test_a_slow_reader_reads_no_more_than_its_rate(server: ScriptedServer) -> No
     assert 0 < size <= (time.monotonic() - began) * rate + 8_192  # which may have come with the head
 
 
+@pytest.mark.slow
 def test_the_database_of_the_benchmark_says_what_it_has_done_and_leaves_nothing_behind() -> None:
     if reason := postgres.missing():
         unavailable(reason)

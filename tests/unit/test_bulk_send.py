@@ -50,6 +50,7 @@ def received(sock: socket.socket) -> bytes:
         return b""
 
 
+@pytest.mark.slow
 def test_each_socket_has_its_bytes_in_order_and_what_it_does_not_take_is_told(
     sender: BulkSender, pairs: list[tuple[socket.socket, socket.socket]]
 ) -> None:

@@ -148,6 +148,7 @@ def test_grants_survive_being_a_claim() -> None:
             Grants.from_claim(claim)
 
 
+@pytest.mark.slow
 @given(st.from_regex(r"[A-Za-z0-9]{1,32}", fullmatch=True), st.integers(0, 10**18))
 def test_event_ids_survive_being_text(epoch: str, seq: int) -> None:
     assert EventId.parse(str(EventId(epoch, seq))) == (epoch, seq)

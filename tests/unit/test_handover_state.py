@@ -132,11 +132,13 @@ def spelt_out(state: State) -> list[tuple[object, ...]]:
     ]
 
 
+@pytest.mark.slow
 @given(states())
 def test_a_state_comes_back_as_it_was(state: State) -> None:
     assert carried(state).state() == state
 
 
+@pytest.mark.slow
 @given(parts())
 def test_streams_that_were_copied_and_what_has_changed_since_are_one_whole(parts: Parts) -> None:
     copied, rest, unchanged = parts
@@ -175,6 +177,7 @@ def of_another_format(text: bytes, format: int, body: bytes) -> bytes:
     return json.dumps(header | {"format": format, "bytes": len(body)}).encode() + b"\n" + body + data
 
 
+@pytest.mark.slow
 @given(
     parts(),
     st.tuples(*[st.integers(-(2**31), 2**31).filter(lambda format: format not in (3, FORMAT))] * 2),
@@ -260,6 +263,7 @@ def test_a_text_with_more_at_its_end_is_refused(state: State, more: bytes) -> No
         decode(encode(state) + more)
 
 
+@pytest.mark.slow
 @given(states(), st.data())
 def test_a_text_with_other_bytes_in_it_is_read_or_refused(state: State, data: st.DataObject) -> None:
     text = bytearray(encode(state))

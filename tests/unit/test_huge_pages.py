@@ -44,6 +44,7 @@ def test_what_is_hardly_in_use_is_made_no_huge_page(memory: mmap.mmap) -> None:
     assert address + 2 * SIZE not in found
 
 
+@pytest.mark.slow
 def test_the_memory_of_a_server_that_has_started_lies_in_huge_pages(
     memory: mmap.mmap, server: ServerProcess
 ) -> None:

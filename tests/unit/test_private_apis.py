@@ -250,6 +250,7 @@ def _private_attributes(path: Path) -> Iterator[tuple[ast.Attribute, set[str]]]:
             yield node, own
 
 
+@pytest.mark.slow
 def test_no_class_uses_or_hides_what_a_base_of_others_keeps_private() -> None:
     found = []
     for path in FILES:
