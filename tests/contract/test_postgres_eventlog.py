@@ -67,6 +67,7 @@ def give_another_epoch(url: str) -> None:
     rows(url, "UPDATE sse_app.log SET epoch = 'other'")
 
 
+@pytest.mark.slow
 @pytest.mark.gen_test
 @pytest.mark.parametrize("asked", ["append", "lost", "tail", "nothing"])
 @pytest.mark.parametrize("become", [forget_the_end, move_to_another_server, give_another_epoch])
@@ -144,6 +145,7 @@ def test_a_dump_that_is_restored_is_another_log(postgres: Postgres, database_url
     asyncio.run(run())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("standbys", "had"),
     [

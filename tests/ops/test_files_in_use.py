@@ -180,6 +180,7 @@ def test_a_file_that_another_program_has_made_smaller_is_not_taken_for_damaged(s
     assert lines(server, "event_log_unavailable") == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["events.db", "accounts.db"])
 @pytest.mark.parametrize("left", [0, 0.5, 0.99])
 def test_nothing_is_acknowledged_once_the_write_ahead_log_is_cut(

@@ -173,6 +173,7 @@ def test_the_live_figures_are_summed_and_by_node(machines: Machines) -> None:
 # -- what is done ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("here", "there"), list(permutations(range(3), 2)))
 def test_a_kick_reaches_a_stream_on_any_machine(machines: Machines, here: int, there: int) -> None:
     asked, other = machines.sites[here], machines.sites[there]

@@ -82,6 +82,7 @@ def test_a_command_whose_output_cannot_be_written_says_so_in_one_line(command: s
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_whose_reader_has_gone_ends_without_a_word(command: str, state: Path) -> None:
     reading, writing = os.pipe()

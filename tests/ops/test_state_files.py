@@ -273,6 +273,7 @@ def test_accounts_that_are_lost_are_not_made_anew_in_silence(state: Path, how: s
         assert me.status_code == 401  # it may have been revoked
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("files", range(1, 9))
 def test_a_first_start_that_is_cut_short_anywhere_does_not_look_like_lost_accounts(
     tmp_path: Path, files: int

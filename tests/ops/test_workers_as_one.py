@@ -181,6 +181,7 @@ def test_the_connections_of_all_are_listed_searched_sorted_and_paged_as_one_tabl
 # -- what is ended and renewed -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("here", "there"), list(permutations(range(COUNT), 2)))
 def test_a_kick_by_number_reaches_a_stream_of_any_worker(offices: Offices, here: int, there: int) -> None:
     asked, other = offices.sites[here], offices.sites[there]

@@ -62,6 +62,7 @@ def test_a_forged_token_is_401_at_every_door(gate: Gate, algorithm: str, forged:
         assert headers["www-authenticate"] == 'Bearer error="invalid_token"'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["HS256", "EdDSA", "ES256", "RS256"])
 def test_a_signature_altered_in_any_one_bit_is_401(gate: Gate, algorithm: str) -> None:
     head, _, signature = gate.forges[algorithm].token("access").rpartition(".")

@@ -232,6 +232,7 @@ def test_the_right_user_logs_in_while_100_wrong_passwords_a_second_come(desk: Si
     assert statuses[401] < 250, statuses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("address", "headers"),
     [

@@ -51,6 +51,7 @@ def test_a_hundred_histories_that_are_not_read_take_little_memory(tmp_path: Path
         assert len(publisher.get("/api/v1/sse/alerts/history?limit=1000").json()["events"]) > 900
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "path", ["/api/v1/auth/login", "/api/v1/auth/refresh", "/api/v1/sse/alerts", "/api/v1/sse"]
 )

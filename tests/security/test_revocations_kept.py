@@ -64,6 +64,7 @@ def test_no_end_of_a_session_is_forgotten_while_a_token_minted_for_it_could_live
         assert desk.stream_status(long) == 401
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", ["reload", "restart"])
 @pytest.mark.parametrize("what", ["session", "subject", "token_id", "all"])
 def test_a_revocation_under_a_short_longest_lifetime_holds_when_that_is_raised_again(
