@@ -28,6 +28,7 @@ def batch(publisher: httpx.Client, *events: tuple[str, str, dict[str, Any]]) -> 
     return list(publisher.post("/api/v1/sse", json=body).json()["ids"])
 
 
+@pytest.mark.slow
 def test_the_core_is_under_4096_bytes_minified_and_gzipped(built: str) -> None:
     print(built)
     sizes = {name: int(size) for name, size in re.findall(r"(\S+): .* (\d+) gzipped", built)}

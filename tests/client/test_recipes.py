@@ -145,6 +145,7 @@ make_server("127.0.0.1", int(sys.argv[1]), application).serve_forever()
 """
 
 
+@pytest.mark.slow
 def test_django_publishes(request: pytest.FixtureRequest, served: ServerProcess, tmp_path: Path) -> None:
     (tmp_path / "views.py").write_text(recipe("Publish from Django", served))
     (tmp_path / "serve.py").write_text(DJANGO)

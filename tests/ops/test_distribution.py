@@ -54,6 +54,7 @@ def test_all_three_are_built_and_the_checkout_stays_as_it_was(dist: Path) -> Non
         assert not (ROOT / made).exists()
 
 
+@pytest.mark.slow
 def test_the_wheel_has_what_an_operator_needs_byte_for_byte(dist: Path) -> None:
     with zipfile.ZipFile(wheel_of(dist)) as wheel:
         names = wheel.namelist()
