@@ -17,10 +17,11 @@ run: .venv/installed
 
 # Beside mypy, which keeps one processor busy, the tests are compiled; else each of pytest's processes does it.
 # More processes than processors: now and then a test waits, for a timeout, a restart, or another process.
+# CI takes MARKED='not long', which runs the slow tests among the others.
 test: .venv/installed
 	@$(BIN)/python -m pytest --collect-only --quiet >/dev/null & compiling=$$!; \
 	$(CHECK); status=$$?; wait $$compiling; exit $$status
-	@$(BIN)/python -m pytest --numprocesses=$(PROCESSES)
+	@$(BIN)/python -m pytest --numprocesses=$(PROCESSES) $(if $(MARKED),-m '$(MARKED)')
 
 quick: .venv/installed check
 	@$(BIN)/python -m pytest --numprocesses=2 tests/unit
