@@ -72,9 +72,7 @@ class Publisher:
         """
         if not isinstance(channel, str):
             raise InvalidInput("channel must be the name of one channel, as a text", "channel")
-        if isinstance(data, Mapping):
-            data = dict(data)
-        return (await self.append([self.check(channel, event, data, retry, final)]))[0]
+        return (await self.append([self.check(channel, event, _as_read(data), retry, final)]))[0]
 
     async def publish_batch(self, events: Sequence[Mapping[str, Any]]) -> list[EventId | None]:
         """Publish events, all or none, in order.
@@ -84,9 +82,11 @@ class Publisher:
         Raises:
             As `publish` does.
         """
-        return await self.append(
-            self.check_batch([dict(event) if isinstance(event, Mapping) else event for event in events])
-        )
+        items = [_as_read(event) for event in events]
+        for item in items:
+            if isinstance(item, dict) and "data" in item:
+                item["data"] = _as_read(item["data"])
+        return await self.append(self.check_batch(items))
 
     def check(
         self, channel: str, event: object, data: object, retry: object = None, final: object = False
@@ -216,6 +216,11 @@ def data_of(item: Mapping[Any, Any], field: str = "") -> object:
     if "data" not in item:
         raise InvalidInput(f"{field}data is missing", f"{field}data")
     return item["data"]
+
+
+def _as_read(value: object) -> object:
+    """Return a mapping as a new dict, which is what JSON is read into, and anything else as it is."""
+    return dict(value) if isinstance(value, Mapping) else value
 
 
 def _check_item(item: object, field: str, now: str) -> NewEvent:

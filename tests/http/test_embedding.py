@@ -60,7 +60,9 @@ async def test_events_published_from_python_reach_a_stream_of_the_surrounding_ap
     assert (await http_client.fetch(base_url + "/")).body == b"hello"
     token = sse.token("ann", subscribe=["alerts"], lifetime=60)
     first = await sse.publish("alerts", "risk_alert", MappingProxyType({"severity": "high"}))
-    ids = await sse.publish_batch([{"channel": "alerts", "event": "e", "data": {"n": n}} for n in range(2)])
+    ids = await sse.publish_batch(
+        [{"channel": "alerts", "event": "e", "data": MappingProxyType({"n": n})} for n in range(2)]
+    )
     assert first is not None
     assert [id and id.seq for id in ids] == [first.seq + 1, first.seq + 2]
 
