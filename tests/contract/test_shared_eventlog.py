@@ -32,7 +32,7 @@ from sse_app.eventlog.sqlite import writer
 from sse_app.eventlog.sqlite.bells import Bells
 from sse_app.eventlog.sqlite.file import CHECKPOINT_PAGES, PAGE_BYTES
 from sse_app.eventlog.sqlite.log import SqliteEventLog
-from sse_app.eventlog.sqlite.reports import Growth
+from sse_app.eventlog.sqlite.reports import Commit, Growth
 from tests.support.appender import Appender
 from tests.support.log_processes import RemoteLog, log_at, log_processes
 from tests.support.server_process import ROOT
@@ -355,44 +355,68 @@ async def test_a_bell_and_a_lock_that_are_removed_are_made_again(tmp_path: Path)
         await follower.end()
 
 
-@pytest.mark.gen_test
-async def test_what_is_written_after_the_last_bell_has_the_file_looked_at_and_what_is_told_has_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@asynccontextmanager
+async def told_of_one(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[tuple[SqliteEventLog, SqliteEventLog, Follower]]:
+    """Open a log in two processes, of which one was told of the other's event, and does not look at the file itself."""
     monkeypatch.setattr(writer, "LOOK_INTERVAL", 3600)
-    path = tmp_path / "e.db"
     async with opened(path) as one, opened(path) as other:
         follower = Follower(one)
         (told,) = await other.append([new()])
         await follower.has(told.seq)
+        yield one, other, follower
+        await follower.end()
+
+
+async def append_silently(log: SqliteEventLog, monkeypatch: pytest.MonkeyPatch) -> EventId:
+    """Append an event of which no bell tells the others."""
+    await asyncio.sleep(0.05)  # a file's time of change is exact to some milliseconds only
+    monkeypatch.setattr(Bells, "ring", lambda *_: None)
+    (id,) = await log.append([new()])
+    await asyncio.sleep(0.05)
+    return id
+
+
+@pytest.mark.gen_test
+async def test_what_is_written_after_the_last_bell_has_the_file_looked_at_and_what_is_told_has_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with told_of_one(tmp_path / "e.db", monkeypatch) as (one, other, follower):
         assert one._writer is not None
         assert not one._writer.may_be_written(one._told_at)
-        await asyncio.sleep(0.05)  # a file's time of change is exact to some milliseconds only
-        monkeypatch.setattr(Bells, "ring", lambda *_: None)
-        (untold,) = await other.append([new()])
+        untold = await append_silently(other, monkeypatch)
         await follower.has(untold.seq)
-        await follower.end()
 
 
 @pytest.mark.gen_test
 async def test_what_is_written_while_a_look_at_the_file_is_being_reported_has_it_looked_at_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writer, "LOOK_INTERVAL", 3600)
-    path = tmp_path / "e.db"
-    async with opened(path) as one, opened(path) as other:
-        follower = Follower(one)
-        (told,) = await other.append([new()])
-        await follower.has(told.seq)
-        seen = Growth(told.seq, time.time())
-        await asyncio.sleep(0.05)  # a file's time of change is exact to some milliseconds only
-        monkeypatch.setattr(Bells, "ring", lambda *_: None)
-        (untold,) = await other.append([new()])
-        await asyncio.sleep(0.05)
+    async with told_of_one(tmp_path / "e.db", monkeypatch) as (one, other, follower):
+        seen = Growth(one.head.seq, time.time())
+        untold = await append_silently(other, monkeypatch)
         assert one._writer is not None
         one._writer._put(seen)
         await follower.has(untold.seq)
-        await follower.end()
+
+
+@pytest.mark.gen_test
+async def test_what_is_written_while_a_commit_is_being_reported_has_the_file_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with told_of_one(tmp_path / "e.db", monkeypatch) as (one, other, follower):
+        held: list[Commit] = []
+        committed = one._committed
+        monkeypatch.setattr(one, "_committed", held.append)
+        append = asyncio.create_task(one.append([new()]))
+        await until_async(lambda: held, "it is stored")
+        untold = await append_silently(other, monkeypatch)
+        monkeypatch.setattr(one, "_committed", committed)
+        for commit in held:
+            committed(commit)
+        await append
+        await follower.has(untold.seq)
 
 
 @pytest.mark.gen_test

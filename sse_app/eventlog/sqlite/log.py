@@ -191,7 +191,7 @@ class SqliteEventLog(EventLog):
         """Take over what another process has committed."""
         if bell.events and bell.previous <= self._seq < bell.head:
             self._set_alone(None)
-            self._publish(bell.events[self._seq - bell.previous :])
+            self._publish(bell.events[self._seq - bell.previous :], time.time())
         else:
             self._grown(bell.head, time.time())
             if bell.previous == bell.head and self._writer is not None:
@@ -236,8 +236,8 @@ class SqliteEventLog(EventLog):
         if self._writer is not None and self._writer.may_be_written(self._told_at):
             self._writer.look()
 
-    def _publish(self, events: list[Event]) -> None:
-        self._told_at = time.time()
+    def _publish(self, events: list[Event], seen_at: float) -> None:
+        self._told_at = max(self._told_at, seen_at)
         self._seq = max(self._seq, events[-1].seq)
         self._tails.publish(events)
 
@@ -260,7 +260,7 @@ class SqliteEventLog(EventLog):
                 for name in commit.forgotten.names:
                     alone.channels.pop(name, None)
         if commit.events:
-            self._publish(commit.events)
+            self._publish(commit.events, commit.seen_at)
         self._unanswered -= len(commit.outcomes)
         for future, outcome in commit.outcomes:
             if future.done():  # the publisher gave up waiting; its events are in the log all the same

@@ -20,13 +20,17 @@ class Forgotten(NamedTuple):
 
 
 class Commit(msgspec.Struct):
-    """What one round of the writer did: the events stored, and what becomes of each append."""
+    """What one round of the writer did: the events stored, and what becomes of each append.
+
+    Where there are events, ``seen_at`` is a time by the wall clock up to which all that is in the file was seen.
+    """
 
     events: list[Event] = []
     channels: dict[ChannelName, ChannelState] = {}
     forgotten: Forgotten | None = None
     outcomes: list[tuple[asyncio.Future[list[EventId]], range | Exception]] = []
     failure: Exception | None = None
+    seen_at: float = 0.0
 
 
 class Growth(NamedTuple):

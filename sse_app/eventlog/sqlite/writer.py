@@ -361,7 +361,8 @@ class SqliteWriter:
             file.begin()
             if file.others_committed and not self._shared:
                 self._shared = True
-                self.reports.append(Growth(file.head, time.time()))  # with the lock held nobody else commits
+                # No other process commits while this one has the lock.
+                self.reports.append(Growth(file.head, time.time()))
             now = file.clock.now()
             for append in appends:
                 outcome = self._store(append.events, append.key, now, commit)
@@ -376,6 +377,7 @@ class SqliteWriter:
         file.channels.update(commit.channels)
         if commit.events:
             file.head = commit.events[-1].seq
+            commit.seen_at = time.time()  # no other process commits before the lock is released
             self._tell(commit)
         else:
             self.reports.append(commit)
