@@ -28,9 +28,9 @@ ATTEMPTS, PAUSE = 5, 0.1
 """How often the store is asked when it has told of a change, until it answers, and the seconds in between: then its
 connections may just have been lost."""
 
-TOLD_DELAY = 0.2
-"""After how many seconds that is done: a node that revokes something says itself how its streams are to be counted and
-ended, and both messages are under way at once."""
+COUNTED_WITHIN = 0.2
+"""For how many seconds at most a revocation is not written yet, for the other nodes to count the streams that it will
+end, and to learn whether it is a kick: each ends them as soon as it finds the revocation in the store."""
 
 OTHERS_TIMEOUT = 1.0
 """How long a revocation waits for the other nodes, in seconds; one that does not answer finds it in the store."""
@@ -164,12 +164,12 @@ class Enforcement:
             "issued": self._revocations.latest_issue,
         }
         others = self._cluster.peers()
-        # The streams are counted before they end, and nothing waits for a node that does not answer.
         counting = asyncio.create_task(
             self._cluster.ask("revocations.expect", expected, OTHERS_TIMEOUT, others)
         )
-        own = self._concerned(revocations)
         try:
+            await asyncio.wait([counting], timeout=COUNTED_WITHIN)
+            own = self._concerned(revocations)
             await self._store.revoke(revocations)
         except BaseException:
             counting.cancel()
@@ -240,7 +240,6 @@ class Enforcement:
             self._told = asyncio.create_task(self._look_as_told(), name="look-at-revocations")
 
     async def _look_as_told(self) -> None:
-        await asyncio.sleep(TOLD_DELAY)
         failures = 0
         while failures < ATTEMPTS:
             self._told_again = False

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Collection
-from typing import Any
 
-import msgspec
 import pytest
 
 from sse_app.auth.tokens.claims import Lease
-from sse_app.cluster.base import ASK_TIMEOUT, Alone, Answers, Cluster
+from sse_app.cluster.base import Alone
 from sse_app.core.channels import ChannelName
 from sse_app.core.framing import CHUNKED
 from sse_app.eventlog.memory import MemoryEventLog
@@ -19,61 +16,11 @@ from sse_app.settings.model import Limits
 from sse_app.streams.elsewhere import StreamsElsewhere
 from sse_app.streams.hub import Hub
 from sse_app.streams.stream import Subscriber
+from tests.support.cluster_bus import Bus
 
 pytestmark = pytest.mark.gen_test
 
 USERS = ("ann", "bob", "eve")
-
-
-class Bus(Cluster):
-    """A cluster in one process, which loses messages when it is asked to."""
-
-    def __init__(self, name: str, nodes: dict[str, Bus]) -> None:
-        super().__init__()
-        self._name = name
-        self.nodes = nodes
-        nodes[name] = self
-        self.losing = False
-        self.pending: list[asyncio.Future[Any]] = []
-
-    @property
-    def name(self) -> str:
-        return self._name
-
-    @property
-    def number(self) -> int:
-        return 0
-
-    def peers(self) -> tuple[str, ...]:
-        return tuple(name for name in self.nodes if name != self._name)
-
-    def tell(self, kind: str, payload: object = None) -> None:
-        for peer in self.peers():
-            if not self.losing:
-                plain = msgspec.msgpack.decode(msgspec.msgpack.encode(payload))
-                self.pending.append(
-                    asyncio.ensure_future(self.nodes[peer]._answer_of(self._name, kind, plain))
-                )
-
-    async def ask(
-        self,
-        kind: str,
-        payload: object = None,
-        within: float = ASK_TIMEOUT,
-        to: Collection[str] | None = None,
-    ) -> Answers:
-        answers = {}
-        for name in self.peers() if to is None else to:
-            answer = await self.nodes[name]._answer_of(self._name, kind, payload)
-            answers[name] = msgspec.msgpack.decode(msgspec.msgpack.encode(answer))
-        return Answers(answers, ())
-
-    async def open(self) -> None: ...
-
-    async def start(self) -> None: ...
-
-    def stop(self) -> None:
-        self.nodes.pop(self._name, None)
 
 
 class Node:

@@ -1,15 +1,28 @@
-"""Learning of revocations costs what is new, not what is known already."""
+"""Learning of revocations costs what is new; a node counts the streams that another one's revocation will end."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from sse_app.auth.audit import Audit
 from sse_app.auth.records import Revocation
 from sse_app.auth.revocations import Revocations
 from sse_app.auth.sqlite_store import SqliteAuthStore
+from sse_app.auth.tokens.claims import Lease
+from sse_app.auth.tokens.issuer import Tokens
+from sse_app.auth.tokens.keyring import KeyRing
+from sse_app.core.channels import ChannelName
+from sse_app.core.framing import CHUNKED
+from sse_app.eventlog.memory import MemoryEventLog
+from sse_app.streams.enforcement import COUNTED_WITHIN, Enforcement
+from sse_app.streams.hub import Hub
+from sse_app.streams.stream import Subscriber
+from tests.support.cluster_bus import Bus
 
 KNOWN = 40_000
 LONGEST = 3600.0
@@ -41,3 +54,46 @@ async def test_learning_one_by_one_is_not_slower_where_very_many_are_known(tmp_p
     few = await cost_of_learning(tmp_path / "few.db", 10)
     many = await cost_of_learning(tmp_path / "many.db", KNOWN)
     assert many < 10 * few, (few, many)
+
+
+class Slow(Bus):
+    """A node that looks for revocations in the store just before it hears of one, and is late with all it hears."""
+
+    enforcement: Enforcement
+    hub: Hub
+    late: float
+
+    async def _answer_of(self, node: str, kind: str, payload: Any) -> Any:
+        await asyncio.sleep(self.late)
+        await self.enforcement.apply()
+        for stream in [stream for stream in self.hub.streams if stream.ending]:
+            self.hub.unregister(stream)
+        return await super()._answer_of(node, kind, payload)
+
+
+@pytest.mark.gen_test
+@pytest.mark.parametrize(("late", "counted"), [(COUNTED_WITHIN / 4, 2), (COUNTED_WITHIN * 2, 1)])
+async def test_the_streams_of_all_nodes_are_counted_before_one_ends_them(
+    tmp_path: Path, late: float, counted: int
+) -> None:
+    """One that is later than that is not waited for: the revocation is in force, and it has counted what is left."""
+    nodes: dict[str, Bus] = {}
+    keys = KeyRing.load(tmp_path / "keys", create=True)
+    stores = [SqliteAuthStore(tmp_path / "accounts.db") for _ in range(2)]
+    for number, store in enumerate(stores):
+        await store.open()
+        bus = Slow(str(number), nodes)
+        hub = Hub(MemoryEventLog(), backlog_limit=1000, retry=1000)
+        lease = Lease("ann", "s", f"t{number}", time.time() - 1, time.time() + 600)
+        hub.register(Subscriber("c", lease, "10.0.0.1"), (ChannelName("a"),), framing=CHUNKED)
+        revocations = Revocations(store, LONGEST)
+        tokens = Tokens(keys, issuer="i", audience="a", longest=LONGEST, revocations=revocations)
+        bus.enforcement = Enforcement(hub, store, revocations, tokens, tmp_path / "keys", Audit(store), bus)
+        bus.hub, bus.late = hub, late
+    first = nodes["0"]
+    assert isinstance(first, Slow)
+    try:
+        assert await first.enforcement.revoke(Revocation.of_subject("ann")) == (counted, ())
+    finally:
+        for store in stores:
+            await store.close()
