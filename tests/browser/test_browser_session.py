@@ -362,6 +362,7 @@ def test_it_runs_without_a_window_and_lets_the_program_end(serve: Start) -> None
         assert re.split(r"\s+", done.stdout.strip())[-1] == last
 
 
+@pytest.mark.slow
 def test_in_a_frame_of_another_site_where_no_cookie_is_kept_the_login_lasts_all_the_same(
     chrome: Chrome, serve: Start
 ) -> None:

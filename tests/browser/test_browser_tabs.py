@@ -86,6 +86,7 @@ def test_eight_tabs_have_one_connection_and_go_on_without_loss_when_the_leader_i
     assert longest_silence(tabs) < 1.0
 
 
+@pytest.mark.slow
 def test_all_tabs_recover_when_the_server_is_killed(chrome: Chrome, serve: Start) -> None:
     server = serve()
     tabs = open_tabs(chrome, server, 4)

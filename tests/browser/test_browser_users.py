@@ -187,6 +187,7 @@ def test_a_client_that_stays_goes_on_as_the_next_user_where_it_was_and_hears_not
         assert each.noted("reset") == []
 
 
+@pytest.mark.slow
 def test_a_kick_of_a_stream_ends_all_tabs_that_share_it_also_those_with_a_login_of_their_own(
     chrome: Chrome, serve: Start
 ) -> None:

@@ -286,6 +286,7 @@ def test_views_that_are_there_before_a_login_wait_for_it(chrome: Chrome, serve: 
     assert sorted(entry["reason"] for entry in tab.noted("over")) == ["closed", "token", "token"]
 
 
+@pytest.mark.slow
 def test_views_are_back_after_a_logout_and_a_login(chrome: Chrome, serve: Start, built: str) -> None:
     server = serve()
     server.add_user("ann", PASSWORD, subscribe=",".join(COMPOSABLES))
@@ -367,6 +368,7 @@ def test_views_say_that_the_connection_is_lost_and_back(chrome: Chrome, serve: S
     assert tab.run("errors.length") >= 1
 
 
+@pytest.mark.slow
 def test_url_and_channels_may_be_refs(chrome: Chrome, serve: Start, built: str) -> None:
     server = serve()
     tab = open_views(chrome, server)

@@ -104,6 +104,7 @@ def search_is_quick(chromium: Browser, server: ServerProcess, count: int) -> Non
         page.wait_for_selector(f"[data-connection]:first-child:has-text('desk-{last:05}')")
 
 
+@pytest.mark.slow
 def test_a_search_among_300_streams_takes_less_than_200_ms(chromium: Browser, start_server: Start) -> None:
     search_is_quick(chromium, start(start_server), 300)
 
@@ -120,6 +121,7 @@ def test_a_search_among_10000_streams_takes_less_than_200_ms(chromium: Browser, 
     search_is_quick(chromium, start(start_server), 10_000)
 
 
+@pytest.mark.slow
 def test_kick_and_revoke_act_within_a_second_by_keyboard_and_are_in_the_trail(
     chromium: Browser, start_server: Start
 ) -> None:
@@ -237,6 +239,7 @@ def test_a_test_event_is_published_and_found_in_the_history_by_keyboard(
         assert page.locator(".events li").count() == 1
 
 
+@pytest.mark.slow
 def test_the_history_of_a_pattern_goes_on_live_with_events_of_any_type_and_data(
     chromium: Browser, start_server: Start
 ) -> None:
@@ -275,6 +278,7 @@ def test_the_history_of_a_pattern_goes_on_live_with_events_of_any_type_and_data(
         page.wait_for_selector(f"{history} button[aria-pressed=false]")
 
 
+@pytest.mark.slow
 def test_both_pages_recover_from_a_restart_and_the_charts_go_on(
     chromium: Browser, start_server: Start
 ) -> None:
@@ -308,6 +312,7 @@ def test_two_dashboards_show_the_same_figures_and_one_that_comes_back_has_no_gap
         assert chart(second, "streams")["gaps"] == "0"
 
 
+@pytest.mark.slow
 def test_who_is_no_administrator_sees_403_and_no_data(chromium: Browser, start_server: Start) -> None:
     server = start(start_server)
     login = httpx.post(

@@ -58,6 +58,7 @@ def cookie_of(server: ServerProcess, name: str) -> str:
     return answer.headers["set-cookie"].partition(";")[0].partition("=")[2]
 
 
+@pytest.mark.slow
 def test_a_page_does_not_become_another_users_in_silence(chromium: Browser, start_server: Start) -> None:
     server = start(start_server)
     with visitor(chromium, server) as ann:

@@ -49,6 +49,7 @@ def test_four_panels_move(chromium: Browser, start_server: Start) -> None:
         assert figure(page, "latency").endswith(" ms")
 
 
+@pytest.mark.slow
 def test_a_restart_leaves_no_gap_and_no_double_and_is_told(chromium: Browser, start_server: Start) -> None:
     server, market = start(start_server)
     with visitor(chromium, server) as ann:
@@ -94,6 +95,7 @@ def test_what_was_missed_is_replayed_and_counted(chromium: Browser, start_server
         assert "7 missed and replayed" in page.inner_text("[data-reason]")
 
 
+@pytest.mark.slow
 def test_a_reload_asks_for_no_password_and_a_logout_ends_every_tab(
     chromium: Browser, start_server: Start
 ) -> None:
@@ -131,6 +133,7 @@ def test_a_login_outlives_its_tokens(chromium: Browser, start_server: Start) -> 
         assert chart(page, "value")["points"] == str(market.days)
 
 
+@pytest.mark.slow
 def test_unread_alerts_are_counted_until_they_are_marked_by_keyboard(
     chromium: Browser, start_server: Start
 ) -> None:

@@ -125,6 +125,7 @@ def test_the_lines_for_a_terminal_run_as_they_stand_and_outlive_their_tokens(
     assert_tokens_were_replaced(server, seconds)
 
 
+@pytest.mark.slow
 def test_the_lines_for_a_text_run_as_they_stand(start_server: Start) -> None:
     server = start_server()
     shell = ["/bin/bash", "-ec", example("Fragments, tokens, lines: any text", server)]
@@ -262,6 +263,7 @@ def test_the_lines_for_vue_run_as_they_stand_and_outlive_their_tokens(
     assert_tokens_were_replaced(server, seconds)
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 @pytest.mark.node
 def test_all_streams_of_the_page_with_vue_end_as_kicked(chrome: Chrome, serve: Start, built: str) -> None:

@@ -116,6 +116,7 @@ def test_a_retry_is_digits_alone() -> None:
     assert [answer[0][4] for answer in parse(streams)] == [*values.values()]
 
 
+@pytest.mark.slow
 def test_a_long_event_in_small_pieces_takes_time_in_proportion_to_its_length() -> None:
     """Fifty million characters: were the line copied for each piece, this would take hours."""
     script = """

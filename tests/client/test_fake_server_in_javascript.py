@@ -22,6 +22,7 @@ def run(code: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_it_does_to_clients_what_a_test_says(built: str) -> None:
     assert "pass 9\n" in run(Path(__file__).with_suffix(".mjs").read_text())
 

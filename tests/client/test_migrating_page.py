@@ -95,6 +95,7 @@ def send(url: str) -> None:
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=60)
 
 
+@pytest.mark.slow
 def test_what_the_old_service_sent_comes_on_one_stream_without_a_layer_of_data(old_service: str) -> None:
     login = {"username": "ann", "password": PASSWORD, "cookie": False}
     tokens = httpx.post(f"{old_service}/api/v1/auth/login", json=login).json()

@@ -98,6 +98,7 @@ def test_a_token_that_expires_every_few_seconds_is_renewed_on_one_connection(sta
     run(test())
 
 
+@pytest.mark.slow
 def test_where_renewal_is_refused_it_reconnects_and_misses_nothing(start_server: Start) -> None:
     server = start_server(STREAM__RETRY=100)
 

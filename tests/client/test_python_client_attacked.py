@@ -248,6 +248,7 @@ def test_the_client_needs_nothing_of_the_server_and_says_what_it_needs(program: 
     assert done.stdout == printed
 
 
+@pytest.mark.slow
 def test_the_lines_of_the_readme_run_as_they_stand(start_server: Start) -> None:
     server = start_server()
     server.add_user("ann", "correct horse battery", subscribe="dashboard,alerts", publish="alerts")
@@ -263,6 +264,7 @@ def test_the_lines_of_the_readme_run_as_they_stand(start_server: Start) -> None:
     assert re.match(r"[\w-]+ risk_alert {'severity': 'low', 'channel': 'alerts', 'timestamp': ", line)
 
 
+@pytest.mark.slow
 def test_the_synchronous_lines_of_the_readme_run_as_they_stand(start_server: Start) -> None:
     server = start_server()
     server.add_user("ann", "correct horse battery", subscribe="dashboard,alerts", publish="alerts")

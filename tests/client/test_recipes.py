@@ -160,6 +160,7 @@ def test_django_publishes(request: pytest.FixtureRequest, served: ServerProcess,
     ]
 
 
+@pytest.mark.slow
 def test_flask_publishes(request: pytest.FixtureRequest, served: ServerProcess, tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(recipe("Publish from Flask", served))
     port = reserve_port(request.node)
@@ -236,6 +237,7 @@ def test_the_server_runs_beside_fastapi_in_one_process(
     assert heard[1].id == id
 
 
+@pytest.mark.slow
 def test_the_tokens_of_a_backend_open_streams_and_nothing_else(served: ServerProcess, tmp_path: Path) -> None:
     use_tokens_signed_by(served, tmp_path, "With PyJWT", [sys.executable, "-c"])
 

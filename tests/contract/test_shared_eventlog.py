@@ -1022,6 +1022,7 @@ async def test_beside_a_file_that_is_not_ours_nothing_is_left(tmp_path: Path) ->
     assert os.listdir(tmp_path) == ["e.db"]
 
 
+@pytest.mark.slow
 @pytest.mark.gen_test
 async def test_a_log_that_another_process_has_open_is_given_no_new_epoch(tmp_path: Path) -> None:
     path = tmp_path / "elsewhere.db"

@@ -194,6 +194,7 @@ def test_a_client_with_a_rate_that_comes_back_has_the_newest_of_what_it_missed(d
         assert pairs(take(frames, 1)) == [("d", 500)]
 
 
+@pytest.mark.slow
 def test_the_tables_of_thousands_of_channels_come_whole_by_their_pattern(desk: Room) -> None:
     names = [f"table.c{number}" for number in range(2000)]
     for start in range(0, len(names), 1000):

@@ -71,6 +71,7 @@ def half_a_body(number: int) -> bytes:
     return b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900\r\n\r\n{" % path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("address", [lambda number: "127.0.0.1", own_address], ids=["one address", "many"])
 @pytest.mark.parametrize("sent", [half_a_head, half_a_body])
 def test_connections_that_send_nothing_or_half_a_request_keep_nobody_out(
@@ -144,6 +145,7 @@ def _state(task: Path) -> str:
     return (task / "stat").read_text().rpartition(")")[2].split()[0]
 
 
+@pytest.mark.slow
 def test_descriptors_that_run_out_all_the_same_are_taken_from_silent_clients(start_server: Start) -> None:
     """The limit is lowered below what the server has reckoned with, as no operator does: accept(2) fails."""
     server = start_server(open_files=FILES, expected=("connections_shed", "accept_failed"))
@@ -167,6 +169,7 @@ def test_descriptors_that_run_out_all_the_same_are_taken_from_silent_clients(sta
     assert sorted(str(line["event"]) for line in warnings(server)) == ["accept_failed", "connections_shed"]
 
 
+@pytest.mark.slow
 def test_without_any_descriptor_accepting_rests_and_is_taken_up_again(start_server: Start) -> None:
     server = start_server(open_files=FILES, expected=("accept_failed",))
     assert server.process is not None

@@ -423,6 +423,7 @@ async def test_a_pipelined_request_waits_until_the_one_before_is_answered(slow: 
         assert server.under_way == (0, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.gen_test
 async def test_many_pipelined_requests_that_nothing_answers_but_tornado_itself_do_not_exhaust_the_stack() -> (
     None

@@ -120,6 +120,7 @@ def test_attempts_at_once_with_all_workers_exceed_a_limit_for_one_heartbeat_at_m
     until(streams.refused_everywhere, "the workers know of each other's streams")
 
 
+@pytest.mark.slow
 def test_the_streams_of_a_worker_that_was_killed_count_no_more(streams: Streams) -> None:
     first, second, *_ = streams.workers
     for _ in range(LIMIT):
@@ -163,6 +164,7 @@ def test_a_worker_that_stands_still_counts_no_more_and_again_when_it_goes_on(str
     until(streams.refused_everywhere, "its streams count again")
 
 
+@pytest.mark.slow
 def test_an_address_and_all_together_have_no_more_streams_over_all_workers(
     start: Callable[..., list[WorkerProcess]],
 ) -> None:
@@ -213,6 +215,7 @@ def test_wrong_passwords_with_any_worker_count_with_all(start: Callable[..., lis
     assert [log_in(workers[2], "wrong password") for _ in range(2)][1] == 429
 
 
+@pytest.mark.slow
 def test_the_rate_at_which_a_token_may_publish_is_shared_out_to_the_workers(
     start: Callable[..., list[WorkerProcess]],
 ) -> None:

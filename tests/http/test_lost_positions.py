@@ -41,6 +41,7 @@ def test_a_position_older_than_the_history_brings_a_reset_and_then_live_events(
             room.server.start()
 
 
+@pytest.mark.slow
 def test_a_position_before_an_event_that_grew_too_old_brings_a_reset(start_room: Callable[..., Room]) -> None:
     room = start_room(HISTORY__AGE=1)
     before = room.publish("dashboard", 0)

@@ -263,6 +263,7 @@ def test_what_cannot_be_continued_is_told_before_the_end_and_then_a_client_stops
     assert coming_back(room, channel, end) == 204
 
 
+@pytest.mark.slow
 def test_where_the_final_event_is_no_longer_kept_the_channel_counts_as_not_ended(
     start_room: Callable[..., Room],
 ) -> None:

@@ -16,6 +16,7 @@ from tests.support.room import DEADLINE, Acknowledged, Room, first, listen, sequ
 PUBLISHERS = 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("streams", "turns"), [(1, 50), (FANOUT_SLICE + 20, 3)], ids=["few streams", "more than a slice"]
 )

@@ -158,6 +158,7 @@ def test_types_limits_and_grants_hold_for_events_that_are_not_stored(start: Call
         assert next(others).type == "ping"
 
 
+@pytest.mark.slow
 def test_one_that_no_message_between_nodes_could_hold_is_refused(start: Callable[..., Room]) -> None:
     room = start(LIMITS__BODY_BYTES=20_000_000)
     for size, status in ((9_000_000, 422), (2_000_000, 202)):
@@ -213,6 +214,7 @@ def test_a_stream_that_does_not_read_is_not_ended_by_them_and_goes_on_with_new_o
         assert room.status()["total_connections"] == 1
 
 
+@pytest.mark.slow
 def test_a_storm_of_them_does_not_hold_up_events_that_are_stored(room: Room) -> None:
     stop = threading.Event()
 
@@ -323,6 +325,7 @@ def _check_order(nodes: list[Any], count: int) -> None:
             listener.leave()
 
 
+@pytest.mark.slow
 def test_they_come_in_order_to_the_streams_of_all_workers(tmp_path: Path) -> None:
     with worker_processes(2, tmp_path / "state", CHANNELS=CHANNELS) as workers:
         _check_order(workers, 100)

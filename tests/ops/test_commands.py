@@ -184,6 +184,7 @@ def test_a_state_directory_that_is_a_file_is_named_as_such_once(tmp_path: Path) 
         assert len([line for line in lines if line.endswith("var: it is not a directory")]) == 1
 
 
+@pytest.mark.slow
 def test_at_a_terminal_user_add_asks_before_it_begins_new_state(tmp_path: Path) -> None:
     question = f"there is no state in {tmp_path / 'var'} yet; begin a new one there? [y/N] "
     words = ["user", "add", "ann"]
@@ -196,6 +197,7 @@ def test_at_a_terminal_user_add_asks_before_it_begins_new_state(tmp_path: Path) 
     assert run(tmp_path, "user").stdout == "ann\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("key", "status"), [("\x04", 1), ("\x03", 130)], ids=["Ctrl-D", "Ctrl-C"])
 def test_ctrl_d_and_ctrl_c_at_a_prompt_end_a_command_without_a_traceback(
     tmp_path: Path, key: str, status: int
@@ -212,6 +214,7 @@ def test_ctrl_d_and_ctrl_c_at_a_prompt_end_a_command_without_a_traceback(
         assert ended == status, said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "input"),
     [
@@ -362,6 +365,7 @@ def test_check_config_says_who_else_uses_the_address(tmp_path: Path) -> None:
             taken.accept()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("host", "reached"),
     [

@@ -72,6 +72,7 @@ def test_the_wheel_has_what_an_operator_needs_byte_for_byte(dist: Path) -> None:
     assert [name for name in names if name.endswith((".pyc", ".map"))] == []
 
 
+@pytest.mark.slow
 def test_the_source_distribution_has_all_that_is_in_the_repository(sources: Path) -> None:
     if not (ROOT / ".git").exists():
         unavailable("these are no sources from git")

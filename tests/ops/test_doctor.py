@@ -120,6 +120,7 @@ def test_beside_a_server_it_says_that_it_is_ready_and_leaves_nothing_behind(serv
     assert sorted(server.state_dir.iterdir()) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", PROXIES)
 def test_the_proxies_of_this_repository_pass_each_look(
     server: ServerProcess, tmp_path: Path, kind: str
@@ -134,6 +135,7 @@ def test_the_proxies_of_this_repository_pass_each_look(
     assert "(127.0.0.2)" in found.line_on("trusted_proxies")
 
 
+@pytest.mark.slow
 def test_a_certificate_that_is_not_trusted_is_named(server: ServerProcess, tmp_path: Path) -> None:
     certificate = make_certificate(tmp_path)
     with PROXIES["nginx"](server.port, certificate, tmp_path) as proxy:
@@ -180,6 +182,7 @@ LOT = 20_000
 """How many bytes of a stream it has before it passes them on: more than come while the command looks."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_head", [False, True], ids=["body", "head"])
 def test_a_proxy_that_holds_streams_back_is_found(server: ServerProcess, with_head: bool) -> None:
     handler = type("Holding", (Buffering,), {"upstream": server.port, "with_head": with_head})
@@ -305,6 +308,7 @@ def test_what_is_no_address_is_refused_in_one_line(tmp_path: Path, url: str) -> 
     assert "secret" not in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("host", ["x" * 70 + ".example", ".."])
 def test_a_name_that_cannot_be_looked_up_is_one_failure(server: ServerProcess, host: str) -> None:
     (line,) = of_server(server, "--url", f"http://{host}").failures
@@ -326,6 +330,7 @@ class Hostile(BaseHTTPRequestHandler):
         """Print nothing."""
 
 
+@pytest.mark.slow
 def test_what_a_hostile_server_answers_does_no_harm(server: ServerProcess) -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), Hostile) as hostile:
         threading.Thread(target=hostile.serve_forever, args=(0.05,)).start()
@@ -337,6 +342,7 @@ def test_what_a_hostile_server_answers_does_no_harm(server: ServerProcess) -> No
     assert all(line.isprintable() and len(line) < 1000 for line in found.lines)
 
 
+@pytest.mark.slow
 def test_an_address_at_which_nothing_listens_is_one_failure(server: ServerProcess) -> None:
     with reserved_port() as port:
         found = of_server(server, "--url", f"http://127.0.0.1:{port}")

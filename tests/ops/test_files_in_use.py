@@ -100,6 +100,7 @@ def test_a_log_that_is_not_at_its_place_is_noticed_without_a_publish(
     assert "events.db" in lines(server, "event_log_unavailable")[0]
 
 
+@pytest.mark.slow
 def test_a_log_that_comes_back_to_its_place_is_used_again(server: ServerProcess) -> None:
     aside = server.state_dir.with_name("aside")
     server.state_dir.rename(aside)
@@ -119,6 +120,7 @@ def test_nobody_logs_in_once_the_accounts_are_not_at_their_place(
     assert publish(server).status_code == 201
 
 
+@pytest.mark.slow
 def test_a_log_that_is_removed_under_a_server_begins_anew_after_a_restart(server: ServerProcess) -> None:
     before = publish(server).json()["id"]
     remove(server.state_dir, "events.db")
@@ -250,6 +252,7 @@ def test_readiness_stays_down_for_as_long_as_every_write_fails(server: ServerPro
     assert login(server) == 200
 
 
+@pytest.mark.slow
 def test_accounts_that_cannot_be_written_are_tried_again_by_themselves(server: ServerProcess) -> None:
     with no_more_space(server):
         assert login(server) == 503

@@ -28,6 +28,7 @@ from tests.support.waiting import until
 # The events
 
 
+@pytest.mark.slow
 def test_every_event_has_the_fields_that_subscribers_rely_on() -> None:
     feeds = (portfolio_feed(MARKET, 1), training_feed(MARKET, 1), backtest_feed(MARKET, 1))
     events = [event for feed in feeds for tick in feed for event in tick]
@@ -61,6 +62,7 @@ def test_every_event_has_the_fields_that_subscribers_rely_on() -> None:
             assert 0 <= data["progress"] <= 100
 
 
+@pytest.mark.slow
 def test_the_first_alert_comes_with_the_third_day_and_the_data_goes_round() -> None:
     ticks = list(portfolio_feed(MARKET, 1))
     assert ticks[0][0]["data"]["data"]["date"] == str(FIRST_DAY)

@@ -89,6 +89,7 @@ def test_it_is_true_again_soon_after_a_worker_has_died(
     until(lambda: offices[0].present()["complete"], "all answer")
 
 
+@pytest.mark.slow
 def test_an_upgrade_changes_nothing_and_has_watching_clients_ask_anew(
     offices: list[Office], workers: list[WorkerProcess]
 ) -> None:

@@ -73,6 +73,7 @@ def in_shell(
     return done.returncode, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_whose_output_cannot_be_written_says_so_in_one_line(command: str, state: Path) -> None:
     for unbuffered in ("", "1"):  # it fails at the end, or amid the command
@@ -108,6 +109,7 @@ def test_a_command_with_closed_descriptors_works_without_them(state: Path) -> No
     assert in_shell("2>/dev/full", "no-such-command", state)[0] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_a_server_with_closed_descriptors_serves_and_ends_on_sigterm(closed: str, tmp_path: Path) -> None:
     server = ServerProcess(state_dir=tmp_path / "state")
@@ -152,6 +154,7 @@ def test_sigusr1_is_ignored_with_a_line_and_sigquit_ends_as_sigterm_does(
     assert [line["event"] for line in server.log_lines()][-1] == "stopped"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP])
 def test_a_signal_that_comes_while_the_server_loads_does_not_end_it(number: int, tmp_path: Path) -> None:
     server = ServerProcess(state_dir=tmp_path / "state")

@@ -244,6 +244,7 @@ def test_a_database_that_is_cut_to_half_is_refused(state: Path, name: str, kille
         assert "docs/operations.md" in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["missing", "empty"])
 def test_accounts_that_are_lost_are_not_made_anew_in_silence(state: Path, how: str) -> None:
     def lose() -> None:

@@ -82,6 +82,7 @@ def begin_to_stop(server: ServerProcess) -> None:
     until(listens_no_more, "it listens no more")
 
 
+@pytest.mark.slow
 def test_requests_under_way_are_answered_before_the_process_ends(tmp_path: Path) -> None:
     for attempt in range(4):
         with asked(tmp_path / str(attempt)) as (server, postgres, asking):
@@ -98,6 +99,7 @@ def test_requests_under_way_are_answered_before_the_process_ends(tmp_path: Path)
     pytest.fail(f"no answer came within {REQUESTS_TIMEOUT} s")
 
 
+@pytest.mark.slow
 def test_requests_that_nothing_answers_do_not_hold_the_end_up_and_are_no_error_of_the_program(
     tmp_path: Path,
 ) -> None:

@@ -63,6 +63,7 @@ def next_steps(units: Path, *words: str) -> list[str]:
     return done.stdout.partition("next: ")[2].strip().split(" && ")
 
 
+@pytest.mark.slow
 def test_the_operator_is_told_how_to_get_from_each_number_of_workers_to_each_other(tmp_path: Path) -> None:
     single, begin = "sse-app.socket sse-app.service", "systemctl enable --now sse-app.target"
     reload, restart = "systemctl daemon-reload", "systemctl restart sse-app.target"

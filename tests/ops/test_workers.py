@@ -230,6 +230,7 @@ sys.exit(os.waitstatus_to_exitcode(status))
 """
 
 
+@pytest.mark.slow
 def test_a_worker_whose_parent_has_died_before_it_was_ready_keeps_no_worker_of_the_next_one_out(
     tmp_path: Path,
 ) -> None:

@@ -468,6 +468,7 @@ def test_what_a_stranger_sends_makes_no_worker_ask_the_others(offices: Offices) 
     until(lambda: offices.status(first)["workers_missing"] == [], "it answers again")
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_is_named_until_it_is_back(offices: Offices) -> None:
     first, killed = offices.sites[0], offices.workers[2]
     offices.sites[2].leave_all()

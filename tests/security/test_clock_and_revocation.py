@@ -113,6 +113,7 @@ def test_a_revocation_reaches_a_token_that_says_nothing_but_its_issuing_time(
     assert hear(server, "dashboard", fresh).status == 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["--subject ann", "--all"])
 def test_a_login_after_a_revocation_works_although_the_clock_was_set_back(
     start: Start, hear: Hear, how: str
@@ -145,6 +146,7 @@ def test_a_login_after_a_revocation_works_although_the_clock_was_set_back(
     assert me(server, after["access_token"]) == 200 or claims_of(after["access_token"])["exp"] < time.time()
 
 
+@pytest.mark.slow
 def test_a_revocation_is_not_forgotten_while_the_clock_is_ahead(start: Start) -> None:
     server = start()
     server.add_user("ann", PASSWORD, subscribe="dashboard")

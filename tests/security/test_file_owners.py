@@ -108,6 +108,7 @@ def linked(path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_what_others_can_read_or_write_is_refused_with_the_command_that_mends_it(state: Path) -> None:
     for name, spoil in OPEN.items():
         path = spoil(state)
@@ -116,6 +117,7 @@ def test_what_others_can_read_or_write_is_refused_with_the_command_that_mends_it
         mended(state, line)
 
 
+@pytest.mark.slow
 @as_root
 def test_what_belongs_to_another_user_is_refused_with_the_command_that_mends_it(state: Path) -> None:
     for name, spoil in FOREIGN.items():

@@ -148,6 +148,7 @@ def test_a_stream_is_not_renewed_with_a_token_that_is_about_to_expire(desk: Site
     desk.leave_all()
 
 
+@pytest.mark.slow
 def test_a_login_gives_no_tokens_that_live_longer_than_is_accepted(tmp_path: Path) -> None:
     with site(tmp_path / "state", users=("ann",), AUTH__LONGEST_LIFETIME=60) as desk:
         session = desk.log_in("ann")

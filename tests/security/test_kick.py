@@ -55,6 +55,7 @@ def assert_kicked(answer: httpx.Response, seconds: int) -> None:
     assert seconds - 30 <= int(answer.headers["retry-after"]) <= seconds
 
 
+@pytest.mark.slow
 def test_a_kicked_session_gets_no_stream_and_no_stream_token_for_five_minutes(desk: Site) -> None:
     session, again, other = desk.log_in("ann"), desk.log_in("ann"), desk.log_in("bob")
     second = desk.stream_token(session.access, "dashboard").json()["stream_token"]

@@ -66,6 +66,7 @@ def test_a_provider_that_is_dead_from_the_start_stops_the_exchange_only(
         assert desk.http.get("/readyz").status_code == 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delay", [3.0])
 def test_a_slow_provider_does_not_stop_the_loop(issuer: Issuer, tmp_path: Path, delay: float) -> None:
     issuer.delay = delay

@@ -116,6 +116,7 @@ def test_of_twenty_uses_of_a_refresh_token_at_once_all_get_the_same_next_one(des
     assert desk.refresh(answers[0].refresh).id == session.id
 
 
+@pytest.mark.slow
 def test_a_refresh_whose_answer_was_lost_can_be_repeated_also_after_a_restart(desk: Site) -> None:
     session, other = desk.log_in("ann"), desk.log_in("ann")
     ear = desk.hear(session.stream)
@@ -288,6 +289,7 @@ def test_changed_grants_end_streams_and_a_refresh_brings_the_new_ones(desk: Site
     assert_go_on(desk, [other])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hard", [True, False], ids=["kill -9", "SIGTERM"])
 def test_sessions_and_their_ends_outlast_a_restart(desk: Site, hard: bool) -> None:
     living, left, reused = (desk.log_in("fay") for _ in range(3))

@@ -175,6 +175,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(TYPE, st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), JSON, max_size=5), st.data())
 def test_any_event_comes_back_equal_however_the_stream_is_cut(
     type: str, data: dict[str, object], draw: st.DataObject
@@ -342,6 +343,7 @@ def test_data_that_json_cannot_say_is_refused_also_beside_long_integers(long: in
         new_event(ChannelName("a"), "e", {"a": long, "b": bad}, now="1970-01-01T00:00:00.000Z")
 
 
+@pytest.mark.slow
 @given(JSON)
 def test_json_from_outside_keeps_every_digit(value: object) -> None:
     assert parse_json(json.dumps(value).encode()) == value

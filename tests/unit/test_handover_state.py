@@ -161,6 +161,7 @@ def test_streams_that_were_copied_and_what_has_changed_since_are_one_whole(parts
     assert spelt_out(state) == [before[place] for place in unchanged] + spelt_out(rest)
 
 
+@pytest.mark.slow
 @given(states())
 def test_a_handover_in_one_part_is_whole_as_it_is(state: State) -> None:
     alone = state._replace(passed=[one._replace(place=-1) for one in state.passed], gone=[])
@@ -242,6 +243,7 @@ def test_an_envelope_of_format_2_says_whether_bodies_are_chunked() -> None:
         message.state()
 
 
+@pytest.mark.slow
 @given(states(), DATA)
 def test_a_body_that_is_none_is_refused_and_the_parcels_are_known(state: State, body: bytes) -> None:
     message = decode(of_another_format(encode(state), FORMAT, body))
@@ -250,6 +252,7 @@ def test_a_body_that_is_none_is_refused_and_the_parcels_are_known(state: State, 
         message.state()
 
 
+@pytest.mark.slow
 @given(states(), st.data())
 def test_a_text_that_has_lost_its_end_is_refused(state: State, data: st.DataObject) -> None:
     text = encode(state)
@@ -257,6 +260,7 @@ def test_a_text_that_has_lost_its_end_is_refused(state: State, data: st.DataObje
         decode(text[: data.draw(st.integers(0, len(text) - 1))])
 
 
+@pytest.mark.slow
 @given(states(), st.binary(min_size=1, max_size=20))
 def test_a_text_with_more_at_its_end_is_refused(state: State, more: bytes) -> None:
     with pytest.raises(UnreadableState):

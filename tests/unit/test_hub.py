@@ -110,6 +110,7 @@ async def opened(
         await log.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.gen_test(timeout=60)
 async def test_each_stream_has_every_event_of_its_channels_once_and_in_order(

@@ -112,6 +112,7 @@ def test_the_future_does_not_change_past_marks() -> None:
 # The risk
 
 
+@pytest.mark.slow
 def test_value_at_risk_and_drawdown_agree_with_numpy_every_day() -> None:
     monitor = RiskMonitor(window=100)
     returns = np.array([mark.daily_return for mark in MARKS])
@@ -144,6 +145,7 @@ def test_a_limit_alerts_on_crossings_only() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_every_alert_of_the_twenty_years_is_a_crossing() -> None:
     monitor = RiskMonitor()
     count = 0

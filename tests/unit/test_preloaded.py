@@ -60,6 +60,7 @@ def test_a_server_is_a_child_that_signals_end(tmp_path: Path) -> None:
     assert server.process.returncode == 0
 
 
+@pytest.mark.slow
 def test_it_has_no_files_but_its_own(tmp_path: Path) -> None:
     def files(server: ServerProcess) -> list[str]:
         assert server.process is not None

@@ -231,6 +231,7 @@ NAMED_TUPLE = {"_replace", "_asdict", "_make", "_fields"}
 """Public too (`collections.namedtuple`)."""
 
 
+@pytest.mark.slow
 def test_no_other_module_touches_what_others_keep_private() -> None:
     foreign = [
         f"{path.relative_to(PACKAGE)}:{node.lineno}: {ast.unparse(node)}"

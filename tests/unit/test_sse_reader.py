@@ -60,6 +60,7 @@ def test_a_byte_order_mark_cut_anywhere_is_left_out() -> None:
         assert [event.data for event in found] == ["a"], cut
 
 
+@pytest.mark.slow
 def test_reading_takes_time_in_proportion_to_the_length_of_an_event() -> None:
     def seconds(size: int) -> float:
         reader = EventStreamReader()

@@ -8,7 +8,9 @@ import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -66,9 +68,9 @@ class Fuzzed(ABC):
         forge = self.forges[0]
         return forge.token("stream", claims=forge.claims(sse={"subscribe": patterns}))
 
-    def fuzz(self, count: int) -> hypothesis:
+    def fuzz(self, count: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
         """Return how hypothesis is to make something up, so many times in the short form."""
-        return hypothesis(
+        settings = hypothesis(
             max_examples=count * self.times,
             deadline=None,
             database=None,
@@ -76,6 +78,12 @@ class Fuzzed(ABC):
             phases=[Phase.generate],  # a smaller example would be waited for again and again
             suppress_health_check=[*HealthCheck],
         )
+
+        def fuzzing(test: Any) -> Callable[..., None]:
+            test.hypothesis.inner_test = _failing_once(test.hypothesis.inner_test)
+            return settings(test)  # type: ignore[no-any-return]
+
+        return fuzzing
 
     def mark(self) -> str:
         """Publish an event, and return its id."""
@@ -162,6 +170,27 @@ class Fuzzed(ABC):
     def _streams_of(self, subject: str) -> int:
         listed = self.http.get("/api/v1/admin/connections").raise_for_status().json()["connections"]
         return sum(row["subject"] == subject for row in listed)
+
+
+def _failing_once(test: Callable[..., None]) -> Callable[..., None]:
+    """Return a test that, once it has failed, fails in the same way whatever it is called with.
+
+    Hypothesis calls it a second time, and tells of that. But what the first call has left behind may fail otherwise.
+    """
+    failure: BaseException | None = None
+
+    @wraps(test)
+    def run(*args: Any, **kwargs: Any) -> None:
+        nonlocal failure
+        if failure is not None:
+            raise failure
+        try:
+            test(*args, **kwargs)
+        except Exception as error:
+            failure = error
+            raise
+
+    return run
 
 
 def _more(before: Mapping[str, int], now: Mapping[str, int]) -> dict[str, tuple[int, int]]:
