@@ -68,11 +68,15 @@ class Room:
         await self.log.append(new)
 
     async def ping(self) -> None:
-        """Ping every stream."""
-        self.keepalive._callback.start()
-        for _ in range(self.keepalive._steps):
-            await self.keepalive.sweep()
-        self.keepalive._callback.stop()
+        """Ping every stream, once: by steps that are taken here, and none of the timer's or for one left out by it."""
+        keepalive, callback = self.keepalive, self.keepalive._callback
+        callback.start()
+        assert callback._timer is not None
+        callback._timer.cancel()
+        for _ in range(keepalive._steps):
+            keepalive._left_out = 0
+            await keepalive.sweep()
+        callback.stop()
 
 
 class Client:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import random
 import socket
+import sys
+import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -80,7 +82,7 @@ class Fuzzed(ABC):
         )
 
         def fuzzing(test: Any) -> Callable[..., None]:
-            test.hypothesis.inner_test = _failing_once(test.hypothesis.inner_test)
+            test.hypothesis.inner_test = _printing_failures(test.hypothesis.inner_test)
             return settings(test)  # type: ignore[no-any-return]
 
         return fuzzing
@@ -172,22 +174,19 @@ class Fuzzed(ABC):
         return sum(row["subject"] == subject for row in listed)
 
 
-def _failing_once(test: Callable[..., None]) -> Callable[..., None]:
-    """Return a test that, once it has failed, fails in the same way whatever it is called with.
+def _printing_failures(test: Callable[..., None]) -> Callable[..., None]:
+    """Return a test that prints each of its failures.
 
-    Hypothesis calls it a second time, and tells of that. But what the first call has left behind may fail otherwise.
+    Hypothesis calls one that has failed a second time, and tells of that alone. But what the first call has left behind
+    may make it fail otherwise.
     """
-    failure: BaseException | None = None
 
     @wraps(test)
     def run(*args: Any, **kwargs: Any) -> None:
-        nonlocal failure
-        if failure is not None:
-            raise failure
         try:
             test(*args, **kwargs)
-        except Exception as error:
-            failure = error
+        except Exception:
+            traceback.print_exc(file=sys.stdout)
             raise
 
     return run
