@@ -8,20 +8,24 @@ PROCESSES ?= 6
 # Else each of the hundreds of servers that the tests start would compile the whole program first.
 unexport PYTHONDONTWRITEBYTECODE
 
-CHECK = $(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && $(BIN)/mypy
+LINT = $(BIN)/ruff check . && $(BIN)/ruff format --check --quiet .
+CHECK = $(LINT) && $(BIN)/mypy
 
 .PHONY: run test quick test-slow test-long test-faults test-faults-long check dist bench bench-quick bench-handover clean
 
 run: .venv/installed
 	@$(BIN)/python -m examples.market
 
-# Beside mypy, which keeps one processor busy, the tests are compiled; else each of pytest's processes does it.
+# mypy keeps one processor busy, so the tests begin meanwhile; what it finds is told behind them. They are compiled
+# before they begin; else each of pytest's processes does it.
 # More processes than processors: now and then a test waits, for a timeout, a restart, or another process.
 # CI takes MARKED='not long', which runs the slow tests among the others.
 test: .venv/installed
-	@$(BIN)/python -m pytest --collect-only --quiet >/dev/null & compiling=$$!; \
-	$(CHECK); status=$$?; wait $$compiling; exit $$status
-	@$(BIN)/python -m pytest --numprocesses=$(PROCESSES) $(if $(MARKED),-m '$(MARKED)')
+	@$(LINT)
+	@mkdir -p .mypy_cache; $(BIN)/mypy >.mypy_cache/found 2>&1 & typing=$$!; \
+	$(BIN)/python -m pytest --collect-only --quiet >/dev/null; \
+	$(BIN)/python -m pytest --numprocesses=$(PROCESSES) $(if $(MARKED),-m '$(MARKED)'); status=$$?; \
+	wait $$typing || { cat .mypy_cache/found; status=1; }; exit $$status
 
 quick: .venv/installed check
 	@$(BIN)/python -m pytest --numprocesses=2 tests/unit
