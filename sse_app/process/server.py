@@ -114,7 +114,7 @@ class Server:
         """Set unless an upgrade is under way."""
         self._upgraded.set()
         self._reload_due = False
-        """Whether SIGHUP came too early, or during an upgrade, whose successor may not know of it."""
+        """Whether SIGHUP came too early."""
         self._adopted: list[Stream] = []
         """Streams of the process before that are yet to be watched."""
 
@@ -254,7 +254,6 @@ class Server:
         """Read the settings again and put them in force, all or none of them."""
         if self._ending:
             return
-        self._reload_due = self._upgrade is not None
         self._systemd.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
         try:
             unchanged = self._node.reload(self._reread())
@@ -294,14 +293,15 @@ class Server:
             self._upgraded.set()
 
     def _leave_to(self, successor: int, left: HandedOver) -> NoReturn:
-        """Exit, as a successor serves, and pass on to it the signals that have still come to this process.
+        """Exit, as a successor serves, and have it do what this process was still asked to do.
 
-        systemd that has begun to stop the unit takes no other main process any more, and waits for this one.
+        It reads the settings again in any case: a `kill -HUP` that was started with the id of this process may come
+        to it too late, but after the settings were written. systemd that has begun to stop the unit takes no other main
+        process any more, and waits for this one.
         """
         try:
             self._systemd.wait_until_read(MAINPID_TIMEOUT)
-            if self._reload_due or signal.SIGHUP in left.signals:
-                os.kill(successor, signal.SIGHUP)
+            os.kill(successor, signal.SIGHUP)
             if signal.SIGTERM in left.signals:
                 self._systemd.notify(self._time_to_drain())
                 os.kill(successor, signal.SIGTERM)
@@ -310,6 +310,8 @@ class Server:
                     with suppress(OSError):
                         os.close(descriptor)
                 wait_for_end(successor)
+        except ProcessLookupError:  # it has died already
+            pass
         except Exception as error:  # of any kind: the streams are the successor's
             log.error("uncaught", exc_info=error)
         _exit_now()

@@ -267,6 +267,23 @@ def test_a_reload_during_an_upgrade_is_in_force_in_the_successor(service: Servic
     assert service.manager.show("ActiveState") == "active"
 
 
+@pytest.mark.slow
+def test_settings_whose_reload_comes_too_late_for_the_old_process_are_in_force_in_the_successor(
+    service: Service, late: Path
+) -> None:
+    late.unlink(missing_ok=True)
+    before = service.manager.main_pid
+    service.signal("USR2")
+    until(late.exists, "the successor serves, and has read its settings")
+    service.manager.config.write_text(f"port = {service.port}\n[limits]\nchannels_per_stream = 1\n")
+    until(lambda: not Path(f"/proc/{before}").exists(), "the old process has gone, as would be its SIGHUP")
+
+    def status() -> int:
+        return httpx.get(f"{service.url}/api/v1/sse/dashboard,alerts?token=x").status_code
+
+    until(lambda: status() == 400, "the settings are in force")
+
+
 @pytest.mark.long
 def test_signals_in_the_middle_of_restarts_and_upgrades_do_no_harm(service: Service) -> None:
     clients = service.fleet.open(50, service.stream_path())
