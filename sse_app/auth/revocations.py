@@ -152,15 +152,23 @@ class Revocations:
             self._sweep(now)
         return bool(new)
 
+    def reaching_ahead(self, revocation: Revocation, now: float) -> Revocation:
+        """Return a revocation of a subject, or of all, that means tokens dated ahead too, as far as they were seen.
+
+        The clock was set back since such a token was issued.
+        """
+        if revocation.scope in (Scope.SUBJECT, Scope.ALL) and self._latest_issue > now:
+            return revocation._replace(issued_until=max(revocation.issued_until, self._latest_issue))
+        return revocation
+
     def _take(self, number: int, revocation: Revocation, now: float) -> None:
+        if number > self._newest:
+            revocation = self.reaching_ahead(revocation, now)
         scope, value, issued_until, forget_at, made_at = revocation
         if scope is Scope.KICK:
             if number > self._newest:  # one that is read again has its end on the monotonic clock already
                 self._barred[value] = time.monotonic() + min(issued_until - now, issued_until - made_at)
             return
-        if scope in (Scope.SUBJECT, Scope.ALL) and number > self._newest and self._latest_issue > now:
-            # The clock was set back since that token was issued.
-            issued_until = max(issued_until, self._latest_issue)
         known = self._in_force[scope]
         before = known.get(value, _Known())
         forget_at = min(forget_at, made_at + self.longest + SLACK)

@@ -170,7 +170,8 @@ class Enforcement:
         try:
             await asyncio.wait([counting], timeout=COUNTED_WITHIN)
             own = self._concerned(revocations)
-            await self._store.revoke(revocations)
+            now = time.time()
+            await self._store.revoke([self._revocations.reaching_ahead(each, now) for each in revocations])
         except BaseException:
             counting.cancel()
             raise

@@ -22,7 +22,7 @@ from sse_app.client.tokens import StreamTokens
 from tests.support.databases import back_up
 from tests.support.python_client import CHANNEL, QUICK, logged_in, run, take
 from tests.support.server_process import ROOT, ServerProcess
-from tests.support.waiting import until
+from tests.support.waiting import until, until_async
 
 Start = Callable[..., ServerProcess]
 
@@ -298,6 +298,7 @@ def test_a_server_whose_tokens_last_no_time_is_not_asked_for_renewal_without_a_p
                 renew(http, f"http://127.0.0.1:{port}/", tokens, 0, lambda reason: None, lambda error: None)
             )
             await asyncio.sleep(2)  # the property is how often it asks in that time
+            await until_async(lambda: asked, "it asks at all")
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 

@@ -129,12 +129,14 @@ def test_a_publisher_waits_as_long_as_429_and_503_ask(start_server: Start) -> No
                 begun = clock()
                 start = await publisher.publish(CHANNEL, "e", {"n": -1})
                 assert clock() - begun >= 1
-                for n in range(25):
-                    await publisher.publish(CHANNEL, "e", {"n": n})
+                for n in range(0, 27, 9):  # not one by one: a busy machine may take as long as the rate wants
+                    await publisher.publish_batch(
+                        [{"channel": CHANNEL, "event": "e", "data": {"n": n + more}} for more in range(9)]
+                    )
                 assert clock() - begun >= 2
             assert {report[:3] for report in reports} == {"503", "429", "the"}
             log = await asyncio.to_thread(whats_in_the_log, server, start)
-            assert [n for _, n in log] == list(range(25))
+            assert [n for _, n in log] == list(range(27))
 
     run(test())
 
@@ -179,12 +181,12 @@ def test_a_publisher_gives_up_when_its_patience_is_at_an_end(
     async def test() -> None:
         async with (
             Script({"/sse/news": answers}) as script,
-            Publisher(script.url, "token", patience=1, backoff=QUICK) as publisher,
+            Publisher(script.url, "token", patience=3, backoff=QUICK) as publisher,
         ):
             begun = time.monotonic()
             with pytest.raises(Unavailable):
                 await publisher.publish("news", "e", {})
-            assert time.monotonic() - begun < 10
+            assert time.monotonic() - begun < 12
             assert len({request.headers["idempotency-key"] for request in script.asked}) == 1
             assert (len(script.asked) > 1) == (answers in ([status(503)], [[]]))
 

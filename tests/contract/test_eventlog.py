@@ -142,8 +142,10 @@ async def test_events_beyond_their_age_are_lost(make: Callable[..., EventLog]) -
 
         await until_async(trimmed, "the log is trimmed")
         assert await log.lost([A], first) == {}
+        appended = asyncio.get_running_loop().time()
         (second,) = await log.append([new(A)])
-        assert [event.seq for event in (await log.replay([A], 0, 99, 99)).events] == [second.seq]
+        kept = [event.seq for event in (await log.replay([A], 0, 99, 99)).events]
+        assert kept == [second.seq] or asyncio.get_running_loop().time() - appended > 0.5, kept
 
 
 @pytest.mark.gen_test

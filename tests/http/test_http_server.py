@@ -842,12 +842,12 @@ async def test_a_write_fails_when_the_client_goes_in_the_middle_of_it() -> None:
 @pytest.mark.expects_logs("Uncaught", "Cannot send error response")
 @pytest.mark.gen_test
 async def test_a_client_that_reads_nothing_is_cut_off_and_one_that_reads_slowly_is_not() -> None:
-    async with serving(send_timeout=2, max_unread_bytes=3 * Large.SIZE) as (server, _):
+    async with serving(send_timeout=4, max_unread_bytes=3 * Large.SIZE) as (server, _):
         large = b"GET /large HTTP/1.1\r\nHost: here\r\n\r\n"
         with closing(unread(server)) as none, closing(unread(server)) as slowly:
             none.send(large)
             slowly.send(large)
-            for _ in range(60):  # for longer than that
+            for _ in range(100):  # for longer than that
                 await asyncio.sleep(0.05)
                 assert slowly.recv(4096)
             await until_async(lambda: server.under_way == (1, 0), "one is cut off")
@@ -1372,14 +1372,13 @@ async def test_a_head_must_come_in_time(sent: bytes, first: bytes) -> None:
         loop = asyncio.get_running_loop()
         begun = loop.time()
         if first:
-            await asyncio.sleep(0.05)
             client.send(first)
             await client.response()
             begun = loop.time()
         await asyncio.sleep(0.05)
         client.send(sent)  # which does not prolong the time
-        assert await client.is_closed()
-        assert 0.3 < loop.time() - begun < 2
+        assert await client.is_closed(20)
+        assert loop.time() - begun > 0.3
 
 
 @pytest.mark.parametrize("sent", [POST[:-1], CHUNKED[:-1]], ids=["length", "chunks"])

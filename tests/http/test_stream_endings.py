@@ -25,7 +25,6 @@ def room(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReques
         state_dir=tmp_path_factory.mktemp("endings") / "state",
         CHANNELS=CHANNELS,
         EVENT_LOG=request.param,
-        KEEPALIVE__PING_INTERVAL=1,
         HISTORY__SIZE=20,
         LIMITS__STREAMS_PER_USER=1000,
     ) as server:

@@ -55,7 +55,8 @@ def test_a_replay_far_larger_than_the_backlog_limit_arrives_whole_while_more_is_
 
 
 def test_history_trimmed_during_a_replay_is_never_skipped_in_silence(start_room: Callable[..., Room]) -> None:
-    room = start_room(HISTORY__SIZE=300, LIMITS__BACKLOG_BYTES=65536)
+    # Its client does not read meanwhile; after two ping intervals it would be stalled.
+    room = start_room(HISTORY__SIZE=300, LIMITS__BACKLOG_BYTES=65536, KEEPALIVE__PING_INTERVAL=60)
     start = room.head("dashboard")
     room.publish_batch([("dashboard", n) for n in range(300)], text="x" * 3000)
     position, seen, reset = start, list[int](), False

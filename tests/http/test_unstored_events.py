@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
+from sse_app.streams.passing_on import WAIT
 from tests.support.node_processes import node_processes
 from tests.support.people import Ear
 from tests.support.room import Frame, Room, first, listen, numbers, take
@@ -44,14 +45,18 @@ def move(http: httpx.Client, n: int, channel: str = CURSORS, **more: object) -> 
     assert (answer.status_code, answer.json()) == (202, {"channel": channel})
 
 
-def alternate(http: httpx.Client, count: int) -> None:
-    """Publish events of both kinds by turns, each when the one before is answered."""
+def alternate(http: httpx.Client, count: int) -> float:
+    """Publish events of both kinds by turns, each when the one before is answered; return what the longest took."""
+    longest = 0.0
     for n in range(count):
+        begun = time.monotonic()
         if n % 2:
             move(http, n)
         else:
             answer = http.post(f"/api/v1/sse/{STORED}", json={"event": "e", "data": {"n": n}})
             assert answer.status_code == 201, answer.text
+        longest = max(longest, time.monotonic() - begun)
+    return longest
 
 
 def test_an_event_that_is_not_stored_has_no_id_and_no_history(room: Room) -> None:
@@ -314,14 +319,16 @@ def _check_order(nodes: list[Any], count: int) -> None:
     for node in nodes:
         listeners = [Listener(each, f"{STORED},{CURSORS}") for each in nodes]
         with node.publisher() as http:
-            alternate(http, count)
+            longest = alternate(http, count)
             http.post(f"/api/v1/sse/{STORED}", json={"event": "e", "data": {"n": count}}).raise_for_status()
         for listener in listeners:
             until(lambda listener=listener: count in listener.numbers, "the last event is there")  # type: ignore[misc]
             seen = listener.numbers
             assert seen == sorted(set(seen))
-            # On a machine that is too busy for a node to answer in time it is passed over, and says so.
-            assert len(seen) == count + 1 or any("_silent" in each.log_path.read_text() for each in nodes)
+            # A node that was too busy to take one in time has lost it: its publisher has waited as long, or was told.
+            is_late = longest > 0.9 * WAIT or any("_silent" in each.log_path.read_text() for each in nodes)
+            assert len(seen) == count + 1 or is_late
+            assert set(range(0, count, 2)) <= set(seen), "those that are stored"
             listener.leave()
 
 
@@ -360,8 +367,9 @@ def test_what_a_worker_could_not_take_in_time_is_lost_and_never_late(tmp_path: P
     ) as (one, other):
         listeners = [Listener(each, f"{STORED},{CURSORS}") for each in (one, other)]
         with one.publisher() as http:
-            alternate(http, 10)
-            until(lambda: len(listeners[1].numbers) == 10, "all events are there")
+            is_whole = alternate(http, 10) < 0.9 * WAIT
+            until(lambda: 8 in listeners[1].numbers, "the last that is stored is there")
+            until(lambda: not is_whole or len(listeners[1].numbers) == 10, "all events are there")
             assert other.process is not None
             other.process.send_signal(signal.SIGSTOP)
             try:
@@ -373,7 +381,9 @@ def test_what_a_worker_could_not_take_in_time_is_lost_and_never_late(tmp_path: P
             until(lambda: 20 in listeners[1].numbers, "the stored event is there")
             until(lambda: _reaches(http, listeners[1]), "it takes such events again")
         seen = listeners[1].numbers
-        assert seen[:11] == [*range(10), 20]
+        before = [n for n in seen if n < 10]
+        assert before == [*range(10)] if is_whole else set(range(0, 10, 2)) <= set(before)
+        assert not set(range(10, 20)) & set(seen)
         assert seen == sorted(seen)
         until(lambda: len(listeners[0].numbers) >= 21, "the other one has all")
         assert listeners[0].numbers[:21] == list(range(21))

