@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
 import re
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from typing import Any, NamedTuple
@@ -13,6 +15,12 @@ from sse_app.core.errors import SSEAppError
 
 ASK_TIMEOUT = 2.0
 """How long the others may take to answer, in seconds."""
+
+_LATE = 0.05
+"""By how many seconds a timer is late when the process, or its event loop, has stood still meanwhile."""
+
+_READING_TIME = 0.2
+"""For how many seconds what has come meanwhile is read then."""
 
 Handler = Callable[[str, Any], Any]
 """Takes the name of the node that asks or tells, and the payload; returns the answer, or an awaitable of it."""
@@ -198,6 +206,26 @@ def in_order(names: Iterable[str]) -> list[str]:
 def sort_key(name: str) -> list[str | int]:
     """Return what the name of a node is sorted by: texts and numbers by turns."""
     return [int(part) if part.isdecimal() else part for part in re.split("([0-9]+)", name)]
+
+
+async def answer_in(future: asyncio.Future[Any], within: float) -> Any:
+    """Wait for an answer, and return it; one that came while this process itself stood still counts as in time.
+
+    Args:
+        future: gets the answer.
+        within: for how many seconds it is waited for.
+
+    Raises:
+        TimeoutError: there is none in time.
+        NoAnswer: the node has none.
+    """
+    due = time.monotonic() + within
+    await asyncio.wait([future], timeout=within)
+    if not future.done() and time.monotonic() > due + _LATE:
+        await asyncio.wait([future], timeout=_READING_TIME)
+    if not future.done():
+        raise TimeoutError
+    return future.result()
 
 
 def _no_answer(kind: str, error: Exception) -> NoAnswer:

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from sse_app.cluster.base import NoAnswer
+from sse_app.cluster.base import NoAnswer, answer_in
 from sse_app.cluster.registry import SILENCE
 
 log = logging.getLogger(__name__)
@@ -97,8 +97,7 @@ class MachinePeer:
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting[number] = send, future
         try:
-            async with asyncio.timeout(within):
-                return await future
+            return await answer_in(future, within)
         except TimeoutError:
             self._say(silent=True)
             raise NoAnswer("it has not answered in time") from None

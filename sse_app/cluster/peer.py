@@ -7,7 +7,7 @@ import logging
 import time
 from typing import Any
 
-from sse_app.cluster.base import NoAnswer
+from sse_app.cluster.base import NoAnswer, answer_in
 from sse_app.cluster.link import MAX_TOLD, Link, message
 
 RECONNECT_TIME = 1.0
@@ -64,8 +64,7 @@ class Peer:
         future: asyncio.Future[Any] = loop.create_future()
         self._waiting[number] = data, future
         try:
-            async with asyncio.timeout(within):
-                return await future
+            return await answer_in(future, within)
         except TimeoutError:
             if self.link is not None:
                 self._say(silent=True)

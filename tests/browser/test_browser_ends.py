@@ -43,5 +43,9 @@ def test_an_event_source_has_each_text_once_and_stops_after_the_end(
             *(["token", text] for text in texts),
             ["closing", '{"reason":"ended","retry":null}'],
         ]
-    answers = [line for line in server.log_lines() if line["event"] == "request" and line["status"] == 204]
-    assert len(answers) == 1, "it came back once"
+
+    def answers() -> int:
+        return sum(line["event"] == "request" and line["status"] == 204 for line in server.log_lines())
+
+    until(answers, "the answer is logged")
+    assert answers() == 1, "it came back once"

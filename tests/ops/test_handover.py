@@ -148,14 +148,14 @@ def test_streams_through_nginx_go_on(service: Service, nginx_port: int) -> None:
 
 @pytest.mark.slow
 def test_streams_whose_token_expires_or_is_revoked_in_the_pause_end(service: Service) -> None:
-    (expiring,) = service.fleet.open(1, service.stream_path(ttl=3, client_id="expiring"))
+    (expiring,) = service.fleet.open(1, service.stream_path(ttl=8, client_id="expiring"))
     opened_at = time.monotonic()
     (revoked,) = service.fleet.open(1, service.stream_path(subject="eve", client_id="revoked"))
     (staying,) = service.fleet.open(1, service.stream_path(subject="ann", client_id="staying"))
     service.signal("STOP")
     service.command("revoke", "--subject", "eve")
     # Until the first token has expired, which nobody can end while the process stands still.
-    until(lambda: time.monotonic() > opened_at + 4, "the token has expired")
+    until(lambda: time.monotonic() > opened_at + 9, "the token has expired")
     service.signal("CONT")
     service.restart()
     until(lambda: len(service.fleet.ended) == 2, "the streams have ended")

@@ -105,11 +105,13 @@ def test_nobody_takes_over_and_it_ends_its_streams(service: Service) -> None:
 def test_it_is_killed_and_nothing_acknowledged_is_lost(service: Service) -> None:
     clients = service.fleet.open(STREAMS, service.stream_path())
     ids = service.publish(20)
-    service.configure("late", "ExecStartPre=/bin/sleep 1")
+    gate = service.manager.directory / "gate"
+    service.configure("late", f"ExecStartPre=/bin/sh -c 'until [ -e {gate} ]; do sleep 0.05; done'")
     restart(service)
     ids += service.publish(20)
     os.kill(standby(service), signal.SIGKILL)
     until(lambda: all(client.ended for client in clients), "the streams have ended")
+    gate.touch()
     service.wait_for_log("listening", 2)
     (back,) = service.fleet.open(1, f"{service.stream_path()}&last_event_id={ids[4]}")
     until(lambda: back.ids() == ids[5:], "the missed events have come")
@@ -118,7 +120,7 @@ def test_it_is_killed_and_nothing_acknowledged_is_lost(service: Service) -> None
 def test_a_stop_in_the_middle_of_a_restart_ends_the_streams(service: Service) -> None:
     clients = service.fleet.open(STREAMS, service.stream_path())
     service.configure(
-        "late", "ExecStartPre=/bin/sleep 1"
+        "late", "ExecStartPre=/bin/sleep 25"
     )  # so that the stop comes while nobody else is there
     service.expected = {"stand_in_alone"}
     restart(service)

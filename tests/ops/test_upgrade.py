@@ -210,7 +210,9 @@ def send_and_wait(self, word):
     if word == 'go':
         import time
         open({flag!r}, 'w').close()
-        time.sleep(1)
+        end = time.monotonic() + {seconds}
+        while os.path.exists({flag!r}) and time.monotonic() < end:
+            time.sleep(0.02)
 ControlChannel.send = send_and_wait
 """
 
@@ -218,9 +220,19 @@ ControlChannel.send = send_and_wait
 @pytest.fixture
 def late(service: Service, tmp_path: Path) -> Path:
     """A file that the main process makes when its successor serves, a second before systemd is told of that one."""
-    service.inject(LATE.format(flag=str(tmp_path / "gone")))
+    return hold_up(service, tmp_path / "gone", 1)
+
+
+@pytest.fixture
+def held(service: Service, tmp_path: Path) -> Path:
+    """As `late`, but it waits until the file is removed, for ten seconds at most."""
+    return hold_up(service, tmp_path / "gone", 10)
+
+
+def hold_up(service: Service, flag: Path, seconds: float) -> Path:
+    service.inject(LATE.format(flag=str(flag), seconds=seconds))
     service.restart()
-    return tmp_path / "gone"
+    return flag
 
 
 @pytest.mark.slow
@@ -269,13 +281,14 @@ def test_a_reload_during_an_upgrade_is_in_force_in_the_successor(service: Servic
 
 @pytest.mark.slow
 def test_settings_whose_reload_comes_too_late_for_the_old_process_are_in_force_in_the_successor(
-    service: Service, late: Path
+    service: Service, held: Path
 ) -> None:
-    late.unlink(missing_ok=True)
+    held.unlink(missing_ok=True)
     before = service.manager.main_pid
     service.signal("USR2")
-    until(late.exists, "the successor serves, and has read its settings")
+    until(held.exists, "the successor serves, and has read its settings")
     service.manager.config.write_text(f"port = {service.port}\n[limits]\nchannels_per_stream = 1\n")
+    held.unlink()
     until(lambda: not Path(f"/proc/{before}").exists(), "the old process has gone, as would be its SIGHUP")
 
     def status() -> int:

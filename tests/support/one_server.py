@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.people import Ear, Site
 from tests.support.upgradable import Upgradable
+from tests.support.waiting import until
 
 CONNECTIONS = "/api/v1/admin/connections"
 
@@ -38,6 +39,18 @@ class OneServer:
         assert answer.status_code == 200, answer.text
         document: dict[str, Any] = answer.json()
         return document
+
+    def complete(self, site: Site, **query: Any) -> dict[str, Any]:
+        """Return the connections of all, as one lists them once it has found none too busy to answer in time."""
+        found: dict[str, Any] = {}
+
+        def all_have_answered() -> bool:
+            found.clear()
+            found.update(self.listed(site, **query))
+            return not any(found[name] for name in found if name.endswith("_missing"))
+
+        until(all_have_answered, "all answer")
+        return found
 
     @contextmanager
     def stopped(self, number: int) -> Iterator[None]:

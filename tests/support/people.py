@@ -170,6 +170,17 @@ class Site:
     def renew(self, token: str, client_id: str) -> httpx.Response:
         return self.http.post(f"/api/v1/sse/connections/{client_id}/renew", headers=bearer(token))
 
+    def renewed(self, token: str, client_id: str) -> httpx.Response:
+        """Renew, once more where another worker or node was too busy to answer in time."""
+        answers: list[httpx.Response] = []
+
+        def has_answered() -> bool:
+            answers.append(self.renew(token, client_id))
+            return answers[-1].status_code != 503
+
+        until(has_answered, "all answer")
+        return answers[-1]
+
     def stream_token(self, access: str, *channels: str) -> httpx.Response:
         body = {"channels": channels} if channels else {}
         return self.http.post("/api/v1/auth/stream-token", json=body, headers=bearer(access))
