@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,9 +108,9 @@ async def test_the_streams_of_all_nodes_are_counted_before_one_ends_them(
 
 
 @pytest.mark.gen_test
-@pytest.mark.parametrize("revocation", [Revocation.of_subject("ann"), Revocation.of_everything()])
+@pytest.mark.parametrize("make", [partial(Revocation.of_subject, "ann"), Revocation.of_everything])
 async def test_a_node_learns_from_the_store_which_tokens_dated_ahead_a_revocation_means(
-    tmp_path: Path, revocation: Revocation
+    tmp_path: Path, make: Callable[[], Revocation]
 ) -> None:
     """Such a token was issued before the clock was set back, and the node has never seen it, nor heard of it."""
     stores = [SqliteAuthStore(tmp_path / "accounts.db") for _ in range(2)]
@@ -125,7 +127,7 @@ async def test_a_node_learns_from_the_store_which_tokens_dated_ahead_a_revocatio
         )
         hub = Hub(MemoryEventLog(), backlog_limit=1000, retry=1000)
         alone = Bus("0", {})
-        await Enforcement(hub, stores[0], first, tokens, keys, Audit(stores[0]), alone).revoke(revocation)
+        await Enforcement(hub, stores[0], first, tokens, keys, Audit(stores[0]), alone).revoke(make())
         await second.learn()
         assert [each.covers(ahead) for each in (first, second)] == [True, True]
         assert [each.covers(later) for each in (first, second)] == [False, False]
