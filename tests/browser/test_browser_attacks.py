@@ -106,9 +106,8 @@ def test_pings_that_come_at_a_slower_pace_than_was_learned_end_in_one_reconnect_
     chrome: Chrome, script: ScriptedServer
 ) -> None:
     ping = frame("ping", {})
-    fast = Answer(
-        body=connected() + 2 * ping, pings=0.5, hold=2.2
-    )  # two tell a pace, also where this process pauses
+    # Two pings at once tell a pace, also where this process pauses.
+    fast = Answer(body=connected() + 2 * ping, pings=0.5, hold=2.2)
     script.answers = [fast, Answer(body=connected(), hold=HOURS)]
     tab = open_on(chrome, script)
     tab.wait("log.some((e) => e.reason === 'stalled')")

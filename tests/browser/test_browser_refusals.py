@@ -18,7 +18,7 @@ ALONE = {"share": False, "reconnectDelay": 50}
 FAR = 0.999
 """A Math.random at the far end of the jitter."""
 
-LATE = 10.0
+LATE = 4.0
 """Seconds by which a request may come later than its time, on a machine that has much else to do."""
 
 

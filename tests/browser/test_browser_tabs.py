@@ -337,9 +337,8 @@ def test_a_follower_whose_user_logs_out_or_changes_by_a_function_of_the_page_fol
     chrome: Chrome, serve: Start
 ) -> None:
     """Of a function nobody hears what it would return: it is asked as a stream of its own would ask it."""
-    server = serve(
-        AUTH__STREAM_LIFETIME=12
-    )  # all are open before the first of them asks again, after five seconds
+    # All are open before the first of them asks again, after five seconds.
+    server = serve(AUTH__STREAM_LIFETIME=12)
     ann, bob = (server.access_token(subject=user, subscribe=f"alerts,user.{user}") for user in ("ann", "bob"))
     channels = ["alerts"]
     leader = open_tabs(chrome, server, 1, access=[ann], channels=channels)[0]

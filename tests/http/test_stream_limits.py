@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import time
 from contextlib import ExitStack
@@ -32,10 +33,13 @@ def test_over_a_limit_of_streams_is_429_with_retry_after_at_once(limited: House)
         first = streams.pop_all()
         with first:
             assert hold(ann).status_code == 200
-            before = time.monotonic()
-            assert_too_many(limited.open("dashboard", ann))
-            assert_too_many(limited.open("dashboard", narrow, client_id="another"))
-            assert time.monotonic() - before < 15
+            took = []
+            for _ in range(3):  # a busy machine may delay one of them
+                before = time.monotonic()
+                assert_too_many(limited.open("dashboard", ann))
+                assert_too_many(limited.open("dashboard", narrow, client_id="another"))
+                took.append(time.monotonic() - before)
+            assert min(took) < 1
             # What comes before a limit is still told first.
             assert_refused(limited.open("BAD", ann), 400)
             assert_refused(limited.open("dashboard", ann + "x"), 401)
@@ -105,12 +109,17 @@ def status_from(address: str, house: House, token: str) -> int:
 
 
 def test_a_stream_ends_when_its_token_does_and_says_so(house: House) -> None:
-    expiry = int(time.time()) + 3  # at least two seconds: one is left when it is verified
-    token = mint(house.key, "stream", exp=expiry)
-    with house.http.stream("GET", "/api/v1/sse/dashboard", params={"token": token}) as stream:
-        body = stream.read()
-        ended = time.time()
-    assert expiry - 1.5 < ended < expiry + 15  # well before the next ping, which may take 30 s
+    late = math.inf
+    for _ in range(3):  # a busy machine may delay the end of one
+        expiry = int(time.time()) + 3  # at least two seconds: one is left when it is verified
+        token = mint(house.key, "stream", exp=expiry)
+        with house.http.stream("GET", "/api/v1/sse/dashboard", params={"token": token}) as stream:
+            body = stream.read()
+        late = time.time() - expiry
+        assert late > -1.5
+        if late < 1.5:
+            break
+    assert late < 1.5
     reader = EventStreamReader()
     connected, closing = (event for event in reader.feed(body) if event.type != "ping")
     reader.end()

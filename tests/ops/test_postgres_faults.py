@@ -63,9 +63,8 @@ def traffic_of(
 
 def status_of(server: ServerProcess, path: str) -> int:
     """Return the status of a probe, which is answered at once."""
-    for _ in range(
-        3
-    ):  # the machine may stand still for longer; a probe that waits for the database does so each time
+    # The machine may stand still for longer; a probe that waits for the database does so each time.
+    for _ in range(3):
         begun = time.monotonic()
         answer = httpx.get(f"{server.url}{path}", timeout=60)
         if time.monotonic() - begun < 2:

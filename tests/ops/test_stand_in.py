@@ -119,9 +119,8 @@ def test_it_is_killed_and_nothing_acknowledged_is_lost(service: Service) -> None
 
 def test_a_stop_in_the_middle_of_a_restart_ends_the_streams(service: Service) -> None:
     clients = service.fleet.open(STREAMS, service.stream_path())
-    service.configure(
-        "late", "ExecStartPre=/bin/sleep 25"
-    )  # so that the stop comes while nobody else is there
+    # So that the stop, which ends it, comes while nobody else is there.
+    service.configure("late", "ExecStartPre=/bin/sleep 25")
     service.expected = {"stand_in_alone"}
     restart(service)
     service.manager.systemctl("stop", "sse-app.service", "sse-app.socket")

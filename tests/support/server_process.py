@@ -189,9 +189,8 @@ class ServerProcess:
             base_url=self.url,
             headers={"Authorization": f"Bearer {self.access_token()}"},
             timeout=30,
-            limits=httpx.Limits(
-                keepalive_expiry=60
-            ),  # by default five seconds, which a busy machine may take
+            # By default a connection is kept for five seconds, which a busy machine may take.
+            limits=httpx.Limits(keepalive_expiry=60),
         )
 
     def stream_url(self, channels: str, token: str, **query: str) -> str:
