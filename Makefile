@@ -34,7 +34,7 @@ quick: .venv/installed check
 test-slow: .venv/installed
 	@$(BIN)/python -m pytest --numprocesses=$(PROCESSES) -m 'slow and not long'
 
-# What takes long, and further forms of what the others try in one.
+# What takes more than one and a half seconds of them, and further forms of what the others try in one.
 test-long: .venv/installed
 	@$(BIN)/python -m pytest --numprocesses=2 --dist=load -m long
 

@@ -116,7 +116,7 @@ def noticed_after(chrome: Chrome, server: ServerProcess, interval: float) -> flo
     return noticed
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_page_on_an_allowed_origin_works_and_on_a_third_origin_it_gets_nothing(
     chrome: Chrome, serve: Start
 ) -> None:

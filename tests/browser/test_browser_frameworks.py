@@ -102,6 +102,7 @@ def test_a_react_component_goes_elsewhere_without_a_gap(chrome: Chrome, serve: S
     page.wait("sse.isConnected")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", ["svelte", pytest.param("svelte4", marks=pytest.mark.long)])
 def test_a_svelte_component_shows_a_stream_while_it_is_there(
     version: str, chrome: Chrome, serve: Start, built: str

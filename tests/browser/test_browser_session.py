@@ -51,6 +51,7 @@ class Refreshes:
         return request.method == "POST" and request.url.endswith("/auth/refresh")
 
 
+@pytest.mark.slow
 @mostly_with_a_cookie
 def test_tabs_that_want_tokens_at_once_refresh_one_at_a_time_and_use_no_refresh_token_twice(
     host: str, chrome: Chrome, serve: Start
@@ -210,6 +211,7 @@ def test_grants_that_change_leave_the_session_as_it_is(chrome: Chrome, serve: St
     assert reasons(tab) == []
 
 
+@pytest.mark.slow
 def test_a_page_that_is_loaded_anew_resumes_where_the_login_is_a_cookie(chrome: Chrome, serve: Start) -> None:
     server = start(serve)
     tab = open_tab(chrome, server, "localhost")
@@ -368,7 +370,7 @@ def test_it_runs_without_a_window_and_lets_the_program_end(serve: Start) -> None
         assert re.split(r"\s+", done.stdout.strip())[-1] == last
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_in_a_frame_of_another_site_where_no_cookie_is_kept_the_login_lasts_all_the_same(
     chrome: Chrome, serve: Start
 ) -> None:

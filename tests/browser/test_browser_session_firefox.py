@@ -39,7 +39,7 @@ def noted(browser: Firefox, kind: str, name: str) -> list[list[str]]:
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_tabs_of_a_firefox_share_login_and_stream_and_end_together(
     start_server: Start, tmp_path: Path
 ) -> None:

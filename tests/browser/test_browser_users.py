@@ -133,7 +133,7 @@ mostly_with_a_cookie = pytest.mark.parametrize(
 )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @mostly_with_a_cookie
 def test_whoever_logs_in_and_out_in_three_tabs_each_gets_what_its_user_may_read_and_nothing_else(
     place: Place, chrome: Chrome, serve: Start
@@ -147,7 +147,7 @@ def test_the_same_in_every_order(place: Place, chrome: Chrome, serve: Start) -> 
     follow(walk(place), place, chrome, start(serve))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @mostly_with_a_cookie
 def test_a_client_that_stays_goes_on_as_the_next_user_where_it_was_and_hears_nothing_in_between(
     place: Place, chrome: Chrome, serve: Start
@@ -228,7 +228,7 @@ window.act = async (user, ms) => {{
 SETTLED = "!pending && (window.client?.readyState ?? 2) === (session.username ? 1 : 2)"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @mostly_with_a_cookie
 @pytest.mark.parametrize("rounds", ROUNDS)
 def test_users_who_log_in_and_out_in_three_tabs_at_the_same_moment_get_what_they_may_read_afterwards(

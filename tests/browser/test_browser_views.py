@@ -258,6 +258,7 @@ def test_a_view_that_fails_disturbs_no_other(chrome: Chrome, serve: Start, built
     chrome.trouble.clear()
 
 
+@pytest.mark.slow
 def test_views_that_are_there_before_a_login_wait_for_it(chrome: Chrome, serve: Start, built: str) -> None:
     server = serve()
     server.add_user("ann", PASSWORD, subscribe="alerts,training")

@@ -36,7 +36,7 @@ def test_the_core_is_under_4096_bytes_minified_and_gzipped(built: str) -> None:
     assert set(sizes) >= {"sse-client.js", "sse-shared.js", "vue.js"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_type_declarations_fit_what_the_examples_do(built: str) -> None:
     npm("run", "types")
 

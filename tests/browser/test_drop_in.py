@@ -270,6 +270,7 @@ ENDS = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("silent", ENDS)
 def test_its_views_with_our_import_miss_nothing_and_are_told_nothing_twice(
     silent: bool, replaced: Path, start: Starts, laptop: Laptop, wall_clock: WallClock

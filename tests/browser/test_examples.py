@@ -104,7 +104,7 @@ def test_an_example_says_what_is_in_its_way_and_ends_at_ctrl_c_in_the_middle_of_
         assert "Address already in use (--port takes another one, 0 any free one)" in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.node
 def test_htmx_and_turbo_from_npm_unmodified_show_fragments_also_after_a_reload(
     page: Page, tmp_path: Path

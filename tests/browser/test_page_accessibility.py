@@ -39,7 +39,7 @@ def check(page: Page, axe: str, what: str) -> None:
         assert nodes == [], (what, scheme)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_axe_finds_nothing_on_either_page_in_light_and_dark(
     chromium: Browser, start_server: Start, axe: str
 ) -> None:
@@ -107,7 +107,7 @@ def test_axe_finds_nothing_on_the_servers_own_page(chromium: Browser, start_serv
             check(page, axe, f"start page, {size['width']} wide")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_nothing_that_can_be_pressed_is_out_of_the_keyboards_reach(
     chromium: Browser, start_server: Start
 ) -> None:

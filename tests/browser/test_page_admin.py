@@ -171,6 +171,7 @@ def test_kick_and_revoke_act_within_a_second_by_keyboard_and_are_in_the_trail(
         page.wait_for_selector("tr[data-connection]", state="detached")
 
 
+@pytest.mark.slow
 def test_a_session_is_revoked_by_its_id(chromium: Browser, start_server: Start) -> None:
     server = start(start_server)
     with streams(server, 41) as fleet, visitor(chromium, server) as boss:
@@ -188,6 +189,7 @@ def test_a_session_is_revoked_by_its_id(chromium: Browser, start_server: Start) 
         first_entry(page, "session-00")
 
 
+@pytest.mark.slow
 def test_a_stream_without_a_token_is_named_so_and_kicked_and_an_event_not_stored_is_told(
     chromium: Browser, start_server: Start
 ) -> None:
@@ -317,7 +319,7 @@ def test_two_dashboards_show_the_same_figures_and_one_that_comes_back_has_no_gap
         assert chart(second, "streams")["gaps"] == "0"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_who_is_no_administrator_sees_403_and_no_data(chromium: Browser, start_server: Start) -> None:
     server = start(start_server)
     login = httpx.post(

@@ -133,7 +133,7 @@ def test_a_login_outlives_its_tokens(chromium: Browser, start_server: Start) -> 
         assert chart(page, "value")["points"] == str(market.days)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_unread_alerts_are_counted_until_they_are_marked_by_keyboard(
     chromium: Browser, start_server: Start
 ) -> None:

@@ -118,7 +118,7 @@ def test_what_the_server_refuses_is_told_in_the_form_which_stays(
         boss.trouble.clear()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_administrators_are_asked_before_they_give_up_administration(
     chromium: Browser, start_server: Start
 ) -> None:

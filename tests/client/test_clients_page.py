@@ -142,7 +142,7 @@ def test_the_lines_for_a_text_run_as_they_stand(start_server: Start) -> None:
     assert httpx.get(url).status_code == 204
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_lines_for_beginnings_and_presence_run_as_they_stand(start_server: Start) -> None:
     server = start_server()
     code = example("Where a stream begins, and what it carries", server) + example(
@@ -242,6 +242,7 @@ def test_the_lines_for_a_page_say_that_a_session_has_ended(
     assert len([text for text in page.evaluate(SHOWN) if "log in again:" in text]) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 @pytest.mark.node
 @pytest.mark.parametrize("seconds", DURATIONS)

@@ -132,7 +132,7 @@ def test_a_retry_is_digits_alone_and_never_more_than_a_day(value: str, retry: in
     assert [*parser.feed(b"\n")] == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_long_event_in_small_pieces_takes_time_in_proportion_to_its_length() -> None:
     """Fifty million bytes: were the line copied for each piece, this would take hours."""
     parser, piece, count = EventStreamParser(), b"x" * 100, 500_000

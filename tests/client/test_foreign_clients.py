@@ -191,6 +191,7 @@ def random_events(chance: random.Random) -> list[dict[str, Any]]:
     return [{"event": chance.choice(types), "data": each} for each in data]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "listen",
     ["httpx-sse", NODE, pytest.param("page", marks=[pytest.mark.browser, pytest.mark.long])],

@@ -95,7 +95,7 @@ def send(url: str) -> None:
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=60)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_the_old_service_sent_comes_on_one_stream_without_a_layer_of_data(old_service: str) -> None:
     login = {"username": "ann", "password": PASSWORD, "cookie": False}
     tokens = httpx.post(f"{old_service}/api/v1/auth/login", json=login).json()
@@ -117,7 +117,7 @@ def test_what_the_old_service_sent_comes_on_one_stream_without_a_layer_of_data(o
     assert {data["channel"] for data in sent.values()} == set(CHANNELS.split(","))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.browser
 @pytest.mark.node
 def test_a_view_of_the_old_front_end_moves(chrome: Chrome, serve: Start, built: str) -> None:

@@ -207,7 +207,7 @@ def command(server: ServerProcess, *words: str, input: str = "") -> subprocess.C
     return run_program(*words, "--url", server.url, environment=server.environment, input=input)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_commands_publish_a_text_and_listen_from_a_beginning(server: ServerProcess) -> None:
     published = [
         command(server, "publish", "user.command", "fragment", "--text", "<p>1</p>"),

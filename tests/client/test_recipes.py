@@ -60,6 +60,7 @@ def published(server: ServerProcess, sender: str) -> list[dict[str, Any]]:
     return [event for event in events if event["data"].get("from") == sender]
 
 
+@pytest.mark.slow
 def test_curl_publishes_once_however_often_it_is_sent(served: ServerProcess, tmp_path: Path) -> None:
     for _ in range(2):
         run(["bash", "-ec", recipe("Publish with curl", served)], tmp_path)
@@ -119,7 +120,7 @@ def uvicorn(port: int, loop: str = "auto") -> list[str]:
     return [str(environment_with("frameworks") / "python"), "-m", "uvicorn", "app:app", *options]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_fastapi_publishes(request: pytest.FixtureRequest, served: ServerProcess, tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(recipe("Publish from FastAPI", served))
     port = reserve_port(request.node)

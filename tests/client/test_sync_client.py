@@ -241,6 +241,7 @@ def program(server: ServerProcess, code: str, user: str = "ann") -> Iterator[sub
         assert (process.returncode, complained) == (0, ""), complained
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_a_stream_leaves_nothing_behind(server: ServerProcess) -> None:
     code = """
         try:
@@ -269,6 +270,7 @@ def test_ctrl_c_in_a_stream_leaves_nothing_behind(server: ServerProcess) -> None
         assert process.stdout.readline() == "interrupted\n"
 
 
+@pytest.mark.slow
 def test_a_program_ends_whatever_is_open(server: ServerProcess) -> None:
     code = """
         items = listen(url, "user.open", session)
@@ -287,7 +289,7 @@ def test_a_program_ends_whatever_is_open(server: ServerProcess) -> None:
     until(lambda: streams(server) == 0, "nothing listens")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["fork", "multiprocessing"])
 def test_what_was_made_before_a_fork_works_after_it(server: ServerProcess, how: str) -> None:
     forks = {

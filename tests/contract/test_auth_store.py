@@ -427,7 +427,7 @@ async def test_a_refresh_token_continues_its_session_once(made: Implementation) 
         assert await revoked(store) == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.gen_test
 async def test_of_one_subject_the_thousand_sessions_used_last_are_kept(made: Implementation) -> None:
     async with opened(made) as store:

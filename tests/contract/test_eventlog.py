@@ -629,7 +629,7 @@ async def test_of_many_channels_used_once_a_thousand_empty_ones_are_remembered_a
         assert ([event.seq for event in page.events], page.gap) == ([id.seq], False)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.gen_test
 async def test_a_log_all_of_whose_channels_are_forgotten_gives_no_number_twice(tmp_path: Path) -> None:
     names = [ChannelName(f"once.{number}") for number in range(EMPTY_CHANNELS + 500)]

@@ -704,6 +704,7 @@ async def _no_gap_is_silent(aging: Aging, prefix: str, steps: list[Any]) -> None
         assert gap or seqs_now == [*expected, *later]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["memory", "sqlite"])
 def test_whatever_is_too_old_or_forgotten_no_gap_is_silent(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

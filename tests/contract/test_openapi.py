@@ -78,12 +78,13 @@ def ask_all(operation: Operation, count: int, *, as_administrator: bool) -> None
     ask_all(Server.process.url, *operation, count, Server.access_token if as_administrator else None)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @every_operation
 def test_a_stranger_is_answered_as_described(operation: Operation) -> None:
     ask_all(operation, FEW, as_administrator=False)
 
 
+@pytest.mark.slow
 @every_operation
 def test_an_administrator_is_answered_as_described(operation: Operation) -> None:
     ask_all(operation, FEW, as_administrator=True)

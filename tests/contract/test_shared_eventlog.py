@@ -157,6 +157,7 @@ async def kill_appenders(path: Path | str, kills: int) -> None:
         assert len(follower.channels[ChannelName(f"c{number}")]) <= len(seqs) + 2
 
 
+@pytest.mark.slow
 @pytest.mark.gen_test(timeout=120)
 async def test_of_processes_that_are_killed_nothing_acknowledged_is_lost_and_no_number_is_given_twice(
     place: Path | str,

@@ -7,7 +7,6 @@ import json
 import os
 import random
 import signal
-import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -23,6 +22,7 @@ from tests.faults import accountant, client, flood, publisher
 from tests.faults.journal import AnyRecord, payload_of, read
 from tests.faults.ledger import Promises
 from tests.faults.verdict import Verdict
+from tests.support import preloaded
 from tests.support.room import sequence
 from tests.support.server_process import ServerProcess
 from tests.support.waiting import until
@@ -152,8 +152,13 @@ class Traffic:
         stdout: int | None = None,
     ) -> Popen[bytes]:
         """Start one of the modules in a process of its own, by a command that runs another one where there is one."""
-        command = [*within, sys.executable, "-m", module.__name__, msgspec.json.encode(settings).decode()]
-        return Popen(command, env=os.environ | {publisher.TOKEN: token}, stdout=stdout)
+        program, words = preloaded.module(module.__name__), [msgspec.json.encode(settings).decode()]
+        secret = {publisher.TOKEN: token}
+        if within:
+            return Popen([*within, *program, *words], env=os.environ | secret, stdout=stdout)
+        return preloaded.start(
+            words, program=program, environment=os.environ, for_children=secret, stdout=stdout
+        )
 
     def _settings_of(self, name: str, **settings: Any) -> publisher.Settings:
         return publisher.Settings(**{**self._common(name), **settings})

@@ -107,6 +107,7 @@ def test_a_token_lives_no_longer_on_a_stream_than_it_was_issued_for(start: Start
     until(lambda: not (first.open or second.open), "both end", 15)
 
 
+@pytest.mark.slow
 def test_many_streams_that_expire_at_once_do_not_hold_others_up(start: Start, hear: Hear) -> None:
     server = start(LIMITS__STREAMS_PER_USER=1000, LIMITS__STREAMS_PER_ADDRESS=1000)
     token = server.minted(TokenKind.STREAM)

@@ -111,7 +111,7 @@ def test_a_second_app_on_the_same_state_directory_is_refused(
         SSEApp(settings)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_installed_package_serves_without_the_checkout(tmp_path: Path) -> None:
     copy = tmp_path / "source"
     ignored = shutil.ignore_patterns(".git", ".venv", "var", "bench", "*.egg-info", "build", "node_modules")

@@ -186,6 +186,7 @@ def test_without_any_descriptor_accepting_rests_and_is_taken_up_again(start_serv
     assert [line["event"] for line in warnings(server)] == ["accept_failed"]
 
 
+@pytest.mark.slow
 def test_keys_that_come_while_no_descriptor_is_left_are_read_later(start_server: Start) -> None:
     server = start_server(open_files=FILES, expected=("keys_unread",))
     assert server.process is not None

@@ -1273,6 +1273,7 @@ async def test_the_answer_is_that_of_tornados_own_server(sent: bytes) -> None:
     assert answers[0] == answers[1]
 
 
+@pytest.mark.slow
 @pytest.mark.gen_test(timeout=60)
 async def test_whatever_is_changed_in_requests_is_answered_or_refused_and_no_error_of_ours() -> None:
     chance = random.Random(9112)

@@ -215,7 +215,7 @@ def test_wrong_passwords_with_any_worker_count_with_all(start: Callable[..., lis
     assert [log_in(workers[2], "wrong password") for _ in range(2)][1] == 429
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_rate_at_which_a_token_may_publish_is_shared_out_to_the_workers(
     start: Callable[..., list[WorkerProcess]],
 ) -> None:

@@ -13,6 +13,7 @@ from tests.support.room import Room, first, listen, numbers, sequence, take
 from tests.support.waiting import until
 
 
+@pytest.mark.slow
 def test_a_position_older_than_the_history_brings_a_reset_and_then_live_events(
     start_room: Callable[..., Room],
 ) -> None:

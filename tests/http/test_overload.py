@@ -167,7 +167,7 @@ def test_publishes_that_wait_take_half_of_the_connections_and_the_next_are_refus
             assert publish.answer()[0].status == 201
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_publishes_that_wait_have_a_bound_in_bytes(start_patient: Callable[..., ServerProcess]) -> None:
     server = start_patient(LIMITS__STREAMS=100)
     token = server.access_token()
@@ -188,7 +188,7 @@ def test_publishes_that_wait_have_a_bound_in_bytes(start_patient: Callable[..., 
     assert numbers(server) == [publish.number for publish in waiting]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_large_bodies_that_are_being_sent_have_a_bound_together(
     start_server: Callable[..., ServerProcess],
 ) -> None:
@@ -239,7 +239,7 @@ def test_bodies_of_those_who_may_not_publish_leave_room_for_those_of_publishers(
         assert method != "POST" or request.answer()[0].status == 403
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_bodies_count_for_as_long_as_they_are_kept_also_where_their_publishers_have_left(
     start_patient: Callable[..., ServerProcess],
 ) -> None:

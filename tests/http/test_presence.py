@@ -146,7 +146,7 @@ def test_joins_and_leaves_are_told_once_for_each_user(floor: Floor) -> None:
     assert data["channel"] == f"{BESIDE}dashboard"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_who_comes_and_leaves_quickly_is_told_at_most_once_a_second(floor: Floor) -> None:
     watching = floor.enter("ann", f"{BESIDE}dashboard")
     begun = time.monotonic()

@@ -122,6 +122,7 @@ def network() -> Iterator[Network]:
             run("netns", "delete", name)
 
 
+@pytest.mark.slow
 @pytest.mark.netns
 def test_a_client_that_vanishes_without_a_fin_is_reaped_within_two_ping_intervals(
     start_server: Start, network: Network
@@ -163,6 +164,7 @@ def test_a_client_that_vanishes_without_a_fin_is_reaped_within_two_ping_interval
             client.communicate()
 
 
+@pytest.mark.slow
 def test_a_client_that_stops_reading_is_ended_and_its_memory_given_back(start_server: Start) -> None:
     server = start_server(KEEPALIVE__PING_INTERVAL=INTERVAL, LIMITS__BACKLOG_BYTES=64 * 1024 * 1024)
     path = f"/api/v1/sse/dashboard?token={server.stream_token('dashboard')}"

@@ -77,6 +77,7 @@ def everything(seen: Iterable[Frame], acknowledged: Iterable[Acknowledged], chan
 # A client that drops and comes back
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", ["header", pytest.param("query", marks=pytest.mark.long)])
 def test_a_client_that_drops_while_1000_events_are_published_has_each_once_and_in_order(
     room: Room, by: str
@@ -114,6 +115,7 @@ def test_clients_of_several_channels_that_drop_at_random_have_all_in_the_order_o
     assert len(acknowledged) == 1000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["kill -9", "SIGTERM"])
 def test_whatever_ends_the_server_each_acknowledged_event_is_there_once(
     start_room: Callable[..., Room], how: str

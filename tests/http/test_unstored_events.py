@@ -187,6 +187,7 @@ def test_the_metrics_count_them(room: Room) -> None:
     assert room.metric("sse_app_log_head") == 0
 
 
+@pytest.mark.slow
 def test_a_stream_that_does_not_read_is_not_ended_by_them_and_goes_on_with_new_ones(
     start: Callable[..., Room],
 ) -> None:

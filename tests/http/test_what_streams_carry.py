@@ -400,7 +400,7 @@ def test_a_text_is_received_exactly_as_it_was_published_in_each_way(start_room: 
     assert [event["data"] for event in kept] == [text for text in TEXTS for _ in range(2)]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_of_a_text_over_the_limit_of_a_body_nothing_is_published(start_room: Callable[..., Room]) -> None:
     # The stream is not read while its text is published; after two ping intervals its client would be stalled.
     room = start_room(KEEPALIVE__PING_INTERVAL=60)

@@ -271,7 +271,7 @@ LONG = 300
 HOW_OFTEN = pytest.mark.parametrize("count", [SHORT, pytest.param(LONG, marks=pytest.mark.long)])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @HOW_OFTEN
 def test_one_process_on_a_file_sends_each_client_what_it_is_due(tmp_path: Path, count: int) -> None:
     with running(state_dir=tmp_path / "state", expected=EXPECTED, **SETTINGS) as server:

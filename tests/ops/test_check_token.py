@@ -78,6 +78,7 @@ def test_a_token_on_the_command_line_is_checked_with_a_warning(server: ServerPro
     assert_not_in(token, done)
 
 
+@pytest.mark.slow
 def test_at_a_terminal_it_asks_and_does_not_show_what_is_typed(tmp_path: Path) -> None:
     run_program(
         *("user", "add", "ann", "--init", "--password-stdin"),

@@ -403,6 +403,7 @@ def test_the_address_says_where_it_answers(tmp_path: Path, host: str, reached: l
         assert process.wait(60) == 0
 
 
+@pytest.mark.slow
 def test_an_ipv4_client_of_a_socket_of_both_families_has_its_ipv4_address(tmp_path: Path) -> None:
     if not _has_ipv6():
         pytest.skip("there is no IPv6 here")

@@ -114,6 +114,7 @@ class Readers:
             client.socket.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("symbols", "clients", "seconds"),
     [(50, 20, 2.0), pytest.param(500, 100, 20.0, marks=pytest.mark.long)],

@@ -52,7 +52,7 @@ def test_the_containerfile_ends_as_a_user_with_a_number_and_no_shell_between() -
     assert last["STOPSIGNAL"] == "SIGTERM"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_as_process_1_it_takes_signals_drains_and_leaves_no_zombies(tmp_path: Path, workers: int) -> None:
     with reserved_port() as port:

@@ -223,7 +223,7 @@ def filled(start: Callable[..., ServerProcess]) -> Filled:
     return Filled(start())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_copy_that_is_killed_again_and_again_ends_as_one_that_is_not(
     filled: Filled, database_url: str
 ) -> None:

@@ -154,6 +154,7 @@ def second_demo(state: Path | None, **variables: str) -> tuple[int, list[str]]:
     return done.returncode, (done.stdout + done.stderr).splitlines()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("port", ["the same", pytest.param("0", marks=pytest.mark.long)])
 def test_a_second_demo_says_that_the_first_one_runs_and_changes_nothing(demo: Demo, port: str) -> None:
     url = demo.said("Page").rstrip("/")
@@ -199,7 +200,7 @@ def test_the_demo_has_a_state_directory_of_its_own(tmp_path: Path) -> None:
         assert demo.process.communicate(timeout=60)[0].endswith("has ended.\n")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_taken_port_is_told_in_one_line(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

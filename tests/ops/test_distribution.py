@@ -40,7 +40,7 @@ def sources(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / f"sse_app-{VERSION}"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_all_three_are_built_and_the_checkout_stays_as_it_was(dist: Path) -> None:
     expected = [f"sse_app-{VERSION}.tar.gz", f"sse_app-{VERSION}-py3-none-any.whl"]
     if shutil.which("npm"):
@@ -160,7 +160,7 @@ def test_the_source_distribution_passes_its_own_tests(sources: Path, folder: str
     assert " passed" in printed
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_in_an_empty_environment_the_wheel_serves_and_prints_its_configurations(
     commands: Path, tmp_path: Path
 ) -> None:

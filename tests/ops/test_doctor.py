@@ -401,6 +401,7 @@ rm -r "$1.copy"
 """
 
 
+@pytest.mark.slow
 @pytest.mark.netns
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="needs root and unshare")
 @pytest.mark.parametrize(
@@ -441,7 +442,7 @@ def _no_certificates_of_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SSL_CERT_DIR", raising=False)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_many_looks_at_once_leave_each_other_alone(server: ServerProcess, tmp_path: Path) -> None:
     with proxied(server, tmp_path) as url:
         command = [sys.executable, str(ROOT / "main.py"), "doctor", "--url", url]

@@ -169,6 +169,7 @@ def test_after_a_kill_it_is_known_which_channels_have_ended(
     client.socket.close()
 
 
+@pytest.mark.slow
 def test_a_stream_that_comes_at_the_end_before_it_is_known_is_ended_once_it_is(
     start_server: Callable[..., ServerProcess],
 ) -> None:
@@ -186,7 +187,7 @@ def test_a_stream_that_comes_at_the_end_before_it_is_known_is_ended_once_it_is(
             client.socket.close()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_each_worker_ends_its_streams_and_knows_of_the_ends_of_others(
     start_workers: Callable[..., ServerWithWorkers],
 ) -> None:

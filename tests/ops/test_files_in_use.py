@@ -90,6 +90,7 @@ def test_nothing_is_acknowledged_once_the_event_log_is_not_at_its_place(
     assert not ready(server)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("take_away", [remove, replace, remove_wal])
 def test_a_log_that_is_not_at_its_place_is_noticed_without_a_publish(
     server: ServerProcess, take_away: Callable[[Path, str], None]

@@ -58,7 +58,7 @@ time.sleep(100)
 
 
 @pytest.mark.netns
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="needs root and unshare")
 def test_on_a_full_disk_each_command_says_so_in_one_line_and_does_nothing_by_halves(tmp_path: Path) -> None:
     with running(state_dir=tmp_path / "state") as server:

@@ -33,6 +33,7 @@ def service(request: pytest.FixtureRequest, start_service: Callable[..., Service
 both_ways = pytest.mark.parametrize("service", ["warm", "cold"], indirect=True)
 
 
+@pytest.mark.slow
 def test_a_thousand_streams_go_on_over_three_restarts_under_publishing(service: Service) -> None:
     clients = service.fleet.open(STREAMS, service.stream_path())
     publisher = service.publisher(pause=0.1)

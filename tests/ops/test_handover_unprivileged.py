@@ -37,7 +37,7 @@ def service_of_a_user() -> Iterator[Service]:
         shutil.rmtree(folder)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_streams_go_on_under_an_unprivileged_user_too(service_of_a_user: Service) -> None:
     service = service_of_a_user
     assert Path(f"/proc/{service.manager.main_pid}").stat().st_uid != 0

@@ -82,6 +82,7 @@ def stream(worker: WorkerProcess, after: str) -> Iterator[Client]:
         client.socket.close()
 
 
+@pytest.mark.slow
 def test_what_one_worker_has_acknowledged_is_in_the_history_that_any_other_shows(
     deaf: list[WorkerProcess],
 ) -> None:
@@ -128,7 +129,7 @@ def test_what_a_worker_has_committed_that_was_killed_before_it_told_of_it_reache
         one.start()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "how",
     [
@@ -160,7 +161,7 @@ def test_a_worker_that_has_just_come_is_told_of_what_others_commit_from_then_on(
                     here.read_until(id)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_client_goes_on_at_a_worker_that_was_stopped_while_others_published(tmp_path: Path) -> None:
     with worker_processes(2, tmp_path / "state", expected=("worker_silent",)) as (one, other):
         ids = [publish(one, 0)]

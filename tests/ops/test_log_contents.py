@@ -155,7 +155,7 @@ async def test_mounted_under_tornado_s_server_a_malformed_header_is_not_logged(
     assert any("Invalid header value" in text for text in texts), texts
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_flood_of_malformed_heads_and_of_requests_for_nothing_leaves_the_log_small(
     start_server: Start,
 ) -> None:

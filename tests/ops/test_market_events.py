@@ -62,7 +62,7 @@ def test_every_event_has_the_fields_that_subscribers_rely_on() -> None:
             assert 0 <= data["progress"] <= 100
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_first_alert_comes_with_the_third_day_and_the_data_goes_round() -> None:
     ticks = list(portfolio_feed(MARKET, 1))
     assert ticks[0][0]["data"]["data"]["date"] == str(FIRST_DAY)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import httpx
+import pytest
 
 from sse_app.client import Event, Publisher, Reset, Stream
 from sse_app.core.errors import TokenTooLarge
@@ -60,6 +61,7 @@ def test_nginx_with_its_defaults_which_speak_http_1_0_to_the_server_passes_a_cor
         asyncio.run(test())
 
 
+@pytest.mark.slow
 def test_the_largest_tokens_that_are_issued_pass_through_nginx_with_its_defaults(
     start_server: Callable[..., ServerProcess], tmp_path: Path
 ) -> None:

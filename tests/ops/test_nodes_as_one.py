@@ -283,7 +283,7 @@ def test_a_node_that_hangs_is_named_everywhere_and_nothing_else_waits(machines: 
     assert machines.complete(last)["total"] == 3, "the kick that was answered 503 was done later"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_node_that_was_killed_is_named_and_its_next_process_keeps_its_number_and_begins_at_once(
     machines: Machines,
 ) -> None:
@@ -410,7 +410,7 @@ def test_streams_are_listed_in_the_order_in_which_they_were_opened_on_whichever_
             assert [row["client_id"] for row in rows] == [f"n-{number}" for number in range(9)]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_answers_that_name_nodes_are_as_described(machines: Machines) -> None:
     from tests.support.made_up_requests import SCHEMA  # see there for why it is imported so late
 

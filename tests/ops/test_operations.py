@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import httpx
+import pytest
 
 from tests.support.server_process import ROOT, ServerProcess, clean_environment, run_program
 
@@ -169,6 +170,7 @@ def test_a_newer_database_is_not_opened(server: ServerProcess) -> None:
         database.close()
 
 
+@pytest.mark.slow
 def test_an_inherited_listening_socket_is_used_and_nothing_else_is_bound(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as subscriber, socket.socket() as other:
         other.bind(("127.0.0.1", 0))

@@ -134,6 +134,7 @@ def go_through(faults: list[Callable[..., None]], chance: random.Random, folder:
             traffic.advance()
 
 
+@pytest.mark.slow
 def test_whatever_ends_or_stops_nothing_acknowledged_is_lost_and_every_client_is_sent_each_event_once(
     chance: random.Random, tmp_path: Path
 ) -> None:
@@ -175,7 +176,7 @@ def watching(server: ServerProcess) -> Iterator[Client]:
         fleet.close()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.netns
 @pytest.mark.parametrize("seconds", [3, pytest.param(10, marks=pytest.mark.long)])
 def test_a_partition_refuses_publishes_on_one_node_and_ends_no_stream(
@@ -213,7 +214,7 @@ def test_a_partition_refuses_publishes_on_one_node_and_ends_no_stream(
                 client.wait_for(answer.json()["id"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_database_that_does_not_answer_holds_up_no_probe_no_ping_and_no_stream(
     chance: random.Random, tmp_path: Path
 ) -> None:
@@ -234,7 +235,7 @@ def test_a_database_that_does_not_answer_holds_up_no_probe_no_ping_and_no_stream
         until(lambda: status_of(servers[0], "/readyz") == 200, "the node is ready again")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.netns
 def test_a_full_disk_of_the_database_refuses_publishes_until_there_is_room(
     chance: random.Random, tmp_path: Path
@@ -301,7 +302,7 @@ def test_a_failover_to_the_synchronous_standby_loses_nothing_and_no_client_is_to
             traffic.advance()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_failover_to_an_asynchronous_standby_loses_the_latest_and_tells_each_client(
     chance: random.Random, tmp_path: Path
 ) -> None:
@@ -367,7 +368,7 @@ def test_a_crash_loses_nothing_also_where_the_commits_of_others_do_not_wait_for_
         traffic.advance()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("nodes_run", "recover"),
     [

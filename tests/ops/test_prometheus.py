@@ -121,7 +121,7 @@ def test_promtool_finds_nothing_wrong_in_the_configuration_and_the_rules() -> No
     promtool("check", "rules", "--lint=all", "--lint-fatal", str(RULES))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_each_alert_fires_on_what_it_is_for_and_on_nothing_else() -> None:
     tests = ROOT / "tests/ops/prometheus/sse_app.test.yml"
     promtool("test", "rules", str(tests))

@@ -114,6 +114,7 @@ def all_have(text: str, files: list[Path]) -> bool:
     return all(text in file.read_text() for file in files)
 
 
+@pytest.mark.slow
 @both
 def test_each_event_comes_through_before_the_next_is_published(site: Site) -> None:
     async def test() -> None:
@@ -173,6 +174,7 @@ def test_eight_streams_share_one_connection_of_http_2(site: Site, tmp_path: Path
     assert all(output.read_text().count("event: tick") == 10 for output in outputs)
 
 
+@pytest.mark.slow
 @both
 def test_a_stream_goes_on_over_a_kill_of_the_server_and_no_request_is_answered_wrongly(site: Site) -> None:
     async def test() -> None:

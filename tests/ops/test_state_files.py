@@ -158,7 +158,7 @@ def test_what_is_no_database_is_refused_in_one_line(state: Path, name: str, what
         assert name in refused(state, *command)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_flipped_page_is_refused_in_one_line_or_found_when_it_is_read(
     used: Path, tmp_path: Path, name: str

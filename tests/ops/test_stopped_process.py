@@ -15,6 +15,7 @@ from tests.support.server_process import ServerProcess
 from tests.support.waiting import until
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", [Appender.resume, pytest.param(Appender.kill, marks=pytest.mark.long)])
 def test_publishes_are_503_while_a_stopped_process_has_the_lock_and_none_of_them_is_stored_later(
     start_server: Callable[..., ServerProcess], end: Callable[[Appender], None]

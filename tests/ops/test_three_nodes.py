@@ -163,7 +163,7 @@ def haproxy(nodes: Sequence[ServerProcess], folder: Path) -> Iterator[int]:
             assert "eyJ" not in logged, "a token is in the log"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("count", [1, pytest.param(3, marks=pytest.mark.long)])
 def test_nodes_behind_haproxy_are_restarted_and_upgraded_in_turn_and_no_event_is_lost(
     nodes: list[ServerWithWorkers], database_url: str, tmp_path: Path, count: int
@@ -212,6 +212,7 @@ def test_nodes_behind_haproxy_are_restarted_and_upgraded_in_turn_and_no_event_is
     assert verdict.findings == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("count", "least"),
     [

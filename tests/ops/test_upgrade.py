@@ -81,6 +81,7 @@ class Failure:
         self._file.write_text("")
 
 
+@pytest.mark.slow
 def test_a_successor_that_dies_leaves_the_old_process_serving(
     start_service: Callable[..., Service], tmp_path: Path
 ) -> None:
@@ -179,6 +180,7 @@ def test_two_upgrades_at_once_are_one(service: Service) -> None:
     assert not service.fleet.ended
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "delays",
     [
@@ -335,7 +337,7 @@ def replaceable(current: Path) -> Iterator[Service]:
         service.check_log()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_another_installation_of_the_program_takes_over_behind_the_same_unit(
     replaceable: Service, current: Path, tmp_path: Path
 ) -> None:

@@ -61,7 +61,7 @@ def test_streams_of_one_address_spread_over_the_workers(start: Start) -> None:
     assert {line.get("worker") for line in server.logged("stream_opened")} <= {1, 2, 3, 4}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_keys_that_are_there_before_the_first_start_are_used(start: Start, tmp_path: Path) -> None:
     keys = KeyRing.load(_private(tmp_path / "brought"))
     _private(tmp_path / "state")
@@ -107,7 +107,7 @@ def test_a_killed_worker_ends_its_own_streams_alone_and_their_clients_miss_nothi
     assert (line["worker"], line["cause"]) == (2, "killed by SIGKILL")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_waits_on_a_dead_workers_socket_is_served_by_its_successor(start: Start) -> None:
     server = start(workers=2, expected=("worker_died",))
     path = server.path()
@@ -266,7 +266,7 @@ def test_parent_and_workers_killed_at_once_start_again(start: Start) -> None:
     assert [event["id"] for event in events] == [id]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_reload_changes_the_number_of_workers(start: Start) -> None:
     server = start(workers=3)
     with fleet_of(server) as fleet:
@@ -301,7 +301,7 @@ def test_a_reload_changes_the_number_of_workers(start: Start) -> None:
     assert [line["workers"] for line in server.logged("reloaded") if "worker" not in line] == [2, 4]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_of_connections_opened_while_the_number_shrinks_none_is_reset(start: Start) -> None:
     server = start(workers=3)
     path = server.path()
@@ -338,7 +338,7 @@ def test_a_mistake_in_the_settings_at_a_reload_is_one_line_and_changes_nothing(s
     assert server.workers() == before
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_another_state_directory_or_log_in_the_settings_does_not_split_the_workers(
     start: Start, tmp_path: Path
 ) -> None:
@@ -398,7 +398,7 @@ if os.environ.get('SSE_APP_SUCCESSOR') and os.environ.get('SSE_APP_WORKER') == '
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_worker_whose_upgrade_fails_stops_the_rolling_and_all_serve_on(start: Start) -> None:
     server = start(workers=3, expected=("upgrade_failed",))
     with fleet_of(server) as fleet:
@@ -564,7 +564,7 @@ def test_a_state_that_cannot_be_used_is_refused_with_one_line(tmp_path: Path) ->
     assert not list((tmp_path / "state/workers").glob("notify"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_port_that_another_parents_workers_share_is_not_shared_with_them(
     start: Start, tmp_path: Path
 ) -> None:
@@ -575,7 +575,7 @@ def test_a_port_that_another_parents_workers_share_is_not_shared_with_them(
     assert f"cannot listen on 127.0.0.1:{server.port}" in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_free_port_is_taken_once_and_by_all(start: Start) -> None:
     server = start(workers=2)
     server.stop()
@@ -715,7 +715,7 @@ def test_ctrl_c_in_a_terminal_ends_all_with_tidy_output(tmp_path: Path) -> None:
     assert text.rstrip().endswith("stopped")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("restarts", [4, pytest.param(20, marks=pytest.mark.long)])
 def test_many_restarts_leave_no_zombie_and_no_descriptor(start: Start, restarts: int) -> None:
     server = start(workers=2, expected=("worker_died",), constants={SOON: 0})
@@ -749,7 +749,7 @@ def test_one_worker_is_no_parent(start: Start, tmp_path: Path) -> None:
     assert "workers" not in line
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_check_config_says_how_many_workers_and_who_they_are(start: Start) -> None:
     server = start(workers=2)
     found = server.workers()

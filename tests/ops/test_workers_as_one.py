@@ -410,7 +410,7 @@ def test_a_login_on_one_worker_opens_streams_on_the_others_at_once(offices: Offi
         assert {each.stream_status(fresh.stream) for each in offices.sites} == {200}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_commands_work_against_workers_as_against_one_process(offices: Offices) -> None:
     last = offices.workers[-1]
     with subprocess.Popen(
@@ -510,7 +510,7 @@ def test_what_a_stranger_sends_makes_no_worker_ask_the_others(offices: Offices) 
     until(lambda: offices.status(first)["workers_missing"] == [], "it answers again")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_worker_that_is_killed_is_named_until_it_is_back(offices: Offices) -> None:
     first, killed = offices.sites[0], offices.workers[2]
     offices.sites[2].leave_all()

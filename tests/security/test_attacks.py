@@ -126,7 +126,7 @@ def test_a_database_that_somebody_locks_holds_up_logins_and_nothing_else(desk: S
     assert desk.log_in("ann")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_server_that_is_asked_to_end_amid_logins_ends_without_a_trace(desk: Site) -> None:
     stopped = threading.Event()
 

@@ -41,6 +41,7 @@ def flood(desk: Site, count: int, address: str = "127.0.9.1") -> Counter[int]:
         return Counter(status for statuses in threads.map(some, range(4)) for status in statuses)
 
 
+@pytest.mark.slow
 def test_unknown_refresh_tokens_are_counted_and_throttled_and_a_real_one_beside_them_is_not(
     tmp_path: Path,
 ) -> None:
@@ -64,7 +65,7 @@ def test_unknown_refresh_tokens_are_counted_and_throttled_and_a_real_one_beside_
         assert len(refused) <= 3
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_strangers_do_does_not_wash_out_what_administrators_did(tmp_path: Path) -> None:
     with site(tmp_path / "state", users=("ann",)) as desk:
         desk.revoke(subject="mallory")

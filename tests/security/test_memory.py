@@ -29,7 +29,7 @@ def connected(server: ServerProcess, stack: ExitStack) -> socket.socket:
     return client
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_hundred_histories_that_are_not_read_take_little_memory(tmp_path: Path) -> None:
     with (
         running(state_dir=tmp_path / "state") as server,

@@ -340,7 +340,7 @@ def test_a_server_that_was_on_sqlite_does_not_leave_its_accounts_behind_in_silen
 # -- the seal ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_wrong_or_unusable_seal_stops_the_start_in_one_line(database_url: str, tmp_path: Path) -> None:
     first = new_seal(tmp_path)
     with serving(Desk, tmp_path / "state", EVENT_LOG=database_url, AUTH__KEYS_SEAL=str(first)):

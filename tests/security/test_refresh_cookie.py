@@ -274,7 +274,7 @@ def test_the_cookie_opens_nothing_else(desk: Site) -> None:
     assert desk.http.post("/api/v1/auth/stream-token", headers=cookie).status_code == 401
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.browser
 def test_a_real_browser_keeps_the_cookie_out_of_scripts_refreshes_with_it_and_drops_it(
     desk: Site, chromium: Browser

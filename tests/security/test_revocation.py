@@ -207,7 +207,7 @@ def test_a_revocation_is_forgotten_when_its_last_token_has_expired_and_not_befor
     assert desk.stream_status(token) == 401
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_no_id_begins_like_a_flag_of_the_command_that_revokes_it(desk: Site) -> None:
     tokens = [claims_of(desk.mint(TokenKind.ACCESS, "ann")) for _ in range(400)]
     assert not [claims for claims in tokens if claims["jti"].startswith("-")]

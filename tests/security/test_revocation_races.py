@@ -157,7 +157,7 @@ def test_a_renewal_right_after_a_revocation_on_the_command_line_saves_no_stream(
     assert ear.farewell == "revoked"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_command_is_heard_within_a_second_while_strangers_flood_the_server(desk: Site) -> None:
     ear = desk.hear(desk.mint(TokenKind.STREAM, "calm", "s-calm"))
     stopped = threading.Event()

@@ -44,6 +44,7 @@ ENDS: dict[str, Callable[[Site, Session], object]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ENDS)
 def test_no_end_of_a_session_is_forgotten_while_a_token_minted_for_it_could_live(
     tmp_path: Path, end: str

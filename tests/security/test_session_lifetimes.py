@@ -51,6 +51,7 @@ def test_a_session_that_is_idle_ends(brief: Site) -> None:
     assert time.monotonic() - begun < 9, "too slow to tell idle from absolute"
 
 
+@pytest.mark.slow
 def test_what_ended_with_its_session_stays_dead_as_long_as_any_of_its_tokens_could_live(brief: Site) -> None:
     session = brief.log_in("ann")
     body = {"refresh_token": session.refresh}  # the access token may expire on its way

@@ -261,7 +261,7 @@ def test_none_but_administrators_get_at_accounts(desk: Site) -> None:
     assert desk.me(ann.access) == 200
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_no_password_and_no_hash_comes_back_or_is_noted_anywhere(desk: Site) -> None:
     secret = f"secret-{time.monotonic_ns()}"
     name = new(desk)

@@ -70,7 +70,8 @@ def start(
         words: of the command.
         environment: all of its variables; where more than settings and folders differ from those of the tests, as the
             interpreter or the C library may have read them at their start, the process is an ordinary one.
-        for_children: further variables, which matter only to programs that it runs itself.
+        for_children: further variables, which nothing reads at the process's start: those of programs that it runs
+            itself, say.
         cwd: where it runs.
         listening: a socket that it gets as systemd passes one; its standard input is empty then.
         program: what is run: ours, or a module of the tests (`module`).

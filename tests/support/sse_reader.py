@@ -7,8 +7,6 @@ import re
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-import pytest
-
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _LINE_BREAK = re.compile(rb"\r\n|\r|\n")
 _FIELDS = frozenset({"id", "event", "data", "retry"})
@@ -125,7 +123,7 @@ def strict_json(text: str | bytes) -> Any:
     """Parse JSON as a browser would: no NaN, no Infinity, and here no key twice either."""
 
     def constant(name: str) -> NoReturn:
-        pytest.fail(f"{name} is not JSON")
+        raise AssertionError(f"{name} is not JSON")
 
     def pairs(members: list[tuple[str, Any]]) -> dict[str, Any]:
         assert len({name for name, _ in members}) == len(members), f"a key twice: {members}"

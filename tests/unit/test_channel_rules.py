@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import product
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,6 +23,7 @@ texts = st.lists(st.sampled_from(["a", "b", "*"]), max_size=3).flatmap(
 rules = st.lists(st.tuples(texts, st.booleans()), max_size=6)
 
 
+@pytest.mark.slow
 @given(rules)
 def test_the_first_pattern_that_covers_a_channel_counts(given: list[tuple[str, bool]]) -> None:
     made = ChannelRules(ChannelRule(ChannelPattern(text), public=public) for text, public in given)

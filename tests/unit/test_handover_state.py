@@ -161,7 +161,7 @@ def test_streams_that_were_copied_and_what_has_changed_since_are_one_whole(parts
     assert spelt_out(state) == [before[place] for place in unchanged] + spelt_out(rest)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @given(states())
 def test_a_handover_in_one_part_is_whole_as_it_is(state: State) -> None:
     alone = state._replace(passed=[one._replace(place=-1) for one in state.passed], gone=[])
@@ -178,7 +178,7 @@ def of_another_format(text: bytes, format: int, body: bytes) -> bytes:
     return json.dumps(header | {"format": format, "bytes": len(body)}).encode() + b"\n" + body + data
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @given(
     parts(),
     st.tuples(*[st.integers(-(2**31), 2**31).filter(lambda format: format not in (3, FORMAT))] * 2),
@@ -260,7 +260,7 @@ def test_a_text_that_has_lost_its_end_is_refused(state: State, data: st.DataObje
         decode(text[: data.draw(st.integers(0, len(text) - 1))])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @given(states(), st.binary(min_size=1, max_size=20))
 def test_a_text_with_more_at_its_end_is_refused(state: State, more: bytes) -> None:
     with pytest.raises(UnreadableState):

@@ -50,6 +50,7 @@ print(resident() - before)
 """Fills the ring of recent events many times over in a process of its own, and prints how much it grew by."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("type", "text"), [(3, 1), (128, 1), (3, 200), (3, 2000)])
 def test_the_ring_of_recent_events_takes_the_memory_that_it_counts(type: int, text: int) -> None:
     command = [sys.executable, "-c", GROWTH, str(type), str(text)]
@@ -69,7 +70,7 @@ def test_replays_of_large_events_are_kept_within_bounds() -> None:
     assert 0 < held <= MAX_ANSWERS_BYTES
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_tokens_that_grant_many_channels_are_remembered_within_bounds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,6 +21,7 @@ patterns = st.builds(
 values = st.integers(0, 3)
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.tuples(patterns, values), max_size=30), st.data(), st.lists(channels, min_size=1, max_size=10)
 )

@@ -51,7 +51,7 @@ async def cost_of_learning(path: Path, known: int) -> float:
         await store.close()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.gen_test
 async def test_learning_one_by_one_is_not_slower_where_very_many_are_known(tmp_path: Path) -> None:
     few = await cost_of_learning(tmp_path / "few.db", 10)
