@@ -27,6 +27,7 @@ import msgspec
 import psycopg
 
 from sse_app.cluster.base import ASK_TIMEOUT, Answers, Cluster, NoAnswer, in_order, own_answer, together
+from sse_app.cluster.clock import ClockComparison
 from sse_app.cluster.link import (
     ANSWER,
     ASK,
@@ -109,8 +110,7 @@ class Machines(Cluster):
         """Whether it was logged that the database refuses what is asked of it."""
         self._peers: dict[str, MachinePeer] = {}
         self._seal: Seal | None = None
-        self._ahead = 0.0
-        """How many seconds the database's clock is ahead of the monotonic one here."""
+        self._clocks = ClockComparison()
         self._outgoing: deque[_Sent] = deque()
         self._outgoing_bytes = 0
         self._sent = itertools.count()
@@ -158,7 +158,7 @@ class Machines(Cluster):
 
     def shared_time(self, at: float) -> float:
         """Return a time by the database's clock, as far as that is known: to some milliseconds."""
-        return at + self._ahead
+        return at + self._clocks.ahead
 
     @property
     def is_first(self) -> bool:
@@ -226,7 +226,7 @@ class Machines(Cluster):
         await self._database.open()
         self._opened = True
         try:
-            self._ahead = await self._registry.claim()
+            self._clocks = ClockComparison(await self._registry.claim())
         except DatabaseUnavailable as error:
             raise StateError(f"cannot use the database {self._database.address}: {error}") from None
 
@@ -299,7 +299,7 @@ class Machines(Cluster):
                 said = [await self._notification(sent) for sent in sending]
                 began = time.monotonic()
                 rows = await self._registry.beat(self._instance, said)
-                self._look(rows, (began + time.monotonic()) / 2)
+                self._look(rows, began, time.monotonic())
                 await self._sweep()
             except (DatabaseUnavailable, psycopg.Error) as error:
                 self._lose(error)
@@ -343,13 +343,15 @@ class Machines(Cluster):
 
     # -- who is there ---------------------------------------------------------------------------------------
 
-    def _look(self, rows: list[Row], at: float) -> None:
+    def _look(self, rows: list[Row], asked_at: float, answered_at: float) -> None:
         """Take what the database says of the nodes.
 
         Args:
             rows: the nodes.
-            at: when that was, by the monotonic clock.
+            asked_at: when it was asked, by the monotonic clock.
+            answered_at: when the answer was there.
         """
+        at = (asked_at + answered_at) / 2
         found = {row.name: row for row in rows}
         own = found.pop(self._name, None)
         for name in self._peers.keys() - found.keys():
@@ -357,7 +359,7 @@ class Machines(Cluster):
                 self._peers.pop(name).give_up("it has left")
         if not rows:
             return
-        self._ahead = rows[0].clock - at
+        self._clocks.learn(rows[0].clock, asked_at, answered_at)
         if self._seal is None or self._seal.secret != rows[0].secret:
             self._seal = Seal(rows[0].secret)
         for name, row in found.items():
