@@ -7,8 +7,10 @@ import socket
 import struct
 import time
 from contextlib import closing, suppress
+from functools import partial
 from http.client import HTTPResponse
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -279,6 +281,11 @@ def test_what_a_client_sends_behind_its_stream_request_does_not_disturb_the_stre
             assert stream.next().type == "e"
 
 
+def read_frame(file: BinaryIO) -> bytes:
+    """Return the lines up to the next empty one; none at the end."""
+    return b"".join(iter(file.readline, b"\n"))
+
+
 def test_an_http_1_0_client_gets_the_same_bytes_unframed(target: Target) -> None:
     for headers in ((), ("Connection: keep-alive",), ("Connection: close",)):
         data = request("GET", f"/api/v1/sse/user.old?token={target.stream_token}", *headers, version="1.0")
@@ -291,7 +298,7 @@ def test_an_http_1_0_client_gets_the_same_bytes_unframed(target: Target) -> None
             assert b"content-length" not in head
             assert b"content-type: text/event-stream" in head
             assert re.fullmatch(rb"retry: ?\d+\n", file.readline())
-            frames = iter(lambda file=file: b"".join(iter(file.readline, b"\n")), b"")  # type: ignore[misc]
+            frames = iter(partial(read_frame, file), b"")
             assert b'"client_id"' in next(frames)
             made = target.publish("user.old", {"event": "e", "data": {"n": 1}}).json()["id"]
             lines = next(frame for frame in frames if b"event: ping" not in frame).decode().splitlines()
