@@ -19,7 +19,7 @@ run: .venv/installed
 # mypy keeps one processor busy, so the tests begin meanwhile; what it finds is told behind them. They are compiled
 # before they begin; else each of pytest's processes does it.
 # More processes than processors: now and then a test waits, for a timeout, a restart, or another process.
-# CI takes MARKED='not long', which runs the slow tests among the others.
+# CI takes MARKED='not slow and not long', which runs those marked ci among the others.
 test: .venv/installed
 	@$(LINT)
 	@mkdir -p .mypy_cache; $(BIN)/mypy >.mypy_cache/found 2>&1 & typing=$$!; \
@@ -30,9 +30,9 @@ test: .venv/installed
 quick: .venv/installed check
 	@$(BIN)/python -m pytest --numprocesses=2 tests/unit
 
-# What takes more than half a second of the processors. CI runs these too.
+# What takes more than a third of a second of the processors, and what CI runs beside make test.
 test-slow: .venv/installed
-	@$(BIN)/python -m pytest --numprocesses=$(PROCESSES) -m 'slow and not long'
+	@$(BIN)/python -m pytest --numprocesses=$(PROCESSES) -m '(ci or slow) and not long'
 
 # What takes more than one and a half seconds of them, and further forms of what the others try in one.
 test-long: .venv/installed

@@ -26,7 +26,7 @@ def faults_by_hand() -> list[tuple[str, str]]:
     return [(name, way) for way in BY_HAND for name, its_way in [(KILL, way), *chosen] if its_way == way]
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize(("name", "way"), [*faults_by_hand(), *AS_UNITS])
 def test_every_event_is_accounted_for(name: str, way: str) -> None:
     seed, times = random.randrange(1, 10**9), KILLS if name == KILL else 1

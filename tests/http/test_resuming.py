@@ -115,7 +115,7 @@ def test_clients_of_several_channels_that_drop_at_random_have_all_in_the_order_o
     assert len(acknowledged) == 1000
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize("how", ["kill -9", "SIGTERM"])
 def test_whatever_ends_the_server_each_acknowledged_event_is_there_once(
     start_room: Callable[..., Room], how: str

@@ -84,7 +84,7 @@ def test_history_trimmed_during_a_replay_is_never_skipped_in_silence(start_room:
         assert following[1].type == "reset" or following[1].data["n"] == len(seen)
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize("count", [40, pytest.param(400, marks=pytest.mark.long)])
 def test_who_resumes_at_the_edge_of_a_history_being_trimmed_gets_the_next_event_or_a_reset(
     start_room: Callable[..., Room], count: int

@@ -134,7 +134,7 @@ def go_through(faults: list[Callable[..., None]], chance: random.Random, folder:
             traffic.advance()
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_whatever_ends_or_stops_nothing_acknowledged_is_lost_and_every_client_is_sent_each_event_once(
     chance: random.Random, tmp_path: Path
 ) -> None:

@@ -83,7 +83,7 @@ def _private(directory: Path) -> Path:
     return directory
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_a_killed_worker_ends_its_own_streams_alone_and_their_clients_miss_nothing(start: Start) -> None:
     server = start(workers=3, expected=("worker_died",))
     with fleet_of(server) as fleet:
@@ -170,7 +170,7 @@ def test_a_parent_that_was_stopped_for_a_while_takes_no_worker_for_hung(start: S
     assert not server.logged("worker_hung")
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_when_the_parent_is_killed_the_workers_end_and_the_next_one_starts_at_once(start: Start) -> None:
     server = start(workers=3, expected=("parent_died",))
     with fleet_of(server) as fleet:
@@ -358,7 +358,7 @@ def test_another_state_directory_or_log_in_the_settings_does_not_split_the_worke
     assert not (tmp_path / "other").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_a_rolling_upgrade_under_publishing_closes_no_stream_and_loses_and_repeats_nothing(
     start: Start,
 ) -> None:

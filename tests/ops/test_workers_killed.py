@@ -317,7 +317,7 @@ def test_of_a_hundred_kills_none_loses_an_acknowledged_event_or_sends_one_twice(
         traffic.advance()
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize(
     "end",
     [

@@ -164,7 +164,7 @@ def slow(desk: Site, stream: str, access: str) -> int:
         return int(connection.recv(100).split()[1])
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_after_a_thousand_varied_requests_no_secret_is_anywhere(desk: Site) -> None:
     known = Secrets(desk)
     statuses: Counter[int] = Counter()

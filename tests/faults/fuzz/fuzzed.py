@@ -29,7 +29,7 @@ from tests.support.waiting import until
 PER_USER = 12
 """Streams that a user may have."""
 
-MARKS = [pytest.mark.slow, pytest.mark.expects_logs("login_refused", "proxy_not_trusted", "refresh_reused")]
+MARKS = [pytest.mark.ci, pytest.mark.expects_logs("login_refused", "proxy_not_trusted", "refresh_reused")]
 """Of each test of them."""
 
 

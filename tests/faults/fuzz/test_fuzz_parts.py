@@ -29,7 +29,7 @@ from tests.support.server_process import clean_environment, run_program
 from tests.support.sse_reader import EventStreamReader
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize(
     "read", [EventId.parse, parse_channel, ChannelPattern, lambda text: parse_channels(text, 5)]
 )
@@ -51,7 +51,7 @@ PATTERNS = st.builds(
 )
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 @hypothesis(max_examples=300, deadline=None)
 @given(TEXTS)
 def test_names_and_patterns_are_those_of_the_contract(text: str) -> None:
@@ -69,7 +69,7 @@ def test_names_and_patterns_are_those_of_the_contract(text: str) -> None:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 @hypothesis(max_examples=300, deadline=None)
 @given(PATTERNS, PATTERNS, NAMES)
 def test_what_patterns_match_cover_and_share_is_found_by_trying_all_channels_too(
@@ -88,7 +88,7 @@ LINES = (
 STREAMS = st.binary(max_size=200) | st.lists(st.sampled_from(LINES), max_size=12).map(b"".join)
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 @hypothesis(max_examples=300, deadline=None)
 @given(STREAMS.flatmap(mutations), st.lists(st.integers(0, 400)))
 def test_the_client_reads_a_mutated_stream_cut_anywhere_as_another_reader_does(
@@ -136,7 +136,7 @@ TREES = st.recursive(
 )
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 @hypothesis(max_examples=300, deadline=None)
 @given(st.dictionaries(KEYS, TREES, max_size=3))
 def test_settings_are_in_force_or_refused_in_one_line(values: dict[str, Any]) -> None:
@@ -173,7 +173,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("settings") / "sse_app.toml"
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 @hypothesis(max_examples=400, deadline=None, suppress_health_check=[*HealthCheck])
 @given(content=mutations(GOOD))
 def test_a_mutated_settings_file_is_in_force_or_refused_in_one_line(file: Path, content: bytes) -> None:
@@ -204,7 +204,7 @@ TEXTS_OF_VARIABLES = st.one_of(
 )
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 @hypothesis(max_examples=300, deadline=None, suppress_health_check=[*HealthCheck])
 @given(variables=st.dictionaries(VARIABLES, TEXTS_OF_VARIABLES, max_size=2))
 @example(variables={"LIMITS__STREAMS_PER_USER": "5"})
