@@ -231,7 +231,7 @@ def test_a_connection_lost_in_the_middle_of_an_event_goes_on_before_it(
     assert script.streams()[1].query["last_event_id"] == "e-2"
 
 
-@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("share", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_page_that_cannot_make_up_its_mind_ends_with_one_connection(
     chrome: Chrome, serve: Start, share: bool
 ) -> None:
@@ -295,10 +295,10 @@ def test_a_page_that_was_busy_does_not_take_its_own_deafness_for_a_stall(
     ("url", "channels"),
     [
         ("/", "a"),
-        ("/api/v1/sse", ["a"]),
-        ("/api/v1/sse/", "a"),
+        pytest.param("/api/v1/sse", ["a"], marks=pytest.mark.slow),
+        pytest.param("/api/v1/sse/", "a", marks=pytest.mark.slow),
         ("/api/v1/sse/a?x=1#y", None),
-        ("/api/v1/sse/a", None),
+        pytest.param("/api/v1/sse/a", None, marks=pytest.mark.slow),
     ],
 )
 def test_the_url_may_be_the_servers_the_apis_or_the_streams(

@@ -15,7 +15,7 @@ import pytest
 from playwright.sync_api import Request, Route
 
 from tests.support.browser import PATIENCE, Chrome, ClientPage, Start, publish, wait_for_connections
-from tests.support.browser_logins import HOSTS, PASSWORD, log_in, open_tab, reasons, start
+from tests.support.browser_logins import PASSWORD, log_in, open_tab, reasons, start
 from tests.support.programs import require
 from tests.support.server_process import ROOT
 from tests.support.waiting import DEADLINE
@@ -158,7 +158,7 @@ def test_while_the_server_refreshes_none_the_token_that_there_is_serves_to_its_e
     assert len(refreshes.tokens) == 1
 
 
-@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("host", [pytest.param("127.0.0.1", marks=pytest.mark.slow), "localhost"])
 def test_a_logout_ends_the_users_other_tabs_once_each_and_their_streams(
     host: str, chrome: Chrome, serve: Start
 ) -> None:
@@ -186,7 +186,7 @@ def test_a_logout_ends_the_users_other_tabs_once_each_and_their_streams(
     assert cookies == []
 
 
-@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("host", [pytest.param("127.0.0.1", marks=pytest.mark.slow), "localhost"])
 def test_a_session_that_the_server_has_ended_says_so_once(host: str, chrome: Chrome, serve: Start) -> None:
     server = start(serve, expected=("login_refused",))
     tab = open_tab(chrome, server, host, "ann")
@@ -235,7 +235,7 @@ def test_a_page_that_is_loaded_anew_resumes_where_the_login_is_a_cookie(chrome: 
     assert reasons(other) == ["expired"]
 
 
-@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("host", [pytest.param("127.0.0.1", marks=pytest.mark.slow), "localhost"])
 def test_a_login_of_another_user_ends_the_former_ones_where_they_share_the_cookie(
     host: str, chrome: Chrome, serve: Start
 ) -> None:
@@ -312,9 +312,9 @@ def test_a_login_whose_cookie_the_page_is_no_longer_told_of_is_found_out_before_
     ("page", "host", "cookie"),
     [
         ("app.desk.localhost", "events.desk.localhost", True),
-        ("app.desk.localhost", "desk.localhost", True),
-        ("app.desk.localhost", "app.market.localhost", False),
-        ("127.0.0.1", "127.0.0.1", True),
+        pytest.param("app.desk.localhost", "desk.localhost", True, marks=pytest.mark.slow),
+        pytest.param("app.desk.localhost", "app.market.localhost", False, marks=pytest.mark.slow),
+        pytest.param("127.0.0.1", "127.0.0.1", True, marks=pytest.mark.slow),
         ("127.0.0.1", "localhost", False),
     ],
 )

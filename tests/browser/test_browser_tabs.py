@@ -180,6 +180,7 @@ def test_a_tab_whose_user_has_changed_leaves_the_others_and_gives_them_nothing_o
     assert changing.run("client.readyState") == follower.run("client.readyState") == 1
 
 
+@pytest.mark.slow
 def test_the_group_that_a_page_names_is_of_one_user_too(chrome: Chrome, serve: Start) -> None:
     server = serve()
     for subject in ("ann", "bob"):
@@ -197,7 +198,9 @@ def test_tabs_whose_urls_differ_in_the_query_do_not_share(chrome: Chrome, serve:
     assert connections(server) == 2
 
 
-@pytest.mark.parametrize("missing", ["navigator.locks", "globalThis.BroadcastChannel"])
+@pytest.mark.parametrize(
+    "missing", [pytest.param("navigator.locks", marks=pytest.mark.slow), "globalThis.BroadcastChannel"]
+)
 def test_without_the_apis_each_tab_has_its_own_connection(chrome: Chrome, serve: Start, missing: str) -> None:
     server = serve()
     owner, name = missing.split(".")
@@ -257,6 +260,7 @@ def test_a_tab_that_holds_the_lead_keeps_it_when_the_word_of_one_before_it_comes
     assert len(leader.noted("open")) == 1
 
 
+@pytest.mark.slow
 def test_a_frozen_tab_lets_go_and_catches_up_when_it_is_resumed(chrome: Chrome, serve: Start) -> None:
     server = serve()
     tabs = open_tabs(chrome, server, 3)
@@ -359,7 +363,7 @@ def test_a_follower_whose_user_logs_out_or_changes_by_a_function_of_the_page_fol
     assert leader.noted("reconnect") == leader.noted("close") == []
 
 
-@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("share", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_first_token_that_the_server_asks_to_wait_for_is_waited_for(
     share: bool, chrome: Chrome, serve: Start
 ) -> None:

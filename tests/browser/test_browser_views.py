@@ -97,7 +97,11 @@ def publishing(server: ServerProcess) -> Iterator[None]:
         thread.join()
 
 
-@pytest.mark.parametrize("wrapped", [False, True], ids=["flat", "wrapped as by the service before"])
+@pytest.mark.parametrize(
+    "wrapped",
+    [pytest.param(False, marks=pytest.mark.slow), True],
+    ids=["flat", "wrapped as by the service before"],
+)
 def test_four_views_move_on_one_connection_by_the_names_they_know(
     wrapped: bool, chrome: Chrome, serve: Start, built: str
 ) -> None:
@@ -189,7 +193,11 @@ def test_a_view_that_comes_later_begins_with_what_is_new(chrome: Chrome, serve: 
     assert connections(server) == 1
 
 
-@pytest.mark.parametrize("first", [True, False], ids=["opened at once", "one after the other"])
+@pytest.mark.parametrize(
+    "first",
+    [pytest.param(True, marks=pytest.mark.slow), False],
+    ids=["opened at once", "one after the other"],
+)
 def test_a_view_that_is_refused_ends_alone(first: bool, chrome: Chrome, serve: Start, built: str) -> None:
     server = serve()
     tab = open_views(chrome, server, access=[server.access_token(subscribe="dashboard,alerts")])
@@ -238,6 +246,7 @@ def test_a_view_of_one_run_leaves_out_the_others(chrome: Chrome, serve: Start, b
     assert connections(server) == 1
 
 
+@pytest.mark.slow
 def test_a_view_that_fails_disturbs_no_other(chrome: Chrome, serve: Start, built: str) -> None:
     server = serve()
     tab = open_views(chrome, server)

@@ -68,7 +68,7 @@ def running(command: list[str], server: ServerProcess, cwd: Path = ROOT) -> Iter
         process.wait()
 
 
-HOSTS = ["127.0.0.1", "localhost"]
+HOSTS = [pytest.param("127.0.0.1", marks=pytest.mark.slow), "localhost"]
 """The server's names: to a page on ``localhost`` the first is another site, the second its own."""
 
 
@@ -227,7 +227,9 @@ def test_the_lines_for_a_login_run_as_they_stand(host: str, chrome: Chrome, serv
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("heading", ["A plain EventSource", "sse-client, the browser module"])
+@pytest.mark.parametrize(
+    "heading", [pytest.param("A plain EventSource", marks=pytest.mark.slow), "sse-client, the browser module"]
+)
 def test_the_lines_for_a_page_say_that_a_session_has_ended(
     heading: str, chrome: Chrome, serve: Start
 ) -> None:

@@ -126,7 +126,14 @@ async def at_a_renewal(row: Row) -> None:
 
 
 @pytest.mark.usefixtures("early")
-@pytest.mark.parametrize("moment", [at_the_first_connection, at_a_reconnect, at_a_renewal])
+@pytest.mark.parametrize(
+    "moment",
+    [
+        pytest.param(at_the_first_connection, marks=pytest.mark.slow),
+        at_a_reconnect,
+        pytest.param(at_a_renewal, marks=pytest.mark.slow),
+    ],
+)
 def test_what_the_token_function_fails_with(moment: Callable[[Row], Awaitable[None]]) -> None:
     run(_each(moment, rows("token")))
 

@@ -300,11 +300,21 @@ def test_who_is_on_a_channel_is_told_by_client_and_command(server: ServerProcess
     ("words", "told"),
     [
         (["publish", "alerts", "e", "-", "--token-stdin"], "the token or the data, not both"),
-        (["publish", "alerts", "e", "<p>"], "--text publishes a text as it is"),
-        (["listen", "alerts", "--last", "0"], "last must be a number of events"),
+        pytest.param(
+            ["publish", "alerts", "e", "<p>"], "--text publishes a text as it is", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            ["listen", "alerts", "--last", "0"], "last must be a number of events", marks=pytest.mark.slow
+        ),
         (["listen", "alerts", "--since", "noon"], "--since takes a time such as"),
-        (["listen", "alerts", "--since", "2026-01-31T12:00:00"], "--since takes a time such as"),
-        (["listen", "alerts", "--rate", "1000"], "rate must be a number of events"),
+        pytest.param(
+            ["listen", "alerts", "--since", "2026-01-31T12:00:00"],
+            "--since takes a time such as",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ["listen", "alerts", "--rate", "1000"], "rate must be a number of events", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_what_a_command_cannot_take_is_told_in_one_line(

@@ -68,6 +68,7 @@ def test_curl_publishes_once_however_often_it_is_sent(served: ServerProcess, tmp
     assert (event["event"], event["data"]["severity"]) == ("risk_alert", "low")
 
 
+@pytest.mark.slow
 @pytest.mark.node
 def test_node_publishes(served: ServerProcess, tmp_path: Path) -> None:
     (tmp_path / "publish.mjs").write_text(recipe("Publish from Node.js", served))

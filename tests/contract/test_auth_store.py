@@ -797,15 +797,21 @@ WRITES: dict[str, Callable[[AuthStore], Awaitable[object]]] = {
 }
 
 
+# A lock is tried with each of them; what else keeps a store from writing is told by the same errors.
+LEFT_OUT = {
+    (Sqlite, "disk full"): pytest.mark.long,
+    (OnPostgres, "locked by another process"): pytest.mark.slow,
+    (OnPostgres, "read-only"): pytest.mark.long,
+}
+"""When all but two of the methods are tried with a trouble, where that is not always."""
+
 TRIED = [
     pytest.param(
-        implementation,
-        trouble,
+        *trouble,
         name,
-        # A lock is tried with each of them; what else keeps a store from writing is told by the same errors.
-        marks=[] if "locked" in trouble or name in ("begin_session", "append_audit") else pytest.mark.long,
+        marks=[] if name in ("begin_session", "append_audit") else LEFT_OUT.get(trouble, []),
     )
-    for implementation, trouble in TROUBLES
+    for trouble in TROUBLES
     for name in WRITES
 ]
 

@@ -549,7 +549,7 @@ async def test_a_process_that_is_alone_reads_nothing_back(
 
 
 @pytest.mark.gen_test(timeout=60)
-@pytest.mark.parametrize("killed", [False, True])
+@pytest.mark.parametrize("killed", [pytest.param(False, marks=pytest.mark.slow), True])
 async def test_events_of_another_process_come_once_and_in_order_among_one_s_own(
     place: Path | str, killed: bool
 ) -> None:

@@ -229,6 +229,7 @@ def test_a_url_with_several_hosts_follows_a_promotion() -> None:
         run(test)
 
 
+@pytest.mark.slow
 def test_a_primary_that_has_become_read_only_is_left_for_the_one_that_is_not() -> None:
     with cluster() as first, standby(first, "second") as second:
         url = (

@@ -197,7 +197,12 @@ def promote(server: Postgres) -> None:
 
 
 @pytest.mark.parametrize(
-    ("standbys", "kept"), [("", False), ("FIRST 1 (here)", True), ("ANY 1 (here, x)", False)]
+    ("standbys", "kept"),
+    [
+        pytest.param("", False, marks=pytest.mark.slow),
+        ("FIRST 1 (here)", True),
+        pytest.param("ANY 1 (here, x)", False, marks=pytest.mark.slow),
+    ],
 )
 def test_a_promotion_keeps_the_epoch_only_of_the_standby_that_was_waited_for(
     standbys: str, kept: bool

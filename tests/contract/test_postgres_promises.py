@@ -194,7 +194,7 @@ def head(server: Postgres, url: str) -> int:
     return int(str(row[0]))
 
 
-@pytest.mark.parametrize("commit", ["off", "local"])
+@pytest.mark.parametrize("commit", ["off", pytest.param("local", marks=pytest.mark.slow)])
 def test_after_a_crash_of_the_database_there_is_all_that_was_acknowledged(commit: str) -> None:
     with cluster(wal_writer_delay="10s") as server:
         url = server.new_database()

@@ -41,7 +41,7 @@ def sse(io_loop: IOLoop, settings: Settings, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.gen_test
 @pytest.mark.usefixtures("http_server")
-@pytest.mark.parametrize("unwritable", [locked, disk_full])
+@pytest.mark.parametrize("unwritable", [locked, pytest.param(disk_full, marks=pytest.mark.slow)])
 @pytest.mark.expects_logs("accounts_unavailable", "login_refused")
 async def test_what_needs_accounts_is_503_and_is_done_when_they_are_back(
     base_url: str, sse: SSEApp, unwritable: Callable[[Path], AbstractContextManager[None]]

@@ -48,7 +48,17 @@ def publish(server: ClockedServer, channel: str, number: int) -> str:
 # -- streams ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("step", [pytest.param(step, id=name) for name, step in STEPS.items()])
+@pytest.mark.parametrize(
+    "step",
+    [
+        pytest.param(
+            step,
+            id=name,
+            marks=[] if name in ("back by 20 s", "forward by a minute") else pytest.mark.slow,
+        )
+        for name, step in STEPS.items()
+    ],
+)
 def test_pings_events_and_expiry_come_in_time_after_the_clock_was_set(
     start: Start, hear: Hear, step: float
 ) -> None:
@@ -191,7 +201,7 @@ def restart(server: ClockedServer, *, with_the_machine: bool) -> None:
 
 
 @pytest.mark.parametrize("rebooted", [False, True])
-@pytest.mark.parametrize("ahead", [HOUR, 2 * YEAR])
+@pytest.mark.parametrize("ahead", [HOUR, pytest.param(2 * YEAR, marks=pytest.mark.slow)])
 def test_an_event_published_while_the_clock_was_ahead_is_there_or_told_to_be_gone(
     start: Start, hear: Hear, ahead: float, rebooted: bool
 ) -> None:
@@ -214,7 +224,10 @@ def test_an_event_published_while_the_clock_was_ahead_is_there_or_told_to_be_gon
     until(gone, "what is older than its age is gone, and that is told")
 
 
-@pytest.mark.parametrize("step", [2 * YEAR, -2 * YEAR, -HOUR])
+@pytest.mark.parametrize(
+    "step",
+    [2 * YEAR, pytest.param(-2 * YEAR, marks=pytest.mark.slow), pytest.param(-HOUR, marks=pytest.mark.slow)],
+)
 def test_history_keeps_its_age_when_the_clock_is_set_while_the_server_runs(
     start: Start, hear: Hear, step: float
 ) -> None:
@@ -229,6 +242,7 @@ def test_history_keeps_its_age_when_the_clock_is_set_while_the_server_runs(
     assert read_after(hear, server, "alerts", first) == (True, [2, 3], [])
 
 
+@pytest.mark.slow
 def test_events_of_1970_and_of_the_future_go_when_their_age_has_passed(start: Start, hear: Hear) -> None:
     server = start(HISTORY__AGE=2, expected=("replay_failed",))
     server.clock.set_to(1000)
@@ -250,7 +264,10 @@ def stored(server: ClockedServer) -> int:
         return int(count)
 
 
-@pytest.mark.parametrize("step", [2 * YEAR, -2 * YEAR, -HOUR])
+@pytest.mark.parametrize(
+    "step",
+    [pytest.param(2 * YEAR, marks=pytest.mark.slow), pytest.param(-2 * YEAR, marks=pytest.mark.slow), -HOUR],
+)
 def test_history_keeps_its_age_when_the_clock_is_set_over_a_restart(
     start: Start, hear: Hear, step: float
 ) -> None:
@@ -265,7 +282,7 @@ def test_history_keeps_its_age_when_the_clock_is_set_over_a_restart(
 
 
 @pytest.mark.parametrize("restarted", [False, True])
-@pytest.mark.parametrize("step", [-HOUR, 2 * YEAR])
+@pytest.mark.parametrize("step", [pytest.param(-HOUR, marks=pytest.mark.slow), 2 * YEAR])
 def test_an_idempotency_key_is_known_when_the_clock_was_set(
     start: Start, step: float, restarted: bool
 ) -> None:

@@ -147,7 +147,15 @@ STREAM_QUERIES = {
 }
 
 
-@pytest.mark.parametrize("channel", ["alerts", "dashboard", "alerts,nowhere", "a%20b"])
+@pytest.mark.parametrize(
+    "channel",
+    [
+        "alerts",
+        pytest.param("dashboard", marks=pytest.mark.slow),
+        pytest.param("alerts,nowhere", marks=pytest.mark.slow),
+        "a%20b",
+    ],
+)
 @pytest.mark.parametrize("name", STREAM_QUERIES)
 @pytest.mark.gen_test(timeout=60)
 async def test_a_stream_is_answered_as_on_tornados_application(sse: SSEApp, name: str, channel: str) -> None:

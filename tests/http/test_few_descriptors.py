@@ -225,7 +225,15 @@ def test_an_upgrade_and_an_end_go_well_among_silent_clients(few: ServerProcess) 
     assert {line["event"] for line in warnings(few)} == {"connections_shed"}
 
 
-@pytest.mark.parametrize(("workers", "files"), [(1, 16), (1, 20), (2, 16), (2, 20)])
+@pytest.mark.parametrize(
+    ("workers", "files"),
+    [
+        pytest.param(1, 16, marks=pytest.mark.slow),
+        pytest.param(1, 20, marks=pytest.mark.slow),
+        (2, 16),
+        pytest.param(2, 20, marks=pytest.mark.slow),
+    ],
+)
 def test_a_start_without_enough_descriptors_is_refused_with_one_line(
     tmp_path: Path, workers: int, files: int
 ) -> None:

@@ -93,7 +93,15 @@ def leave(client: socket.socket, how: str) -> None:
     client.close()
 
 
-@pytest.mark.parametrize("how", ["close", "read all, and close", "reset", "end both sides"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "close",
+        pytest.param("read all, and close", marks=pytest.mark.slow),
+        "reset",
+        pytest.param("end both sides", marks=pytest.mark.slow),
+    ],
+)
 def test_a_client_that_leaves_is_noticed_at_once_and_not_by_the_next_ping(
     start_room: Callable[..., Room], how: str
 ) -> None:

@@ -166,7 +166,7 @@ def test_public_streams_without_a_token_are_counted_and_not_named(floor: Floor) 
         assert found == {"count": 0, "users": [], "anonymous": 1, "complete": True}
 
 
-@pytest.mark.parametrize("hard", [False, True])
+@pytest.mark.parametrize("hard", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_it_is_true_again_after_a_restart(floor: Floor, hard: bool) -> None:
     floor.enter("bob")
     floor.restart(hard)

@@ -49,7 +49,17 @@ def open_url(server: ServerProcess, channels: str, **query: str) -> str:
     return str(httpx.URL(f"{server.url}/api/v1/sse/{channels}", params=query))
 
 
-@pytest.mark.parametrize("channels", ["open", "news.a", "open,news.a", "wide.**", "wide.*.x,open", "wide"])
+@pytest.mark.parametrize(
+    "channels",
+    [
+        "open",
+        "news.a",
+        pytest.param("open,news.a", marks=pytest.mark.slow),
+        "wide.**",
+        pytest.param("wide.*.x,open", marks=pytest.mark.slow),
+        pytest.param("wide", marks=pytest.mark.slow),
+    ],
+)
 def test_a_stream_of_public_channels_needs_no_token(room: Room, channels: str) -> None:
     with listen(open_url(room.server, channels)) as frames:
         connected = first(frames)
@@ -66,16 +76,16 @@ def test_a_stream_of_public_channels_needs_no_token(room: Room, channels: str) -
     [
         "desk",
         "open,desk",
-        "news.secret",
+        pytest.param("news.secret", marks=pytest.mark.slow),
         "news.*",  # one of its channels is not public
-        "news.**",
-        "**",
-        "*",
-        "nowhere",
+        pytest.param("news.**", marks=pytest.mark.slow),
+        pytest.param("**", marks=pytest.mark.slow),
+        pytest.param("*", marks=pytest.mark.slow),
+        pytest.param("nowhere", marks=pytest.mark.slow),
         "sse_app.admin",
-        "sse_app.*",
-        "open,sse_app.admin",
-        "user.ann.x",
+        pytest.param("sse_app.*", marks=pytest.mark.slow),
+        pytest.param("open,sse_app.admin", marks=pytest.mark.slow),
+        pytest.param("user.ann.x", marks=pytest.mark.slow),
     ],
 )
 def test_any_other_channel_takes_a_token(room: Room, channels: str) -> None:

@@ -187,7 +187,11 @@ def test_a_client_that_stops_reading_is_ended_and_its_memory_given_back(start_se
             stalled.socket.close()
 
 
-@pytest.mark.parametrize("size", [15_000, 60_000], ids=["in the kernel alone", "also in the server"])
+@pytest.mark.parametrize(
+    "size",
+    [pytest.param(15_000, marks=pytest.mark.slow), 60_000],
+    ids=["in the kernel alone", "also in the server"],
+)
 def test_a_client_that_lives_and_reads_nothing_has_two_ping_intervals_and_counts_as_stalled(
     start_server: Start, size: int
 ) -> None:

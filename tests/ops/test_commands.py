@@ -89,22 +89,22 @@ def at_a_terminal(
 
 NEED_STATE = [
     ["token"],
-    ["user"],
+    pytest.param(["user"], marks=pytest.mark.slow),
     ["user", "list"],
-    ["user", "add", "ann", "--password-stdin"],
-    ["user", "passwd", "ann", "--password-stdin"],
-    ["user", "grants", "ann"],
-    ["user", "disable", "ann"],
-    ["user", "remove", "ann"],
+    pytest.param(["user", "add", "ann", "--password-stdin"], marks=pytest.mark.slow),
+    pytest.param(["user", "passwd", "ann", "--password-stdin"], marks=pytest.mark.slow),
+    pytest.param(["user", "grants", "ann"], marks=pytest.mark.slow),
+    pytest.param(["user", "disable", "ann"], marks=pytest.mark.slow),
+    pytest.param(["user", "remove", "ann"], marks=pytest.mark.slow),
     ["publish", "alerts", "e", "{}"],
-    ["listen", "alerts"],
+    pytest.param(["listen", "alerts"], marks=pytest.mark.slow),
     ["revoke", "--all"],
-    ["audit"],
-    ["keys"],
-    ["keys", "rotate"],
+    pytest.param(["audit"], marks=pytest.mark.slow),
+    pytest.param(["keys"], marks=pytest.mark.slow),
+    pytest.param(["keys", "rotate"], marks=pytest.mark.slow),
     ["eventlog", "show"],
-    ["eventlog", "new-epoch"],
-    ["upgrade"],
+    pytest.param(["eventlog", "new-epoch"], marks=pytest.mark.slow),
+    pytest.param(["upgrade"], marks=pytest.mark.slow),
 ]
 
 
@@ -300,15 +300,17 @@ def test_check_config_shows_the_tables_of_channels_and_warns_of_those_that_never
     ("variables", "names"),
     [
         ({"SSE_APP_HOST": "192.0.2.1"}, "192.0.2.1"),
-        ({"SSE_APP_HOST": "nowhere.invalid"}, "nowhere.invalid"),
-        ({"SSE_APP_HOST": "a..b"}, "a..b"),
-        ({"SSE_APP_HOST": "x" * 300}, "x" * 300),
+        pytest.param({"SSE_APP_HOST": "nowhere.invalid"}, "nowhere.invalid", marks=pytest.mark.slow),
+        pytest.param({"SSE_APP_HOST": "a..b"}, "a..b", marks=pytest.mark.slow),
+        pytest.param({"SSE_APP_HOST": "x" * 300}, "x" * 300, marks=pytest.mark.slow),
         ({"SSE_APP_STATE_DIR": "file"}, "file"),
-        ({"SSE_APP_STATE_DIR": "file/below"}, "file/below"),
+        pytest.param({"SSE_APP_STATE_DIR": "file/below"}, "file/below", marks=pytest.mark.slow),
         ({"SSE_APP_AUTH__KEYS_DIR": "badkeys"}, "badkeys/weak.hs256"),
-        ({"SSE_APP_EVENT_LOG": "sqlite:file"}, "file"),
+        pytest.param({"SSE_APP_EVENT_LOG": "sqlite:file"}, "file", marks=pytest.mark.slow),
         ({"SSE_APP_EVENT_LOG": "sqlite:other.db"}, "other.db"),
-        ({"SSE_APP_EVENT_LOG": "sqlite:nowhere/events.db"}, "nowhere/events.db"),
+        pytest.param(
+            {"SSE_APP_EVENT_LOG": "sqlite:nowhere/events.db"}, "nowhere/events.db", marks=pytest.mark.slow
+        ),
     ],
     ids=str,
 )

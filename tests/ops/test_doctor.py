@@ -211,10 +211,20 @@ def test_a_proxy_that_holds_streams_back_is_found(server: ServerProcess, with_he
             "trusted_proxies",
             "can claim any address",
         ),
-        (FORWARDED + "proxy_set_header Host intranet.example;", "hosts", "name it in hosts"),
-        ("return 200 '<html>ok</html>';", "proxy", "not as sse_app does"),
-        ("return 502;", "proxy", "answers 502"),
-        ("return 301 https://elsewhere.example$request_uri;", "proxy", "leads to https://elsewhere.example"),
+        pytest.param(
+            FORWARDED + "proxy_set_header Host intranet.example;",
+            "hosts",
+            "name it in hosts",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("return 200 '<html>ok</html>';", "proxy", "not as sse_app does", marks=pytest.mark.slow),
+        pytest.param("return 502;", "proxy", "answers 502", marks=pytest.mark.slow),
+        pytest.param(
+            "return 301 https://elsewhere.example$request_uri;",
+            "proxy",
+            "leads to https://elsewhere.example",
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["compressed", "spoofed", "renamed", "another", "away", "moved"],
 )
@@ -233,6 +243,7 @@ def test_what_a_proxy_does_wrong_is_found_and_named(
     assert said in line
 
 
+@pytest.mark.slow
 def test_a_proxy_that_the_server_does_not_trust_is_named_with_its_address(tmp_path: Path) -> None:
     with (
         running(state_dir=tmp_path / "state", expected=("proxy_not_trusted",)) as server,

@@ -75,7 +75,15 @@ def remove_directory(state: Path, name: str) -> None:
     state.rename(state.with_name("gone"))
 
 
-@pytest.mark.parametrize("take_away", [remove, replace, remove_wal, remove_directory])
+@pytest.mark.parametrize(
+    "take_away",
+    [
+        pytest.param(remove, marks=pytest.mark.slow),
+        replace,
+        remove_wal,
+        pytest.param(remove_directory, marks=pytest.mark.slow),
+    ],
+)
 def test_nothing_is_acknowledged_once_the_event_log_is_not_at_its_place(
     server: ServerProcess, take_away: Callable[[Path, str], None]
 ) -> None:
@@ -111,7 +119,10 @@ def test_a_log_that_comes_back_to_its_place_is_used_again(server: ServerProcess)
     assert publish(server).json()["id"].endswith("-2")
 
 
-@pytest.mark.parametrize("take_away", [remove, replace, remove_wal])
+@pytest.mark.parametrize(
+    "take_away",
+    [pytest.param(remove, marks=pytest.mark.slow), replace, pytest.param(remove_wal, marks=pytest.mark.slow)],
+)
 def test_nobody_logs_in_once_the_accounts_are_not_at_their_place(
     server: ServerProcess, take_away: Callable[[Path, str], None]
 ) -> None:

@@ -147,8 +147,11 @@ def test_a_restart_while_the_disk_is_full_keeps_the_streams_and_refuses_events_u
     service.expected = {"event_log_unavailable"}
 
 
-@pytest.mark.parametrize("verb", ["restart", "stop"])
-@pytest.mark.parametrize("unit", ["KillMode=mixed", "KillMode=mixed\nEnvironment=SYSTEMD_UNIT="])
+@pytest.mark.parametrize("verb", ["restart", pytest.param("stop", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "unit",
+    ["KillMode=mixed", pytest.param("KillMode=mixed\nEnvironment=SYSTEMD_UNIT=", marks=pytest.mark.slow)],
+)
 def test_where_systemd_stores_nothing_streams_end_with_closing(
     service: Service, unit: str, verb: str
 ) -> None:
@@ -162,7 +165,7 @@ def test_where_systemd_stores_nothing_streams_end_with_closing(
     assert not service.logged("handed_over")
 
 
-@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("before", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_process_that_dies_once_its_successor_serves_leaves_no_process_that_systemd_does_not_know(
     service: Service, before: bool
 ) -> None:

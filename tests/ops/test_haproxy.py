@@ -32,8 +32,8 @@ listen sse_app
 @pytest.mark.parametrize(
     "check",
     [
-        "option httpchk HEAD /healthz",
-        "option httpchk HEAD /readyz",
+        pytest.param("option httpchk HEAD /healthz", marks=pytest.mark.slow),
+        pytest.param("option httpchk HEAD /readyz", marks=pytest.mark.slow),
         "option httpchk\n    http-check send meth HEAD uri /readyz ver HTTP/1.1 hdr Host sse-app.internal",
     ],
     ids=["healthz", "readyz", "by name"],

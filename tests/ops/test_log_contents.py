@@ -64,7 +64,7 @@ with logs.to_standard_error("info", FORMAT):
 """.replace("SECRET", SECRET)
 
 
-@pytest.mark.parametrize("format", ["json", "console"])
+@pytest.mark.parametrize("format", ["json", pytest.param("console", marks=pytest.mark.slow)])
 def test_whatever_is_logged_printed_warned_of_or_not_caught_is_a_line_within_bounds(format: str) -> None:
     done = subprocess.run(
         [sys.executable, "-W", "default", "-c", PROGRAM.replace("FORMAT", repr(format))],

@@ -140,6 +140,7 @@ def test_a_scrape_has_the_metrics_of_the_nodes_of_the_machine_that_is_asked(mach
     assert found["sse_app_node_up"] == {"web10": 1}
 
 
+@pytest.mark.slow
 def test_the_live_figures_are_summed_and_by_node(machines: Machines) -> None:
     spread(machines, 1, 2, 3)
     watching = []
@@ -205,6 +206,7 @@ def test_a_kick_reaches_a_stream_on_any_machine(machines: Machines, here: int, t
     assert asked.http.post(path, json={}, headers=asked.admin).status_code == 404
 
 
+@pytest.mark.slow
 def test_a_renewal_reaches_the_streams_of_all_machines(machines: Machines) -> None:
     site = machines.sites[2]
     old = site.mint(TokenKind.STREAM, "ann", session="s", ttl=12)
@@ -249,6 +251,7 @@ def test_wrong_passwords_count_over_all_machines(machines: Machines) -> None:
 # -- nodes that hang, die, or move -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_node_that_hangs_is_named_everywhere_and_nothing_else_waits(machines: Machines) -> None:
     first, last = machines.sites[0], machines.sites[2]
     spread(machines, 1, 1, 1)

@@ -69,7 +69,7 @@ def test_a_key_that_a_version_between_kept_as_a_hash_is_recognised(tmp_path: Pat
         assert publish(server, "order-1").json() == ANSWERS["order-1"]
 
 
-@pytest.mark.parametrize("accounts", ["accounts-1", "accounts-2"])
+@pytest.mark.parametrize("accounts", ["accounts-1", pytest.param("accounts-2", marks=pytest.mark.slow)])
 def test_what_each_earlier_schema_kept_is_there(tmp_path: Path, accounts: str) -> None:
     lay_down(tmp_path / "state", "events-1", accounts)
     with running(state_dir=tmp_path / "state") as server:

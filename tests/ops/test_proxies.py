@@ -137,7 +137,7 @@ def test_each_event_comes_through_before_the_next_is_published(site: Site) -> No
     asyncio.run(test())
 
 
-@both
+@pytest.mark.parametrize("site", ["nginx", pytest.param("caddy", marks=pytest.mark.slow)], indirect=True)
 def test_eight_streams_share_one_connection_of_http_2(site: Site, tmp_path: Path) -> None:
     outputs = [tmp_path / f"{n}.out" for n in range(8)]
     command = [require("curl"), "--http2", "--parallel", "--parallel-max", "8", "--no-buffer", "--silent"]
@@ -253,7 +253,7 @@ def test_the_server_learns_the_address_of_the_client_and_not_what_the_client_say
         assert headers["version"] == "HTTP/1.1"
 
 
-@both
+@pytest.mark.parametrize("site", ["nginx", pytest.param("caddy", marks=pytest.mark.slow)], indirect=True)
 def test_our_own_page_logs_in_also_on_a_port_that_is_not_the_schemes(site: Site) -> None:
     site.server.add_user("ann", "correct horse battery", subscribe=CHANNEL)
     credentials = {"username": "ann", "password": "correct horse battery"}

@@ -101,7 +101,15 @@ def locked(path: Path) -> sqlite3.Connection:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-@pytest.mark.parametrize("make", [plain, marked, in_wal, locked])
+@pytest.mark.parametrize(
+    "make",
+    [
+        plain,
+        pytest.param(marked, marks=pytest.mark.slow),
+        in_wal,
+        pytest.param(locked, marks=pytest.mark.slow),
+    ],
+)
 def test_a_database_of_another_application_is_refused_and_left_as_it_was(
     tmp_path: Path, name: str, make: Callable[[Path], sqlite3.Connection]
 ) -> None:
@@ -141,7 +149,15 @@ def test_the_two_databases_are_not_taken_for_each_other(state: Path) -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-@pytest.mark.parametrize("what", ["text", "directory", "pipe", "dangling"])
+@pytest.mark.parametrize(
+    "what",
+    [
+        "text",
+        pytest.param("directory", marks=pytest.mark.slow),
+        "pipe",
+        pytest.param("dangling", marks=pytest.mark.slow),
+    ],
+)
 def test_what_is_no_database_is_refused_in_one_line(state: Path, name: str, what: str) -> None:
     path = state / name
     path.unlink()

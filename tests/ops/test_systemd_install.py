@@ -209,10 +209,10 @@ def test_a_user_that_is_not_there_is_refused_with_the_command_that_makes_it(tmp_
 @pytest.mark.parametrize(
     ("host", "listens"),
     [
-        ("127.0.0.1", ["127.0.0.1:8000"]),
-        ("0.0.0.0", ["0.0.0.0:8000"]),
+        pytest.param("127.0.0.1", ["127.0.0.1:8000"], marks=pytest.mark.slow),
+        pytest.param("0.0.0.0", ["0.0.0.0:8000"], marks=pytest.mark.slow),
         ("::", ["[::]:8000"]),
-        ("::1", ["[::1]:8000"]),
+        pytest.param("::1", ["[::1]:8000"], marks=pytest.mark.slow),
         ("localhost", ["127.0.0.1:8000"]),
     ],
 )

@@ -239,7 +239,15 @@ def test_a_kicked_session_is_barred_by_every_worker_at_once(offices: Offices) ->
         assert site.stream_token(session.access).status_code == 403
 
 
-@pytest.mark.parametrize("scope", ["token_id", "session", "subject", "all"])
+@pytest.mark.parametrize(
+    "scope",
+    [
+        "token_id",
+        pytest.param("session", marks=pytest.mark.slow),
+        "subject",
+        pytest.param("all", marks=pytest.mark.slow),
+    ],
+)
 def test_a_revocation_by_one_worker_is_in_force_on_all_when_it_is_answered(
     offices: Offices, scope: str
 ) -> None:

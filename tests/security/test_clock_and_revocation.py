@@ -73,7 +73,15 @@ def test_a_renewed_stream_lives_as_long_as_its_fresh_token_whatever_the_clock_do
 # -- revocation ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("step", [-20.0, -HOUR, MINUTE, -2 * YEAR])
+@pytest.mark.parametrize(
+    "step",
+    [
+        -20.0,
+        pytest.param(-HOUR, marks=pytest.mark.slow),
+        MINUTE,
+        pytest.param(-2 * YEAR, marks=pytest.mark.slow),
+    ],
+)
 def test_a_revocation_reaches_streams_and_tokens_of_before_the_clock_was_set(
     start: Start, hear: Hear, step: float
 ) -> None:

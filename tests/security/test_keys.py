@@ -256,7 +256,14 @@ def test_weak_and_odd_keys_are_refused_each_by_name_in_one_line(tmp_path: Path) 
     assert "public" in told["public.pem"]
 
 
-@pytest.mark.parametrize("name", ["short.hs256", "weak.pem", "okp.jwk"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "short.hs256",
+        pytest.param("weak.pem", marks=pytest.mark.slow),
+        pytest.param("okp.jwk", marks=pytest.mark.slow),
+    ],
+)
 def test_a_server_with_a_bad_key_does_not_start_and_says_so_in_one_line(tmp_path: Path, name: str) -> None:
     keys = tmp_path / "state" / "keys"
     keys.mkdir(parents=True)

@@ -145,7 +145,7 @@ def test_of_a_burst_of_concurrent_guesses_hardly_any_is_checked(desk: Site) -> N
     assert statuses[401] + statuses[429] == 40
 
 
-@pytest.mark.parametrize("count", [3, 20])
+@pytest.mark.parametrize("count", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_logins_with_the_right_password_at_the_same_moment_all_succeed(desk: Site, count: int) -> None:
     answers = at_once(count, lambda number: desk.try_login("user5", address=f"127.0.4.{50 + count}"))
     assert answers == Counter({200: count})

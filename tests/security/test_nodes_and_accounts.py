@@ -157,8 +157,11 @@ TAKE_BACK = (of_subject, by_command, disable, over_http, kick)
 @pytest.mark.parametrize(
     ("take_back", "cut"),
     [
-        *((how, False) for how in TAKE_BACK),
-        (of_subject, True),
+        *(
+            (how, False) if how in (by_command, kick) else pytest.param(how, False, marks=pytest.mark.slow)
+            for how in TAKE_BACK
+        ),
+        pytest.param(of_subject, True, marks=pytest.mark.slow),
         *(pytest.param(how, True, marks=pytest.mark.long) for how in TAKE_BACK[1:]),
     ],
 )

@@ -245,7 +245,14 @@ def test_a_stream_token_does_not_log_anybody_out(desk: Site) -> None:
     assert_alive(desk, session)
 
 
-@pytest.mark.parametrize("event", ["passwd", "disable", "remove"])
+@pytest.mark.parametrize(
+    "event",
+    [
+        pytest.param("passwd", marks=pytest.mark.slow),
+        "disable",
+        pytest.param("remove", marks=pytest.mark.slow),
+    ],
+)
 def test_what_befalls_an_account_ends_its_sessions_and_streams_and_nobody_elses(
     desk: Site, event: str
 ) -> None:

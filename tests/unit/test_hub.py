@@ -460,7 +460,9 @@ async def test_a_pause_lets_the_fan_out_under_way_end(monkeypatch: pytest.Monkey
             client.leave()
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(
+    "seed", [*range(2), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 5))]
+)
 @pytest.mark.gen_test(timeout=60)
 async def test_pauses_at_any_time_lose_and_repeat_nothing(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub_module, "FANOUT_SLICE", 3)

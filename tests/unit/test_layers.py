@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import grimp
+import pytest
 
 ROOT = next(folder for folder in Path(__file__).resolve().parents if (folder / "pyproject.toml").exists())
 
@@ -111,6 +112,7 @@ def test_an_import_upwards_is_refused(tmp_path: Path) -> None:
     assert "sample.lower -> sample.upper (l.1)" in printed
 
 
+@pytest.mark.slow
 def test_an_import_upwards_for_types_only_is_refused(tmp_path: Path) -> None:
     lower = "from typing import TYPE_CHECKING\n\nif TYPE_CHECKING:\n    import sample.upper\n"
     _write_package(tmp_path, {"upper": "", "lower": lower})
@@ -119,6 +121,7 @@ def test_an_import_upwards_for_types_only_is_refused(tmp_path: Path) -> None:
     assert "sample.lower -> sample.upper (l.4)" in printed
 
 
+@pytest.mark.slow
 def test_an_import_upwards_within_a_function_is_refused(tmp_path: Path) -> None:
     lower = "def later() -> None:\n    import sample.upper\n"
     _write_package(tmp_path, {"upper": "", "lower": lower})

@@ -20,11 +20,11 @@ from tests.support.waiting import until
 @pytest.mark.parametrize(
     ("words", "input", "status"),
     [
-        (["--version"], "", 0),
+        pytest.param(["--version"], "", 0, marks=pytest.mark.slow),
         (["keys", "--no-such-flag"], "", 2),
-        (["user", "list"], "", 1),
+        pytest.param(["user", "list"], "", 1, marks=pytest.mark.slow),
         (["user", "add", "ann", "--init", "--password-stdin"], "correct horse\n", 0),
-        (["user", "add", "ann", "--init", "--password-stdin"], "", 1),
+        pytest.param(["user", "add", "ann", "--init", "--password-stdin"], "", 1, marks=pytest.mark.slow),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else repr(value),
 )

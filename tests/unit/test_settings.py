@@ -284,7 +284,17 @@ def test_what_is_wrong_with_a_group_is_said_with_the_groups() -> None:
     assert "'team'" in line
 
 
-@pytest.mark.parametrize("name", ["quux", "cls", "self", "values", "kind", ""])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "quux",
+        pytest.param("cls", marks=pytest.mark.slow),
+        "self",
+        pytest.param("values", marks=pytest.mark.slow),
+        pytest.param("kind", marks=pytest.mark.slow),
+        "",
+    ],
+)
 def test_an_unknown_setting_is_named_at_every_level(load: Load, name: str) -> None:
     said = name or "(no name)"
     assert refusal(Settings, **{name: 1}) == f"unknown setting: {said}"

@@ -167,7 +167,9 @@ async def opened() -> AsyncIterator[Room]:
         await room.log.close()
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize(
+    "seed", [*range(3), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(3, 10))]
+)
 @pytest.mark.gen_test(timeout=60)
 async def test_a_ping_tells_a_position_up_to_which_all_was_given_whatever_goes_on_meanwhile(
     seed: int, monkeypatch: pytest.MonkeyPatch
