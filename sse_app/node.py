@@ -6,6 +6,7 @@ import asyncio
 import logging
 import resource
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -82,8 +83,22 @@ DRAIN_TIMEOUT = 1.0
 
 log = logging.getLogger(__name__)
 
-_FIXED = ("host", "port", "state_dir", "event_log", "postgres", "node", "keepalive", "history", "socket")
+_FIXED = (
+    "host",
+    "port",
+    "state_dir",
+    "event_log",
+    "postgres",
+    "node",
+    "demo",
+    "keepalive",
+    "history",
+    "socket",
+)
 """Settings that a running server cannot change."""
+
+_FIXED_WITHIN = {"auth": ("issuer", "audience", "keys_seal"), "log": ("format",)}
+"""Those of tables that it can change otherwise."""
 
 
 class Node:
@@ -274,11 +289,8 @@ class Node:
         """
         # A parent changes the number of its workers; a process that serves alone has none.
         names = _FIXED if self.state.worker else (*_FIXED, "workers")
-        fixed = {name: getattr(self.settings, name) for name in names}
-        kept = [name for name, value in fixed.items() if getattr(settings, name) != value]
+        settings, kept = _with_what_stays(self.settings, settings, names)
         auth, limits = settings.auth, settings.limits
-        if auth.keys_seal != self.settings.auth.keys_seal:
-            kept.append("auth.keys_seal")
         # What can fail comes first, so that either all settings are put in force or none.
         channels = rules_of(settings.channels)
         provider = provider_of(settings.oidc, auth)
@@ -287,7 +299,7 @@ class Node:
         if (event_log := event_log_path(self.settings.event_log, self.state)) is not None:
             require_private_database(event_log)
         keys = self.tokens.keys if directory is None else load_keys(directory)
-        self.settings = msgspec.structs.replace(settings, **fixed)
+        self.settings = settings
         self.channels = channels
         self.provider = provider
         self.tokens.use(auth, keys)
@@ -348,6 +360,28 @@ class Node:
         await self.auth_store.close()
         await self.cluster.close()
         self.state.unlock()
+
+
+def _with_what_stays(now: Settings, wanted: Settings, names: Iterable[str]) -> tuple[Settings, list[str]]:
+    """Return the settings that can be put in force, and the names of those that stay as they are now.
+
+    Args:
+        now: what is in force.
+        wanted: what was read.
+        names: settings and tables that cannot be changed at all.
+    """
+    stay: dict[str, Any] = {
+        name: getattr(now, name) for name in names if getattr(wanted, name) != getattr(now, name)
+    }
+    kept = [*stay]
+    for table, members in _FIXED_WITHIN.items():
+        before, after = getattr(now, table), getattr(wanted, table)
+        same = {
+            name: getattr(before, name) for name in members if getattr(after, name) != getattr(before, name)
+        }
+        kept += [f"{table}.{name}" for name in same]
+        stay[table] = msgspec.structs.replace(after, **same)
+    return msgspec.structs.replace(wanted, **stay), kept
 
 
 def _stream_capacity(settings: Settings) -> int:

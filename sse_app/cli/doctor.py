@@ -128,17 +128,19 @@ def _open_files(settings: Settings, process: int | None) -> Line:
 
     whose = "this shell and what it starts" if process is None else f"the server (process {process})"
     try:
-        soft, _ = resource.prlimit(process or 0, resource.RLIMIT_NOFILE)
+        files, hard = resource.prlimit(process or 0, resource.RLIMIT_NOFILE)
     except OSError:
         return Line(WARNING, f"open files: cannot read the limit of {whose}: run this as its user")
+    if process is None:
+        files = hard  # as a server that is started here raises its own
     streams = settings.limits.streams
-    if soft == resource.RLIM_INFINITY or soft >= streams + RESERVED_FILES:
-        return Line(OK, f"open files: {whose} may have {soft}, enough for limits.streams = {streams}")
-    room = max(1, soft - RESERVED_FILES)
+    if files == resource.RLIM_INFINITY or files >= streams + RESERVED_FILES:
+        return Line(OK, f"open files: {whose} may have {files}, enough for limits.streams = {streams}")
+    room = max(1, files - RESERVED_FILES)
     each = " in each worker" if worker_count(settings) > 1 else ""
     return Line(
         WARNING,
-        f"open files: {whose} may have {soft}, so no more than {room} streams are let in{each} and not "
+        f"open files: {whose} may have {files}, so no more than {room} streams are let in{each} and not "
         f"limits.streams = {streams}: raise it with LimitNOFILE= in the unit, or ulimit -n",
     )
 

@@ -144,11 +144,17 @@ def test_every_good_answer_is_as_described(running: ServerProcess) -> None:
     ask("POST", "/api/v1/sse", 201, headers=admin, json={"events": both})
     ask("GET", "/api/v1/sse/{channel}/history", 200, at="open")
     ask("GET", "/api/v1/sse/{channel}/history", 401, at="alerts")
-    with httpx.stream("GET", f"{running.url}/api/v1/sse/open", timeout=30) as stream:
-        events = stream.iter_bytes()
-        next(events)
+    patterns = running.stream_url("user.*.orders,**", running.stream_token("**"))
+    with (
+        httpx.stream("GET", f"{running.url}/api/v1/sse/open", timeout=30) as stream,
+        httpx.stream("GET", patterns, timeout=30) as of_patterns,
+    ):
+        pieces = [stream.iter_bytes(), of_patterns.iter_bytes()]
+        for each in pieces:
+            next(each)
         found = ask("GET", "/api/v1/admin/connections", 200, headers=admin).json()["connections"]
         assert None in [connection["token_id"] for connection in found]
+        assert ["user.*.orders", "**"] in [connection["channels"] for connection in found]
     history = ask("GET", "/api/v1/sse/{channel}/history", 200, at="alerts", headers=admin).json()
     assert len(history["events"]) >= 4
     ask("GET", "/api/v1/sse/status", 200)
