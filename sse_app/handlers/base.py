@@ -33,6 +33,7 @@ from sse_app.handlers.errors import Refusal, refusal_of
 from sse_app.handlers.parsing import hint_of, parse_json
 from sse_app.handlers.peer import PeerHandler
 from sse_app.http.headers import Headers
+from sse_app.http.request_head import MAX_LENGTH_DIGITS
 from sse_app.node import Node
 
 DRAINED_BODIES = 64
@@ -40,9 +41,6 @@ DRAINED_BODIES = 64
 
 SMALL_BODY_BYTES = 64 * 1024
 """How many bytes of a body are kept before the request's token has been looked at."""
-
-MAX_LENGTH_DIGITS = 18
-"""How many digits of a Content-Length are read as a number; a longer one is too large in any case."""
 
 CLIENT_CLOSED = 499
 """The status in the access line of a request whose client left before the answer (nginx's number for it)."""

@@ -16,6 +16,9 @@ SIGNS_OF_A_PROXY = frozenset(
 )
 """Headers that a proxy adds, and that no client sends which asks directly; as `HTTPHeaders` writes their names."""
 
+LONGEST_ELEMENT = 128
+"""Characters of an address with brackets, zone and port; what is longer is not looked at, for that can take long."""
+
 _WITH_PORT = re.compile(r"(?:\[([^\[\]]*:[^\[\]]*)\]|([0-9.]+)(?=:))(?::[0-9]{1,5})?")
 """An address as it stands before a port, as some proxies add one: an IPv6 address is in brackets (RFC 3986 §3.2.2)."""
 
@@ -41,6 +44,8 @@ def client_address(peer: str, forwarded: Sequence[str], trusted: Sequence[Networ
 
 def _read(element: str) -> str:
     """Return the address that an element of ``X-Forwarded-For`` names, without port, brackets and zone."""
+    if len(element) > LONGEST_ELEMENT:
+        return UNKNOWN
     if (match := _WITH_PORT.fullmatch(element)) is not None:
         element = match[1] or match[2]
     try:

@@ -92,8 +92,11 @@ def parse_json(body: bytes) -> Any:
     value = orjson.loads(body)
     if _LONG_NUMBER not in body.translate(_DIGITS_TO_ZERO):
         return value
-    # orjson rounds integers beyond 64 bits to floats. What it accepted the standard library reads too.
-    return json.loads(body, parse_int=_integer, parse_constant=_refuse)
+    # orjson rounds integers beyond 64 bits to floats. What it accepted the standard library reads too, to less depth.
+    try:
+        return json.loads(body, parse_int=_integer, parse_constant=_refuse)
+    except RecursionError:
+        raise ValueError("it is nested too deeply for a number of so many digits") from None
 
 
 def _integer(text: str) -> int:

@@ -36,5 +36,7 @@ def keep_values_out() -> None:
 
 
 def _cause(error: HTTPInputError) -> str:
-    match = _BEFORE_VALUE.match(str(error))
+    match = _BEFORE_VALUE.match(
+        str(error)[:DETAIL_LENGTH]
+    )  # it looks ahead from each place: no more than so many
     return loggable(match[0] if match else type(error).__name__, DETAIL_LENGTH)

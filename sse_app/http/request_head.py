@@ -36,6 +36,9 @@ _ABSOLUTE = re.compile(
 """Host, port, path and query (RFC 3986 §3); without user information, which is refused (RFC 9110 §4.2.4)."""
 
 _OVERFLOWING_LENGTH = re.compile(rb"(?i)\r\ncontent-length:[ \t]*[0-9]{19,}[ \t]*\r\n")
+MAX_LENGTH_DIGITS = 18
+"""How many digits of a ``Content-Length`` are read as a number; a longer one is too large in any case."""
+
 _WHITESPACE = b" \t"
 
 
@@ -100,13 +103,24 @@ def parse_head(head: bytes) -> RequestHead:
         raise BadRequest("the port is no port number")
     options = tokens(",".join(lines["Connection"])) if "Connection" in lines else ()
     keep_alive = "close" not in options if is_current else "keep-alive" in options
-    length = int(lines["Content-Length"][0]) if "Content-Length" in lines else 0
+    length = _length(lines["Content-Length"][0]) if "Content-Length" in lines else 0
     if "Transfer-Encoding" in lines:
         if ",".join(lines["Transfer-Encoding"]).lower() != "chunked" or not is_current:
             raise BadRequest("the only transfer encoding is chunked, in HTTP/1.1")
         length = CHUNKED_BODY
     expects_continue = is_current and "Expect" in lines and lines["Expect"][0].lower() == "100-continue"
     return RequestHead(start_line, Headers(lines), length, keep_alive, expects_continue)
+
+
+def _length(value: str) -> int:
+    """Return the length that a ``Content-Length`` tells; the parser lets any number of zeros before it pass.
+
+    Raises:
+        BadRequest: it is too long.
+    """
+    if len(value) > MAX_LENGTH_DIGITS:
+        raise BadRequest("the body is too large", 413, "too_large")
+    return int(value)
 
 
 def tokens(value: str) -> list[str]:

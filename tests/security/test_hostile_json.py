@@ -207,6 +207,18 @@ def test_deep_nesting_comes_through_or_is_refused(target: Target, levels: int, l
         assert texts is not None
 
 
+@pytest.mark.parametrize("levels", [900, 960, 990, 1_010, 1_020])
+@pytest.mark.parametrize("path", ["/api/v1/sse/user.deep", "/api/v1/auth/login"])
+def test_a_long_number_in_deep_nesting_is_no_error_of_the_server(
+    target: Target, levels: int, path: str
+) -> None:
+    """Such numbers are read by the standard library, which goes less deep than what has read the text before."""
+    nested = "[" * levels + "1" * 21 + "]" * levels
+    answer = target.post(path, f'{{"event":"e","data":{nested},"username":{nested}}}'.encode())
+    if answer.status != 201:
+        assert_refused(answer, 400, 422)
+
+
 def test_a_batch_with_deep_nesting_is_refused_as_a_whole_or_comes_through(target: Target) -> None:
     for levels in (300, 2_000):
         nested = "[" * levels + "]" * levels
