@@ -62,6 +62,7 @@ class StreamState(msgspec.Struct, array_like=True, frozen=True):
         begun_at, deadline: see `Stream`; None from a version that did not have them.
         types: of the events that it is sent; all where it is None.
         rate: as of its `Interest`.
+        ungranted: as of `Stream`.
     """
 
     number: int
@@ -74,6 +75,7 @@ class StreamState(msgspec.Struct, array_like=True, frozen=True):
     deadline: float | None = None
     types: frozenset[str] | None = None
     rate: float | None = None
+    ungranted: tuple[str, ...] = ()
 
 
 class _Replay3(NamedTuple):

@@ -188,6 +188,7 @@ class HandoverReceiver:
             stream.deadline = stream_state.deadline
         stream.retry = stream_state.retry
         stream.replay = stream_state.replay
+        stream.ungranted = stream_state.ungranted
         stream.attach(connection)
         return stream
 

@@ -190,6 +190,7 @@ class HandoverSender:
                     stream.deadline,
                     stream.interest.types,
                     stream.interest.rate,
+                    stream.ungranted,
                 )
             )
             about = quiet[stream.framing]

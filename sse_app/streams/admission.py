@@ -161,7 +161,7 @@ class Admission:
             TokenRefused: the token has been revoked or has expired since it was verified, or there is none and not all
                 channels are public.
         """
-        self._authorise(claims, wanted.channels)
+        ungranted = self._authorise(claims, wanted.channels)
         self._require_conflated(wanted)
         if (reason := self._unavailable(claims, wanted)) is not None:
             return self._turn_away(reason)
@@ -185,7 +185,9 @@ class Admission:
         else:
             self._tokens.require_in_force(claims)
             self._tokens.require_not_kicked(claims)
-        return self._register(NO_TOKEN if claims is None else claims.lease, wanted, start)
+        admitted = self._register(NO_TOKEN if claims is None else claims.lease, wanted, start)
+        admitted.stream.ungranted = ungranted
+        return admitted
 
     async def check(self, claims: Claims | None, wanted: Subscription) -> bool:
         """Raise what `admit` would, and register nothing; return whether there is something to come.
@@ -207,13 +209,12 @@ class Admission:
             return True
 
     def is_allowed(self, stream: Stream) -> bool:
-        """Return whether the settings of now allow a stream: one without a token if all its channels are public."""
-        return not stream.subscriber.lease.is_anonymous or all(
-            map(self._publisher.is_public, stream.channels)
-        )
+        """Return whether the settings of now allow a stream: if all its channels are public that no token grants."""
+        without = stream.channels if stream.subscriber.lease.is_anonymous else stream.ungranted
+        return all(map(self._publisher.is_public, without))
 
     def end_not_allowed(self) -> None:
-        """End the streams without a token that are on channels which are public no more."""
+        """End the streams that are on channels which are public no more, and that no token grants them."""
         for stream in list(self._hub.streams):
             if not self.is_allowed(stream):
                 stream.end("revoked", None)
@@ -223,17 +224,17 @@ class Admission:
         self._hub.unregister(stream)
         self._keepalive.forget(stream)
 
-    def _authorise(self, claims: Claims | None, channels: tuple[str, ...]) -> None:
+    def _authorise(self, claims: Claims | None, channels: tuple[str, ...]) -> tuple[str, ...]:
+        """Refuse who may not have these channels; return those that a token is there for, and does not grant."""
         if claims is None:
             self._require_public(channels)
-            return
+            return ()
         self._tokens.require_not_kicked(claims)
-        for channel in channels:
-            if not self._publisher.is_public(channel):
-                claims.grants.require_subscribe(channel)
+        ungranted = self._publisher.ungranted(claims.grants, channels)
         for channel in channels:
             if channel != ADMIN_CHANNEL:
                 self._publisher.require_known(with_presence(channel) or channel)
+        return ungranted
 
     def _require_conflated(self, wanted: Subscription) -> None:
         if wanted.rate is not None and not self._hub.conflation.conflated(wanted.channels):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from sse_app.auth.tokens.grants import Grants
 from sse_app.core.channel_rules import ChannelRule, ChannelRules
 from sse_app.core.channels import ChannelPattern, channel_in, is_internal, parse_channel
 from sse_app.core.errors import InvalidInput, TooManyPublishes, UnknownChannel
@@ -154,6 +155,20 @@ class Publisher:
     def is_public(self, channel: str) -> bool:
         """Return whether no token is needed to read a channel, or every channel of a pattern."""
         return self._channels.is_public(channel)
+
+    def ungranted(self, grants: Grants, channels: Iterable[str]) -> tuple[str, ...]:
+        """Return which channels and patterns a token does not grant, and has because they are public.
+
+        Raises:
+            Forbidden: it does not grant one that is not public.
+        """
+        found = []
+        for channel in channels:
+            if not self.is_public(channel):
+                grants.require_subscribe(channel)
+            elif not grants.may_subscribe(channel):
+                found.append(channel)
+        return tuple(found)
 
     async def append(self, events: list[NewEvent], key: IdempotencyKey | None = None) -> list[EventId | None]:
         """Append events of the right form to the log and return their ids once they are durable.

@@ -61,17 +61,16 @@ class Renewal:
         found = {node: answer for node, answer in answers.by_node.items() if answer["streams"]}
         if not found and answers.missing:
             raise NodeSilent(self._cluster.noun, answers.missing)
-        for answer in found.values():
-            for channel in answer["channels"]:
-                if not self._publisher.is_public(channel):
-                    claims.grants.require_subscribe(channel)
+        channels = {channel for answer in found.values() for channel in answer["channels"]}
+        ungranted = self._publisher.ungranted(claims.grants, channels)
         if any(answer["earlier"] > MAX_EARLIER for answer in found.values()):
             raise TooManyRenewals(
                 f"this stream has been renewed with {MAX_EARLIER} tokens that are still in force"
             )
         if not found:
             return 0
-        renewed = await self._cluster.ask("renewal.renew", asked, to=list(found))
+        renewing = asked | {"ungranted": ungranted}
+        renewed = await self._cluster.ask("renewal.renew", renewing, to=list(found))
         counts = renewed.by_node.values()
         if None in counts:
             raise TokenRefused("the token has been revoked", "revoked")
@@ -97,6 +96,8 @@ class Renewal:
         streams = self._streams(asked)
         for stream in streams:
             self._keepalive.renew(stream, lease)
+            if (ungranted := asked.get("ungranted")) is not None:  # the version before does not tell them
+                stream.ungranted = tuple(channel for channel in stream.channels if channel in ungranted)
         return len(streams)
 
     def _streams(self, asked: dict[str, Any]) -> list[Stream]:

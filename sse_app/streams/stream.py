@@ -104,6 +104,7 @@ class Stream:
         "retry",
         "slot",
         "subscriber",
+        "ungranted",
     )
 
     def __init__(
@@ -140,6 +141,8 @@ class Stream:
         """What is still to be replayed; None once the stream has joined the present."""
         self.adopted = False
         """Whether it began in an earlier process."""
+        self.ungranted: tuple[str, ...] = ()
+        """Those of its channels that its token does not grant: it has them for as long as they are public."""
         self._backlog_limit = backlog_limit
         self._laggards = laggards
         self._pending: list[bytes] | None = None

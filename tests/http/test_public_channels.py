@@ -318,20 +318,46 @@ def test_streams_on_channels_that_are_public_no_more_end_with_a_reload(
         listen(open_url(server, "open.*")) as pattern,
         listen(open_url(server, "open.b")) as others,
         listen(server.stream_url("open.a", server.stream_token("open.a"))) as with_token,
+        listen(server.stream_url("open.a,desk", server.stream_token("desk"))) as with_another_token,
         server.publisher() as http,
     ):
-        for each in (frames, pattern, others, with_token):
+        for each in (frames, pattern, others, with_token, with_another_token):
             first(each)
         configure(file, "open.a", PUBLIC, "desk")
         assert server.process is not None
         server.process.send_signal(signal.SIGHUP)
-        for each in (frames, pattern):
+        for each in (frames, pattern, with_another_token):
             (closing,) = take(each, 1)
             assert closing.data == {"reason": "revoked", "retry": None}
         for channel, each in (("open.a", with_token), ("open.b", others)):
             assert http.post(f"/api/v1/sse/{channel}", json={"event": "e", "data": {"n": 1}}).is_success
             assert numbers(take(each, 1)) == [1]
         assert status(server, "open.a") == 401
+
+
+def test_a_renewed_stream_ends_with_a_reload_unless_its_last_token_grants_all_that_is_not_public(
+    configured: tuple[ServerProcess, Path],
+) -> None:
+    server, file = configured
+    less, more = (server.stream_token(channels, session="s") for channels in ("desk", "desk,open.*"))
+    with (
+        listen(server.stream_url("open.a,desk", less, client_id="granted")) as granted,
+        listen(server.stream_url("open.a,desk", more, client_id="taken-away")) as taken_away,
+    ):
+        for frames, client_id, token in ((granted, "granted", more), (taken_away, "taken-away", less)):
+            first(frames)
+            renewed = httpx.post(
+                f"{server.url}/api/v1/sse/connections/{client_id}/renew",
+                headers={"Authorization": f"Bearer {token}"},
+            )
+            assert renewed.json()["renewed"] == 1, renewed.text
+        configure(file, "open.a", PUBLIC, "desk")
+        assert server.process is not None
+        server.process.send_signal(signal.SIGHUP)
+        assert take(taken_away, 1)[0].data == {"reason": "revoked", "retry": None}
+        with server.publisher() as http:
+            assert http.post("/api/v1/sse/open.a", json={"event": "e", "data": {"n": 1}}).is_success
+        assert numbers(take(granted, 1)) == [1]
 
 
 def test_a_warm_restart_keeps_them_and_ends_those_that_need_a_token_now(tmp_path: Path) -> None:
@@ -341,13 +367,15 @@ def test_a_warm_restart_keeps_them_and_ends_those_that_need_a_token_now(tmp_path
         worker_processes(2, tmp_path / "state", CONFIG=str(file)) as (server, _),
         listen(open_url(server, "open.a", client_id="a")) as frames,
         listen(open_url(server, "open.b", client_id="b")) as others,
+        listen(server.stream_url("open.a,desk", server.stream_token("desk"))) as with_another_token,
     ):
-        first(frames)
-        first(others)
+        for each in (frames, others, with_another_token):
+            first(each)
         configure(file, "open.a", PUBLIC, "desk")
         server.upgrade()
-        (closing,) = take(frames, 1)
-        assert closing.data == {"reason": "revoked", "retry": None}
+        for each in (frames, with_another_token):
+            (closing,) = take(each, 1)
+            assert closing.data == {"reason": "revoked", "retry": None}
         (row,) = connections(server)
         assert (row["client_id"], row["adopted"]) == ("b", True)
         assert (row["token_id"], row["expires_at"]) == (None, None)
