@@ -290,7 +290,7 @@ class PostgresAuthStore(AuthStore):
             self._try_again()
         rows = await self._read(
             "SELECT number, kind, value, issued_until, forget_at, made_at FROM sse_app.revocations "
-            "WHERE number > %s AND made_at >= %s ORDER BY number",
+            "WHERE number > %s AND (made_at >= %s OR kind = 'kick') ORDER BY number",
             (number, float(made_after)),
         )
         return [(row[0], Revocation(Scope(row[1]), _read_text(row[2]), *row[3:])) for row in rows]

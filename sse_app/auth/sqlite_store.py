@@ -388,7 +388,7 @@ class SqliteAuthStore(AuthStore):
         made_on_after = time.monotonic() - (time.time() - made_after)
         rows = self._rows(
             "SELECT number, kind, value, issued_until, forget_at, made_at FROM revocations "
-            "WHERE number > ? AND (made_at >= ? OR (boot = ? AND made_on >= ?)) ORDER BY number",
+            "WHERE number > ? AND (made_at >= ? OR (boot = ? AND made_on >= ?) OR kind = 'kick') ORDER BY number",
             (number, made_after, boot_id(), made_on_after),
         )
         if not rows:

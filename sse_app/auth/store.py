@@ -232,7 +232,7 @@ class AuthStore(ABC):
 
         None appears with a smaller number than one that was returned before, so that a process which asks with
         the last number it has seen learns of each. Those that are spent may be left out, and so are those
-        made before ``made_after`` (seconds since the epoch).
+        made before ``made_after`` (seconds since the epoch); but not kicks, which say themselves how long they last.
         """
 
     # -- the audit trail ------------------------------------------------------------------------------------

@@ -657,6 +657,15 @@ async def test_what_was_issued_while_a_revocation_waited_is_meant_too(made: Impl
 
 
 @pytest.mark.gen_test
+async def test_a_kick_is_told_however_long_ago_it_was_made(made: Implementation) -> None:
+    """It may last for longer than any token, and a process that starts meanwhile must know it."""
+    async with opened(made) as store:
+        await store.revoke([Revocation.of_session("s"), Revocation.of_kick("kicked", 3600)])
+        told = await store.revocations_since(0, made_after=time.time() + 600)
+        assert [revocation.value for _, revocation in told] == ["kicked"]
+
+
+@pytest.mark.gen_test
 async def test_revocations_are_told_once_to_each_in_the_order_in_which_they_came(
     made: Implementation,
 ) -> None:
