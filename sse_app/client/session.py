@@ -94,13 +94,14 @@ class Session(HTTPUser):
         Raises:
             ClientError: the server could not be told.
         """
-        access, refresh = self._access, self._refresh
-        self._access, self._refresh = "", None
-        if not access:
-            return
-        # The refresh token names the session also where the access token has expired meanwhile.
-        body, token = ({}, access) if refresh is None else ({"refresh_token": refresh}, None)
-        answer = await self._post("/logout", body, token)
+        async with self._lock:  # a renewal under way would bring it fresh tokens
+            access, refresh = self._access, self._refresh
+            self._access, self._refresh = "", None
+            if not access and refresh is None:
+                return
+            # The refresh token names the session also where there is no access token any more.
+            body, token = ({}, access) if refresh is None else ({"refresh_token": refresh}, None)
+            answer = await self._post("/logout", body, token)
         if answer.status_code >= 300 and answer.status_code != 401:
             raise failure(answer)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 import math
 import signal
 import time
@@ -170,6 +171,39 @@ def test_a_refresh_token_is_never_used_twice_whatever_happens_to_the_answer(star
             await session.logout()
         audit = [line for line in server.command("audit").splitlines() if "reuse" in line]
         assert audit == []
+
+    run(test())
+
+
+def tokens(number: int) -> list[bytes | float | None]:
+    """Return the answer to a login or a refresh, with an access token that is to be renewed at once."""
+    return answer_json(200, {"access_token": f"a{number}", "refresh_token": f"r{number}", "expires_in": 0})
+
+
+@pytest.mark.parametrize(
+    ("refreshed", "under_way", "ended"),
+    [([status(503)], False, "r1"), ([[0.3, *tokens(2)]], True, "r2")],
+    ids=["after a renewal that failed", "during a renewal"],
+)
+def test_a_logout_ends_the_login_whatever_its_renewal_does(
+    refreshed: list[list[bytes | float | None]], under_way: bool, ended: str
+) -> None:
+    async def test() -> None:
+        answers = {"/login": [tokens(1)], "/refresh": refreshed, "/logout": [status(204)]}
+        async with Script(answers) as script, Session(script.url, "ann", "secret") as session:
+            assert await session.access_token() == "a1"
+            renewing = asyncio.create_task(session.access_token())
+            if under_way:
+                await script.came("/refresh")
+            else:
+                with pytest.raises(Unavailable):
+                    await renewing
+            await session.logout()
+            assert [json.loads(asked.body) for asked in script.to("/logout")] == [{"refresh_token": ended}]
+            await session.logout()
+            assert len(script.to("/logout")) == 1
+            if under_way:
+                await renewing
 
     run(test())
 
