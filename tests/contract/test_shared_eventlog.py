@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import aclosing, asynccontextmanager, closing, contextmanager
+from contextlib import aclosing, asynccontextmanager, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -350,6 +350,26 @@ async def test_a_bell_and_a_lock_that_are_removed_are_made_again(tmp_path: Path)
             return {"e.db-lock", "e.db-bells"} <= set(os.listdir(tmp_path)) and len(bells(path)) == 2
 
         await until_async(are_back, "they are there again")
+        follower = Follower(one)
+        (last,) = await other.append([new()])
+        await follower.has(last.seq)
+        await follower.end()
+
+
+@pytest.mark.gen_test
+@pytest.mark.expects_logs("event_log_unavailable")
+async def test_a_lock_that_cannot_be_made_again_for_a_while_ends_no_thread(tmp_path: Path) -> None:
+    path = tmp_path / "e.db"
+    lock = f"{path}-lock"
+    async with opened(path) as one, opened(path) as other:
+        os.unlink(lock)
+        os.mkdir(lock)
+        await until_async(lambda: not one.available and not other.available, "both say that they cannot")
+        for _ in range(3):
+            with suppress(EventLogUnavailable):
+                await one.append([new()])
+        os.rmdir(lock)
+        await until_async(lambda: one.available and other.available, "both can again")
         follower = Follower(one)
         (last,) = await other.append([new()])
         await follower.has(last.seq)

@@ -41,10 +41,24 @@ class LogLock:
         Raises:
             StateError: it cannot be, or is not this user's alone.
         """
+        self._descriptor = self._opened()
+
+    def open_again(self) -> None:
+        """Make or open the file that others find, if it is not the one that is open; that one stays open until then.
+
+        Raises:
+            StateError: as of `open`.
+        """
+        if not self.is_in_place():
+            descriptor = self._opened()
+            self.close()
+            self._descriptor = descriptor
+
+    def _opened(self) -> int:
         try:
             require_private(self.path, "the lock")
             flags = os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
-            self._descriptor = os.open(self.path, flags, 0o600)
+            return os.open(self.path, flags, 0o600)
         except OSError as error:
             raise unusable(self._database, error) from None
 

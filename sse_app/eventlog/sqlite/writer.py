@@ -306,9 +306,7 @@ class SqliteWriter:
             if file.look() or (not self._shared and (heard or file.bells.others())):
                 self._shared = True
                 self._report_growth(seen_at)
-            if not file.lock.is_in_place():
-                file.lock.close()
-                file.lock.open()
+            file.lock.open_again()
         except (StateError, sqlite3.Error) as error:
             self._fail("read", error)
         else:
@@ -484,6 +482,7 @@ class SqliteWriter:
         try:
             more = self._expiry.step()
             if self._failed:
+                self._file.lock.open_again()
                 with self._locked(), self._file.transaction():
                     probe(self._file.db)
                 self._failed = False
