@@ -247,7 +247,12 @@ class Successor:
             False where the other one was ended, and may not have told systemd that this one is the main process.
         """
         self._control.send("serving")
-        self._control.receive_blocking("go", TAKEOVER_TIMEOUT)
+        try:
+            self._control.receive_blocking("go", TAKEOVER_TIMEOUT)
+        except UpgradeFailed:
+            # From here on the other one cannot say it any more, and resumes; it may have said it just before.
+            self._control.shut_down()
+            self._control.receive_blocking("go", 0.0)
         told = True
         try:  # systemd listens to the main process only
             self._control.receive_blocking("told", MAINPID_TIMEOUT)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.support.fleet import assert_all_received
+from tests.support.fleet import Client, assert_all_received
 from tests.support.service import Service
 from tests.support.waiting import until
 
@@ -66,6 +67,42 @@ def test_it_serves_on_when_the_next_process_crashes_over_taking_over(
     assert_all_received(clients, publisher.stop())
     assert not service.fleet.ended
     assert len(service.logged("handover_failed")) == 2
+
+
+LATE = """
+if os.path.exists({flag!r}):
+    import time
+    from sse_app.handover import protocol
+    protocol.TAKEOVER_TIMEOUT = 1.5
+    def late(name, arguments):
+        if name == 'sse_app.adopted' and os.path.exists({flag!r}):
+            os.remove({flag!r})
+            time.sleep(4)
+    if 'SSE_APP_SUCCESSOR' not in os.environ:
+        sys.addaudithook(late)
+"""
+
+
+@pytest.mark.slow
+def test_it_serves_on_when_the_next_process_takes_over_too_late_and_no_byte_goes_out_twice(
+    start_service: Callable[..., Service], tmp_path: Path
+) -> None:
+    service = start_service(SOCKET__USER_TIMEOUT=600)  # the client does not read for a while
+    flag = tmp_path / "late"
+    service.expected = {"handover_failed", "printed"}
+    service.inject(LATE.format(flag=str(flag)))
+    service.restart()
+    slow = Client(service.port, service.stream_path(), receive_buffer=4096)
+    ids = service.publish(60, size=10_000)
+    flag.touch()
+    restart(service)
+    until(lambda: not flag.exists(), "the next process takes over")
+    slow.read_until(ids[-1])  # while that one stands still, and this one writes again
+    service.wait_for_log("listening", 3)
+    ids += service.publish(1)
+    slow.read_until(ids[-1])
+    assert slow.ids() == ids
+    slow.socket.close()
 
 
 @pytest.mark.long
