@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,26 +25,35 @@ def taken_over() -> dict[str, Any] | None:
     return found
 
 
-def replace_program(kept: Mapping[str, Any], descriptors: Sequence[int]) -> None:
-    """Run the program anew in this process; signals are blocked until it unblocks them.
+def put_variable(name: str, value: str | None) -> None:
+    """Put a variable back to what it was; None where it was not there."""
+    if value is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = value
+
+
+def replace_program(
+    kept: Mapping[str, Any], variables: Mapping[str, str], descriptors: Sequence[int]
+) -> None:
+    """Run the program anew in this process. Signals must be blocked: one that came would be lost.
 
     Args:
         kept: what it has to know, as JSON can have it.
+        variables: further ones of its environment.
         descriptors: those that it gets.
 
     Raises:
         OSError: it cannot be run; nothing has changed.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
         for descriptor in descriptors:
             os.set_inheritable(descriptor, True)
         for handler in logging.getLogger().handlers:
             handler.flush()
-        environment = {**os.environ, SUPERVISOR_VARIABLE: json.dumps(kept)}
+        environment = {**os.environ, **variables, SUPERVISOR_VARIABLE: json.dumps(kept)}
         os.execvpe(sys.orig_argv[0], sys.orig_argv, environment)
     except OSError:
         for descriptor in descriptors:
             os.set_inheritable(descriptor, False)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         raise

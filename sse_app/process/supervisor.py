@@ -16,7 +16,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -28,7 +27,7 @@ from sse_app.process.garbage_collection import garbage_collection
 from sse_app.process.listeners import Listeners
 from sse_app.process.notifications import UPGRADE_FAILED, Notifications, streams_in
 from sse_app.process.parent_start import bound_listeners, end_standby, wait_for_workers, without_stored
-from sse_app.process.replacement import replace_program, taken_over
+from sse_app.process.replacement import put_variable, replace_program, taken_over
 from sse_app.process.rolling_upgrade import RollingUpgrade
 from sse_app.process.signals import END_SIGNALS, NO_LOG_FILE, ignore
 from sse_app.process.sockets import addresses
@@ -89,11 +88,14 @@ class Supervisor:
         self._next_status = self._next_watchdog = 0.0
         self._replace_program = False
         """Whether all workers have been upgraded, and only this process is yet to be."""
+        if kept is not None:
+            for name, value in kept.get("environment", {}).items():  # the version before leaves none
+                put_variable(name, value)
+        self._settings = settings
         self._state = StateDirectory(settings.state_dir)
         self._upgrade = RollingUpgrade(self._state.workers)
         self._workers: dict[int, WorkerProcess] = {}
         if kept is None:
-            self._settings = settings
             require_shareable(settings)
             patience = settings.stream.drain_time + ENDING_GRACE
             if self._systemd.knows_unit:
@@ -108,9 +110,6 @@ class Supervisor:
             self._notifications = Notifications.bound(self._state.workers)
             self._wanted = 0
         else:
-            self._settings = msgspec.structs.replace(
-                settings, state_dir=Path(kept["state_dir"]), event_log=kept["event_log"]
-            )
             self._take(kept)
 
     # -- the loop -------------------------------------------------------------------------------------------
@@ -159,16 +158,13 @@ class Supervisor:
         self._lend_sockets()
         self._report(time.monotonic())
         if self._replace_program and not self._ending:
-            self._replace_program = False
             self._become_new_program()
 
     def _next_due(self, now: float) -> float:
         """Return the time at which there is something to do, if no signal and no report comes before."""
         due = [now + LOOKING_INTERVAL]
         for worker in self._workers.values():
-            due += [at for at in (worker.start_at, worker.kill_at) if at is not None]
-            if worker.pid is not None:
-                due.append(worker.hangs_at)
+            due += [at for at in (worker.start_at, worker.kill_at, worker.hangs_at) if at is not None]
             if worker.down_since is not None and now < worker.down_since + LENT_AFTER:
                 due.append(worker.down_since + LENT_AFTER)
         if self._upgrade.due_at is not None:
@@ -189,11 +185,15 @@ class Supervisor:
                     self._exit_status = 1
                     worker.kill_at = now + LOOKING_INTERVAL
                     worker.kill("it did not end in time")
-            elif not worker.killed_for and now >= worker.hangs_at:
+            elif (hangs_at := worker.hangs_at) is not None and now >= hangs_at:
                 log.error("worker_hung", extra=_of(worker) | {"silent_for": round(now - worker.seen_at, 1)})
                 worker.kill("it hung")
         if self._upgrade.due_at is not None and now >= self._upgrade.due_at:
             self._upgrade.fail("it has taken too long")
+        for worker in self._workers.values():
+            if worker.reload_due and worker.ready and not worker.stopping and not self._upgrade.is_at(worker):
+                worker.reload_due = False
+                worker.signal(signal.SIGHUP)
 
     # -- workers --------------------------------------------------------------------------------------------
 
@@ -234,9 +234,14 @@ class Supervisor:
         hidden = ("WATCHDOG_PID", "SYSTEMD_UNIT")
         environment = {name: value for name, value in os.environ.items() if name not in hidden}
         environment["NOTIFY_SOCKET"] = self._notifications.address
-        environment["SSE_APP_STATE_DIR"] = str(self._settings.state_dir)
-        environment["SSE_APP_EVENT_LOG"] = str(self._settings.event_log)
-        return environment
+        return environment | self._fixed_variables()
+
+    def _fixed_variables(self) -> dict[str, str]:
+        """Return the variables that say where state and events are, whatever the settings file says by now."""
+        return {
+            "SSE_APP_STATE_DIR": str(self._settings.state_dir),
+            "SSE_APP_EVENT_LOG": str(self._settings.event_log),
+        }
 
     def _ask_to_end(self, worker: WorkerProcess) -> None:
         worker.start_at = None
@@ -320,9 +325,6 @@ class Supervisor:
         for other in self._workers.values():  # those that waited for the first one
             if other.pid is None and other.start_at is None and other.number <= self._wanted:
                 other.start_at = now
-        if worker.reload_due:
-            worker.reload_due = False
-            worker.signal(signal.SIGHUP)
         if self._upgrade.is_at(worker):
             self._replace_program = self._upgrade.succeeded()
 
@@ -407,10 +409,7 @@ class Supervisor:
             )
             self._resize(count)
             for worker in self._workers.values():
-                if worker.ready and not self._upgrade.is_at(worker):
-                    worker.signal(signal.SIGHUP)
-                else:
-                    worker.reload_due = worker.pid is not None
+                worker.reload_due = worker.pid is not None
         self._systemd.notify("READY=1")
 
     # -- upgrades -------------------------------------------------------------------------------------------
@@ -424,10 +423,23 @@ class Supervisor:
             )
 
     def _become_new_program(self) -> None:
-        """Run the program anew in this very process: it keeps its children, sockets and locks."""
+        """Run the program anew in this very process: it keeps its children, sockets and locks.
+
+        Signals are blocked meanwhile, until the new program unblocks them. Those that have come before would be lost
+        with this one: they are seen to first.
+        """
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            if not self._signals:
+                self._replace_program = False
+                self._run_program_anew()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def _run_program_anew(self) -> None:
+        variables = self._fixed_variables()
         kept = {
-            "state_dir": str(self._settings.state_dir),
-            "event_log": str(self._settings.event_log),
+            "environment": {name: os.environ.get(name) for name in variables},
             "locks": self._state.lock_descriptors,
             "listeners": self._listeners.kept(),
             "notifications": self._notifications.kept(),
@@ -443,7 +455,7 @@ class Supervisor:
         ]
         log.info("upgraded", extra={"workers": len(self._workers)})
         try:
-            replace_program(kept, descriptors)
+            replace_program(kept, variables, descriptors)
         except OSError as error:
             log.error("upgrade_failed", extra={"detail": f"the parent keeps its program: {error}"})
 

@@ -72,8 +72,10 @@ class WorkerProcess:
         return self.pid is not None and self.link is None
 
     @property
-    def hangs_at(self) -> float:
-        """When it counts as hung, if it reports nothing before."""
+    def hangs_at(self) -> float | None:
+        """When it counts as hung, if it reports nothing before; None where it does not run, or is killed anyway."""
+        if self.pid is None or self.kill_at is not None or self.killed_for:
+            return None
         return self.seen_at + (HANG_TIMEOUT if self.ready else START_TIMEOUT)
 
     def start(

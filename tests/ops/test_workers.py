@@ -25,7 +25,7 @@ from tests.support.programs import require
 from tests.support.server_process import PROGRAM, ROOT, ServerProcess, run_program
 from tests.support.service import Service
 from tests.support.supervised import ServerWithWorkers, come_back, is_running, starting_workers
-from tests.support.waiting import until
+from tests.support.waiting import DEADLINE, until
 
 Start = Callable[..., ServerWithWorkers]
 
@@ -356,6 +356,68 @@ def test_another_state_directory_or_log_in_the_settings_does_not_split_the_worke
     server.wait_for_log("worker_started", 5)
     assert set(server.workers()) == {1, 2}
     assert not (tmp_path / "other").exists()
+    for state_dir in (
+        f'"{tmp_path / "other"}"',
+        '"/dev/null/other"',
+        "5",
+    ):  # usable, unusable, and no setting
+        server.configure(2, f'state_dir = {state_dir}\nevent_log = "memory:"\n')
+        replaced = len(server.logged("parent_replaced"))
+        server.signal(signal.SIGUSR2)
+        server.wait_for_log("parent_replaced", replaced + 1)
+        assert set(server.workers()) == {1, 2}
+    assert not (tmp_path / "other").exists()
+    server.configure(2, f'state_dir = "{tmp_path / "other"}"\n')
+    server.signal(signal.SIGHUP)
+    until(lambda: server.logged("reloaded", workers=2)[1:], "the parent has read them again")
+    assert server.logged("reloaded", workers=2)[1]["needs_restart"] == "state_dir"
+
+
+LATE = """
+if os.environ.get('SSE_APP_SUCCESSOR') and os.environ.get('SSE_APP_WORKER') == '2':
+    import time
+    open({begun!r}, 'w').close()
+    while not os.path.exists({go_on!r}):
+        time.sleep(0.01)
+    os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.slow
+def test_a_reload_during_an_upgrade_that_fails_reaches_every_worker(start: Start, tmp_path: Path) -> None:
+    server = start(workers=2, expected=("upgrade_failed",))
+    begun, go_on = tmp_path / "begun", tmp_path / "go-on"
+    server.inject(LATE.format(begun=str(begun), go_on=str(go_on)))
+    server.signal(signal.SIGUSR2)
+    until(begun.exists, "the second one is being upgraded")
+    server.signal(signal.SIGHUP)
+    until(lambda: server.logged("reloaded", workers=2), "the parent has read the settings")
+    assert not server.logged("reloaded", worker=2)
+    go_on.touch()
+    until(lambda: server.logged("reloaded", worker=2), "the second one has read them too")
+
+
+ENDED_BEFORE_EXEC = """
+from sse_app.process.supervisor import Supervisor
+lend = Supervisor._lend_sockets
+def end(self):
+    lend(self)
+    if self._replace_program and not self._ending:
+        os.kill(os.getpid(), 15)
+Supervisor._lend_sockets = end
+"""
+
+
+@pytest.mark.slow
+def test_a_signal_that_comes_just_before_the_parent_becomes_the_new_program_is_not_lost(start: Start) -> None:
+    server = start(workers=2)
+    server.stop()
+    server.inject(ENDED_BEFORE_EXEC)
+    server.start()
+    server.signal(signal.SIGUSR2)
+    assert server.process is not None
+    assert server.process.wait(DEADLINE) == 0
+    assert not server.logged("parent_replaced")
 
 
 @pytest.mark.ci

@@ -217,6 +217,19 @@ def test_what_dies_soon_is_started_later_each_time_and_what_has_served_at_once()
     assert worker.has_died(300.0) == FIRST_DELAY
 
 
+def test_what_is_to_be_killed_anyway_is_not_looked_at_again_for_hanging() -> None:
+    """Its parent would do nothing about it, and be awake all the time."""
+    worker = WorkerProcess(1)
+    assert worker.hangs_at is None
+    worker.pid = os.getpid()
+    worker.serves(100.0)
+    assert worker.hangs_at is not None
+    worker.kill_at = 200.0
+    assert worker.hangs_at is None
+    worker.kill_at, worker.killed_for = None, "it hung"
+    assert worker.hangs_at is None
+
+
 def test_a_worker_that_has_handed_over_is_away_only_from_then_on() -> None:
     """Its successor serves in a moment: the others need not be lent its sockets meanwhile."""
     worker = WorkerProcess(1)
