@@ -196,9 +196,9 @@ def _time_in(text: str) -> float | None:
     """Return an HTTP date in seconds since the epoch (RFC 9110 §5.6.7); None where it is none."""
     try:
         when = parsedate_to_datetime(text)
-    except ValueError:
+        return when.replace(tzinfo=when.tzinfo or UTC).timestamp()
+    except (ValueError, OverflowError):
         return None
-    return when.replace(tzinfo=when.tzinfo or UTC).timestamp()
 
 
 def json_object(text: str | bytes) -> dict[str, Any]:

@@ -91,6 +91,8 @@ class Session(HTTPUser):
     async def logout(self) -> None:
         """End the login at the server, where that can be reached and knows how; forget its tokens in any case.
 
+        It waits for a renewal that is under way.
+
         Raises:
             ClientError: the server could not be told.
         """

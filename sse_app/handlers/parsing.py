@@ -66,7 +66,7 @@ def _unquoted(value: str) -> str:
     return value[1:-1] if len(value) > 1 and value[0] == value[-1] == '"' else value
 
 
-_UNQUOTED = re.compile(rb"\s*(?:\{\s*['\w]|\[?\s*')")
+_UNQUOTED = re.compile(rb"\{\s*['\w]|\[?\s*'")
 _FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
 
 
@@ -80,7 +80,7 @@ def hint_of(body: bytes, content_type: str) -> str:
         body.decode()
     except UnicodeDecodeError:
         return "; it is not in UTF-8"
-    return "; texts and names take double quotes in JSON" if _UNQUOTED.match(body) else ""
+    return "; texts and names take double quotes in JSON" if _UNQUOTED.match(body.lstrip()) else ""
 
 
 def parse_json(body: bytes) -> Any:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import pytest
 
 from sse_app.client import Backoff, Publisher, Refused, Session, Unauthorized, Unavailable
+from sse_app.client.http import LONGEST_RETRY_AFTER, retry_after
 from tests.support.python_client import CHANNEL, DEADLINE, QUICK, logged_in, run, whats_in_the_log
 from tests.support.server_process import ServerProcess
 from tests.support.stream_script import Script, answer_json, status
@@ -173,6 +174,27 @@ def test_a_refresh_token_is_never_used_twice_whatever_happens_to_the_answer(star
         assert audit == []
 
     run(test())
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "Mon, 01 Jan 99999999999 00:00:00 GMT",
+        "Mon, 01 Jan 2026 00:00:00 +999999999999999",
+        "Mon, 01 Jan 0001 00:00:00 +2359",
+        "9" * 5000,
+        "-1",
+        "²",
+    ],
+    ids=lambda value: value[:40],
+)
+def test_a_time_that_makes_no_sense_is_no_error_of_the_client(value: str) -> None:
+    assert 0.0 <= retry_after({"Retry-After": value, "Date": value}) <= LONGEST_RETRY_AFTER
+    assert (
+        0.0
+        <= retry_after({"Retry-After": "Mon, 01 Jan 2026 00:00:00 GMT", "Date": value})
+        <= LONGEST_RETRY_AFTER
+    )
 
 
 def tokens(number: int) -> list[bytes | float | None]:

@@ -51,7 +51,7 @@ class _Publishing(BodyHandler):
         """Refuse a token that cannot publish before a large body is kept; each is looked at again in the end."""
         ready = super().prepare()
         length = self.request.headers.get("Content-Length", "")
-        is_small = length.isdigit() and int(length) <= SMALL_BODY_BYTES
+        is_small = length.isascii() and length.isdigit() and int(length) <= SMALL_BODY_BYTES
         if self.request.method != "POST":
             self.keeps_body = False
         elif not is_small and not self.access_claims().grants.publish.texts:
