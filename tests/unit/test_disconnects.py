@@ -32,6 +32,13 @@ def no_descriptor_leaks() -> Iterator[None]:
     assert not set(os.listdir("/proc/self/fd")) - before
 
 
+def prepared() -> Disconnects:
+    """Return what notices who leaves from now on."""
+    disconnects = Disconnects()
+    disconnects.prepare()
+    return disconnects
+
+
 class Watched:
     """A connection whose end is to be noticed, as a stream's is: it is forgotten before it is closed."""
 
@@ -83,7 +90,7 @@ async def everything_noticed(disconnects: Disconnects) -> None:
 
 @pytest.mark.gen_test
 async def test_a_peer_that_goes_is_noticed_and_the_others_are_left_alone() -> None:
-    disconnects = Disconnects()
+    disconnects = prepared()
     leaving, staying = Watched(disconnects), Watched(disconnects)
     leaving.peer.close()
     await settled(leaving)
@@ -95,7 +102,7 @@ async def test_a_peer_that_goes_is_noticed_and_the_others_are_left_alone() -> No
 
 @pytest.mark.gen_test
 async def test_a_peer_that_speaks_is_heard_as_often_as_it_does() -> None:
-    disconnects = Disconnects()
+    disconnects = prepared()
     one = Watched(disconnects)
     for number in range(1, 4):
         one.peer.send(b"x")
@@ -117,7 +124,7 @@ class Failing(Watched):
 @pytest.mark.expects_logs("uncaught")
 @pytest.mark.gen_test
 async def test_an_error_of_one_is_told_once_and_keeps_nothing_from_the_others() -> None:
-    disconnects = Disconnects()
+    disconnects = prepared()
     failing = [Failing(disconnects) for _ in range(3)]
     good = Watched(disconnects)
     for one in (*failing, good):
@@ -134,7 +141,7 @@ async def test_an_error_of_one_is_told_once_and_keeps_nothing_from_the_others() 
 
 @pytest.mark.gen_test
 async def test_a_peer_that_had_gone_before_it_was_watched_is_noticed() -> None:
-    disconnects = Disconnects()
+    disconnects = prepared()
     one = Watched(disconnects)
     disconnects.forget(one.ours.fileno())
     one.peer.close()
@@ -145,7 +152,7 @@ async def test_a_peer_that_had_gone_before_it_was_watched_is_noticed() -> None:
 
 @pytest.mark.gen_test
 async def test_who_is_forgotten_is_not_told_and_may_be_forgotten_twice() -> None:
-    disconnects = Disconnects()
+    disconnects = prepared()
     one = Watched(disconnects)
     for _ in range(2):
         disconnects.forget(one.ours.fileno())
@@ -159,7 +166,7 @@ async def test_who_is_forgotten_is_not_told_and_may_be_forgotten_twice() -> None
 @pytest.mark.gen_test
 async def test_one_that_ends_another_in_the_same_turn_does_no_harm() -> None:
     """Whichever of the two comes first: the other one's socket is closed already."""
-    disconnects = Disconnects()
+    disconnects = prepared()
     pairs = [(Watched(disconnects), Watched(disconnects)) for _ in range(20)]
     for first, second in pairs:
         first.with_it, second.with_it = [second], [first]
@@ -175,7 +182,7 @@ async def test_one_that_ends_another_in_the_same_turn_does_no_harm() -> None:
 @pytest.mark.gen_test
 async def test_one_that_takes_the_number_of_another_is_itself() -> None:
     """A descriptor that is closed is the next one's."""
-    disconnects = Disconnects()
+    disconnects = prepared()
     before = Watched(disconnects)
     number = before.ours.fileno()
     before.close()
@@ -189,7 +196,7 @@ async def test_one_that_takes_the_number_of_another_is_itself() -> None:
 
 @pytest.mark.gen_test
 async def test_many_that_go_at_once_are_all_noticed_and_others_run_in_between() -> None:
-    disconnects = Disconnects()
+    disconnects = prepared()
     watched = [Watched(disconnects) for _ in range(SOCKETS_PER_POLL + 50)]
     turns: list[int] = []
     for one in watched:
@@ -207,7 +214,7 @@ async def test_many_that_go_at_once_are_all_noticed_and_others_run_in_between() 
 
 @pytest.mark.gen_test
 async def test_a_peer_that_goes_while_it_is_suspended_is_noticed_after_that() -> None:
-    disconnects = Disconnects()
+    disconnects = prepared()
     leaving, ended, staying = (Watched(disconnects) for _ in range(3))
     disconnects.suspend()
     leaving.peer.close()
@@ -230,7 +237,7 @@ async def test_while_it_is_suspended_streams_come_and_go_and_all_that_are_left_a
     None
 ):
     """As between the moment in which a handover begins and that in which it fails."""
-    disconnects = Disconnects()
+    disconnects = prepared()
     ended, leaving, staying = (Watched(disconnects) for _ in range(3))
     disconnects.suspend()
     came, went = Watched(disconnects), Watched(disconnects)
@@ -248,7 +255,7 @@ async def test_while_it_is_suspended_streams_come_and_go_and_all_that_are_left_a
 
 @pytest.mark.gen_test
 async def test_to_suspend_or_resume_twice_is_to_do_it_once() -> None:
-    disconnects = Disconnects()
+    disconnects = prepared()
     disconnects.resume()
     one = Watched(disconnects)
     disconnects.suspend()
@@ -262,7 +269,7 @@ async def test_to_suspend_or_resume_twice_is_to_do_it_once() -> None:
 
 @pytest.mark.gen_test
 async def test_to_close_twice_or_before_anybody_was_watched_does_no_harm() -> None:
-    disconnects = Disconnects()
+    disconnects = prepared()
     disconnects.close()
     Watched(disconnects).close()
     disconnects.close()
@@ -271,7 +278,7 @@ async def test_to_close_twice_or_before_anybody_was_watched_does_no_harm() -> No
 
 @pytest.mark.gen_test
 async def test_one_that_ends_after_everything_is_closed_does_no_harm() -> None:
-    disconnects = Disconnects()
+    disconnects = prepared()
     one = Watched(disconnects)
     disconnects.close()
     one.close()
@@ -279,7 +286,7 @@ async def test_one_that_ends_after_everything_is_closed_does_no_harm() -> None:
 
 @pytest.mark.gen_test
 async def test_a_peer_that_has_ended_its_side_is_noticed_once_and_again_when_it_goes() -> None:
-    disconnects = Disconnects()
+    disconnects = prepared()
     with socket.create_server(("127.0.0.1", 0)) as listening:
         peer = socket.create_connection(listening.getsockname())
         ours, _ = listening.accept()
@@ -306,4 +313,20 @@ async def test_a_peer_that_has_ended_its_side_is_noticed_once_and_again_when_it_
     assert len(noticed) == (2 if module._EPOLL else 1)
     disconnects.forget(ours.fileno())
     ours.close()
+    disconnects.close()
+
+
+@pytest.mark.gen_test
+async def test_before_it_is_prepared_nothing_is_read(system: None) -> None:
+    """Streams that a process takes over are still another one's: an answer to what is read would be sent by both."""
+    if not module._EPOLL:
+        pytest.skip("without epoll each socket is watched by the event loop")
+    disconnects = Disconnects()
+    one = Watched(disconnects)
+    one.peer.send(b"x")
+    await asyncio.sleep(0.01)
+    assert one.noticed == 0
+    disconnects.prepare()
+    await until_async(lambda: one.noticed == 1, "it is noticed", pause=0)
+    one.close()
     disconnects.close()
