@@ -112,7 +112,8 @@ class HandoverReceiver:
             stream = self._register(state, stream_state, connection)
             if passed.data:
                 connection.queue_rest(passed.data, 0)
-            if (revocable or stream.subscriber.lease.is_anonymous) and self._is_revoked(stream):
+            may_be_over = revocable or stream.ungranted or stream.subscriber.lease.is_anonymous
+            if may_be_over and self._is_revoked(stream):
                 stream.end("revoked", None)
             elif not continues:
                 stream.end("unavailable", hub.jittered_retry())
@@ -123,7 +124,8 @@ class HandoverReceiver:
                 with suppress(OSError):  # it has ended meanwhile
                     self._server.adopt(socket.socket(fileno=descriptor), passed.data)
         for stream in self._revoked:
-            stream.end("revoked", None)
+            if stream in hub.streams:  # else it was made anew, as it has changed since
+                stream.end("revoked", None)
         sys.audit("sse_app.adopted", len(adopted) + len(left))
         return adopted
 

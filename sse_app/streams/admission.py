@@ -161,7 +161,7 @@ class Admission:
             TokenRefused: the token has been revoked or has expired since it was verified, or there is none and not all
                 channels are public.
         """
-        ungranted = self._authorise(claims, wanted.channels)
+        self._authorise(claims, wanted.channels)
         self._require_conflated(wanted)
         if (reason := self._unavailable(claims, wanted)) is not None:
             return self._turn_away(reason)
@@ -180,11 +180,13 @@ class Admission:
                     return NothingToCome()
                 start = start._replace(end=self._hub.head)
         # The stream is registered in the same step of the event loop, so a later revocation finds it.
+        ungranted: tuple[str, ...] = ()
         if claims is None:
             self._require_public(wanted.channels)
         else:
             self._tokens.require_in_force(claims)
             self._tokens.require_not_kicked(claims)
+            ungranted = self._publisher.ungranted(claims.grants, wanted.channels)
         admitted = self._register(NO_TOKEN if claims is None else claims.lease, wanted, start)
         admitted.stream.ungranted = ungranted
         return admitted
@@ -224,17 +226,15 @@ class Admission:
         self._hub.unregister(stream)
         self._keepalive.forget(stream)
 
-    def _authorise(self, claims: Claims | None, channels: tuple[str, ...]) -> tuple[str, ...]:
-        """Refuse who may not have these channels; return those that a token is there for, and does not grant."""
+    def _authorise(self, claims: Claims | None, channels: tuple[str, ...]) -> None:
         if claims is None:
             self._require_public(channels)
-            return ()
+            return
         self._tokens.require_not_kicked(claims)
-        ungranted = self._publisher.ungranted(claims.grants, channels)
+        self._publisher.ungranted(claims.grants, channels)
         for channel in channels:
             if channel != ADMIN_CHANNEL:
                 self._publisher.require_known(with_presence(channel) or channel)
-        return ungranted
 
     def _require_conflated(self, wanted: Subscription) -> None:
         if wanted.rate is not None and not self._hub.conflation.conflated(wanted.channels):

@@ -98,6 +98,8 @@ class Renewal:
             self._keepalive.renew(stream, lease)
             if (ungranted := asked.get("ungranted")) is not None:  # the version before does not tell them
                 stream.ungranted = tuple(channel for channel in stream.channels if channel in ungranted)
+                if not all(map(self._publisher.is_public, stream.ungranted)):  # no more, since that was asked
+                    stream.end("revoked", None)
         return len(streams)
 
     def _streams(self, asked: dict[str, Any]) -> list[Stream]:

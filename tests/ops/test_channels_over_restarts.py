@@ -15,6 +15,23 @@ from tests.support.service import Service
 CHANNELS = [{"pattern": "open", "public": True}, {"pattern": "moves", "public": True, "stored": False}]
 
 
+@pytest.mark.slow
+def test_a_channel_that_is_private_after_a_cold_restart_ends_who_had_it_only_as_it_was_public(
+    start_service: Callable[..., Service],
+) -> None:
+    def variable(*channels: object) -> str:
+        return json.dumps(channels, separators=(",", ":")).replace('"', r"\"")
+
+    service = start_service(CHANNELS=variable(CHANNELS[0], "dashboard"))
+    path = service.stream_path().replace("/dashboard?", "/open,dashboard?")
+    with listen(f"{service.url}{path}") as frames:
+        first(frames)
+        private = f'Environment="SSE_APP_CHANNELS={variable("open", "dashboard")}"'
+        service.configure("z-private", f"KillMode=mixed\n{private}")  # behind the settings of the start
+        service.restart()
+        assert take(frames, 1)[0].data["reason"] == "revoked"
+
+
 @pytest.mark.parametrize("kind", ["warm", pytest.param("cold", marks=pytest.mark.long)])
 def test_streams_without_a_token_go_on_over_restarts_and_get_what_is_not_stored(
     start_service: Callable[..., Service], kind: str
