@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import select
+import signal
 import stat
 import threading
 import time
@@ -99,9 +100,14 @@ class LogWriter(logging.Handler):
     def _start(self) -> None:
         """Start the thread, at the first line only: a process without threads starts faster."""
         thread = threading.Thread(target=self._write_lines, name="log", daemon=True)
-        with suppress(RuntimeError):  # no thread can be started now; the next line tries again
-            thread.start()
-            self._thread = thread
+        # It takes no signals: where the main thread blocks them, they have to wait for that.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            with suppress(RuntimeError):  # no thread can be started now; the next line tries again
+                thread.start()
+                self._thread = thread
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def flush(self) -> None:
         """Wait until what is queued now is written, but at most `FLUSH_TIMEOUT`."""

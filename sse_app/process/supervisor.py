@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -89,6 +90,9 @@ class Supervisor:
         self._replace_program = False
         """Whether all workers have been upgraded, and only this process is yet to be."""
         if kept is not None:
+            settings = msgspec.structs.replace(
+                settings, state_dir=Path(kept["state_dir"]), event_log=kept["event_log"]
+            )
             for name, value in kept.get("environment", {}).items():  # the version before leaves none
                 put_variable(name, value)
         self._settings = settings
@@ -169,7 +173,7 @@ class Supervisor:
                 due.append(worker.down_since + LENT_AFTER)
         if self._upgrade.due_at is not None:
             due.append(self._upgrade.due_at)
-        if self._systemd.watchdog:
+        if self._systemd.watchdog and not self._ending:
             due.append(self._next_watchdog)
         return min(due)
 
@@ -439,6 +443,8 @@ class Supervisor:
     def _run_program_anew(self) -> None:
         variables = self._fixed_variables()
         kept = {
+            "state_dir": str(self._settings.state_dir),
+            "event_log": str(self._settings.event_log),
             "environment": {name: os.environ.get(name) for name in variables},
             "locks": self._state.lock_descriptors,
             "listeners": self._listeners.kept(),

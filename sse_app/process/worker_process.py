@@ -64,7 +64,7 @@ class WorkerProcess:
         self.listens: set[socket.socket] = set()
         """The sockets that it accepts connections on."""
         self.reload_due = False
-        """Whether the settings have changed while it was starting."""
+        """Whether it has yet to be told that the settings have changed."""
 
     @property
     def stopping(self) -> bool:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import resource
 import select
+import signal
 import socket
 import termios
 import threading
@@ -44,6 +46,21 @@ def writer(descriptor: int, limit: int = 100_000) -> tuple[LogWriter, logging.Lo
     logger = logging.Logger("sse_app.test")
     logger.addHandler(handler)
     return handler, logger
+
+
+def test_its_thread_takes_no_signals(pipe: tuple[int, int]) -> None:
+    """One that the main thread blocks, to see to it in time, must not be taken there."""
+    reading, writing = pipe
+    _, logger = writer(writing)
+    before = {thread.native_id for thread in threading.enumerate()}
+    logger.warning("begin")
+    lines_of(reading, lambda lines: len(lines) == 1)
+    (thread,) = {thread.native_id for thread in threading.enumerate()} - before
+    status = Path(f"/proc/self/task/{thread}/status").read_text()
+    blocked = int(re.search(r"^SigBlk:\s*([0-9a-f]+)$", status, re.MULTILINE)[1], 16)  # type: ignore[index]
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2):
+        assert blocked >> (number - 1) & 1
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 def lines_of(reading: int, enough: Callable[[list[dict[str, object]]], bool]) -> list[dict[str, object]]:
