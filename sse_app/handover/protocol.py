@@ -249,10 +249,13 @@ class Successor:
         self._control.send("serving")
         try:
             self._control.receive_blocking("go", TAKEOVER_TIMEOUT)
-        except UpgradeFailed:
+        except UpgradeFailed as late:
             # From here on the other one cannot say it any more, and resumes; it may have said it just before.
             self._control.shut_down()
-            self._control.receive_blocking("go", 0.0)
+            try:
+                self._control.receive_blocking("go", 0.0)
+            except UpgradeFailed:
+                raise late from None
         told = True
         try:  # systemd listens to the main process only
             self._control.receive_blocking("told", MAINPID_TIMEOUT)

@@ -54,7 +54,6 @@ from sse_app.process.notifications import UPGRADE_FAILED, status
 from sse_app.process.parent_link import PARENT_LINK, ParentLink, same
 from sse_app.process.signals import END_SIGNALS, NO_LOG_FILE, ignore
 from sse_app.process.sockets import addresses, bind, inherited_sockets
-from sse_app.process.standard_streams import complain
 from sse_app.process.systemd import Systemd, inherited_descriptors
 from sse_app.process.upgrade_outcome import forget_failure, tell_failure
 from sse_app.process.workers import worker_number
@@ -214,14 +213,13 @@ class Server:
         state, descriptors = await successor.everything()
         attached = attached_to(state, descriptors)
         await self._node.start(state.position)
-        if not self._node.hub.continues(state.position):
-            raise UpgradeFailed("the event log is not where the process before said it was")
         try:
+            if not self._node.hub.continues(state.position):
+                raise UpgradeFailed("the event log is not where the process before said it was")
             self._adopted = self._receiver.adopt(state, descriptors, built)
             self._parent = ParentLink.among(attached)
-            if (
-                self._store is None
-            ):  # until now a signal ended only this process, and the one before kept serving
+            # Until now a signal ended only this process, and the one before kept serving.
+            if self._store is None:
                 self._handle_end_signals()
                 self._store = FdStore.of(attached, self._systemd) if self._parent is None else None
             self._told = successor.serve()
@@ -439,7 +437,7 @@ def _exit_by_signal(number: int, frame: object) -> None:
 def _exit_for(error: BaseException) -> NoReturn:
     """Exit with an error, and without another turn of the event loop."""
     if isinstance(error, SSEAppError):
-        complain(str(error))
+        log.error("handover_failed", extra={"detail": str(error)})
     else:
         log.error("uncaught", exc_info=error)
     logging.shutdown()

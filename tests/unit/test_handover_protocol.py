@@ -27,7 +27,7 @@ def test_a_word_that_comes_too_late_is_not_said_and_both_know_it(
     before: tuple[ControlChannel, Successor],
 ) -> None:
     control, successor = before
-    with pytest.raises(UpgradeFailed):
+    with pytest.raises(UpgradeFailed, match="'go' did not come"):
         successor.serve()
     control.receive_blocking("serving", 1.0)
     with pytest.raises(UpgradeFailed):
@@ -51,9 +51,11 @@ def test_a_word_that_was_said_just_before_counts(
 
 
 def test_a_word_in_time_is_heard_and_what_comes_behind_it(
-    before: tuple[ControlChannel, Successor],
+    before: tuple[ControlChannel, Successor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     control, successor = before
+    monkeypatch.setattr(protocol, "TAKEOVER_TIMEOUT", 30.0)
+    monkeypatch.setattr(protocol, "MAINPID_TIMEOUT", 30.0)
     told: list[bool] = []
     thread = threading.Thread(target=lambda: told.append(successor.serve()))
     thread.start()
