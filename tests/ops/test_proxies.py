@@ -188,12 +188,15 @@ def test_a_stream_goes_on_over_a_kill_of_the_server_and_no_request_is_answered_w
             ids = [await publisher.publish(CHANNEL, "tick", {})]
             await asyncio.to_thread(site.server.kill)
             url = f"{site.proxy.url}/api/v1/sse/{CHANNEL}"
-            away = await http.get(url, params={"token": site.token}, headers={"Origin": "http://page"})
-            assert (away.status_code, away.headers["content-type"]) == (200, "text/event-stream")
-            assert away.headers["access-control-allow-origin"] == "http://page"
-            assert re.fullmatch(
-                r'retry: (\d+)\nevent: closing\ndata: {"reason":"unavailable","retry":\1}\n\n', away.text
-            )
+            # A stream of public channels has no token. Each EventSource says what it takes.
+            for params, accepted in (({"token": site.token}, "*/*"), ({}, "text/event-stream")):
+                headers = {"Origin": "http://page", "Accept": accepted}
+                away = await http.get(url, params=params, headers=headers)
+                assert (away.status_code, away.headers["content-type"]) == (200, "text/event-stream")
+                assert away.headers["access-control-allow-origin"] == "http://page"
+                assert re.fullmatch(
+                    r'retry: (\d+)\nevent: closing\ndata: {"reason":"unavailable","retry":\1}\n\n', away.text
+                )
             for refused in (await http.post(url, json={}), await http.get(f"{url}/history")):
                 assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
                 assert refused.json()["error"]["code"] == "unavailable"
