@@ -9,8 +9,19 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Union, get_arg
 
 import msgspec
 
-_PASSWORD = re.compile(r"(://[^:/@]*:)[^@]*(?=@)|([?&]password=)[^&'\"]*")
-"""The password in a URL, which no message may show."""
+from sse_app.core.redaction import redact
+
+_NAMED_SECRET = re.compile(
+    r"""
+    ( [?&]\w*(?:password|passwd|secret|token)= ) [^&]*                          # in the query of a URL
+    | ( (?:^|\s)\w*(?:password|passwd|secret|token)\s*=\s* ) (?: '(?:\\.|[^'\\])*'? | \S+ )  # as libpq takes words
+    """,
+    re.VERBOSE | re.IGNORECASE | re.DOTALL,
+)
+"""A secret that stands behind its name, as in a URL or in libpq's other form: ``host=db password='two words'``."""
+
+_PASSWORD = re.compile(r"((?<!\bsqlite):(?!//)).*(?=@)", re.DOTALL)
+"""The password in a URL, also one with a sign in it that should have been encoded: it reaches to the last ``@``."""
 
 
 class Problem(NamedTuple):
@@ -46,8 +57,19 @@ class TextOrTable(metaclass=_EitherOfThem):
 
 
 def shown(value: object) -> str:
-    """Return a value as it is written, without the password of a URL."""
-    return _PASSWORD.sub(r"\1\2***", repr(value))
+    """Return a value as it is written, without the password of a URL and without what looks like another secret."""
+    # The user in a URL is shown, which `redact` would take for a part of the secret.
+    return "://".join(map(redact, repr(_without_passwords(value)).split("://")))
+
+
+def _without_passwords(value: object) -> object:
+    if isinstance(value, str):
+        return _PASSWORD.sub(r"\1***", _NAMED_SECRET.sub(r"\1\2***", value))
+    if isinstance(value, Mapping):
+        return {key: _without_passwords(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_without_passwords, value))
+    return value
 
 
 def parse(kind: type, value: object) -> object:

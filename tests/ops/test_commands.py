@@ -444,3 +444,27 @@ def _has_ipv6() -> bool:
     except OSError:
         return False
     return True
+
+
+@pytest.mark.parametrize("words", [["check-config"], pytest.param(["serve"], marks=pytest.mark.slow)])
+def test_a_database_password_is_shown_in_no_form_of_its_address(tmp_path: Path, words: list[str]) -> None:
+    database = "nowhere.invalid/events"
+    for event_log in (
+        "host=db user=sse password=hunter2",
+        "host=db user=sse password = 'much \\'longer hunter2' port=5",
+        "postgresql:/sse:hunter2@db/events",
+        f"postgresql://sse@{database}?sslpassword=hunter2&sslmode=require",
+        f"postgresql://sse:hunter2@{database}",
+        f"postgresql://sse:other@hunter2@{database}",
+        f"postgresql://sse:hunter2@other@{database}",
+        f"postgresql://sse:hunter2/other@{database}",
+        f"postgresql://sse:80/hunter2@{database}",
+        f"postgresql://sse:@/hunter2@{database}",
+        f"postgresql://sse@site:hunter2@{database}",
+        "postgresql://nowhere.invalid:5432/events?password=other@hunter2",
+        '{"password": "hunter2"}',
+    ):
+        done = run(tmp_path, *words, SSE_APP_EVENT_LOG=event_log, SSE_APP_PORT="0")
+        assert done.returncode == 1, event_log
+        assert "hunter2" not in done.stdout + done.stderr, event_log
+        assert "event_log" in done.stdout + done.stderr or "database" in done.stderr, event_log

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from typing import Any
 
 import psycopg
 from psycopg import conninfo, errors
@@ -246,8 +247,26 @@ def with_defaults(url: str) -> str:
     ) as error:  # after the colon comes a part of the URL, perhaps of the password
         reason = text_of(error).partition(":")[0]
         raise StateError(f"cannot use the URL of the database: {reason}") from None
+    if _is_cut_wrongly(url, given):
+        raise StateError(
+            "cannot use the URL of the database: in a user's name or password write @ as %40, : as %3A, / as %2F"
+        )
     return conninfo.make_conninfo(
         url, **{name: value for name, value in LIVENESS.items() if name not in given}
+    )
+
+
+def _is_cut_wrongly(url: str, given: Mapping[str, Any]) -> bool:
+    """Return whether libpq has taken a part of the user or the password for the host, the port or the database.
+
+    Errors name these, and so would show the password: ``u:p@ss@h`` has the host ``ss@h``, ``u:p/ss@h`` the port ``p``.
+    """
+    hosts, ports = (str(given.get(name) or "").split(",") for name in ("host", "port"))
+    authority, _, path = url.partition("://")[2].partition("?")[0].partition("/")
+    return (
+        any("@" in host[1:] and not host.startswith("/") for host in hosts)  # a socket's name may have one
+        or not all(port.isdecimal() for port in filter(None, ports))
+        or ("@" in path and ("@" not in authority or authority.endswith("@")))
     )
 
 
