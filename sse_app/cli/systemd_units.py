@@ -22,6 +22,7 @@ from sse_app.cli.unit_texts import SEVERAL, SINGLE, TARGET, environment, render
 from sse_app.core.errors import InvalidInput, StateError
 from sse_app.process.standard_streams import complain
 from sse_app.settings.database import calls_out
+from sse_app.settings.model import Settings
 from sse_app.settings.workers import require_shareable, worker_count
 
 SYSTEM_FILE = Path("/etc/sse_app/sse_app.toml")
@@ -29,6 +30,12 @@ SYSTEM_FILE = Path("/etc/sse_app/sse_app.toml")
 
 HOMES = (Path("/home"), Path("/root"), Path("/run/user"))
 """What ``ProtectHome=`` hides (systemd.exec(5))."""
+
+STATE = Path("/var/lib/sse_app")
+"""The state directory of a service of the system, ``%S/sse_app`` in its unit."""
+
+PACKAGE = Path(__file__).absolute().parent.parent
+"""Where this program is, which is elsewhere than the interpreter where it runs from a checkout."""
 
 TEMPORARY = (Path("/tmp"), Path("/var/tmp"))
 """What ``PrivateTmp=`` replaces."""
@@ -153,7 +160,9 @@ def unit_texts(options: argparse.Namespace, user: str) -> dict[str, str]:
     config = _settings_file(options)
     options.config = config or Path(os.devnull)  # else the one of a checkout would be found
     settings = settings_of(options)
-    seen = [Path(sys.executable), *([config] if config else [])]
+    log_folder = _log_folder(settings)
+    seen = [PACKAGE, *map(Path, _program()), Path(settings.auth.keys_dir), Path(settings.auth.keys_seal)]
+    seen += [path for path in (config, log_folder) if path]
     workers = worker_count(settings)
     if workers > 1:
         require_shareable(settings)
@@ -163,14 +172,28 @@ def unit_texts(options: argparse.Namespace, user: str) -> dict[str, str]:
         listen=_addresses(settings.host, settings.port),
         user=user,
         calls_out=calls_out(settings),
+        log_folder=log_folder,
         home=any(path.is_relative_to(home) for path in _with_targets(seen) for home in HOMES),
         workers=workers,
     )
 
 
 def _with_targets(paths: list[Path]) -> list[Path]:
-    """Return the paths with what they lead to: a link to an interpreter in a home is of no use where that is hidden."""
-    return [*paths, *(path.resolve() for path in paths)]
+    """Return the paths with what they lead to: a link to an interpreter in a home is of no use where that is hidden.
+
+    What is relative is left out: it is a word of the command, or not set.
+    """
+    absolute = [path for path in paths if path.is_absolute()]
+    return [*absolute, *(path.resolve() for path in absolute)]
+
+
+def _log_folder(settings: Settings) -> Path | None:
+    """Return where a log in a file is, unless that is the state directory of the service, which it may write to."""
+    if not settings.event_log.startswith("sqlite:/"):
+        return None
+    folder = Path(settings.event_log.removeprefix("sqlite:")).parent
+    # With / the service could write to all of the machine: who keeps the log there has to allow that by hand.
+    return None if folder == Path("/") or folder.is_relative_to(STATE) else folder
 
 
 def _settings_file(options: argparse.Namespace) -> Path | None:

@@ -32,6 +32,7 @@ def render(
     user: str,
     home: bool,
     calls_out: bool,
+    log_folder: Path | None = None,
     workers: int = 1,
 ) -> dict[str, str]:
     """Return the units' texts by their names.
@@ -43,6 +44,7 @@ def render(
         user: the user that the service runs as; empty in a user's own manager.
         home: whether the program is in a home directory, which the service must then be able to read.
         calls_out: whether the server opens connections of its own, as it does to an OpenID provider and to PostgreSQL.
+        log_folder: where the server writes its event log; None where that is in the state directory, or in no file.
         workers: how many processes share the port; from 2 on there is a target for them.
     """
     several = workers > 1
@@ -54,6 +56,7 @@ def render(
         "listen": "\n".join(f"ListenStream={address}" for address in listen),
         "user": f"User={user}" if user else "",
         "protect_home": "read-only" if home or not user else "yes",
+        "read_write_paths": _read_write_paths(log_folder) if log_folder else "",
         "private_network": "no" if calls_out else "yes",
         "target": target,
         "instance": "@%i" if several else "",
@@ -77,6 +80,16 @@ def _filled(template: str, values: dict[str, str]) -> str:
     """Return a template with its values; a line that has nothing but an empty one is left out."""
     lines = [line for line in template.splitlines() if not line.startswith("$") or values.get(line[1:], line)]
     return Template("\n".join(lines)).substitute(values) + "\n"
+
+
+def _read_write_paths(folder: Path) -> str:
+    """Return the line that lets a service write to a folder; one that is not there is the server's to tell."""
+    return f"ReadWritePaths={_quoted(f'-{folder}')}"
+
+
+def _quoted(word: str) -> str:
+    """Return a word in quotes, where it needs them (systemd.syntax(7), systemd.unit(5) on specifiers)."""
+    return shlex.quote(word.replace("\\", "\\\\").replace("%", "%%"))
 
 
 def environment(name: str, value: str) -> str:

@@ -199,6 +199,73 @@ def test_an_interpreter_in_a_home_is_seen_by_the_service_also_through_a_link(
     assert f"the user {USER} has no access to /root" in done.stderr
 
 
+@as_root
+@pytest.mark.parametrize(
+    "what",
+    [
+        "script",
+        pytest.param("package", marks=pytest.mark.slow),
+        pytest.param("auth.keys_dir", marks=pytest.mark.slow),
+        pytest.param("auth.keys_seal", marks=pytest.mark.slow),
+    ],
+)
+def test_what_else_the_service_needs_in_a_home_is_seen_by_it(tmp_path: Path, folder: Path, what: str) -> None:
+    shutil.copy(Path(sys.executable).resolve(), folder / "python")  # which is in no home
+    command, more, path = [str(ROOT / "main.py")], [], sysconfig.get_path("purelib")
+    with tempfile.TemporaryDirectory(dir="/root") as home:
+        if what == "script":
+            (Path(home) / "main.py").symlink_to(ROOT / "main.py")
+            command = [f"{home}/main.py"]
+        elif what == "package":  # as installed with "pip install --editable"
+            (Path(home) / "sse_app").symlink_to(ROOT / "sse_app")
+            command, path = ["-m", "sse_app"], f"{home}:{path}"
+        else:
+            more = ["--set", f"{what}={home}/keys"]
+        done = subprocess.run(
+            [
+                *(str(folder / "python"), *command, "systemd", "install", *more),
+                *("--run-as", USER, "--unit-dir", str(tmp_path / "units")),
+            ],
+            env=clean_environment(PYTHONPATH=path),
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    assert done.returncode == 0, done.stderr
+    assert "ProtectHome=read-only\n" in (tmp_path / "units/sse-app.service").read_text()
+
+
+@pytest.mark.parametrize(
+    ("log", "line"),
+    [
+        ("/srv/log/events.db", "ReadWritePaths=-/srv/log"),
+        pytest.param(
+            '/srv/50% of "it\'s" \\log/events.db',
+            """ReadWritePaths='-/srv/50%% of "it'"'"'s" \\\\log'""",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("/home/ann/events.db", "ReadWritePaths=-/home/ann", marks=pytest.mark.slow),
+        pytest.param("/var/lib/sse_app/log.db", "", marks=pytest.mark.slow),
+        pytest.param("", "", marks=pytest.mark.slow),
+    ],
+)
+def test_the_service_may_write_to_the_folder_of_a_log_that_is_elsewhere(
+    tmp_path: Path, log: str, line: str
+) -> None:
+    require("systemd-analyze")
+    assert systemd("install", tmp_path, "--set", f"event_log=sqlite:{log}").returncode == 0
+    unit = tmp_path / "sse-app.service"
+    lines = unit.read_text().splitlines()
+    assert [found for found in lines if found.startswith("ReadWritePaths=")] == [line] * bool(line)
+    if log.startswith("/home/"):
+        assert "ProtectHome=read-only" in lines
+    verified = subprocess.run(
+        ["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, check=False
+    )
+    assert (verified.returncode, verified.stderr) == (0, "")
+
+
 def test_a_user_that_is_not_there_is_refused_with_the_command_that_makes_it(tmp_path: Path) -> None:
     done = systemd("install", tmp_path / "units", "--run-as", "no-such-user")
     assert done.returncode == 1
