@@ -16,6 +16,7 @@ import subprocess
 import sys
 from difflib import unified_diff
 from pathlib import Path
+from typing import Any
 
 from sse_app.cli.options import settings_of
 from sse_app.cli.unit_texts import SEVERAL, SINGLE, TARGET, environment, render
@@ -230,8 +231,17 @@ def _addresses(host: str, port: int) -> list[str]:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, ValueError) as error:
         raise InvalidInput(f"cannot look up the host {host}: {error}") from None
-    names = dict.fromkeys(str(address[0]) for *_, address in found)
-    return [f"[{name}]:{port}" if ":" in name else f"{name}:{port}" for name in names]
+    return list(dict.fromkeys(_listen_stream(address) for *_, address in found))
+
+
+def _listen_stream(address: tuple[Any, ...]) -> str:
+    """Return an address of `getaddrinfo` as systemd.socket(5) takes it: one of a link with the interface behind it."""
+    name, port, *ipv6 = address
+    if not ipv6:
+        return f"{name}:{port}"
+    scope = ipv6[1]
+    interface = f"%{socket.if_indextoname(scope)}" if scope else ""
+    return f"[{str(name).partition('%')[0]}]:{port}{interface.replace('%', '%%')}"
 
 
 def _require_user(name: str) -> None:

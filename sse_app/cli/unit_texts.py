@@ -51,7 +51,7 @@ def render(
     count = f"Environment=SSE_APP_WORKERS={workers}"
     target = "multi-user.target" if user else "default.target"
     values = {
-        "command": " ".join(shlex.quote(word) for word in command),
+        "command": _command(command),
         "config": config,
         "listen": "\n".join(f"ListenStream={address}" for address in listen),
         "user": f"User={user}" if user else "",
@@ -85,6 +85,12 @@ def _filled(template: str, values: dict[str, str]) -> str:
 def _read_write_paths(folder: Path) -> str:
     """Return the line that lets a service write to a folder; one that is not there is the server's to tell."""
     return f"ReadWritePaths={_quoted(f'-{folder}')}"
+
+
+def _command(words: list[str]) -> str:
+    """Return what ``ExecStart=`` takes (systemd.service(5)): a variable may stand in all words but the first."""
+    program, *arguments = map(_quoted, words)
+    return " ".join([program, *(word.replace("$", "$$") for word in arguments)])
 
 
 def _quoted(word: str) -> str:

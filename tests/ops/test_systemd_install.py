@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from sse_app.cli.unit_texts import SEVERAL, SINGLE, render
 from tests.support.programs import require
 from tests.support.server_process import ROOT, clean_environment, run_program
 from tests.support.service import Service
+from tests.support.systemd_manager import Manager
 
 USER = "daemon"
 """A user that each system has."""
@@ -281,6 +283,7 @@ def test_a_user_that_is_not_there_is_refused_with_the_command_that_makes_it(tmp_
         ("::", ["[::]:8000"]),
         pytest.param("::1", ["[::1]:8000"], marks=pytest.mark.slow),
         ("localhost", ["127.0.0.1:8000"]),
+        ("fe80::1%lo", ["[fe80::1]:8000%%lo"]),
     ],
 )
 def test_the_socket_unit_has_addresses_also_where_the_host_is_a_name(
@@ -297,6 +300,28 @@ def test_the_socket_unit_has_addresses_also_where_the_host_is_a_name(
         ["systemd-analyze", "verify", *units], capture_output=True, text=True, check=False
     )
     assert (verified.returncode, verified.stderr) == (0, "")
+
+
+@pytest.mark.slow
+def test_a_command_with_signs_that_systemd_would_expand_is_run_as_it_is(
+    manager: Manager, tmp_path: Path
+) -> None:
+    program, said = tmp_path / "100%n $HOME", tmp_path / "said"
+    program.write_text(f"#!/bin/sh\nprintf '%s\\n' \"$@\" > {said}\n")
+    program.chmod(0o755)
+    words = ["50%h", "$HOME", "${HOME}", r"a\x41", "two words", "it's"]
+    command = [str(program), *words]
+    texts = render(command=command, config="", listen=[], user="", home=True, calls_out=False)
+    (line,) = re.findall(r"^ExecStart=.*", texts["sse-app.service"], re.MULTILINE)
+    unit = manager.directory / "config/systemd/user/printed.service"
+    unit.parent.mkdir(parents=True, exist_ok=True)
+    unit.write_text(f"[Service]\nType=oneshot\n{line}\n")
+    try:
+        manager.systemctl("daemon-reload")
+        manager.systemctl("start", unit.name)
+    finally:
+        unit.unlink()
+    assert said.read_text().splitlines() == words
 
 
 @pytest.mark.parametrize("words", [("--port", "0"), ("--host", "nowhere.invalid")])
