@@ -116,7 +116,7 @@ def _running(state_dir: Path) -> int | None:
     if not has_state(state_dir):
         return None
     with suppress(SSEAppError, OSError):
-        state = StateDirectory(state_dir, create=False)
+        state = StateDirectory(state_dir, create=False, change=False)
         workers = state.running_workers()
         return next(iter(workers.values()), None) or state.holder()
     return None

@@ -41,7 +41,7 @@ def _state(settings: Settings) -> str:
     if not path.exists():
         _require_room_for(path)
         return f"state directory: {path} is not there yet; the start makes it"
-    state = StateDirectory(settings.state_dir)
+    state = StateDirectory(settings.state_dir, change=False)
     holder, workers = state.holder(), state.running_workers()
     users = [f"process {holder}" + (", the parent of workers" if workers else "")] if holder else []
     users += [f"worker {number} (process {pid})" for number, pid in workers.items()]
@@ -76,7 +76,7 @@ def _accounts(settings: Settings) -> str:
         return "accounts: with the event log"
     path = settings.state_dir / "accounts.db"
     if settings.state_dir.exists():
-        state = StateDirectory(settings.state_dir)
+        state = StateDirectory(settings.state_dir, change=False)
         refuse_lost_accounts(state, stored_event_log(settings.event_log, state))
     return "accounts: " + _database(settings, path, sqlite_store.APPLICATION_ID, len(sqlite_store.MIGRATIONS))
 
@@ -112,9 +112,11 @@ def _address(settings: Settings) -> str:
         check_address(settings)
     except StateError:
         processes = processes_listening(settings.port)
-        own = StateDirectory(settings.state_dir).holder() if settings.state_dir.exists() else None
+        own = (
+            StateDirectory(settings.state_dir, change=False).holder() if settings.state_dir.exists() else None
+        )
         if own is None and settings.state_dir.exists():
-            workers = StateDirectory(settings.state_dir).running_workers()
+            workers = StateDirectory(settings.state_dir, change=False).running_workers()
             own = next((pid for pid in workers.values() if pid in processes), None)
         if own is not None and (own in processes or not processes):
             return f"address: {address} is in use by process {own}, the server of this state directory"

@@ -96,9 +96,8 @@ def require_private_database(path: Path) -> None:
     Raises:
         StateError: one is a link, or is another user's or open to others; or others can put another one in its place.
     """
+    require_private_files(path)
     try:
-        for suffix in ("", "-wal", "-shm"):
-            require_private(path.with_name(path.name + suffix), "the database")
         mode = path.parent.stat().st_mode
     except OSError as error:
         raise StateError(f"cannot use {path}: {error.strerror}") from None
@@ -107,6 +106,19 @@ def require_private_database(path: Path) -> None:
             f"the directory {path.parent} can be written by all users (mode {_octal(mode)}): "
             f"chmod o-w {shlex.quote(str(path.parent))}"
         )
+
+
+def require_private_files(database: Path) -> None:
+    """Look at a SQLite database and the files that SQLite keeps beside it, and not at their directory.
+
+    Raises:
+        StateError: one is a link, or is another user's or open to others.
+    """
+    try:
+        for suffix in ("", "-wal", "-shm"):
+            require_private(database.with_name(database.name + suffix), "the database")
+    except OSError as error:
+        raise StateError(f"cannot use {database}: {error.strerror}") from None
 
 
 def read_trusted(path: Path, within: Path, owners: Collection[int]) -> tuple[bytes, os.stat_result]:

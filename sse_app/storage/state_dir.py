@@ -10,7 +10,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sse_app.core.errors import StateError
-from sse_app.storage.ownership import require_own, require_private, require_private_database
+from sse_app.storage.ownership import (
+    require_own,
+    require_private,
+    require_private_database,
+    require_private_files,
+)
 
 OURS = (
     "accounts.db",
@@ -72,13 +77,15 @@ class StateDirectory:
         path: made with mode 0700 where it is not there.
         create: whether to make it; a command that was called in a wrong directory must not.
         worker: the number of this process among several that use the directory together; 0 where it is alone.
+        change: whether to make the directory, and to make it private; a command that only looks must not.
 
     Raises:
         StateError: it cannot be made or made private, or there is no state in it and none is to be made.
     """
 
-    def __init__(self, path: Path, *, create: bool = True, worker: int = 0) -> None:
+    def __init__(self, path: Path, *, create: bool = True, worker: int = 0, change: bool = True) -> None:
         self.path = path
+        self._change = change
         self.worker = worker
         self._locks: list[int] = []
         if os.path.isdir(path) and not os.access(path, os.R_OK | os.X_OK):  # what is in it cannot be seen
@@ -89,7 +96,8 @@ class StateDirectory:
                 "SSE_APP_STATE_DIR, or begin a new one with 'serve' or 'user add --init'"
             )
         try:
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if change or path.exists():  # where it is there, this tells whether it is a directory
+                path.mkdir(mode=0o700, parents=True, exist_ok=True)
         except FileExistsError:
             raise StateError(f"cannot use the state directory {path}: it is not a directory") from None
         except OSError as error:
@@ -98,6 +106,8 @@ class StateDirectory:
 
     def check(self) -> None:
         """Make the directory private, and look whether it and the files in it are this user's alone.
+
+        Where nothing is to be changed, a directory that can be made private is as good.
 
         Raises:
             StateError: it cannot be made private, or one of them is not.
@@ -110,12 +120,12 @@ class StateDirectory:
                     f"cannot use the state directory {path.absolute()}: "
                     "it holds other files and no state; name one of its own"
                 )
-            if path.stat().st_mode & 0o077:
+            if self._change and path.stat().st_mode & 0o077:
                 path.chmod(0o700)
             if not os.access(path, os.W_OK | os.X_OK):
                 raise StateError(f"cannot use the state directory {path}: it is not writable")
             for database in (self.accounts, self.events):
-                require_private_database(database)
+                (require_private_database if self._change else require_private_files)(database)
             require_private(path / "lock", "the lock")
         except OSError as error:
             raise StateError(f"cannot use the state directory {path}: {error.strerror}") from None

@@ -136,6 +136,26 @@ def test_a_directory_that_others_use_is_left_as_it_is(tmp_path: Path, words: lis
     assert run(tmp_path, "check-config", SSE_APP_PORT="0").returncode == 1
 
 
+@pytest.mark.parametrize("words", [["check-config"], pytest.param(["doctor"], marks=pytest.mark.slow)])
+def test_a_command_that_only_looks_leaves_the_mode_of_the_state_directory(
+    tmp_path: Path, words: list[str]
+) -> None:
+    state = tmp_path / "var"
+    state.mkdir()
+    for mode in (0o755, 0o777):
+        state.chmod(mode)
+        done = run(tmp_path, *words, SSE_APP_PORT="0")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert (stat.S_IMODE(state.stat().st_mode), list(state.iterdir())) == (mode, [])
+    assert run(tmp_path, "user", "add", "ann", "--init", "--password-stdin", input=PASSWORD).returncode == 0
+    files = {path.name for path in state.iterdir()}
+    for mode in (0o755, 0o777):
+        state.chmod(mode)
+        done = run(tmp_path, *words, SSE_APP_PORT="0")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert (stat.S_IMODE(state.stat().st_mode), {path.name for path in state.iterdir()}) == (mode, files)
+
+
 def test_state_that_user_add_begins_is_what_the_server_and_the_other_commands_use(tmp_path: Path) -> None:
     added = run(tmp_path, "user", "add", "ann", "--init", "--password-stdin", input=PASSWORD)
     assert (added.returncode, added.stderr) == (0, "")
