@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from sse_app.cli.systemd_units import unit_texts
+from sse_app.cli.whole_files import write_new
 from sse_app.core.errors import StateError
 
 FILES = {
@@ -36,14 +37,13 @@ def config(options: argparse.Namespace) -> None:
             options.output.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StateError(f"cannot make the folder {options.output}: {error.strerror}") from None
-        for name, text in texts.items():
-            _write(options.output / name, text)
+        _write({options.output / name: text for name, text in texts.items()})
         return
     text = (_folder() / FILES[options.what]).read_text(encoding="utf-8")
     if options.output is None:
         sys.stdout.write(text)
     else:
-        _write(options.output, text)
+        _write({options.output: text})
 
 
 def _folder() -> Path:
@@ -52,12 +52,7 @@ def _folder() -> Path:
     return next(folder for folder in (package / "config", package.parent / "config") if folder.is_dir())
 
 
-def _write(path: Path, text: str) -> None:
-    try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError:
-        raise StateError(f"{path} is there already: remove it, or name another file") from None
-    except OSError as error:
-        raise StateError(f"cannot write {path}: {error.strerror}") from None
-    print(f"wrote {path}")
+def _write(texts: dict[Path, str]) -> None:
+    write_new(texts)
+    for path in texts:
+        print(f"wrote {path}")

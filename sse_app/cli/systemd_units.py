@@ -20,6 +20,7 @@ from typing import Any
 
 from sse_app.cli.options import settings_of
 from sse_app.cli.unit_texts import SEVERAL, SINGLE, TARGET, environment, render
+from sse_app.cli.whole_files import write_over
 from sse_app.core.errors import InvalidInput, StateError
 from sse_app.process.standard_streams import complain
 from sse_app.settings.database import calls_out
@@ -69,11 +70,11 @@ def install(options: argparse.Namespace) -> int:
     workers_before = max(_installed_workers(directory), 0 if options.unit_dir else _highest_worker(systemctl))
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            (directory / name).write_text(text)
-            print(f"wrote {directory / name}")
+        write_over({directory / name: text for name, text in texts.items()})
     except OSError as error:
         raise StateError(f"cannot write the units to {directory}: {error.strerror}") from None
+    for name in texts:
+        print(f"wrote {directory / name}")
     print(f"settings: {config or f'the defaults, until there is a {SYSTEM_FILE}'}")
     print("next: " + " && ".join(_next_steps(directory, " ".join(systemctl), texts, workers_before)))
     return 0

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from sse_app.cli.config_files import FILES
+from tests.support.programs import require
 from tests.support.server_process import ROOT, clean_environment, run_program
 
 
@@ -79,6 +80,32 @@ def test_the_units_are_those_that_systemd_install_writes_for_this_installation(t
     assert printed.startswith("# sse-app.socket\n")
     assert "\n# sse-app.service\n" in printed
     assert "User=nobody" in printed
+
+
+@pytest.mark.parametrize("there", ["sse-app.socket", "sse-app.service"])
+def test_no_unit_is_written_where_one_is_there_already(tmp_path: Path, there: str) -> None:
+    (tmp_path / "units").mkdir()
+    (tmp_path / "units" / there).write_text("mine")
+    done = config(tmp_path, "systemd", "--output", "units")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"sse-app: units/{there} is there already: remove it, or name another file\n"
+    assert {path.name: path.read_text() for path in (tmp_path / "units").iterdir()} == {there: "mine"}
+
+
+@pytest.mark.parametrize(("what", "output"), [("print", "sse_app.toml"), ("systemd", ".")])
+def test_a_disk_that_gets_full_meanwhile_leaves_no_part_of_a_file(
+    tmp_path: Path, what: str, output: str
+) -> None:
+    done = run_program(
+        *("config", what, "--output", output),
+        environment=clean_environment(PYTHONDONTWRITEBYTECODE="1"),
+        cwd=tmp_path,
+        within=[require("prlimit"), "--fsize=1024"],
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("sse-app: cannot write ")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_word_that_it_does_not_know_is_wrong_usage(tmp_path: Path) -> None:

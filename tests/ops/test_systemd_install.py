@@ -332,6 +332,37 @@ def test_what_systemd_cannot_listen_on_is_refused(tmp_path: Path, words: tuple[s
     assert not (tmp_path / "units").exists()
 
 
+def test_units_are_as_they_were_where_the_disk_gets_full_meanwhile(tmp_path: Path) -> None:
+    before = {"sse-app.socket": "the old socket", "sse-app.service": "the old service"}
+    for name, text in before.items():
+        (tmp_path / name).write_text(text)
+    done = run_program(
+        *("systemd", "install", "--unit-dir", str(tmp_path), "--run-as", USER),
+        environment=clean_environment(PYTHONDONTWRITEBYTECODE="1"),
+        within=[require("prlimit"), "--fsize=1024"],  # the socket fits, the service does not
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines()[-1] == f"sse-app: cannot write the units to {tmp_path}: File too large"
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == before
+
+
+def test_a_unit_that_is_a_link_stays_one_and_one_that_is_masked_is_refused(tmp_path: Path) -> None:
+    units, elsewhere = tmp_path / "units", tmp_path / "elsewhere"
+    units.mkdir()
+    elsewhere.write_text("the old socket")
+    (units / "sse-app.socket").symlink_to(elsewhere)
+    (units / "sse-app.service").symlink_to("/dev/null")
+    masked = systemd("install", units)
+    assert (masked.returncode, masked.stdout) == (1, "")
+    assert f"{units / 'sse-app.service'}: it is not a file" in masked.stderr
+    assert elsewhere.read_text() == "the old socket"
+    (units / "sse-app.service").unlink()
+    assert systemd("install", units).returncode == 0
+    assert (units / "sse-app.socket").is_symlink()
+    assert "ListenStream=" in elsewhere.read_text()
+    assert {path.name for path in units.iterdir()} == set(SINGLE)
+
+
 def test_check_finds_a_unit_that_this_version_would_write_otherwise(tmp_path: Path) -> None:
     assert systemd("check", tmp_path).returncode == 1
     assert systemd("install", tmp_path).returncode == 0
