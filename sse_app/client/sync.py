@@ -295,11 +295,14 @@ class Listening(_InLoop[StreamInLoop]):
     ) -> None:
         super().__init__(make, http)
         self._begun_in: LoopThread | None = None
+        self._ended: StreamInLoop | None = None  # what was closed still knows how far it came
 
     @property
     def last_event_id(self) -> str | None:
-        """The id to resume after: of the last event that was taken, or where the stream began."""
-        return None if self._made is None else self._made.inner.last_event_id
+        """The id to resume after: of the last event that was taken, or where the stream began; also after its end."""
+        made = self._made
+        stream = self._ended if made is None else made.inner
+        return None if stream is None else stream.last_event_id
 
     def __enter__(self) -> Self:
         self._call(self._begun)
@@ -338,6 +341,11 @@ class Listening(_InLoop[StreamInLoop]):
         except BaseException:
             self.close()
             raise
+
+    async def _close(self, loop: LoopThread) -> None:
+        if self._made is not None:
+            self._ended = self._made.inner
+        await super()._close(loop)
 
     async def _begun(self, stream: StreamInLoop) -> StreamInLoop:
         loop = loop_thread()

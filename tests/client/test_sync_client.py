@@ -21,13 +21,13 @@ import pytest
 import sse_app.client
 from sse_app.auth.tokens.grants import Grants
 from sse_app.auth.tokens.issuer import TokenKind
-from sse_app.client import Connected, Event, Forbidden, Unauthorized, Unavailable, Waiting
-from sse_app.client.sync import Publisher, Session, listen, presence
+from sse_app.client import Connected, Event, Forbidden, StreamEnded, Unauthorized, Unavailable, Waiting
+from sse_app.client.sync import Listening, Publisher, Session, listen, presence
 from sse_app.core.errors import InvalidChannel
 from tests.support.minting import mint
 from tests.support.python_client import QUICK
 from tests.support.server_process import ROOT, ServerProcess, running
-from tests.support.stream_script import Script
+from tests.support.stream_script import Script, connected, event, stream
 from tests.support.waiting import until
 from tests.support.wire import Wire
 
@@ -89,6 +89,39 @@ def test_events_of_one_thread_come_in_order_and_the_stream_ends_with_the_channel
     again = listen(server.url, "user.end", session, begin="earliest", types=["text"])
     assert [item.data for item in again if isinstance(item, Event)] == ["two"]
     until(lambda: streams(server) == 0, "nothing listens")
+
+
+def test_a_stream_that_was_left_tells_the_id_to_resume_after(server: ServerProcess, session: Session) -> None:
+    with Publisher(server.url, session) as publisher:
+        with listen(server.url, "user.left", session) as items:
+            items.opened()
+            ids = [publisher.publish("user.left", "e", {"n": n}) for n in range(3)]
+            for _ in range(2):
+                next(items)
+        assert items.last_event_id == ids[1]
+        with listen(server.url, "user.left", session, after=items.last_event_id) as rest:
+            assert [item.id for item in [next(rest)] if isinstance(item, Event)] == [ids[2]]
+    never_begun = listen(server.url, "user.left", session, after=ids[0])
+    never_begun.close()
+    assert never_begun.last_event_id == ids[0]
+
+
+def test_a_stream_that_was_kicked_tells_the_id_to_resume_after() -> None:
+    def take(items: Listening) -> list[str]:
+        ids = [item.id for item in [next(items), next(items)] if isinstance(item, Event)]
+        with pytest.raises(StreamEnded, match="kicked"):
+            next(items)
+        return ids
+
+    async def test() -> None:
+        told = [event("tick", {"n": n}, f"e-{n}") for n in (2, 3)]
+        kicked = event("closing", {"reason": "kicked", "retry": None})
+        async with Script({"/sse/news": [stream(connected(), *told, kicked)]}) as script:
+            items = listen(script.url, "news", lambda: "token")
+            assert await asyncio.to_thread(take, items) == ["e-2", "e-3"]
+            assert items.last_event_id == "e-3"
+
+    asyncio.run(test())
 
 
 def test_a_publisher_keeps_its_connection(server: ServerProcess) -> None:
