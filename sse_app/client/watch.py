@@ -41,7 +41,6 @@ class Pace:
 
     def __init__(self, interval: float) -> None:
         self._interval = interval
-        self._learned = False
         self._times: deque[float] = deque(maxlen=_GAPS + 1)
 
     @property
@@ -65,11 +64,14 @@ class Pace:
         if len(self._times) > 1:
             # Not the mean: where the server's clock is set by less than an hour, one gap is wrong.
             self._interval = median_low(after - before for before, after in pairwise(self._times))
-            self._learned = True
 
     def doubt(self) -> None:
-        """Take note of a silence: where no pace was learned, the server may just be slower than assumed."""
-        if not self._learned:
+        """Take note of a silence: where no pace was learned on this connection, the server may be slower than believed.
+
+        One learned before may be another server's. Without this a pace of more than `SILENCE_INTERVALS` times as
+        slow would never be learned, for no connection would live to see two pings.
+        """
+        if len(self._times) < 2:
             self._interval = min(LONGEST, 2 * self._interval)
 
 

@@ -116,9 +116,9 @@ export class Connection {
     return this.#generation.signal;
   }
 
-  #wait(ms, act, ...given) {
+  #wait(ms, act, given) {
     clearTimeout(this.#timer);
-    this.#timer = setTimeout(act, Math.min(ms, LONGEST), ...given);
+    this.#timer = setTimeout(act, Math.min(ms, LONGEST), given);
   }
 
   #plan(delay) {
@@ -192,7 +192,7 @@ export class Connection {
 
   fetchToken() {
     const { token, channels } = this.#options;
-    return typeof token === "function" ? token([...channels]) : token;
+    return this.#renewable ? token([...channels]) : token;
   }
 
   /** Tells whether the token function says that the login is over, and ends with it. */
@@ -274,7 +274,12 @@ export class Connection {
       if (left > 0) this.#wait(left, look);
       else if (!sure) this.#wait(GRACE, look, true);
       else {
-        this.#interval = this.#options.pingInterval; // what was learned may be true no more
+        // What was learned may be true no more. Where this stream has shown no pace, its pings may just come more slowly
+        // than was believed, and unless the next one waits longer, none would live to show it.
+        this.#interval = Math.max(
+          this.#options.pingInterval,
+          this.info && !this.#gaps.length ? Math.min(patience, LONGEST_WAIT) : 0,
+        );
         this.#retry(this.info ? "stalled" : "timeout");
       }
     };

@@ -143,6 +143,24 @@ def test_an_event_that_takes_long_to_arrive_is_no_silence(built: str) -> None:
     run(_slow_event(pause=0.2, pieces=15))
 
 
+async def _slow_pings(pings: int) -> None:
+    ping: list[bytes | float | None] = [1.5, event("ping", {})]
+    answers = {
+        "/sse/news": [stream(connected(), *ping * pings, event("tick", {}, "e-2"), None)],
+        "/token": [status(200, b"one")],
+    }
+    async with Script(answers) as script:
+        options = {"url": script.url, "text": False, "pingInterval": 200}
+        async with node_clients([options]) as clients:
+            await clients.noted(0, "event")
+            assert {note["reason"] for note in clients.of(0, "reconnect")} == {"stalled"}
+
+
+def test_pings_that_come_much_more_slowly_than_was_believed_are_waited_for_in_the_end(built: str) -> None:
+    """Else a stream on which nothing happens would be opened anew for ever."""
+    run(_slow_pings(pings=3))
+
+
 async def _side_by_side() -> None:
     answers = {
         "/sse/news": [stream(connected(), event("tick", {"n": 1}, "e-2"), None)],
