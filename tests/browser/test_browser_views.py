@@ -13,6 +13,7 @@ import pytest
 
 from tests.support.browser import Chrome, ClientPage, Start, connections, log_of, wait_for_connections
 from tests.support.browser_logins import PASSWORD, log_in
+from tests.support.scripted_server import HOURS, Answer, ScriptedServer, connected, frame
 from tests.support.server_process import ServerProcess
 from tests.support.waiting import until
 
@@ -244,6 +245,36 @@ def test_a_view_of_one_run_leaves_out_the_others(chrome: Chrome, serve: Start, b
         tab.wait("heard.length === 3")
     assert tab.run("heard") == [2, "t4", 4]
     assert connections(server) == 1
+
+
+def test_a_reset_of_a_channel_that_came_later_is_told_once_the_stream_was_lost(
+    chrome: Chrome, script: ScriptedServer, built: str
+) -> None:
+    """At first it is about events from before the view was there; later about those that it misses."""
+
+    def lost(reason: str) -> str:
+        return connected() + frame("reset", {"channel": "alerts", "reason": reason})
+
+    script.answers = [
+        Answer(body=connected(), hold=HOURS),
+        Answer(body=connected(), hold=HOURS),  # asked where the channel stands
+        Answer(body=lost("before")),
+        Answer(body=lost("after"), hold=HOURS),
+    ]
+    tab = chrome.open(script.url, file="views.html", access=["access"])
+    tab.wait("window.ready")
+    tab.run("configure({ token: 'stream', reconnectDelay: 50 })")
+    mount(tab, "dashboard")
+    tab.run("window.note = { onReset: ({ reason }) => log.push({ kind: 'reset', reason }) }, 0")
+    tab.run("mount('alerts', 'useAlertsSSE', note)")
+    tab.wait("log.length > 0")
+    assert [entry["reason"] for entry in tab.noted("reset")] == ["after"]
+    assert [request.path.rpartition("/")[2] for request in script.streams()] == [
+        "dashboard",
+        "alerts",
+        "dashboard,alerts",
+        "dashboard,alerts",
+    ]
 
 
 @pytest.mark.slow

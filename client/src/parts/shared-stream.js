@@ -9,6 +9,7 @@ const REFUSALS = [204, 400, 403, 404]; // for what was asked for, so with other 
 
 const isRefusal = ({ status, reason }) => REFUSALS.includes(status) && reason !== "kicked";
 const isWaiting = (token) => Boolean(token?.streamToken) && token.username === ""; // a session without a user
+const isLate = (channel, { fresh, kept }) => isCovered(channel, fresh) && !isCovered(channel, kept);
 const areSame = (some, others) => some.size === others.size && [...some].every((one) => others.has(one));
 
 /** Tells whether an event id stands at or before another one of the same log. */
@@ -124,15 +125,16 @@ export class Stream extends EventTarget {
     const wanted = new Set([...this.#views].flatMap((view) => [...view.channels]));
     const kept = covered(wanted);
     if (url !== this.#url || !kept.length) this.#drop(); // nothing is left of what it was
+    let late;
     const fresh = [...wanted].filter((channel) => this.#sifts || !isCovered(channel, this.#carried));
     if (fresh.length && (this.lastEventId || this.#sifts)) {
       const id = await this.#ask(fresh, { url, ...settings }, signal);
       if (signal.aborted || !id) return; // what was refused has ended its views, which is another change
-      if (!this.#sifts) this.#later.push({ id, fresh: new Set(fresh), kept: new Set(kept) });
+      if (!this.#sifts) this.#later.push((late = { id, fresh: new Set(fresh), kept: new Set(kept) }));
       this.#sifts = false;
     }
     if (this.#client && this.#client.readyState !== CLOSED && areSame(wanted, this.#carried)) return this.#greet();
-    this.#open(url, settings, wanted);
+    this.#open(url, settings, wanted, late);
   }
 
   /**
@@ -150,7 +152,8 @@ export class Stream extends EventTarget {
     return undefined;
   }
 
-  #open(url, { events, ...settings }, channels) {
+  /** Opens it on these channels, of which those that came late are not wanted from before. */
+  #open(url, { events, ...settings }, channels, late) {
     const position = this.lastEventId;
     this.#close();
     const own = (act) => (detail) => client === this.#client && act(detail);
@@ -163,8 +166,9 @@ export class Stream extends EventTarget {
         this.#greet();
       }),
       onEvent: own((event) => this.#hear(event)),
-      onReset: own((reset) => this.#isLater(reset.channel) || this.#tell("onReset", reset)),
+      onReset: own((reset) => (late && isLate(reset.channel, late)) || this.#tell("onReset", reset)),
       onReconnect: own((detail) => {
+        late = null; // by now they have been carried, and what is lost of them was wanted
         this.#info = null;
         this.#opened.clear();
         this.#tell("onReconnect", detail);
@@ -191,13 +195,9 @@ export class Stream extends EventTarget {
 
   #hear(event) {
     if (event.id) this.#later = this.#later.filter(({ id }) => isUpTo(event.id, id));
-    this.#early = event.id && this.#isLater(event.channel);
+    this.#early = event.id && this.#later.some((late) => isLate(event.channel, late));
     const isWanted = !this.#events || this.#events.has(event.type) || this.#types.has(event.type);
     if (isWanted && !this.#early) this.#tell("onEvent", event);
-  }
-
-  #isLater(channel) {
-    return this.#later.some(({ fresh, kept }) => isCovered(channel, fresh) && !isCovered(channel, kept));
   }
 
   /** Tells the views what concerns them. What does not say of which channel it is concerns those that want them all. */
