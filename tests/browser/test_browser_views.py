@@ -277,6 +277,22 @@ def test_a_reset_of_a_channel_that_came_later_is_told_once_the_stream_was_lost(
     ]
 
 
+def test_a_channel_that_comes_later_is_carried_also_without_auto_connect(
+    chrome: Chrome, serve: Start, built: str
+) -> None:
+    server = serve()
+    tab = open_views(chrome, server)
+    tab.run("window.channels = vue.ref(['dashboard'])")
+    tab.run("mount('one', 'useSSE', '/api/v1/sse', { channels, autoConnect: false }); views.one.connect()")
+    tab.wait("views.one.isConnected.value")
+    tab.run("channels.value = ['dashboard', 'alerts']")
+    tab.wait("views.one.connectionCount.value === 2")
+    with server.publisher() as publisher:
+        id = say(publisher, "alerts", flat("alerts", 1))
+    tab.wait("views.one.ids.length > 0")
+    assert tab.run("views.one.ids") == [f"alerts {id}"]
+
+
 @pytest.mark.slow
 def test_a_view_that_fails_disturbs_no_other(chrome: Chrome, serve: Start, built: str) -> None:
     server = serve()

@@ -273,6 +273,7 @@ async function ask(channels, { events, persist, from, last, since, ...settings }
       channels,
       events: [],
       share: false,
+      autoConnect: true,
       onOpen: () => resolve({ id: client.lastEventId }),
       onClose: (detail) => resolve({ detail }),
     });
