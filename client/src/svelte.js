@@ -20,9 +20,10 @@ export function sseStore(url, { channels, ...options } = {}) {
   return {
     subscribe(run) {
       const subscriber = (state) => run(state); // one function may subscribe twice
+      const isFirst = !subscribers.size; // for another one it would not wait as long as the server has asked for
       subscribers.add(subscriber);
       run(followed.state);
-      if (autoConnect) queueMicrotask(() => subscribers.size && followed.connect()); // who only looks, as `get` does, is gone by then
+      if (autoConnect && isFirst) queueMicrotask(() => subscribers.size && followed.connect()); // who only looks, as `get` does, is gone by then
       return () => {
         if (subscribers.delete(subscriber) && !subscribers.size) followed.stop();
       };

@@ -22,6 +22,7 @@ from tests.support.browser import (
 )
 from tests.support.npm import CLIENT
 from tests.support.programs import require
+from tests.support.scripted_server import Answer, ScriptedServer
 from tests.support.server_process import ROOT, ServerProcess
 
 pytestmark = [pytest.mark.browser, pytest.mark.node]
@@ -130,6 +131,21 @@ def test_a_svelte_component_shows_a_stream_while_it_is_there(
         page.run("window.component = show()")
         page.has(missed)
         assert page.ids() == [*ids, id, later, missed]
+
+
+def test_a_store_with_another_subscriber_waits_as_long_as_the_server_has_asked_for(
+    chrome: Chrome, script: ScriptedServer, built: str
+) -> None:
+    script.answers = [Answer(503, headers={"Retry-After": "1000"})]
+    page = chrome.open(script.url, file="plain.html")
+    page.run(f"given = {json.dumps({'server': script.url, 'token': 'token'})}, 0")
+    page.page.add_script_tag(content=bundle("svelte.js", "svelte"), type="module")
+    page.wait("document.querySelector('p')?.textContent.startsWith('reconnecting')")
+    assert page.run("svelte.get(stream).status") == "reconnecting"
+    page.run("window.other = show()")
+    page.wait("document.querySelectorAll('p').length === 2")
+    page.page.wait_for_timeout(500)
+    assert len(script.streams()) == 1
 
 
 EXAMPLES = [
