@@ -32,6 +32,7 @@ export class Tab {
   #token; // fetched to learn whose tab this is, and used if it connects at once
   #silence = 0;
   #proof = 0; // the timer of the next token
+  #limit = 0; // the timer of a token that is waited for
 
   /**
    * @param {object} parts
@@ -79,6 +80,7 @@ export class Tab {
     this.#air = this.#lead = this.#alone = null;
     clearTimeout(this.#silence);
     clearTimeout(this.#proof);
+    clearTimeout(this.#limit);
   }
 
   /** This tab was woken, but a tab that leads and that the user does not see is told nothing of that by its browser. */
@@ -115,13 +117,12 @@ export class Tab {
    */
   #planProof(token) {
     const { signal } = this.#generation;
-    const { token: ask, channels } = this.#options;
     const { iat, exp } = readClaims(token);
-    if (typeof ask !== "function" || !(exp > iat)) return;
+    if (typeof this.#options.token !== "function" || !(exp > iat)) return;
     const prove = async () => {
       let fresh = token;
       try {
-        if (!this.#lead) fresh = await ask([...channels]);
+        if (!this.#lead) fresh = await this.#ask();
       } catch (error) {
         if (!signal.aborted && isFinal(error)) this.#tell("stop", refusal(error));
       }
@@ -131,11 +132,26 @@ export class Tab {
     this.#proof = setTimeout(prove, Math.min(Math.max(SHORT, pace), LONGEST));
   }
 
+  /** Asks for a token, which may take as long as with a connection. One that comes later is not used. */
+  async #ask() {
+    const { token, channels, connectTimeout } = this.#options;
+    if (typeof token !== "function") return token;
+    const expiry = new Promise((_, fail) => {
+      this.#limit = setTimeout(fail, Math.min(connectTimeout, LONGEST), new Error("no token came in time"));
+    });
+    const timer = this.#limit;
+    try {
+      return await Promise.race([token([...channels]), expiry]);
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+
   async #fetchToken(signal) {
-    const { token, channels, reconnectDelay, maxReconnectDelay, maxRetries } = this.#options;
+    const { reconnectDelay, maxReconnectDelay, maxRetries } = this.#options;
     for (let attempt = 0; ; attempt++) {
       try {
-        return typeof token === "function" ? await token([...channels]) : token;
+        return await this.#ask();
       } catch (error) {
         if (signal.aborted) return;
         if (isFinal(error) || attempt >= maxRetries) this.#tell("stop", refusal(error));

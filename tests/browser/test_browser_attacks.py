@@ -138,6 +138,39 @@ def test_a_token_that_never_comes_is_asked_for_again_and_one_that_comes_late_ope
     assert reasons == ["timeout"] * max(2, len(reasons))  # a good one may be late too
 
 
+def test_a_token_for_a_shared_stream_that_never_comes_is_asked_for_again(
+    chrome: Chrome, script: ScriptedServer
+) -> None:
+    script.answers = [Answer(body=connected(), hold=HOURS)]
+    tab = open_on(chrome, script, options={"autoConnect": False})
+    tab.run("""{
+        let calls = 0;
+        const token = () => calls++ ? "good" : new Promise(() => {});
+        window.client = make({ autoConnect: true, share: true, token, connectTimeout: 1000 });
+    }""")
+    tab.opened()
+    assert [entry["reason"] for entry in tab.noted("reconnect")][:1] == ["token"]
+    assert script.streams()[0].query["token"] == "good"
+
+
+def test_a_tab_whose_look_at_its_user_is_never_answered_looks_again(
+    chrome: Chrome, script: ScriptedServer
+) -> None:
+    script.answers = [Answer(body=connected(), hold=HOURS)]
+    tabs = [open_on(chrome, script, options={"autoConnect": False}) for _ in range(2)]
+    for tab in tabs:
+        tab.run("""{
+            window.calls = 0;
+            const now = Date.now() / 1000;
+            const claims = btoa(JSON.stringify({ sub: "ann", iat: now, exp: now + 2 }));
+            const token = () => ++calls === 2 ? new Promise(() => {}) : `head.${claims}.signature`;
+            window.client = make({ autoConnect: true, share: true, token, connectTimeout: 1000 });
+        }""")
+        tab.opened()
+    tabs[1].wait("calls >= 3")
+    assert tabs[1].noted("close") == []
+
+
 def test_what_a_superseded_connection_still_says_is_not_heard(chrome: Chrome, script: ScriptedServer) -> None:
     script.answers = [Answer(body=connected(), hold=HOURS)]
     tab = open_on(chrome, script)
