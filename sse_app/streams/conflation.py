@@ -2,14 +2,15 @@
 
 The keys of a channel are the values that a member of its events' data has. What is kept of a channel here is its
 *table*: the newest event of each key and event type. It is read from the log when a stream first needs it, and follows
-what is fanned out from then on.
+what is fanned out from then on. Those that no stream needs are forgotten when they have become many.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Container, Iterator, Mapping
 
 from sse_app.core.channel_rules import ChannelRules
 from sse_app.core.channels import ChannelName, ChannelPattern
@@ -29,6 +30,13 @@ GROWTH = 1000
 """By how many entries, and by as many as it has, a table may grow until it is read anew.
 
 So keys whose events are no longer kept by the log are not kept here for ever.
+"""
+
+UNNEEDED_TABLES = 1000
+UNNEEDED_PATTERNS = 100
+"""How many tables, and patterns whose channels all have one, may be kept beside twice as many as streams need.
+
+Whoever may open a stream may ask for any names, also for those of channels that do not exist.
 """
 
 MOST_SELECTIONS = 1000
@@ -74,10 +82,14 @@ class Conflation:
     Args:
         eventlog: has the events.
         rules: say which channels are conflated.
+        needed: has the names and patterns that open streams have asked for, as they come and go.
     """
 
-    def __init__(self, eventlog: EventLog, rules: ChannelRules) -> None:
+    def __init__(self, eventlog: EventLog, rules: ChannelRules, needed: Container[str] = ()) -> None:
         self._eventlog = eventlog
+        self._needed = needed
+        self._reading: Counter[str] = Counter()
+        """How many wait in `read` for each name and pattern."""
         self._tables: dict[ChannelName, _Table] = {}
         self._patterns: dict[str, ChannelPattern] = {}
         """The patterns of which each new channel gets a table."""
@@ -103,6 +115,8 @@ class Conflation:
         self._patterns = {}
         self._known = set()
         self._covered = {}
+        self._most_tables = UNNEEDED_TABLES
+        self._most_patterns = UNNEEDED_PATTERNS
 
     def member(self, channel: str) -> str:
         """Return the member of the data whose values are the keys of a channel; empty where it is not conflated."""
@@ -149,6 +163,7 @@ class Conflation:
                         continue
                     table = self._put_table(event.channel)
                 table.put(_key(event, member), event)
+        self._forget()
 
     async def read(self, selection: Selection, head: Callable[[], int]) -> None:
         """Have the tables of the conflated channels of a selection.
@@ -160,8 +175,37 @@ class Conflation:
         Raises:
             EventLogUnavailable: the log cannot be read.
         """
-        while not self.is_ready(selection):
-            await self._reads.get(selection.texts, lambda: self._read_missing(selection, head))
+        if self.is_ready(selection):
+            return
+        self._reading.update(selection.texts)
+        try:
+            while not self.is_ready(selection):
+                await self._reads.get(selection.texts, lambda: self._read_missing(selection, head))
+        finally:
+            self._forget()
+            for text in selection.texts:
+                self._reading[text] -= 1
+                if not self._reading[text]:
+                    del self._reading[text]
+
+    def _forget(self) -> None:
+        """Forget the patterns and tables that no stream needs and nobody waits for, where they are too many."""
+        if len(self._tables) <= self._most_tables and len(self._patterns) <= self._most_patterns:
+            return
+        self._patterns = {text: pattern for text, pattern in self._patterns.items() if self._is_needed(text)}
+        self._known &= self._patterns.keys()
+        patterns = Selection(self._patterns)
+        self._tables = {
+            name: table
+            for name, table in self._tables.items()
+            if self._is_needed(name) or name in self._filling or patterns.covers(name)
+        }
+        self._covered.clear()
+        self._most_tables = 2 * len(self._tables) + UNNEEDED_TABLES
+        self._most_patterns = 2 * len(self._patterns) + UNNEEDED_PATTERNS
+
+    def _is_needed(self, text: str) -> bool:
+        return text in self._needed or text in self._reading
 
     async def _read_missing(self, selection: Selection, head: Callable[[], int]) -> None:
         for pattern in selection.patterns:
@@ -187,12 +231,13 @@ class Conflation:
         return table is not None and table.is_read
 
     async def _learn(self, pattern: str) -> None:
-        self._patterns[pattern] = ChannelPattern(pattern)  # from now on new channels get a table
-        known = self._known
+        # From now on new channels get a table.
+        learned = self._patterns.setdefault(pattern, ChannelPattern(pattern))
         for name in await self.channels([pattern]):
             if name not in self._tables:
                 self._put_table(name)
-        known.add(pattern)
+        if self._patterns.get(pattern) is learned:  # and has not been forgotten meanwhile
+            self._known.add(pattern)
 
     def is_ready(self, selection: Selection) -> bool:
         """Return whether the tables of a selection are still as `read` has left them: all that is to be there is."""

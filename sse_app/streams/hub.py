@@ -72,7 +72,9 @@ class Hub:
         self, eventlog: EventLog, rules: ChannelRules | None = None, *, backlog_limit: int, retry: int
     ) -> None:
         self.eventlog = eventlog
-        self.conflation = Conflation(eventlog, rules or ChannelRules())
+        self.streams_on_channel: Counter[str] = Counter()
+        """How many streams have asked for each channel or pattern."""
+        self.conflation = Conflation(eventlog, rules or ChannelRules(), self.streams_on_channel)
         self.past = Past(eventlog, self.conflation, lambda: self.head.seq)
         self.ended = EndedChannels(eventlog)
         """The channels that have ended by what every stream has been given."""
@@ -82,8 +84,6 @@ class Hub:
         self.streams_of_subject: Multimap[str, Stream] = Multimap()
         self.streams_of_address: Counter[str] = Counter()
         """How many streams each address has, as `network_of` counts addresses."""
-        self.streams_on_channel: Counter[str] = Counter()
-        """How many streams have asked for each channel or pattern."""
         self.events_fanned_out = 0
         self.deliveries = 0
         self.offers_dropped = 0

@@ -30,12 +30,14 @@ class Desk(MemoryEventLog):
     Attributes:
         meanwhile: what is published, by the channel or the pattern whose answer is waited for.
         head_seq: up to which event the table has been given all.
+        needed: the names and patterns that streams have asked for.
         reads: how often it has been asked for a page.
     """
 
     def __init__(self) -> None:
         super().__init__(Retention(10_000, 1000))
-        self.conflation = Conflation(self, ChannelRules([RULE]))
+        self.needed: set[str] = set()
+        self.conflation = Conflation(self, ChannelRules([RULE]), self.needed)
         self.meanwhile: dict[str, list[tuple[ChannelName, str, int]]] = {}
         self.head_seq = 0
         self.reads = 0
@@ -85,6 +87,11 @@ class Desk(MemoryEventLog):
         events = self.conflation.newest(interest, 0, self.head_seq, {})
         found = [(event.channel, json.loads(event.data)) for event in sorted(events)]
         return [(channel, data["k"], data["n"]) for channel, data in found]
+
+    @property
+    def tables(self) -> int:
+        """How many channels have a table."""
+        return len(self.conflation.channels_of(interest_of(("t.*",)).selection))
 
 
 @asynccontextmanager
@@ -212,3 +219,61 @@ async def test_tables_that_several_selections_have_are_read_once_and_for_all() -
             tables = await asyncio.gather(*begun)
         assert [len(table) for table in tables] == [40, 20, 40, 20, 40]
         assert log.reads <= 3
+
+
+@pytest.mark.gen_test
+async def test_channels_that_streams_have_left_leave_no_tables_behind() -> None:
+    bound = 2 * (3 + 32) + conflation_module.UNNEEDED_TABLES
+    async with desk() as log:
+        for channel, key in ((A, "x"), (B, "x"), (B, "y")):
+            await log.publish(channel, key, 1)
+        log.needed |= {A, "*.b", "t.none"}
+        needed = interest_of((A, "*.b", "t.none"))
+        assert await log.table(*needed.channels) == [(A, "x", 1), (B, "x", 1), (B, "y", 1)]
+        for n in range(0, 2500, 32):
+            left = {f"t.left{number}" for number in range(n, n + 32)}
+            log.needed |= left
+            assert await log.table(A, *left) == [(A, "x", 1)]
+            log.needed -= left
+            assert log.tables <= bound
+        log.reads = 0
+        await log.publish(A, "y", 2)
+        await log.publish(B, "x", 2)
+        found = [(A, "x", 1), (B, "y", 1), (A, "y", 2), (B, "x", 2)]
+        assert await log.table(*needed.channels) == found
+        assert not log.reads, "they were there all the time"
+        await log.publish(ChannelName("t.left0"), "x", 3)
+        assert await log.table("t.left0") == [("t.left0", "x", 3)]
+
+
+@pytest.mark.gen_test
+async def test_patterns_that_streams_have_left_give_new_channels_no_tables() -> None:
+    async with desk() as log:
+        log.needed.add("*.k0")
+        for n in range(1000):
+            assert await log.table(f"*.k{n}") == []
+        for n in range(1000):
+            await log.publish(ChannelName(f"t.k{n}"), "x", n)
+        assert log.tables <= 2 * 1 + conflation_module.UNNEEDED_PATTERNS
+        assert await log.table("*.k0") == [("t.k0", "x", 0)]
+        assert await log.table("*.k1") == [("t.k1", "x", 1)]
+
+
+@pytest.mark.gen_test
+async def test_tables_that_are_waited_for_are_not_forgotten_however_many_are_asked_for_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(conflation_module, "UNNEEDED_TABLES", 2)
+    monkeypatch.setattr(conflation_module, "UNNEEDED_PATTERNS", 2)
+    async with desk() as log:
+        log.conflation.clear()  # now with these bounds
+        channels = [ChannelName(f"t.c{n}") for n in range(20)]
+        for channel in channels:
+            await log.publish(channel, "x", 1)
+        asked = [text for channel in channels for text in (channel, channel.replace("t.", "*."))]
+        async with asyncio.timeout(10):
+            tables = await asyncio.gather(*map(log.table, asked))
+        assert tables == [[(channel, "x", 1)] for channel in channels for _ in range(2)]
+        for n in range(100):
+            assert await log.table(f"t.more{n}") == []
+        assert log.tables <= 2 * 1 + 2
