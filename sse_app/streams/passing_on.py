@@ -74,13 +74,14 @@ class PassingOn:
         self._tasks = BackgroundTasks()
         self._is_sending = False
         self._began = float("inf")
+        """Since when it takes messages, by this machine's monotonic clock: the one that is shared may be set back."""
         self.events = 0
         """How many have been published at this node."""
         cluster.answer(_KIND, self._take)
 
     def start(self) -> None:
         """Take from now on what the other nodes pass on: what was sent before, an earlier process may have had."""
-        self._began = self._now()
+        self._began = time.monotonic()
 
     def require_size(self, events: Sequence[NewEvent]) -> None:
         """Refuse events that are too large.
@@ -143,7 +144,7 @@ class PassingOn:
             message = msgspec.convert(payload, _Message)
         except msgspec.ValidationError:  # another version says it in another form
             return
-        if message.sent_at > self._began:
+        if message.sent_at > self._cluster.shared_time(self._began):
             await self._give(message.events, EventId(message.epoch, message.seq), message.sent_at)
 
     async def _give(self, events: list[NewEvent], after: EventId, sent_at: float) -> None:

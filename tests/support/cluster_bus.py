@@ -20,6 +20,8 @@ class Bus(Cluster):
         self.nodes = nodes
         nodes[name] = self
         self.losing = False
+        self.ahead = 0.0
+        """By how many seconds the clock that the nodes share is ahead of this machine's."""
         self.pending: list[asyncio.Future[Any]] = []
 
     @property
@@ -32,6 +34,9 @@ class Bus(Cluster):
 
     def peers(self) -> tuple[str, ...]:
         return tuple(name for name in self.nodes if name != self._name)
+
+    def shared_time(self, at: float) -> float:
+        return at + self.ahead
 
     def tell(self, kind: str, payload: object = None) -> None:
         for peer in self.peers():
