@@ -24,6 +24,7 @@ from sse_app.auth.records import (
 )
 from sse_app.auth.store import (
     AUDIT_KEPT,
+    LONGEST_REFRESH,
     REPEATABLE,
     SESSIONS_KEPT,
     SPENT_KEPT,
@@ -239,6 +240,7 @@ class PostgresAuthStore(AuthStore):
                 made_at + LONGEST_LIFETIME,
                 NEVER,
             ),
+            within=min(self._database.timeout, LONGEST_REFRESH),
         )
         refused, session, subject, expires_at, kept_seed, grants = rows[0]
         if refused is not None:
@@ -373,10 +375,18 @@ class PostgresAuthStore(AuthStore):
 
     # -- the database ---------------------------------------------------------------------------------------
 
-    async def _write(self, statement: str, values: Sequence[object] = ()) -> list[Row]:
-        """Do one statement that changes something, all or nothing; when it returns it is on the disk."""
+    async def _write(
+        self, statement: str, values: Sequence[object] = (), within: float | None = None
+    ) -> list[Row]:
+        """Do one statement that changes something, all or nothing; when it returns it is on the disk.
+
+        Args:
+            statement: with placeholders.
+            values: for these.
+            within: as of `Database.connection`.
+        """
         async with self._noticed_errors():
-            rows = await self._do(statement, values)
+            rows = await self._do(statement, values, within)
         self._failed = False
         return rows
 
@@ -385,8 +395,8 @@ class PostgresAuthStore(AuthStore):
         async with self._noticed_errors():
             return await self._do(statement, values)
 
-    async def _do(self, statement: str, values: Sequence[object]) -> list[Row]:
-        async with self._database.connection() as connection:
+    async def _do(self, statement: str, values: Sequence[object], within: float | None = None) -> list[Row]:
+        async with self._database.connection(within) as connection:
             return await (await connection.execute(statement.encode(), values)).fetchall()
 
     @asynccontextmanager

@@ -341,6 +341,10 @@ class SqliteAuthStore(AuthStore):
                         "WHERE session = ? AND spent ORDER BY seed IS NULL, spent_at DESC LIMIT -1 OFFSET ?)",
                         (session, SPENT_KEPT),
                     )
+                else:
+                    connection.execute(
+                        "UPDATE refresh_tokens SET spent_at = ? WHERE digest = ?", (now, digest)
+                    )
                 return Continued(session, _account(*account), expires_at, first_seed if repeated else seed)
             _revoke(connection, Revocation.of_session(session))
             return RefreshRefused(refused, session, subject)

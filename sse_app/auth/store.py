@@ -19,8 +19,15 @@ AUDIT_KEPT = 20_000
 SESSIONS_KEPT = 1000
 """How many sessions of one subject there are at the most."""
 
-REPEATABLE = 10.0
-"""For how many seconds a refresh token that was spent still brings the one that came after it, if that is not used."""
+REPEATABLE = 30.0
+"""For how many seconds a refresh token that was spent still brings the one that came after it, if that is not used.
+
+A client that was told to wait repeats it in time: `LONGEST_REFRESH`, the end of a query that is given up, and the
+``Retry-After`` of the answer come to less.
+"""
+
+LONGEST_REFRESH = 15.0
+"""For how many seconds at most is waited until a refresh token is spent: clients wait no longer for an answer."""
 
 SPENT_KEPT = 1000
 """How many spent refresh tokens of a session are kept, the last ones: with 60 refreshes an hour, of 16 hours; with the
@@ -185,8 +192,9 @@ class AuthStore(ABC):
 
         A token that was spent up to `REPEATABLE` seconds ago, by a clock that may have been moved either way,
         gets the same session and seed again, as long as the one after it has not been used: the first
-        answer may have been lost, or two tabs have refreshed at once. Any other that comes back ends the session:
-        it was stolen, or the thief was quicker (RFC 9700 §4.14.2).
+        answer may have been lost, or two tabs have refreshed at once. The time begins anew with each repetition, whose
+        answer may be lost too. Any other that comes back ends the session: it was stolen, or the thief was quicker
+        (RFC 9700 §4.14.2).
 
         Args:
             digest: of the token.

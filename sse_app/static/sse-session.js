@@ -4,7 +4,7 @@
 
 const AUTH = "/api/v1/auth";
 const TIMEOUT = 15_000; // ms for an answer
-const REPEATED = 4000; // ms after which a refresh is asked for again: for 10 s the server repeats what it answered
+const REPEATED = 4000; // ms after which a refresh is asked for again: for 30 s the server repeats what it answered
 const TURN = 10_000; // ms after which a tab waits no longer for one that stands still
 
 /** A request without success. `status` is 0 where the server was not reached; `code` is the server's. */

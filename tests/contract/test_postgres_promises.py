@@ -11,9 +11,10 @@ from typing import NamedTuple
 import pytest
 
 from sse_app.auth.postgres_store import PostgresAuthStore
-from sse_app.auth.records import NEVER, Revocation, Scope
+from sse_app.auth.records import NEVER, Account, Continued, Revocation, Scope, SessionLimits
+from sse_app.auth.tokens.grants import Grants
 from sse_app.core.channels import ChannelName
-from sse_app.core.errors import EventLogUnavailable
+from sse_app.core.errors import AuthStoreUnavailable, EventLogUnavailable
 from sse_app.core.events import EventId, NewEvent
 from sse_app.eventlog.postgres.log import PostgresEventLog
 from sse_app.process.database_check import promise_of
@@ -208,6 +209,31 @@ def test_after_a_crash_of_the_database_there_is_all_that_was_acknowledged(commit
         assert asyncio.run(revoked(url)) == ["session-1"]
 
 
+@pytest.mark.gen_test
+async def test_a_refresh_whose_commit_waits_for_a_standby_can_be_repeated_until_it_is_answered() -> None:
+    limits = SessionLimits(idle=1e5, absolute=1e6)
+    with cluster(max_wal_senders="2") as server:
+        async with auth_store(server.new_database(), patience=1.0) as store:
+
+            async def refresh(seconds: float) -> Continued:
+                return await store.spend_refresh_token(
+                    b"1", b"2", b"seed %d" % seconds, now=now + seconds, limits=limits
+                )
+
+            now = time.time()
+            await store.add_account(Account("ann", Grants.of(), disabled=False), "hash")
+            await store.begin_session("s", "ann", b"1", since=0, now=now, limits=limits)
+            await asyncio.to_thread(wait_for, server, "absent")
+            for again in (0, 23, 46, 69):  # as a client comes that waits for as long as a refresh may take
+                with pytest.raises(AuthStoreUnavailable):
+                    await refresh(again)
+            await asyncio.to_thread(wait_for, server, "")
+            continued = await refresh(92)
+            assert (continued.session, continued.seed) == ("s", b"seed 0")
+            following = await store.spend_refresh_token(b"2", b"3", b"", now=now + 3600, limits=limits)
+            assert following.session == "s"
+
+
 async def revoke(url: str, session: str) -> None:
     async with auth_store(url) as store:
         await store.revoke([Revocation(Scope.SESSION, session, NEVER, time.time() + 600, time.time())])
@@ -219,8 +245,8 @@ async def revoked(url: str) -> list[str]:
 
 
 @asynccontextmanager
-async def auth_store(url: str) -> AsyncIterator[PostgresAuthStore]:
-    store = PostgresAuthStore(Database(url, timeout=60))
+async def auth_store(url: str, patience: float = 60) -> AsyncIterator[PostgresAuthStore]:
+    store = PostgresAuthStore(Database(url, timeout=patience))
     await store.open()
     try:
         yield store
