@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import httpx
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis
 from tornado import web
 from tornado.ioloop import IOLoop
 from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]
@@ -45,6 +47,12 @@ os.environ["SSL_CERT_DIR"] = str(Path(__file__).parent)
 vars(inspect.signature(httpx.get).parameters["timeout"].default).update(
     dict.fromkeys(("connect", "read", "write", "pool"), DEADLINE)
 )
+
+# How long examples take to be made up is the machine's affair, and not the tests'.
+hypothesis.register_profile(
+    "tests", hypothesis(), deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+hypothesis.load_profile("tests")
 
 # As in the Makefile: else each server of a test compiles the whole program at its start, in ten times the time.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
