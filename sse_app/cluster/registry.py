@@ -120,7 +120,7 @@ class Registry:
         """
         silence, forget = timedelta(seconds=SILENCE), timedelta(seconds=FORGET_TIME)
         beat = (self._name, self.number, self._place, VERSION, instance, said, silence, forget)
-        async with self.database.connection(ASK_TIMEOUT) as connection:
+        async with self.database.connection(ASK_TIMEOUT, apart=True) as connection:
             rows = await (await connection.execute(_BEAT, beat)).fetchall()
         return [Row(*row) for row in rows]
 

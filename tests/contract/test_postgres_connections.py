@@ -174,6 +174,10 @@ def test_queries_beyond_the_connections_there_are_wait_for_one_and_are_refused_i
             slow = [asyncio.create_task(ask(database, "SELECT pg_sleep(3)", within=60)) for _ in range(2)]
             await until_async(lambda: sleepers(server) == 2, "all connections are in use")
             assert await fail(database) < BOUND
+            assert database.available  # it answers those that have the connections
+            async with database.connection(BOUND, apart=True) as connection:
+                assert await (await connection.execute("SELECT 2")).fetchone() == (2,)
+            assert sleepers(server) == 2
             assert await ask(database, within=60) == 1
             await asyncio.gather(*slow)
 

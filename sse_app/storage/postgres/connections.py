@@ -97,12 +97,13 @@ class Pool:
 
     Args:
         url: as libpq takes it.
-        most: how many there are at most; who asks for one more waits.
+        most: how many there are at most; who asks for one more waits. One more is for what must not wait behind others.
     """
 
     def __init__(self, url: str, most: int) -> None:
         self._url = url
         self._places = asyncio.Semaphore(most)
+        self._place_apart = asyncio.Semaphore(1)
         self._waiting: list[tuple[float, Connection]] = []
         """Those that wait for a statement, each with the time of its return; the last is taken first."""
         self._generation = 0
@@ -116,14 +117,22 @@ class Pool:
         # Prepared statements belong to a session, and behind a pooler the next statement may come to another.
         return await Connection.connect(self._url, autocommit=True, prepare_threshold=None)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether who asks for a connection has to wait for one."""
+        return self._places.locked()
+
     @asynccontextmanager
-    async def connection(self) -> AsyncIterator[Connection]:
+    async def connection(self, apart: bool = False) -> AsyncIterator[Connection]:
         """Lend a connection; one that comes back in the middle of something is closed.
+
+        Args:
+            apart: whether it is the one more, which the others leave free.
 
         Raises:
             psycopg.OperationalError: none can be made.
         """
-        async with self._places:
+        async with self._place_apart if apart else self._places:
             generation = self._generation
             connection = await self._taken() or await self.connect()
             try:

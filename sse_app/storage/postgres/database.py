@@ -159,7 +159,9 @@ class Database:
                 await self._pool.empty()
 
     @asynccontextmanager
-    async def connection(self, within: float | None = None) -> AsyncIterator[Connection]:
+    async def connection(
+        self, within: float | None = None, *, apart: bool = False
+    ) -> AsyncIterator[Connection]:
         """Lend a connection, on which each statement is a transaction of its own (autocommit).
 
         What takes too long is given up; where the server does not answer that either, its connection with it.
@@ -167,6 +169,8 @@ class Database:
         Args:
             within: how many seconds it may take in all until there is a connection and the statements have ended;
                 the setting's where it is None.
+            apart: whether it has a connection that no other statement takes: commits may keep all others for as long as
+                they wait for the disk or a standby.
 
         Raises:
             DatabaseUnavailable: there is none, or it fails meanwhile; what was asked for may have been done, or may
@@ -179,7 +183,7 @@ class Database:
         try:
             async with asyncio.timeout(limit):
                 await self._not_away()
-                async with self._pool.connection() as lent:
+                async with self._pool.connection(apart) as lent:
                     if not self.available:  # since it waits for this one
                         raise DatabaseUnavailable("it is away")
                     yield lent
@@ -189,7 +193,8 @@ class Database:
                     lent.close()
                 )  # the server is a primary no more: the next connection is made to the one that is
             if lent is None:
-                self._is_away(text_of(error))
+                if apart or not self._pool.is_full:  # else it may answer those that have the connections
+                    self._is_away(text_of(error))
             elif lent.closed:
                 await self._pool.empty()  # the others are of the same time, and may be as dead
                 self._is_away(text_of(error))
