@@ -36,7 +36,7 @@ UNNEEDED_TABLES = 1000
 UNNEEDED_PATTERNS = 100
 """How many tables, and patterns whose channels all have one, may be kept beside twice as many as streams need.
 
-Whoever may open a stream may ask for any names, also for those of channels that do not exist.
+A client may ask for any names that it is allowed to, also for those of channels that do not exist.
 """
 
 MOST_SELECTIONS = 1000
@@ -189,7 +189,7 @@ class Conflation:
                     del self._reading[text]
 
     def _forget(self) -> None:
-        """Forget the patterns and tables that no stream needs and nobody waits for, where they are too many."""
+        """Forget the patterns and tables that no stream needs and no `read` waits for, where they are too many."""
         if len(self._tables) <= self._most_tables and len(self._patterns) <= self._most_patterns:
             return
         self._patterns = {text: pattern for text, pattern in self._patterns.items() if self._is_needed(text)}
