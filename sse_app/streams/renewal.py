@@ -61,7 +61,7 @@ class Renewal:
         found = {node: answer for node, answer in answers.by_node.items() if answer["streams"]}
         if not found and answers.missing:
             raise NodeSilent(self._cluster.noun, answers.missing)
-        channels = {channel for answer in found.values() for channel in answer["channels"]}
+        channels = dict.fromkeys(channel for answer in found.values() for channel in answer["channels"])
         ungranted = self._publisher.ungranted(claims.grants, channels)
         if any(answer["earlier"] > MAX_EARLIER for answer in found.values()):
             raise TooManyRenewals(
