@@ -36,7 +36,6 @@ def keep_values_out() -> None:
 
 
 def _cause(error: HTTPInputError) -> str:
-    match = _BEFORE_VALUE.match(
-        str(error)[:DETAIL_LENGTH]
-    )  # it looks ahead from each place: no more than so many
+    # It looks ahead from each place, so of a long text that would take long.
+    match = _BEFORE_VALUE.match(str(error)[:DETAIL_LENGTH])
     return loggable(match[0] if match else type(error).__name__, DETAIL_LENGTH)

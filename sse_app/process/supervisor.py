@@ -241,7 +241,7 @@ class Supervisor:
         return environment | self._fixed_variables()
 
     def _fixed_variables(self) -> dict[str, str]:
-        """Return the variables that say where state and events are, whatever the settings file says by now."""
+        """Return the variables that fix the state directory and the event log; the settings file may name others."""
         return {
             "SSE_APP_STATE_DIR": str(self._settings.state_dir),
             "SSE_APP_EVENT_LOG": str(self._settings.event_log),
