@@ -57,7 +57,9 @@ def test_its_thread_takes_no_signals(pipe: tuple[int, int]) -> None:
     lines_of(reading, lambda lines: len(lines) == 1)
     (thread,) = {thread.native_id for thread in threading.enumerate()} - before
     status = Path(f"/proc/self/task/{thread}/status").read_text()
-    blocked = int(re.search(r"^SigBlk:\s*([0-9a-f]+)$", status, re.MULTILINE)[1], 16)  # type: ignore[index]
+    found = re.search(r"^SigBlk:\s*([0-9a-f]+)$", status, re.MULTILINE)
+    assert found is not None
+    blocked = int(found[1], 16)
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2):
         assert blocked >> (number - 1) & 1
     assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
