@@ -114,6 +114,21 @@ def test_while_the_server_is_away_queries_fail_soon_and_when_it_is_back_they_suc
     run(test)
 
 
+def test_a_query_that_waits_until_the_server_is_back_waits_on_where_it_is_away_again_at_once(
+    server: Postgres,
+) -> None:
+    async def test() -> None:
+        async with opened(server.url()) as database:
+            database._is_away("as after an error")
+            asking = asyncio.ensure_future(ask(database, "SELECT 7"))
+            await asyncio.sleep(0)
+            database._back.set()
+            database._back.clear()
+            assert await asking == 7
+
+    run(test)
+
+
 def test_a_server_that_does_not_answer_holds_no_query_up_for_longer_than_it_may_take(
     server: Postgres,
 ) -> None:

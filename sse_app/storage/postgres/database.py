@@ -204,7 +204,10 @@ class Database:
         if self._users and not self.available:
             try:
                 async with asyncio.timeout(WAIT_WHILE_AWAY):
-                    await self._back.wait()
+                    while (
+                        self._users and not self.available
+                    ):  # it may be away again before the turn comes here
+                        await self._back.wait()
             except TimeoutError:
                 raise DatabaseUnavailable("it is away") from None
         if not self.available:
