@@ -224,7 +224,7 @@ class LogReplaced(SSEAppError):
         super().__init__("the log was replaced by another one, or by an earlier state of itself")
 
 
-def without_holes(page: Page, after: int, head: Callable[[], int]) -> Page:
+def without_holes(page: Page, after: int, head: Callable[[], int], left_out: int = 0) -> Page:
     """Return a page of all channels' events after a position, in which none is missing.
 
     Every event takes the next ``seq``, so one that is not there has been trimmed.
@@ -233,12 +233,13 @@ def without_holes(page: Page, after: int, head: Callable[[], int]) -> Page:
         page: the events.
         after: the position.
         head: returns the head of the log, of the moment of the page.
+        left_out: how many numbers between the position and the last event no event has had.
 
     Raises:
         EventsTrimmed: one is missing.
     """
     events = page.events
-    if events[-1].seq != after + len(events) if events else head() > after:
+    if events[-1].seq != after + left_out + len(events) if events else head() > after:
         raise EventsTrimmed(head())
     return page
 

@@ -39,9 +39,17 @@ class ReplayCache:
         self._ring: deque[Event] = deque()
 
     def add(self, events: list[Event]) -> None:
-        """Add events that follow the last one."""
+        """Add events that follow the last one; where numbers are left out, the ring begins anew after them."""
         if self._answers:
             self._forget_answers()  # the next replay goes up to a later event
+        before = self._ring[-1].seq if self._ring else events[0].seq - 1
+        if events[-1].seq != before + len(events):
+            self._ring.clear()
+            self._bytes = 0
+            last = events[-1].seq
+            events = [
+                event for place, event in enumerate(events, 1 - len(events)) if event.seq == last + place
+            ]
         self._ring.extend(events)
         for event in events:
             self._bytes += held_bytes(event)

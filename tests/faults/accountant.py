@@ -15,6 +15,9 @@ from tests.faults.journal import Answered, AnyRecord, Received, Sent
 from tests.faults.ledger import Event, Id, Ledger, Promises
 from tests.faults.verdict import Mistake, Verdict
 
+LEFT_OUT = 1_000_000_000
+"""How many numbers a standby leaves out when it is promoted and goes on with the ids, as docs/scaling.md says."""
+
 
 def account(
     publishers: Mapping[str, Iterable[AnyRecord]],
@@ -167,10 +170,10 @@ def _join_ids(ledger: Ledger, kept: Mapping[str, int]) -> None:
 
 
 def _check_numbers(ledger: Ledger) -> None:
-    """Check that there is an event of each number."""
+    """Check that there is an event of each number, but for those that a promoted standby leaves out."""
     numbers = [0] * ledger.promises.whole + sorted(id.seq for id in ledger.listed.values())
     for before, after in pairwise(numbers):
-        if after > before + 1:
+        if (after - before - 1) % LEFT_OUT:
             ledger.find(Mistake.LOST, "log", f"no event has the numbers from {before + 1} to {after - 1}")
 
 

@@ -200,7 +200,7 @@ BUGS = {
     "acknowledge before PostgreSQL has it on disk": Bug(
         [
             (
-                "sse_app/storage/postgres/sql/02_events.sql",
+                "sse_app/storage/postgres/sql/10_numbers_after_a_promotion.sql",
                 "IF current_setting('synchronous_commit') = 'off' THEN\n        PERFORM sse_app.wait_for_disk();",
                 "IF true THEN\n        PERFORM set_config('synchronous_commit', 'off', true);",
             )

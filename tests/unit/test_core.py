@@ -375,6 +375,24 @@ def test_recent_events_know_where_they_begin() -> None:
             assert recent.between(after, until, only_a, {}) == (odd, until)
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_recent_events_begin_anew_after_numbers_that_are_left_out(together: bool) -> None:
+    recent, interest = ReplayCache("e", max_bytes=10**7), interest_of(("a",))
+    hole = 10**9
+    events = [Event(seq, ChannelName("a"), "t", b"{}") for seq in (5, 6, 7 + hole, 8 + hole, 9 + hole)]
+    for added in [events] if together else [[event] for event in events]:
+        recent.add(added)
+    encoded = [recent.encode(event) for event in events]
+    assert recent.between(4, 9 + hole, interest, {}) is None
+    assert recent.between(6, 9 + hole, interest, {}) is None
+    assert recent.between(6 + hole, 9 + hole, interest, {}) == (b"".join(encoded[2:]), 9 + hole)
+    assert recent.between(7 + hole, 8 + hole, interest, {}) == (encoded[3], 8 + hole)
+    recent.add([Event(10 + hole, ChannelName("a"), "t", b"{}")])
+    page = recent.page(8 + hole, 10 + hole, interest, {})
+    assert page is not None
+    assert [event.seq for event in page.events] == [9 + hole, 10 + hole]
+
+
 def test_a_long_past_comes_in_pieces() -> None:
     recent = ReplayCache("e", max_bytes=10**7)
     channel = ChannelName("a")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import psycopg
+from psycopg.types.multirange import Multirange
 
 from sse_app.core.channels import ChannelName, ChannelPattern
 from sse_app.core.errors import EventLogUnavailable, StateError
@@ -69,12 +70,14 @@ class _Kept(NamedTuple):
         head: the ``seq`` of its last event.
         forgotten: that of the last event of any channel that was forgotten.
         trimmed: up to which ``seq`` it keeps no event of a channel.
+        holes: which ``seq`` no event has up to that, though one may have had it at a server before.
     """
 
     epoch: str
     head: int
     forgotten: int
     trimmed: dict[str, int]
+    holes: Multirange[int]
 
 
 class PostgresEventLog(EventLog):
@@ -319,7 +322,7 @@ class PostgresEventLog(EventLog):
             kept = await self._kept_reads.get((texts, after), lambda: self._kept(texts, after))
         if position.epoch != kept.epoch:
             return dict.fromkeys(texts, "log_replaced")
-        if position.seq > kept.head:
+        if position.seq > kept.head or any(seq in hole for hole in kept.holes):
             return dict.fromkeys(texts, "position_ahead")
         lost = [name for name, trimmed in kept.trimmed.items() if position.seq < trimmed]
         whole = [pattern.text for pattern in selection.patterns if position.seq < kept.forgotten]
@@ -329,11 +332,14 @@ class PostgresEventLog(EventLog):
 
     async def _kept(self, texts: tuple[str, ...], after: int) -> _Kept:
         asked_at = self._replacements
-        (epoch, head, forgotten), *rows = await self._query(
-            "SELECT name, trimmed, forgotten FROM sse_app.lost_after(%b::text[], %s)", list(texts), after
+        (epoch, head, forgotten, holes), *rows = await self._query(
+            "SELECT name, trimmed, forgotten, CASE WHEN forgotten IS NOT NULL THEN (SELECT holes FROM sse_app.log) END "
+            "FROM sse_app.lost_after(%b::text[], %s)",
+            list(texts),
+            after,
         )
         self._learned(epoch, head, asked_at)
-        return _Kept(epoch, head, forgotten, {name: trimmed for name, trimmed, _ in rows})
+        return _Kept(epoch, head, forgotten, {name: trimmed for name, trimmed, *_ in rows}, holes)
 
     async def replay(
         self,
@@ -433,7 +439,21 @@ class PostgresEventLog(EventLog):
             if self._replacements != asked_at:
                 raise LogReplaced
             page = Page([Event(*row[:6]) for row in rows], bool(rows) and rows[-1][6], False)
-            return without_holes(page, after, partial(int, head))
+            try:
+                return without_holes(page, after, partial(int, head))
+            except EventsTrimmed:
+                last = page.events[-1].seq if page.events else after
+                return without_holes(page, after, partial(int, head), await self._left_out(after, last))
+
+    async def _left_out(self, after: int, until: int) -> int:
+        """Return how many numbers after a position no event has, as a promoted standby leaves some out."""
+        ((count,),) = await self._query(
+            "SELECT coalesce(sum(upper(part) - lower(part)), 0)::bigint "
+            "FROM sse_app.log CROSS JOIN unnest(holes * int8multirange(int8range(%s, %s, '(]'))) AS part",
+            after,
+            until,
+        )
+        return int(count)
 
     async def _query(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
         """Return the rows of a statement.
