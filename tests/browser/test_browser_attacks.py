@@ -102,6 +102,7 @@ def test_a_retry_after_beyond_all_timers_makes_no_storm_of_requests(
     assert len(script.streams()) == 1
 
 
+@pytest.mark.ci
 def test_pings_that_come_at_a_slower_pace_than_was_learned_end_in_one_reconnect_not_in_a_loop(
     chrome: Chrome, script: ScriptedServer
 ) -> None:

@@ -214,6 +214,7 @@ def test_without_the_apis_each_tab_has_its_own_connection(chrome: Chrome, serve:
             assert tab.ids() == ids
 
 
+@pytest.mark.ci
 def test_the_lead_is_taken_from_a_tab_that_a_dialog_has_stopped_and_it_catches_up_afterwards(
     chrome: Chrome, serve: Start
 ) -> None:
@@ -337,6 +338,7 @@ def test_a_tab_that_closes_its_client_leaves_no_lock_and_no_connection(chrome: C
     assert [tab.run("client.readyState") for tab in tabs] == [2, 2]
 
 
+@pytest.mark.ci
 def test_a_follower_whose_user_logs_out_or_changes_by_a_function_of_the_page_follows_no_longer_than_a_token_lives(
     chrome: Chrome, serve: Start
 ) -> None:

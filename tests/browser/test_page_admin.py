@@ -304,6 +304,7 @@ def test_both_pages_recover_from_a_restart_and_the_charts_go_on(
             live(page)
 
 
+@pytest.mark.ci
 def test_two_dashboards_show_the_same_figures_and_one_that_comes_back_has_no_gap(
     chromium: Browser, start_server: Start
 ) -> None:

@@ -13,6 +13,7 @@ from tests.support.visitors import live, people, tab_to, visitor
 pytestmark = pytest.mark.browser
 
 
+@pytest.mark.ci
 def test_it_shows_who_is_on_a_channel_as_they_come_and_leave(chromium: Browser, start_server: Start) -> None:
     channels = ["dashboard", "alerts", {"pattern": "ticker", "public": True}, "desk.*"]
     server = start_server(CHANNELS=channels)

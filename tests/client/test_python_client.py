@@ -124,6 +124,7 @@ def test_where_renewal_is_refused_it_reconnects_and_misses_nothing(start_server:
     run(test())
 
 
+@pytest.mark.ci
 def test_a_server_that_stops_answering_is_found_out_within_two_and_a_half_pings(
     start_server: Start, tmp_path: Path
 ) -> None:

@@ -801,6 +801,7 @@ class EarlierVersion:
         self._database.close()
 
 
+@pytest.mark.ci
 @pytest.mark.gen_test
 async def test_a_process_of_the_version_before_may_write_beside_this_one(tmp_path: Path) -> None:
     path = tmp_path / "e.db"

@@ -126,6 +126,7 @@ def test_many_streams_that_expire_at_once_do_not_hold_others_up(start: Start, he
     until(lambda: all(ear.farewell == "token_expired" for ear in ears), "all end", 10)
 
 
+@pytest.mark.ci
 def test_the_next_process_ends_a_stream_when_this_one_would_have_although_the_clock_was_set_back(
     start: Start, hear: Hear
 ) -> None:

@@ -154,6 +154,7 @@ def test_the_channels_of_the_settings_are_those_of_transactions_also_after_a_rel
             publish(application, "x", '{"a": "' + 5000 * "b" + '"}', channel="dashboard")
 
 
+@pytest.mark.ci
 def test_a_session_that_holds_the_log_costs_http_a_503_and_no_event(
     nodes: list[ServerProcess], shop: Shop
 ) -> None:

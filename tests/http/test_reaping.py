@@ -232,16 +232,18 @@ def test_a_stream_over_its_backlog_is_ended_and_resumes_completely(start_server:
         with server.publisher() as publisher:
 
             def publish(first: int, last: int) -> None:
-                for number in range(first, last + 1):
-                    event = {"event": "big", "data": {"x": "x" * 50_000}}
-                    publisher.post("/api/v1/sse/dashboard", json=event).raise_for_status()
-                    while len(quick.numbers()) < number:
-                        assert quick.read()
+                event = {"channel": "dashboard", "event": "big", "data": {"x": "x" * 50_000}}
+                events = [event] * (last + 1 - first)
+                publisher.post("/api/v1/sse", json={"events": events}).raise_for_status()
+                while len(quick.numbers()) < last:
+                    assert quick.read()
 
-            publish(1, 20)  # 1 MB: the sockets take a part of it, the backlog 300 KB
+            publish(1, 10)  # 1 MB: the sockets take a part of it, the backlog 300 KB
+            publish(11, 20)  # together, as a stream that is ended has five seconds to read why
             while slow.read():
                 pass
-            publish(21, 40)
+            for number in range(21, 41):
+                publish(number, number)
         assert quick.numbers() == list(range(1, 41))
         assert ends(server, "slow_consumer") == 1
         assert slow.events[-1].type == "closing"

@@ -372,6 +372,7 @@ def test_after_a_restart_of_the_database_all_agree_again(machines: Machines) -> 
     until(lambda: machines.agree(4), "all agree again")
 
 
+@pytest.mark.ci
 def test_a_node_makes_at_most_two_queries_a_second_of_its_own(machines: Machines) -> None:
     database = machines.url.rpartition("/")[2]
 

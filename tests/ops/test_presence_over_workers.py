@@ -72,6 +72,7 @@ def test_users_are_counted_over_all_workers_and_come_and_leave_once(offices: lis
     until(lambda: changes(watching)[2:] == [("leave", "ann")], "the user has left")
 
 
+@pytest.mark.ci
 def test_it_is_true_again_soon_after_a_worker_has_died(
     offices: list[Office], workers: list[WorkerProcess]
 ) -> None:

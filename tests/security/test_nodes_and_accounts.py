@@ -91,6 +91,7 @@ def test_a_session_begun_at_one_node_goes_on_and_ends_at_the_other(
     desks: list[Desk], people: Callable[[], str]
 ) -> None:
     one, other = desks
+    admin = one.admin
     session = one.log_in(people())
     assert other.me(session.access) == one.me(session.access) == 200
     refreshed = other.refresh(session.refresh)
@@ -98,7 +99,7 @@ def test_a_session_begun_at_one_node_goes_on_and_ends_at_the_other(
     again = one.refresh(refreshed.refresh)
     ear = one.hear(again.stream)
     assert other.http.post("/api/v1/auth/logout", json={"refresh_token": again.refresh}).status_code == 204
-    assert_ended([ear], time.monotonic(), "revoked")
+    assert_ended([ear], time.monotonic(), "revoked", admin)
     assert one.try_refresh(again.refresh).status_code == 401
     until(lambda: one.me(again.access) == 401, "it has learned of it")
 
@@ -107,12 +108,13 @@ def test_a_refresh_token_that_comes_back_at_the_other_node_ends_the_session_on_a
     desks: list[Desk], people: Callable[[], str]
 ) -> None:
     one, other = desks
+    admin = one.admin
     session = one.log_in(people())
     second = other.refresh(session.refresh)
     third = one.refresh(second.refresh)
     ears = [desk.hear(third.stream) for desk in desks]
     assert other.try_refresh(session.refresh).status_code == 401
-    assert_ended(ears, time.monotonic(), "revoked")
+    assert_ended(ears, time.monotonic(), "revoked", admin)
     assert one.try_refresh(third.refresh).status_code == 401
 
 
@@ -173,6 +175,7 @@ def test_what_is_taken_back_at_one_node_ends_streams_of_the_other_within_a_secon
     cut: bool,
 ) -> None:
     one, other = desks
+    admin = one.admin
     name, bystander = people(), people()
     session = one.log_in(name)
     ear = other.hear(session.stream)
@@ -185,7 +188,7 @@ def test_what_is_taken_back_at_one_node_ends_streams_of_the_other_within_a_secon
                 "WHERE datname = current_database() AND pid <> pg_backend_pid()"
             )
     reason = take_back(one, name, session, ear)
-    assert_ended([ear], time.monotonic(), reason)
+    assert_ended([ear], time.monotonic(), reason, admin)
     assert other.stream_status(session.stream) in (401, 403)
     assert_go_on(other, quiet)
 

@@ -6,7 +6,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.client import HTTPException, HTTPResponse
@@ -240,14 +240,25 @@ LOOK = 0.2
 """Seconds that a look takes at the most with the pause before it, where nothing is held up."""
 
 
-def assert_ended(ears: list[Ear], since: float, reason: str) -> None:
-    """Check that streams have ended with that reason within a second, in which nothing was held up."""
+def assert_ended(ears: list[Ear], since: float, reason: str, admin: Mapping[str, str] | None = None) -> None:
+    """Check that streams have ended with that reason within a second, in which nothing was held up.
+
+    Args:
+        ears: have the streams.
+        since: when they were to end, by the monotonic clock.
+        reason: what they are told.
+        admin: who may see the audit trail there; by default a token that is signed with the server's own keys says so.
+    """
     held_up, looked = 0.0, since
+    audits = {
+        f"{server.url}/api/v1/admin/audit?limit=1": admin or bearer(server.access_token(admin=True))
+        for server in {ear.server for ear in ears}
+    }
 
     def ended() -> bool:
         nonlocal held_up, looked
-        for url in {ear.server.url for ear in ears}:
-            httpx.get(f"{url}/healthz", timeout=60)  # late where the server, or this process, was paused
+        for url, admin in audits.items():  # late where the server, its database, or this process was paused
+            httpx.get(url, headers=admin, timeout=60).raise_for_status()
         now = time.monotonic()
         held_up += max(0.0, now - looked - LOOK)
         looked = now
