@@ -108,7 +108,7 @@ def test_pings_that_come_at_a_slower_pace_than_was_learned_end_in_one_reconnect_
 ) -> None:
     ping = frame("ping", {})
     # Two pings at once tell a pace, also where this process pauses.
-    fast = Answer(body=connected() + 2 * ping, pings=0.5, hold=2.2)
+    fast = Answer(body=connected() + 2 * ping, pings=0.5, hold=1.2)
     script.answers = [fast, Answer(body=connected(), hold=HOURS)]
     tab = open_on(chrome, script)
     tab.wait("log.some((e) => e.reason === 'stalled')")

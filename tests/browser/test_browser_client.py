@@ -91,7 +91,7 @@ def test_a_server_that_stops_answering_is_noticed_within_2_5_ping_intervals(
         return noticed_after(chrome, server, interval)
 
     # A quarter of an interval is little time on a busy machine: there it may have to be a longer one.
-    assert any(0 < noticed(interval) < 2.5 for interval in (1.0, 2.0, 5.0))
+    assert any(0 < noticed(interval) < 2.5 for interval in (1.0, 2.0, 5.0, 10.0))
 
 
 def noticed_after(chrome: Chrome, server: ServerProcess, interval: float) -> float:
@@ -103,7 +103,7 @@ def noticed_after(chrome: Chrome, server: ServerProcess, interval: float) -> flo
     os.kill(server.process.pid, signal.SIGSTOP)
     try:
         stopped = tab.run("performance.now()")
-        tab.wait("log.some((e) => e.kind === 'reconnect')")
+        tab.wait("log.some((e) => e.kind === 'reconnect')", timeout=120_000)  # without a pace it takes 68 s
         (lost,) = tab.noted("reconnect")[:1]
         assert lost["reason"] == "stalled"
         noticed = float(lost["at"] - stopped) / 1000 / interval

@@ -343,13 +343,17 @@ def test_a_follower_whose_user_logs_out_or_changes_by_a_function_of_the_page_fol
     chrome: Chrome, serve: Start
 ) -> None:
     """Of a function nobody hears what it would return: it is asked as a stream of its own would ask it."""
-    # All are open before the first of them asks again, after five seconds.
+    # All have joined before the first of them asks again, after five seconds; the pages are there before.
     server = serve(AUTH__STREAM_LIFETIME=12)
     ann, bob = (server.access_token(subject=user, subscribe=f"alerts,user.{user}") for user in ("ann", "bob"))
     channels = ["alerts"]
-    leader = open_tabs(chrome, server, 1, access=[ann], channels=channels)[0]
-    changed = open_tabs(chrome, server, 1, access=[ann, bob, bob, bob, bob], channels=channels)[0]
-    gone = open_tabs(chrome, server, 1, access=[ann, "no token"], channels=channels)[0]
+    leader, changed, gone = tabs = [
+        chrome.open(server, options={"autoConnect": False}, access=access, channels=channels)
+        for access in ([ann], [ann, bob, bob, bob, bob], [ann, "no token"])
+    ]
+    for tab in tabs:
+        tab.run("client.connect()")
+        tab.opened()
     assert connections(server) == 1
     gone.wait("log.some((e) => e.kind === 'close')")
     assert [(entry["reason"], entry["status"]) for entry in gone.noted("close")] == [("token", 401)]

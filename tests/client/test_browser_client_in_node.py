@@ -131,7 +131,7 @@ async def _slow_event(pause: float, pieces: int) -> None:
         "/token": [status(200, b"one")],
     }
     async with Script(answers) as script:
-        options = {"url": script.url, "text": False, "pingInterval": 400}
+        options = {"url": script.url, "text": False, "pingInterval": 1500}
         async with node_clients([options]) as clients:
             told = await clients.noted(0, "event")
             assert told["text"] == "x" * pieces
@@ -140,7 +140,7 @@ async def _slow_event(pause: float, pieces: int) -> None:
 
 def test_an_event_that_takes_long_to_arrive_is_no_silence(built: str) -> None:
     """Over a slow line it takes more than the 2.25 ping intervals after which a silent stream is given up."""
-    run(_slow_event(pause=0.2, pieces=15))
+    run(_slow_event(pause=0.5, pieces=8))
 
 
 async def _slow_pings(pings: int) -> None:

@@ -95,7 +95,7 @@ def test_what_is_refused_on_demand_is_what_the_clients_raise() -> None:
                 with pytest.raises(Forbidden):
                     await publisher.publish("alerts", "a", {})
                 server.refuse("publish", 429, retry_after=30)
-                hasty = Publisher(server.url, "token", patience=0.5)
+                hasty = Publisher(server.url, "token", patience=20)
                 with pytest.raises(Unavailable, match="429"):
                     await hasty.publish("alerts", "a", {})
                 await hasty.aclose()
@@ -128,10 +128,11 @@ def test_a_token_is_renewed_and_presence_is_told() -> None:
                 Stream(server.url, "alerts") as anonymous,
             ):
                 await stream.opened()
-                await anonymous.opened()
+                await server.until(lambda server: any(each.token for each in server.streams))
                 first = next(each.token for each in server.streams if each.token)
-                await server.until(lambda server: server.asked.get("renewal", 0) >= 1)
-                assert first not in [each.token for each in server.streams]
+                await anonymous.opened()
+                await server.until(lambda server: first not in [each.token for each in server.streams])
+                assert server.asked["renewal"] >= 1
                 there = await presence(server.url, "alerts", session)
                 assert [(user.sub, user.streams) for user in there.users] == [("ann", 1)]
                 assert (there.count, there.anonymous) == (1, 1)

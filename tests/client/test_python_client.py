@@ -219,7 +219,7 @@ def test_what_is_refused_for_good_is_told_with_its_status(start_server: Start) -
             assert told.value.status in (400, 401, 403, 404)
             assert told.value.code
         assert fetched == 2
-        async with Stream(server.url, "alerts", server.stream_token("alerts", ttl=3)) as stream:
+        async with Stream(server.url, "alerts", server.stream_token("alerts", ttl=8)) as stream:
             with pytest.raises(Unauthorized, match="token_expired"):
                 await anext(stream)
 

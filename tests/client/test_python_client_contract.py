@@ -73,10 +73,12 @@ def test_it_resumes_after_the_last_id_that_came(sent: bytes, resumed: str | None
 def test_it_comes_back_after_the_time_that_the_server_has_sent() -> None:
     async def test() -> None:
         answers = [stream(b"retry: 800\n\nretry: soon\n\n"), stream(b"retry:1\n"), stream(None)]
-        async with Script({NEWS: answers}) as script, listen(script):
-            first, second, third = await script.came(NEWS, 3)
+        states: list[Connected | Waiting] = []
+        async with Script({NEWS: answers}) as script, listen(script, on_state=states.append):
+            first, second, _ = await script.came(NEWS, 3)
             assert second.at - first.at >= 0.8
-            assert third.at - second.at < second.at - first.at
+            waits = [state.delay for state in states if isinstance(state, Waiting)]
+            assert waits[0] >= 0.8 > waits[1]
 
     run(test())
 

@@ -151,7 +151,7 @@ def test_a_token_function_may_block_and_may_fail(server: ServerProcess) -> None:
     assert len(calls) == 2
     numbers = iter(())
     with (
-        Publisher(server.url, lambda: next(numbers), patience=2) as publisher,
+        Publisher(server.url, lambda: next(numbers)) as publisher,
         pytest.raises(RuntimeError, match="StopIteration"),
     ):
         publisher.publish("user.function", "e", {})
