@@ -396,7 +396,7 @@ class FakeState:
             raise Refused(404, "unknown_connection", "there is no such stream")
         for stream in renewed:
             stream.info = stream.info._replace(token=request.token)
-        return Answer(200, {"renewed": len(renewed), "expires_in": int(self._lifetime)})
+        return Answer(200, {"renewed": len(renewed), "expires_in": int(self._lifetime), "complete": True})
 
     def _presence(self, request: Request) -> Answer:
         self._check(request.token, "access")

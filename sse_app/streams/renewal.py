@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 from sse_app.auth.revocations import Revocations
 from sse_app.auth.tokens.claims import Claims, Lease
@@ -18,8 +18,20 @@ MAX_EARLIER = 32
 """How many earlier tokens of a stream may still be in force: a kick revokes all of them."""
 
 
+class Renewed(NamedTuple):
+    """What a renewal has done.
+
+    Args:
+        streams: how many last until the expiry of the fresh token.
+        missing: the nodes that did not answer; a stream that they have of the client goes on as it was.
+    """
+
+    streams: int
+    missing: tuple[str, ...]
+
+
 class Renewal:
-    """Renews the streams of a client, all or none.
+    """Renews the streams of a client, all or none, of those nodes that answer.
 
     Args:
         hub: whose streams are this node's.
@@ -45,8 +57,8 @@ class Renewal:
         cluster.answer("renewal.look", lambda node, payload: self._look(payload))
         cluster.answer("renewal.renew", lambda node, payload: self._renew(payload))
 
-    async def renew(self, client_id: str, claims: Claims) -> int:
-        """Let a client's streams last until the expiry of a fresh token, and return how many those are.
+    async def renew(self, client_id: str, claims: Claims) -> Renewed:
+        """Let a client's streams last until the expiry of a fresh token.
 
         They are those with that client id that have the token's subject and session.
 
@@ -68,7 +80,7 @@ class Renewal:
                 f"this stream has been renewed with {MAX_EARLIER} tokens that are still in force"
             )
         if not found:
-            return 0
+            return Renewed(0, ())
         renewing = asked | {"ungranted": ungranted}
         renewed = await self._cluster.ask("renewal.renew", renewing, to=list(found))
         counts = renewed.by_node.values()
@@ -76,7 +88,7 @@ class Renewal:
             raise TokenRefused("the token has been revoked", "revoked")
         if renewed.missing:
             raise NodeSilent(self._cluster.noun, renewed.missing)
-        return sum(map(int, counts))
+        return Renewed(sum(map(int, counts)), answers.missing)
 
     def _look(self, asked: dict[str, Any]) -> dict[str, Any]:
         """Return what is to be known of the streams of this node before any is renewed."""

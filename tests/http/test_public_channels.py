@@ -16,7 +16,7 @@ from sse_app.auth.tokens.grants import Grants
 from sse_app.auth.tokens.issuer import TokenKind
 from tests.support.minting import mint
 from tests.support.node_processes import node_processes
-from tests.support.people import bearer
+from tests.support.people import bearer, once_all_answer
 from tests.support.room import Room, first, listen, numbers, take
 from tests.support.server_process import ServerProcess, running
 from tests.support.waiting import until
@@ -216,18 +216,6 @@ def kick(server: ServerProcess, row: dict[str, Any], **body: object) -> int:
     assert once_all_answer(lambda: httpx.get(url, headers=admin, timeout=30)).json()["streams"] == 1
     answer = once_all_answer(lambda: httpx.post(url, json=body, headers=admin, timeout=30))
     return int(answer.raise_for_status().json()["kicked"])
-
-
-def once_all_answer(ask: Callable[[], httpx.Response]) -> httpx.Response:
-    """Ask, once more where another worker was too busy to answer in time: then nothing was done."""
-    answers: list[httpx.Response] = []
-
-    def has_answered() -> bool:
-        answers.append(ask())
-        return answers[-1].status_code != 503
-
-    until(has_answered, "all answer")
-    return answers[-1]
 
 
 def test_an_administrator_sees_them_and_can_end_one(room: Room) -> None:

@@ -245,7 +245,9 @@ def test_a_connection_made_in_the_pause_is_answered_not_refused(service: Service
     restarting = subprocess.Popen(
         ["systemctl", "--user", "restart", "sse-app.service"], env=service.manager.environment
     )
-    while restarting.poll() is None:
+    ends = False
+    while not ends:
+        ends = restarting.poll() is not None
         statuses.append(httpx.get(f"{service.url}/healthz", timeout=30).status_code)
     assert set(statuses) == {200}
 

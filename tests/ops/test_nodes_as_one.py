@@ -128,11 +128,14 @@ def test_every_node_counts_and_lists_the_streams_of_all_machines(machines: Machi
 def test_a_scrape_has_the_metrics_of_the_nodes_of_the_machine_that_is_asked(machines: Machines) -> None:
     spread(machines, 1, 2, 3)
     for site in machines.sites[:2]:
-        until(  # one may be too busy to answer in time
-            lambda site=site: samples(site, "node")["sse_app_streams"] == {"web2.1": 1, "web2.2": 2},  # type: ignore[misc]
-            "both answer",
-        )
-        found = samples(site, "node")
+        found: dict[str, dict[str, float]] = {}
+
+        def have_answered(site: Site = site, found: dict[str, dict[str, float]] = found) -> bool:
+            found.clear()
+            found.update(samples(site, "node"))  # one may be too busy to answer in time
+            return found["sse_app_streams"] == {"web2.1": 1, "web2.2": 2}
+
+        until(have_answered, "both answer")
         assert found["sse_app_node_up"] == {"web2.1": 1, "web2.2": 1}
         assert {name for name, values in found.items() if "" in values} == {"sse_app_log_head"}
     found = samples(machines.sites[2], "node")
@@ -390,7 +393,7 @@ def test_a_node_makes_at_most_two_queries_a_second_of_its_own(machines: Machines
     until(lambda: machines.postgres.execute("SELECT 1 FROM pg_stat_user_functions", database), "it counts")
     time.sleep(1.5)  # statistics are passed on once a second
     before, begun = beats(), time.monotonic()
-    time.sleep(5)
+    time.sleep(10)
     calls, seconds = beats() - before, time.monotonic() - begun
     assert 0.5 * 3 * seconds <= calls <= 2 * 3 * (seconds + 1.5)
 

@@ -25,7 +25,7 @@ def test_behind_pgbouncer_events_logins_and_replays_go_their_way(
     with pgbouncer(postgres, mode) as port:
         pooled = url.replace(str(postgres.port), str(port))
         settings: dict[str, Any] = {"POSTGRES__LISTEN_URL": url} if direct else {}
-        with nodes(tmp_path, [pooled] * 2, **settings) as (one, other):
+        with nodes(tmp_path, [pooled] * 2, POSTGRES__TIMEOUT=30, **settings) as (one, other):
             fleet = Fleet(other.port)
             try:
                 path = other.stream_url("dashboard", other.stream_token("dashboard"))

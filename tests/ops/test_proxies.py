@@ -279,7 +279,7 @@ def test_nginx_bounds_the_connections_and_the_requests_of_an_address_and_answers
     token = server.stream_token(CHANNEL)
     fewer = {
         "sse_app_connections 1200;": "sse_app_connections 3;",
-        "rate=100r/s": "rate=1r/s",
+        "rate=100r/s": "rate=1r/m",
         "burst=1200": "burst=20",
     }
     with nginx(server.port, certificate, tmp_path, fewer) as proxy, ExitStack() as stack:

@@ -163,7 +163,7 @@ def test_a_stop_in_the_middle_of_a_restart_ends_the_streams(service: Service) ->
     service.manager.systemctl("stop", "sse-app.service", "sse-app.socket")
     until(lambda: all(client.ended for client in clients), "the streams have ended")
     assert {client.ended for client in clients} == {"end of file"}
-    until(lambda: not Path(f"/proc/{standby(service)}").exists(), "the stand-in has gone", seconds=10)
+    until(lambda: not Path(f"/proc/{standby(service)}").exists(), "the stand-in has gone")
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.client import HTTPException, HTTPResponse
@@ -172,14 +172,7 @@ class Site:
 
     def renewed(self, token: str, client_id: str) -> httpx.Response:
         """Renew, once more where another worker or node was too busy to answer in time."""
-        answers: list[httpx.Response] = []
-
-        def has_answered() -> bool:
-            answers.append(self.renew(token, client_id))
-            return answers[-1].status_code != 503
-
-        until(has_answered, "all answer")
-        return answers[-1]
+        return once_all_answer(lambda: self.renew(token, client_id))
 
     def stream_token(self, access: str, *channels: str) -> httpx.Response:
         body = {"channels": channels} if channels else {}
@@ -196,6 +189,21 @@ class Site:
         for ear in self.ears:
             ear.leave()
         self.ears.clear()
+
+
+def once_all_answer(ask: Callable[[], httpx.Response]) -> httpx.Response:
+    """Ask, once more where another worker or node was too busy to answer in time; it does not do it later either."""
+    answers: list[httpx.Response] = []
+
+    def have_answered() -> bool:
+        answers.append(ask())
+        answer = answers[-1]
+        return answer.status_code != 503 and not (
+            answer.is_success and answer.json().get("complete") is False
+        )
+
+    until(have_answered, "all answer")
+    return answers[-1]
 
 
 def session_of(answer: httpx.Response) -> Session:

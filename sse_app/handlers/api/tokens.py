@@ -88,9 +88,16 @@ class RenewHandler(ApiHandler):
             raise TokenRefused("the token is about to expire", "expires within a second")
         self.node.tokens.require_not_kicked(claims)
         renewed = await self.node.renewal.renew(client_id, claims)
-        if not renewed:
+        if not renewed.streams:
             raise Refusal(404, "unknown_connection", "this session has no open stream with that client_id")
-        self.write_json({"renewed": renewed, "expires_in": expires_in})
+        self.write_json(
+            {
+                "renewed": renewed.streams,
+                "expires_in": expires_in,
+                "complete": not renewed.missing,
+                **self.node.cluster.naming_any(renewed.missing),
+            }
+        )
 
 
 class KeySetHandler(ApiHandler):
