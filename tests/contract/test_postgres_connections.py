@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import psycopg
 import pytest
@@ -68,6 +68,56 @@ def sleepers(server: Postgres) -> object:
     """Return how many connections are asleep."""
     ((count,),) = server.execute("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'")
     return count
+
+
+class LateEnds:
+    """Passes connections on to a server, and all that it says, but not that it has ended them.
+
+    So it is for a moment without this too: a process of the server says that it ends some time before it does.
+
+    Args:
+        server: where to.
+    """
+
+    def __init__(self, server: Postgres) -> None:
+        self._server = server
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.begun = self.ended = 0
+        """How many connections there were, and how many of them the server has ended."""
+
+    @asynccontextmanager
+    async def url(self) -> AsyncIterator[str]:
+        """Listen, and give the URL of the server here."""
+        listening = await asyncio.start_server(self._connection, "127.0.0.1", 0)
+        async with listening:
+            port = listening.sockets[0].getsockname()[1]
+            yield self._server.url().replace(f":{self._server.port}/", f":{port}/")
+        await asyncio.gather(*self._tasks)
+
+    async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        answers, server = await asyncio.open_connection(self._server.host, self._server.port)
+        self.begun += 1
+        said = asyncio.ensure_future(_copy(answers, writer))
+        said.add_done_callback(self._is_ended)
+        with suppress(ConnectionError):
+            await _copy(reader, server)
+        for end in (server, writer):
+            end.close()
+            with suppress(ConnectionError):
+                await end.wait_closed()
+        await asyncio.wait([said])
+
+    def _is_ended(self, _: object) -> None:
+        self.ended += 1
+
+
+async def _copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+    while piece := await source.read(65_536):
+        target.write(piece)
+        await target.drain()
 
 
 def run(test: Callable[[], Awaitable[None]]) -> None:
@@ -208,6 +258,23 @@ def test_a_connection_that_the_server_ends_while_it_waits_costs_nothing(server: 
                 "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE pid <> pg_backend_pid() "
                 "AND backend_type = 'client backend'",
             )
+            for _ in range(8):
+                assert await ask(database) == 1
+
+    run(test)
+
+
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
+def test_a_connection_of_which_the_server_has_said_that_it_ends_costs_nothing_also_before_it_has_ended(
+    server: Postgres, mode: str
+) -> None:
+    async def test() -> None:
+        late = LateEnds(server)
+        async with late.url() as url, opened(url) as database:
+            await fill(database)
+            await asyncio.to_thread(server.stop, mode)
+            await until_async(lambda: late.ended == late.begun, "all that the server has said is there")
+            await asyncio.to_thread(server.start)
             for _ in range(8):
                 assert await ask(database) == 1
 

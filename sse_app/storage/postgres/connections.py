@@ -18,6 +18,7 @@ from typing import Any
 
 import psycopg
 from psycopg import AsyncConnection, Notify
+from psycopg.errors import Diagnostic
 from psycopg.pq import TransactionStatus
 
 CANCEL_TIMEOUT = 1.0
@@ -29,6 +30,22 @@ IDLE_AGE = 60.0
 LAST_WORDS = 3
 """How often something is read from a connection that is not in use: what the server says last, and the end."""
 
+SESSION_ENDS = "57P"
+"""How the codes begin with which a server ends sessions; one that is stopped in immediate mode sends a warning."""
+
+
+class _Ending:
+    """Whether the server has said that it ends a connection: the socket ends only with the server's process."""
+
+    def __init__(self) -> None:
+        self.is_announced = False
+
+    def heed(self, notice: Diagnostic) -> None:
+        """Take a notice; an error is one too where no statement waits for its answer."""
+        is_fatal = notice.severity_nonlocalized in ("FATAL", "PANIC")
+        if is_fatal or (notice.sqlstate or "").startswith(SESSION_ENDS):
+            self.is_announced = True
+
 
 class Connection(AsyncConnection[tuple[Any, ...]]):
     """A connection whose statements end soon after they are given up, also where the server does not answer.
@@ -38,6 +55,11 @@ class Connection(AsyncConnection[tuple[Any, ...]]):
     """
 
     _cut: asyncio.TimerHandle | None = None
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._ending = _Ending()
+        self.add_notice_handler(self._ending.heed)
 
     async def wait(self, *arguments: Any, **options: Any) -> Any:
         """Wait for what was sent, as `AsyncConnection.wait` does."""
@@ -83,6 +105,9 @@ class Connection(AsyncConnection[tuple[Any, ...]]):
         poll = select.poll()
         poll.register(self.pgconn.socket, select.POLLIN)
         for _ in range(LAST_WORDS):
+            self.pgconn.is_busy()  # libpq looks then for notices in what it has read
+            if self._ending.is_announced:
+                return False
             if not poll.poll(0):
                 return True
             try:
