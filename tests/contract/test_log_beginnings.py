@@ -32,7 +32,7 @@ from sse_app.eventlog.base import (
 )
 from sse_app.eventlog.sqlite import expiry, reader
 from sse_app.eventlog.sqlite.log import SqliteEventLog
-from tests.support.log_processes import log_at
+from tests.support.log_processes import log_at, until_told
 from tests.support.waiting import until_async
 
 A, B, C = (ChannelName(f"room.{letter}") for letter in "abc")
@@ -283,6 +283,7 @@ async def test_another_retention_is_in_force_at_once(make: Make) -> None:
         await log.append([new(A), new(B), new(A), new(B), new(OTHER)])
         log.use(RetentionRules(Retention(size=4), [(ChannelPattern("room.a"), Retention(size=1))]))
         await until_kept(log, ["**"], [2, 3, 4, 5])
+        await until_told(log)
         log.use(Retention(size=3))
         await log.append([new(A)] * 5)
         await until_kept(log, ["**"], [2, 4, 5, 8, 9, 10])

@@ -1,8 +1,9 @@
 """Processes that open event logs on disk or in a database, and append to them as they are told.
 
 Each is ``python -m tests.support.log_processes SOCKET``, and listens on a Unix socket. A connection is one log that the
-process has open: its first line says which, each further one what to append. Several lines are worked on at once, and
-the log is closed when the connection is.
+process has open: its first line says which, each further one what to append or how much to keep; an empty list is
+answered when that is told where the log is. Several lines are worked on at once, and the log is closed when the
+connection is.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from sse_app.eventlog.postgres.log import PostgresEventLog
 from sse_app.eventlog.sqlite.log import SqliteEventLog
 from sse_app.storage.postgres.database import Database
 from tests.support.preloaded import module, start
-from tests.support.waiting import until
+from tests.support.waiting import until, until_async
 
 _LINE = 64 << 20
 """Bytes of the longest line."""
@@ -52,6 +53,10 @@ async def _use_a_log(reader: asyncio.StreamReader, writer: asyncio.StreamWriter)
     place, retention = json.loads(await reader.readline())
     log = log_at(place, _read(retention))
     tasks: set[asyncio.Task[None]] = set()
+
+    async def wait_until_told() -> None:
+        await until_told(log)
+        writer.write(json.dumps([0, [], None]).encode() + b"\n")
 
     async def append(number: int, events: list[list[Any]], key: list[str] | None) -> None:
         new = [
@@ -77,7 +82,7 @@ async def _use_a_log(reader: asyncio.StreamReader, writer: asyncio.StreamWriter)
         if isinstance(told, dict):
             log.use(_read(told))
             continue
-        task = asyncio.create_task(append(*told))
+        task = asyncio.create_task(append(*told) if told else wait_until_told())
         tasks.add(task)
         task.add_done_callback(tasks.discard)
     await asyncio.gather(*tasks)
@@ -106,6 +111,19 @@ def log_at(place: Path | str, retention: Retention | RetentionRules | None = Non
     if str(place).startswith("postgresql:"):
         return PostgresEventLog(Database(str(place)), retention)
     return SqliteEventLog(Path(place), retention)
+
+
+async def until_told(log: EventLog) -> None:
+    """Wait until each process that has a log open has told the database how much is kept, as it was asked to last.
+
+    Of several the last one counts, so one that is late would undo what another one is asked to keep later.
+    """
+    if isinstance(log, PostgresEventLog):
+        await until_async(lambda: log._retention_is_told, "the database has been told how much is kept")
+    elif isinstance(log, SharedEventLog):
+        await asyncio.gather(until_told(log.first), until_told(log.second))
+    elif isinstance(log, LogOfProcesses):
+        await asyncio.gather(until_told(log.first), *(other.until_told() for other in log.others))
 
 
 def type_of(error: Exception) -> str:
@@ -187,6 +205,12 @@ class RemoteLog:
         """Have so much of each channel kept from now on."""
         self._writer.write(json.dumps(_written(retention)).encode() + b"\n")
 
+    async def until_told(self) -> None:
+        """Do as the function of this name, in the other process."""
+        self._answers[0] = asyncio.get_running_loop().create_future()
+        self._writer.write(b"[]\n")
+        await self._answers[0]
+
     async def close(self) -> None:
         """Have the log closed."""
         self._writer.write_eof()
@@ -245,7 +269,7 @@ class LogOfProcesses(_ReadFromFirst):
         self, addresses: Collection[str], place: Path | str, retention: Retention | RetentionRules
     ) -> None:
         self.first = log_at(place, retention)
-        self._others = [RemoteLog(address, place, retention) for address in addresses]
+        self.others = [RemoteLog(address, place, retention) for address in addresses]
         self._appends = 0
         self._appended = EventId("", 0)
         self._open = False
@@ -259,25 +283,25 @@ class LogOfProcesses(_ReadFromFirst):
         return self.first.available
 
     async def open(self) -> None:
-        await asyncio.gather(self.first.open(), *(other.open() for other in self._others))
+        await asyncio.gather(self.first.open(), *(other.open() for other in self.others))
         self._open = True
 
     async def append(self, events: Sequence[NewEvent], key: IdempotencyKey | None = None) -> list[EventId]:
         if not self._open:
             raise errors.EventLogUnavailable("the event log is closed")
         self._appends += 1
-        ids = await self._others[self._appends % len(self._others)].append(events, key)
+        ids = await self.others[self._appends % len(self.others)].append(events, key)
         self._appended = max(self._appended, ids[-1], key=lambda id: id.seq)
         return ids
 
     def use(self, retention: Retention | RetentionRules) -> None:
         self.first.use(retention)
-        for other in self._others:
+        for other in self.others:
             other.use(retention)
 
     async def close(self) -> None:
         self._open = False
-        await asyncio.gather(self.first.close(), *(other.close() for other in self._others))
+        await asyncio.gather(self.first.close(), *(other.close() for other in self.others))
 
 
 def main() -> None:

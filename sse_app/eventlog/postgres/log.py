@@ -102,7 +102,7 @@ class PostgresEventLog(EventLog):
         self._memory = Memory(memory)
         self._retention = retention_rules(retention)
         self._retention_is_told = False
-        """Whether the database has been told how much is kept."""
+        """Whether the database has been told how much is kept, and has it in force."""
         self._tails = Tails(self._following)
         self._epoch = ""
         self._seq = 0
@@ -263,19 +263,16 @@ class PostgresEventLog(EventLog):
 
     async def _tell_retention(self) -> None:
         """Write to the database how much of each channel is kept."""
-        rules = [*self._retention.rules, (_ALL, self._retention.default)]
-        self._retention_is_told = True
-        try:
-            await self._query(
-                "SELECT sse_app.set_retention(%s::text[], %s::bigint[], %s::double precision[], %s)",
-                [pattern.text for pattern, _ in rules],
-                [kept.size for _, kept in rules],
-                [kept.age for _, kept in rules],
-                patience(self._database),
-            )
-        except EventLogUnavailable:
-            self._retention_is_told = False
-            raise
+        told = self._retention
+        rules = [*told.rules, (_ALL, told.default)]
+        await self._query(
+            "SELECT sse_app.set_retention(%s::text[], %s::bigint[], %s::double precision[], %s)",
+            [pattern.text for pattern, _ in rules],
+            [kept.size for _, kept in rules],
+            [kept.age for _, kept in rules],
+            patience(self._database),
+        )
+        self._retention_is_told = told is self._retention  # else other rules have come meanwhile
 
     # -- what callers ask -----------------------------------------------------------------------------------
 
