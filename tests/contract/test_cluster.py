@@ -20,14 +20,11 @@ from sse_app.cluster import link as links
 from sse_app.cluster import registry as registry_module
 from sse_app.cluster import workers as workers_module
 from sse_app.cluster.base import ASK_TIMEOUT, Answers, Cluster
-from tests.support.cluster_nodes import make_node
+from tests.support.cluster_nodes import LONG, make_node
 from tests.support.preloaded import module, start
 from tests.support.waiting import until_async
 
 pytestmark = pytest.mark.gen_test
-
-LONG = 30.0
-"""Seconds to wait for an answer that a test would not notice by chance: no machine is that busy."""
 
 
 class Kind:
@@ -127,7 +124,7 @@ async def test_each_node_asks_and_tells_all_others(kind: Kind) -> None:
         assert ten.peers() == (one.name, two.name)
         assert one.peers() == (two.name, ten.name)
         payload = {"text": "é", "bytes": b"\0", "list": [1, 2.5, None, True]}
-        assert await one.ask("echo", payload) == Answers(
+        assert await one.ask("echo", payload, LONG) == Answers(
             {
                 one.name: [one.name, payload, one.name],
                 two.name: [one.name, payload, two.name],
@@ -135,7 +132,7 @@ async def test_each_node_asks_and_tells_all_others(kind: Kind) -> None:
             },
             (),
         )
-        assert await one.ask("echo", 0, to=[ten.name]) == Answers({ten.name: [one.name, 0, ten.name]}, ())
+        assert await one.ask("echo", 0, LONG, [ten.name]) == Answers({ten.name: [one.name, 0, ten.name]}, ())
         told: list[Any] = []
         for node in (ten, one, two):
             node.answer("note", partial(lambda *members: told.append(members), node.name))
@@ -157,8 +154,8 @@ async def test_an_answer_may_take_its_time_and_others_come_meanwhile(kind: Kind)
             return payload
 
         two.answer("slow", slow)
-        waiting = asyncio.create_task(one.ask("slow", "late", to=[two.name]))
-        assert (await one.ask("echo", "soon", to=[two.name])).by_node == {
+        waiting = asyncio.create_task(one.ask("slow", "late", LONG, [two.name]))
+        assert (await one.ask("echo", "soon", LONG, [two.name])).by_node == {
             two.name: [one.name, "soon", two.name]
         }
         ready.set()
@@ -174,7 +171,7 @@ async def test_a_kind_that_is_not_known_or_fails_has_no_answer_and_is_not_waited
         for about in ("of a newer version", "broken", "large"):
             assert await one.ask(about, {}, LONG, [two.name]) == Answers({}, (two.name,))
         one.tell("of a newer version", {})
-        assert (await one.ask("echo", 1, to=[two.name])).by_node == {two.name: [one.name, 1, two.name]}
+        assert (await one.ask("echo", 1, LONG, [two.name])).by_node == {two.name: [one.name, 1, two.name]}
         assert time.monotonic() - begun < LONG
         with pytest.raises(ValueError, match="longer than"):
             one.tell("note", bytes(links.MAX_BYTES))
@@ -223,7 +220,7 @@ async def test_a_node_that_hangs_is_named_and_costs_the_full_wait_once(
 
             await until_async(answers_again, "it answers again")
             # What was asked in vain is not done late: the asker was told that it was not.
-            (heard,) = (await one.ask("count", to=[kind.name(3)])).by_node.values()
+            (heard,) = (await one.ask("count", None, LONG, [kind.name(3)])).by_node.values()
             assert heard <= 1 + answered, "a question was answered after its time"
     lines = [record.getMessage() for record in caplog.records]
     assert lines.count(kind.silent) == 1, lines
@@ -265,6 +262,6 @@ async def test_what_was_asked_of_a_node_that_is_handed_over_is_answered_by_its_s
             with kind.other(2, "after"):
                 before.kill()
                 assert (await asked).by_node == {kind.name(2): [one.name, "q", "after"]}
-                assert (await one.ask("echo", "q", to=[kind.name(2)])).by_node == {
+                assert (await one.ask("echo", "q", LONG, [kind.name(2)])).by_node == {
                     kind.name(2): [one.name, "q", "after"]
                 }

@@ -18,6 +18,7 @@ from sse_app.cluster.machines import LONGEST_NOTIFIED, Machines
 from sse_app.core.errors import StateError
 from sse_app.storage.postgres.database import Database
 from sse_app.storage.postgres.sealing import OVERHEAD, Seal
+from tests.support.cluster_nodes import LONG
 from tests.support.postgres import Postgres, cluster
 from tests.support.waiting import until_async
 
@@ -111,7 +112,7 @@ async def test_of_machines_that_start_at_once_each_has_a_number_and_a_name_has_o
         assert sorted(node.name for node in there) == [f"web{n}" for n in range(6)]
         assert sorted(node.number for node in there) == [1, 2, 3, 4, 5, 6]
         await until_async(lambda: all(len(node.peers()) == 5 for node in there), "all know each other")
-        answers = await asyncio.gather(*(node.ask("echo", 1) for node in there))
+        answers = await asyncio.gather(*(node.ask("echo", 1, LONG) for node in there))
         assert [answer.missing for answer in answers] == [()] * 6
     finally:
         for node in nodes:
@@ -143,18 +144,18 @@ async def test_a_place_has_its_name_at_once_also_while_its_process_before_serves
         await successor.open()
         assert successor.number == one.number
         # Until the successor is one of them, the process before is the node, and may stay it.
-        assert (await two.ask("echo", 1, to=["web1"])).by_node == {"web1": ["web2", 1]}
+        assert (await two.ask("echo", 1, LONG, ["web1"])).by_node == {"web1": ["web2", 1]}
         await asyncio.sleep(1.2)
-        assert (await one.ask("echo", 1)).missing == ()
+        assert (await one.ask("echo", 1, LONG)).missing == ()
         await successor.start()
         assert time.monotonic() - began < 4
         await until_async(lambda: one._retired, "the one before answers no more")
-        assert (await two.ask("echo", 2, to=["web1"])).by_node == {"web1": ["web2", 2]}
+        assert (await two.ask("echo", 2, LONG, ["web1"])).by_node == {"web1": ["web2", 2]}
         two.tell("note", "x")
         await until_async(lambda: successor.told == [("web2", "x")], "it is told")
         assert one.told == []
         await _end(one)  # the one before does not take its successor along
-        assert (await two.ask("echo", 3, to=["web1"])).by_node == {"web1": ["web2", 3]}
+        assert (await two.ask("echo", 3, LONG, ["web1"])).by_node == {"web1": ["web2", 3]}
         assert two.peers() == ("web1",)
         await _end(successor)
         await until_async(lambda: two.peers() == (), "it has left")
@@ -227,7 +228,7 @@ async def test_a_node_whose_name_was_taken_while_it_was_cut_off_is_silent_and_co
         assert (await one.ask("echo", 1)).missing == ("web2",)
         # The other one is silent by now: the name is this one's again.
         await until_async(lambda: not one._refused, "it is back")
-        assert (await one.ask("echo", 1)).missing == ()
+        assert (await one.ask("echo", 1, LONG)).missing == ()
     assert [record.getMessage() for record in caplog.records].count("node_name_taken") == 1
 
 
@@ -242,15 +243,15 @@ async def test_a_node_that_the_database_has_forgotten_is_there_again_with_its_nu
             return _execute(database_url, "SELECT number FROM sse_app.nodes WHERE name = 'web2'")
 
         await until_async(lambda: rows() == [(two.number,)], "it is there again")
-        assert (await one.ask("echo", 1)).missing == ()
+        assert (await one.ask("echo", 1, LONG)).missing == ()
 
 
 async def test_an_older_state_of_the_table_retires_no_node(database_url: str) -> None:
     async with _nodes(database_url, "web1", "web2") as (one, two):
         _execute(database_url, "UPDATE sse_app.nodes SET instance = 7, has_left = true, heard_at = 'epoch'")
         await asyncio.sleep(2.2)
-        assert (await one.ask("echo", 1)).missing == ()
-        assert (await two.ask("echo", 1)).missing == ()
+        assert (await one.ask("echo", 1, LONG)).missing == ()
+        assert (await two.ask("echo", 1, LONG)).missing == ()
 
 
 # -- strangers in the database -----------------------------------------------------------------------------------
@@ -262,14 +263,13 @@ async def test_what_others_in_the_database_notify_is_ignored(postgres: Postgres,
         postgres.execute("CREATE ROLE stranger LOGIN")
     stranger_url = postgres.url(database, "stranger")
     async with _nodes(database_url, "web1", "web2") as (one, two):
-        heard: list[str] = []
         stranger = await psycopg.AsyncConnection.connect(stranger_url, autocommit=True)
         async with stranger:
             await stranger.execute("LISTEN sse_app_cluster")
             two.tell("note", "a secret")
             await until_async(lambda: one.told == [("web2", "a secret")], "it is told")
-            async for notification in stranger.notifies(timeout=0.5):
-                heard.append(notification.payload)
+            heard = [each.payload async for each in stranger.notifies(timeout=60, stop_after=1)]
+            heard += [each.payload async for each in stranger.notifies(timeout=0.5)]
             assert heard
             assert not any(b"secret" in base64.b64decode(each) for each in heard)
             forged = msgspec.msgpack.encode(
@@ -287,7 +287,7 @@ async def test_what_others_in_the_database_notify_is_ignored(postgres: Postgres,
             ):
                 with pytest.raises(psycopg.errors.InsufficientPrivilege):
                     await stranger.execute(statement)
-        assert (await one.ask("echo", 1)).missing == ()
+        assert (await one.ask("echo", 1, LONG)).missing == ()
         await asyncio.sleep(0.1)
         assert one.told == [("web2", "a secret")], "what was recorded was taken again, or what was forged"
         assert one.peers() == ("web2",)
@@ -314,8 +314,6 @@ def test_a_seal_takes_only_what_was_sealed_with_its_secret() -> None:
 async def test_messages_of_any_length_come_whole_and_in_order_and_long_ones_are_deleted(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sse_app.cluster.machines.MESSAGE_TIME", 1.0)
-    monkeypatch.setattr(registry, "MESSAGE_TIME", 0.5)
     async with _nodes(database_url, "web1", "web2", "web3") as (one, two, three):
         sizes = [0, 10, LONGEST_NOTIFIED - 20, LONGEST_NOTIFIED, LONGEST_NOTIFIED + 1, 100_000, 5, 20_000, 1]
         for number, size in enumerate(sizes):
@@ -323,8 +321,13 @@ async def test_messages_of_any_length_come_whole_and_in_order_and_long_ones_are_
         for node in (two, three):
             await until_async(lambda node=node: len(node.told) == len(sizes), "all is told")
             assert [(number, len(each)) for _, (number, each) in node.told] == list(enumerate(sizes))
-        answer = await one.ask("echo", bytes(50_000), to=["web2"])
+        answer = await one.ask("echo", bytes(50_000), LONG, ["web2"])
         assert len(answer.by_node["web2"][1]) == 50_000
+        # They expire only now, when all have been read; a node looks for those some time after it has stored one.
+        monkeypatch.setattr("sse_app.cluster.machines.MESSAGE_TIME", 1.0)
+        monkeypatch.setattr(registry, "MESSAGE_TIME", 0.5)
+        one._sweep_at = None
+        one.tell("note", [len(sizes), bytes(20_000)])
         await until_async(
             lambda: _execute(database_url, "SELECT count(*) FROM sse_app.messages") == [(0,)],
             "they are deleted",
@@ -339,7 +342,7 @@ async def test_messages_of_any_length_come_whole_and_in_order_and_long_ones_are_
 async def test_while_the_database_is_away_the_others_are_missing_and_nothing_raises_or_waits() -> None:
     with cluster() as postgres:
         async with _nodes(postgres.new_database(), "web1", "web2") as (one, two):
-            assert (await one.ask("echo", 1)).missing == ()
+            assert (await one.ask("echo", 1, LONG)).missing == ()
             for how in ("fast", "immediate"):
                 await asyncio.to_thread(postgres.stop, how)
                 began = time.monotonic()

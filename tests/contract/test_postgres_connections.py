@@ -64,9 +64,9 @@ async def fill(database: Database, connections: int = 4) -> None:
     await asyncio.gather(*(ask(database, "SELECT pg_sleep(0.1)", within=60) for _ in range(connections)))
 
 
-def sleepers(server: Postgres) -> object:
-    """Return how many connections are asleep."""
-    ((count,),) = server.execute("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'")
+def held_up(server: Postgres) -> object:
+    """Return how many queries wait for an advisory lock."""
+    ((count,),) = server.execute("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'advisory'")
     return count
 
 
@@ -217,7 +217,11 @@ def test_a_task_that_is_cancelled_while_the_server_does_not_answer_ends_soon(ser
     run(test)
 
 
-def test_a_slow_query_is_cancelled_at_the_server_and_costs_no_connection(server: Postgres) -> None:
+def test_a_slow_query_is_cancelled_at_the_server_and_costs_no_connection(
+    server: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sse_app.storage.postgres.connections.CANCEL_TIMEOUT", 30.0)
+
     async def test() -> None:
         async with opened(server.url(), connections=1) as database:
             pid = await ask(database, "SELECT pg_backend_pid()")
@@ -236,17 +240,25 @@ def test_queries_beyond_the_connections_there_are_wait_for_one_and_are_refused_i
 ) -> None:
     async def test() -> None:
         async with opened(server.url(), connections=2) as database:
-            slow = [asyncio.create_task(ask(database, "SELECT pg_sleep(3)", within=60)) for _ in range(2)]
-            await until_async(lambda: sleepers(server) == 2, "all connections are in use")
+            slow = [
+                asyncio.create_task(ask(database, "SELECT pg_advisory_xact_lock_shared(1)", within=60))
+                for _ in range(2)
+            ]
+            await until_async(lambda: held_up(server) == 2, "all connections are in use")
             assert await fail(database) < BOUND
             assert database.available  # it answers those that have the connections
             async with database.connection(BOUND, apart=True) as connection:
                 assert await (await connection.execute("SELECT 2")).fetchone() == (2,)
-            assert sleepers(server) == 2
-            assert await ask(database, within=60) == 1
+            assert held_up(server) == 2
+            waiting = asyncio.create_task(ask(database, within=60))
+            await asyncio.sleep(0)
+            holder.execute("SELECT pg_advisory_unlock(1)")
+            assert await waiting == 1
             await asyncio.gather(*slow)
 
-    run(test)
+    with psycopg.connect(server.url(), autocommit=True) as holder:
+        holder.execute("SELECT pg_advisory_lock(1)")
+        run(test)
 
 
 def test_a_connection_that_the_server_ends_while_it_waits_costs_nothing(server: Postgres) -> None:

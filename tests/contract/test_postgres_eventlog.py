@@ -254,15 +254,19 @@ def test_a_commit_that_waits_for_a_standby_is_no_success_and_the_key_resolves_it
         return int(str(found[0][0]))
 
     async def run() -> None:
-        async with opened(url, query_timeout=1.0) as log:
+        database = Database(url, timeout=60.0)
+        async with opened(database) as log:
             await log.append([new()])
             await asyncio.to_thread(wait_for, server, "absent")
+            database.timeout = 1.0
 
             async def refused() -> bool:
                 try:
                     await log.append([new(B)])  # until the setting is in force
-                except EventLogUnavailable:
-                    return True
+                except EventLogUnavailable:  # which a machine that stands still may bring about too
+                    return server.execute(
+                        "SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+                    ) == [(True,)]
                 return False
 
             await until_async(refused, "a commit waits")
@@ -282,6 +286,7 @@ def test_a_commit_that_waits_for_a_standby_is_no_success_and_the_key_resolves_it
             assert kinds == {EventLogUnavailable}
             assert not log.available
             assert waiting() <= 3  # what waits for the first one is refused, and not left behind
+            database.timeout = 60.0
             seen = (await log.replay([B], 0, 99, 99)).events
             assert len(seen) == log.head.seq - 1  # what was not acknowledged is sent to no client
             await asyncio.to_thread(wait_for, server, "")
@@ -330,10 +335,12 @@ def test_a_wait_for_a_standby_that_an_administrator_cancels_is_no_success(
 @pytest.mark.gen_test
 @pytest.mark.expects_logs("event_log_unavailable")
 async def test_an_append_whose_row_is_locked_is_refused_in_time_and_not_stored_later(
-    database_url: str, caplog: pytest.LogCaptureFixture
+    database_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO)
-    async with opened(database_url, query_timeout=1.0) as log:
+    # The server refuses it long before this process would give it up, of which nothing could be said.
+    monkeypatch.setattr("sse_app.eventlog.postgres.appends.patience", lambda _: 800)
+    async with opened(database_url, query_timeout=10.0) as log:
         await log.append([new()])
         with psycopg.connect(database_url) as holder:
             holder.execute("SELECT FROM sse_app.log FOR UPDATE")
@@ -405,8 +412,10 @@ async def test_a_notification_that_another_role_has_made_up_changes_nothing(data
 
 @pytest.mark.gen_test
 async def test_a_small_commit_reaches_another_node_without_a_query_of_it(database_url: str) -> None:
-    database = Database(database_url, connections=1)
+    # Its looks at the log wait until the test gives the connection back.
+    database = Database(database_url, connections=1, timeout=60.0)
     async with opened(database_url) as log, opened(database) as other, aclosing(other.tail(0)) as tail:
+        await until_async(lambda: database.listener.connected, "it listens")
         await log.append([new(A, '{"n":1}')])
         assert [event.seq for event in await asyncio.wait_for(anext(tail), 20)] == [1]
         async with database.connection():  # the only one that it has
@@ -510,14 +519,25 @@ async def test_appends_and_the_tail_use_indexes_also_where_they_began_on_empty_t
 
 
 @pytest.mark.gen_test
-async def test_a_listener_that_is_lost_costs_no_event(database_url: str) -> None:
-    async with opened(database_url) as log, opened(database_url) as other, aclosing(log.tail(0)) as tail:
+async def test_a_listener_that_is_lost_costs_no_event(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Else the last statement of the connection that listens is another one after a while.
+    monkeypatch.setattr("sse_app.storage.postgres.listener.LIVENESS_INTERVAL", 3600.0)
+    listening = "FROM pg_stat_activity WHERE query LIKE 'LISTEN%' AND datname = current_database()"
+    databases = [Database(database_url) for _ in range(2)]
+
+    def both_listen() -> bool:
+        connected = all(database.listener.connected for database in databases)
+        return connected and rows(database_url, f"SELECT count(*) {listening}") == [(2,)]
+
+    log_of, other_of = map(opened, databases)
+    async with log_of as log, other_of as other, aclosing(log.tail(0)) as tail:
         seen: list[int] = []
         for number in range(1, 6):
-            rows(
-                database_url,
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'",
-            )
+            await until_async(both_listen, "both listen")
+            ended = rows(database_url, f"SELECT pg_terminate_backend(pid, 60000) {listening}")
+            assert ended == [(True,), (True,)]
             await other.append([new()] * number)
             while len(seen) < number * (number + 1) // 2:
                 seen += [event.seq for event in await asyncio.wait_for(anext(tail), 20)]

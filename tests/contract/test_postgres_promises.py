@@ -303,7 +303,8 @@ def test_after_a_crash_of_the_database_there_is_all_that_was_acknowledged(commit
 async def test_a_refresh_whose_commit_waits_for_a_standby_can_be_repeated_until_it_is_answered() -> None:
     limits = SessionLimits(idle=1e5, absolute=1e6)
     with cluster(max_wal_senders="2") as server:
-        async with auth_store(server.new_database(), patience=1.0) as store:
+        database = Database(server.new_database(), timeout=60.0)
+        async with auth_store(database) as store:
 
             async def refresh(seconds: float) -> Continued:
                 return await store.spend_refresh_token(
@@ -314,10 +315,13 @@ async def test_a_refresh_whose_commit_waits_for_a_standby_can_be_repeated_until_
             await store.add_account(Account("ann", Grants.of(), disabled=False), "hash")
             await store.begin_session("s", "ann", b"1", since=0, now=now, limits=limits)
             await asyncio.to_thread(wait_for, server, "absent")
+            database.timeout = 1.0
             for again in (0, 23, 46, 69):  # as a client comes that waits for as long as a refresh may take
                 with pytest.raises(AuthStoreUnavailable):
                     await refresh(again)
+            database.timeout = 60.0
             await asyncio.to_thread(wait_for, server, "")
+            await until_async(lambda: database.available, "it answers again")
             continued = await refresh(92)
             assert (continued.session, continued.seed) == ("s", b"seed 0")
             following = await store.spend_refresh_token(b"2", b"3", b"", now=now + 3600, limits=limits)
@@ -335,8 +339,8 @@ async def revoked(url: str) -> list[str]:
 
 
 @asynccontextmanager
-async def auth_store(url: str, patience: float = 60) -> AsyncIterator[PostgresAuthStore]:
-    store = PostgresAuthStore(Database(url, timeout=patience))
+async def auth_store(place: str | Database) -> AsyncIterator[PostgresAuthStore]:
+    store = PostgresAuthStore(Database(place, timeout=60.0) if isinstance(place, str) else place)
     await store.open()
     try:
         yield store

@@ -89,12 +89,17 @@ def test_a_server_that_does_not_answer_is_named_without_the_password() -> None:
     asyncio.run(start())
 
 
-def test_a_query_that_takes_too_long_is_given_up_and_the_next_one_is_answered(database_url: str) -> None:
+def test_a_query_that_takes_too_long_is_given_up_and_the_next_one_is_answered(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sse_app.storage.postgres.connections.CANCEL_TIMEOUT", 30.0)
+
     async def start() -> None:
         database = Database(database_url, timeout=0.5)
         await database.open()
         with pytest.raises(DatabaseUnavailable):
             await _value(database, b"SELECT pg_sleep(60)")
+        database.timeout = 60.0
         assert await _value(database, b"SELECT 1") == 1
         assert database.available
         await database.close()
@@ -102,7 +107,11 @@ def test_a_query_that_takes_too_long_is_given_up_and_the_next_one_is_answered(da
     asyncio.run(start())
 
 
-def test_notifications_are_heard_and_a_lost_connection_is_told(database_url: str) -> None:
+def test_notifications_are_heard_and_a_lost_connection_is_told(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Else the last statement of the connection that listens is another one after a while.
+    monkeypatch.setattr("sse_app.storage.postgres.listener.LIVENESS_INTERVAL", 3600.0)
     heard: list[str] = []
     missed: list[bool] = []
 
@@ -116,9 +125,10 @@ def test_notifications_are_heard_and_a_lost_connection_is_told(database_url: str
         await _value(database, b"SELECT pg_notify('sse_app_test', 'one')")
         await until_async(lambda: heard == ["one"], "it has heard")
         with psycopg.connect(database_url, autocommit=True) as connection:
-            connection.execute(
+            ended = connection.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'"
             )
+            assert (True,) in ended.fetchall()
         await until_async(lambda: missed == [True, False, True], "it listens again")
         await _value(database, b"SELECT pg_notify('sse_app_test', 'two')")
         await until_async(lambda: heard == ["one", "two"], "it has heard again")

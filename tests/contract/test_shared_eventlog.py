@@ -176,7 +176,6 @@ async def test_of_a_hundred_processes_that_are_killed_nothing_acknowledged_is_lo
 async def test_a_process_that_is_stopped_with_the_lock_costs_the_others_a_bounded_time_and_stores_nothing_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sse_app.eventlog.sqlite.writer.LOCK_TIMEOUT", 1.0)
     path = tmp_path / "e.db"
     appender = Appender(path, "b", 0)
     try:
@@ -184,6 +183,7 @@ async def test_a_process_that_is_stopped_with_the_lock_costs_the_others_a_bounde
             follower = Follower(log)
             await until_async(lambda: len(appender.ids) > 5, "others append")
             await log.append([new(A, '{"n":0}')])
+            monkeypatch.setattr("sse_app.eventlog.sqlite.writer.LOCK_TIMEOUT", 1.0)
             await asyncio.to_thread(appender.stop_with_the_lock)
             begun = time.monotonic()
             answers = await asyncio.gather(
@@ -198,6 +198,7 @@ async def test_a_process_that_is_stopped_with_the_lock_costs_the_others_a_bounde
                 await log.append([new(A, '{"n":20}')])
             assert not log.available
             assert await log.lost([A], log.head) == {}  # what is stored can be read
+            monkeypatch.undo()
             appender.resume()
             await until_async(lambda: log.available, "the log is available again")
             (last,) = await log.append([new(A, '{"n":21}')])
@@ -257,20 +258,21 @@ async def test_what_has_waited_too_long_behind_others_is_refused_and_not_stored(
 async def test_a_log_is_closed_and_opened_in_a_bounded_time_while_a_stopped_process_has_the_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sse_app.eventlog.sqlite.writer.LOCK_TIMEOUT", 1.0)
-    monkeypatch.setattr("sse_app.eventlog.sqlite.lock.OPEN_TIMEOUT", 1.0)
     path = tmp_path / "e.db"
     appender = Appender(path, "b", 0)
     try:
         async with opened(path) as log:
             await until_async(lambda: len(appender.ids) > 5, "others append")
+            monkeypatch.setattr("sse_app.eventlog.sqlite.writer.LOCK_TIMEOUT", 1.0)
             await asyncio.to_thread(appender.stop_with_the_lock)
             append = asyncio.create_task(log.append([new()]))
             await asyncio.sleep(0.1)
         with pytest.raises(EventLogUnavailable):
             await append
+        monkeypatch.setattr("sse_app.eventlog.sqlite.lock.OPEN_TIMEOUT", 1.0)
         with pytest.raises(StateError, match=r"another process has held .*e\.db-lock for 1 second"):
             await SqliteEventLog(path).open()
+        monkeypatch.undo()
         appender.resume()
         await asyncio.to_thread(appender.stop)
         async with opened(path) as log:
@@ -721,7 +723,10 @@ async def test_the_write_ahead_log_stays_bounded_while_much_is_erased_at_once(tm
 
 
 @pytest.mark.gen_test
-async def test_a_commit_of_another_process_does_not_have_all_channels_read(tmp_path: Path) -> None:
+async def test_a_commit_of_another_process_does_not_have_all_channels_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "ALONE_INTERVAL", 3600)  # a look whether others have the log open counts all
     path = tmp_path / "e.db"
     async with opened(path) as one, opened(path) as other:
         for begin in range(0, 5000, 500):

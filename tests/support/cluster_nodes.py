@@ -15,6 +15,9 @@ from sse_app.cluster.machines import Machines
 from sse_app.cluster.workers import Workers
 from sse_app.storage.postgres.database import Database
 
+LONG = 30.0
+"""Seconds to wait for an answer that a test would not notice by chance: no machine is that busy."""
+
 
 def make_node(kind: str, number: int, where: str) -> Cluster:
     """Return a node that has not joined yet.
