@@ -314,8 +314,17 @@ async def test_a_refresh_whose_commit_waits_for_a_standby_can_be_repeated_until_
             now = time.time()
             await store.add_account(Account("ann", Grants.of(), disabled=False), "hash")
             await store.begin_session("s", "ann", b"1", since=0, now=now, limits=limits)
+
+            async def waits() -> bool:
+                try:
+                    await store.revoke([Revocation(Scope.SESSION, "other", NEVER, now + 600, now)])
+                except AuthStoreUnavailable:
+                    return True
+                return False
+
             await asyncio.to_thread(wait_for, server, "absent")
             database.timeout = 1.0
+            await until_async(waits, "a commit waits")  # the setting is in force a little later
             for again in (0, 23, 46, 69):  # as a client comes that waits for as long as a refresh may take
                 with pytest.raises(AuthStoreUnavailable):
                     await refresh(again)
