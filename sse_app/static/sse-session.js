@@ -4,6 +4,7 @@
 
 const AUTH = "/api/v1/auth";
 const TIMEOUT = 15_000; // ms for an answer
+const SOON = 10_000; // ms after which a refresh is asked for again that the server could not do in time
 const REPEATED = 4000; // ms after which a refresh is asked for again: for 30 s the server repeats what it answered
 const TURN = 10_000; // ms after which a tab waits no longer for one that stands still
 
@@ -206,10 +207,19 @@ export class Session extends EventTarget {
         else this.#end(login, "user", sub);
       } catch (error) {
         if (error.status === 401) this.#end(login, "expired");
+        if (error.status === 503) this.#renewSoon(login); // it may have been done, and can be repeated for 30 s
         throw error;
       }
     };
     await (this.#cookie ? this.#inTurn(renew) : renew());
+  }
+
+  #renewSoon(login) {
+    const again = () => {
+      login.staleAt = 0;
+      this.#access(login).catch(() => {});
+    };
+    setTimeout(again, SOON * (1 + Math.random() / 4)).unref?.(); // Node ends all the same
   }
 
   /** Spends a refresh token. It works once; only where the answer is lost the same is asked for once more, at once. */

@@ -18,7 +18,7 @@ from tests.support.browser import PATIENCE, Chrome, ClientPage, Start, publish, 
 from tests.support.browser_logins import PASSWORD, log_in, open_tab, reasons, start
 from tests.support.programs import require
 from tests.support.server_process import ROOT
-from tests.support.waiting import DEADLINE
+from tests.support.waiting import DEADLINE, until
 
 pytestmark = pytest.mark.browser
 
@@ -142,6 +142,32 @@ def test_no_failure_of_the_network_or_the_server_ends_a_session(
     assert tab.run("failed(session.streamToken(['alerts']))")["status"] == 0
     chrome.context.unroute("**/auth/**")
     assert tab.run("session.streamToken(['alerts'])")
+    assert reasons(tab) == []
+
+
+def test_a_refresh_that_was_answered_503_is_soon_repeated_for_it_may_have_been_done(
+    chrome: Chrome, serve: Start
+) -> None:
+    server = start(serve, AUTH__ACCESS_LIFETIME=60)
+    tab = open_tab(chrome, server, "localhost", "ann")
+    tab.run("window.setTimeout = ((set) => (act, ms) => set(act, ms / 20))(setTimeout)")
+    tab.run("performance.now = ((now) => () => now.call(performance) + 40_000)(performance.now)")
+    headers = {"Access-Control-Allow-Origin": chrome.origin, "Access-Control-Allow-Credentials": "true"}
+    done: list[int] = []
+
+    def answer_late(route: Route) -> None:
+        done.append(route.fetch().status)
+        route.fulfill(status=503, headers=headers)
+
+    refreshes = Refreshes(chrome)
+    chrome.context.route("**/auth/refresh", answer_late, times=2)
+    assert tab.run("session.streamToken(['alerts'])")
+    until(
+        lambda: bool(tab.run("true")) and len(refreshes.tokens) == 3, "it is asked for until it is answered"
+    )
+    assert done == [200, 200]
+    assert tab.run("session.streamToken(['alerts'])")
+    assert len(refreshes.tokens) == 3
     assert reasons(tab) == []
 
 

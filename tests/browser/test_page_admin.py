@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, Route
 
 from tests.support.browser import Start
 from tests.support.fleet import Fleet
@@ -268,10 +268,23 @@ def test_the_history_of_a_pattern_goes_on_live_with_events_of_any_type_and_data(
         page.wait_for_selector(f"{history} [role=status]:has-text('live')")
         publish("user.admin.new", "never.heard.of", "<b>a text</b>\nof two lines")
         page.wait_for_selector(".events li:nth-child(4)")
+        refused: list[str | None] = []
+
+        def refuse_once(route: Route) -> None:
+            body = route.request.post_data
+            if refused or "user.admin" not in str(body):
+                route.continue_()
+            else:
+                refused.append(body)
+                route.fulfill(status=503, json={"error": {"code": "unavailable", "message": "not now"}})
+
+        page.route("**/auth/stream-token", refuse_once)
         server.kill()
         server.start()
         publish("user.admin.0", "last", None, final=True)
         page.wait_for_selector(".events li:nth-child(5)")
+        assert len(refused) == 1
+        boss.trouble.clear()  # the browser notes the refusal
         shown = page.eval_on_selector_all(
             ".events li",
             "(all) => all.map((one) => [...one.querySelectorAll('strong, pre')].map((e) => e.textContent))",
@@ -283,6 +296,25 @@ def test_the_history_of_a_pattern_goes_on_live_with_events_of_any_type_and_data(
         page.click(f"{history} button:has-text('Live')")
         page.wait_for_selector(f"{history} [role=status]:has-text('has ended')")
         page.wait_for_selector(f"{history} button[aria-pressed=false]")
+
+
+@pytest.mark.slow
+def test_a_double_click_for_older_entries_of_the_audit_trail_shows_each_once(
+    chromium: Browser, start_server: Start
+) -> None:
+    server = start(start_server)
+    with visitor(chromium, server) as boss:
+        admin = {"Authorization": f"Bearer {server.access_token(admin=True)}"}
+        for number in range(30):
+            body = {"token_id": f"t-{number}"}
+            assert httpx.post(f"{server.url}/api/v1/admin/revocations", json=body, headers=admin).is_success
+        page = boss.open("/admin")
+        rows = "section[aria-labelledby=audit-title] tbody tr"
+        page.wait_for_selector(f"{rows}:nth-child(25)")
+        page.dblclick("section[aria-labelledby=audit-title] button:has-text('Older')")
+        page.wait_for_selector(f"{rows}:has-text('t-0')")
+        shown = [text for text in page.locator(f"{rows} td:nth-child(5)").all_inner_texts() if "t-" in text]
+        assert shown == [f"token t-{number}" for number in reversed(range(30))]
 
 
 @pytest.mark.slow

@@ -16,14 +16,17 @@ export const Audit = {
     const entries = ref([]);
     const more = ref(false);
     const problem = ref("");
+    let asked = 0;
     async function load(before) {
+      const turn = ++asked;
       problem.value = "";
       try {
         const found = (await props.session.request("/api/v1/admin/audit", { query: { limit: LIMIT, before } })).entries;
+        if (turn !== asked) return; // a second click has asked for the same, or for all anew
         entries.value = before ? [...entries.value, ...found] : found;
         more.value = found.length === LIMIT;
       } catch (error) {
-        problem.value = error.message;
+        if (turn === asked) problem.value = error.message;
       }
     }
     onMounted(() => load());

@@ -34,7 +34,7 @@ export class Follower {
   async #run() {
     const { signal } = this.#end;
     while (!signal.aborted) {
-      const end = await this.#read(signal).catch((error) => (error.status >= 400 ? error.message : ""));
+      const end = await this.#read(signal).catch(({ status, message }) => (status >= 400 && status < 429 ? message : ""));
       if (signal.aborted) return;
       if (end) return this.#listener.onEnd(end);
       this.#listener.onSay("connecting again");
