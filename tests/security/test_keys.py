@@ -16,8 +16,10 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, rsa, x25519
 
+from sse_app.auth.tokens import keyring
 from sse_app.auth.tokens.issuer import TokenKind
 from sse_app.auth.tokens.keyring import KeyRing, rotate
+from sse_app.storage.ownership import read_trusted
 from tests.support.forging import private_pem
 from tests.support.people import Site, assert_go_on, site
 from tests.support.server_process import ROOT, clean_environment, run_program
@@ -43,6 +45,40 @@ def test_a_key_made_after_the_clock_was_set_back_signs_all_the_same(tmp_path: Pa
     os.utime(first, ns=(ahead, ahead))
     made = [rotate(tmp_path, "HS256", 0.0)[0] for _ in range(2)]
     assert [key.id for key in KeyRing.load(tmp_path)] == [made[1], made[0], "first"]
+
+
+@pytest.mark.parametrize(
+    ("use", "reads"),
+    [
+        (KeyRing.load, 1),
+        # These read all keys first to see whether they are good.
+        (keyring.read_files, 4),
+        (lambda directory: keyring.remove(directory, "old"), 4),
+        (lambda directory: rotate(directory, "HS256", time.time() + 60), 4),
+    ],
+    ids=["load", "read_files", "remove", "rotate"],
+)
+def test_a_key_that_a_command_removes_while_they_are_read_is_only_gone(
+    use: Callable[[Path], object], reads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for age, name in enumerate(("going", "old", "new"), -3):
+        file = tmp_path / f"{name}.hs256"
+        file.write_bytes(os.urandom(32))
+        file.chmod(0o600)
+        os.utime(file, (time.time() + age, time.time() + age))
+    going = tmp_path / "going.hs256"
+    read_by_now: list[Path] = []
+
+    def read(file: Path, *within: Any) -> tuple[bytes, os.stat_result]:
+        read_by_now.append(file)
+        if len(read_by_now) == reads:
+            going.unlink()
+        return read_trusted(file, *within)
+
+    monkeypatch.setattr(keyring, "read_trusted", read)
+    use(tmp_path)
+    assert not going.exists()
+    assert KeyRing.load(tmp_path).find("new") is not None
 
 
 def test_a_public_half_outlives_rotations_and_does_not_end_the_key_that_signs(tmp_path: Path) -> None:

@@ -5,16 +5,22 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from sse_app.core.errors import InvalidInput, StateError
 from sse_app.storage.ownership import ROOT, read_trusted, require_closed, require_own, require_unreadable
 
 SECRET_BYTES = 32
 """RFC 7518 §3.2: an HS256 key has at least the 256 bits of the hash."""
+
+LISTINGS = 5
+"""How often a directory is listed, where each time a file is gone when it is to be read."""
+
+T = TypeVar("T")
 
 
 class Key(NamedTuple):
@@ -81,23 +87,40 @@ class KeyRing:
 
 def _all_in(directory: Path, create: bool) -> list[Key]:
     """Return the keys of a directory, the newest first, also where none of them can sign; see `KeyRing.load`."""
+
+    def read() -> list[Key]:
+        files = _files_in(directory)
+        if not files and not create:
+            raise StateError(f"there are no keys in {directory}")
+        files = files or [_create(directory, "first.hs256", secrets.token_bytes(SECRET_BYTES))]
+        owners = (ROOT, os.geteuid(), directory.stat().st_uid)
+        return [_read(file, directory, owners) for file in reversed(files)]
+
     try:
         if create:
             directory.mkdir(mode=0o700, exist_ok=True)
         require_closed(directory, "the directory of the keys")
-        files = [file for file in directory.iterdir() if not file.name.startswith(".")]
-        if not files and not create:
-            raise StateError(f"there are no keys in {directory}")
-        files = files or [_create(directory, "first.hs256", secrets.token_bytes(SECRET_BYTES))]
-        files.sort(key=lambda file: (file.stat().st_mtime_ns, file.name), reverse=True)
-        owners = (ROOT, os.geteuid(), directory.stat().st_uid)
-        keys = [_read(file, directory, owners) for file in files]
+        keys = _while_files_go(read)
     except OSError as error:
         raise StateError(f"cannot use the keys in {directory}: {error.strerror}") from error
     twice = {key.id for key in keys if sum(other.id == key.id for other in keys) > 1}
     if twice:
         raise StateError(f"two keys in {directory} have the id {min(twice)!a}")
     return keys
+
+
+def _files_in(directory: Path) -> list[Path]:
+    """Return the files of the keys of a directory, the oldest first."""
+    files = [file for file in directory.iterdir() if not file.name.startswith(".")]
+    return sorted(files, key=lambda file: (file.stat().st_mtime_ns, file.name))
+
+
+def _while_files_go(act: Callable[[], T]) -> T:
+    """Do what lists files and uses them, anew where one is removed in between, as a command does beside a server."""
+    for _ in range(LISTINGS - 1):
+        with suppress(FileNotFoundError):
+            return act()
+    return act()
 
 
 def load_keys(directory: Path, *, create: bool = True) -> KeyRing:
@@ -128,11 +151,9 @@ def read_files(directory: Path) -> list[tuple[str, str, bytes]]:
     _all_in(directory, create=False)
     owners = (ROOT, os.geteuid(), directory.stat().st_uid)
     try:
-        files = sorted(
-            (file for file in directory.iterdir() if not file.name.startswith(".")),
-            key=lambda file: (file.stat().st_mtime_ns, file.name),
+        contents = _while_files_go(
+            lambda: [(file, read_trusted(file, directory, owners)[0]) for file in _files_in(directory)]
         )
-        contents = [(file, read_trusted(file, directory, owners)[0]) for file in files]
     except OSError as error:
         raise StateError(f"cannot use the keys in {directory}: {error.strerror}") from error
     return [(parse_key(file, content).id, file.suffix[1:], content) for file, content in contents]
@@ -147,10 +168,14 @@ def remove(directory: Path, id: str) -> None:
     """
     require_removable(load_keys(directory, create=False), id)
     owners = (ROOT, os.geteuid(), directory.stat().st_uid)
-    try:
-        for file in directory.iterdir():
-            if not file.name.startswith(".") and _read(file, directory, owners).id == id:
+
+    def delete() -> None:
+        for file in _files_in(directory):
+            if _read(file, directory, owners).id == id:
                 file.unlink()
+
+    try:
+        _while_files_go(delete)
     except OSError as error:
         raise StateError(f"cannot delete the key {id!a} in {directory}: {error.strerror}") from error
 
@@ -193,18 +218,22 @@ def rotate(directory: Path, algorithm: str, spent_before: float) -> tuple[str, l
 def _rotate(directory: Path, algorithm: str, spent_before: float) -> tuple[str, list[str]]:
     kid = new_id()
     suffix = "hs256" if algorithm == "HS256" else "pem"
-    files = sorted(
-        (file for file in directory.iterdir() if not file.name.startswith(".")),
-        key=lambda file: (file.stat().st_mtime_ns, file.name),
-    )
     owners = (ROOT, os.geteuid(), directory.stat().st_uid)
-    signing = [file for file in files if _read(file, directory, owners).signing is not None]
-    newest = files[-1].stat().st_mtime_ns
+
+    def read() -> tuple[int, list[tuple[Path, float]]]:
+        """Return when the newest was made, and those that sign, each with when it was made."""
+        files = [(file, file.stat()) for file in _files_in(directory)]
+        signing = [
+            (file, its.st_mtime) for file, its in files if _read(file, directory, owners).signing is not None
+        ]
+        return files[-1][1].st_mtime_ns, signing
+
+    newest, signing = _while_files_go(read)
     _create(directory, f"{kid}.{suffix}", new_key(algorithm), newer_than=newest)
     # A key signed its last token when its successor came. A public half is another's, who still signs with it.
-    spent = [old for old, successor in pairwise(signing) if successor.stat().st_mtime < spent_before]
+    spent = [old for (old, _), (_, made_at) in pairwise(signing) if made_at < spent_before]
     for file in spent:
-        file.unlink()
+        file.unlink(missing_ok=True)
     return kid, [file.stem for file in spent]
 
 
