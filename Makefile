@@ -16,19 +16,21 @@ CHECK = $(LINT) && $(BIN)/mypy
 run: .venv/installed
 	@$(BIN)/python -m examples.market
 
-# mypy keeps one processor busy, so the tests begin meanwhile; what it finds is told behind them. They are compiled
-# before they begin; else each of pytest's processes does it.
+# mypy keeps one processor busy, so tests run meanwhile; what it finds is told behind them.
+MYPY_BESIDE = mkdir -p .mypy_cache; $(BIN)/mypy >.mypy_cache/found 2>&1 & typing=$$!;
+MYPY_TOLD = status=$$?; wait $$typing || { cat .mypy_cache/found; status=1; }; exit $$status
+
+# The tests are compiled before they begin; else each of pytest's processes does it.
 # More processes than processors: now and then a test waits, for a timeout, a restart, or another process.
 # CI takes MARKED='not slow and not long', which runs those marked ci among the others.
 test: .venv/installed
 	@$(LINT)
-	@mkdir -p .mypy_cache; $(BIN)/mypy >.mypy_cache/found 2>&1 & typing=$$!; \
-	$(BIN)/python -m pytest --collect-only --quiet >/dev/null; \
-	$(BIN)/python -m pytest --numprocesses=$(PROCESSES) $(if $(MARKED),-m '$(MARKED)'); status=$$?; \
-	wait $$typing || { cat .mypy_cache/found; status=1; }; exit $$status
+	@$(MYPY_BESIDE) $(BIN)/python -m pytest --collect-only --quiet >/dev/null; \
+	$(BIN)/python -m pytest --numprocesses=$(PROCESSES) $(if $(MARKED),-m '$(MARKED)'); $(MYPY_TOLD)
 
-quick: .venv/installed check
-	@$(BIN)/python -m pytest --numprocesses=2 tests/unit
+quick: .venv/installed
+	@$(LINT)
+	@$(MYPY_BESIDE) $(BIN)/python -m pytest --numprocesses=2 tests/unit; $(MYPY_TOLD)
 
 # What takes more than a third of a second of the processors, and what CI runs beside make test.
 test-slow: .venv/installed
