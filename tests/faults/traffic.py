@@ -260,19 +260,32 @@ def history_of(server: ServerProcess, begins: str = "", *, kept: bool = True) ->
         begins: the id after which they begin; all are meant where it is empty, or of another epoch than the log.
         kept: whether nothing may be missing.
     """
-    found = []
+    found: list[tuple[str, str, str]] = []
+
+    def is_still_the_same() -> bool:
+        before = list(found)
+        found[:] = _history_of(http, begins, kept)
+        return found == before
+
     with server.publisher() as http:
         # A node whose database was away may learn only now that it is back.
         until(lambda: http.get("/readyz").status_code == 200, "the log can be read")
-        epoch = head_of(http).rpartition("-")[0]
-        for channel in (*CHANNELS, QUIET):
-            after = begins if begins.startswith(f"{epoch}-") else f"{epoch}-0"
-            while True:
-                query: dict[str, str | int] = {"after": after, "limit": 1000}
-                page = http.get(f"/api/v1/sse/{channel}/history", params=query).raise_for_status().json()
-                assert page["complete"] or not kept
-                if not page["events"]:
-                    break
-                after = page["events"][-1]["id"]
-                found += [(event["id"], channel, payload_of(event["data"])) for event in page["events"]]
+        # What was asked of a database that was cut off may be stored while one channel after the other is read.
+        until(is_still_the_same, "all that comes late has come")
+    return found
+
+
+def _history_of(http: httpx.Client, begins: str, kept: bool) -> list[tuple[str, str, str]]:
+    found = []
+    epoch = head_of(http).rpartition("-")[0]
+    for channel in (*CHANNELS, QUIET):
+        after = begins if begins.startswith(f"{epoch}-") else f"{epoch}-0"
+        while True:
+            query: dict[str, str | int] = {"after": after, "limit": 1000}
+            page = http.get(f"/api/v1/sse/{channel}/history", params=query).raise_for_status().json()
+            assert page["complete"] or not kept
+            if not page["events"]:
+                break
+            after = page["events"][-1]["id"]
+            found += [(event["id"], channel, payload_of(event["data"])) for event in page["events"]]
     return found
