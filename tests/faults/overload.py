@@ -27,8 +27,8 @@ NEEDS = Needs(
     clients={"stays": 600.0, "reads": 65_536},
     listeners=4,
 )
-"""Of the connections half may wait with a publish. A query has as long as by default, and not a second as in other tests:
-what is overloaded is not the database."""
+"""Of the connections half may wait with a publish. A query has as long as by default, and not a second as in
+other tests: what is overloaded is not the database."""
 
 MEASURED, FLOODED = 1.5, 3.0
 """For how many seconds the capacity is measured, and twice as much is sent."""
