@@ -143,6 +143,7 @@ export class Session extends EventTarget {
   }
 
   #take(login, { access_token: access, refresh_token: refresh, expires_in: seconds, channels }) {
+    clearTimeout(login.again);
     const { sub, sse } = readClaims(access);
     const now = performance.now();
     // Well before its end: stream tokens live no longer than the access token that they were asked for with.
@@ -219,7 +220,9 @@ export class Session extends EventTarget {
       login.staleAt = 0;
       this.#access(login).catch(() => {});
     };
-    setTimeout(again, SOON * (1 + Math.random() / 4)).unref?.(); // Node ends all the same
+    clearTimeout(login.again); // else each request of the page would add one that is repeated for ever
+    login.again = setTimeout(again, SOON * (1 + Math.random() / 4));
+    login.again.unref?.(); // Node ends all the same
   }
 
   /** Spends a refresh token. It works once; only where the answer is lost the same is asked for once more, at once. */

@@ -23,7 +23,7 @@ class Renewed(NamedTuple):
 
     Args:
         streams: how many last until the expiry of the fresh token.
-        missing: the nodes that did not answer; a stream that they have of the client goes on as it was.
+        missing: the nodes that did not answer; streams of the client there are not renewed.
     """
 
     streams: int

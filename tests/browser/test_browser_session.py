@@ -171,6 +171,29 @@ def test_a_refresh_that_was_answered_503_is_soon_repeated_for_it_may_have_been_d
     assert reasons(tab) == []
 
 
+def test_refreshes_that_are_answered_503_are_repeated_at_one_pace_however_often_the_page_asks(
+    chrome: Chrome, serve: Start
+) -> None:
+    server = start(serve, AUTH__ACCESS_LIFETIME=60)
+    tab = open_tab(chrome, server, "localhost", "ann")
+    tab.run("window.setTimeout = ((set) => (act, ms) => set(act, ms / 20))(setTimeout)")
+    tab.run("performance.now = ((now) => () => now.call(performance) + 70_000)(performance.now)")
+    headers = {"Access-Control-Allow-Origin": chrome.origin, "Access-Control-Allow-Credentials": "true"}
+    refreshes = Refreshes(chrome)
+    chrome.context.route("**/auth/refresh", lambda route: route.fulfill(status=503, headers=headers))
+    for _ in range(8):
+        assert tab.run("failed(session.streamToken(['alerts']))")["status"] == 503
+    asked = len(refreshes.tokens)
+    tab.page.wait_for_timeout(1500)  # three of its waits, each shortened to half a second
+    assert len(refreshes.tokens) - asked <= 4
+    until(lambda: bool(tab.run("true")) and len(refreshes.tokens) > asked, "it is asked for again")
+    chrome.context.unroute("**/auth/refresh")
+    assert tab.run("session.streamToken(['alerts'])")
+    asked = len(refreshes.tokens)
+    tab.page.wait_for_timeout(1500)
+    assert len(refreshes.tokens) == asked
+
+
 def test_while_the_server_refreshes_none_the_token_that_there_is_serves_to_its_end(
     chrome: Chrome, serve: Start
 ) -> None:

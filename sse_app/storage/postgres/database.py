@@ -204,9 +204,8 @@ class Database:
         if self._users and not self.available:
             try:
                 async with asyncio.timeout(WAIT_WHILE_AWAY):
-                    while (
-                        self._users and not self.available
-                    ):  # it may be away again before the turn comes here
+                    # It may be away again before the turn comes here.
+                    while self._users and not self.available:
                         await self._back.wait()
             except TimeoutError:
                 raise DatabaseUnavailable("it is away") from None
