@@ -281,6 +281,13 @@ class EventLog(ABC):
     def available(self) -> bool:
         """Whether the last attempt to use the log succeeded."""
 
+    async def prepare(self) -> None:  # noqa: B027
+        """Do what takes time of `open`, while another process serves whose place this one is to take.
+
+        Raises:
+            StateError: as of `open`.
+        """
+
     @abstractmethod
     async def open(self) -> None:
         """Open the log for use; `head` is then the head of the log.

@@ -1,7 +1,8 @@
 """A warm handover, for upgrades with zero downtime: both ends of the exchange between a process and its successor.
 
     process                               successor
-                                          imports, reads the settings          "ready"
+                                          imports, reads the settings,
+                                          prepares the log                     "ready"
     copies of the quiet streams    →      builds them                          "built"
     pauses at a position in the log;
     what has changed and all other

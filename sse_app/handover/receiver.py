@@ -65,14 +65,13 @@ class HandoverReceiver:
     def build(self, state: State, descriptors: list[int]) -> list[Stream]:
         """Return the streams that were copied before the pause, ready to be sent to.
 
-        Nothing is sent to them while the process before serves.
+        Nothing is sent to them, or read from them, while the process before serves.
         """
         built = []
         for stream_state, passed, descriptor in zip(state.streams, state.passed, descriptors, strict=True):
             stream = self._register(
                 state, stream_state, StreamConnection(_socket(descriptor), FRAMINGS[passed.framing])
             )
-            self._watch(stream)
             self._pump.adopt(stream)
             if self._is_revoked(stream):
                 self._revoked.append(stream)
@@ -106,9 +105,10 @@ class HandoverReceiver:
             if passed.place < 0:
                 connection = StreamConnection(_socket(next(arrived)), FRAMINGS[passed.framing])
             else:
-                connection = self._withdraw(left.pop(passed.place))
-                if connection.closed:
-                    continue
+                before = left.pop(passed.place)
+                assert before.connection is not None
+                hub.withdraw(before)
+                connection = before.connection
             stream = self._register(state, stream_state, connection)
             if passed.data:
                 connection.queue_rest(passed.data, 0)
@@ -126,7 +126,8 @@ class HandoverReceiver:
         for stream in self._revoked:
             if stream in hub.streams:  # else it was made anew, as it has changed since
                 stream.end("revoked", None)
-        sys.audit("sse_app.adopted", len(adopted) + len(left))
+        adopted += left.values()
+        sys.audit("sse_app.adopted", len(adopted))
         return adopted
 
     async def watch(self, streams: Sequence[Stream]) -> None:
@@ -137,22 +138,10 @@ class HandoverReceiver:
         for start in range(0, len(streams), WATCH_SLICE):
             for stream in streams[start : start + WATCH_SLICE]:
                 if not stream.closed:
-                    self._watch(stream)
+                    assert stream.connection is not None
+                    stream.connection.watch(self._hub.disconnects)
+                    self._keepalive.watch(stream)  # ends it where its token has expired
             await asyncio.sleep(0)
-
-    def _watch(self, stream: Stream) -> None:
-        assert stream.connection is not None
-        stream.connection.watch(self._hub.disconnects)
-        self._keepalive.watch(stream)  # ends it where its token has expired
-
-    def _withdraw(self, stream: Stream) -> StreamConnection:
-        """Undo what was built before the pause, and return the connection."""
-        assert stream.connection is not None
-        self._keepalive.forget(stream)
-        if stream in self._hub.streams:  # else its client has gone meanwhile
-            self._hub.withdraw(stream)
-        stream.connection.unwatch()
-        return stream.connection
 
     def refuse(self, passed: Sequence[PassedDescriptor], descriptors: Sequence[int]) -> None:
         """End connections whose state cannot be read: streams with ``closing``, so that they come back."""

@@ -7,6 +7,8 @@ import logging
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import compress
+from operator import attrgetter, is_not
 
 from sse_app.core.counters import InProgress
 from sse_app.core.framing import FRAMINGS
@@ -50,8 +52,8 @@ class Copied:
 
     def renewed(self) -> set[Stream]:
         """Return those that live on another token now."""
-        pairs = zip(self.places, self._subscribers, strict=True)
-        return {stream for stream, subscriber in pairs if stream.subscriber is not subscriber}
+        now = map(attrgetter("subscriber"), self.places)
+        return set(compress(self.places, map(is_not, now, self._subscribers)))
 
 
 class HandoverSender:
@@ -156,8 +158,10 @@ class HandoverSender:
         hub = self._hub
         places = copied.places
         going_on = {stream for stream in hub.laggards if _continues(stream)}
-        gone = (places.keys() - hub.streams) | ((hub.laggards - going_on) & places.keys())
-        new = {stream for stream in hub.streams - places.keys() - hub.laggards if _continues(stream)}
+        gone = (hub.laggards - going_on) & places.keys()
+        if not hub.streams.issuperset(places):
+            gone |= places.keys() - hub.streams
+        new = {stream for stream in hub.streams.difference(places, hub.laggards) if _continues(stream)}
         changed = going_on | new | (copied.renewed() - gone)
         state, descriptors = self._state(
             [(stream, places.get(stream, -1)) for stream in changed], [places[stream] for stream in gone]

@@ -207,7 +207,7 @@ class Server:
     async def _take_over(self, successor: Successor) -> list[socket.socket]:
         """Take over from a process that serves, and return the listening sockets."""
         import_module(_SLOW_MODULE)  # there is time for it
-        await self._node.open_auth()
+        await self._node.prepare()
         state, descriptors = await successor.streams()
         built = self._receiver.build(state, descriptors)
         state, descriptors = await successor.everything()

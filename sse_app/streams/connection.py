@@ -174,12 +174,6 @@ class StreamConnection:
             disconnects.watch(self._fd, self)
             self._disconnects = disconnects
 
-    def unwatch(self) -> None:
-        """Stop watching for a disconnect."""
-        if self._disconnects is not None:
-            self._disconnects.forget(self._fd)
-            self._disconnects = None
-
     @property
     def unsent_bytes(self) -> int:
         """How many bytes wait for the socket."""
@@ -246,7 +240,9 @@ class StreamConnection:
         if self.closed:
             return
         self.closed = True
-        self.unwatch()
+        if self._disconnects is not None:
+            self._disconnects.forget(self._fd)
+            self._disconnects = None
         if self._rest:
             asyncio.get_running_loop().remove_writer(self._fd)
             self._rest = None

@@ -37,13 +37,10 @@ class Disconnects:
     def prepare(self) -> None:
         """Make what `watch` needs, on the running event loop: later there may be no file descriptor left for it."""
         if _EPOLL and not self._suspended:
-            asyncio.get_running_loop().add_reader(self._opened().fileno(), self._look)
+            self._opened()
 
     def watch(self, fd: int, owner: Watched) -> None:
-        """Watch a socket, on the running event loop; its owner is called from `prepare` on.
-
-        A process that takes streams over watches them before: another one writes to them until then.
-        """
+        """Watch a socket, on the running event loop."""
         if not _EPOLL:
             asyncio.get_running_loop().add_reader(fd, self._notice, fd, owner)
             return
@@ -54,6 +51,7 @@ class Disconnects:
     def _opened(self) -> select.epoll:
         if self._epoll is None:
             self._epoll = select.epoll()
+            asyncio.get_running_loop().add_reader(self._epoll.fileno(), self._look)
         return self._epoll
 
     def forget(self, fd: int) -> None:
@@ -89,7 +87,6 @@ class Disconnects:
         """Watch the sockets again after `suspend`."""
         if self._suspended:
             self._suspended = False
-            self.prepare()
             for fd, owner in list(self._watched.items()):
                 self.watch(fd, owner)
 

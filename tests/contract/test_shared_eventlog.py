@@ -594,6 +594,79 @@ async def test_a_log_whose_path_is_longer_than_a_socket_s_can_be_has_bells(tmp_p
         await follower.end()
 
 
+@pytest.mark.gen_test(timeout=120)
+async def test_what_another_process_appends_to_a_log_that_is_prepared_is_in_it_when_it_is_opened(
+    place: Path | str,
+) -> None:
+    """As where a process takes over from another one, which serves until then."""
+    async with opened_at(place) as before:
+        first = await before.append([new(A, "1")])
+        log = log_at(place)
+        await log.prepare()
+        ids = [(await before.append([new(A, str(n))]))[0] for n in range(2, 42)]  # more than a bell holds
+        await log.open()
+        try:
+            assert log.head == before.head == ids[-1]
+            assert await log.lost([A], ids[-1]) == {}
+            follower = Follower(log)
+            await follower.has(ids[-1].seq)
+            (last,) = await before.append([new(A, "42")])
+            await follower.has(last.seq)
+            assert [event.data for event in follower.events] == [str(n).encode() for n in range(1, 43)]
+            assert (await log.append([new(B)]))[0] == (first[0].epoch, last.seq + 1)
+            await follower.end()
+        finally:
+            await log.close()
+
+
+@pytest.mark.gen_test(timeout=120)
+async def test_a_log_that_is_prepared_erases_nothing_and_is_closed_without_a_trace(tmp_path: Path) -> None:
+    path = tmp_path / "log.db"
+    files = set(os.listdir("/proc/self/fd"))
+    async with opened(path) as before:
+        await before.append([new()] * 9)
+        log = SqliteEventLog(path, Retention(size=1))
+        await log.prepare()
+        await before.append([new()])
+        await asyncio.sleep(0.2)
+        await log.close()
+        assert await before.lost([A], EventId(before.head.epoch, 1)) == {}
+        assert len(os.listdir(f"{path}-bells")) == 1
+    assert set(os.listdir("/proc/self/fd")) == files
+
+
+@pytest.mark.gen_test(timeout=120)
+async def test_rules_that_come_to_a_log_that_is_prepared_are_in_force_when_it_is_opened(
+    tmp_path: Path,
+) -> None:
+    async with opened(tmp_path / "log.db") as before:
+        await before.append([new()] * 9)
+        log = SqliteEventLog(tmp_path / "log.db")
+        await log.prepare()
+        log.use(Retention(size=1))
+        await log.open()
+        try:
+            await log.append([new()])
+            assert await log.lost([A], EventId(log.head.epoch, 8)) == {A: "history_trimmed"}
+        finally:
+            await log.close()
+
+
+@pytest.mark.gen_test(timeout=120)
+async def test_a_log_that_was_replaced_after_it_was_prepared_is_not_opened(tmp_path: Path) -> None:
+    path = tmp_path / "log.db"
+    files = set(os.listdir("/proc/self/fd"))
+    async with opened(path) as before:
+        await before.append([new()])
+    log = SqliteEventLog(path)
+    await log.prepare()
+    path.rename(tmp_path / "elsewhere.db")
+    with pytest.raises(StateError, match="put it back, or restart"):
+        await log.open()
+    await log.close()
+    assert set(os.listdir("/proc/self/fd")) == files
+
+
 @pytest.mark.gen_test
 async def test_a_process_that_was_not_alone_and_is_again_asks_the_file_no_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

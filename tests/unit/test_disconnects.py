@@ -314,19 +314,3 @@ async def test_a_peer_that_has_ended_its_side_is_noticed_once_and_again_when_it_
     disconnects.forget(ours.fileno())
     ours.close()
     disconnects.close()
-
-
-@pytest.mark.gen_test
-async def test_before_it_is_prepared_nothing_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Streams that a process takes over are still another one's: an answer to what is read would be sent by both."""
-    # Without epoll the event loop watches each socket, from the start.
-    monkeypatch.setattr(module, "_EPOLL", True)
-    disconnects = Disconnects()
-    one = Watched(disconnects)
-    one.peer.send(b"x")
-    await asyncio.sleep(0.01)
-    assert one.noticed == 0
-    disconnects.prepare()
-    await until_async(lambda: one.noticed == 1, "it is noticed", pause=0)
-    one.close()
-    disconnects.close()

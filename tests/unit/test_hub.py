@@ -198,7 +198,7 @@ async def test_a_descriptor_that_is_given_anew_gets_nothing_of_the_stream_that_h
                 with pytest.raises(RuntimeError):
                     client.stream.close()
             case "in a send":
-                client.connection.unwatch()
+                hub.disconnects.forget(descriptor)
                 client.leave()
                 await publish(A)
             case _:

@@ -106,7 +106,6 @@ class LogFile:
             except BaseException:
                 self.close()
                 raise
-        self.others_committed = False
 
     def _read_first(self) -> None:
         self.epoch = self.bells.epoch = epoch_of(self.db)

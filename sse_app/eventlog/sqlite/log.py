@@ -84,6 +84,8 @@ class SqliteEventLog(EventLog):
         self._available = False
         self._damage = ""
         """What is wrong with the file's content, once that has been found: only a restart looks at it anew."""
+        self._prepared: SqliteWriter | None = None
+        """One that has not been started yet."""
         self._writer: SqliteWriter | None = None
         self._closing = False
         self._bell: Bell | None = None
@@ -105,20 +107,30 @@ class SqliteEventLog(EventLog):
     def available(self) -> bool:
         return self._available and not self._damage
 
-    async def open(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._loop = loop
+    async def prepare(self) -> None:
         writer = SqliteWriter(self._path, self._retention, self._wake)
-        self._epoch, stored = writer.start()
-        self._seq = stored.head
-        self._told_at = time.time()
-        self._tails.grown_to(self._seq)
+        writer.prepare()
         try:
             self._reader = SqliteReader(self._path)
         except sqlite3.Error as error:
-            writer.stop()
-            writer.bells.close()
+            writer.discard()
             raise unusable(self._path, error) from error
+        self._prepared = writer
+
+    async def open(self) -> None:
+        if self._prepared is None:
+            await self.prepare()
+        writer, self._prepared = self._prepared, None
+        assert writer is not None
+        self._loop = asyncio.get_running_loop()
+        try:
+            self._epoch, stored = writer.start()
+        except StateError:
+            await self._reader.close()
+            raise
+        self._seq = stored.head
+        self._told_at = time.time()
+        self._tails.grown_to(self._seq)
         self._writer, self._closing = writer, False
         self._listen(writer)
         self._set_alone(stored if isinstance(stored, Alone) else None)
@@ -221,8 +233,8 @@ class SqliteEventLog(EventLog):
 
     def use(self, retention: Retention | RetentionRules) -> None:
         self._retention = retention_rules(retention)
-        if self._writer is not None:
-            self._writer.use(self._retention)
+        if (writer := self._writer or self._prepared) is not None:
+            writer.use(self._retention)
 
     def look(self) -> None:
         if self._writer is not None:
@@ -451,6 +463,10 @@ class SqliteEventLog(EventLog):
         return await self._read(lambda reader: reader.following(after))
 
     async def close(self) -> None:
+        if (prepared := self._prepared) is not None:
+            self._prepared = None
+            prepared.discard()
+            await self._reader.close()
         if (writer := self._writer) is not None and not self._closing:
             self._closing = True
             self._pass_on(writer)

@@ -103,31 +103,45 @@ class SqliteWriter:
         """The bells of the processes that have the log open."""
         return self._file.bells
 
-    def start(self) -> tuple[str, Growth | Alone]:
-        """Open the database, start the thread, and return the epoch and the log as it is.
+    def prepare(self) -> None:
+        """Open the database; other processes may still write to it until `start`.
 
         Raises:
-            StateError: the database cannot be used.
+            StateError: it cannot be used.
+        """
+        self._file.open()
+
+    def start(self) -> tuple[str, Growth | Alone]:
+        """Start the thread, and return the epoch and the log as it is.
+
+        Raises:
+            StateError: the database cannot be used; it is closed.
         """
         file = self._file
         seen_at = time.time()
-        file.open()
-        self._reported = file.head
-        self._shared = file.bells.others()
-        if self._shared:
-            file.bells.ring(file.head, file.head)  # so that they look at the file more often from now on
         try:
-            state = (
-                Growth(file.head, seen_at)
-                if self._shared
-                else Alone(file.head, file.forgotten, file.all_channels())
-            )
+            file.look()
+            self._reported = file.head
+            file.others_committed = False
+            self._shared = file.bells.others()
+            if self._shared:
+                file.bells.ring(file.head, file.head)  # so that they look at the file more often from now on
+                state: Growth | Alone = Growth(file.head, seen_at)
+            else:
+                state = Alone(file.head, file.forgotten, file.all_channels())
         except sqlite3.Error as error:
-            file.bells.close()
-            file.close()
+            self.discard()
             raise unusable(self._path, error) from error
+        except StateError:
+            self.discard()
+            raise
         self._thread.start()
         return file.epoch, state
+
+    def discard(self) -> None:
+        """Close what `prepare` has opened, where `start` does not follow."""
+        self._file.bells.close()
+        self._file.close()
 
     # -- called on the event loop ---------------------------------------------------------------------------
 
