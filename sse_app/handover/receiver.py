@@ -133,14 +133,15 @@ class HandoverReceiver:
     async def watch(self, streams: Sequence[Stream]) -> None:
         """Ping adopted streams, end them when their tokens expire, and notice when their clients go.
 
-        Runs after READY: pings, expiry and disconnect detection may start late.
+        Runs after READY, and between fan-outs: pings, expiry and disconnect detection may start late, events not.
         """
         for start in range(0, len(streams), WATCH_SLICE):
-            for stream in streams[start : start + WATCH_SLICE]:
-                if not stream.closed:
-                    assert stream.connection is not None
-                    stream.connection.watch(self._hub.disconnects)
-                    self._keepalive.watch(stream)  # ends it where its token has expired
+            async with self._hub.between_fan_outs():
+                for stream in streams[start : start + WATCH_SLICE]:
+                    if not stream.closed:
+                        assert stream.connection is not None
+                        stream.connection.watch(self._hub.disconnects)
+                        self._keepalive.watch(stream)  # ends it where its token has expired
             await asyncio.sleep(0)
 
     def refuse(self, passed: Sequence[PassedDescriptor], descriptors: Sequence[int]) -> None:

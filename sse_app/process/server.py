@@ -69,6 +69,9 @@ _SLOW_MODULE = "sse_app.auth.tokens.jose"
 _METRICS_MODULE = "sse_app.monitoring.prometheus"
 """Another, needed for the metrics; where no file descriptor is left, it could not be loaded any more."""
 
+SETTLING_TIME = 2.0
+"""For how many seconds a process that has adopted streams does nothing else that can wait."""
+
 log = logging.getLogger(__name__)
 
 
@@ -246,6 +249,8 @@ class Server:
         await asyncio.to_thread(import_module, _SLOW_MODULE)
         adopted, self._adopted = self._adopted, []
         await self._receiver.watch(adopted)
+        if adopted:  # clients have waited for events meanwhile, whose fan-out the rest would slow down
+            await asyncio.sleep(SETTLING_TIME)
         await asyncio.to_thread(import_module, _METRICS_MODULE)
         await asyncio.to_thread(use_huge_pages)
 

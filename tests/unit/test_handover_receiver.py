@@ -24,7 +24,7 @@ from tests.support.waiting import until_async
 
 @pytest.mark.parametrize("epoll", [True, False])
 @pytest.mark.gen_test
-async def test_nothing_is_read_from_a_stream_before_it_is_adopted(
+async def test_nothing_is_read_from_a_stream_before_it_is_adopted_nor_during_a_fan_out(
     epoll: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The process before notices its end too, and may serve on."""
@@ -50,7 +50,11 @@ async def test_nothing_is_read_from_a_stream_before_it_is_adopted(
         assert adopted == built
         assert not built[0].closed
         assert theirs.recv(9, socket.MSG_PEEK) == b"x"
-    await receiver.watch(adopted)
+    async with node.hub.between_fan_outs():  # as one holds it that is under way
+        watching = asyncio.create_task(receiver.watch(adopted))
+        await asyncio.sleep(0.05)
+        assert not built[0].closed
+    await watching
     await until_async(lambda: built[0].closed, "its end is noticed")
     assert not node.hub.streams
     await app.stop()
