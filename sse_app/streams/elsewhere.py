@@ -146,6 +146,7 @@ class StreamsElsewhere:
         self._limits = limits
         self._began = time.monotonic()
         self._number = 0
+        self._beaten_at = time.monotonic()
         self._nodes: dict[str, _Node] = {}
         self._users = _Counts(
             lambda name: len(hub.streams_of_subject.get(name)), lambda: list(hub.streams_of_subject)
@@ -210,7 +211,11 @@ class StreamsElsewhere:
     def beat(self) -> None:
         """Tell the others what has changed, if only that this node is still there, and forget those that are not."""
         peers = self._cluster.peers()
-        oldest = time.monotonic() - SILENT_AFTER
+        now = time.monotonic()
+        # What the others have told while this process stood still is read after this.
+        stood_still = max(0.0, now - self._beaten_at - HEARTBEAT)
+        self._beaten_at = now
+        oldest = now - SILENT_AFTER - stood_still
         for name, node in list(self._nodes.items()):
             if name not in peers or node.heard_at < oldest:
                 self._forget(name)

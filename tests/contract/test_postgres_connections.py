@@ -179,6 +179,33 @@ def test_a_query_that_waits_until_the_server_is_back_waits_on_where_it_is_away_a
     run(test)
 
 
+def test_what_a_caller_gives_up_before_a_query_s_time_is_over_says_nothing_of_the_server(
+    server: Postgres,
+) -> None:
+    """On an overloaded machine a connection may take some seconds, and a node tells that it is there each second."""
+
+    async def test() -> None:
+        async with opened(server.url()) as database:
+            await fill(database)
+            database.timeout = 60.0
+            server.pause()
+            try:
+                for _ in range(2):  # the first one has a connection, the second one needs a new one
+                    with pytest.raises(DatabaseUnavailable):
+                        async with database.connection(0.2, apart=True) as connection:
+                            await connection.execute("SELECT 1")
+                    await database._pool.empty()
+                assert database.available
+                database.timeout = 0.2
+                await fail(database)
+                assert not database.available
+            finally:
+                server.resume()
+            await until_async(lambda: answers(database), "it answers again")
+
+    run(test)
+
+
 def test_a_server_that_does_not_answer_holds_no_query_up_for_longer_than_it_may_take(
     server: Postgres,
 ) -> None:

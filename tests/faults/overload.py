@@ -127,7 +127,8 @@ class Probes(Repeated):
         """Do it once."""
         for path in PROBES:
             begun = time.monotonic()
-            assert httpx.get(f"{self._server.url}{path}", timeout=60).status_code == 200, path
+            answer = httpx.get(f"{self._server.url}{path}", timeout=60)
+            assert answer.status_code == 200, f"{path}: {answer.text}"
             self.longest = max(self.longest, time.monotonic() - begun)
         self.most_resident = max(self.most_resident, Usage(self._server.pid).resident)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import http.client
 import itertools
+import math
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -15,6 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
+from sse_app.streams.elsewhere import HEARTBEAT
 from tests.support.waiting import until
 from tests.support.worker_processes import WorkerProcess, worker_processes
 
@@ -40,6 +43,7 @@ class Streams:
         self.workers = workers
         self.subject = f"user{next(_numbers)}"
         self.open: list[tuple[WorkerProcess, http.client.HTTPResponse]] = []
+        self._closed_at = -math.inf
 
     def try_to_open(self, worker: WorkerProcess, subject: str = "", address: str = "10.0.0.1") -> int:
         """Open a stream if that is allowed, and return the status; 0 where it ends at once with ``closing``."""
@@ -65,14 +69,18 @@ class Streams:
     def close_one(self) -> None:
         """Close any."""
         self.open.pop()[1].close()
+        self._closed_at = time.monotonic()
 
     def refused_everywhere(self) -> bool:
-        """Return whether no worker opens any further stream; what one does open is closed again."""
+        """Return whether no worker opens any further stream; what one does open is closed again.
+
+        A stream that has just been closed may still count with some.
+        """
         for worker in self.workers:
             if self.try_to_open(worker) == 200:
                 self.close_one()
                 return False
-        return True
+        return time.monotonic() > self._closed_at + 2 * HEARTBEAT
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,7 +15,8 @@ from sse_app.core.channels import ChannelName
 from sse_app.core.framing import CHUNKED
 from sse_app.eventlog.memory import MemoryEventLog
 from sse_app.settings.model import Limits
-from sse_app.streams.elsewhere import StreamsElsewhere
+from sse_app.streams import elsewhere as module
+from sse_app.streams.elsewhere import HEARTBEAT, SILENT_AFTER, StreamsElsewhere
 from sse_app.streams.hub import Hub
 from sse_app.streams.stream import Subscriber
 from tests.support.cluster_bus import Bus
@@ -155,6 +158,28 @@ async def test_of_users_with_few_streams_nothing_is_told_or_kept() -> None:
     assert [node.elsewhere.kept for node in nodes] == [1] * 4
     for node in nodes:
         node.elsewhere.stop()
+
+
+async def test_a_node_that_stood_still_forgets_no_other_before_it_has_read_what_was_told_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    passed = 0.0
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + passed))
+    one, other = nodes = await cluster(2, Limits(streams_per_user=2))
+    for _ in range(2):
+        one.open("ann")
+    for _ in range(3):
+        await beat(nodes)
+    passed = 2 * SILENT_AFTER
+    other.elsewhere.beat()
+    assert other.seen("ann") == 2
+    while passed < 3 * SILENT_AFTER + HEARTBEAT:  # it runs, and is told nothing
+        passed += HEARTBEAT
+        other.elsewhere.beat()
+    assert other.seen("ann") == 0
+    for node in nodes:
+        node.elsewhere.stop()
+    await settle(nodes)
 
 
 async def test_a_limit_that_is_lowered_counts_streams_of_before() -> None:

@@ -147,26 +147,30 @@ class Pool:
         """Whether who asks for a connection has to wait for one."""
         return self._places.locked()
 
-    @asynccontextmanager
-    async def connection(self, apart: bool = False) -> AsyncIterator[Connection]:
-        """Lend a connection; one that comes back in the middle of something is closed.
+    def place(self, apart: bool = False) -> asyncio.Semaphore:
+        """Return what is to be held while a connection is lent.
 
         Args:
             apart: whether it is the one more, which the others leave free.
+        """
+        return self._place_apart if apart else self._places
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection]:
+        """Lend a connection to the holder of a place; one that comes back in the middle of something is closed.
 
         Raises:
             psycopg.OperationalError: none can be made.
         """
-        async with self._place_apart if apart else self._places:
-            generation = self._generation
-            connection = await self._taken() or await self.connect()
-            try:
-                yield connection
-            finally:
-                if generation == self._generation:
-                    await self.give(connection)
-                else:
-                    await connection.close()
+        generation = self._generation
+        connection = await self._taken() or await self.connect()
+        try:
+            yield connection
+        finally:
+            if generation == self._generation:
+                await self.give(connection)
+            else:
+                await connection.close()
 
     async def _taken(self) -> Connection | None:
         while self._waiting:

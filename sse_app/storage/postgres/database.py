@@ -177,27 +177,31 @@ class Database:
                 not. A mistake in a statement stays what it is.
         """
         limit = self.timeout if within is None else within
+        has_place = False
         lent: Connection | None = None
         if asyncio.current_task() is None:  # a periodic call, which gets its task where it waits first
             await asyncio.sleep(0)
         try:
             async with asyncio.timeout(limit):
                 await self._not_away()
-                async with self._pool.connection(apart) as lent:
-                    if not self.available:  # since it waits for this one
-                        raise DatabaseUnavailable("it is away")
-                    yield lent
+                async with self._pool.place(apart):
+                    has_place = True
+                    async with self._pool.connection() as lent:
+                        if not self.available:  # since it waits for this one
+                            raise DatabaseUnavailable("it is away")
+                        yield lent
         except (*FAILURES, *CHANGED) as error:
             if isinstance(error, errors.ReadOnlySqlTransaction) and lent is not None:
                 await (
                     lent.close()
                 )  # the server is a primary no more: the next connection is made to the one that is
-            if lent is None:
-                if apart or not self._pool.is_full:  # else it may answer those that have the connections
+            # What a caller has given up sooner than it had to says nothing of the database.
+            if not isinstance(error, TimeoutError) or limit >= self.timeout:
+                if lent is not None and lent.closed:
+                    await self._pool.empty()  # the others are of the same time, and may be as dead
                     self._is_away(text_of(error))
-            elif lent.closed:
-                await self._pool.empty()  # the others are of the same time, and may be as dead
-                self._is_away(text_of(error))
+                elif lent is None and has_place and (apart or not self._pool.is_full):
+                    self._is_away(text_of(error))  # else it may answer those that have the connections
             raise DatabaseUnavailable(text_of(error)) from error
 
     async def _not_away(self) -> None:
