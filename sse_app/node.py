@@ -125,7 +125,7 @@ class Node:
         self.cluster = make_cluster(self.state, settings, self.database)
         auth = settings.auth
         self.auth_store = make_auth_store(self.state, self.database)
-        self._is_prepared = False
+        self._auth_is_open = False
         self.revocations = Revocations(self.auth_store, auth.longest_lifetime)
         with self.state.starting():
             # First of all: a first start that is cut short must not look like one whose accounts were lost.
@@ -206,14 +206,19 @@ class Node:
         self.cluster.answer("metrics", self._metrics_for)
 
     async def prepare(self) -> None:
-        """Open the store of auth, learn what is revoked, and make what serving needs, unless that was done before.
-
-        `start` does it. A process that takes over streams calls it earlier, while the process before still serves.
+        """Do what takes time of `start`, while a process serves whose streams this one takes over.
 
         Raises:
-            StateError: the store or the event log cannot be used.
+            StateError: the store of auth or the event log cannot be used.
         """
-        if not self._is_prepared:
+        await self._open_auth()
+        with self.state.starting():
+            await self.eventlog.prepare()
+        self.hub.sender.prepare()
+
+    async def _open_auth(self) -> None:
+        """Open the store of auth and learn what is revoked, unless that was done before."""
+        if not self._auth_is_open:
             with self.state.starting():
                 await self.auth_store.open()
             if self.database is not None:
@@ -221,10 +226,7 @@ class Node:
             if self._sealed_keys is not None:
                 self.tokens.use_keys(await self._sealed_keys.load())
             await self.revocations.learn()
-            with self.state.starting():
-                await self.eventlog.prepare()
-            self.hub.sender.prepare()
-            self._is_prepared = True
+            self._auth_is_open = True
 
     async def start(self, after: EventId | None = None) -> None:
         """Open what is stored and begin to serve; the other nodes are told by `join`.
@@ -235,7 +237,7 @@ class Node:
         Raises:
             StateError: the store of auth or the event log cannot be used.
         """
-        await self.prepare()
+        await self._open_auth()
         with self.state.starting():
             await self.eventlog.open()
             await self.cluster.open()

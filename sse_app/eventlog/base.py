@@ -284,6 +284,8 @@ class EventLog(ABC):
     async def prepare(self) -> None:  # noqa: B027
         """Do what takes time of `open`, while another process serves whose place this one is to take.
 
+        A log may have nothing to do. `close` undoes it where `open` does not follow.
+
         Raises:
             StateError: as of `open`.
         """

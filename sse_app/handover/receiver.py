@@ -133,15 +133,24 @@ class HandoverReceiver:
     async def watch(self, streams: Sequence[Stream]) -> None:
         """Ping adopted streams, end them when their tokens expire, and notice when their clients go.
 
-        Runs after READY, and between fan-outs: pings, expiry and disconnect detection may start late, events not.
+        Runs after READY. Disconnect detection may start late, and waits for fan-outs: events must not be late.
         """
-        for start in range(0, len(streams), WATCH_SLICE):
+        slices = [streams[start : start + WATCH_SLICE] for start in range(0, len(streams), WATCH_SLICE)]
+        for some in slices:
+            for stream in some:
+                if not stream.closed:
+                    self._keepalive.watch(stream)  # ends it where its token has expired
+            await asyncio.sleep(0)
+        for some in slices:
             async with self._hub.between_fan_outs():
-                for stream in streams[start : start + WATCH_SLICE]:
-                    if not stream.closed:
-                        assert stream.connection is not None
+                for stream in some:
+                    assert stream.connection is not None
+                    try:
                         stream.connection.watch(self._hub.disconnects)
-                        self._keepalive.watch(stream)  # ends it where its token has expired
+                    except (
+                        OSError
+                    ):  # the kernel has no memory for it, or watches too much; its client resumes
+                        stream.close()
             await asyncio.sleep(0)
 
     def refuse(self, passed: Sequence[PassedDescriptor], descriptors: Sequence[int]) -> None:

@@ -70,7 +70,7 @@ _METRICS_MODULE = "sse_app.monitoring.prometheus"
 """Another, needed for the metrics; where no file descriptor is left, it could not be loaded any more."""
 
 SETTLING_TIME = 2.0
-"""For how many seconds a process that has adopted streams does nothing else that can wait."""
+"""For how many seconds a process that has adopted streams, and watches them, does nothing else that can wait."""
 
 log = logging.getLogger(__name__)
 
@@ -209,7 +209,8 @@ class Server:
 
     async def _take_over(self, successor: Successor) -> list[socket.socket]:
         """Take over from a process that serves, and return the listening sockets."""
-        import_module(_SLOW_MODULE)  # there is time for it
+        for module in (_SLOW_MODULE, _METRICS_MODULE):  # there is time for it
+            import_module(module)
         await self._node.prepare()
         state, descriptors = await successor.streams()
         built = self._receiver.build(state, descriptors)
@@ -249,9 +250,9 @@ class Server:
         await asyncio.to_thread(import_module, _SLOW_MODULE)
         adopted, self._adopted = self._adopted, []
         await self._receiver.watch(adopted)
+        await asyncio.to_thread(import_module, _METRICS_MODULE)
         if adopted:  # clients have waited for events meanwhile, whose fan-out the rest would slow down
             await asyncio.sleep(SETTLING_TIME)
-        await asyncio.to_thread(import_module, _METRICS_MODULE)
         await asyncio.to_thread(use_huge_pages)
 
     def _status(self) -> str:

@@ -87,6 +87,7 @@ class Disconnects:
         """Watch the sockets again after `suspend`."""
         if self._suspended:
             self._suspended = False
+            self.prepare()
             for fd, owner in list(self._watched.items()):
                 self.watch(fd, owner)
 

@@ -150,6 +150,7 @@ class Hub:
         self.past.begin(head.epoch)
         self._knows_ended = False
         self.disconnects.prepare()
+        self.sender.prepare()
         self.resume()
 
     def continues(self, position: EventId) -> bool:

@@ -33,6 +33,7 @@ from sse_app.eventlog.sqlite.bells import Bells
 from sse_app.eventlog.sqlite.file import CHECKPOINT_PAGES, PAGE_BYTES
 from sse_app.eventlog.sqlite.log import SqliteEventLog
 from sse_app.eventlog.sqlite.reports import Commit, Growth
+from sse_app.eventlog.sqlite.schema import MIGRATIONS
 from tests.support.appender import Appender
 from tests.support.log_processes import RemoteLog, log_at, log_processes
 from tests.support.server_process import ROOT
@@ -650,6 +651,25 @@ async def test_rules_that_come_to_a_log_that_is_prepared_are_in_force_when_it_is
             assert await log.lost([A], EventId(log.head.epoch, 8)) == {A: "history_trimmed"}
         finally:
             await log.close()
+
+
+@pytest.mark.gen_test(timeout=120)
+async def test_a_log_of_an_older_schema_is_left_as_it_is_until_it_is_opened(tmp_path: Path) -> None:
+    path = tmp_path / "log.db"
+    older, current = ([(len(MIGRATIONS) - back,)] for back in (1, 0))
+    async with opened(path):
+        with closing(sqlite3.connect(path)) as database:
+            database.execute(f"PRAGMA user_version = {older[0][0]}")
+        log = SqliteEventLog(path)
+        await log.prepare()
+        assert rows_of(path, "PRAGMA user_version") == older
+        assert len(os.listdir(f"{path}-bells")) == 1
+        await log.close()
+        with closing(sqlite3.connect(path)) as database:
+            database.execute(f"PRAGMA user_version = {current[0][0]}")
+        await log.prepare()
+        assert len(os.listdir(f"{path}-bells")) == 2
+        await log.close()
 
 
 @pytest.mark.gen_test(timeout=120)

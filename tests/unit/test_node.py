@@ -43,7 +43,7 @@ async def test_every_part_is_there_before_the_start_and_no_other_comes(settings:
     await node.start()
     await node.stop()
     assert vars(node).keys() == made.keys()
-    assert {name for name, part in vars(node).items() if part is not made[name]} <= {"_is_prepared"}
+    assert {name for name, part in vars(node).items() if part is not made[name]} <= {"_auth_is_open"}
 
 
 @pytest.mark.gen_test

@@ -164,6 +164,14 @@ class LogFile:
         if self.files.have_shrunk():
             with self.transaction():
                 return True
+        return self.read_on()
+
+    def read_on(self) -> bool:
+        """Read anew what is remembered, if another process has committed, and return whether one has.
+
+        Raises:
+            StateError, sqlite3.Error: the file cannot be read, or is of another log.
+        """
         if self._is_current():  # mostly so, and then no transaction is needed
             return False
         self.db.execute("BEGIN")

@@ -35,9 +35,10 @@ from sse_app.eventlog.sqlite.bells import MAX_BELL_BYTES, MAX_QUEUED, Bell
 from sse_app.eventlog.sqlite.file import LOCK_TIMEOUT
 from sse_app.eventlog.sqlite.reader import Kept, SqliteReader
 from sse_app.eventlog.sqlite.reports import Alone, Commit, Growth, place
+from sse_app.eventlog.sqlite.schema import MIGRATIONS
 from sse_app.eventlog.sqlite.writer import SqliteWriter
 from sse_app.eventlog.tail import Tails
-from sse_app.storage.sqlite import is_damaged, unusable, without_checkpoint
+from sse_app.storage.sqlite import is_damaged, schema_version, unusable, without_checkpoint
 
 WATCH_INTERVAL = 0.25
 """How often it is looked whether appends wait too long, in seconds."""
@@ -85,7 +86,7 @@ class SqliteEventLog(EventLog):
         self._damage = ""
         """What is wrong with the file's content, once that has been found: only a restart looks at it anew."""
         self._prepared: SqliteWriter | None = None
-        """One that has not been started yet."""
+        """A writer that has not been started yet."""
         self._writer: SqliteWriter | None = None
         self._closing = False
         self._bell: Bell | None = None
@@ -108,6 +109,13 @@ class SqliteEventLog(EventLog):
         return self._available and not self._damage
 
     async def prepare(self) -> None:
+        newest = len(MIGRATIONS)
+        if (
+            schema_version(self._path, newest) == newest
+        ):  # else the process that serves has to use it as it is
+            self._prepare()
+
+    def _prepare(self) -> None:
         writer = SqliteWriter(self._path, self._retention, self._wake)
         writer.prepare()
         try:
@@ -119,14 +127,15 @@ class SqliteEventLog(EventLog):
 
     async def open(self) -> None:
         if self._prepared is None:
-            await self.prepare()
+            self._prepare()
         writer, self._prepared = self._prepared, None
         assert writer is not None
         self._loop = asyncio.get_running_loop()
         try:
             self._epoch, stored = writer.start()
-        except StateError:
-            await self._reader.close()
+        except BaseException:
+            with without_checkpoint(self._path):  # of a file that may be damaged
+                await self._reader.close()
             raise
         self._seq = stored.head
         self._told_at = time.time()

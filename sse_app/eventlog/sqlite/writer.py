@@ -26,7 +26,7 @@ from sse_app.eventlog.sqlite.file import LOCK_TIMEOUT, LogFile
 from sse_app.eventlog.sqlite.reports import Alone, BellLost, Commit, Growth, Report
 from sse_app.eventlog.sqlite.schema import COLUMNS, INSERT_SIZES, ChannelState, insertion, probe
 from sse_app.eventlog.sqlite.sizes import beyond
-from sse_app.storage.sqlite import is_damaged, unusable
+from sse_app.storage.sqlite import is_damaged, unusable, without_checkpoint
 
 MAX_EVENTS_PER_COMMIT = 2_000
 """After how many events no further append joins a commit: other processes wait for the lock meanwhile."""
@@ -104,7 +104,7 @@ class SqliteWriter:
         return self._file.bells
 
     def prepare(self) -> None:
-        """Open the database; other processes may still write to it until `start`.
+        """Open the database, whose content is read once more in `start`.
 
         Raises:
             StateError: it cannot be used.
@@ -120,7 +120,8 @@ class SqliteWriter:
         file = self._file
         seen_at = time.time()
         try:
-            file.look()
+            file.files.have_shrunk()  # or are others; why they have is found out by the next look
+            file.read_on()
             self._reported = file.head
             file.others_committed = False
             self._shared = file.bells.others()
@@ -129,13 +130,13 @@ class SqliteWriter:
                 state: Growth | Alone = Growth(file.head, seen_at)
             else:
                 state = Alone(file.head, file.forgotten, file.all_channels())
-        except sqlite3.Error as error:
-            self.discard()
-            raise unusable(self._path, error) from error
-        except StateError:
-            self.discard()
+            self._thread.start()
+        except BaseException as error:
+            with without_checkpoint(self._path):  # of a file that may be damaged
+                self.discard()
+            if isinstance(error, (sqlite3.Error, OSError)):
+                raise unusable(self._path, error) from error
             raise
-        self._thread.start()
         return file.epoch, state
 
     def discard(self) -> None:

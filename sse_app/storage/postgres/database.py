@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -26,6 +27,9 @@ CONNECT_TIMEOUT = 5
 
 WAIT_WHILE_AWAY = 0.2
 """For how many seconds a query waits for the database to come back while it is away."""
+
+ENOUGH = 0.9
+"""After what share of the time that a query may take without an answer the database is away."""
 
 FAILURES = (psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalError, TimeoutError)
 """What is no mistake in a statement: the database is away, short of something, read-only or damaged."""
@@ -61,9 +65,9 @@ class DatabaseUnavailable(SSEAppError):
 class Database:
     """The connections that the parts of one process share; each part opens and closes it as if it were its own.
 
-    Once the database has not answered, or has ended a connection and lets none be made, it is *away*: queries fail
-    after a moment, without one of them having to wait for its own timeout, and one task tries again and again whether
-    it is back.
+    Once the database has given a query no answer in all its time, or has ended a connection and lets none be made, it
+    is *away*: queries fail after a moment, without one of them having to wait for its own timeout, and one task tries
+    again and again whether it is back.
 
     Args:
         url: as libpq takes it (``postgresql://…``), also with several hosts. A password is better kept in a password
@@ -177,7 +181,7 @@ class Database:
                 not. A mistake in a statement stays what it is.
         """
         limit = self.timeout if within is None else within
-        has_place = False
+        placed_at: float | None = None
         lent: Connection | None = None
         if asyncio.current_task() is None:  # a periodic call, which gets its task where it waits first
             await asyncio.sleep(0)
@@ -185,7 +189,7 @@ class Database:
             async with asyncio.timeout(limit):
                 await self._not_away()
                 async with self._pool.place(apart):
-                    has_place = True
+                    placed_at = time.monotonic()
                     async with self._pool.connection() as lent:
                         if not self.available:  # since it waits for this one
                             raise DatabaseUnavailable("it is away")
@@ -195,13 +199,16 @@ class Database:
                 await (
                     lent.close()
                 )  # the server is a primary no more: the next connection is made to the one that is
-            # What a caller has given up sooner than it had to says nothing of the database.
-            if not isinstance(error, TimeoutError) or limit >= self.timeout:
-                if lent is not None and lent.closed:
-                    await self._pool.empty()  # the others are of the same time, and may be as dead
+            timed_out = isinstance(error, TimeoutError)
+            if timed_out and (placed_at is None or time.monotonic() - placed_at < ENOUGH * self.timeout):
+                pass  # the caller was in a hurry, or has waited for others: the database may answer
+            elif lent is None:
+                # Where it lets no more connections be made, it may answer those that have some.
+                if timed_out or apart or not self._pool.is_full:
                     self._is_away(text_of(error))
-                elif lent is None and has_place and (apart or not self._pool.is_full):
-                    self._is_away(text_of(error))  # else it may answer those that have the connections
+            elif lent.closed:
+                await self._pool.empty()  # the others are of the same time, and may be as dead
+                self._is_away(text_of(error))
             raise DatabaseUnavailable(text_of(error)) from error
 
     async def _not_away(self) -> None:
