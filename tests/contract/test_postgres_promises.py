@@ -110,6 +110,7 @@ def test_an_old_primary_gives_no_id_that_the_promoted_standby_has_given_also_to_
         assert asyncio.run(append(url))[0] == (again[0].epoch, again[-1].seq + 1)
 
 
+@pytest.mark.ci
 @pytest.mark.expects_logs("event_log_unavailable")
 def test_no_event_gets_the_number_of_one_that_was_seen_before_the_standby_had_it(tmp_path: Path) -> None:
     with cluster() as primary, standby(primary, "s") as other:
