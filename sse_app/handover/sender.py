@@ -52,7 +52,7 @@ class Copied:
 
     def renewed(self) -> set[Stream]:
         """Return those that live on another token now."""
-        now = map(attrgetter("subscriber"), self.places)
+        now = map(attrgetter("subscriber"), self.places)  # in C, as the server stands still meanwhile
         return set(compress(self.places, map(is_not, now, self._subscribers)))
 
 

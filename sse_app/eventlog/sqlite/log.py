@@ -110,9 +110,8 @@ class SqliteEventLog(EventLog):
 
     async def prepare(self) -> None:
         newest = len(MIGRATIONS)
-        if (
-            schema_version(self._path, newest) == newest
-        ):  # else the process that serves has to use it as it is
+        # One of an older schema is left to the process that serves, which has to use it as it is.
+        if schema_version(self._path, newest) == newest:
             self._prepare()
 
     def _prepare(self) -> None:

@@ -196,9 +196,8 @@ class Database:
                         yield lent
         except (*FAILURES, *CHANGED) as error:
             if isinstance(error, errors.ReadOnlySqlTransaction) and lent is not None:
-                await (
-                    lent.close()
-                )  # the server is a primary no more: the next connection is made to the one that is
+                # The server is a primary no more: the next connection is made to the one that is.
+                await lent.close()
             timed_out = isinstance(error, TimeoutError)
             if timed_out and (placed_at is None or time.monotonic() - placed_at < ENOUGH * self.timeout):
                 pass  # the caller was in a hurry, or has waited for others: the database may answer
