@@ -172,6 +172,8 @@ class Admission:
                 has_ended = await self._has_ended(wanted)
             except EventLogUnavailable:
                 return self._turn_away("unavailable")
+            if start.after.epoch != self._hub.head.epoch:  # the log was replaced meanwhile
+                return self._turn_away("unavailable")
             # Others may have been admitted, and the server may have begun to drain, while the log was asked.
             if (reason := self._unavailable(claims, wanted)) is not None:
                 return self._turn_away(reason)
@@ -345,10 +347,10 @@ class Admission:
         hub = self._hub
         while True:
             lost = await self._lost(channels, after)
-            if lost.keys() >= set(channels):
-                return self._reset_at(hub.head, lost)
-            if await hub.reached(after):
-                return self._reset_at(after, lost)
+            all_lost = lost.keys() >= set(channels)
+            # Where all is lost the hub may still follow the log that was replaced, and be behind the position in it.
+            if await hub.reached(hub.eventlog.head if all_lost else after):
+                return self._reset_at(hub.head if all_lost else after, lost)
             # Another log is there, or a part of this one was skipped, so the answer may not hold any more.
 
     async def _lost(self, channels: tuple[str, ...], after: EventId) -> dict[str, str]:

@@ -19,6 +19,9 @@ from tests.faults.ways import BY_HAND, IN_A_FILE, ON_POSTGRES, UNDER_SYSTEMD
 QUICK = {"POSTGRES__TIMEOUT": 1.0}
 """Settings of servers that give a query less time than usual, so that they refuse publishes sooner."""
 
+UNREAD = "replay_failed"
+"""What servers say of a stream that is replayed to when the database goes, and is ended for that."""
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -81,22 +84,31 @@ CATALOGUE: Mapping[str, Fault] = {
     ),
     "the clock is set": Fault(surroundings.set_clock, Needs(clock=True, expected=["clock_changed"])),
     "links that drop": Fault(surroundings.drop_link, Needs(network=True)),
-    "the database ends": Fault(surroundings.end_database, ways=ON_POSTGRES),
-    "the database is stopped for a while": Fault(surroundings.pause_database, ways=ON_POSTGRES),
-    "a node and the database end": Fault(surroundings.end_node_and_database, ways=ON_POSTGRES),
+    "the database ends": Fault(surroundings.end_database, Needs(expected=[UNREAD]), ON_POSTGRES),
+    "the database is stopped for a while": Fault(
+        surroundings.pause_database, Needs(expected=[UNREAD]), ON_POSTGRES
+    ),
+    "a node and the database end": Fault(
+        surroundings.end_node_and_database, Needs(expected=[UNREAD]), ON_POSTGRES
+    ),
     "the database's disk is full": Fault(
         surroundings.fill_disk_of_database,
-        Needs(database=databases.on_small_disk, settings=QUICK),
+        Needs(database=databases.on_small_disk, settings=QUICK, expected=[UNREAD]),
         ON_POSTGRES,
     ),
     "a machine is cut off from the database": Fault(
         surroundings.cut_off_from_database,
-        Needs(told=True, database=databases.beyond_links, settings=QUICK),
+        Needs(told=True, database=databases.beyond_links, settings=QUICK, expected=[UNREAD]),
         ON_POSTGRES,
     ),
     "failover to a standby that is waited for": Fault(
         surroundings.fail_over,
-        Needs(told=True, database=partial(databases.with_standby, synchronous=True), settings=QUICK),
+        Needs(
+            told=True,
+            database=partial(databases.with_standby, synchronous=True),
+            settings=QUICK,
+            expected=[UNREAD],
+        ),
         ON_POSTGRES,
     ),
     "failover to a standby that is not waited for": Fault(
@@ -105,7 +117,7 @@ CATALOGUE: Mapping[str, Fault] = {
             told=True,
             database=partial(databases.with_standby, synchronous=False),
             settings=QUICK,
-            expected=["log_replaced"],
+            expected=["log_replaced", UNREAD],
         ),
         ON_POSTGRES,
     ),

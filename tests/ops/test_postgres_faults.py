@@ -26,7 +26,7 @@ from tests.support.postgres import Postgres, cluster, ending, server_directory, 
 from tests.support.server_process import ServerProcess
 from tests.support.waiting import until
 
-EXPECTED = ("event_log_unavailable", "log_replaced", "accounts_unavailable", "node_silent")
+EXPECTED = ("event_log_unavailable", "replay_failed", "log_replaced", "accounts_unavailable", "node_silent")
 BOUND = TIMEOUT + 6
 """Seconds within which a publish is answered that the database does not take; generous."""
 

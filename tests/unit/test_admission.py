@@ -20,9 +20,10 @@ from sse_app.cluster.base import Alone
 from sse_app.core.channels import ADMIN_CHANNEL, ChannelName
 from sse_app.core.counters import Metrics
 from sse_app.core.errors import EventLogUnavailable, Forbidden, TokenRefused, TooManyStreams, UnknownChannel
-from sse_app.core.events import EventId, NewEvent
+from sse_app.core.events import FINAL, EventId, NewEvent
 from sse_app.core.framing import CHUNKED, UNFRAMED
 from sse_app.core.lifecycle import Lifecycle
+from sse_app.core.selection import Interest
 from sse_app.eventlog.base import Retention
 from sse_app.eventlog.memory import MemoryEventLog
 from sse_app.settings.channels import rules_of
@@ -64,6 +65,14 @@ class Log(MemoryEventLog):
         if self.broken:
             raise EventLogUnavailable("the log is away")
         return await super().lost(channels, position)
+
+    def replace(self) -> None:
+        """Become another log; the hub that follows it is told by `tell`."""
+        self._epoch = "another"
+
+    def tell(self) -> None:
+        """Tell the hub that the log was replaced."""
+        self._tails.replaced(self._seq)
 
 
 class Room:
@@ -430,6 +439,45 @@ async def test_where_no_channel_can_be_continued_all_begin_at_the_head(
         assert event.id == id.replace("EPOCH", head.epoch)
         assert data["recovered"] is False
         assert room.metrics.streams_resumed == 1
+
+
+@pytest.mark.expects_logs("log_replaced")
+async def test_no_stream_begins_in_a_log_that_was_replaced_before_the_hub_knows_of_it(keys: Path) -> None:
+    async with room_of(keys) as room:
+        head = await room.publish(A, 3)
+        ahead = EventId(head.epoch, head.seq + 5)  # of another node, which had heard of more
+        room.log.replace()
+        opening = asyncio.create_task(room.opened(A, position=str(ahead)))
+        await asyncio.sleep(0.05)
+        assert (
+            not room.hub.streams
+        )  # one that began at the hub's old head would be told a position behind its own
+        room.log.tell()
+        admitted = await opening
+        assert resets(admitted) == {"a": "log_replaced"}
+        assert admitted.stream.replay == Replay(head.seq, {A: head.seq})
+        assert (room.hub.head, admitted.stream.ending) == (EventId("another", head.seq), None)
+
+
+@pytest.mark.expects_logs("log_replaced")
+async def test_a_stream_is_turned_away_where_the_log_is_replaced_while_it_is_asked_whether_channels_have_ended(
+    keys: Path,
+) -> None:
+    async with room_of(keys) as room:
+        position = await room.publish(A)
+        await room.log.append([NewEvent(A, "e", b"x", flags=FINAL)])
+        await room.hub.settled()
+
+        async def replaced(interest: Interest) -> bool:
+            room.log.replace()
+            room.log.tell()
+            await room.hub.reached(EventId("another", 0))
+            return False
+
+        room.hub.ended.confirm = replaced  # type: ignore[method-assign]
+        admitted = await room.admit(A, position=str(position))
+        assert isinstance(admitted, TurnedAway)
+        assert not room.hub.streams
 
 
 async def test_the_first_events_are_framed_as_the_stream_is(keys: Path) -> None:
