@@ -265,6 +265,7 @@ def test_a_token_that_ends_is_replaced_at_once(chrome: Chrome, script: ScriptedS
     assert second.query == {"token": "two", "client_id": first.query["client_id"], "last_event_id": "e-1"}
 
 
+@pytest.mark.ci
 def test_it_gives_up_after_max_retries(chrome: Chrome, script: ScriptedServer) -> None:
     script.answers = [Answer(0)]
     tab = open_on(chrome, script, options={"maxRetries": 3})

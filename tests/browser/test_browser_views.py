@@ -412,6 +412,7 @@ def test_whatever_views_come_and_go_in_tabs_that_share_a_stream_the_others_have_
     wait_for_connections(server, 1)
 
 
+@pytest.mark.ci
 def test_views_say_that_the_connection_is_lost_and_back(chrome: Chrome, serve: Start, built: str) -> None:
     server = serve()
     tab = open_views(chrome, server)

@@ -96,6 +96,7 @@ def test_axe_finds_nothing_on_either_page_in_light_and_dark(
         check(ann.open("/admin", "ann"), axe, "refusal")
 
 
+@pytest.mark.ci
 def test_axe_finds_nothing_on_the_servers_own_page(chromium: Browser, start_server: Start, axe: str) -> None:
     server = start_server()
     with visitor(chromium, server) as stranger:

@@ -219,6 +219,7 @@ def test_a_stream_without_a_token_is_named_so_and_kicked_and_an_event_not_stored
         page.wait_for_selector("tr[data-connection]", state="detached")
 
 
+@pytest.mark.ci
 def test_a_test_event_is_published_and_found_in_the_history_by_keyboard(
     chromium: Browser, start_server: Start
 ) -> None:

@@ -39,6 +39,7 @@ def test_a_refresh_whose_answer_was_lost_logs_no_page_out(chromium: Browser, sta
         assert page.inner_text("#who") == "ann"
 
 
+@pytest.mark.ci
 def test_a_page_asks_for_its_refresh_again_when_no_answer_comes(
     chromium: Browser, start_server: Start
 ) -> None:

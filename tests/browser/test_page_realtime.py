@@ -73,6 +73,7 @@ def test_a_restart_leaves_no_gap_and_no_double_and_is_told(chromium: Browser, st
         assert "back after" in page.inner_text("[data-reason]")
 
 
+@pytest.mark.ci
 def test_what_was_missed_is_replayed_and_counted(chromium: Browser, start_server: Start) -> None:
     server, market = start(start_server)
     with visitor(chromium, server) as ann:

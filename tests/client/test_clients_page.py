@@ -238,6 +238,7 @@ def test_the_lines_for_a_login_run_as_they_stand(host: str, chrome: Chrome, serv
     assert logins.count(True) == (1 if host == "localhost" else 2)
 
 
+@pytest.mark.ci
 @pytest.mark.browser
 @pytest.mark.parametrize(
     "heading", [pytest.param("A plain EventSource", marks=pytest.mark.slow), "sse-client, the browser module"]

@@ -596,6 +596,7 @@ async def test_processes_that_make_a_log_at_once_agree_on_its_epoch(tmp_path: Pa
         await other.close()
 
 
+@pytest.mark.ci
 @pytest.mark.gen_test
 async def test_of_many_channels_used_once_a_thousand_empty_ones_are_remembered_and_no_gap_is_silent(
     make: Callable[..., EventLog],

@@ -229,6 +229,7 @@ def test_every_good_answer_is_as_described(running: ServerProcess) -> None:
     assert good <= ask.seen, good - ask.seen
 
 
+@pytest.mark.ci
 def test_limits_and_refusals_are_answered_as_described(
     running: ServerProcess, start_server: Callable[..., ServerProcess], tmp_path: Path
 ) -> None:

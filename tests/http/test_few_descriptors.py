@@ -91,6 +91,7 @@ def test_connections_that_send_nothing_or_half_a_request_keep_nobody_out(
     assert lines[0]["detail"] == ("silent" if sent is half_a_head else "slow_body")
 
 
+@pytest.mark.ci
 def test_before_the_first_stream_nothing_is_opened_that_could_be_missing(few: ServerProcess) -> None:
     """The limit is lowered to what is open: what a stream, a page and a publish need has to be there."""
     with few.publisher() as publisher, ExitStack() as stack:

@@ -162,6 +162,7 @@ def test_the_streams_of_a_worker_that_hands_over_are_counted_once_all_the_while(
     assert len(streams.open) == LIMIT
 
 
+@pytest.mark.ci
 def test_a_worker_that_stands_still_counts_no_more_and_again_when_it_goes_on(streams: Streams) -> None:
     first, second, *_ = streams.workers
     for _ in range(LIMIT):

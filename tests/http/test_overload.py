@@ -134,6 +134,7 @@ def numbers(server: ServerProcess) -> list[int]:
     return sorted(found)
 
 
+@pytest.mark.ci
 def test_publishes_that_wait_take_half_of_the_connections_and_the_next_are_refused_and_not_stored(
     start_patient: Callable[..., ServerProcess],
 ) -> None:

@@ -398,6 +398,7 @@ def test_a_node_makes_at_most_two_queries_a_second_of_its_own(machines: Machines
     assert 0.5 * 3 * seconds <= calls <= 2 * 3 * (seconds + 1.5)
 
 
+@pytest.mark.ci
 def test_streams_are_listed_in_the_order_in_which_they_were_opened_on_whichever_machine(
     machines: Machines,
 ) -> None:

@@ -79,6 +79,7 @@ def test_an_id_that_another_signer_has_made_is_told_by_its_issuing_time(
     assert desk.me(signed(1)) == 200
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("how", ["--subject ann", "--all"])
 def test_no_id_that_a_forger_makes_up_escapes_a_revocation(desks: list[Site], keys: Path, how: str) -> None:
     """Where a key has leaked, taking it away refuses what was forged with it; open streams end by the revocation."""

@@ -65,6 +65,7 @@ def _wait(client: StreamClient | Fleet, name: str, count: int) -> dict[str, Any]
     return client.ask("stats")
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("numbers", "gaps", "duplicates"),
     [((1, 2, 3), 0, 0), ((1, 2, 5), 2, 0), ((1, 2, 2), 0, 1), ((1, 3, 2), 1, 1)],

@@ -74,6 +74,7 @@ def test_every_line_is_printable_and_fits_into_a_pipe_at_once(made: logging.LogR
     assert max(len(as_json.encode()), len(console.encode())) <= LINE_BYTES
 
 
+@pytest.mark.ci
 @given(st.text(), st.dictionaries(st.text(), st.text() | st.integers() | st.binary() | st.floats()))
 def test_whatever_is_logged_is_one_printable_line(message: str, fields: dict[str, Any]) -> None:
     made = record("%s", message)
