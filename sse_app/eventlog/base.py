@@ -356,7 +356,10 @@ class EventLog(ABC):
 
     @abstractmethod
     async def ended(self) -> dict[ChannelName, int]:
-        """Return the channels whose last event is `FINAL` and still kept, each with its ``seq``."""
+        """Return the channels whose last event is `FINAL` and still kept, each with its ``seq``.
+
+        Where the log has another epoch than this process knew of, `head` has it from then on.
+        """
 
     @abstractmethod
     async def names(self, pattern: str) -> list[ChannelName]:

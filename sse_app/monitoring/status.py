@@ -68,14 +68,13 @@ class Status:
     async def _compute(self) -> dict[str, Any]:
         answers = await self._cluster.ask("status")
         nodes = list(answers.by_node.values())
-        epoch = self._eventlog.head.epoch
         channels = {}
         for name in self._channels.names:
             published, last = await self._eventlog.published(name)
             channels[name] = {
                 "connection_count": sum(node["channels"].get(name, 0) for node in nodes),
                 "events_published": published,
-                "last_event_id": str(EventId(epoch, last)) if last else None,
+                "last_event_id": str(EventId(self._eventlog.head.epoch, last)) if last else None,
             }
         status = {
             "status": "active",

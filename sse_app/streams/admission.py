@@ -172,8 +172,8 @@ class Admission:
                 has_ended = await self._has_ended(wanted)
             except EventLogUnavailable:
                 return self._turn_away("unavailable")
-            if start.after.epoch != self._hub.head.epoch:  # the log was replaced meanwhile
-                return self._turn_away("unavailable")
+            if len({start.after.epoch, self._hub.head.epoch, self._hub.eventlog.head.epoch}) > 1:
+                return self._turn_away("unavailable")  # the log was replaced meanwhile
             # Others may have been admitted, and the server may have begun to drain, while the log was asked.
             if (reason := self._unavailable(claims, wanted)) is not None:
                 return self._turn_away(reason)
@@ -328,10 +328,12 @@ class Admission:
             begun = await eventlog.begin(channels, beginning)
             if texts and (whole := await conflation.channels(texts)):
                 tables = await eventlog.begin(whole, Beginning())
+                if tables.head.epoch != begun.head.epoch:  # the log was replaced in between
+                    continue
                 floors: dict[str, int] = {name: tables.floors.get(name, 0) for name in whole}
                 first = min(begun.first, tables.first)
                 begun = Floors(tables.head, first, {**begun.floors, **floors})
-            if await self._hub.reached(begun.head):
+            if await self._reached(begun.head):
                 return _Start(begun.head._replace(seq=begun.first - 1), floors=begun.floors)
 
     def _reset_at(self, after: EventId, lost: dict[str, str]) -> _Start:
@@ -349,9 +351,18 @@ class Admission:
             lost = await self._lost(channels, after)
             all_lost = lost.keys() >= set(channels)
             # Where all is lost the hub may still follow the log that was replaced, and be behind the position in it.
-            if await hub.reached(hub.eventlog.head if all_lost else after):
+            if await self._reached(hub.eventlog.head if all_lost else after):
                 return self._reset_at(hub.head if all_lost else after, lost)
             # Another log is there, or a part of this one was skipped, so the answer may not hold any more.
+
+    async def _reached(self, position: EventId) -> bool:
+        """Wait until the fan-out of an event has begun; return False where the log is to be asked again.
+
+        Args:
+            position: that the log has told of. Where the log has been replaced since, the hub never comes to it.
+        """
+        hub = self._hub
+        return position.epoch in (hub.head.epoch, hub.eventlog.head.epoch) and await hub.reached(position)
 
     async def _lost(self, channels: tuple[str, ...], after: EventId) -> dict[str, str]:
         """Return which channels cannot be continued from a position.

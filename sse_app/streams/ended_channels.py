@@ -79,8 +79,8 @@ class EndedChannels:
     async def confirm(self, interest: Interest) -> bool:
         """Return whether channels have ended also by what the log has now.
 
-        Another process may have published there since; or the final event is no longer kept, and then the channel
-        counts as one that has not ended.
+        Another process may have published there since, which is yet to be fanned out here; or the final event is no
+        longer kept. Then the channel counts as one that has not ended.
 
         Args:
             interest: in channels that have ended as far as is known here.
@@ -88,10 +88,16 @@ class EndedChannels:
         Raises:
             EventLogUnavailable: the log cannot be read.
         """
-        for name in interest.selection.names:
+        names = interest.selection.names
+        seqs: dict[ChannelName, int] = {}
+        for name in names:
             latest = await self._eventlog.latest([name], 1)
-            if not latest:
+            if not latest or latest[-1].seq > self.last_of(name):
                 self.reopen([name])
-            if not latest or not latest[-1].flags & FINAL:
                 return False
-        return True
+            if not latest[-1].flags & FINAL:
+                return False
+            seqs[name] = latest[-1].seq
+        return all(
+            self.last_of(name) == seqs[name] for name in names
+        )  # also now, and of the events that were read

@@ -182,10 +182,9 @@ class Hub:
     async def _follow(self) -> None:
         while True:
             try:
-                if self.eventlog.head.epoch != self.head.epoch:  # since the last tail has ended
-                    raise LogReplaced
                 if not self._knows_ended:
                     await self._learn_ended()
+                self._require_same_log()  # it may have been replaced when no tail was there to tell
                 async with aclosing(self.eventlog.tail(self.head.seq)) as tail:
                     async for events in tail:
                         await self._bring(events)
@@ -198,6 +197,11 @@ class Hub:
             except EventLogUnavailable as error:
                 log.warning("event_log_unavailable", extra={"detail": str(error)})
                 await asyncio.sleep(RETRY_INTERVAL)
+
+    def _require_same_log(self) -> None:
+        """Raise `LogReplaced` where the log has another epoch than the one that is followed."""
+        if self.eventlog.head.epoch != self.head.epoch:
+            raise LogReplaced
 
     def _begin_anew(self, head: EventId) -> None:
         """Continue at another head; the streams are ended, and their clients told of the gap when they come back."""
@@ -509,8 +513,13 @@ class Hub:
         """Learn which channels have ended up to the head, and end the streams on these that have all already.
 
         What follows the head comes from the log's tail.
+
+        Raises:
+            EventLogUnavailable: the log cannot be read.
+            LogReplaced: it has another epoch.
         """
         ended = await self.eventlog.ended()
+        self._require_same_log()
         self.ended.learn({channel: seq for channel, seq in ended.items() if seq <= self.head.seq})
         if self.ended:
             await self._finish_all(self._finished(self._groups.all()))

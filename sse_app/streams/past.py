@@ -94,7 +94,7 @@ class Past:
                 page = await self._page(others, after, until, {**floors, **left_out})
             events = [event for event in page.events if not conflation.member(event.channel)]
             reached = page.reached if page.more else until
-        if cache is not self.cache:
+        if cache is not self.cache or cache.epoch != self._eventlog.head.epoch:
             raise EventLogUnavailable("the log was replaced while it was being replayed")
         if not conflation.is_ready(interest.selection):
             return b"", after  # other rules, or a channel or many keys have come meanwhile

@@ -16,7 +16,7 @@ import pytest
 
 from sse_app.core.channels import ChannelName
 from sse_app.core.errors import EventLogUnavailable, OutcomeUnknown
-from sse_app.core.events import Event, EventId, NewEvent
+from sse_app.core.events import FINAL, Event, EventId, NewEvent
 from sse_app.eventlog.base import EventsTrimmed, IdempotencyKey, LogReplaced, Retention
 from sse_app.eventlog.postgres import appends
 from sse_app.eventlog.postgres.log import PostgresEventLog
@@ -128,6 +128,31 @@ async def test_a_position_of_an_epoch_that_this_process_has_not_heard_of_is_look
         assert await log.lost([A], EventId("other", 1)) == {}
         assert log.head == ("other", 1)
         assert await log.lost([A], before) == {A: "log_replaced"}
+
+
+@pytest.mark.gen_test
+async def test_a_position_that_a_promoted_standby_lacks_is_of_the_log_before(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sse_app.eventlog.postgres.log.LOOK_INTERVAL", 3600.0)
+    async with opened(database_url) as log:
+        (before,) = await log.append([new()])
+        move_to_another_server(database_url)  # which no process has looked at yet
+        assert await log.lost([A], before._replace(seq=before.seq + 1)) == {A: "log_replaced"}
+        assert log.head.epoch != before.epoch
+
+
+@pytest.mark.gen_test
+async def test_where_it_is_asked_which_channels_have_ended_another_epoch_is_noticed(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sse_app.eventlog.postgres.log.LOOK_INTERVAL", 3600.0)
+    async with opened(database_url) as log:
+        assert await log.ended() == {}
+        (last,) = await log.append([NewEvent(A, "e", b"{}", None, FINAL)])
+        give_another_epoch(database_url)
+        assert await log.ended() == {A: last.seq}
+        assert log.head == ("other", last.seq)
 
 
 def test_a_dump_that_is_restored_is_another_log(postgres: Postgres, database_url: str) -> None:

@@ -17,14 +17,15 @@ from sse_app.auth.tokens.grants import Grants
 from sse_app.auth.tokens.issuer import Tokens
 from sse_app.auth.tokens.keyring import KeyRing
 from sse_app.cluster.base import Alone
-from sse_app.core.channels import ADMIN_CHANNEL, ChannelName
+from sse_app.core.channel_rules import ChannelRule, ChannelRules
+from sse_app.core.channels import ADMIN_CHANNEL, ChannelName, ChannelPattern
 from sse_app.core.counters import Metrics
 from sse_app.core.errors import EventLogUnavailable, Forbidden, TokenRefused, TooManyStreams, UnknownChannel
 from sse_app.core.events import FINAL, EventId, NewEvent
 from sse_app.core.framing import CHUNKED, UNFRAMED
 from sse_app.core.lifecycle import Lifecycle
 from sse_app.core.selection import Interest
-from sse_app.eventlog.base import Retention
+from sse_app.eventlog.base import Beginning, Floors, Retention
 from sse_app.eventlog.memory import MemoryEventLog
 from sse_app.settings.channels import rules_of
 from sse_app.settings.model import KeepaliveSettings, Limits
@@ -73,6 +74,12 @@ class Log(MemoryEventLog):
     def tell(self) -> None:
         """Tell the hub that the log was replaced."""
         self._tails.replaced(self._seq)
+
+    async def replaced(self, hub: Hub) -> None:
+        """Become another log, which the hub follows."""
+        self.replace()
+        self.tell()
+        await hub.reached(self.head)
 
 
 class Room:
@@ -468,16 +475,71 @@ async def test_a_stream_is_turned_away_where_the_log_is_replaced_while_it_is_ask
         await room.log.append([NewEvent(A, "e", b"x", flags=FINAL)])
         await room.hub.settled()
 
-        async def replaced(interest: Interest) -> bool:
-            room.log.replace()
-            room.log.tell()
-            await room.hub.reached(EventId("another", 0))
+        async def confirm(interest: Interest) -> bool:
+            await room.log.replaced(room.hub)
             return False
 
-        room.hub.ended.confirm = replaced  # type: ignore[method-assign]
+        room.hub.ended.confirm = confirm  # type: ignore[method-assign]
         admitted = await room.admit(A, position=str(position))
         assert isinstance(admitted, TurnedAway)
         assert not room.hub.streams
+
+
+@pytest.mark.expects_logs("log_replaced")
+async def test_an_answer_of_a_log_that_was_replaced_before_it_came_is_asked_for_again(keys: Path) -> None:
+    async with room_of(keys) as room:
+        position = await room.publish(A)
+        await room.publish(A)
+        answer = room.log.lost
+
+        async def lost(channels: Collection[str], position: EventId) -> dict[str, str]:
+            room.log.lost = answer  # type: ignore[method-assign]
+            found = await answer(channels, position)
+            await room.log.replaced(room.hub)  # while the answer is on its way
+            return found
+
+        room.log.lost = lost  # type: ignore[method-assign]
+        admitted = await asyncio.wait_for(room.opened(position=str(position)), 20)
+        assert resets(admitted) == {"a": "log_replaced"}
+
+
+@pytest.mark.expects_logs("log_replaced")
+async def test_a_stream_that_begins_in_the_past_has_no_floors_of_two_logs(keys: Path) -> None:
+    async with room_of(keys) as room:
+        room.hub.use(ChannelRules([ChannelRule(ChannelPattern("a"), conflate="k")]), backlog_limit=9, retry=1)
+        await room.publish(A, 2)
+        answer, heads = room.log.begin, []
+
+        async def begin(channels: Collection[str], beginning: Beginning) -> Floors:
+            begun = await answer(channels, beginning)
+            heads.append(begun.head.epoch)
+            if len(heads) == 1:
+                await room.log.replaced(room.hub)
+            return begun
+
+        room.log.begin = begin  # type: ignore[method-assign]
+        claims = Claims("ann", "session", "token", NOW - 10, NOW + 60, Grants.of(["a"]))
+        wanted = Subscription("tab", (A,), None, "here", UNFRAMED, beginning=Beginning(last=1))
+        admitted = await asyncio.wait_for(room.admission.admit(claims, wanted), 20)
+        assert isinstance(admitted, Admitted)
+        assert connected(admitted)[0].id == "another-0"
+        assert heads[1:] == ["another"] * 3  # both were asked for again
+
+
+@pytest.mark.parametrize("flags", [0, FINAL])
+async def test_an_event_on_an_ended_channel_that_is_yet_to_be_fanned_out_comes_to_a_client_that_returns(
+    keys: Path, flags: int
+) -> None:
+    async with room_of(keys) as room:
+        await room.log.append([NewEvent(A, "e", b"x", flags=FINAL)])
+        await room.hub.settled()
+        position = room.hub.head
+        await room.hub.pause()
+        await room.log.append([NewEvent(A, "e", b"later", flags=flags)])
+        admitted = await room.opened(position=str(position))
+        assert admitted.recovered
+        assert admitted.stream.replay == Replay(position.seq)
+        assert not room.hub.is_finished(admitted.stream)  # else it ended before the event comes
 
 
 async def test_the_first_events_are_framed_as_the_stream_is(keys: Path) -> None:

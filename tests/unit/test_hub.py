@@ -17,6 +17,7 @@ import pytest
 from sse_app.auth.tokens.claims import Lease
 from sse_app.core.channel_rules import ChannelRule, ChannelRules
 from sse_app.core.channels import ChannelName, ChannelPattern
+from sse_app.core.errors import EventLogUnavailable
 from sse_app.core.events import EventId, NewEvent
 from sse_app.core.framing import UNFRAMED
 from sse_app.core.selection import interest_of
@@ -613,3 +614,53 @@ async def test_a_reload_that_makes_a_channel_conflated_counts_for_the_streams_th
         await until_async(has_the_last, "the newest comes")
         assert len(client.numbers()) < 100
         client.leave()
+
+
+class ReplacedLog(MemoryEventLog):
+    """A log that becomes another one while it is asked, once, which channels have ended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_replaced = False
+
+    async def ended(self) -> dict[ChannelName, int]:
+        found = await super().ended()
+        if not self.is_replaced:
+            self.is_replaced, self._epoch = True, "another"
+            self._tails.replaced(self._seq)  # there is no tail yet that could notice
+        return found
+
+
+@pytest.mark.gen_test
+@pytest.mark.expects_logs("log_replaced")
+async def test_a_log_that_is_replaced_before_its_tail_begins_is_not_taken_for_the_one_before() -> None:
+    log = ReplacedLog()
+    hub = Hub(log, backlog_limit=20_000, retry=1000)
+    await log.append([NewEvent(A, "e", b"1")] * 3)
+    hub.begin()
+    client = Client(hub, (A,))
+    try:
+        await until_async(lambda: hub.head == EventId("another", 3), "the hub follows the other log")
+        assert client.stream.ending == "unavailable"
+        await log.append([NewEvent(A, "e", b"4")])
+        await until_async(lambda: hub.head == EventId("another", 4), "it brings that one's events")
+    finally:
+        client.socket.close()
+        await hub.close()
+        await client.loop
+
+
+@pytest.mark.gen_test
+async def test_the_newest_of_each_key_is_not_read_from_a_log_that_the_hub_does_not_follow_yet() -> None:
+    log = MemoryEventLog()
+    rules = ChannelRules([ChannelRule(ChannelPattern("a"), conflate="k")])
+    hub = Hub(log, rules, backlog_limit=20_000, retry=1000)
+    hub.begin()
+    try:
+        (id,) = await log.append([NewEvent(A, "e", b'{"k": 1}')])
+        await hub.reached(id)
+        log._epoch = "another"
+        with pytest.raises(EventLogUnavailable, match="replaced"):
+            await hub.past.read(interest_of((A,), None), 0, 1)
+    finally:
+        await hub.close()

@@ -314,6 +314,10 @@ class PostgresEventLog(EventLog):
         seq = min(position.seq, MAX_SEQ)
         after = seq - seq % ROUNDED if selection.patterns else 0
         kept = await self._kept_reads.get((texts, after), lambda: self._kept(texts, after))
+        if position.epoch == kept.epoch and position.seq > kept.head:
+            await (
+                self._look()
+            )  # a promoted standby may lack the event, and has another epoch from the first look on
         if position.epoch != kept.epoch or position.seq > kept.head:
             # That read may have begun before the event was stored, and one that is asked for now has not.
             kept = await self._kept_reads.get((texts, after), lambda: self._kept(texts, after))
@@ -386,7 +390,14 @@ class PostgresEventLog(EventLog):
         return Page(events, looked is not None, gap, looked or 0)
 
     async def ended(self) -> dict[ChannelName, int]:
-        return dict(await self._query("SELECT name, seq FROM sse_app.ended()"))
+        asked_at = self._replacements
+        rows = await self._query(
+            "SELECT name, seq, (SELECT epoch FROM sse_app.log), (SELECT seq FROM sse_app.log) FROM sse_app.ended()"
+        )
+        if rows:
+            *_, epoch, head = rows[0]
+            self._learned(epoch, head, asked_at)
+        return {name: seq for name, seq, *_ in rows}
 
     async def names(self, pattern: str) -> list[ChannelName]:
         wanted = ChannelPattern(pattern)
