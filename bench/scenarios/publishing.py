@@ -72,12 +72,16 @@ SCENARIOS = (
         "A lone publish",
         "One publisher with one connection, and one stream that gets its events (the bare Tornado handler has "
         "none). It publishes ten a second, each of which finds the caches cold, or back to back: the next one when "
-        "the last was answered. CPU is that of the publish, the log and the delivery together.",
+        "the last was answered. CPU is that of the publish, the log and the delivery together. The plain handler "
+        "with SQLite does no more than insert the event in a thread (synchronous=FULL, as ours), send it to the "
+        "stream, and answer: no token, no checks, no channels, no history.",
         (
             Variant("sse_app", "ten a second", partial(_measure_lone, _LONE_RATE)),
+            Variant("tornado-sqlite", "ten a second", partial(_measure_lone, _LONE_RATE)),
             Variant("tornado-post", "ten a second", partial(_measure_lone, _LONE_RATE)),
             Variant("nchan", "ten a second", partial(_measure_lone, _LONE_RATE), once=True),
             Variant("sse_app", "back to back", partial(_measure_lone, 0.0)),
+            Variant("tornado-sqlite", "back to back", partial(_measure_lone, 0.0)),
             Variant("tornado-post", "back to back", partial(_measure_lone, 0.0)),
         ),
         (
@@ -90,7 +94,7 @@ SCENARIOS = (
         partial(_measure_lone, _LONE_RATE),
         plot="cpu_us_per_request",
         quick=True,
-        default=("sse_app", "tornado-post", "nchan"),
+        default=("sse_app", "tornado-sqlite", "tornado-post", "nchan"),
     ),
     Scenario(
         "publish",

@@ -9,7 +9,7 @@ from bench.servers.nchan import Nchan
 from bench.servers.pushpin import Pushpin
 from bench.servers.python_peers import AiohttpSse, SseStarlette
 from bench.servers.sse_app import SseApp, SseAppBefore, SseAppPostgres
-from bench.servers.tornado_plain import TornadoPost, TornadoQueue
+from bench.servers.tornado_plain import TornadoPost, TornadoQueue, TornadoSqlite
 
 SERVERS: dict[str, type[Server]] = {
     server.name: server
@@ -24,6 +24,7 @@ SERVERS: dict[str, type[Server]] = {
         AiohttpSse,
         BetterSse,
         Pushpin,
+        TornadoSqlite,
         TornadoPost,
     )
 }

@@ -1,7 +1,8 @@
-"""Peers on plain Tornado: a handler with a queue a stream, and a bare POST handler for the publish rows."""
+"""Peers on plain Tornado: a handler with a queue a stream; for the publish rows one with SQLite, and a bare one."""
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Sequence
 from importlib.metadata import version
 
@@ -20,6 +21,21 @@ class TornadoQueue(PythonApp):
     @classmethod
     def version(cls) -> str:
         return f"Tornado {version('tornado')}, uvloop {version('uvloop')}"
+
+
+class TornadoSqlite(PythonApp):
+    """What one writes first where events have to be on disk: each is inserted in a thread, then sent and answered."""
+
+    name = "tornado-sqlite"
+    title = "plain Tornado handler with SQLite"
+    module = "tornado_sqlite_app"
+
+    @classmethod
+    def version(cls) -> str:
+        return f"Tornado {version('tornado')}, uvloop {version('uvloop')}, SQLite {sqlite3.sqlite_version}"
+
+    def arguments(self) -> list[str]:
+        return [str(self.directory / "events.db")]
 
 
 class TornadoPost(PythonApp):
