@@ -358,7 +358,7 @@ class EventLog(ABC):
     async def ended(self) -> dict[ChannelName, int]:
         """Return the channels whose last event is `FINAL` and still kept, each with its ``seq``.
 
-        Where the log has another epoch than this process knew of, `head` has it from then on.
+        Where there are any, and the log has another epoch than this process knew of, `head` has it from then on.
         """
 
     @abstractmethod

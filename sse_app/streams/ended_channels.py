@@ -79,8 +79,8 @@ class EndedChannels:
     async def confirm(self, interest: Interest) -> bool:
         """Return whether channels have ended also by what the log has now.
 
-        Another process may have published there since, which is yet to be fanned out here; or the final event is no
-        longer kept. Then the channel counts as one that has not ended.
+        Something later may have been published that is yet to be fanned out here; or the final event is no longer
+        kept. Then the channel counts as one that has not ended.
 
         Args:
             interest: in channels that have ended as far as is known here.
@@ -88,16 +88,13 @@ class EndedChannels:
         Raises:
             EventLogUnavailable: the log cannot be read.
         """
-        names = interest.selection.names
-        seqs: dict[ChannelName, int] = {}
-        for name in names:
+        known = {name: self.last_of(name) for name in interest.selection.names}
+        for name, last in known.items():
             latest = await self._eventlog.latest([name], 1)
-            if not latest or latest[-1].seq > self.last_of(name):
+            newest = latest[-1] if latest else None
+            if newest is not None and newest.seq == last and newest.flags & FINAL:
+                continue
+            if last == self.last_of(name) and (newest is None or newest.seq > last):
                 self.reopen([name])
-                return False
-            if not latest[-1].flags & FINAL:
-                return False
-            seqs[name] = latest[-1].seq
-        return all(
-            self.last_of(name) == seqs[name] for name in names
-        )  # also now, and of the events that were read
+            return False
+        return all(self.last_of(name) == last for name, last in known.items())

@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -34,10 +35,13 @@ def new(channel: ChannelName = A, text: str = "{}") -> NewEvent:
 
 @asynccontextmanager
 async def opened(
-    place: str | Database, retention: Retention | None = None, query_timeout: float = 5.0
+    place: str | Database,
+    retention: Retention | None = None,
+    query_timeout: float = 5.0,
+    memory: Path | None = None,
 ) -> AsyncIterator[PostgresEventLog]:
     database = Database(place, timeout=query_timeout) if isinstance(place, str) else place
-    log = PostgresEventLog(database, retention)
+    log = PostgresEventLog(database, retention, memory)
     await log.open()
     try:
         yield log
@@ -61,6 +65,12 @@ def forget_the_end(url: str) -> None:
 def move_to_another_server(url: str) -> None:
     """Have the log be one that another cluster has written."""
     rows(url, "UPDATE sse_app.log SET system = system + 1, started = started - interval '1 day'")
+
+
+def leave_unlooked(log: PostgresEventLog) -> None:
+    """Have a process look at the log only where something is asked of it."""
+    assert log._watching is not None
+    log._watching.cancel()
 
 
 def give_another_epoch(url: str) -> None:
@@ -131,28 +141,39 @@ async def test_a_position_of_an_epoch_that_this_process_has_not_heard_of_is_look
 
 
 @pytest.mark.gen_test
-async def test_a_position_that_a_promoted_standby_lacks_is_of_the_log_before(
-    database_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("sse_app.eventlog.postgres.log.LOOK_INTERVAL", 3600.0)
+async def test_a_position_that_a_promoted_standby_lacks_is_of_the_log_before(database_url: str) -> None:
     async with opened(database_url) as log:
+        leave_unlooked(log)
         (before,) = await log.append([new()])
-        move_to_another_server(database_url)  # which no process has looked at yet
+        move_to_another_server(database_url)
         assert await log.lost([A], before._replace(seq=before.seq + 1)) == {A: "log_replaced"}
         assert log.head.epoch != before.epoch
 
 
 @pytest.mark.gen_test
 async def test_where_it_is_asked_which_channels_have_ended_another_epoch_is_noticed(
-    database_url: str, monkeypatch: pytest.MonkeyPatch
+    database_url: str,
 ) -> None:
-    monkeypatch.setattr("sse_app.eventlog.postgres.log.LOOK_INTERVAL", 3600.0)
     async with opened(database_url) as log:
+        leave_unlooked(log)
         assert await log.ended() == {}
         (last,) = await log.append([NewEvent(A, "e", b"{}", None, FINAL)])
         give_another_epoch(database_url)
         assert await log.ended() == {A: last.seq}
         assert log.head == ("other", last.seq)
+
+
+@pytest.mark.gen_test
+async def test_a_process_that_remembers_the_end_of_the_log_reads_what_comes_before_it(
+    database_url: str, tmp_path: Path
+) -> None:
+    memory = tmp_path / "position"
+    async with opened(database_url, memory=memory) as log:
+        last = (await log.append([new()] * 3))[-1]
+    assert memory.read_text().strip() == str(last)
+    async with opened(database_url, memory=memory) as log, aclosing(log.tail(last.seq - 2)) as tail:
+        events = await asyncio.wait_for(anext(tail), 20)  # as after a handover whose position is behind
+        assert [event.seq for event in events] == [last.seq - 1, last.seq]
 
 
 def test_a_dump_that_is_restored_is_another_log(postgres: Postgres, database_url: str) -> None:

@@ -466,9 +466,10 @@ async def test_no_stream_begins_in_a_log_that_was_replaced_before_the_hub_knows_
         assert (room.hub.head, admitted.stream.ending) == (EventId("another", head.seq), None)
 
 
+@pytest.mark.parametrize("hub_knows", [True, False])
 @pytest.mark.expects_logs("log_replaced")
 async def test_a_stream_is_turned_away_where_the_log_is_replaced_while_it_is_asked_whether_channels_have_ended(
-    keys: Path,
+    keys: Path, hub_knows: bool
 ) -> None:
     async with room_of(keys) as room:
         position = await room.publish(A)
@@ -476,8 +477,11 @@ async def test_a_stream_is_turned_away_where_the_log_is_replaced_while_it_is_ask
         await room.hub.settled()
 
         async def confirm(interest: Interest) -> bool:
-            await room.log.replaced(room.hub)
-            return False
+            room.log.replace()
+            if hub_knows:
+                room.log.tell()
+                await room.hub.reached(room.log.head)
+            return True
 
         room.hub.ended.confirm = confirm  # type: ignore[method-assign]
         admitted = await room.admit(A, position=str(position))
@@ -504,9 +508,11 @@ async def test_an_answer_of_a_log_that_was_replaced_before_it_came_is_asked_for_
 
 
 @pytest.mark.expects_logs("log_replaced")
-async def test_a_stream_that_begins_in_the_past_has_no_floors_of_two_logs(keys: Path) -> None:
+@pytest.mark.parametrize("conflate", ["k", ""])
+async def test_a_stream_begins_in_the_past_of_one_log(keys: Path, conflate: str) -> None:
     async with room_of(keys) as room:
-        room.hub.use(ChannelRules([ChannelRule(ChannelPattern("a"), conflate="k")]), backlog_limit=9, retry=1)
+        rules = ChannelRules([ChannelRule(ChannelPattern("a"), conflate=conflate)])
+        room.hub.use(rules, backlog_limit=9, retry=1)
         await room.publish(A, 2)
         answer, heads = room.log.begin, []
 
@@ -522,8 +528,9 @@ async def test_a_stream_that_begins_in_the_past_has_no_floors_of_two_logs(keys: 
         wanted = Subscription("tab", (A,), None, "here", UNFRAMED, beginning=Beginning(last=1))
         admitted = await asyncio.wait_for(room.admission.admit(claims, wanted), 20)
         assert isinstance(admitted, Admitted)
-        assert connected(admitted)[0].id == "another-0"
-        assert heads[1:] == ["another"] * 3  # both were asked for again
+        assert connected(admitted)[0].id == ("another-0" if conflate else "another-1")
+        asked_again = 3 if conflate else 1  # where there is a table, both of it and of the channels
+        assert heads[1:] == ["another"] * asked_again
 
 
 @pytest.mark.parametrize("flags", [0, FINAL])

@@ -118,6 +118,8 @@ class PostgresEventLog(EventLog):
             database, self._sender, self._notices, lambda: self.head, self._stored, self._not_stored
         )
         self._expiry = Expiry(database)
+        self._looks: SharedReads[None, None] = SharedReads()
+        """Those that a position ahead of the log has asked for."""
         self._kept_reads: SharedReads[tuple[tuple[str, ...], int], _Kept] = SharedReads()
         self._beginnings: SharedReads[tuple[tuple[str, ...], Beginning], Floors] = SharedReads()
         self._due = asyncio.Event()
@@ -140,6 +142,7 @@ class PostgresEventLog(EventLog):
         self._epoch, self._seq = self._memory.recall()
         try:
             await self._look()
+            self._tails.grown_to(self._seq)  # also where nothing has come since the end that was remembered
             await self._tell_retention()
         except EventLogUnavailable as error:
             self._opened = False
@@ -315,9 +318,10 @@ class PostgresEventLog(EventLog):
         after = seq - seq % ROUNDED if selection.patterns else 0
         kept = await self._kept_reads.get((texts, after), lambda: self._kept(texts, after))
         if position.epoch == kept.epoch and position.seq > kept.head:
-            await (
-                self._look()
-            )  # a promoted standby may lack the event, and has another epoch from the first look on
+            # A promoted standby may lack the event, and may have another epoch from the first look on.
+            await self._looks.get(None, self._look)
+            if position.epoch != self._epoch:
+                return dict.fromkeys(texts, "log_replaced")
         if position.epoch != kept.epoch or position.seq > kept.head:
             # That read may have begun before the event was stored, and one that is asked for now has not.
             kept = await self._kept_reads.get((texts, after), lambda: self._kept(texts, after))
