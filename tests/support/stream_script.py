@@ -7,6 +7,9 @@ import json
 from typing import Any, NamedTuple, Self
 from urllib.parse import urlsplit
 
+ACCEPTING_TURNS = 5
+"""Within so many turns of the event loop asyncio calls back for a connection that it has accepted: it takes four."""
+
 
 class Request(NamedTuple):
     """A request that came.
@@ -54,6 +57,8 @@ class Script:
     async def __aexit__(self, *exc_info: object) -> None:
         assert self._server is not None
         self._server.close()
+        for _ in range(ACCEPTING_TURNS):  # a client may have connected a moment ago
+            await asyncio.sleep(0)
         for task in self._tasks:
             task.cancel()
         if self._tasks:
