@@ -7,8 +7,7 @@ import json
 from typing import Any, NamedTuple, Self
 from urllib.parse import urlsplit
 
-ACCEPTING_TURNS = 5
-"""Within so many turns of the event loop asyncio calls back for a connection that it has accepted: it takes four."""
+from tests.support.waiting import stop_accepting
 
 
 class Request(NamedTuple):
@@ -56,9 +55,7 @@ class Script:
 
     async def __aexit__(self, *exc_info: object) -> None:
         assert self._server is not None
-        self._server.close()
-        for _ in range(ACCEPTING_TURNS):  # a client may have connected a moment ago
-            await asyncio.sleep(0)
+        await stop_accepting(self._server)
         for task in self._tasks:
             task.cancel()
         if self._tasks:

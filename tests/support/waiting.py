@@ -19,6 +19,9 @@ SHARE = 0.1
 LONGEST_PAUSE = 0.1
 """Seconds between two looks at the most, so that a long wait ends at once too."""
 
+ACCEPTING_TURNS = 5
+"""Within so many turns of the event loop asyncio calls back for a connection that it has accepted: it takes four."""
+
 
 def until(
     condition: Callable[[], object], what: str, seconds: float = DEADLINE, pause: float | None = None
@@ -63,3 +66,10 @@ async def until_async(
 def _pause(waited: float) -> float:
     """Return the seconds until the next look of a wait that has taken so many."""
     return min(max(PAUSE, SHARE * waited), LONGEST_PAUSE)
+
+
+async def stop_accepting(server: asyncio.Server) -> None:
+    """Close a server's sockets, and wait until it has called back for each connection that it has accepted."""
+    server.close()
+    for _ in range(ACCEPTING_TURNS):
+        await asyncio.sleep(0)

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Self
 
+from tests.support.waiting import stop_accepting
+
 
 class Wire:
     """Forwards TCP connections, in the event loop of the test.
@@ -37,7 +39,7 @@ class Wire:
 
     async def __aexit__(self, *exc_info: object) -> None:
         assert self._server is not None
-        self._server.close()
+        await stop_accepting(self._server)
         self.cut()
         if self._tasks:
             await asyncio.wait(self._tasks)
