@@ -147,10 +147,8 @@ class HandoverReceiver:
                     assert stream.connection is not None
                     try:
                         stream.connection.watch(self._hub.disconnects)
-                    except (
-                        OSError
-                    ):  # the kernel has no memory for it, or watches too much; its client resumes
-                        stream.close()
+                    except OSError:  # the kernel watches too much, or has no memory for it
+                        stream.close()  # its client resumes
             await asyncio.sleep(0)
 
     def refuse(self, passed: Sequence[PassedDescriptor], descriptors: Sequence[int]) -> None:

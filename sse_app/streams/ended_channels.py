@@ -94,6 +94,7 @@ class EndedChannels:
             newest = latest[-1] if latest else None
             if newest is not None and newest.seq == last and newest.flags & FINAL:
                 continue
+            # What has been fanned out while the log was asked is later than its answer.
             if last == self.last_of(name) and (newest is None or newest.seq > last):
                 self.reopen([name])
             return False
