@@ -11,19 +11,21 @@ from bench.payload import EVENT_ITEM
 from bench.servers.interface import PythonApp
 
 
-class TornadoQueue(PythonApp):
+class _TornadoApp(PythonApp):
+    @classmethod
+    def version(cls) -> str:
+        return f"Tornado {version('tornado')}, uvloop {version('uvloop')}"
+
+
+class TornadoQueue(_TornadoApp):
     """What one writes first: a queue a stream, `write` and `flush` for each event."""
 
     name = "tornado-queue"
     title = "plain Tornado handler with a queue"
     module = "tornado_queue_app"
 
-    @classmethod
-    def version(cls) -> str:
-        return f"Tornado {version('tornado')}, uvloop {version('uvloop')}"
 
-
-class TornadoSqlite(PythonApp):
+class TornadoSqlite(_TornadoApp):
     """What one writes first where events have to be on disk: each is inserted in a thread, then sent and answered."""
 
     name = "tornado-sqlite"
@@ -32,13 +34,13 @@ class TornadoSqlite(PythonApp):
 
     @classmethod
     def version(cls) -> str:
-        return f"Tornado {version('tornado')}, uvloop {version('uvloop')}, SQLite {sqlite3.sqlite_version}"
+        return f"{super().version()}, SQLite {sqlite3.sqlite_version}"
 
     def arguments(self) -> list[str]:
         return [str(self.directory / "events.db")]
 
 
-class TornadoPost(PythonApp):
+class TornadoPost(_TornadoApp):
     """The upper bound of publishing over HTTP in this interpreter and framework. It has no streams."""
 
     name = "tornado-post"
@@ -47,10 +49,6 @@ class TornadoPost(PythonApp):
     streams = False
     health_path = ""
     batches = True
-
-    @classmethod
-    def version(cls) -> str:
-        return f"Tornado {version('tornado')}, uvloop {version('uvloop')}"
 
     def arguments(self) -> list[str]:
         return [str(self.options.workers)]

@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import uvloop
 from tornado.httpserver import HTTPServer
-from tornado.iostream import StreamClosedError
 from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 
@@ -41,12 +40,9 @@ class PublishHandler(RequestHandler):
     async def post(self, channel: str) -> None:
         body = self.request.body
         id = await asyncio.get_running_loop().run_in_executor(writer, insert, channel, body)
-        for stream in list(streams.get(channel, ())):
+        for stream in streams.get(channel, ()):
             stream.write(b"id: %d\nevent: tick\ndata: %s\n\n" % (id, body))
-            try:
-                stream.flush()
-            except StreamClosedError:
-                streams[channel].discard(stream)
+            stream.flush()
         self.set_status(201)
         self.write({"id": id})
 
