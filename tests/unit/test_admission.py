@@ -7,6 +7,7 @@ import json
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,9 @@ from sse_app.core.channel_rules import ChannelRule, ChannelRules
 from sse_app.core.channels import ADMIN_CHANNEL, ChannelName, ChannelPattern
 from sse_app.core.counters import Metrics
 from sse_app.core.errors import EventLogUnavailable, Forbidden, TokenRefused, TooManyStreams, UnknownChannel
-from sse_app.core.events import FINAL, EventId, NewEvent
+from sse_app.core.events import FINAL, Event, EventId, NewEvent
 from sse_app.core.framing import CHUNKED, UNFRAMED
 from sse_app.core.lifecycle import Lifecycle
-from sse_app.core.selection import Interest
 from sse_app.eventlog.base import Beginning, Floors, Retention
 from sse_app.eventlog.memory import MemoryEventLog
 from sse_app.settings.channels import rules_of
@@ -54,18 +54,45 @@ async def nothing() -> None:
 
 
 class Log(MemoryEventLog):
-    """A log that can be away, and on which a test does something while it is asked for lost channels."""
+    """A log that can be away, and on which a test does something while it is asked.
+
+    Attributes:
+        broken: whether it is away.
+        asked: how often it was asked for lost channels.
+        begun: how often it was asked where streams begin.
+        meanwhile: is called before it answers that.
+        then: is called once, when it has answered anything and the answer has not come yet.
+    """
 
     broken = False
     asked = 0
+    begun = 0
     meanwhile: Callable[[], Awaitable[object]] = staticmethod(nothing)
+    then: Callable[[], Awaitable[object]] = staticmethod(nothing)
 
     async def lost(self, channels: Collection[str], position: EventId) -> dict[str, str]:
         self.asked += 1
         await self.meanwhile()
         if self.broken:
             raise EventLogUnavailable("the log is away")
-        return await super().lost(channels, position)
+        found = await super().lost(channels, position)
+        await self._have_answered()
+        return found
+
+    async def begin(self, channels: Collection[str], beginning: Beginning) -> Floors:
+        self.begun += 1
+        begun = await super().begin(channels, beginning)
+        await self._have_answered()
+        return begun
+
+    async def latest(self, channels: Collection[str], limit: int) -> list[Event]:
+        found = await super().latest(channels, limit)
+        await self._have_answered()
+        return found
+
+    async def _have_answered(self) -> None:
+        then, self.then = self.then, nothing
+        await then()
 
     def replace(self) -> None:
         """Become another log; the hub that follows it is told by `tell`."""
@@ -472,18 +499,16 @@ async def test_a_stream_is_turned_away_where_the_log_is_replaced_while_it_is_ask
     keys: Path, hub_knows: bool
 ) -> None:
     async with room_of(keys) as room:
-        position = await room.publish(A)
-        await room.log.append([NewEvent(A, "e", b"x", flags=FINAL)])
+        (position,) = await room.log.append([NewEvent(A, "e", b"x", flags=FINAL)])
         await room.hub.settled()
 
-        async def confirm(interest: Interest) -> bool:
+        async def replace() -> None:
             room.log.replace()
             if hub_knows:
                 room.log.tell()
                 await room.hub.reached(room.log.head)
-            return True
 
-        room.hub.ended.confirm = confirm  # type: ignore[method-assign]
+        room.log.then = replace
         admitted = await room.admit(A, position=str(position))
         assert isinstance(admitted, TurnedAway)
         assert not room.hub.streams
@@ -494,15 +519,7 @@ async def test_an_answer_of_a_log_that_was_replaced_before_it_came_is_asked_for_
     async with room_of(keys) as room:
         position = await room.publish(A)
         await room.publish(A)
-        answer = room.log.lost
-
-        async def lost(channels: Collection[str], position: EventId) -> dict[str, str]:
-            room.log.lost = answer  # type: ignore[method-assign]
-            found = await answer(channels, position)
-            await room.log.replaced(room.hub)  # while the answer is on its way
-            return found
-
-        room.log.lost = lost  # type: ignore[method-assign]
+        room.log.then = partial(room.log.replaced, room.hub)
         admitted = await asyncio.wait_for(room.opened(position=str(position)), 20)
         assert resets(admitted) == {"a": "log_replaced"}
 
@@ -514,23 +531,14 @@ async def test_a_stream_begins_in_the_past_of_one_log(keys: Path, conflate: str)
         rules = ChannelRules([ChannelRule(ChannelPattern("a"), conflate=conflate)])
         room.hub.use(rules, backlog_limit=9, retry=1)
         await room.publish(A, 2)
-        answer, heads = room.log.begin, []
-
-        async def begin(channels: Collection[str], beginning: Beginning) -> Floors:
-            begun = await answer(channels, beginning)
-            heads.append(begun.head.epoch)
-            if len(heads) == 1:
-                await room.log.replaced(room.hub)
-            return begun
-
-        room.log.begin = begin  # type: ignore[method-assign]
+        room.log.then = partial(room.log.replaced, room.hub)
         claims = Claims("ann", "session", "token", NOW - 10, NOW + 60, Grants.of(["a"]))
         wanted = Subscription("tab", (A,), None, "here", UNFRAMED, beginning=Beginning(last=1))
         admitted = await asyncio.wait_for(room.admission.admit(claims, wanted), 20)
         assert isinstance(admitted, Admitted)
         assert connected(admitted)[0].id == ("another-0" if conflate else "another-1")
-        asked_again = 3 if conflate else 1  # where there is a table, both of it and of the channels
-        assert heads[1:] == ["another"] * asked_again
+        # Both times; where there is a table, of it and of the channels.
+        assert room.log.begun == (4 if conflate else 2)
 
 
 @pytest.mark.parametrize("flags", [0, FINAL])
