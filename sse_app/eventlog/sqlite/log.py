@@ -36,7 +36,7 @@ from sse_app.eventlog.sqlite.file import LOCK_TIMEOUT
 from sse_app.eventlog.sqlite.reader import Kept, SqliteReader
 from sse_app.eventlog.sqlite.reports import Alone, Commit, Growth, place
 from sse_app.eventlog.sqlite.schema import MIGRATIONS
-from sse_app.eventlog.sqlite.writer import SqliteWriter
+from sse_app.eventlog.sqlite.writer import Append, SqliteWriter
 from sse_app.eventlog.tail import Tails
 from sse_app.storage.sqlite import is_damaged, schema_version, unusable, without_checkpoint
 
@@ -93,9 +93,7 @@ class SqliteEventLog(EventLog):
         """What has been heard, and comes after what the writer thread is about to report."""
         self._heard_bells = self._heard_bytes = 0
         """How much this process's bell has held since it was last empty."""
-        self._appends: list[
-            tuple[Sequence[NewEvent], IdempotencyKey | None, asyncio.Future[list[EventId]]]
-        ] = []
+        self._appends: list[Append] = []
         """What the writer is given once the event loop has run what it runs just now."""
         self._unanswered = 0
         self._watching: asyncio.TimerHandle | None = None
@@ -115,7 +113,10 @@ class SqliteEventLog(EventLog):
             self._prepare()
 
     def _prepare(self) -> None:
-        writer = SqliteWriter(self._path, self._retention, self._wake)
+        try:
+            writer = SqliteWriter(self._path, self._retention)
+        except OSError as error:
+            raise unusable(self._path, error) from error
         writer.prepare()
         try:
             self._reader = SqliteReader(self._path)
@@ -140,6 +141,7 @@ class SqliteEventLog(EventLog):
         self._told_at = time.time()
         self._tails.grown_to(self._seq)
         self._writer, self._closing = writer, False
+        self._loop.add_reader(writer.reported, self._reported, writer)
         self._listen(writer)
         self._set_alone(stored if isinstance(stored, Alone) else None)
         self._available = True
@@ -150,13 +152,9 @@ class SqliteEventLog(EventLog):
         if (descriptor := writer.bells.fileno()) >= 0:
             self._loop.add_reader(descriptor, self._take_reports, True)
 
-    def _wake(self) -> None:
-        """Have reports taken; called in the writer's thread."""
-        try:
-            self._loop.call_soon_threadsafe(self._take_reports)
-        except RuntimeError:
-            if not self._loop.is_closed():  # else the tasks that waited for a report are gone too
-                raise
+    def _reported(self, writer: SqliteWriter) -> None:
+        writer.reported.take()
+        self._take_reports()
 
     def _take_reports(self, rung: bool = False) -> None:
         """Take what the writer thread has reported and what other processes have rung, in log order.
@@ -341,8 +339,7 @@ class SqliteEventLog(EventLog):
 
     def _pass_on(self, writer: SqliteWriter) -> None:
         """Give the writer all appends that wait."""
-        for events, key, future in self._appends:
-            writer.append(events, key, future)
+        writer.append(self._appends)
         self._appends.clear()
 
     async def lost(self, channels: Collection[str], position: EventId) -> dict[str, str]:
@@ -489,5 +486,6 @@ class SqliteEventLog(EventLog):
                 self._watching = None
             if (descriptor := writer.bells.fileno()) >= 0:
                 self._loop.remove_reader(descriptor)
-            writer.bells.close()
+            self._loop.remove_reader(writer.reported)
+            writer.close()
         self._available = False

@@ -6,19 +6,19 @@ Other processes may write to the same file, each of them in turn (see `lock`).
 from __future__ import annotations
 
 import asyncio
-import queue
 import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from sse_app.core.channels import ChannelName
 from sse_app.core.errors import EventLogUnavailable, IdempotencyKeyReused, StateError
 from sse_app.core.events import Event, EventId, NewEvent
+from sse_app.core.wakeup import Wakeup
 from sse_app.eventlog.base import IDEMPOTENCY_AGE, IdempotencyKey, RetentionRules
 from sse_app.eventlog.sqlite.bells import Bells
 from sse_app.eventlog.sqlite.expiry import Expiry
@@ -50,6 +50,10 @@ EVENT_BYTES = 128
 """About how many bytes an event takes in the file besides its data, with its place in the index."""
 
 
+Append = tuple[Sequence[NewEvent], IdempotencyKey | None, "asyncio.Future[list[EventId]]"]
+"""Events that are stored together, and the future that gets their ids."""
+
+
 class _Look(NamedTuple):
     """The event loop wants to know how far the log goes."""
 
@@ -69,18 +73,22 @@ class SqliteWriter:
     Args:
         path: the database file.
         retention: how much of each channel is kept.
-        wake: called in the writer's thread when something has been added to `reports`.
+
+    Raises:
+        OSError: there are no descriptors left.
     """
 
-    def __init__(self, path: Path, retention: RetentionRules, wake: Callable[[], None]) -> None:
+    def __init__(self, path: Path, retention: RetentionRules) -> None:
         self.reports: deque[Report] = deque()
         """What has happened to the log, in log order: what is of before a bell's ringing is here before it is rung."""
+        self.reported = Wakeup()
+        """Called when something has been added to these."""
         self._path = path
         self._retention = retention
-        self._wake = wake
-        self._waiting: queue.SimpleQueue[_Append | _Look | None] = queue.SimpleQueue()
-        self._first: list[_Append | _Look | None] = []
-        """What has been taken from the queue to see that there is something, and is still to be done."""
+        self._waiting: deque[_Append | _Look | None] = deque()
+        """What is to be done; None is the end."""
+        self._asked = Wakeup()
+        """Called when something has been added to this."""
         self._claiming = threading.Lock()
         """Held to take what waits: by this thread, to write it, or on the event loop, to refuse it."""
         self._lock_awaited_since: float | None = None
@@ -109,7 +117,12 @@ class SqliteWriter:
         Raises:
             StateError: it cannot be used.
         """
-        self._file.open()
+        try:
+            self._file.open()
+        except BaseException:
+            self.reported.close()
+            self._asked.close()
+            raise
 
     def start(self) -> tuple[str, Growth | Alone]:
         """Start the thread, and return the epoch and the log as it is.
@@ -141,16 +154,22 @@ class SqliteWriter:
 
     def discard(self) -> None:
         """Close what `prepare` has opened, where `start` does not follow."""
-        self._file.bells.close()
+        self.close()
         self._file.close()
+
+    def close(self) -> None:
+        """Close what the event loop is called by, after `stop`: the thread closes the rest when it ends."""
+        self._file.bells.close()
+        self.reported.close()
+        self._asked.close()
 
     # -- called on the event loop ---------------------------------------------------------------------------
 
-    def append(
-        self, events: Sequence[NewEvent], key: IdempotencyKey | None, future: asyncio.Future[list[EventId]]
-    ) -> None:
-        """Queue events; the outcome for ``future`` is part of a later report."""
-        self._waiting.put(_Append(events, key, future, time.monotonic() + LOCK_TIMEOUT))
+    def append(self, appends: Iterable[Append]) -> None:
+        """Queue appends; the outcome for the future of each is part of a later report."""
+        due = time.monotonic() + LOCK_TIMEOUT
+        self._waiting.extend([_Append(*append, due) for append in appends])
+        self._asked.call()
 
     def may_be_written(self, since: float) -> bool:
         """Return whether another process may have committed since a time by the wall clock; see `DatabaseFiles`."""
@@ -160,7 +179,7 @@ class SqliteWriter:
         """Keep so much of each channel from now on."""
         self._retention = self._expiry.retention = retention
         self._expiry_is_due = True
-        self._waiting.put(_Look())
+        self.look()
 
     def now(self) -> float:
         """Return the time by which events are dated."""
@@ -168,7 +187,11 @@ class SqliteWriter:
 
     def look(self) -> None:
         """Have it reported what other processes have committed."""
-        self._waiting.put(_Look())
+        self._ask(_Look())
+
+    def _ask(self, item: _Look | None) -> None:
+        self._waiting.append(item)
+        self._asked.call()
 
     def overdue(self) -> list[asyncio.Future[list[EventId]]]:
         """Return the appends that have waited too long for a process that has the lock: they will not be stored."""
@@ -180,12 +203,9 @@ class SqliteWriter:
             return self._take_back()
 
     def _take_back(self) -> list[asyncio.Future[list[EventId]]]:
-        waiting, self._first = self._first, []
-        with suppress(queue.Empty):
-            while True:
-                waiting.append(self._waiting.get_nowait())
+        waiting = [self._waiting.popleft() for _ in range(len(self._waiting))]
         if None in waiting:
-            self._waiting.put(None)
+            self._ask(None)
         return [item.future for item in waiting if isinstance(item, _Append)]
 
     def stop(self) -> list[asyncio.Future[list[EventId]]]:
@@ -194,7 +214,7 @@ class SqliteWriter:
         Returns:
             The appends that will not be stored.
         """
-        self._waiting.put(None)
+        self._ask(None)
         self._thread.join(LOCK_TIMEOUT)
         while self._thread.is_alive():
             with self._claiming:
@@ -210,15 +230,13 @@ class SqliteWriter:
         due_at = time.monotonic()
         while not self._given_up:
             look_interval = FAILED_LOOK_INTERVAL if self._failed else LOOK_INTERVAL
-            try:
-                timeout = min(look_interval, max(0.0, due_at - time.monotonic()))
-                self._first.append(self._waiting.get(timeout=timeout))
-            except queue.Empty:
-                if self._failed or time.monotonic() >= self._look_at:
-                    self._look()
-            else:
+            if not self._waiting:
+                self._asked.wait(min(look_interval, max(0.0, due_at - time.monotonic())))
+            if self._waiting:
                 if self._round():
                     break
+            elif self._failed or time.monotonic() >= self._look_at:
+                self._look()
             if self._failed:
                 due_at = min(due_at, time.monotonic() + PROBE_INTERVAL)
             elif self._shared:
@@ -234,7 +252,7 @@ class SqliteWriter:
         """Do what waits, as far as one commit should carry it, and return whether the end was asked for."""
         appends: list[_Append] = []
         looked = stopping = False
-        if isinstance(self._first[0], _Append):
+        if isinstance(self._waiting[0], _Append):
             try:
                 self._take_lock()
                 try:
@@ -246,7 +264,7 @@ class SqliteWriter:
             except OSError as error:  # of the lock's file
                 appends, looked, stopping = self._gather()
                 self._refuse(appends, self._fail("written", error))
-            self._wake()  # last: the event loop may then run for a while in this thread's place
+            self.reported.call()  # last: the event loop may then run for a while in this thread's place
         else:
             appends, looked, stopping = self._gather(1)
         if looked:
@@ -286,8 +304,8 @@ class SqliteWriter:
         with self._claiming:
             if self._given_up:
                 return [], False, True
-            while count < limit and (self._first or not self._waiting.empty()):
-                item = self._first.pop() if self._first else self._waiting.get_nowait()
+            while count < limit and self._waiting:
+                item = self._waiting.popleft()
                 if item is None:
                     stopping = True
                     break
@@ -334,7 +352,7 @@ class SqliteWriter:
 
     def _put(self, report: Report) -> None:
         self.reports.append(report)
-        self._wake()
+        self.reported.call()
 
     def _tell(self, commit: Commit) -> None:
         """Tell the event loop of a commit, which is woken later, and the other processes; the lock is held."""
@@ -395,7 +413,7 @@ class SqliteWriter:
         else:
             self.reports.append(commit)
         if file.is_long_after(size):
-            self._wake()
+            self.reported.call()
             file.checkpoint()
 
     def _store(
@@ -507,7 +525,7 @@ class SqliteWriter:
         except (StateError, sqlite3.Error, OSError) as error:
             self._fail("written", error)
             return PROBE_INTERVAL
-        self._wake()  # for what the expiry has reported
+        self.reported.call()  # for what the expiry has reported
         if more:
             return 0.0
         interval = min(max(self._retention.ages[0] / 20, 0.1), 30.0)
