@@ -58,13 +58,10 @@ check: .venv/installed
 dist: .venv/installed
 	@$(BIN)/python scripts/dist.py
 
-# Under 50 minutes, and under 5. With BEFORE=CHECKOUT another checkout of sse_app is measured beside this one, in the same rounds.
+# About 45 minutes, and under 5. With BEFORE=CHECKOUT another checkout of sse_app is measured beside this one, in the same rounds.
 bench: .venv/installed
 	@$(BIN)/python -m bench --install
 	@$(BIN)/python -m bench $(if $(BEFORE),--before $(BEFORE))
-	@$(BIN)/python -m bench.handover --rounds 2
-	@$(BIN)/python -m bench.handover --rounds 2 --workers 4
-	@$(BIN)/python -m bench --report
 
 bench-quick: .venv/installed
 	@$(BIN)/python -m bench --quick $(if $(BEFORE),--before $(BEFORE))

@@ -75,10 +75,11 @@ got every event once and in order; a sample where one did not is a failure and c
 "Stolen" is the share of the machine's time that the hypervisor gave to others meanwhile; "others" is the share \
 that processes beside server, client and publisher took. Where they are high, a round is worth less.
 
-`make bench` runs everything, `make bench-quick` the lines that matter most, and `python -m bench --scenario \
-NAME` one scenario. `crowd`, `storm` and `million` take `--streams`, `--workers` and `--minutes`; `million` runs \
-only when it is named. A crowd needs some 10 KB of memory for each stream. A process can hold no more streams \
-than it may open files (`ulimit -n -H`), so take as many workers as that asks for.
+`make bench` runs everything but restarts and upgrades, which are `make bench-handover`; `make bench-quick` the \
+lines that matter most, and `python -m bench --scenario NAME` one scenario. `crowd`, `storm` and `million` take \
+`--streams`, `--workers` and `--minutes`; `million` runs only when it is named. A crowd needs some 10 KB of memory \
+for each stream. A process can hold no more streams than it may open files (`ulimit -n -H`), so take as many \
+workers as that asks for.
 """
 
 

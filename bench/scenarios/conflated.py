@@ -116,6 +116,6 @@ SCENARIOS = (
         ),
         partial(_measure, 5_000, True),
         default=("sse_app",),
-        rounds=2,
+        rounds=1,
     ),
 )

@@ -137,7 +137,7 @@ SCENARIOS = (
         ),
         partial(_measure, 0, _BY_NAME),
         default=("sse_app",),
-        rounds=3,
+        rounds=1,
     ),
     Scenario(
         "patterns-resume",
@@ -154,6 +154,6 @@ SCENARIOS = (
         (Column("resume_cpu_us", "server CPU, µs a stream", 0),),
         partial(_resume, _WIDE),
         default=("sse_app",),
-        rounds=2,
+        rounds=1,
     ),
 )
