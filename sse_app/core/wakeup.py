@@ -9,11 +9,11 @@ from contextlib import suppress
 
 
 class Wakeup:
-    """What one thread waits for, or the event loop, and another calls; calls before it is taken are one.
+    """Is set and cleared as a `threading.Event` is; the event loop can watch it too: it is readable while it is set.
 
-    A call is a system call (eventfd(2)), and the interpreter's lock is free meanwhile. `queue.SimpleQueue` and
-    ``call_soon_threadsafe`` call with that lock held: where the kernel then runs the called thread at once, on the same
-    core, that one finds the lock taken, and the two hand it to and fro with six context switches in place of two.
+    To set it is a system call (eventfd(2)), and the interpreter's lock is free meanwhile. `queue.SimpleQueue` and
+    ``call_soon_threadsafe`` hold that lock while they wake a thread: where the kernel runs that thread at once, on the
+    same core, it finds the lock taken, and the two hand it to and fro with six context switches in place of two.
 
     Raises:
         OSError: there are no descriptors left.
@@ -24,34 +24,34 @@ class Wakeup:
         self._poll = select.poll()
         self._poll.register(self._descriptor, select.POLLIN)
         self._closing = threading.Lock()
-        """Held for a call too: the descriptor could be another file's by then."""
+        """Held while it is set too: the descriptor must not become another file's meanwhile."""
 
     def fileno(self) -> int:
-        """Return the descriptor, which can be read when somebody has called."""
+        """Return the descriptor, which is readable while this is set."""
         return self._descriptor
 
-    def call(self) -> None:
-        """Wake who waits, or who waits next; nobody once it is closed."""
+    def set(self) -> None:
+        """Set it, which wakes the thread or the event loop that waits; does nothing after `close`."""
         with self._closing:
             if self._descriptor >= 0:
                 os.eventfd_write(self._descriptor, 1)
 
-    def take(self) -> None:
-        """Take the calls that there are, if any."""
+    def clear(self) -> None:
+        """Clear it; does nothing where it is not set."""
         with suppress(BlockingIOError):
             os.eventfd_read(self._descriptor)
 
     def wait(self, timeout: float) -> None:
-        """Wait for a call, and take it.
+        """Wait until it is set, and clear it.
 
         Args:
             timeout: after how many seconds not to wait any longer.
         """
         if self._poll.poll(timeout * 1000):
-            self.take()
+            self.clear()
 
     def close(self) -> None:
-        """Give the descriptor back; nobody may wait for a call any more."""
+        """Close the descriptor; no thread waits, and no event loop watches it any more."""
         with self._closing:
             if self._descriptor >= 0:
                 os.close(self._descriptor)

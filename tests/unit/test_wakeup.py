@@ -9,7 +9,7 @@ import time
 from sse_app.core.wakeup import Wakeup
 
 
-def test_a_call_ends_the_wait_of_another_thread() -> None:
+def test_to_set_it_ends_the_wait_of_another_thread() -> None:
     wakeup = Wakeup()
     waits = threading.Event()
 
@@ -20,30 +20,30 @@ def test_a_call_ends_the_wait_of_another_thread() -> None:
     thread = threading.Thread(target=wait)
     thread.start()
     waits.wait(60)
-    wakeup.call()
+    wakeup.set()
     thread.join(30)
     assert not thread.is_alive()
     wakeup.close()
 
 
-def test_calls_of_before_are_one_and_then_it_is_waited_again() -> None:
+def test_it_is_set_once_however_often_and_a_wait_clears_it() -> None:
     wakeup = Wakeup()
     for _ in range(3):
-        wakeup.call()
+        wakeup.set()
     began = time.monotonic()
     wakeup.wait(60)
     assert time.monotonic() - began < 30
     wakeup.wait(0.05)
     assert time.monotonic() - began >= 0.05
-    wakeup.call()
-    wakeup.take()
-    wakeup.take()
+    wakeup.set()
+    wakeup.clear()
+    wakeup.clear()
     wakeup.wait(0.05)
     assert time.monotonic() - began >= 0.1
     wakeup.close()
 
 
-def test_a_call_after_the_end_reaches_no_other_file() -> None:
+def test_to_set_it_after_it_is_closed_reaches_no_other_file() -> None:
     wakeup = Wakeup()
     descriptor = wakeup.fileno()
     wakeup.close()
@@ -51,7 +51,7 @@ def test_a_call_after_the_end_reaches_no_other_file() -> None:
     other = os.eventfd(0, os.EFD_NONBLOCK)
     try:
         assert other == descriptor
-        wakeup.call()
+        wakeup.set()
         try:
             found = os.eventfd_read(other)
         except BlockingIOError:

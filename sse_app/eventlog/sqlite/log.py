@@ -153,7 +153,7 @@ class SqliteEventLog(EventLog):
             self._loop.add_reader(descriptor, self._take_reports, True)
 
     def _reported(self, writer: SqliteWriter) -> None:
-        writer.reported.take()
+        writer.reported.clear()
         self._take_reports()
 
     def _take_reports(self, rung: bool = False) -> None:

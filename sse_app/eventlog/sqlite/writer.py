@@ -82,13 +82,13 @@ class SqliteWriter:
         self.reports: deque[Report] = deque()
         """What has happened to the log, in log order: what is of before a bell's ringing is here before it is rung."""
         self.reported = Wakeup()
-        """Called when something has been added to these."""
+        """Set when something has been added to these."""
         self._path = path
         self._retention = retention
         self._waiting: deque[_Append | _Look | None] = deque()
         """What is to be done; None is the end."""
         self._asked = Wakeup()
-        """Called when something has been added to this."""
+        """Set when something has been added to these."""
         self._claiming = threading.Lock()
         """Held to take what waits: by this thread, to write it, or on the event loop, to refuse it."""
         self._lock_awaited_since: float | None = None
@@ -158,7 +158,7 @@ class SqliteWriter:
         self._file.close()
 
     def close(self) -> None:
-        """Close what the event loop is called by, after `stop`: the thread closes the rest when it ends."""
+        """Close what the event loop watches or sets, after `stop`; the thread closes the file when it ends."""
         self._file.bells.close()
         self.reported.close()
         self._asked.close()
@@ -169,7 +169,7 @@ class SqliteWriter:
         """Queue appends; the outcome for the future of each is part of a later report."""
         due = time.monotonic() + LOCK_TIMEOUT
         self._waiting.extend([_Append(*append, due) for append in appends])
-        self._asked.call()
+        self._asked.set()
 
     def may_be_written(self, since: float) -> bool:
         """Return whether another process may have committed since a time by the wall clock; see `DatabaseFiles`."""
@@ -191,7 +191,7 @@ class SqliteWriter:
 
     def _ask(self, item: _Look | None) -> None:
         self._waiting.append(item)
-        self._asked.call()
+        self._asked.set()
 
     def overdue(self) -> list[asyncio.Future[list[EventId]]]:
         """Return the appends that have waited too long for a process that has the lock: they will not be stored."""
@@ -264,7 +264,7 @@ class SqliteWriter:
             except OSError as error:  # of the lock's file
                 appends, looked, stopping = self._gather()
                 self._refuse(appends, self._fail("written", error))
-            self.reported.call()  # last: the event loop may then run for a while in this thread's place
+            self.reported.set()  # last: the event loop may then run for a while in this thread's place
         else:
             appends, looked, stopping = self._gather(1)
         if looked:
@@ -352,7 +352,7 @@ class SqliteWriter:
 
     def _put(self, report: Report) -> None:
         self.reports.append(report)
-        self.reported.call()
+        self.reported.set()
 
     def _tell(self, commit: Commit) -> None:
         """Tell the event loop of a commit, which is woken later, and the other processes; the lock is held."""
@@ -413,7 +413,7 @@ class SqliteWriter:
         else:
             self.reports.append(commit)
         if file.is_long_after(size):
-            self.reported.call()
+            self.reported.set()
             file.checkpoint()
 
     def _store(
@@ -525,7 +525,7 @@ class SqliteWriter:
         except (StateError, sqlite3.Error, OSError) as error:
             self._fail("written", error)
             return PROBE_INTERVAL
-        self.reported.call()  # for what the expiry has reported
+        self.reported.set()  # for what the expiry has reported
         if more:
             return 0.0
         interval = min(max(self._retention.ages[0] / 20, 0.1), 30.0)
